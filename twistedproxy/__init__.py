@@ -1,0 +1,1 @@
+"""A DICOMweb caching proxy on the Twisted reactor."""

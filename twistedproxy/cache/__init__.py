@@ -1,0 +1,1 @@
+"""Where frames wait: one interface, several providers."""

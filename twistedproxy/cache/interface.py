@@ -1,0 +1,76 @@
+"""What every cache offers. Providers: Redis protocol, in-process memory, none.
+
+The cache holds *entries*: bytes below an instance, found by a short name. It never raises for want of
+a working server: a failed read is a miss, a failed write is forgotten, both are counted. Forgetting is
+exact: each entry carries the *fence* under which it was written, a digest of the generation numbers of
+its root, study, series and instance. Forgetting a scope ends its generation, which makes all entries
+below it invisible at once, to every worker and host, at the same cost however many there are; what a
+late writer still writes under the old fence is never seen. A generation that the server lost (eviction)
+counts as ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Optional, Protocol
+
+import attrs
+
+from twistedproxy.dicom.address import Instance, Scope
+
+Fence = bytes
+
+
+@attrs.frozen
+class Reading:
+    """What one round trip found. *fence* is None where the cache could not be asked: nothing can be written then."""
+
+    fence: Optional[Fence]
+    entries: Mapping[bytes, bytes]
+
+
+class Cache(Protocol):
+    """Entries below instances, claims and locks."""
+
+    shared: bool
+    """Whether other processes see the same entries."""
+
+    async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
+        """Read all of *names* in one round trip; missing ones are left out. No names: just the fence."""
+
+    async def put_many(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+    ) -> bool:
+        """Write entries that last *seconds* (None: no expiry), pipelined. Whether the server took all of them.
+        A *fence* that is None or has ended writes nothing that could be seen."""
+
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+        """Take entries back."""
+
+    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
+        """Claim names for *token*, each set only if absent; return those won. A claim is no entry: `get_many` never sees it."""
+
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+        """Prolong what *token* claimed, and only that."""
+
+    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
+        """Give back what *token* claimed, and only that."""
+
+    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+        """Take the lock *name* of an instance if nobody holds it; whether it was taken."""
+
+    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+        """Give the lock back if *token* still holds it."""
+
+    async def forget(self, scope: Scope) -> None:
+        """End the generation of *scope*. Raises if the server could not be told: the one method that does."""
+
+    async def ping(self) -> None:
+        """Return if the cache works, else raise with the reason."""
+
+    async def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``: provider, connected, used and maximal bytes, evicted entries."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...

@@ -1,0 +1,75 @@
+"""The names of DICOM objects below a store: validated, immutable, hashable.
+
+A UID has digits and dots only and at most 64 characters (DICOM PS3.5 section 9.1).
+What this module accepts may be put into a URL or a log line as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Optional
+
+import attrs
+
+MAX_UID_LENGTH = 64  # DICOM PS3.5 section 9.1
+
+# PS3.5 forbids leading zeros in a component, yet stores hold such UIDs: only the
+# alphabet and the length are checked, which is what keeps a UID safe in a URL.
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
+
+
+class InvalidUID(ValueError):
+    """A text that is no UID came where a UID belongs."""
+
+
+def validate_uid(text: str) -> str:
+    """Return *text* if it is a UID, else raise `InvalidUID` that names what came."""
+    if len(text) > MAX_UID_LENGTH or not _UID.fullmatch(text):
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise InvalidUID(f"{shown!r} is no UID: digits and dots, at most {MAX_UID_LENGTH} characters, are accepted")
+    return text
+
+
+def _uid_field(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
+    validate_uid(value)
+
+
+def _optional_uid_field(_instance: object, _attribute: attrs.Attribute[Optional[str]], value: Optional[str]) -> None:
+    if value is not None:
+        validate_uid(value)
+
+
+@attrs.frozen
+class Instance:
+    """One SOP instance of one store.
+
+    *origin* is the URL that the operator gave for the store; *root* is the rest of the
+    path down to ``/studies`` ("" for most stores, ``/projects/…/dicomWeb`` below Google's).
+    """
+
+    origin: str
+    root: str
+    study: str = attrs.field(validator=_uid_field)
+    series: str = attrs.field(validator=_uid_field)
+    sop: str = attrs.field(validator=_uid_field)
+
+    @property
+    def path(self) -> str:
+        """The DICOMweb resource below the root (DICOM PS3.18 section 10.4), no leading slash."""
+        return f"studies/{self.study}/series/{self.series}/instances/{self.sop}"
+
+    @property
+    def scope(self) -> Scope:
+        """The scope that holds this instance alone."""
+        return Scope(self.origin, self.root, self.study, self.series, self.sop)
+
+
+@attrs.frozen
+class Scope:
+    """A part of a store: all below a root, one study, one series or one instance."""
+
+    origin: str
+    root: str
+    study: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
+    series: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
+    sop: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)

@@ -1,0 +1,40 @@
+"""How an origin can fail, as callers of this room see it."""
+
+from __future__ import annotations
+
+import attrs
+
+
+class OriginError(Exception):
+    """An origin did not give what it was asked for. `str()` of it is fit for a caller's eyes: no secrets."""
+
+
+@attrs.define(eq=False)
+class OriginRefused(OriginError):
+    """The origin answered with an error: it goes back as it came.
+
+    *headers* are end-to-end ones; *body* is bounded by what its reader kept (64 KiB).
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    def __str__(self) -> str:
+        return f"the origin answered {self.status}"
+
+
+class OriginUnreachable(OriginError):
+    """No connection, or it broke: 502."""
+
+
+class OriginBusy(OriginError):
+    """The origin kept asking to come back later, or the queue in front of it is full: 503."""
+
+
+class OriginTimeout(OriginError):
+    """No progress within the deadline: 504."""
+
+
+class OriginBadAnswer(OriginError):
+    """The answer came and is not what DICOMweb says it should be: 502."""

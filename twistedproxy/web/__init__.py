@@ -1,0 +1,1 @@
+"""HTTP in front: routes, negotiation, answers, pass-through, status."""
