@@ -1,0 +1,50 @@
+"""From a request's headers to a `Caller`: who asks, without keeping what proves it.
+
+Two requests belong to one caller when all headers that the origin may judge by are the same. Those headers
+travel to the origin with the request that they came with; what is compared, kept and logged is a keyed digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Optional
+
+import attrs
+
+from twistedproxy.origin.interface import Caller
+
+CREDENTIAL_SIZE = 16  # bytes; a keyed 128-bit digest cannot be guessed or made to collide
+
+RawHeaders = Callable[[bytes], Optional[Sequence[bytes]]]
+"""Gives all values of a header, like ``request.requestHeaders.getRawHeaders``."""
+
+
+@attrs.frozen
+class Credentials:
+    """Tells callers apart by the *headers* and *cookies* that identify them (no cookies named: all of them)."""
+
+    secret: bytes = attrs.field(repr=False)
+    headers: tuple[bytes, ...] = (b"Authorization",)
+    cookies: tuple[bytes, ...] = ()
+
+    def caller(self, raw_headers: RawHeaders) -> Caller:
+        """The caller of the request whose headers *raw_headers* gives."""
+        identifying = [(name, value) for name in self.headers for value in raw_headers(name) or ()]
+        if cookie := self._cookie(raw_headers(b"Cookie") or ()):
+            identifying.append((b"Cookie", cookie))
+        digest = hashlib.blake2b(key=self.secret, digest_size=CREDENTIAL_SIZE, person=b"credential")
+        for name, value in identifying:
+            digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
+        return Caller(digest.digest(), tuple(identifying))
+
+    def _cookie(self, values: Iterable[bytes]) -> bytes:
+        if not self.cookies:
+            return b"; ".join(values)
+        pairs = (pair.strip() for value in values for pair in value.split(b";"))
+        return b"; ".join(pair for pair in pairs if pair.partition(b"=")[0].strip() in self.cookies)
+
+
+def normal_key(secret: bytes) -> bytes:
+    """A key that blake2b takes (at most 64 bytes) from a secret of any length."""
+    return secret if 16 <= len(secret) <= 64 else hashlib.blake2b(secret, digest_size=64).digest()

@@ -1,0 +1,118 @@
+"""One fetch for many who want the same thing at the same time.
+
+- Every waiter has a Deferred of its own; cancelling it ends that wait only.
+- When nobody waits any more, the fetch itself is cancelled, and nobody new can join it.
+- A fetch that has its result stays joinable until its result is where the next reader will find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Optional, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+Keep = Callable[[Mapping[K, V]], Awaitable[object]]
+
+
+class Fetch(Generic[K, V]):
+    """A running fetch of several keys, and all who wait for it."""
+
+    def __init__(self, keys: Sequence[K], abandoned: Callable[[Fetch[K, V]], None]) -> None:
+        self.keys = keys
+        self._abandoned = abandoned
+        self._waiters: set[Deferred[Mapping[K, V]]] = set()
+        self._outcome: Optional[Mapping[K, V] | Failure] = None
+        self._running: Optional[Deferred[Mapping[K, V]]] = None
+
+    def wait(self) -> Deferred[Mapping[K, V]]:
+        """A Deferred of the caller's own, with the values of all keys."""
+        waiter: Deferred[Mapping[K, V]] = Deferred(self._abandon)
+        if self._outcome is None:
+            self._waiters.add(waiter)
+        else:
+            self._tell(waiter)
+        return waiter
+
+    def run(self, work: Coroutine[Any, Any, Mapping[K, V]]) -> Deferred[Optional[Mapping[K, V]]]:
+        """Do *work*, then tell all waiters. The Deferred has the result, or None where there is none."""
+        self._running = Deferred.fromCoroutine(work)
+        return self._running.addCallbacks(self._succeed, self._fail)
+
+    def _succeed(self, values: Mapping[K, V]) -> Mapping[K, V]:
+        self._settle(values)
+        return values
+
+    def _fail(self, failure: Failure) -> None:
+        self._settle(failure)
+
+    def _settle(self, outcome: Mapping[K, V] | Failure) -> None:
+        self._outcome = outcome
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            self._tell(waiter)
+
+    def _tell(self, waiter: Deferred[Mapping[K, V]]) -> None:
+        if isinstance(self._outcome, Failure):
+            waiter.errback(self._outcome)
+        elif self._outcome is not None:
+            waiter.callback(self._outcome)
+
+    def _abandon(self, waiter: Deferred[Mapping[K, V]]) -> None:
+        self._waiters.discard(waiter)
+        if not self._waiters and self._outcome is None and self._running is not None:
+            self._abandoned(self)
+            self._running.cancel()
+
+
+class InFlight(Generic[K, V]):
+    """All fetches under way, by what they fetch."""
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._fetches: dict[K, Fetch[K, V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._fetches)
+
+    def running(self, keys: Iterable[K]) -> dict[K, Fetch[K, V]]:
+        """The fetches that some of *keys* can be had from."""
+        return {key: self._fetches[key] for key in keys if key in self._fetches}
+
+    def start(
+        self,
+        keys: Sequence[K],
+        work: Coroutine[Any, Any, Mapping[K, V]],
+        keep: Optional[Keep[K, V]] = None,
+    ) -> Deferred[Mapping[K, V]]:
+        """Start to fetch *keys* by *work*, and wait for it. *keep* puts the result where later readers look."""
+        fetch: Fetch[K, V] = Fetch(keys, self._drop)
+        for key in keys:
+            self._fetches[key] = fetch
+        waiter = fetch.wait()
+        ended = fetch.run(work)
+        ended.addCallback(lambda values: self._keep(keep, values))
+        ended.addErrback(lambda failure: self._log.failure("keeping a fetched result failed", failure))
+        ended.addCallback(lambda _: self._drop(fetch))
+        return waiter
+
+    @staticmethod
+    def _keep(keep: Optional[Keep[K, V]], values: Optional[Mapping[K, V]]) -> Optional[Deferred[object]]:
+        if keep is None or values is None:
+            return None
+
+        async def kept() -> object:
+            return await keep(values)
+
+        return Deferred.fromCoroutine(kept())
+
+    def _drop(self, fetch: Fetch[K, V]) -> None:
+        for key in fetch.keys:
+            if self._fetches.get(key) is fetch:
+                del self._fetches[key]

@@ -1,0 +1,189 @@
+"""The read-through: a list of frames out of the cache, and what it lacks out of the origin.
+
+- One cache round trip for a list of frames, and for the caller's grant where this worker does not know it.
+- No frame leaves this module without a grant of that caller for that instance.
+- Who waits for a frame that is on its way joins that fetch; nobody fetches it twice.
+- A failing cache costs speed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from twistedproxy.cache.interface import Cache, Fence, Reading
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.access import Access
+from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame
+from twistedproxy.frames.grants import Grant
+from twistedproxy.frames.inflight import Fetch, InFlight
+from twistedproxy.origin.errors import OriginRefused
+from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.streams import StreamTooLong
+from twistedproxy.waits import all_or_none
+
+
+class NoSuchFrame(LookupError):
+    """A frame number is past the instance's NumberOfFrames."""
+
+
+class AnswerTooLarge(ValueError):
+    """The frames of one answer are more bytes together than the setting allows."""
+
+
+@attrs.frozen
+class Wanted:
+    """What one request wants: *numbers* from 1, as asked for (order and repeats included)."""
+
+    origin: Origin
+    instance: Instance
+    numbers: tuple[int, ...]
+    caller: Caller
+
+
+@attrs.frozen
+class FrameAnswer:
+    """The frames in the order asked for, and where they came from, counted by number:
+    *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way."""
+
+    frames: Sequence[Frame]
+    metadata: InstanceMetadata
+    cached: int
+    fetched: int
+    shared: int
+
+
+Answered = Callable[[Wanted, FrameAnswer], None]
+"""Hears of each answered request: the prefetch scheduler's ear."""
+
+_Key = tuple[Instance, Optional[Fence], int]
+_Frames = Mapping[_Key, Frame]
+
+
+@attrs.define(eq=False)
+class FrameReader:
+    """Reads frames for callers. *frame_seconds*: how long frames stay in the cache (None: no expiry);
+    *max_answer*: bytes."""
+
+    cache: Cache
+    access: Access
+    frame_seconds: Optional[float]
+    max_answer: int
+    answered: Optional[Answered] = None
+    _in_flight: InFlight[_Key, Frame] = attrs.field(init=False, factory=InFlight)
+
+    async def read(self, wanted: Wanted) -> FrameAnswer:
+        """Answer *wanted*.
+
+        Raises `NoSuchFrame`, `AnswerTooLarge`, and the errors of `twistedproxy.origin.errors`.
+        """
+        numbers = tuple(dict.fromkeys(wanted.numbers))
+        names = [frame_name(number) for number in numbers]
+        grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
+        self._check(wanted, grant.metadata)
+        frames = self._cached(numbers, names, reading)
+        cached = len(frames)
+        missing = [number for number in numbers if number not in frames]
+        shared = 0
+        if missing:
+            fetched, shared = await self._from_origin(wanted, grant, reading.fence, missing)
+            frames.update(fetched)
+        ordered = [frames[number] for number in wanted.numbers]
+        if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
+            raise AnswerTooLarge(self._too_large())
+        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared)
+        if self.answered is not None:
+            self.answered(wanted, answer)
+        return answer
+
+    async def granted(
+        self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes]
+    ) -> tuple[Grant, Reading]:
+        """The caller's grant, and what the cache holds of *names*, in one round trip where the grant is known.
+
+        Raises the errors of `twistedproxy.origin.errors` for a caller whom the origin refuses.
+        """
+        grant = self.access.known(caller, instance)
+        if grant is None:
+            reading = await self.cache.get_many(instance, [*names, *self.access.entry_names(caller)])
+            grant = self.access.from_reading(caller, instance, reading)
+        else:
+            reading = await self.cache.get_many(instance, names)
+        if grant is None or (reading.fence is not None and grant.fence != reading.fence):
+            grant = await self.access.ask(origin, instance, caller, reading.fence)
+        else:
+            self.access.renew_if_spent(origin, instance, caller, grant)
+        return grant, reading
+
+    def _check(self, wanted: Wanted, metadata: InstanceMetadata) -> None:
+        last = max(wanted.numbers)
+        if last > metadata.frames:
+            raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
+        length = metadata.frame_length
+        if length is not None and metadata.is_native and 1 < len(wanted.numbers) * length > self.max_answer:
+            raise AnswerTooLarge(self._too_large())
+
+    def _too_large(self) -> str:
+        return f"the frames asked for are more than {self.max_answer} bytes together: ask for fewer at once"
+
+    @staticmethod
+    def _cached(numbers: Sequence[int], names: Sequence[bytes], reading: Reading) -> dict[int, Frame]:
+        frames = {}
+        for number, name in zip(numbers, names):
+            packed = reading.entries.get(name)
+            if packed is not None:
+                try:
+                    frames[number] = unpack_frame(packed)
+                except BadEntry:
+                    continue
+        return frames
+
+    async def _from_origin(
+        self, wanted: Wanted, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
+    ) -> tuple[dict[int, Frame], int]:
+        """The missing frames, and how many of them came from fetches that were under way already."""
+        running = self._in_flight.running((wanted.instance, fence, number) for number in missing)
+        alone = [number for number in missing if (wanted.instance, fence, number) not in running]
+        waits: list[Deferred[_Frames]] = []
+        if alone:
+            waits.append(self._start(wanted, grant, fence, alone))
+        for fetch in {id(fetch): fetch for fetch in running.values()}.values():
+            numbers = [key[2] for key, one in running.items() if one is fetch]
+            waits.append(Deferred.fromCoroutine(self._join(fetch, wanted, grant, fence, numbers)))
+        try:
+            results = await all_or_none(waits)
+        except StreamTooLong:
+            raise AnswerTooLarge(self._too_large()) from None
+        frames = {key[2]: frame for result in results for key, frame in result.items()}
+        return {number: frames[number] for number in missing}, len(missing) - len(alone)
+
+    async def _join(
+        self, fetch: Fetch[_Key, Frame], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
+    ) -> _Frames:
+        try:
+            return await fetch.wait()
+        except (OriginRefused, StreamTooLong):
+            # That caller was refused, or asked for too much. This one has a grant and a list of its own.
+            return await self._start(wanted, grant, fence, numbers)
+
+    def _start(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> Deferred[_Frames]:
+        instance = wanted.instance
+
+        async def fetch() -> _Frames:
+            frames = await wanted.origin.frames(
+                instance, numbers, wanted.caller, grant.metadata, limit=max(self.max_answer, 1)
+            )
+            return {(instance, fence, number): frame for number, frame in frames.items()}
+
+        async def keep(frames: _Frames) -> None:
+            entries = {frame_name(key[2]): pack_frame(frame) for key, frame in frames.items()}
+            await self.cache.put_many(instance, fence, entries, self.frame_seconds)
+            any_frame = next(iter(frames.values()))
+            await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
+
+        return self._in_flight.start([(instance, fence, number) for number in numbers], fetch(), keep)
