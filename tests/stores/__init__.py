@@ -1,0 +1,1 @@
+"""DICOMweb stores for tests: one that does what it is told, and real Orthanc."""
