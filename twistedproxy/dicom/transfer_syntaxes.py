@@ -1,0 +1,235 @@
+"""The transfer syntaxes of DICOM (PS3.6 table A-1) as the proxy needs to know them.
+
+Rules that this file keeps:
+
+- A UID that is not in the table is unknown: nothing is guessed for it.
+- Media types are those of PS3.18 tables 8.7.3-4 and 8.7.3-5, lower case, one canonical name each;
+  `canonical_media_type` turns the other names that are in use into it.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+OCTET_STREAM = "application/octet-stream"
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
+DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+JPEG_PROGRESSIVE = "1.2.840.10008.1.2.4.55"
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.57"
+JPEG_LOSSLESS_SV1 = "1.2.840.10008.1.2.4.70"
+JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
+JPEG_LS_NEAR_LOSSLESS = "1.2.840.10008.1.2.4.81"
+JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
+JPEG_2000 = "1.2.840.10008.1.2.4.91"
+JPEG_2000_PART_2_LOSSLESS = "1.2.840.10008.1.2.4.92"
+JPEG_2000_PART_2 = "1.2.840.10008.1.2.4.93"
+JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
+JPEG_XL_RECOMPRESSION = "1.2.840.10008.1.2.4.111"
+JPEG_XL = "1.2.840.10008.1.2.4.112"
+HTJ2K_LOSSLESS = "1.2.840.10008.1.2.4.201"
+HTJ2K_LOSSLESS_RPCL = "1.2.840.10008.1.2.4.202"
+HTJ2K = "1.2.840.10008.1.2.4.203"
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+DEFLATED_IMAGE_FRAME = "1.2.840.10008.1.2.8.1"
+
+END_OF_IMAGE = b"\xff\xd9"
+"""EOI of JPEG (ITU-T T.81 B.1.1.3) and JPEG-LS, and EOC of JPEG 2000 and HTJ2K (T.800 A.4.4): the same two bytes."""
+
+
+@attrs.frozen
+class TransferSyntax:
+    """How a data set and its pixel data are encoded.
+
+    *encapsulated*: pixel data comes in fragments (PS3.5 section A.4). *lossy*: it may have lost something; a
+    syntax that allows both is lossy here. *deflated*: the whole data set is (PS3.5 section A.5).
+    *end_marker*: the bytes that every frame ends with (a pad byte may follow), None where there are none.
+    *frames_separable*: whether frames can be told apart without decoding.
+    """
+
+    uid: str
+    name: str
+    media_type: str = OCTET_STREAM
+    encapsulated: bool = False
+    lossy: bool = False
+    implicit_vr: bool = False
+    big_endian: bool = False
+    deflated: bool = False
+    end_marker: bytes | None = None
+    frames_separable: bool = True
+
+    @property
+    def frame_uid(self) -> str:
+        """The UID to label one frame with: a native frame's bytes are the same under implicit VR and deflated,
+        which PS3.18 section 8.7.3 keeps out of web services or which say nothing about a frame."""
+        if self.implicit_vr or self.deflated:
+            return EXPLICIT_VR_LITTLE_ENDIAN
+        return self.uid
+
+
+def _encapsulated(
+    uid: str, name: str, media_type: str, *, lossy: bool, end_marker: bytes | None = None, frames: bool = True
+) -> TransferSyntax:
+    return TransferSyntax(
+        uid, name, media_type, encapsulated=True, lossy=lossy, end_marker=end_marker, frames_separable=frames
+    )
+
+
+def _jpeg_family(media_type: str, *, lossy: bool, names: dict[str, str]) -> list[TransferSyntax]:
+    return [_encapsulated(uid, name, media_type, lossy=lossy, end_marker=END_OF_IMAGE) for uid, name in names.items()]
+
+
+def _video(media_type: str, names: dict[str, str]) -> list[TransferSyntax]:
+    return [_encapsulated(uid, name, media_type, lossy=True, frames=False) for uid, name in names.items()]
+
+
+_MPEG4 = "1.2.840.10008.1.2.4.10"
+
+_TABLE = [
+    TransferSyntax(IMPLICIT_VR_LITTLE_ENDIAN, "Implicit VR Little Endian", implicit_vr=True),
+    TransferSyntax(EXPLICIT_VR_LITTLE_ENDIAN, "Explicit VR Little Endian"),
+    TransferSyntax(DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "Deflated Explicit VR Little Endian", deflated=True),
+    TransferSyntax(EXPLICIT_VR_BIG_ENDIAN, "Explicit VR Big Endian", big_endian=True),
+    _encapsulated(
+        ENCAPSULATED_UNCOMPRESSED, "Encapsulated Uncompressed Explicit VR Little Endian", OCTET_STREAM, lossy=False
+    ),
+    _encapsulated(DEFLATED_IMAGE_FRAME, "Deflated Image Frame Compression", OCTET_STREAM, lossy=False),
+    _encapsulated(RLE_LOSSLESS, "RLE Lossless", "image/x-dicom-rle", lossy=False),
+    *_jpeg_family(
+        "image/jpeg",
+        lossy=True,
+        names={
+            JPEG_BASELINE: "JPEG Baseline (Process 1)",
+            JPEG_EXTENDED: "JPEG Extended (Process 2 and 4)",
+            "1.2.840.10008.1.2.4.53": "JPEG Spectral Selection, Non-Hierarchical (Process 6 and 8)",
+            JPEG_PROGRESSIVE: "JPEG Full Progression, Non-Hierarchical (Process 10 and 12)",
+        },
+    ),
+    *_jpeg_family(
+        "image/jpeg",
+        lossy=False,
+        names={
+            JPEG_LOSSLESS: "JPEG Lossless, Non-Hierarchical (Process 14)",
+            JPEG_LOSSLESS_SV1: "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14, Selection Value 1)",
+        },
+    ),
+    *_jpeg_family("image/jls", lossy=False, names={JPEG_LS_LOSSLESS: "JPEG-LS Lossless"}),
+    *_jpeg_family("image/jls", lossy=True, names={JPEG_LS_NEAR_LOSSLESS: "JPEG-LS Lossy (Near-Lossless)"}),
+    *_jpeg_family("image/jp2", lossy=False, names={JPEG_2000_LOSSLESS: "JPEG 2000 (Lossless Only)"}),
+    *_jpeg_family("image/jp2", lossy=True, names={JPEG_2000: "JPEG 2000"}),
+    *_jpeg_family(
+        "image/jpx",
+        lossy=False,
+        names={JPEG_2000_PART_2_LOSSLESS: "JPEG 2000 Part 2 Multi-component (Lossless Only)"},
+    ),
+    *_jpeg_family("image/jpx", lossy=True, names={JPEG_2000_PART_2: "JPEG 2000 Part 2 Multi-component"}),
+    *_jpeg_family(
+        "image/jphc",
+        lossy=False,
+        names={
+            HTJ2K_LOSSLESS: "High-Throughput JPEG 2000 (Lossless Only)",
+            HTJ2K_LOSSLESS_RPCL: "High-Throughput JPEG 2000 with RPCL Options (Lossless Only)",
+        },
+    ),
+    *_jpeg_family("image/jphc", lossy=True, names={HTJ2K: "High-Throughput JPEG 2000"}),
+    _encapsulated(JPEG_XL_LOSSLESS, "JPEG XL Lossless", "image/jxl", lossy=False),
+    _encapsulated(JPEG_XL_RECOMPRESSION, "JPEG XL JPEG Recompression", "image/jxl", lossy=True),
+    _encapsulated(JPEG_XL, "JPEG XL", "image/jxl", lossy=True),
+    *_video(
+        "video/mpeg",
+        {
+            f"{_MPEG4}0": "MPEG2 Main Profile / Main Level",
+            f"{_MPEG4}0.1": "Fragmentable MPEG2 Main Profile / Main Level",
+            f"{_MPEG4}1": "MPEG2 Main Profile / High Level",
+            f"{_MPEG4}1.1": "Fragmentable MPEG2 Main Profile / High Level",
+        },
+    ),
+    *_video(
+        "video/mp4",
+        {
+            f"{_MPEG4}2": "MPEG-4 AVC/H.264 High Profile / Level 4.1",
+            f"{_MPEG4}2.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.1",
+            f"{_MPEG4}3": "MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",
+            f"{_MPEG4}3.1": "Fragmentable MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",
+            f"{_MPEG4}4": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",
+            f"{_MPEG4}4.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",
+            f"{_MPEG4}5": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",
+            f"{_MPEG4}5.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",
+            f"{_MPEG4}6": "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",
+            f"{_MPEG4}6.1": "Fragmentable MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",
+        },
+    ),
+    *_video(
+        "video/h265",
+        {f"{_MPEG4}7": "HEVC/H.265 Main Profile / Level 5.1", f"{_MPEG4}8": "HEVC/H.265 Main 10 Profile / Level 5.1"},
+    ),
+]
+
+_BY_UID = {syntax.uid: syntax for syntax in _TABLE}
+
+# PS3.18 table 8.7.3-5, optionality D: what a media type means when no transfer syntax goes with it.
+_DEFAULT_UID = {
+    OCTET_STREAM: EXPLICIT_VR_LITTLE_ENDIAN,
+    "image/jpeg": JPEG_LOSSLESS_SV1,
+    "image/x-dicom-rle": RLE_LOSSLESS,
+    "image/jls": JPEG_LS_LOSSLESS,
+    "image/jp2": JPEG_2000_LOSSLESS,
+    "image/jpx": JPEG_2000_PART_2_LOSSLESS,
+    "image/jphc": HTJ2K_LOSSLESS,
+    "image/jxl": JPEG_XL_LOSSLESS,
+    "video/mpeg": f"{_MPEG4}0",
+    "video/mp4": f"{_MPEG4}2",
+    "video/h265": f"{_MPEG4}7",
+}
+
+_CANONICAL = {
+    "image/dicom-rle": "image/x-dicom-rle",  # the standard's name since 2016; clients ask for both
+    "image/rle": "image/x-dicom-rle",
+    "image/jpg": "image/jpeg",
+    "image/dicom+jpeg": "image/jpeg",
+    "image/dicom+rle": "image/x-dicom-rle",
+    "image/x-jls": "image/jls",
+    "image/dicom+jpeg-ls": "image/jls",
+    "image/x-jp2": "image/jp2",
+    "image/jpeg2000": "image/jp2",
+    "image/dicom+jp2": "image/jp2",
+    "image/x-jpx": "image/jpx",
+    "image/dicom+jpx": "image/jpx",
+    "image/jph": "image/jphc",
+    "image/x-jphc": "image/jphc",
+    "image/x-jxl": "image/jxl",
+    "video/mpeg2": "video/mpeg",
+}
+
+
+def lookup(uid: str) -> TransferSyntax | None:
+    """What is known of a transfer syntax; None for an unknown one."""
+    return _BY_UID.get(uid)
+
+
+def media_type_of(uid: str) -> str:
+    """The media type of one frame in that transfer syntax; ``application/octet-stream`` for an unknown one."""
+    syntax = _BY_UID.get(uid)
+    return syntax.media_type if syntax else OCTET_STREAM
+
+
+def canonical_media_type(media_type: str) -> str:
+    """The name that this module uses for a media type (without parameters); lower-cased, others unchanged."""
+    lowered = media_type.lower()
+    return _CANONICAL.get(lowered, lowered)
+
+
+def default_uid(media_type: str) -> str | None:
+    """The transfer syntax that a media type alone means (PS3.18 table 8.7.3-5), None where it means none."""
+    return _DEFAULT_UID.get(canonical_media_type(media_type))
+
+
+def uids_of(media_type: str) -> tuple[str, ...]:
+    """All transfer syntaxes whose frames have that media type."""
+    canonical = canonical_media_type(media_type)
+    return tuple(syntax.uid for syntax in _TABLE if syntax.media_type == canonical)
