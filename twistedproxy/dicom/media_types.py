@@ -1,0 +1,178 @@
+"""Media types as clients and stores really write them (RFC 9110 sections 8.3.1 and 12.5.1, PS3.18 section 8.7.3.5).
+
+Rules that this file keeps:
+
+- Text is read once, from left to right: time grows with its length only, whatever it holds.
+- A ``;`` or ``,`` inside quotes separates nothing. Outside quotes a ``,`` separates in a list, not in a single type.
+- Tolerant where the meaning is plain: values unquoted although they hold a slash, a quoted star, parameters
+  in any order, twice, or inside the quoted type (``type="image/jpeg; transfer-syntax=…"``).
+- An entry of a list that is no media type is left out, the others stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import attrs
+
+MAX_LENGTH = 16 * 1024
+"""Characters of one header value: twisted.web takes no more for all headers of a request together."""
+
+MULTIPART_RELATED = "multipart/related"
+
+# Possessive (*+, ++): no way back, so that hostile text cannot make them try every split.
+_PLAIN = re.compile(r'[^;,"]*+')
+_PLAIN_SINGLE = re.compile(r'[^;"]*+')
+_QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++/[!#$%&'*+.^_`|~0-9A-Za-z-]++")
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?")
+
+
+class BadMediaType(ValueError):
+    """A text that is no media type came where one belongs."""
+
+
+@attrs.frozen
+class MediaType:
+    """One media type or range.
+
+    *type* is lower-cased ("image/jpeg", "multipart/related", "*/*"); *parameters* have lower-cased names, each
+    once: of a doubled one the first that is not a star. *q* is the weight, 0 to 1 (0: not acceptable).
+    """
+
+    type: str
+    parameters: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    q: float = 1.0
+
+    @property
+    def is_multipart(self) -> bool:
+        return self.type.startswith("multipart/")
+
+    @property
+    def part_type(self) -> str | None:
+        """The lower-cased type of the parts of a multipart type, without parameters; None where it isn't said."""
+        if not self.is_multipart:
+            return self.type
+        return self.parameters.get("type")
+
+    @property
+    def transfer_syntax(self) -> str | None:
+        """The transfer-syntax parameter: a UID, ``*``, or None."""
+        return self.parameters.get("transfer-syntax") or None
+
+    @property
+    def boundary(self) -> bytes | None:
+        """The boundary parameter, None where it is missing or empty."""
+        return self.parameters.get("boundary", "").encode("latin-1", "replace") or None
+
+
+def parse_media_type(text: str | bytes) -> MediaType:
+    """Read one media type (a Content-Type); a comma is part of it. Raises `BadMediaType`."""
+    media_type, _ = _read(_checked(text), 0, _PLAIN_SINGLE)
+    if media_type is None:
+        shown = text[:80]
+        raise BadMediaType(f"{shown!r} is no media type")
+    return media_type
+
+
+def parse_media_type_list(text: str | bytes | None) -> list[MediaType]:
+    """Read an Accept header, or the ``accept`` of a query, in the order written.
+
+    Empty or missing: an empty list, which means anything (RFC 9110 section 12.5.1). Raises `BadMediaType`
+    only for what is longer than `MAX_LENGTH`.
+    """
+    if text is None:
+        return []
+    text = _checked(text)
+    found: list[MediaType] = []
+    position = 0
+    while position < len(text):
+        media_type, position = _read(text, position, _PLAIN)
+        if media_type is not None:
+            found.append(media_type)
+    return found
+
+
+def covers(accepted: str, offered: str) -> bool:
+    """Whether the type or range *accepted* (``image/*``, ``*/*``) takes in *offered*; both lower-cased."""
+    if accepted in ("*/*", offered):
+        return True
+    return accepted.endswith("/*") and offered.startswith(accepted[:-1])
+
+
+def _checked(text: str | bytes) -> str:
+    if len(text) > MAX_LENGTH:
+        raise BadMediaType(f"a media type of more than {MAX_LENGTH} characters")
+    return text.decode("latin-1") if isinstance(text, bytes) else text
+
+
+def _read(text: str, position: int, plain: re.Pattern[str]) -> tuple[MediaType | None, int]:
+    """One media type from *position*, and the position after it and the comma that ends it."""
+    fields: list[str | tuple[str, str]] = []
+    while True:
+        field, position = _read_field(text, position, plain)
+        fields.append(field)
+        if position >= len(text) or text[position] == ",":
+            break
+        position += 1  # the semicolon
+    return _media_type(fields), position + 1
+
+
+def _read_field(text: str, position: int, plain: re.Pattern[str]) -> tuple[str | tuple[str, str], int]:
+    """What stands up to the next separator outside quotes: bare text, or (text before, text inside quotes)."""
+    match = plain.match(text, position)
+    assert match is not None  # it may match nothing, never not match
+    before, position = match.group(), match.end()
+    quoted: str | None = None
+    while position < len(text) and text[position] == '"':
+        match = _QUOTED.match(text, position)
+        assert match is not None  # quotes that nobody closes run to the end
+        if quoted is None:
+            quoted = _ESCAPE.sub(r"\1", match.group(1))
+        after = plain.match(text, match.end())
+        assert after is not None
+        position = after.end()  # what follows closing quotes is dropped
+    return (before if quoted is None else (before, quoted)), position
+
+
+def _media_type(fields: list[str | tuple[str, str]]) -> MediaType | None:
+    first = fields[0]
+    name = (first if isinstance(first, str) else first[1]).strip()
+    if name == "*":  # Java's HttpURLConnection says "*; q=.2"
+        name = "*/*"
+    if not _TYPE.fullmatch(name):
+        return None
+    parameters: dict[str, str] = {}
+    for field in fields[1:]:
+        _add_parameter(parameters, field)
+    # Orthanc puts the parts' parameters into the quotes of the type.
+    inner = parameters.get("type")
+    if inner is not None:
+        part_type, *rest = inner.split(";")  # inside quotes, and out of the quotes of these quotes: no nesting
+        parameters["type"] = part_type.strip().lower()
+        for text in rest:
+            _add_parameter(parameters, text)
+    return MediaType(name.lower(), parameters, _weight(parameters.pop("q", None)))
+
+
+def _add_parameter(parameters: dict[str, str], field: str | tuple[str, str]) -> None:
+    text = field if isinstance(field, str) else field[0]
+    name, equals, value = text.partition("=")
+    if not equals:
+        return
+    if not isinstance(field, str):
+        value = field[1]
+    name, value = name.strip().lower(), value.strip().strip('"')
+    if name not in parameters or (parameters[name] in ("*", "") and value not in ("*", "")):
+        parameters[name] = value
+
+
+def _weight(text: str | None) -> float:
+    """RFC 9110 section 12.4.2; what cannot be read counts as not said."""
+    if text is None:
+        return 1.0
+    if text.startswith("."):
+        text = "0" + text
+    return min(float(text), 1.0) if _WEIGHT.fullmatch(text) else 1.0
