@@ -1,0 +1,130 @@
+"""What the machine, or the container around this process, has to give.
+
+Rules:
+- readings are plain values; where they come from (a root folder, psutil) is an argument, so that
+  tests need no particular machine;
+- a control group's limit counts like the machine's own memory, whichever is smaller;
+- page cache that the kernel would give back is available memory.
+
+Sources: the kernel's cgroup-v2.rst ("Memory Interface Files") and cgroup-v1/memory.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import psutil
+
+# cgroup v1 says "no limit" with the largest multiple of the page size that fits 63 bits.
+_UNLIMITED = 1 << 60
+
+
+class VirtualMemory(Protocol):
+    """What is used of `psutil.virtual_memory`: bytes."""
+
+    total: int
+    available: int
+
+
+@attrs.frozen
+class MemoryReading:
+    """Bytes of memory: all there is, and what could be had now without swapping."""
+
+    total: int
+    available: int
+
+    @property
+    def percent_used(self) -> float:
+        """The share in use, 0 to 100."""
+        return 100.0 * (self.total - self.available) / self.total if self.total else 100.0
+
+
+@attrs.frozen
+class _Hierarchy:
+    """Where one version of the memory controller keeps its figures."""
+
+    mount: str
+    limit: str
+    usage: str
+    reclaimable: tuple[str, ...]
+
+
+_V2 = _Hierarchy("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+_V1 = _Hierarchy(
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+
+
+def read_memory(
+    root: Path = Path("/"), virtual_memory: Callable[[], VirtualMemory] = psutil.virtual_memory
+) -> MemoryReading:
+    """Read the memory of the machine, narrowed by every control group around this process.
+
+    Raises OSError where the machine's own figures cannot be read; control groups that cannot be
+    read are left out.
+    """
+    machine = virtual_memory()
+    total, available = machine.total, machine.available
+    for hierarchy, folder in _memory_groups(root):
+        limit = _number(folder / hierarchy.limit)
+        if limit is None or limit >= _UNLIMITED:
+            continue
+        total = min(total, limit)
+        usage = _number(folder / hierarchy.usage)
+        if usage is not None:
+            held = max(0, usage - _reclaimable(folder / "memory.stat", hierarchy.reclaimable))
+            available = min(available, max(0, limit - held))
+    return MemoryReading(total, min(available, total))
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """All memory that this process could ever have, in bytes."""
+    return read_memory(root).total
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """The memory that could be had now, in bytes."""
+    return read_memory(root).available
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[_Hierarchy, Path]]:
+    """Every control group from this process's own up to the top: a limit of any of them holds."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if number == "0" and not controllers:
+            hierarchy = _V2
+        elif "memory" in controllers.split(","):
+            hierarchy = _V1
+        else:
+            continue
+        mount = root / hierarchy.mount
+        folder = mount / path.lstrip("/")
+        # In a container the path may be the host's, which is not visible here: its top is then our group.
+        yield from ((hierarchy, place) for place in (folder, *folder.parents) if place.is_relative_to(mount))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none (absent, ``max``)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
+    """The bytes that the kernel would give back, of a ``memory.stat`` file."""
+    try:
+        fields = dict(line.split(" ", 1) for line in stat.read_text().splitlines() if " " in line)
+        return sum(int(fields.get(name, "0")) for name in names)
+    except (OSError, ValueError):
+        return 0

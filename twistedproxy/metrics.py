@@ -1,0 +1,238 @@
+"""Counters and histograms of one worker, as plain numbers, and Prometheus' text made from those of all workers.
+
+Rules:
+- counting is a lookup and an addition: it happens for every frame. Only the reactor's thread counts, so there is
+  no lock (`prometheus_client`'s own counters take one each, which costs more than all of this);
+- a label value comes from code, never from a request as it is: the number of series is bounded;
+- a `Snapshot` is plain JSON, so that workers can send theirs and `merge` can add them up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Union
+
+import attrs
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+# Seconds: a hot answer takes well below a millisecond, a slow store's a minute.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"))
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+Snapshot = dict[str, list[list[Any]]]
+"""Family name -> rows of [label values, numbers]; one number, or a histogram's (see `Family`)."""
+
+
+@attrs.frozen
+class Family:
+    """One metric. *kind*: ``counter`` (summed over workers), ``gauge`` (summed), ``shared`` (a gauge of something
+    that all workers look at: the largest counts), ``total`` (likewise, and it only grows) or ``histogram``, whose
+    numbers are one count for each of `BUCKETS`, one beyond them, and the sum of seconds."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("requests", "counter", "Requests answered.", ("route", "method", "status")),
+        Family("request_seconds", "histogram", "From a request's first line to its answer's end.", ("route", "cache")),
+        Family("requests_in_flight", "gauge", "Requests being answered."),
+        Family("client_bytes", "counter", "Bytes of bodies from and to clients.", ("direction",)),
+        Family("cache_operation_seconds", "histogram", "Operations of the cache.", ("operation", "outcome")),
+        Family("origin_operation_seconds", "histogram", "Operations of origins.", ("operation", "outcome")),
+        Family("origin_bytes", "counter", "Bytes of bodies from and to origins.", ("direction",)),
+        Family("cache_connected", "shared", "Whether the cache works: 1 or 0."),
+        Family("cache_used_bytes", "shared", "Bytes that the cache uses."),
+        Family("cache_max_bytes", "shared", "Bytes that the cache may use; 0: no limit."),
+        Family("cache_evictions", "total", "Entries that the cache gave up for want of memory."),
+    )
+}
+
+_HISTOGRAM_NUMBERS = len(BUCKETS) + 2
+_SUM = _HISTOGRAM_NUMBERS - 1
+Row = list[float]
+
+
+class Metrics:
+    """What one worker counts. Call it from the reactor's thread only."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[tuple[str, ...], Row]] = {name: {} for name in FAMILIES}
+        self._bound: dict[tuple[str, str, int, str], tuple[Row, Row]] = {}
+        self._in_flight = self._row("requests_in_flight", ())
+        self._bytes_out = self._row("client_bytes", ("out",))
+        self._bytes_in = self._row("client_bytes", ("in",))
+
+    # Requests.
+
+    def request_started(self) -> None:
+        """A request is being answered."""
+        self._in_flight[0] += 1
+
+    def request_ended(self) -> None:
+        """It is no more, whatever became of it. Pairs with `request_started`."""
+        self._in_flight[0] -= 1
+
+    def request_finished(
+        self, route: str, method: str, status: int, outcome: str, seconds: float, bytes_out: int
+    ) -> None:
+        """A request was answered. *route* and *outcome* (of the cache: hit, miss, partial... or "") come from code;
+        *seconds* from its first line to the answer's end; *bytes_out* of the body."""
+        bound = self._bound.get((route, method, status, outcome))
+        if bound is None:
+            bound = self._bind(route, method, status, outcome)
+        count, histogram = bound
+        count[0] += 1
+        histogram[bisect_left(BUCKETS, seconds)] += 1
+        histogram[_SUM] += seconds
+        self._bytes_out[0] += bytes_out
+
+    def bytes_received(self, size: int) -> None:
+        """Bytes of a request's body came from a client."""
+        self._bytes_in[0] += size
+
+    # The cache and the origins.
+
+    def cache_operation(self, name: str, outcome: str, seconds: float) -> None:
+        """The cache did *name* (get, put, claim...) with *outcome* (hit, miss, ok, error...)."""
+        self.observe("cache_operation_seconds", (name, outcome), seconds)
+
+    def origin_operation(self, name: str, outcome: str, seconds: float) -> None:
+        """An origin did *name* (metadata, frames...) with *outcome* (ok, refused, timeout...)."""
+        self.observe("origin_operation_seconds", (name, outcome), seconds)
+
+    def origin_bytes(self, direction: str, size: int) -> None:
+        """Bytes of a body went ``in`` from an origin or ``out`` to it."""
+        self.count("origin_bytes", (direction,), size)
+
+    def cache_server(self, connected: bool, used_bytes: int = 0, max_bytes: int = 0, evictions: int = 0) -> None:
+        """How the cache is, as it last said."""
+        self.set("cache_connected", float(connected))
+        self.set("cache_used_bytes", used_bytes)
+        self.set("cache_max_bytes", max_bytes)
+        self.set("cache_evictions", evictions)
+
+    # Any family.
+
+    def count(self, family: str, labels: tuple[str, ...] = (), amount: float = 1) -> None:
+        """Add to a counter or gauge."""
+        self._row(family, labels)[0] += amount
+
+    def set(self, family: str, value: float, labels: tuple[str, ...] = ()) -> None:
+        """Say what a gauge stands at."""
+        self._row(family, labels)[0] = value
+
+    def observe(self, family: str, labels: tuple[str, ...], seconds: float) -> None:
+        """Add to a histogram."""
+        row = self._row(family, labels)
+        row[bisect_left(BUCKETS, seconds)] += 1
+        row[_SUM] += seconds
+
+    def snapshot(self) -> Snapshot:
+        """All numbers as they are now, as plain JSON."""
+        return {
+            name: [[list(labels), list(row)] for labels, row in rows.items()]
+            for name, rows in self._rows.items()
+            if rows
+        }
+
+    def render(self, others: Iterable[Snapshot] = ()) -> bytes:
+        """Prometheus' text format 0.0.4, of this worker and of *others*' snapshots together."""
+        return render(merge([self.snapshot(), *others]))
+
+    def _row(self, family: str, labels: tuple[str, ...]) -> Row:
+        rows = self._rows[family]
+        row = rows.get(labels)
+        if row is None:
+            described = FAMILIES[family]
+            if len(labels) != len(described.labels):
+                raise ValueError(f"{family} has the labels {described.labels}, and {labels} came")
+            row = rows[labels] = [0.0] * (_HISTOGRAM_NUMBERS if described.kind == "histogram" else 1)
+        return row
+
+    def _bind(self, route: str, method: str, status: int, outcome: str) -> tuple[Row, Row]:
+        """The two rows of a kind of request, found once. Unknown methods share a row, and nothing keeps them apart."""
+        if method not in METHODS:
+            method = "other"
+        cache = outcome or "none"
+        bound = (
+            self._row("requests", (route, method, f"{status // 100}xx")),
+            self._row("request_seconds", (route, cache)),
+        )
+        if method != "other":
+            self._bound[(route, method, status, outcome)] = bound
+        return bound
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The numbers of several workers together. Families and rows that this version does not know are left out."""
+    merged: dict[str, dict[tuple[str, ...], Row]] = {}
+    for snapshot in snapshots:
+        for name, rows in snapshot.items():
+            if name not in FAMILIES:
+                continue
+            family, known = FAMILIES[name], merged.setdefault(name, {})
+            for labels, numbers in rows:
+                key = tuple(labels)
+                if key not in known:
+                    known[key] = list(numbers)
+                elif family.kind in ("shared", "total"):
+                    known[key] = [max(known[key][0], numbers[0])]
+                else:
+                    known[key] = [a + b for a, b in zip(known[key], numbers)]
+    return {name: [[list(labels), row] for labels, row in rows.items()] for name, rows in merged.items()}
+
+
+class _SnapshotCollector(Collector):
+    """Shows `prometheus_client` a snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        for name, family in FAMILIES.items():
+            metric = _empty(family)
+            for labels, numbers in self._snapshot.get(name, ()):
+                _add(metric, labels, numbers)
+            yield metric
+
+
+Collected = Union[CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily]
+_CLASSES: Mapping[str, type[Collected]] = {
+    "counter": CounterMetricFamily,
+    "total": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "shared": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+def _empty(family: Family) -> Collected:
+    return _CLASSES[family.kind](f"twistedproxy_{family.name}", family.help, labels=family.labels)
+
+
+def _add(metric: Collected, labels: list[str], numbers: list[float]) -> None:
+    if not isinstance(metric, HistogramMetricFamily):
+        metric.add_metric(labels, numbers[0])
+        return
+    buckets, below = [], 0.0
+    for bound, count in zip((*map(str, BUCKETS), "+Inf"), numbers):
+        below += count
+        buckets.append((bound, below))
+    metric.add_metric(labels, buckets, numbers[_SUM])
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """Prometheus' text format 0.0.4 of a snapshot."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_SnapshotCollector(snapshot))
+    return generate_latest(registry)
