@@ -105,15 +105,15 @@ class SniffTests(SynchronousTestCase):
         import numpy
 
         picture = numpy.arange(64 * 64 * 3, dtype=numpy.uint8).reshape(64, 64, 3)
-        self.assertEqual(sniff(imagecodecs.htj2k_encode(picture, reversible=True)), ts.HTJ2K_LOSSLESS)
-        self.assertEqual(sniff(imagecodecs.htj2k_encode(picture, reversible=False)), ts.HTJ2K)
-        self.assertEqual(sniff(imagecodecs.jpegxl_encode(picture, lossless=True)), ts.JPEG_XL)
-        self.assertEqual(sniff(imagecodecs.jpegxl_encode(picture, usecontainer=True)), ts.JPEG_XL)
+        self.assertEqual(sniff(bytes(imagecodecs.htj2k_encode(picture, reversible=True))), ts.HTJ2K_LOSSLESS)
+        self.assertEqual(sniff(bytes(imagecodecs.htj2k_encode(picture, reversible=False))), ts.HTJ2K)
+        self.assertEqual(sniff(bytes(imagecodecs.jpegxl_encode(picture, lossless=True))), ts.JPEG_XL)
+        self.assertEqual(sniff(bytes(imagecodecs.jpegxl_encode(picture, usecontainer=True))), ts.JPEG_XL)
         self.assertEqual(
-            sniff(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=True)), ts.JPEG_2000_LOSSLESS
+            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=True))), ts.JPEG_2000_LOSSLESS
         )
         self.assertEqual(
-            sniff(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=False, level=40)), ts.JPEG_2000
+            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=False, level=40))), ts.JPEG_2000
         )
 
     @settings(max_examples=200, deadline=None)

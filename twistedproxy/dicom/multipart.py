@@ -1,0 +1,251 @@
+"""Reading multipart/related bodies (RFC 2046 section 5.1, RFC 2387): bytes in, events out, no I/O.
+
+Rules that this file keeps:
+
+- Every byte is looked at a bounded number of times, however the body is cut: time is linear.
+- Only the delimiter ends a part. A part's Content-Length may prove it wrong (`PartCollector`), never end it.
+- No more is held back than a delimiter or the headers of one part; both are bounded.
+- A body is whole only if its closing delimiter came: `close` raises otherwise.
+- Tolerated: LF for CRLF, a preamble, an epilogue, space after a delimiter, a part without headers, and a body
+  whose Content-Type leaves the boundary out (then its first line says it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.streams import StreamTooLong
+
+MAX_HEADER_BYTES = 16 * 1024
+"""Headers of one part. Stores send about 150 bytes."""
+MAX_BOUNDARY_BYTES = 256
+"""RFC 2046 section 5.1.1 allows 70; some libraries make longer ones."""
+MAX_PADDING_BYTES = 64
+"""Space between a delimiter and its line's end; none is usual."""
+MAX_PARTS = 100_000
+"""Parts that a collector takes: many more than frames can be asked for in one request."""
+
+_AFTER_DELIMITER = re.compile(rb"(--)|[ \t]*+\r?\n")
+_AFTER_DELIMITER_CUT = re.compile(rb"-|[ \t]*+\r?")
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_FOLD = re.compile(r"\r?\n[ \t]+")
+
+
+class BadMultipart(ValueError):
+    """A body is not the multipart body that it should be, or was cut off."""
+
+
+@attrs.frozen
+class PartStart:
+    """A part begins; *headers* have lower-cased names, the first of repeated ones."""
+
+    headers: Mapping[str, str]
+
+
+@attrs.frozen
+class PartData:
+    """Some bytes of the part that began last; never empty."""
+
+    data: bytes
+
+
+@attrs.frozen
+class PartEnd:
+    """The part that began last is complete."""
+
+
+@attrs.frozen
+class End:
+    """The closing delimiter came; what follows is ignored."""
+
+
+Event = PartStart | PartData | PartEnd | End
+
+
+class MultipartParser:
+    """Feed it a body, chunk by chunk; *boundary* None: taken from the body's first line."""
+
+    def __init__(self, boundary: bytes | None) -> None:
+        self._rest = b""
+        self._scanned = 0  # bytes of the rest that the header state has searched already
+        self._events: list[Event] = []
+        self._in_part = False
+        self._state: Callable[[bytes, int], tuple[int, bool]] = self._read_first_line
+        if boundary:
+            self._use_boundary(boundary, b"\n")
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take the next bytes of the body; return what happened. Raises `BadMultipart`."""
+        data = self._rest + chunk if self._rest else chunk
+        position, advanced = 0, True
+        while advanced:
+            position, advanced = self._state(data, position)
+        self._rest = data[position:]
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """The body has ended. Raises `BadMultipart` if that came before its closing delimiter."""
+        if self._state != self._ignore:
+            raise BadMultipart("the body ended before its closing delimiter")
+
+    def _use_boundary(self, boundary: bytes, before: bytes) -> None:
+        if len(boundary) > MAX_BOUNDARY_BYTES:
+            raise BadMultipart(f"a boundary of more than {MAX_BOUNDARY_BYTES} bytes")
+        # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
+        # stand at the very beginning: *before* puts a line end there, and is no part's data.
+        self._delimiter = b"\n--" + boundary
+        self._rest = before
+        self._state = self._read_body
+        self._unread = 1
+
+    def _read_first_line(self, data: bytes, position: int) -> tuple[int, bool]:
+        start = len(data) - len(data.lstrip(b"\r\n"))
+        end = data.find(b"\n", start)
+        if not b"--".startswith(data[start : start + 2]):
+            raise BadMultipart("no boundary is given, and the body does not begin with a delimiter")
+        if end < 0:
+            if len(data) > MAX_BOUNDARY_BYTES + MAX_PADDING_BYTES:
+                raise BadMultipart("no boundary is given, and the body's first line has no end")
+            return 0, False
+        boundary = data[start + 2 : end].rstrip()
+        if not boundary:
+            raise BadMultipart("no boundary is given, and the body's first delimiter is empty")
+        self._use_boundary(boundary, b"")
+        self._in_part = False
+        return self._after_delimiter(end)
+
+    def _after_delimiter(self, newline: int) -> tuple[int, bool]:
+        self._state = self._read_headers
+        self._scanned = 0
+        return newline, True
+
+    def _read_headers(self, data: bytes, position: int) -> tuple[int, bool]:
+        """*position*: at the line end of the delimiter."""
+        blank = _BLANK_LINE.search(data, position + self._scanned)
+        if (blank.start() if blank else len(data)) - position > MAX_HEADER_BYTES:
+            raise BadMultipart(f"headers of a part of more than {MAX_HEADER_BYTES} bytes")
+        if blank is None:
+            self._scanned = max(0, len(data) - position - 2)
+            return position, False
+        self._events.append(PartStart(_parse_headers(data[position + 1 : blank.start() + 1])))
+        self._in_part = True
+        self._state = self._read_body
+        self._unread = 1  # the blank line's end may be the line end of the next delimiter: an empty part
+        return blank.end() - 1, True
+
+    def _read_body(self, data: bytes, position: int) -> tuple[int, bool]:
+        """The data of a part, or the preamble, up to the next delimiter."""
+        start = position + self._unread
+        search = position
+        while (found := data.find(self._delimiter, search)) >= 0:
+            after = found + len(self._delimiter)
+            end = found - 1 if found > start and data[found - 1] == 13 else found
+            if match := _AFTER_DELIMITER.match(data, after, after + MAX_PADDING_BYTES):
+                self._give(data, start, end)
+                if self._in_part:
+                    self._events.append(PartEnd())
+                self._in_part = False
+                if match.group(1):
+                    self._events.append(End())
+                    self._state = self._ignore
+                    return match.end(), True
+                return self._after_delimiter(match.end() - 1)
+            if len(data) - after < MAX_PADDING_BYTES and _AFTER_DELIMITER_CUT.fullmatch(data, after):
+                return self._hold(data, position, start, end)
+            search = found + 1  # a line that only begins like the delimiter is data
+        return self._hold(data, position, start, len(data) - len(self._delimiter))
+
+    def _hold(self, data: bytes, position: int, start: int, end: int) -> tuple[int, bool]:
+        """Give away what cannot belong to a delimiter; wait for more with the rest."""
+        if end <= start:
+            return position, False
+        self._give(data, start, end)
+        self._unread = 0
+        return end, False
+
+    def _give(self, data: bytes, start: int, end: int) -> None:
+        if self._in_part and end > start:
+            self._events.append(PartData(data[start:end]))
+
+    def _ignore(self, data: bytes, position: int) -> tuple[int, bool]:
+        return len(data), False
+
+
+def _parse_headers(block: bytes) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    text = block.decode("latin-1")
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    for line in text.split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name.strip().lower(), value.strip())
+    return headers
+
+
+@attrs.frozen
+class Part:
+    """One whole part."""
+
+    headers: Mapping[str, str]
+    data: bytes
+
+    @property
+    def media_type(self) -> MediaType | None:
+        """What Content-Type says; None where it is missing or says nothing readable."""
+        try:
+            return parse_media_type(self.headers.get("content-type", ""))
+        except BadMediaType:
+            return None
+
+
+class PartCollector:
+    """Collects whole parts. Nothing it gave is to be trusted before `close` returned.
+
+    *limit*: bytes of the data of all parts together. *max_parts*: how many parts make sense.
+    """
+
+    def __init__(self, boundary: bytes | None, limit: int, max_parts: int = MAX_PARTS) -> None:
+        self._parser = MultipartParser(boundary)
+        self._limit = limit
+        self._left = limit
+        self._max_parts = max_parts
+        self._count = 0
+        self._headers: Mapping[str, str] = {}
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[Part]:
+        """Take the next bytes; return the parts that they complete. Raises `BadMultipart`, and
+        `StreamTooLong` as soon as the parts hold more bytes than the limit."""
+        parts: list[Part] = []
+        for event in self._parser.feed(chunk):
+            if isinstance(event, PartData):
+                self._left -= len(event.data)
+                if self._left < 0:
+                    raise StreamTooLong(f"more than {self._limit} bytes")
+                self._data.append(event.data)
+            elif isinstance(event, PartStart):
+                self._count += 1
+                if self._count > self._max_parts:
+                    raise BadMultipart(f"more than {self._max_parts} parts")
+                self._headers = event.headers
+            elif isinstance(event, PartEnd):
+                parts.append(self._part())
+        return parts
+
+    def close(self) -> None:
+        """The body has ended. Raises `BadMultipart` if that came before its closing delimiter."""
+        self._parser.close()
+
+    def _part(self) -> Part:
+        data = self._data[0] if len(self._data) == 1 else b"".join(self._data)
+        self._data = []
+        said = self._headers.get("content-length", "")
+        if said.isdecimal() and len(said) < 20 and int(said) != len(data):
+            raise BadMultipart(f"a part of {len(data)} bytes says that it has {said}")
+        return Part(self._headers, data)
