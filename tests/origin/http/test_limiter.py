@@ -1,0 +1,142 @@
+"""Who may send a request to an origin, and when."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.http.limiter import Limiter, Slot
+from twistedproxy.origin.interface import Priority
+
+CALLER, DISPLAY, BLOCK, WHOLE = Priority.CALLER, Priority.DISPLAY, Priority.BLOCK, Priority.WHOLE
+
+
+class LimiterTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.limiter = Limiter(self.clock, 2, wait_timeout=100, max_waiting=5)
+        self.order: list[str] = []
+
+    def enter(self, name: str, priority: Priority = CALLER) -> Deferred[Slot]:
+        waiter = self.limiter.acquire(priority)
+
+        def entered(slot: Slot) -> Slot:
+            self.order.append(name)
+            return slot
+
+        return waiter.addCallback(entered)
+
+    def test_at_most_concurrency(self) -> None:
+        """The third request waits until one of two has ended."""
+        first = self.successResultOf(self.enter("a"))
+        self.successResultOf(self.enter("b"))
+        third = self.enter("c")
+        self.assertNoResult(third)
+        first.release()
+        self.successResultOf(third)
+
+    def test_release_twice(self) -> None:
+        """A slot given back twice is one slot."""
+        first = self.successResultOf(self.enter("a"))
+        self.successResultOf(self.enter("b"))
+        waiting = [self.enter("c"), self.enter("d")]
+        first.release()
+        first.release()
+        self.successResultOf(waiting[0])
+        self.assertNoResult(waiting[1])
+
+    def test_priority_order(self) -> None:
+        """Callers go first, then display loads, then block loads, each in the order they came."""
+        slots = [self.successResultOf(self.enter("x")), self.successResultOf(self.enter("y"))]
+        for name, priority in (("b1", BLOCK), ("d1", DISPLAY), ("c1", CALLER), ("d2", DISPLAY), ("c2", CALLER)):
+            self.enter(name, priority).addCallback(slots.append)
+        while slots:
+            slots.pop(0).release()
+        self.assertEqual(self.order, ["x", "y", "c1", "c2", "d1", "d2", "b1"])
+
+    def test_background_leaves_room(self) -> None:
+        """Prefetch leaves the last slots to callers."""
+        self.successResultOf(self.enter("d", DISPLAY))
+        second = self.enter("b", BLOCK)
+        self.assertNoResult(second)
+        self.successResultOf(self.enter("c", CALLER))
+
+    def test_concurrency_one(self) -> None:
+        """With a single slot prefetch may use it too."""
+        limiter = Limiter(self.clock, 1, wait_timeout=100)
+        self.successResultOf(limiter.acquire(BLOCK)).release()
+        self.successResultOf(limiter.acquire(CALLER))
+
+    def test_whole_has_its_own(self) -> None:
+        """A whole-instance load neither waits for other requests nor makes them wait, only for another of its kind."""
+        self.successResultOf(self.enter("a"))
+        whole = self.successResultOf(self.enter("w1", WHOLE))
+        self.successResultOf(self.enter("b"))
+        second = self.enter("w2", WHOLE)
+        self.assertNoResult(second)
+        whole.release()
+        self.successResultOf(second)
+
+    def test_cancelled_wait(self) -> None:
+        """A waiter that leaves gives up its place and takes no slot with it."""
+        first = self.successResultOf(self.enter("a"))
+        self.successResultOf(self.enter("b"))
+        leaving, staying = self.enter("c"), self.enter("d")
+        leaving.cancel()
+        self.failureResultOf(leaving, CancelledError)
+        first.release()
+        self.successResultOf(staying)
+
+    def test_bounded_queue(self) -> None:
+        """When the queue is full the next one is told so at once."""
+        for name in "abcdefg":
+            self.enter(name)
+        self.assertRaises(OriginBusy, self.limiter.acquire, CALLER)
+
+    def test_wait_has_a_deadline(self) -> None:
+        """Who waits too long gets OriginBusy, and its place is free."""
+        self.enter("a")
+        self.enter("b")
+        waiter = self.enter("c")
+        self.clock.advance(101)
+        self.failureResultOf(waiter, OriginBusy)
+        self.assertEqual(self.limiter.status()["waiting"], 0)
+
+    def test_lent_slot(self) -> None:
+        """A long transfer lends its slot out, and at its end gives nothing back twice."""
+        long = self.successResultOf(self.enter("a"))
+        self.successResultOf(self.enter("b"))
+        third, fourth = self.enter("c"), self.enter("d")
+        self.assertTrue(long.lend())
+        self.successResultOf(third)
+        long.release()
+        self.assertNoResult(fourth)
+
+    def test_lending_is_bounded(self) -> None:
+        """No more transfers may be long than there are slots."""
+        lent = 0
+        for _ in range(4):
+            waiter = self.limiter.acquire(CALLER)
+            if waiter.called:
+                lent += self.successResultOf(waiter).lend()
+        self.assertEqual(lent, 2)
+
+    def test_many_that_fail_at_once(self) -> None:
+        """Thousands of requests that end as soon as they begin don't recurse."""
+        limiter = Limiter(self.clock, 1, wait_timeout=100)
+        first = self.successResultOf(limiter.acquire(CALLER))
+        done: list[None] = []
+        for _ in range(5000):
+            limiter.acquire(CALLER).addCallback(lambda slot: done.append(slot.release()))
+        first.release()
+        self.assertEqual(len(done), 5000)
+
+    def test_close(self) -> None:
+        """Closing ends all waits."""
+        self.enter("a")
+        self.enter("b")
+        waiter = self.enter("c")
+        self.limiter.close()
+        self.failureResultOf(waiter, OriginBusy)
