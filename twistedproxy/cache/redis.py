@@ -1,0 +1,278 @@
+"""The cache on a server that speaks the Redis protocol (Redis 6 or newer, Valkey).
+
+Rules kept here:
+- `get_many` is one round trip, together with all others of the same reactor turn; only where a generation is missing
+  a second one begins it.
+- Reads have a connection of their own, so that they never queue behind megabytes of writes.
+- Whatever fails is a miss or a False, counted, and logged now and then.
+
+The server should evict with ``allkeys-lru``: entries of ended generations are never deleted, they go with their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+
+from twistedproxy.cache import resp
+from twistedproxy.cache.address import ServerAddress
+from twistedproxy.cache.endpoints import MasterEndpoint, greeting, open_endpoint
+from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading
+from twistedproxy.cache.keys import InstanceKeys, fence_of, instance_keys, new_generation, scope_key, unstamp
+from twistedproxy.cache.link import Link, Patience
+from twistedproxy.cache.memory import read_outcome
+from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver
+from twistedproxy.cache.reads import ReadGatherer
+from twistedproxy.dicom.address import Instance, Scope
+
+READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
+WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice is a megabyte
+START_SECONDS = 5.0  # for the first connection; then we go on without
+STOP_SECONDS = 5.0
+WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
+KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
+# Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
+# what is cached below it: once in a month.
+GENERATION_SECONDS = 30 * 24 * 3600.0
+
+
+def redis_cache(
+    reactor: Any,
+    address: ServerAddress,
+    observer: Optional[CacheObserver] = None,
+    trust_root: Any = None,
+) -> RedisCache:
+    """The cache on the server at *address*. *trust_root* (default: the platform's) signs ``rediss://`` certificates."""
+    endpoint = open_endpoint(reactor, address, trust_root)
+    return RedisCache(reactor, endpoint, address.where, greeting(address), observer)
+
+
+class RedisCache:
+    """A `Cache` on the server behind *endpoint*, greeted with the commands of *hello*; *where* is for people.
+
+    *reactor* must be the installed one: txredisapi uses that.
+    """
+
+    shared = True
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        where: str,
+        hello: Optional[list[bytes]] = None,
+        observer: Optional[CacheObserver] = None,
+    ) -> None:
+        self._reactor = reactor
+        self._where = where
+        self._observer = observer or NullObserver()
+        self._complaints = Complaints(self.log, reactor.seconds)
+        self._endpoint = endpoint
+        hello = hello or [resp.command(b"PING")]
+        self._reads = Link(reactor, endpoint, hello, where, READ_PATIENCE)
+        self._writes = Link(reactor, endpoint, hello, where, WRITE_PATIENCE)
+        self._gatherer = ReadGatherer(reactor, self._reads.send)
+
+    async def start(self) -> None:
+        """Connect. A server that is not there is waited for a little, then left to come when it comes."""
+        self._reads.start()
+        self._writes.start()
+        await self.wait_up(START_SECONDS)
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait for both connections, at most *seconds*; whether they are up."""
+        began = self._reactor.seconds()
+        if not await self._reads.wait_up(seconds):
+            return False
+        return await self._writes.wait_up(max(0.0, seconds - (self._reactor.seconds() - began)))
+
+    async def stop(self) -> None:
+        """Hang up."""
+        ending = [Deferred.fromCoroutine(link.stop()) for link in (self._reads, self._writes)]
+        if isinstance(self._endpoint, MasterEndpoint):
+            ending.append(self._endpoint.disconnect())  # type: ignore[arg-type]
+        done = gatherResults(ending, consumeErrors=True)
+        done.addTimeout(STOP_SECONDS, self._reactor)
+        try:
+            await done
+        except Exception as error:  # whatever it is, we are leaving
+            self.log.warn("cache: hanging up failed: {error}", error=error)
+
+    async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
+        """See `Cache`."""
+        began = self._reactor.seconds()
+        keys = instance_keys(instance)
+        entry = keys.entry
+        try:
+            values = await self._gatherer.read([*keys.generations, *[entry + name for name in names]])
+            fence = fence_of(values[: len(keys.generations)])
+            if fence is None:
+                fence = await self._begin_generations(keys)
+                values = []
+        except CacheUnavailable as error:
+            self._complaints.complain("get_many", str(error))
+            self._observer.cache_operation("get_many", "failed", self._reactor.seconds() - began)
+            return Reading(None, {})
+        found: dict[bytes, bytes] = {}
+        for name, stored in zip(names, values[len(keys.generations) :]):
+            value = None if stored is None or fence is None else unstamp(fence, stored)
+            if value is not None:
+                found[name] = value
+        self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
+        return Reading(fence, found)
+
+    async def put_many(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+    ) -> bool:
+        """See `Cache`."""
+        if fence is None:
+            self._observer.cache_operation("put_many", "failed", 0.0)
+            return False
+        prefix = instance_keys(instance).entry
+        began = self._reactor.seconds()
+        taken = True
+        for part in _slices(entries):
+            wire = b"".join(resp.set_entries(fence, [(prefix + name, value) for name, value in part], seconds))
+            replies = await self._ask("put_many", wire, len(part))
+            taken = replies is not None and all(reply == b"OK" for reply in replies)
+            if not taken:
+                break
+        self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
+        return taken
+
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+        """See `Cache`."""
+        keys = instance_keys(instance).entries(list(names))
+        commands = [resp.command(b"UNLINK", *part) for part in _parts(keys)]
+        await self._timed("remove", commands)
+
+    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
+        """See `Cache`. None is won where the server can't be asked."""
+        claim = instance_keys(instance).claim
+        commands = [resp.set_if_absent(claim + name, token, seconds) for name in names]
+        replies = await self._timed("claim", commands)
+        return {name for name, reply in zip(names, replies or ()) if reply == b"OK"}
+
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+        """See `Cache`."""
+        keys = instance_keys(instance).claims(list(names))
+        await self._timed("renew_claims", [resp.prolong_if_ours(part, token, seconds) for part in _parts(keys)])
+
+    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
+        """See `Cache`."""
+        keys = instance_keys(instance).claims(list(names))
+        await self._timed("unclaim", [resp.delete_if_ours(part, token) for part in _parts(keys)])
+
+    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+        """See `Cache`. Not taken where the server can't be asked."""
+        replies = await self._timed("lock", [resp.set_if_absent(instance_keys(instance).lock + name, token, seconds)])
+        return replies == [b"OK"]
+
+    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+        """See `Cache`."""
+        await self._timed("unlock", [resp.delete_if_ours([instance_keys(instance).lock + name], token)])
+
+    async def forget(self, scope: Scope) -> None:
+        """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
+        key = scope_key(scope)
+        if await self._timed("forget", [resp.command(b"DEL", key)]) is None:
+            raise CacheUnavailable(f"the cache could not be told to forget: {self._writes.trouble}")
+
+    async def ping(self) -> None:
+        """See `Cache`. Raises `CacheUnavailable`."""
+        for link in (self._reads, self._writes):
+            for reply in await link.send(resp.command(b"PING"), 1):
+                if isinstance(reply, Exception):
+                    raise CacheUnavailable(str(reply))
+
+    async def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``."""
+        status: dict[str, object] = {"provider": "redis", "where": self._where, "connected": False}
+        sections = [resp.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
+        try:
+            replies = await self._writes.send(b"".join(sections), len(sections))
+        except CacheUnavailable as error:
+            return {**status, "reason": str(error)}
+        return {**status, "connected": self._reads.up and self._writes.up, **_facts(replies)}
+
+    async def _begin_generations(self, keys: InstanceKeys) -> Optional[Fence]:
+        """Begin the generations that are missing. Set only if absent: all who race for it get the same fence.
+        None where a full server takes none."""
+        root, *below = keys.generations
+        commands = [resp.set_if_absent(root, new_generation(), None)]
+        commands += [resp.set_if_absent(key, new_generation(), GENERATION_SECONDS) for key in below]
+        commands.append(resp.command(b"MGET", *keys.generations))
+        replies = await self._reads.send(b"".join(commands), len(commands))
+        self._look_for_errors("get_many", replies)
+        present = replies[-1]
+        return fence_of(present) if isinstance(present, list) else None
+
+    async def _timed(self, operation: str, commands: list[bytes]) -> Optional[list[object]]:
+        """Send commands on the write connection, observed. None where that failed, or an error is among the replies."""
+        if not commands:
+            return []
+        began = self._reactor.seconds()
+        replies = await self._ask(operation, b"".join(commands), len(commands))
+        outcome = "failed" if replies is None else "lost" if None in replies else "ok"
+        self._observer.cache_operation(operation, outcome, self._reactor.seconds() - began)
+        return replies
+
+    async def _ask(self, operation: str, wire: bytes, count: int) -> Optional[list[object]]:
+        try:
+            replies = await self._writes.send(wire, count)
+        except CacheUnavailable as error:
+            self._complaints.complain(operation, str(error))
+            return None
+        return None if self._look_for_errors(operation, replies) else replies
+
+    def _look_for_errors(self, operation: str, replies: list[object]) -> bool:
+        """Whether an error is among the replies: a full server (OOM), another type of value, a replica (READONLY)."""
+        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if error is None:
+            return False
+        self._complaints.complain(operation, f"the server answered: {error}")
+        if str(error).startswith("READONLY") and isinstance(self._endpoint, MasterEndpoint):
+            for link in (self._reads, self._writes):  # the master changed: ask the sentinels again
+                link.hang_up("the server is no longer the master")
+        return True
+
+
+def _slices(entries: Mapping[bytes, bytes]) -> list[list[tuple[bytes, bytes]]]:
+    """Entries in groups of about `WRITE_SLICE_BYTES`."""
+    slices: list[list[tuple[bytes, bytes]]] = []
+    room = 0
+    for name, value in entries.items():
+        if room <= 0:
+            slices.append([])
+            room = WRITE_SLICE_BYTES
+        slices[-1].append((name, value))
+        room -= len(value) + 64
+    return slices
+
+
+def _parts(keys: list[bytes]) -> list[list[bytes]]:
+    return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]
+
+
+def _facts(replies: list[object]) -> dict[str, object]:
+    """What INFO says, as numbers. ``max_bytes`` 0: no limit."""
+    info: dict[str, str] = {}
+    for reply in replies:
+        if isinstance(reply, bytes):
+            lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+            info.update({name: value for name, colon, value in lines if colon})
+    server = (
+        "valkey " + info["valkey_version"] if "valkey_version" in info else "redis " + info.get("redis_version", "?")
+    )
+    return {
+        "server": server,
+        "used_bytes": int(info.get("used_memory", 0)),
+        "max_bytes": int(info.get("maxmemory", 0)),
+        "policy": info.get("maxmemory_policy", ""),
+        "evicted": int(info.get("evicted_keys", 0)),
+    }
