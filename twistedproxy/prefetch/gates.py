@@ -1,0 +1,143 @@
+"""The gates before a prefetch, one function each. Pure: None lets through, a `Reason` is a "no".
+
+Rules:
+- each "no" has a reason of its own, whose value is stable: logs and metrics carry it;
+- a load reading is taken only when its answer can matter; one that fails changes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Optional, Protocol, Union
+
+import attrs
+
+from twistedproxy.dicom import transfer_syntaxes
+from twistedproxy.dicom.metadata import InstanceMetadata
+
+NEVER_LOOKED_AT = 100
+"""A limit in percent that switches its reading off."""
+
+
+class PrefetchSettings(Protocol):
+    """The settings that decide; `twistedproxy.settings.Settings` has them all, with their units."""
+
+    @property
+    def cache(self) -> str: ...
+    @property
+    def prefetch(self) -> bool: ...
+    @property
+    def prefetch_min_frames(self) -> int: ...
+    @property
+    def prefetch_trigger(self) -> float: ...
+    @property
+    def whole_instance(self) -> bool: ...
+    @property
+    def whole_instance_max_frames(self) -> int: ...
+    @property
+    def whole_instance_max_cpu(self) -> float: ...
+    @property
+    def whole_instance_max_memory(self) -> float: ...
+    @property
+    def block_pixels(self) -> int: ...
+    @property
+    def display_pixels(self) -> int: ...
+    @property
+    def display_min_frames(self) -> int: ...
+
+
+@attrs.frozen
+class LoadReading:
+    """How busy the machine is, in percent (above 100 where more waits than can run). None: could not be read."""
+
+    cpu_percent: Optional[float] = None
+    memory_percent: Optional[float] = None
+
+
+Load = Union[LoadReading, Callable[[], LoadReading]]
+"""A reading, or what takes one when it is needed; it may raise OSError."""
+
+
+class Reason(enum.Enum):
+    """Why. The values are stable: logs and metrics carry them."""
+
+    NO_FRAMES_REQUESTED = "no-frames-requested"
+    PREFETCH_OFF = "prefetch-off"
+    NO_CACHE = "no-cache"
+    BELOW_TRIGGER = "below-trigger"
+    SYNTAX_UNKNOWN = "syntax-unknown"
+    SYNTAX_NOT_SUPPORTED = "syntax-not-supported"
+    TOO_FEW_FRAMES = "too-few-frames"
+    FRAME_SIZE_UNKNOWN = "frame-size-unknown"
+    SPARSE = "sparse"
+
+    SMALL_INSTANCE = "small-instance"
+    WHOLE_INSTANCE = "whole-instance"
+    ASKED_BY_HAND = "asked-by-hand"
+
+    WHOLE_INSTANCE_OFF = "whole-instance-off"
+    TOO_MANY_FRAMES = "too-many-frames"
+    PACKED_FRAMES = "packed-frames"
+    CPU_ABOVE_LIMIT = "cpu-above-limit"
+    MEMORY_ABOVE_LIMIT = "memory-above-limit"
+
+    DISPLAY_TOO_FEW_FRAMES = "display-too-few-frames"
+    DISPLAY_NOT_SMALLER = "display-not-smaller"
+
+
+def switched_off(settings: PrefetchSettings) -> Optional[Reason]:
+    """Whether anything is prefetched at all."""
+    if not settings.prefetch:
+        return Reason.PREFETCH_OFF
+    return Reason.NO_CACHE if settings.cache == "none" else None
+
+
+def _syntax(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[str]:
+    return metadata.transfer_syntax or transfer_syntax
+
+
+def unsupported(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[Reason]:
+    """Frames that cannot be told apart without decoding are not prefetched."""
+    uid = _syntax(metadata, transfer_syntax)
+    if not uid:
+        return Reason.SYNTAX_UNKNOWN
+    syntax = transfer_syntaxes.lookup(uid)
+    return None if syntax and syntax.frames_separable else Reason.SYNTAX_NOT_SUPPORTED
+
+
+def unsized(metadata: InstanceMetadata) -> Optional[Reason]:
+    """Without the size of a frame there is no square, and nothing to cut native frames by."""
+    return None if metadata.rows > 0 and metadata.columns > 0 else Reason.FRAME_SIZE_UNKNOWN
+
+
+def packed(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[Reason]:
+    """Native frames not made of whole bytes run into each other (PS3.5 section 8.1.1): no stream of them can be cut."""
+    syntax = transfer_syntaxes.lookup(_syntax(metadata, transfer_syntax) or "")
+    native = syntax is not None and not syntax.encapsulated
+    return Reason.PACKED_FRAMES if native and metadata.bits_allocated % 8 else None
+
+
+def too_large(settings: PrefetchSettings, metadata: InstanceMetadata) -> Optional[Reason]:
+    """Whether instances of this size are loaded whole."""
+    if not settings.whole_instance:
+        return Reason.WHOLE_INSTANCE_OFF
+    return Reason.TOO_MANY_FRAMES if metadata.frames > settings.whole_instance_max_frames else None
+
+
+def too_busy(settings: PrefetchSettings, load: Load) -> Optional[Reason]:
+    """Whether the machine has room for a whole-instance load."""
+    cpu_limit, memory_limit = settings.whole_instance_max_cpu, settings.whole_instance_max_memory
+    if min(cpu_limit, memory_limit) >= NEVER_LOOKED_AT:
+        return None
+    try:
+        reading = load if isinstance(load, LoadReading) else load()
+    except OSError:
+        return None
+    if _above(reading.cpu_percent, cpu_limit):
+        return Reason.CPU_ABOVE_LIMIT
+    return Reason.MEMORY_ABOVE_LIMIT if _above(reading.memory_percent, memory_limit) else None
+
+
+def _above(percent: Optional[float], limit: float) -> bool:
+    return limit < NEVER_LOOKED_AT and percent is not None and percent > limit
