@@ -110,12 +110,11 @@ class SniffTests(SynchronousTestCase):
         self.assertEqual(sniff(bytes(imagecodecs.jpegxl_encode(picture, lossless=True))), ts.JPEG_XL)
         self.assertEqual(sniff(bytes(imagecodecs.jpegxl_encode(picture, usecontainer=True))), ts.JPEG_XL)
         self.assertEqual(
-            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=True)),
-            ts.JPEG_2000_LOSSLESS
+            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=True))), ts.JPEG_2000_LOSSLESS
         )
         self.assertEqual(
-            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=False, level=40)),
-            ts.JPEG_2000
+            sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=False, level=40))),
+            ts.JPEG_2000,
         )
 
     @settings(max_examples=200, deadline=None)

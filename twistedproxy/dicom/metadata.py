@@ -1,10 +1,31 @@
-"""What the proxy needs to know of an instance, read from its DICOM JSON metadata (PS3.18 annex F)."""
+"""What the proxy needs to know of an instance, read from its DICOM JSON metadata (PS3.18 annex F).
+
+Rules that this file keeps:
+
+- The JSON is read as it comes and dropped: 100 MB of per-frame functional groups leave nothing behind.
+- What is missing has a default; what is there and makes no sense is `BadMetadata`, never a guess.
+"""
 
 from __future__ import annotations
 
-from typing import Optional
+import json
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
+import ijson
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+MAX_INTEGER = 2**53
+"""Larger than any count or size in DICOM, and still exact in JSON numbers."""
+MAX_TEXT_LENGTH = 256
+"""Characters of a text that is kept: the longest are UIDs, of 64 (PS3.5 section 6.2)."""
+
+
+class BadMetadata(ValueError):
+    """Metadata are no DICOM JSON, or say something impossible."""
 
 
 @attrs.frozen
@@ -34,3 +55,233 @@ class InstanceMetadata:
     transfer_syntax: Optional[str] = None
     sop_class: str = ""
     has_icc_profile: bool = False
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the frames tile a total pixel matrix, fully or sparsely."""
+        return bool(self.rows and self.columns and self.total_rows and self.total_columns)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of frames that cover one total pixel matrix (PS3.3 section C.7.6.17.3); one row of all
+        frames where there is none."""
+        if not self.is_tiled:
+            return 1, self.frames
+        assert self.total_rows is not None and self.total_columns is not None
+        return -(-self.total_rows // self.rows), -(-self.total_columns // self.columns)
+
+    @property
+    def frame_length(self) -> int | None:
+        """Bytes of one native frame; None where frames do not end at a byte (1-bit data packs across them,
+        PS3.5 section 8.1.1) or the size of a frame is not known."""
+        if not self.rows or not self.columns or not self.bits_allocated or self.bits_allocated % 8:
+            return None
+        samples = self.samples_per_pixel
+        if self.photometric_interpretation == "YBR_FULL_422":
+            samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
+        return self.rows * self.columns * samples * (self.bits_allocated // 8)
+
+    def to_bytes(self) -> bytes:
+        """A compact form for `from_bytes`: about 500 bytes."""
+        return json.dumps(attrs.asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> InstanceMetadata:
+        """Undo `to_bytes`. Raises `BadMetadata` for anything else, of another version too."""
+        try:
+            values = json.loads(data)
+        except ValueError as error:
+            raise BadMetadata("stored metadata are broken") from error
+        if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
+            raise BadMetadata("stored metadata have other fields than this version's")
+        if not all(type(value) in _FIELD_TYPES[name] for name, value in values.items()):
+            raise BadMetadata("a field of stored metadata has another type than this version's")
+        return cls(**values)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> InstanceMetadata:
+        """The same facts of a pydicom dataset, with or without its pixels. Raises `BadMetadata`."""
+        values: dict[str, Any] = {}
+        for source in (dataset, getattr(dataset, "file_meta", None) or {}):
+            for tag in _FIELDS.keys() | _TRANSFER_SYNTAX_TAGS:
+                if (element := source.get(int(tag, 16))) is not None and element.VM > 0:
+                    values[tag] = element.value if element.VM == 1 else element.value[0]
+        paths = dataset.get("OpticalPathSequence") or ()
+        return _from_values(values, "ICCProfile" in dataset or any("ICCProfile" in path for path in paths))
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    field.name: {
+        "int": (int,),
+        "str": (str,),
+        "bool": (bool,),
+        "Optional[int]": (int, type(None)),
+        "Optional[str]": (str, type(None)),
+    }[str(field.type)]
+    for field in attrs.fields(InstanceMetadata)
+}
+
+_FIELDS = {
+    "00080016": "sop_class",
+    "00280002": "samples_per_pixel",
+    "00280004": "photometric_interpretation",
+    "00280006": "planar_configuration",
+    "00280008": "frames",
+    "00280010": "rows",
+    "00280011": "columns",
+    "00280100": "bits_allocated",
+    "00280101": "bits_stored",
+    "00280102": "high_bit",
+    "00280103": "pixel_representation",
+    "00209311": "organization",
+    "00480006": "total_columns",
+    "00480007": "total_rows",
+    "00480302": "optical_paths",
+    "00480303": "focal_planes",
+}
+_TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
+_OPTICAL_PATHS = "00480105"
+_ICC_PROFILE = "00282000"
+_ELEMENT_VALUES = frozenset(("Value", "InlineBinary", "BulkDataURI"))
+_AT_LEAST_ONE = frozenset(("frames", "focal_planes", "optical_paths"))
+
+
+def _from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMetadata:
+    """*values*: the first value of elements by tag (eight hexadecimal digits), as JSON or pydicom gave it."""
+    facts: dict[str, Any] = {"frames": 1, "has_icc_profile": has_icc_profile}
+    for tag, value in values.items():
+        if tag in _TRANSFER_SYNTAX_TAGS or value in ("", None):
+            continue
+        name = _FIELDS[tag]
+        facts[name] = _integer(tag, value) if int in _FIELD_TYPES[name] else _text(tag, value)
+    for name in _AT_LEAST_ONE & facts.keys():
+        facts[name] = max(facts[name], 1)
+    for tag in _TRANSFER_SYNTAX_TAGS:
+        if values.get(tag):
+            facts["transfer_syntax"] = _text(tag, values[tag])
+            break
+    return InstanceMetadata(**facts)
+
+
+def _integer(tag: str, value: Any) -> int:
+    """US and IS come as numbers or as texts, depending on the store (PS3.18 table F.2.3-1 asks for numbers)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool) or not 0 <= number <= MAX_INTEGER or number != int(number):
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is no count")
+    return int(number)
+
+
+def _text(tag: str, value: Any) -> str:
+    text = str(value).strip(" \0")
+    if not isinstance(value, str) or len(text) > MAX_TEXT_LENGTH:
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {text[:40]!r}, which is not what belongs there")
+    return text
+
+
+_OPEN = frozenset(("start_map", "start_array"))
+_CLOSE = frozenset(("end_map", "end_array"))
+
+_Events = Generator[None, tuple[str, Any], None]
+
+
+class MetadataParser:
+    """Feed it the answer to a metadata request, an array of one object (of more the first counts), in chunks.
+
+    It takes 20 ms a megabyte: who must not be held up feeds slices of 64 kB. Memory does not grow with the
+    answer, but for one value that is large by itself (an ICC profile inline).
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._has_icc_profile = False
+        self._complete = False
+        watcher = self._watch()
+        next(watcher)
+        self._json = ijson.basic_parse_coro(watcher)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes. Raises `BadMetadata`."""
+        if self._complete or not chunk:  # yajl takes an empty chunk for the end
+            return
+        try:
+            self._json.send(chunk)
+        except BadMetadata:
+            raise
+        except (ijson.JSONError, ValueError) as error:
+            if not self._complete:  # what follows the first object does not matter
+                raise BadMetadata("the metadata are no JSON") from error
+
+    def close(self) -> InstanceMetadata:
+        """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
+        if not self._complete:
+            raise BadMetadata("the metadata ended too early")
+        return _from_values(self._values, self._has_icc_profile)
+
+    def _watch(self) -> _Events:
+        event, _ = yield
+        if event == "start_array":
+            event, _ = yield
+        if event != "start_map":
+            raise BadMetadata("the metadata hold no instance")
+        while True:
+            event, tag = yield
+            if event != "map_key":
+                break
+            event, _ = yield
+            if event not in _OPEN:
+                continue
+            if tag in _FIELDS or tag in _TRANSFER_SYNTAX_TAGS:
+                yield from self._watch_value(tag)
+            elif tag in (_OPTICAL_PATHS, _ICC_PROFILE):
+                yield from self._watch_icc_profile(tag)
+            else:
+                yield from _skip()
+        self._complete = True
+        while True:
+            yield
+
+    def _watch_value(self, tag: str) -> _Events:
+        """Keep the first value of an element that has just begun: ``{"vr": "US", "Value": [240]}``."""
+        depth, key = 1, None
+        while depth:
+            event, value = yield
+            if event in _OPEN:
+                depth += 1
+            elif event in _CLOSE:
+                depth -= 1
+            elif event == "map_key":
+                key = value
+            elif key == "Value" and tag not in self._values:
+                self._values[tag] = value
+
+    def _watch_icc_profile(self, tag: str) -> _Events:
+        """Notice an ICC profile that is not empty in an element that has just begun."""
+        depth = 1
+        profile = 1 if tag == _ICC_PROFILE else 0  # the depth of the keys of an ICC profile's element
+        while depth:
+            event, value = yield
+            if event in _OPEN:
+                depth += 1
+            elif event in _CLOSE:
+                depth -= 1
+                if depth < profile:
+                    profile = 0
+            elif event == "map_key":
+                if value == _ICC_PROFILE:
+                    profile = depth + 1
+                elif depth == profile and value in _ELEMENT_VALUES:
+                    self._has_icc_profile = True
+
+
+def _skip() -> _Events:
+    """Drop what an element that has just begun holds. Nearly all events come here."""
+    depth = 1
+    while depth:
+        event, _ = yield
+        if event in _OPEN:
+            depth += 1
+        elif event in _CLOSE:
+            depth -= 1

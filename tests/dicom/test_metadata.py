@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import Any
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
+from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
+
+
+def element(vr: str, *values: object) -> dict[str, Any]:
+    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
+
+
+SLIDE: dict[str, Any] = {
+    "00080016": element("UI", "1.2.840.10008.5.1.4.1.1.77.1.6"),
+    "00083002": element("UI", JPEG_BASELINE),
+    "00100010": element("PN", {"Alphabetic": "A^B"}),
+    "00209167": element("AT", "52009230"),
+    "00209311": element("CS", "TILED_FULL"),
+    "00280002": element("US", 3),
+    "00280004": element("CS", "YBR_FULL_422"),
+    "00280006": element("US", 0),
+    "00280008": element("IS", 10000),
+    "00280010": element("US", 240),
+    "00280011": element("US", 256),
+    "00280100": element("US", 8),
+    "00280101": element("US", 8),
+    "00280102": element("US", 7),
+    "00280103": element("US", 0),
+    "00480006": element("UL", 25601),
+    "00480007": element("UL", 23999),
+    "00480105": element(
+        "SQ", {"00282000": {"vr": "OB", "BulkDataURI": "http://store/bulk"}, "00480106": element("SH")}
+    ),
+    "00480302": element("UL", 2),
+    "00480303": element("UL", 3),
+    "52009229": element(
+        "SQ", {"00289110": element("SQ", {"00280008": element("IS", 5), "00280030": element("DS", 1)})}
+    ),
+}
+FACTS = InstanceMetadata(
+    frames=10000,
+    rows=240,
+    columns=256,
+    total_rows=23999,
+    total_columns=25601,
+    organization="TILED_FULL",
+    focal_planes=3,
+    optical_paths=2,
+    samples_per_pixel=3,
+    photometric_interpretation="YBR_FULL_422",
+    transfer_syntax=JPEG_BASELINE,
+    sop_class="1.2.840.10008.5.1.4.1.1.77.1.6",
+    has_icc_profile=True,
+)
+
+
+def parse(answer: object, size: int = 1 << 20) -> InstanceMetadata:
+    data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    parser = MetadataParser()
+    for start in range(0, len(data), size):
+        parser.feed(data[start : start + size])
+    return parser.close()
+
+
+def changed(**elements: object) -> list[object]:
+    return [{**SLIDE, **{name.removeprefix("t"): value for name, value in elements.items()}}]
+
+
+class ReadingTests(SynchronousTestCase):
+    def test_a_slide(self) -> None:
+        """All facts of a slide are read, from its top level only, however the answer is cut."""
+        data = json.dumps([SLIDE]).encode()
+        for size in (1, 2, 3, 7, 100, len(data)):
+            self.assertEqual(parse(data, size), FACTS)
+
+    def test_nothing_said(self) -> None:
+        """An instance that says nothing has one frame and no size."""
+        self.assertEqual(parse([{}]), InstanceMetadata(frames=1))
+
+    def test_elements_without_values(self) -> None:
+        """Elements without values, with empty and with null ones count as missing."""
+        for empty in (
+            {"vr": "IS"},
+            {"vr": "IS", "Value": []},
+            {"vr": "IS", "Value": [None]},
+            {"vr": "IS", "Value": [""]},
+        ):
+            found = parse(changed(t00280008=empty, t00480006=empty, t00083002=empty))
+            self.assertEqual((found.frames, found.total_columns, found.transfer_syntax), (1, None, None))
+
+    def test_numbers_as_texts(self) -> None:
+        """A number may come as a text, or with a fraction of zero."""
+        for value in ("10000", " 10000 ", 10000.0, "10000.0"):
+            self.assertEqual(parse(changed(t00280008=element("IS", value))).frames, 10000)
+
+    def test_impossible_values(self) -> None:
+        """What is no count and what is no text is an error that names the attribute."""
+        for value in (-1, 1.5, "x", "nan", 1e300, True, {"a": 1}.__repr__(), "9" * 30):
+            error = self.assertRaises(BadMetadata, parse, changed(t00280008=element("IS", value)))
+            self.assertIn("(0028,0008)", str(error))
+        for text in (5, "x" * 1000):
+            error = self.assertRaises(BadMetadata, parse, changed(t00080016=element("UI", text)))
+            self.assertIn("(0008,0016)", str(error))
+
+    def test_order_of_transfer_syntaxes(self) -> None:
+        """(0002,0010) goes before (0008,3002), wherever it stands; an empty one does not count."""
+        self.assertEqual(parse(changed(t00020010=element("UI", JPEG_2000))).transfer_syntax, JPEG_2000)
+        self.assertEqual(parse(changed(t00020010=element("UI"))).transfer_syntax, JPEG_BASELINE)
+
+    def test_icc_profile(self) -> None:
+        """A profile counts inline, by URI, of an optical path or the instance; not empty, not of something else."""
+        inline = {"vr": "OB", "InlineBinary": "AAAA"}
+        for paths, top, expected in [
+            ([{"00282000": inline}], None, True),
+            ([{}, {"00480106": element("SH", "1"), "00282000": inline}], None, True),
+            ([{"00282000": {"vr": "OB"}, "00480106": element("SH", "Value")}], None, False),
+            ([], {"vr": "OB", "BulkDataURI": "/x"}, True),
+            ([], {"vr": "OB"}, False),
+            ([{"00480106": {"vr": "OB", "BulkDataURI": "/x"}}], None, False),
+        ]:
+            answer = changed(t00480105=element("SQ", *paths), **({"t00282000": top} if top else {}))
+            self.assertEqual(parse(answer).has_icc_profile, expected, (paths, top))
+        self.assertFalse(parse([{"00480106": element("SQ", {"00282000": inline})}]).has_icc_profile)
+
+    def test_several_objects(self) -> None:
+        """Of several instances the first counts, even if what follows is broken; a bare object is read too."""
+        self.assertEqual(parse([SLIDE, {}]), FACTS)
+        self.assertEqual(parse(json.dumps([SLIDE]).encode()[:-1] + b", nonsense"), FACTS)
+        self.assertEqual(parse(SLIDE), FACTS)
+
+    def test_no_instance(self) -> None:
+        """An empty array, an error page, another JSON and nothing at all are errors."""
+        for answer in (b"[]", b"<html>", b"5", b'"x"', b"[[]]", b"", b"  ", b"null", b"\xff\xfe", b'[{"a":"\xff"}]'):
+            self.assertRaises(BadMetadata, parse, answer)
+
+    def test_every_truncation(self) -> None:
+        """An answer that ends within its instance is an error."""
+        data = json.dumps(changed(t00480105=element("SQ"))).encode()
+        for length in range(0, len(data) - 1, 7):
+            self.assertRaises(BadMetadata, parse, data[:length])
+        self.assertRaises(BadMetadata, parse, data[:-2])
+        self.assertEqual(parse(data[:-1]).frames, 10000)
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=9),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from([*SLIDE, "Value", "vr", "00282000"]), inner, max_size=4)
+            ),
+            max_leaves=20,
+        )
+    )
+    def test_any_json(self, answer: object) -> None:
+        """Any JSON gives facts or `BadMetadata`."""
+        try:
+            self.assertGreaterEqual(parse(answer).frames, 1)
+        except BadMetadata:
+            pass
+
+    def test_memory_stays_flat(self) -> None:
+        """4 MB of per-frame functional groups leave nothing behind."""
+        frame = json.dumps({"0048021A": element("SQ", {"0048021E": element("SL", 1), "0040072A": element("DS", 0.25)})})
+        parser = MetadataParser()
+        tracemalloc.start()
+        try:
+            parser.feed(json.dumps([SLIDE]).encode()[:-2] + b', "52009230": {"vr": "SQ", "Value": [')
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            chunk = f"{frame},".encode() * 500
+            for _ in range(64):
+                parser.feed(chunk)
+            self.assertLess(tracemalloc.get_traced_memory()[1] - before, 200_000)
+        finally:
+            tracemalloc.stop()
+        parser.feed(frame.encode() + b"]}}]")
+        self.assertEqual(parser.close(), FACTS)
+
+
+class FactsTests(SynchronousTestCase):
+    def test_round_trip(self) -> None:
+        """The stored form gives back all facts."""
+        for facts in (FACTS, InstanceMetadata(frames=1)):
+            self.assertEqual(InstanceMetadata.from_bytes(facts.to_bytes()), facts)
+
+    def test_broken_stored_form(self) -> None:
+        """Anything but this version's stored form is refused."""
+        values = json.loads(FACTS.to_bytes())
+        for broken in (
+            b"",
+            b"\xff",
+            b"[]",
+            b"{}",
+            FACTS.to_bytes()[:-1],
+            json.dumps({**values, "more": 1}).encode(),
+            json.dumps({**values, "frames": "1"}).encode(),
+            json.dumps({**values, "frames": True}).encode(),
+            json.dumps({**values, "rows": None}).encode(),
+        ):
+            self.assertRaises(BadMetadata, InstanceMetadata.from_bytes, broken)
+
+    def test_grid(self) -> None:
+        """Frames that overlap the edges of the total pixel matrix count; without one all frames stand in a row."""
+        self.assertEqual(FACTS.grid, (100, 101))
+        loop = InstanceMetadata(frames=60, rows=480, columns=640)
+        self.assertEqual((FACTS.is_tiled, loop.is_tiled, loop.grid), (True, False, (1, 60)))
+
+    def test_frame_length(self) -> None:
+        """A native frame's bytes follow from its size, samples and bits; 1-bit and unknown ones have none."""
+        rgb = attrs.evolve(FACTS, photometric_interpretation="RGB")
+        self.assertEqual(rgb.frame_length, 240 * 256 * 3)
+        self.assertEqual(FACTS.frame_length, 240 * 256 * 2)
+        self.assertEqual(attrs.evolve(rgb, bits_allocated=16).frame_length, 240 * 256 * 6)
+        self.assertIsNone(attrs.evolve(rgb, bits_allocated=1).frame_length)
+        self.assertIsNone(InstanceMetadata(frames=1).frame_length)
+
+    def test_from_dataset(self) -> None:
+        """A dataset gives the facts that its JSON gives."""
+        dataset = Dataset.from_json({tag: value for tag, value in SLIDE.items() if tag not in ("00480105", "00083002")})
+        path = Dataset()
+        path.ICCProfile = b"1234"
+        dataset.OpticalPathSequence = [path]
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = JPEG_BASELINE
+        self.assertEqual(InstanceMetadata.from_dataset(dataset), FACTS)
+        self.assertEqual(InstanceMetadata.from_dataset(Dataset()), InstanceMetadata(frames=1))
