@@ -18,7 +18,7 @@ import attrs
 import imagecodecs
 import numpy
 from PIL import Image
-from wsidicom_data import EncodedTestData, TestData
+from wsidicom_data import EncodedTestData, TestData  # type: ignore[import-untyped]
 
 VARIANTS = 32
 JPEG_QUALITY = 23  # 8.7 kB for a 256 x 256 tile: 10,000 of them are the 87 MB slide of the figures
