@@ -52,7 +52,11 @@ MAX_PATH = 1024  # characters of a request's path
 _SECRET_NAME = re.compile(r"authorization|cookie|password|passwd|secret|token|credential|api[-_]?key", re.IGNORECASE)
 _SECRETS = (
     (re.compile(r"(://)[^\s/@'\"]*:[^\s/'\"]*@"), rf"\1{BLOT}@"),
-    (re.compile(r"\b(Bearer|Basic|Digest|Negotiate)[ +]+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {BLOT}"),
+    # A word of small letters after "basic" is prose, unless it is long.
+    (
+        re.compile(r"\b((?i:Bearer|Basic|Digest|Negotiate))[ +]+(?=\S*[A-Z0-9=+/_-]|\S{20})[A-Za-z0-9._~+/=-]{8,}"),
+        rf"\1 {BLOT}",
+    ),
     (
         re.compile(r"([?&;](?:access_token|token|key|sig|signature|password|X-Amz-[A-Za-z]+)=)[^\s&;'\"]+", re.I),
         rf"\1{BLOT}",

@@ -75,9 +75,9 @@ def _origin_url(url: str) -> str:
 
 
 def _http_url(url: str) -> str:
-    parts = _split(url)
-    if "@" in parts.netloc:
+    if "@" in url:  # anywhere: a password may hold a slash, and would then end the host for a parser
         raise Rejected("credentials do not belong in the URL: each caller's own are passed on")
+    parts = _split(url)
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise Rejected("the URL must have no query and no fragment")
     segments = parts.path.lower().replace("%2e", ".").split("/")

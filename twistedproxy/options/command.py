@@ -123,7 +123,8 @@ class Options(usage.Options):
                 raise usage.UsageError(
                     f"--origin: {prefixes.count(prefix)} origins came for {prefix}; each needs a PREFIX of its own"
                 )
-        settings = Settings(**{**values, **self._cache_memory(values), **_secret(values)})
+        settings = Settings(**{**self._cache_memory(), **values, **_secret(values)})
+        self._check_memory(values)
         if isinstance(settings.cache, MemoryAddress) and settings.workers > 1:
             raise usage.UsageError(
                 f"--cache: 'memory' came with --workers {settings.workers}; workers share no memory: "
@@ -136,17 +137,19 @@ class Options(usage.Options):
             )
         return settings
 
-    def _cache_memory(self, values: Mapping[str, Any]) -> dict[str, int]:
-        given: Optional[int] = values.get("cache_memory")
-        memory = self._memory()
-        if given is None:
-            return {"cache_memory": max(MIB, memory.available // 2)}
-        if given > memory.total:
-            raise usage.UsageError(
-                f"--cache-memory: {show_size(given)} came; this machine has {memory.total // MIB}M, "
-                "and no more is accepted"
-            )
-        return {}
+    def _cache_memory(self) -> dict[str, int]:
+        """What the embedded cache gets if nobody says otherwise."""
+        return {"cache_memory": max(MIB, self._memory().available // 2)}
+
+    def _check_memory(self, values: Mapping[str, Any]) -> None:
+        """Refuse to promise memory that the machine, or the container, does not have."""
+        total = self._memory().total
+        for option in OPTIONS:
+            given = values.get(option.field)
+            if option.field in ("cache_memory", "hot_memory") and given is not None and given > total:
+                raise usage.UsageError(
+                    f"{option.flag}: {show_size(given)} came; this machine has {total // MIB}M, and no more is accepted"
+                )
 
 
 class _Absent:
