@@ -1,0 +1,239 @@
+"""What every cache that keeps entries does: run against each provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, gatherResults
+
+from tests.cache.support import A
+from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.keys import instance_keys
+from twistedproxy.dicom.address import Instance, Scope
+
+SAME_SERIES = attrs.evolve(A, sop="1.2.3.4.6")
+SAME_STUDY = attrs.evolve(A, series="1.2.3.5")
+SAME_ROOT = attrs.evolve(A, study="1.2.4")
+SAME_ORIGIN = attrs.evolve(A, root="/projects/p")
+ELSEWHERE = attrs.evolve(A, origin="http://other/dicom-web")
+ALL = (A, SAME_SERIES, SAME_STUDY, SAME_ROOT, SAME_ORIGIN, ELSEWHERE)
+
+
+class CacheContract:
+    """A mixin for trial's TestCase, whose setUp makes *cache*."""
+
+    cache: Cache
+    assertEqual: Any
+    assertTrue: Any
+    assertFalse: Any
+    assertIsNone: Any
+    assertNotEqual: Any
+    assertIn: Any
+    assertRaises: Any
+
+    async def pass_time(self, condition: Callable[[], Any]) -> None:
+        """Let a little time pass, until *condition*."""
+        raise NotImplementedError
+
+    async def lose(self, key: bytes) -> None:
+        """Let the cache lose *key*, as by eviction."""
+        raise NotImplementedError
+
+    async def put(self, instance: Instance, entries: dict[bytes, bytes], seconds: float = 60.0) -> None:
+        reading = await self.cache.get_many(instance, [])
+        self.assertTrue(await self.cache.put_many(instance, reading.fence, entries, seconds))
+
+    async def get(self, instance: Instance, *names: bytes) -> dict[bytes, bytes]:
+        return dict((await self.cache.get_many(instance, names)).entries)
+
+    async def test_absent_entries_are_left_out_and_the_fence_is_told(self) -> None:
+        """A reader of nothing gets the fence it needs to write."""
+        reading = await self.cache.get_many(A, [b"1", b"2"])
+        self.assertEqual(reading.entries, {})
+        self.assertEqual(len(reading.fence or b""), 8)
+        self.assertEqual((await self.cache.get_many(A, [])).fence, reading.fence)
+
+    async def test_entries_come_back_as_they_were_put(self) -> None:
+        """Names and values of any bytes survive, also those that look like numbers or like the protocol."""
+        entries = {
+            b"": b"empty name",
+            b"empty": b"",
+            b"}{": b"123",
+            b"\x00\xff\r\n": b"-1.5",
+            b"1": b"$-1\r\n*3\r\n",
+            b"2": bytes(range(256)) * 300,
+            b"12": b"\xff" * 3,
+        }
+        await self.put(A, entries)
+        self.assertEqual(await self.get(A, *entries), entries)
+
+    async def test_only_what_was_asked_for_is_read(self) -> None:
+        """Of present and missing names the present ones come."""
+        await self.put(A, {b"1": b"one", b"2": b"two"})
+        self.assertEqual(await self.get(A, b"2", b"3", b"2"), {b"2": b"two"})
+
+    async def test_instances_do_not_mix(self) -> None:
+        """The same name below instances that differ in one part is as many entries."""
+        for number, instance in enumerate(ALL):
+            await self.put(instance, {b"1": b"%d" % number})
+        found = [await self.get(instance, b"1") for instance in ALL]
+        self.assertEqual(found, [{b"1": b"%d" % number} for number in range(len(ALL))])
+
+    async def test_an_entry_is_replaced(self) -> None:
+        """The last put counts."""
+        await self.put(A, {b"1": b"old"})
+        await self.put(A, {b"1": b"new"})
+        self.assertEqual(await self.get(A, b"1"), {b"1": b"new"})
+
+    async def test_many_entries_at_once(self) -> None:
+        """More than one command holds are put and read all the same."""
+        entries = {b"%d" % number: b"%d" % number * 1000 for number in range(700)}
+        await self.put(A, entries)
+        self.assertEqual(await self.get(A, *entries), entries)
+
+    async def test_entries_are_taken_back(self) -> None:
+        """A removed entry is gone, its neighbour stays."""
+        await self.put(A, {b"1": b"one", b"2": b"two"})
+        await self.cache.remove(A, [b"1", b"9"])
+        await self.cache.remove(A, [])
+        self.assertEqual(await self.get(A, b"1", b"2"), {b"2": b"two"})
+
+    async def test_entries_expire(self) -> None:
+        """After its time an entry is gone; one without a time stays."""
+        fence = (await self.cache.get_many(A, [])).fence
+        await self.cache.put_many(A, fence, {b"1": b"one"}, 0.3)
+        await self.cache.put_many(A, fence, {b"2": b"two"}, None)
+        self.assertEqual(await self.get(A, b"1", b"2"), {b"1": b"one", b"2": b"two"})
+
+        async def gone() -> bool:
+            return await self.get(A, b"1", b"2") == {b"2": b"two"}
+
+        await self.pass_time(gone)
+
+    async def test_forgetting_ends_what_lies_below_and_nothing_else(self) -> None:
+        """Each scope takes its own with it."""
+        whole = A.scope
+        for scope, left in (
+            (whole, ALL[1:]),
+            (attrs.evolve(whole, sop=None), ALL[2:]),
+            (attrs.evolve(whole, sop=None, series=None), ALL[3:]),
+            (Scope(A.origin, A.root), ALL[4:]),
+        ):
+            for instance in ALL:
+                await self.put(instance, {b"1": b"one"})
+            await self.cache.forget(scope)
+            found = tuple([instance for instance in ALL if await self.get(instance, b"1")])
+            self.assertEqual(found, left, scope)
+
+    async def test_forgetting_a_level_without_the_one_above_is_an_error(self) -> None:
+        """A scope with a gap would forget nothing."""
+        for scope in (Scope("o", "", None, "1.2", None), Scope("o", "", "1", None, "1.2")):
+            with self.assertRaises(ValueError):
+                await self.cache.forget(scope)
+
+    async def test_a_late_writer_is_not_seen(self) -> None:
+        """What is written under a fence from before a forget is never read, not even after it was read as missing."""
+        for scope in (A.scope, Scope(A.origin, A.root)):
+            old = (await self.cache.get_many(A, [b"1"])).fence
+            await self.cache.forget(scope)
+            await self.cache.put_many(A, old, {b"1": b"stale"}, 60.0)
+            self.assertEqual(await self.get(A, b"1"), {})
+            await self.cache.put_many(A, old, {b"1": b"stale"}, 60.0)
+            self.assertEqual(await self.get(A, b"1"), {})
+            await self.put(A, {b"1": b"fresh"})
+            self.assertEqual(await self.get(A, b"1"), {b"1": b"fresh"})
+
+    async def test_nothing_is_written_without_a_fence(self) -> None:
+        """A reader that could not ask cannot write."""
+        self.assertFalse(await self.cache.put_many(A, None, {b"1": b"one"}, 60.0))
+        self.assertEqual(await self.get(A, b"1"), {})
+
+    async def test_a_lost_generation_counts_as_ended(self) -> None:
+        """Whichever generation is evicted, the entries below are gone, and so is what late writers write."""
+        for key in instance_keys(A).generations:
+            await self.put(A, {b"1": b"one"})
+            old = (await self.cache.get_many(A, [])).fence
+            await self.lose(key)
+            reading = await self.cache.get_many(A, [b"1"])
+            self.assertEqual(reading.entries, {})
+            self.assertNotEqual(reading.fence, old)
+            await self.cache.put_many(A, old, {b"1": b"stale"}, 60.0)
+            self.assertEqual(await self.get(A, b"1"), {})
+
+    async def test_racers_agree_on_a_fence(self) -> None:
+        """Readers that all find no generation can read what any of them writes."""
+        readings = await gatherResults([Deferred.fromCoroutine(self.cache.get_many(A, [b"1"])) for _ in range(20)])
+        self.assertEqual(len({reading.fence for reading in readings}), 1)
+
+    async def test_a_claim_is_won_once(self) -> None:
+        """Of two claimants each name goes to the first."""
+        self.assertEqual(await self.cache.claim(A, [b"1", b"2"], b"me", 60.0), {b"1", b"2"})
+        self.assertEqual(await self.cache.claim(A, [b"2", b"3"], b"you", 60.0), {b"3"})
+        self.assertEqual(await self.cache.claim(SAME_SERIES, [b"1"], b"you", 60.0), {b"1"})
+        self.assertEqual(await self.cache.claim(A, [], b"you", 60.0), set())
+
+    async def test_a_claim_is_no_entry(self) -> None:
+        """Readers see no claims, and claimants no entries."""
+        await self.cache.claim(A, [b"1"], b"me", 60.0)
+        self.assertEqual(await self.get(A, b"1"), {})
+        await self.put(A, {b"2": b"two"})
+        self.assertEqual(await self.cache.claim(A, [b"2"], b"me", 60.0), {b"2"})
+
+    async def test_only_the_holder_gives_a_claim_back(self) -> None:
+        """Another's token changes nothing."""
+        await self.cache.claim(A, [b"1", b"2"], b"me", 60.0)
+        await self.cache.unclaim(A, [b"1", b"2"], b"you")
+        self.assertEqual(await self.cache.claim(A, [b"1"], b"you", 60.0), set())
+        await self.cache.unclaim(A, [b"1"], b"me")
+        self.assertEqual(await self.cache.claim(A, [b"1", b"2"], b"you", 60.0), {b"1"})
+
+    async def test_claims_expire_unless_their_holder_renews_them(self) -> None:
+        """Renewed claims live on; those renewed by another don't."""
+        await self.cache.claim(A, [b"1", b"2"], b"me", 0.3)
+        await self.cache.renew_claims(A, [b"1"], b"me", 60.0)
+        await self.cache.renew_claims(A, [b"2"], b"you", 60.0)
+        won: set[bytes] = set()
+
+        async def free() -> bool:
+            won.update(await self.cache.claim(A, [b"1", b"2"], b"you", 60.0))
+            return bool(won)
+
+        await self.pass_time(free)
+        self.assertEqual(won, {b"2"})
+
+    async def test_a_lock_is_taken_once_and_given_back_by_its_holder(self) -> None:
+        """Locks of other names and instances are others."""
+        self.assertTrue(await self.cache.lock(A, b"whole", b"me", 60.0))
+        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
+        self.assertTrue(await self.cache.lock(A, b"block", b"you", 60.0))
+        self.assertTrue(await self.cache.lock(SAME_SERIES, b"whole", b"you", 60.0))
+        await self.cache.unlock(A, b"whole", b"you")
+        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
+        await self.cache.unlock(A, b"whole", b"me")
+        self.assertTrue(await self.cache.lock(A, b"whole", b"you", 60.0))
+
+    async def test_locks_expire(self) -> None:
+        """A holder that died holds nothing for ever."""
+        await self.cache.lock(A, b"whole", b"me", 0.2)
+        await self.pass_time(lambda: self.cache.lock(A, b"whole", b"you", 60.0))
+
+    async def test_forgetting_leaves_claims_and_locks(self) -> None:
+        """They belong to those who work, not to what is cached."""
+        await self.cache.claim(A, [b"1"], b"me", 60.0)
+        await self.cache.lock(A, b"whole", b"me", 60.0)
+        await self.cache.forget(A.scope)
+        self.assertEqual(await self.cache.claim(A, [b"1"], b"you", 60.0), set())
+        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
+
+    async def test_status_tells_what_is_used(self) -> None:
+        """The facts that the status page shows are there, as numbers."""
+        before = await self.cache.status()
+        await self.put(A, {b"1": b"x" * 1_000_000})
+        after = await self.cache.status()
+        self.assertEqual(after["connected"], True)
+        self.assertEqual(after["evicted"], 0)
+        self.assertTrue(after["used_bytes"] >= before["used_bytes"] + 1_000_000, (before, after))  # type: ignore[operator]
+        self.assertTrue(after["max_bytes"] > 1_000_000)  # type: ignore[operator]
+        await self.cache.ping()

@@ -1,0 +1,107 @@
+"""Waiting and servers for the tests of this room."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from twistedproxy.cache import with_parent
+from twistedproxy.cache.embedded import answers
+from twistedproxy.dicom.address import Instance
+
+A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
+DEADLINE = 10.0
+POLL = 0.01
+
+
+def installed_reactor() -> Any:
+    """The reactor that trial runs."""
+    from twisted.internet import reactor
+
+    return reactor
+
+
+async def until(condition: Callable[[], Any], what: str = "it") -> None:
+    """Let the reactor run until *condition* (which may be async) is true; fail after `DEADLINE`."""
+    reactor = installed_reactor()
+    end = reactor.seconds() + DEADLINE
+    while True:
+        now = condition()
+        if inspect.isawaitable(now):
+            now = await now
+        if now:
+            return
+        if reactor.seconds() > end:
+            raise AssertionError(f"{what} did not happen within {DEADLINE:g} s")
+        await deferLater(reactor, POLL)
+
+
+def alive(pid: int) -> bool:
+    """Whether process *pid* runs: a zombie doesn't."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+class RunningServer(ProcessProtocol):
+    """A server with settings of the test's own, on a unix socket in a folder of its own."""
+
+    def __init__(self, binary: str, *arguments: str, configuration: str = "") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cache-test-"))
+        self.socket = str(self.folder / "socket")
+        self.output = b""
+        self._over: Deferred[None] = Deferred()
+        own = ["--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", "--appendonly", "no"]
+        self._command = [binary, *own, *arguments]
+        if configuration:
+            file = self.folder / "server.conf"
+            file.write_text(configuration)
+            self._command[1:1] = [str(file)]
+
+    async def start(self) -> RunningServer:
+        """Start it and wait until it answers."""
+        reactor = installed_reactor()
+        launcher = [sys.executable, with_parent.__file__, str(os.getpid()), "pdeathsig"]
+        reactor.spawnProcess(self, sys.executable, [*launcher, *self._command], env=os.environ)
+        try:
+            await until(lambda: answers(reactor, self.socket), f"the start of {self._command}")
+        except BaseException:
+            await self.stop()
+            raise AssertionError(self.output.decode()) from None
+        return self
+
+    async def stop(self) -> None:
+        """Kill it and remove its folder."""
+        self.signal("KILL")
+        await self._over
+        shutil.rmtree(self.folder)
+
+    def signal(self, name: str) -> None:
+        """Send it a signal, if it still runs."""
+        try:
+            self.transport.signalProcess(name)  # type: ignore[union-attr]
+        except ProcessExitedAlready:
+            pass
+
+    def outReceived(self, data: bytes) -> None:
+        self.output += data
+
+    errReceived = outReceived
+
+    def processEnded(self, reason: Failure) -> None:
+        self._over.callback(None)
