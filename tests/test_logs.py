@@ -17,7 +17,15 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 import twistedproxy
-from twistedproxy.logs import MAX_TEXT, AccessLog, LoggedService, json_line, json_observer, twistd_observer
+from twistedproxy.logs import (
+    MAX_TEXT,
+    AccessLog,
+    LoggedService,
+    check_destination,
+    json_line,
+    json_observer,
+    twistd_observer,
+)
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 TREE = str(Path(twistedproxy.__file__).parents[1])
@@ -206,12 +214,12 @@ class TwistdTests(SynchronousTestCase):
 
     def test_syslog_refused(self) -> None:
         """JSON lines do not go to syslog."""
-        error = self.assertRaises(usage.UsageError, twistd_observer, "json", {"syslog": True})
+        error = self.assertRaises(usage.UsageError, check_destination, "json", {"syslog": True})
         self.assertIn("--log-format", str(error))
 
     def test_daemon_without_file(self) -> None:
         """A daemon has no stdout to log to."""
-        self.assertRaises(usage.UsageError, twistd_observer, "json", {"logfile": "-", "nodaemon": False})
+        self.assertRaises(usage.UsageError, check_destination, "json", {"logfile": "-", "nodaemon": False})
 
     def run_twistd(self, options: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run a noisy application to its end."""

@@ -64,3 +64,10 @@ class CommandTests(SynchronousTestCase):
         for part in ("--origin", "'nonsense'", "sample:"):
             self.assertIn(part, last)
         self.assertNotIn("Traceback", done.stdout + done.stderr)
+
+    def test_impossible_log(self) -> None:
+        """What does not go together with twistd's own options is said in the same way."""
+        done = run(*TWISTD, "-n", "--syslog", "--pidfile=", "twistedproxy", "--origin=sample:", "--log-format=json")
+        self.assertEqual(1, done.returncode)
+        self.assertIn("--log-format: 'json' came", (done.stdout + done.stderr).rstrip().splitlines()[-1])
+        self.assertNotIn("Traceback", done.stdout + done.stderr)

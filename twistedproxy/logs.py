@@ -152,17 +152,25 @@ class LoggedService(service.MultiService):
         super().setServiceParent(cast(service.IServiceCollection, parent))
 
 
+def check_destination(log_format: str, twistd_options: Mapping[str, Any]) -> None:
+    """Raise `usage.UsageError` where ``--log-format`` and twistd's own options do not go together."""
+    if log_format != "json":
+        return
+    if twistd_options.get("syslog"):
+        raise usage.UsageError("--log-format: 'json' came with twistd's --syslog; --logfile or stdout is accepted")
+    if twistd_options.get("logfile") == "-" and not twistd_options.get("nodaemon"):
+        raise usage.UsageError("--logfile: '-' came without --nodaemon; daemons have no stdout, so a file is accepted")
+
+
 def twistd_observer(log_format: str, twistd_options: Optional[Mapping[str, Any]]) -> Optional[ILogObserver]:
     """The observer for ``--log-format``; None for ``text``: twistd makes that itself.
 
-    *twistd_options* are those of twistd (`Options.parent`): where the log goes is decided there.
-    Raises `usage.UsageError` for what does not go together.
+    *twistd_options* are those of twistd (`Options.parent`), checked with `check_destination`: where the log goes
+    is decided there.
     """
     if log_format != "json":
         return None
     options = twistd_options or {}
-    if options.get("syslog"):
-        raise usage.UsageError("--log-format: 'json' came with twistd's --syslog; --logfile or stdout is accepted")
     return cast(
         ILogObserver, json_observer(_log_file(str(options.get("logfile") or ""), bool(options.get("nodaemon"))))
     )
@@ -170,8 +178,6 @@ def twistd_observer(log_format: str, twistd_options: Optional[Mapping[str, Any]]
 
 def _log_file(name: str, nodaemon: bool) -> TextIO:
     """Where twistd would write: stdout with ``-n`` or ``-``, else a file that SIGUSR1 rotates."""
-    if name == "-" and not nodaemon:
-        raise usage.UsageError("--logfile: '-' came without --nodaemon; daemons have no stdout, so a file is accepted")
     if name == "-" or (nodaemon and not name):
         return sys.stdout
     file = logfile.LogFile.fromFullPath(name or "twistd.log")

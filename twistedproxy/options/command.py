@@ -19,6 +19,7 @@ from typing import Any, Optional
 from twisted.python import usage
 
 from twistedproxy.cache.address import MemoryAddress
+from twistedproxy.logs import check_destination
 from twistedproxy.machine import MemoryReading, read_memory
 from twistedproxy.options import addresses
 from twistedproxy.options.table import ENVIRONMENT_PREFIX, OPTIONS, Option
@@ -85,6 +86,8 @@ class Options(usage.Options):
         self._check_variables()
         values = {option.field: value for option in OPTIONS if (value := self._value(option)) is not _ABSENT}
         self._settings = self._checked(values)
+        if self.parent is not None:
+            check_destination(self._settings.log_format, self.parent)
 
     def _check_variables(self) -> None:
         """Refuse variables that look like ours and are none: most likely misspelt."""
