@@ -136,6 +136,5 @@ def block_load(screen: Screen, side: int, display: Region, one_frame_a_request: 
 
 def _span(place: int, length: int, before: int, limit: int) -> range:
     """*length* of the numbers 0 to *limit* - 1 from *before* before *place*, moved back at the end, not past 0."""
-    start = max(0, place - before)
-    start = max(0, min(start, limit - length))
+    start = max(0, min(place - before, limit - length))
     return range(start, min(start + length, limit))
