@@ -56,3 +56,41 @@ async def read_all(stream: ByteStream, limit: int) -> bytes:
     finally:
         stream.close()
     return b"".join(chunks)
+
+
+class ChainedStream:
+    """Several streams, one after the other."""
+
+    def __init__(self, *streams: ByteStream) -> None:
+        self._streams = list(streams)
+
+    async def read(self) -> bytes:
+        while self._streams:
+            if chunk := await self._streams[0].read():
+                return chunk
+            self._streams.pop(0).close()
+        return b""
+
+    def close(self) -> None:
+        while self._streams:
+            self._streams.pop().close()
+
+
+async def hold(stream: ByteStream, limit: int) -> tuple[bytes, bool]:
+    """Read *stream* until it ends or *limit* bytes have come; return them and whether that was all.
+
+    The stream is closed only when it breaks. What is held may pass *limit* by less than one chunk.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        while size < limit:
+            chunk = await stream.read()
+            if not chunk:
+                return b"".join(chunks), True
+            chunks.append(chunk)
+            size += len(chunk)
+    except BaseException:
+        stream.close()
+        raise
+    return b"".join(chunks), False

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.defer import FirstError
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
 T = TypeVar("T")
 
@@ -23,7 +22,7 @@ async def all_or_none(waits: Sequence[Deferred[T]]) -> list[T]:
         return await gatherResults(waits, consumeErrors=True)
     except FirstError as first:
         _cancel(waits)
-        raise first.subFailure.value from None
+        first.subFailure.raiseException()
     except CancelledError:
         _cancel(waits)
         raise

@@ -68,7 +68,9 @@ class Access:
         """
         key = (caller.credential, instance)
         fetch = self._asking.running([key]).get(key)
-        waiter = fetch.wait() if fetch is not None else self._asking.start([key], self._ask(origin, instance, caller, fence))
+        waiter = (
+            fetch.wait() if fetch is not None else self._asking.start([key], self._ask(origin, instance, caller, fence))
+        )
         return waiter.addCallback(lambda grants: grants[key])
 
     async def _ask(

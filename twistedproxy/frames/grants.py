@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Optional
 
 import attrs
@@ -71,3 +72,8 @@ class Grants:
     def revoke(self, caller: Caller, instance: Instance) -> None:
         """Drop the grant, where there is one."""
         self._grants.pop((caller.credential, instance), None)
+
+    def forget(self, concerned: Callable[[Instance], bool]) -> None:
+        """Drop all grants for the instances that *concerned* names: one pass, for the rare STOW and DELETE."""
+        for key in [key for key in self._grants if concerned(key[1])]:
+            del self._grants[key]

@@ -18,14 +18,19 @@ from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame
+from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
 from twistedproxy.waits import all_or_none
+
+MAX_FRAME = 512 << 20
+"""Bytes of one frame asked for alone: what the Redis protocol takes as one value."""
 
 
 class NoSuchFrame(LookupError):
@@ -44,18 +49,24 @@ class Wanted:
     instance: Instance
     numbers: tuple[int, ...]
     caller: Caller
+    check: Callable[[InstanceMetadata], None] = lambda _metadata: None
+    """Raises where the metadata show that the frames would be of no use to the caller."""
+    prefetch: bool = True
+    """Whether a viewer asked, who will want more."""
 
 
 @attrs.frozen
 class FrameAnswer:
     """The frames in the order asked for, and where they came from, counted by number:
-    *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way."""
+    *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
+    *stored*: whether the cache can be told what was fetched."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
     cached: int
     fetched: int
     shared: int
+    stored: bool
 
 
 Answered = Callable[[Wanted, FrameAnswer], None]
@@ -72,6 +83,7 @@ class FrameReader:
 
     cache: Cache
     access: Access
+    forgetting: Forgetting
     frame_seconds: Optional[float]
     max_answer: int
     answered: Optional[Answered] = None
@@ -96,8 +108,8 @@ class FrameReader:
         ordered = [frames[number] for number in wanted.numbers]
         if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
             raise AnswerTooLarge(self._too_large())
-        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared)
-        if self.answered is not None:
+        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared, reading.fence is not None)
+        if self.answered is not None and wanted.prefetch:
             self.answered(wanted, answer)
         return answer
 
@@ -109,7 +121,9 @@ class FrameReader:
         Raises the errors of `twistedproxy.origin.errors` for a caller whom the origin refuses.
         """
         grant = self.access.known(caller, instance)
-        if grant is None:
+        if self.forgetting.is_pending(instance):
+            reading = Reading(None, {})
+        elif grant is None:
             reading = await self.cache.get_many(instance, [*names, *self.access.entry_names(caller)])
             grant = self.access.from_reading(caller, instance, reading)
         else:
@@ -121,11 +135,12 @@ class FrameReader:
         return grant, reading
 
     def _check(self, wanted: Wanted, metadata: InstanceMetadata) -> None:
+        wanted.check(metadata)
         last = max(wanted.numbers)
         if last > metadata.frames:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
-        length = metadata.frame_length
-        if length is not None and metadata.is_native and 1 < len(wanted.numbers) * length > self.max_answer:
+        length = _native_frame_length(metadata)
+        if length is not None and len(wanted.numbers) > 1 and len(wanted.numbers) * length > self.max_answer:
             raise AnswerTooLarge(self._too_large())
 
     def _too_large(self) -> str:
@@ -176,7 +191,11 @@ class FrameReader:
 
         async def fetch() -> _Frames:
             frames = await wanted.origin.frames(
-                instance, numbers, wanted.caller, grant.metadata, limit=max(self.max_answer, 1)
+                instance,
+                numbers,
+                wanted.caller,
+                grant.metadata,
+                limit=self.max_answer if len(numbers) > 1 else MAX_FRAME,
             )
             return {(instance, fence, number): frame for number, frame in frames.items()}
 
@@ -187,3 +206,8 @@ class FrameReader:
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
         return self._in_flight.start([(instance, fence, number) for number in numbers], fetch(), keep)
+
+
+def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:
+    syntax = lookup(metadata.transfer_syntax) if metadata.transfer_syntax is not None else None
+    return metadata.frame_length if syntax is not None and not syntax.encapsulated else None

@@ -64,9 +64,9 @@ class Cors:
             (b"Access-Control-Allow-Methods", ALLOWED_METHODS),
             (b"Access-Control-Max-Age", b"%d" % MAX_AGE),
         ]
-        if requested_headers and len(requested_headers) <= MAX_REQUEST_HEADERS:
-            if _TOKEN_LIST.fullmatch(requested_headers):
-                more.append((b"Access-Control-Allow-Headers", requested_headers))
+        requested = requested_headers or b""
+        if 0 < len(requested) <= MAX_REQUEST_HEADERS and _TOKEN_LIST.fullmatch(requested):
+            more.append((b"Access-Control-Allow-Headers", requested))
         if private_network is not None and private_network.strip().lower() == b"true":
             more.append((b"Access-Control-Allow-Private-Network", b"true"))
         return (*permission, *more, _VARY_PREFLIGHT)

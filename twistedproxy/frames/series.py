@@ -1,0 +1,74 @@
+"""The short path ``studies/{}/instances/{}/frames/…`` lacks the series: a search with the caller's own headers finds it."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Optional
+
+from twistedproxy.dicom.address import Instance, InvalidUID
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest
+from twistedproxy.streams import StreamTooLong, read_all
+
+MAX_REMEMBERED = 10_000
+"""Answers that are remembered, each for one caller: about 400 bytes each."""
+
+MAX_ANSWER = 1 << 20
+"""Bytes of the answer to a search for one instance."""
+
+_Key = tuple[bytes, str, str, str, str]
+
+
+class SeriesLookup:
+    """Finds the series of instances. What was found for a caller is remembered for that caller, *seconds* long."""
+
+    def __init__(self, clock: Callable[[], float], seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._found: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+
+    async def instance(
+        self, origin: Origin, root: str, study: Optional[str], sop: Optional[str], caller: Caller
+    ) -> Instance:
+        """The whole address of instance *sop* in *study*.
+
+        Raises the errors of `twistedproxy.origin.errors`; `OriginRefused` with 404 where the search finds nothing.
+        """
+        assert study is not None and sop is not None
+        key = (caller.credential, origin.url, root, study, sop)
+        expires, series = self._found.get(key, (0.0, ""))
+        if expires <= self._clock():
+            series = await self._search(origin, root, study, sop, caller)
+            self._found[key] = (self._clock() + self._seconds, series)
+            while len(self._found) > MAX_REMEMBERED:
+                self._found.popitem(last=False)
+        return Instance(origin.url, root, study, series, sop)
+
+    async def _search(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
+        path = f"{root}/studies/{study}/instances".encode("ascii")
+        query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
+        headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
+        response = await origin.forward(OriginRequest(b"GET", path, query, headers))
+        try:
+            answer = await read_all(response.body, MAX_ANSWER)
+        except StreamTooLong:
+            raise OriginBadAnswer("the origin's answer to a search for one instance is too long") from None
+        if response.status >= 400:
+            raise OriginRefused(response.status, response.headers, answer)
+        return _series_in(answer, sop)
+
+
+def _series_in(answer: bytes, sop: str) -> str:
+    try:
+        found = json.loads(answer) if answer.strip() else []
+        for attributes in found:
+            if attributes["00080018"]["Value"][0] == sop:
+                series = attributes["0020000E"]["Value"][0]
+                Instance("", "", "1", series, "1")
+                return str(series)
+    except (ValueError, LookupError, TypeError, InvalidUID):
+        raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON") from None
+    body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
+    raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)

@@ -1,0 +1,24 @@
+"""Makes the origin that ``--origin`` names."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from twistedproxy.origin.interface import Origin
+from twistedproxy.origin.observer import OriginObserver
+from twistedproxy.settings import Settings
+
+
+def open_origin(reactor: Any, url: str, settings: Settings, observer: Optional[OriginObserver] = None) -> Origin:
+    """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started."""
+    if url.startswith("sample:"):
+        from twistedproxy.origin.sample import SampleOrigin
+
+        return SampleOrigin(reactor)
+    if url.startswith("file:"):
+        from twistedproxy.origin.folder import FolderOrigin
+
+        return FolderOrigin(reactor, url[len("file:") :])
+    from twistedproxy.origin.http import HTTPOrigin
+
+    return HTTPOrigin(reactor, url, settings, observer)

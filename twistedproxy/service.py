@@ -1,0 +1,196 @@
+"""Builds the proxy out of its rooms and orders their beginnings and ends. Nothing else wires anything.
+
+Starting: cache, origins, then listeners. Stopping: listeners, open connections (with a deadline), origins, cache.
+A start that fails ends the process with a last line that says why.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Optional
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from twistedproxy.logs import LoggedService, twistd_observer
+from twistedproxy.options import Options
+from twistedproxy.settings import Settings
+
+__all__ = ["Options", "ProxyService", "makeService"]
+
+_log = Logger()
+
+START_FAILED = 1
+"""The exit code after a start that failed."""
+
+
+def makeService(options: Options) -> IService:
+    """The service that twistd runs."""
+    from twisted.internet import reactor
+
+    twistd_options = getattr(options, "parent", None)
+    service = LoggedService(twistd_observer(options.settings.log_format, twistd_options))
+    ProxyService(reactor, options.settings).setServiceParent(service)
+    return service
+
+
+class ProxyService(Service):
+    """One proxy: its rooms, in order."""
+
+    def __init__(self, reactor: Any, settings: Settings) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._rooms: Optional[Rooms] = None
+        self._starting: Optional[Deferred[None]] = None
+
+    def startService(self) -> None:
+        """Start in order, in the background of the reactor."""
+        super().startService()
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._start_failed)
+
+    async def _start(self) -> None:
+        self._rooms = Rooms(self._reactor, self._settings)
+        await self._rooms.start()
+
+    def _start_failed(self, failure: Any) -> None:
+        if not self.running:
+            return
+        _log.critical("twistedproxy could not start: {reason}", reason=failure.getErrorMessage())
+        if failure.check(OSError, RuntimeError, ValueError) is None:
+            _log.failure("the reason in full", failure)
+        # twistd knows no exit code for this: leave with ours once all is cleaned up
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, START_FAILED)
+        self._reactor.stop()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop in order. The Deferred fires when all has ended."""
+        super().stopService()
+        if self._starting is not None:
+            self._starting.cancel()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._rooms is not None:
+            await self._rooms.stop()
+
+
+class Rooms:
+    """All parts of one proxy."""
+
+    def __init__(self, reactor: Any, settings: Settings) -> None:
+        from twistedproxy.cache.open import open_cache
+        from twistedproxy.frames.access import Access
+        from twistedproxy.frames.credentials import Credentials, normal_key
+        from twistedproxy.frames.forgetting import Forgetting
+        from twistedproxy.frames.pictures import PictureReader
+        from twistedproxy.frames.reader import FrameReader
+        from twistedproxy.frames.series import SeriesLookup
+        from twistedproxy.metrics import Metrics
+        from twistedproxy.origin.open import open_origin
+        from twistedproxy.web.app import ProxyRoutes
+        from twistedproxy.web.descriptions import Descriptions
+        from twistedproxy.web.mounts import Mount, Mounts
+        from twistedproxy.web.passthrough import PassThrough
+        from twistedproxy.web.server import Connections
+        from twistedproxy.web.status import AdminRoutes, StatusPages
+
+        self._reactor = reactor
+        self._settings = settings
+        self.metrics = Metrics()
+        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self.mounts = Mounts(
+            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics))
+            for mount in settings.origin
+        )
+        credentials = Credentials(
+            normal_key(settings.secret),
+            tuple(name.encode("ascii") for name in settings.credential_header),
+            tuple(name.encode("ascii") for name in settings.credential_cookie),
+        )
+        self.access = Access(self.cache, time.time, settings.grant_ttl)
+        self.forgetting = Forgetting(self.cache, self.access.grants, reactor)
+        self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
+        pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
+        descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
+        status = StatusPages(
+            self.mounts, self.cache, self.metrics, reactor, lambda: {"running": [], "ended": []}, self._workers
+        )
+        self.connections = Connections(reactor, settings.client_timeout)
+        self._routes = ProxyRoutes(
+            settings,
+            self.mounts,
+            credentials,
+            self.reader,
+            pictures,
+            SeriesLookup(time.monotonic, settings.grant_ttl),
+            PassThrough(self.forgetting, descriptions),
+            status,
+            self.metrics,
+            time.perf_counter,
+        )
+        self._admin_routes = AdminRoutes(status, self.metrics, time.perf_counter)
+        self._ports: list[IListeningPort] = []
+
+    def _workers(self) -> list[dict[str, object]]:
+        return [{"pid": os.getpid(), "connections": len(self.connections), "grants": len(self.access.grants)}]
+
+    async def start(self) -> None:
+        """Start all parts, the listeners last. Raises what keeps one from starting."""
+        await self.cache.start()
+        for mount in self.mounts.all:
+            await mount.origin.start()
+        self.connections.start()
+        await self._listen()
+
+    async def _listen(self) -> None:
+        from twistedproxy.web.server import ProxySite
+
+        for text in self._settings.listen:
+            await self._listen_at(text, ProxySite(self._routes.app.resource(), self.connections, self._reactor))
+        if self._settings.admin_listen is not None:
+            site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
+            await self._listen_at(self._settings.admin_listen, site)
+        self._announce()
+
+    async def _listen_at(self, text: str, site: Any) -> None:
+        from twisted.internet.endpoints import serverFromString
+
+        self._ports.append(await serverFromString(self._reactor, text).listen(site))
+
+    def _announce(self) -> None:
+        """Say where to go and what to try."""
+        for port in self._ports:
+            host: Any = port.getHost()
+            name = getattr(host, "name", None)
+            if name is not None:
+                _log.info("listening on unix:{path}", path=name.decode() if isinstance(name, bytes) else name)
+                continue
+            address = f"[{host.host}]" if ":" in host.host else host.host
+            for mount in self.mounts.all:
+                base = f"http://{address}:{host.port}{mount.prefix}"
+                _log.info("{base} stands for {origin}", base=base, origin=mount.origin.url)
+                for path in getattr(mount.origin, "examples", lambda: ())():
+                    _log.info("try {url}", url=f"{base}/{path}")
+
+    async def stop(self) -> None:
+        """Stop all parts; running answers may finish until the deadline."""
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await _stopped(port)
+        cut = await self.connections.drain(self._settings.stop_deadline)
+        if cut:
+            _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
+        self.forgetting.stop()
+        for mount in self.mounts.all:
+            await mount.origin.stop()
+        await self.cache.stop()
+
+
+async def _stopped(port: IListeningPort) -> None:
+    stopping = port.stopListening()
+    if isinstance(stopping, Deferred):
+        await stopping

@@ -1,0 +1,249 @@
+"""The routes: frames are answered here, through the cache; all else below a mount is handed on.
+
+Klein finds the handler; what exactly was asked for is read from the raw request target, since Klein decodes
+percent signs and a path must mean the same to us as to the origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+from klein import Klein
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.credentials import Credentials
+from twistedproxy.frames.pictures import Picture, PictureReader
+from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.frames.series import SeriesLookup
+from twistedproxy.logs import AccessLog
+from twistedproxy.metrics import Metrics
+from twistedproxy.settings import Settings
+from twistedproxy.web import negotiation, problems
+from twistedproxy.web.cors import Cors, is_preflight
+from twistedproxy.web.forwarded import Outside, outside
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, transfer_syntax_of
+from twistedproxy.web.handling import answer_error, answered
+from twistedproxy.web.mounts import Mounts, Target
+from twistedproxy.web.passthrough import PassThrough
+from twistedproxy.web.paths import Kind, parse_frame_list, parse_resource
+from twistedproxy.web.status import StatusPages
+
+_SERIES = "studies/<study>/series/<series>/instances/<sop>"
+_SHORT = "studies/<study>/instances/<sop>"
+_READ = ["GET", "HEAD"]
+_ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
+_RENDERED_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
+"""What origins render to (DICOM PS3.18 table 8.7.4-1)."""
+
+
+class ProxyRoutes:
+    """All that listeners answer. Collaborators are given; nothing here makes any."""
+
+    app = Klein()
+
+    def __init__(
+        self,
+        settings: Settings,
+        mounts: Mounts,
+        credentials: Credentials,
+        reader: FrameReader,
+        pictures: PictureReader,
+        series: SeriesLookup,
+        pass_through: PassThrough,
+        status: StatusPages,
+        metrics: Metrics,
+        seconds: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.mounts = mounts
+        self.credentials = credentials
+        self.reader = reader
+        self.pictures = pictures
+        self.series = series
+        self.pass_through = pass_through
+        self.status = status
+        self.metrics = metrics
+        self.seconds = seconds
+        self.access_log = AccessLog()
+        self.cors = Cors(settings.cors_origin)
+        self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
+
+    @app.route(f"/<path:mount>/{_SERIES}/frames/<numbers>", methods=_READ)
+    @app.route(f"/{_SERIES}/frames/<numbers>", methods=_READ)
+    @app.route(f"/<path:mount>/{_SHORT}/frames/<numbers>", methods=_READ)
+    @app.route(f"/{_SHORT}/frames/<numbers>", methods=_READ)
+    @answered("frames")
+    async def frames(self, request: Request) -> None:
+        """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
+        target = self._target(request)
+        if target.resource.kind is not Kind.FRAMES:
+            raise problems.bad_request("the path is not what it looks like")
+        if _without_accept(target.query):  # asks for something of the origin's own
+            await self._hand_on(request, target)
+            return
+        wanted_form = negotiation.parse_accept(_accept(request), negotiation.query_accept(target.query))
+        numbers = parse_frame_list(target.resource.frame_list, self.settings.max_frames_per_request)
+
+        def check(metadata: InstanceMetadata) -> None:
+            if metadata.transfer_syntax is not None:
+                negotiation.choose_frames(wanted_form, metadata.transfer_syntax, len(numbers))
+
+        answer = await self.reader.read(await self._wanted(request, target, numbers, check))
+        form = negotiation.choose_frames(wanted_form, transfer_syntax_of(answer.frames), len(numbers))
+        _set_outcome(request, cache_outcome(answer))
+        await self._answers.send(request, answer, form)
+
+    @app.route(f"/<path:mount>/{_SERIES}/frames/<numbers>/rendered", methods=_READ)
+    @app.route(f"/{_SERIES}/frames/<numbers>/rendered", methods=_READ)
+    @app.route(f"/<path:mount>/{_SHORT}/frames/<numbers>/rendered", methods=_READ)
+    @app.route(f"/{_SHORT}/frames/<numbers>/rendered", methods=_READ)
+    @answered("frames_rendered")
+    async def rendered(self, request: Request) -> None:
+        """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture asked for."""
+        target = self._target(request)
+        if target.resource.kind is not Kind.FRAMES_RENDERED:
+            raise problems.bad_request("the path is not what it looks like")
+        accepted = negotiation.parse_accept(_accept(request), negotiation.query_accept(target.query))
+        numbers = parse_frame_list(target.resource.frame_list, self.settings.max_frames_per_request)
+        wanted = await self._wanted(request, target, numbers)
+        if len(numbers) == 1 and not _without_accept(target.query):
+            grant, _ = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+            stored = grant.metadata.transfer_syntax
+            if stored is not None and negotiation.choose_rendered(accepted, stored, _RENDERED_TYPES).as_stored:
+                answer = await self.reader.read(wanted)
+                _set_outcome(request, cache_outcome(answer))
+                frame = answer.frames[0]
+                await self._answers.send_single(request, frame.data, b"image/jpeg", cache_status(answer))
+                return
+        picture = Picture(wanted, target.raw_path, target.query, _accept(request) or b"")
+        await self._send_picture(request, picture)
+
+    async def _send_picture(self, request: Request, picture: Picture) -> None:
+        rendered, cached = await self.pictures.read(picture)
+        _set_outcome(request, "hit" if cached else "miss")
+        status = b"twistedproxy; hit" if cached else b"twistedproxy; fwd=uri-miss; stored"
+        await self._answers.send_single(request, rendered.data, rendered.content_type, status)
+
+    @app.route("/<path:anything>", methods=_ALL)
+    @app.route("/", methods=_ALL)
+    @answered("other")
+    async def other(self, request: Request) -> None:
+        """Everything else: preflights are answered, DICOMweb resources handed on, the rest is not found."""
+        origin, method = request.getHeader(b"Origin"), request.getHeader(b"Access-Control-Request-Method")
+        if self.cors.origins and is_preflight(request.method, origin, method):
+            self._answer_preflight(request)
+            return
+        target = self._target(request)
+        resource = target.resource
+        if request.method.decode("latin-1") not in resource.methods:
+            raise problems.method_not_allowed(resource.methods)
+        await self._hand_on(request, target)
+
+    async def _hand_on(self, request: Request, target: Target) -> None:
+        seen = self._outside(request)
+        await self.pass_through.answer(request, target, seen.base + target.mount.prefix)
+
+    @app.route("/healthz", methods=_READ)
+    @answered("healthz")
+    async def healthz(self, request: Request) -> None:
+        """Whether the process lives."""
+        await self.status.health(request)
+
+    @app.route("/readyz", methods=_READ)
+    @answered("readyz")
+    async def readyz(self, request: Request) -> None:
+        """Whether it can serve."""
+        await self.status.ready(request)
+
+    @app.route("/metrics", methods=_READ)
+    @answered("metrics")
+    async def metrics_text(self, request: Request) -> None:
+        """Prometheus text, where no other listener is for it."""
+        self._only_without_admin()
+        await self.status.metrics_text(request)
+
+    @app.route("/status.json", methods=_READ)
+    @answered("status")
+    async def status_json(self, request: Request) -> None:
+        """What the proxy does, where no other listener is for it."""
+        self._only_without_admin()
+        await self.status.status_json(request)
+
+    def _only_without_admin(self) -> None:
+        if self.settings.admin_listen is not None:
+            raise problems.not_found("this is answered at --admin-listen only")
+
+    def _answer_preflight(self, request: Request) -> None:
+        request.setResponseCode(204)
+        request.responseHeaders.removeHeader(b"Vary")
+        headers = self.cors.preflight(
+            request.getHeader(b"Origin"),
+            request.getHeader(b"Access-Control-Request-Headers"),
+            request.getHeader(b"Access-Control-Request-Private-Network"),
+        )
+        for name, value in headers:
+            request.responseHeaders.setRawHeaders(name, [value])
+
+    @app.handle_errors(HTTPException)
+    def routing_failed(self, request: Any, failure: Failure) -> None:
+        """No route, or not with that method: what the routes above leave."""
+        error = failure.value
+        if isinstance(error, HTTPException) and error.code == 405:
+            answer_error(request, problems.method_not_allowed(_ALL))
+        else:
+            answer_error(request, problems.not_found("there is nothing here; DICOMweb is below a mount"))
+
+    def _target(self, request: Request) -> Target:
+        raw_path, _, query = request.uri.partition(b"?")
+        found = self.mounts.find(raw_path)
+        if found is None:
+            prefixes = ", ".join(mount.prefix or "/" for mount in self.mounts.all)
+            raise problems.not_found(f"{problems.shown(raw_path)} is below no mount; there is: {prefixes}")
+        mount, below = found
+        return Target(mount, parse_resource(below), below, query)
+
+    async def _wanted(
+        self,
+        request: Request,
+        target: Target,
+        numbers: tuple[int, ...],
+        check: Callable[[InstanceMetadata], None] = lambda _metadata: None,
+    ) -> Wanted:
+        caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+        resource = target.resource
+        if resource.series is None:
+            instance = await self.series.instance(target.origin, resource.root, resource.study, resource.sop, caller)
+        else:
+            instance = target.instance
+        return Wanted(target.origin, instance, numbers, caller, check)
+
+    def _outside(self, request: Request) -> Outside:
+        peer = getattr(request.getClientAddress(), "host", None)
+        host = request.getHost()
+        default = f"{getattr(host, 'host', 'localhost')}:{getattr(host, 'port', 80)}"
+        seen = outside(
+            peer, bool(request.isSecure()), request.requestHeaders.getRawHeaders, self.settings.trusted_proxy, default
+        )
+        request.client = seen.client  # type: ignore[attr-defined]
+        return seen
+
+
+def _accept(request: Request) -> Optional[bytes]:
+    values = request.requestHeaders.getRawHeaders(b"Accept")
+    return b", ".join(values) if values else None
+
+
+def _without_accept(query: bytes) -> bytes:
+    return b"&".join(field for field in query.split(b"&") if field and not field.lower().startswith(b"accept="))
+
+
+def _set_outcome(request: Any, outcome: str) -> None:
+    request.cache_outcome = outcome
+
+
+def _vary(settings: Settings) -> bytes:
+    return ", ".join(dict.fromkeys(["Accept", *settings.credential_header, "Cookie"])).encode("ascii")

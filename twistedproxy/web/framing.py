@@ -1,0 +1,96 @@
+"""The answer to a request for frames: form, validators, ranges, and what may keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+from twisted.web.server import Request
+
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.frames.reader import FrameAnswer
+from twistedproxy.web.conditional import entity_tag, matches_none, requested_range
+from twistedproxy.web.negotiation import FrameForm
+from twistedproxy.web.sending import send_bytes
+
+
+@attrs.frozen
+class FrameAnswers:
+    """Writes answers of frames. *cache_control* and *vary* are the same for all of them."""
+
+    cache_control: bytes
+    vary: bytes
+
+    async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> None:
+        """Write *answer* in *form*."""
+        if form.multipart:
+            body = build([frame.data for frame in answer.frames], form.media_type, form.transfer_syntax)
+            await self.send_body(
+                request, body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii"), cache_status(answer),
+                ranged=len(answer.frames) == 1,
+            )  # fmt: skip
+        else:
+            await self.send_single(request, answer.frames[0].data, form.part_content_type, cache_status(answer))
+
+    async def send_single(self, request: Request, data: bytes, content_type: bytes, status: bytes) -> None:
+        """Write one frame, or one picture, as it is."""
+        await self.send_body(request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True)
+
+    async def send_body(
+        self, request: Request, content_type: bytes, chunks: Sequence[bytes], etag: bytes, status: bytes, ranged: bool
+    ) -> None:
+        """Write *chunks*, or what the request's conditions make of them.
+
+        Raises `Problem` 416. *ranged*: whether a Range is heard.
+        """
+        set_header = request.responseHeaders.setRawHeaders
+        set_header(b"Cache-Status", [status])
+        set_header(b"Cache-Control", [self.cache_control])
+        set_header(b"ETag", [etag])
+        request.responseHeaders.addRawHeader(b"Vary", self.vary)
+        if matches_none(_joined(request, b"If-None-Match"), etag):
+            request.setResponseCode(304)
+            return
+        size = sum(map(len, chunks))
+        if ranged:
+            set_header(b"Accept-Ranges", [b"bytes"])
+            asked = request.getHeader(b"Range")
+            part = requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None
+            if part is not None:
+                chunks = [b"".join(chunks)[part.start : part.stop]]
+                size = part.stop - part.start
+                set_header(b"Content-Range", [part.content_range])
+                request.setResponseCode(206)
+        set_header(b"Content-Type", [content_type])
+        set_header(b"Content-Length", [b"%d" % size])
+        await send_bytes(request, chunks)
+
+
+def cache_status(answer: FrameAnswer) -> bytes:
+    """The Cache-Status of an answer (RFC 9211)."""
+    if not answer.fetched and not answer.shared:
+        return b"twistedproxy; hit"
+    forward = b"partial" if answer.cached else b"uri-miss"
+    stored = b"; stored" if answer.stored else b""
+    collapsed = b"; collapsed" if answer.shared else b""
+    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
+
+
+def cache_outcome(answer: FrameAnswer) -> str:
+    """The same in one word, for metrics and the log."""
+    if answer.shared:
+        return "collapsed"
+    if answer.fetched:
+        return "partial" if answer.cached else "miss"
+    return "hit"
+
+
+def transfer_syntax_of(frames: Sequence[Frame]) -> str:
+    """The one transfer syntax of *frames*: an instance has one (DICOM PS3.10 section 7.1)."""
+    return frames[0].transfer_syntax
+
+
+def _joined(request: Request, name: bytes) -> bytes | None:
+    values = request.requestHeaders.getRawHeaders(name)
+    return b", ".join(values) if values else None

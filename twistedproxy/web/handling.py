@@ -1,0 +1,146 @@
+"""What all routes have in common: errors become answers, and each request is counted and logged once.
+
+- A problem that comes up before the answer began is the answer; after that the connection is cut, which is the one
+  way to tell a client that what it has is not whole.
+- A client that leaves cancels its handler. That is nobody's error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from twistedproxy.frames.reader import AnswerTooLarge, NoSuchFrame
+from twistedproxy.logs import AccessLog
+from twistedproxy.metrics import Metrics
+from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.web import problems
+from twistedproxy.web.cors import Cors
+from twistedproxy.web.problems import Problem
+from twistedproxy.web.sending import ClientGone
+
+_log = Logger()
+
+REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
+"""Headers of an origin's refusal that go to the caller."""
+
+
+class Routes(Protocol):
+    """What has routes."""
+
+    metrics: Metrics
+    access_log: AccessLog
+    cors: Cors
+    seconds: Callable[[], float]
+
+
+R = TypeVar("R", bound=Routes)
+Handler = Callable[[R, Request], Awaitable[None]]
+
+
+def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]]]:
+    """Make a handler of a Klein route out of one that takes the request alone. *route*: its name in the metrics."""
+
+    def decorate(handler: Handler[R]) -> Callable[..., Awaitable[None]]:
+        @functools.wraps(handler)
+        async def handle(self: R, request: Request, **_variables: str) -> None:
+            # Klein's variables are percent-decoded: handlers read the raw path instead.
+            started = self.seconds()
+            self.metrics.request_started()
+            try:
+                for name, value in self.cors.headers(request.getHeader(b"Origin")):
+                    request.responseHeaders.addRawHeader(name, value)
+                await handler(self, request)
+            except ClientGone:
+                pass
+            except CancelledError:
+                request.setResponseCode(499, b"client closed request")  # as nginx logs it; nobody reads it
+                raise
+            except Exception as error:
+                answer_error(request, error)
+            finally:
+                seconds = self.seconds() - started
+                outcome = getattr(request, "cache_outcome", "")
+                method = request.method.decode("latin-1")
+                self.metrics.request_ended()
+                self.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
+                self.access_log.request(
+                    request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
+                )
+
+        return handle
+
+    return decorate
+
+
+def client_of(request: Request) -> str:
+    """The address of the client, as far as it is known to be true."""
+    client = getattr(request, "client", None)
+    if client is None:
+        client = getattr(request.getClientAddress(), "host", "") or "-"
+    return str(client)
+
+
+def answer_error(request: Request, error: Exception) -> None:
+    """Make the answer that *error* calls for."""
+    if request.startedWriting:
+        if not isinstance(error, OriginError):
+            _log.failure("an answer broke off")
+        cut(request)
+    elif isinstance(error, OriginRefused):
+        _send_refusal(request, error)
+    else:
+        send_problem(request, problem_of(error))
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that tells of *error*."""
+    match error:
+        case Problem():
+            return error
+        case NoSuchFrame():
+            return problems.not_found(str(error))
+        case AnswerTooLarge():
+            return Problem(413, str(error))
+        case OriginError():
+            return problems.from_origin_error(error)
+    _log.failure("a request failed for a reason of our own")
+    return Problem(500, "the proxy failed; its log says more")
+
+
+def send_problem(request: Request, problem: Problem) -> None:
+    """Answer with a problem."""
+    body = problem.to_json()
+    request.setResponseCode(problem.status)
+    headers = request.responseHeaders
+    headers.setRawHeaders(b"Content-Type", [problems.CONTENT_TYPE])
+    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    headers.setRawHeaders(b"Cache-Control", [b"no-store"])
+    for name, value in problem.headers:
+        headers.setRawHeaders(name, [value])
+    request.write(body)
+
+
+def _send_refusal(request: Request, refused: OriginRefused) -> None:
+    """Give the origin's error as it came."""
+    request.setResponseCode(refused.status)
+    for name, value in refused.headers:
+        if name.lower() in REFUSED_HEADERS:
+            request.responseHeaders.addRawHeader(name, value)
+    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(refused.body)])
+    if not request.responseHeaders.hasHeader(b"Content-Type"):
+        request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/octet-stream"])
+    request.write(refused.body)
+
+
+def cut(request: Request) -> None:
+    """End the connection in the middle of an answer."""
+    channel: Any = request.channel
+    if channel is not None:
+        channel.transport.abortConnection()

@@ -1,0 +1,97 @@
+"""Writing answers at the client's pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from twistedproxy.streams import ByteStream
+
+SLICE = 256 * 1024
+"""Bytes handed to a connection at once: what one slow client can hold in its write buffer."""
+
+
+class ClientGone(Exception):
+    """The client closed its connection before it had the whole answer."""
+
+
+@implementer(IPushProducer)
+class _Pace:
+    """Knows whether the connection has room."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._paused = False
+        self._gone = False
+        self._waiter: Optional[Deferred[None]] = None
+
+    async def room(self) -> None:
+        """Return once there is room to write. Raises `ClientGone`."""
+        if self._paused and not self._gone:
+            self._waiter = Deferred()
+            await self._waiter
+        if self._gone or self._request._disconnected:
+            raise ClientGone
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    def stopProducing(self) -> None:
+        self._gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+
+async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
+    """Write *chunks*, in slices where there is much of it. Raises `ClientGone`."""
+    if sum(map(len, chunks)) <= SLICE:
+        request.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        return
+    pace = _Pace(request)
+    request.registerProducer(pace, True)
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(chunk), SLICE):
+                await pace.room()
+                request.write(bytes(view[start : start + SLICE]))
+        await pace.room()
+    finally:
+        _unregister(request)
+
+
+async def send_stream(request: Request, stream: ByteStream) -> int:
+    """Write all of *stream*, no faster than the client takes it; return its bytes.
+
+    Raises `ClientGone`, and what broke the stream. The stream is closed in any case.
+    """
+    pace = _Pace(request)
+    request.registerProducer(pace, True)
+    size = 0
+    try:
+        while chunk := await stream.read():
+            size += len(chunk)
+            request.write(chunk)
+            await pace.room()
+    finally:
+        stream.close()
+        _unregister(request)
+    return size
+
+
+def _unregister(request: Request) -> None:
+    if request.producer is not None and request.channel is not None:
+        request.unregisterProducer()
