@@ -115,7 +115,7 @@ def packed(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Option
     """Native frames not made of whole bytes run into each other (PS3.5 section 8.1.1): no stream of them can be cut."""
     syntax = transfer_syntaxes.lookup(_syntax(metadata, transfer_syntax) or "")
     native = syntax is not None and not syntax.encapsulated
-    return Reason.PACKED_FRAMES if native and metadata.bits_allocated % 8 else None
+    return Reason.PACKED_FRAMES if native and metadata.frame_length is None else None
 
 
 def too_large(settings: PrefetchSettings, metadata: InstanceMetadata) -> Optional[Reason]:

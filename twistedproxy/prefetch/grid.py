@@ -89,10 +89,7 @@ class FrameGrid:
     def of(cls, metadata: InstanceMetadata) -> FrameGrid:
         """The grid of an instance. Raises ValueError where the metadata says no size of a frame, or no frames."""
         tiling = tiling_of(metadata)
-        rows, columns = 1, metadata.frames
-        if tiling is not Tiling.NONE:
-            rows = _frames_along(metadata.total_rows or 1, metadata.rows)
-            columns = _frames_along(metadata.total_columns or 1, metadata.columns)
+        rows, columns = (1, metadata.frames) if tiling is Tiling.NONE else metadata.grid
         return cls(rows, columns, metadata.rows, metadata.columns, metadata.frames, tiling)
 
     def height(self, pixels: int) -> int:
@@ -126,12 +123,10 @@ def tiling_of(metadata: InstanceMetadata) -> Tiling:
     if organization == "TILED_SPARSE":
         return Tiling.SPARSE
     # "3D" and "3D_TEMPORAL" are stacks, whatever else the metadata says.
-    if organization.startswith("3D") or not (metadata.total_rows and metadata.total_columns):
+    if organization.startswith("3D") or not metadata.is_tiled:
         return Tiling.NONE
     return Tiling.FULL
 
 
 def _frames_along(pixels: int, frame_pixels: int) -> int:
-    if frame_pixels < 1:
-        raise ValueError(f"a frame of {frame_pixels} pixels")
     return max(0, -(-pixels // frame_pixels))
