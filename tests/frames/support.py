@@ -1,0 +1,105 @@
+"""An origin in memory, whose answers wait for the test where it wants that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.access import Access
+from twistedproxy.frames.forgetting import Forgetting
+from twistedproxy.frames.reader import FrameReader
+from twistedproxy.origin.errors import OriginRefused
+from twistedproxy.origin.interface import Caller, Priority
+
+JPEG = "1.2.840.10008.1.2.4.50"
+INSTANCE = Instance("http://store.test/dicom-web", "", "1.2", "1.2.3", "1.2.3.4")
+ALICE = Caller(b"alice", ((b"Authorization", b"Bearer alice"),))
+MALLORY = Caller(b"mallory", ((b"Authorization", b"Bearer mallory"),))
+METADATA = InstanceMetadata(frames=100, rows=256, columns=256, transfer_syntax=JPEG)
+
+
+def frame(number: int) -> Frame:
+    """Frame *number* of the instance, unlike all others."""
+    return Frame(b"frame %d" % number, JPEG)
+
+
+def frames(*numbers: int) -> list[Frame]:
+    """Some of them."""
+    return [frame(number) for number in numbers]
+
+
+@attrs.define(eq=False)
+class MemoryOrigin:
+    """Lets *readers* read; notes what it was asked for. *gate*: what frame requests wait for."""
+
+    readers: set[bytes] = attrs.Factory(lambda: {ALICE.credential})
+    metadata_value: InstanceMetadata = METADATA
+    asked: list[tuple[str, object]] = attrs.Factory(list)
+    gate: Optional[Deferred[None]] = None
+    cancelled: int = 0
+    failure: Optional[Exception] = None
+    url: str = INSTANCE.origin
+
+    def _check(self, caller: Caller) -> None:
+        if caller.credential not in self.readers:
+            raise OriginRefused(403, (), b"no")
+
+    async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
+        self.asked.append(("metadata", caller.credential))
+        self._check(caller)
+        return self.metadata_value
+
+    async def readable(self, instance: Instance, caller: Caller) -> bool:
+        self.asked.append(("readable", caller.credential))
+        return caller.credential in self.readers
+
+    async def frames(
+        self,
+        instance: Instance,
+        numbers: Sequence[int],
+        caller: Caller,
+        metadata: InstanceMetadata,
+        priority: Priority = Priority.CALLER,
+        limit: Optional[int] = None,
+    ) -> Mapping[int, Frame]:
+        self.asked.append(("frames", tuple(numbers)))
+        if self.gate is not None:
+            try:
+                await self.gate
+            except BaseException:
+                self.cancelled += 1
+                raise
+        self._check(caller)
+        if self.failure is not None:
+            raise self.failure
+        return {number: frame(number) for number in numbers}
+
+    def asked_for(self, what: str) -> list[object]:
+        """What came of one kind of request."""
+        return [detail for kind, detail in self.asked if kind == what]
+
+
+@attrs.define(eq=False)
+class Room:
+    """A reader with all that it needs, in memory."""
+
+    clock: Clock = attrs.Factory(Clock)
+    origin: MemoryOrigin = attrs.Factory(MemoryOrigin)
+    ttl: float = 600.0
+    cache: MemoryCache = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.cache = MemoryCache(self.clock, 1 << 20)
+
+    def reader(self, max_answer: int = 1 << 20) -> FrameReader:
+        """A worker's reader: several share the cache, but nothing in memory."""
+        access = Access(self.cache, self.clock.seconds, self.ttl)
+        return FrameReader(self.cache, access, Forgetting(self.cache, access.grants, self.clock), 3600.0, max_answer)

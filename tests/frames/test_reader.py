@@ -1,0 +1,235 @@
+"""The read-through, over an origin and a cache in memory."""
+
+from __future__ import annotations
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frames
+from twistedproxy.frames.entries import frame_name
+from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
+from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
+from twistedproxy.origin.interface import Caller
+
+
+class ReaderCase(SynchronousTestCase):
+    """A reader and its surroundings."""
+
+    def setUp(self) -> None:
+        self.room = Room()
+        self.origin = self.room.origin
+        self.reader = self.room.reader()
+
+    def ask(self, *numbers: int, caller: Caller = ALICE, reader: FrameReader | None = None) -> Deferred[FrameAnswer]:
+        """Ask for frames."""
+        wanted = Wanted(self.origin, INSTANCE, numbers, caller)  # type: ignore[arg-type]
+        return Deferred.fromCoroutine((reader or self.reader).read(wanted))
+
+    def got(self, *numbers: int, caller: Caller = ALICE, reader: FrameReader | None = None) -> FrameAnswer:
+        """Ask for frames that come at once."""
+        return self.successResultOf(self.ask(*numbers, caller=caller, reader=reader))
+
+
+class ReadThroughTests(ReaderCase):
+    """What is cached comes from the cache, the rest from the origin."""
+
+    def test_first_and_second(self) -> None:
+        """A frame is fetched once; asked again, the origin hears nothing."""
+        first = self.got(5)
+        self.assertEqual((first.frames, first.cached, first.fetched), (frames(5), 0, 1))
+        self.origin.asked.clear()
+        second = self.got(5)
+        self.assertEqual((second.frames, second.cached, second.fetched), (frames(5), 1, 0))
+        self.assertEqual(self.origin.asked, [])
+
+    def test_order_and_repeats(self) -> None:
+        """Frames come in the order asked for, repeats included, and are fetched once each in one request."""
+        self.got(2)
+        answer = self.got(3, 1, 2, 3)
+        self.assertEqual(answer.frames, frames(3, 1, 2, 3))
+        self.assertEqual((answer.cached, answer.fetched), (1, 2))
+        self.assertEqual(self.origin.asked_for("frames"), [(2,), (3, 1)])
+
+    def test_past_the_end(self) -> None:
+        """A number past NumberOfFrames is no frame, and the origin is not asked for it."""
+        failure = self.failureResultOf(self.ask(1, 101), NoSuchFrame)
+        self.assertIn("1 to 100", str(failure.value))
+        self.assertEqual(self.origin.asked_for("frames"), [])
+
+    def test_too_large(self) -> None:
+        """Frames that are too many bytes together are refused; one alone is answered."""
+        reader = self.room.reader(max_answer=10)
+        self.failureResultOf(self.ask(1, 2, reader=reader), AnswerTooLarge)
+        self.assertEqual(self.got(1, reader=reader).frames, frames(1))
+
+    def test_too_large_native(self) -> None:
+        """Native frames' sizes are known before anything is fetched."""
+        native = attrs.evolve(METADATA, transfer_syntax="1.2.840.10008.1.2.1", samples_per_pixel=3)
+        self.origin.metadata_value = native
+        self.failureResultOf(self.ask(*range(1, 10)), AnswerTooLarge)
+        self.assertEqual(self.origin.asked_for("frames"), [])
+
+    def test_cache_lost(self) -> None:
+        """A cache that lost everything costs a fetch, no answer."""
+        self.got(1)
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.remove(INSTANCE, [frame_name(1)])))
+        self.assertEqual(self.got(1).fetched, 1)
+
+    def test_origin_fails(self) -> None:
+        """An origin's failure is raised, nothing is cached, and the next request asks again."""
+        self.origin.failure = OriginUnreachable("gone")
+        self.failureResultOf(self.ask(1), OriginUnreachable)
+        self.origin.failure = None
+        self.assertEqual(self.got(1).fetched, 1)
+
+    def test_transfer_syntax_is_learned(self) -> None:
+        """A transfer syntax that the metadata lack is learned from a frame, also for other workers."""
+        self.origin.metadata_value = attrs.evolve(METADATA, transfer_syntax=None)
+        self.got(1)
+        self.assertEqual(self.got(1).metadata.transfer_syntax, JPEG)
+        self.assertEqual(self.got(1, reader=self.room.reader()).metadata.transfer_syntax, JPEG)
+
+    def test_check(self) -> None:
+        """What the caller could not use is refused before a frame is fetched."""
+
+        def check(_metadata: object) -> None:
+            raise KeyError("not this")
+
+        wanted = Wanted(self.origin, INSTANCE, (1,), ALICE, check)  # type: ignore[arg-type]
+        self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), KeyError)
+        self.assertEqual(self.origin.asked_for("frames"), [])
+
+
+class SharingTests(ReaderCase):
+    """Frames that are on their way are waited for, not fetched again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.got(100)  # the grant
+        self.origin.asked.clear()
+        self.gate: Deferred[None] = Deferred()
+        self.origin.gate = self.gate
+
+    def test_many_callers(self) -> None:
+        """200 callers of one frame make one request; half of them leave, the others are answered."""
+        waits = [self.ask(1) for _ in range(200)]
+        for wait in waits[:100]:
+            wait.cancel()
+            self.failureResultOf(wait, CancelledError)
+        self.gate.callback(None)
+        for wait in waits[100:]:
+            self.assertEqual(self.successResultOf(wait).frames, frames(1))
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+
+    def test_counts(self) -> None:
+        """A shared fetch counts as such."""
+        self.ask(1)
+        second = self.ask(1)
+        self.gate.callback(None)
+        answer = self.successResultOf(second)
+        self.assertEqual((answer.fetched, answer.shared), (0, 1))
+
+    def test_everyone_leaves(self) -> None:
+        """When all have left, the origin's request is cancelled; who comes then starts anew."""
+        waits = [self.ask(1), self.ask(1)]
+        for wait in waits:
+            wait.cancel()
+            self.failureResultOf(wait, CancelledError)
+        self.assertEqual(self.origin.cancelled, 1)
+        self.origin.gate = None
+        self.assertEqual(self.got(1).frames, frames(1))
+
+    def test_overlapping_lists(self) -> None:
+        """A list joins what is on its way and fetches only the rest."""
+        first, second = self.ask(1, 2), self.ask(2, 3)
+        self.origin.gate = None
+        self.gate.callback(None)
+        self.assertEqual(self.successResultOf(first).frames, frames(1, 2))
+        self.assertEqual(self.successResultOf(second).frames, frames(2, 3))
+        self.assertEqual(self.origin.asked_for("frames"), [(1, 2), (3,)])
+
+    def test_the_other_is_refused(self) -> None:
+        """Who shares the fetch of a caller that is refused meanwhile asks for itself."""
+        bob = Caller(b"bob")
+        self.origin.readers.add(b"bob")
+        self.origin.gate = None
+        self.got(100, caller=bob)
+        self.origin.gate = self.gate
+        first, second = self.ask(1), self.ask(1, caller=bob)
+        self.origin.readers.remove(ALICE.credential)
+        self.origin.gate = None
+        self.gate.callback(None)
+        self.failureResultOf(first, OriginRefused)
+        self.assertEqual(self.successResultOf(second).frames, frames(1))
+
+
+class GrantTests(ReaderCase):
+    """Nobody reads without a grant."""
+
+    def test_refused(self) -> None:
+        """Who is refused gets nothing of what another cached, from any worker, and the origin's own answer."""
+        self.got(1)
+        for reader in (self.reader, self.room.reader()):
+            failure = self.failureResultOf(self.ask(1, caller=MALLORY, reader=reader), OriginRefused)
+            self.assertEqual(failure.value.status, 403)
+
+    def test_grant_is_shared_by_workers(self) -> None:
+        """What one worker's caller was granted holds at another worker, without asking the origin."""
+        self.got(1)
+        self.origin.asked.clear()
+        self.assertEqual(self.got(1, reader=self.room.reader()).frames, frames(1))
+        self.assertEqual(self.origin.asked, [])
+
+    def test_grant_ends(self) -> None:
+        """After the grant's end the origin is asked again, and what it says holds."""
+        self.got(1)
+        self.room.clock.advance(600)
+        self.origin.readers.clear()
+        self.failureResultOf(self.ask(1), OriginRefused)
+        self.failureResultOf(self.ask(1, reader=self.room.reader()), OriginRefused)
+
+    def test_grant_is_renewed(self) -> None:
+        """A grant that is used when three quarters are spent is renewed by a search, and lasts on."""
+        self.got(1)
+        self.room.clock.advance(440)
+        self.got(1)
+        self.assertEqual(self.origin.asked_for("readable"), [])
+        self.room.clock.advance(20)
+        self.got(1)
+        self.assertEqual(self.origin.asked_for("readable"), [ALICE.credential])
+        self.room.clock.advance(300)
+        self.got(1)
+        self.assertEqual(self.origin.asked_for("metadata"), [ALICE.credential])
+
+    def test_no_renewal_for_the_refused(self) -> None:
+        """A renewal that the origin denies leaves the grant to its end."""
+        self.got(1)
+        self.origin.readers.clear()
+        self.room.clock.advance(460)
+        self.assertEqual(self.got(1).frames, frames(1))
+        self.room.clock.advance(140)
+        self.failureResultOf(self.ask(1), OriginRefused)
+
+    def test_forgotten(self) -> None:
+        """A forgotten instance is asked for anew: grant, metadata and frames, at every worker."""
+        other = self.room.reader()
+        self.got(1, reader=other)
+        self.got(1)
+        self.successResultOf(Deferred.fromCoroutine(self.reader.forgetting.forget(INSTANCE.scope)))
+        self.origin.asked.clear()
+        self.assertEqual(self.got(1, reader=other).fetched, 1)
+        self.assertEqual(self.origin.asked, [("metadata", ALICE.credential), ("frames", (1,))])
+
+    def test_forgotten_while_fetching(self) -> None:
+        """What a fetch brings that began before the instance was forgotten is not kept."""
+        self.got(100)
+        self.origin.gate = gate = Deferred()
+        wait = self.ask(1)
+        self.successResultOf(Deferred.fromCoroutine(self.reader.forgetting.forget(INSTANCE.scope)))
+        self.origin.gate = None
+        gate.callback(None)
+        self.successResultOf(wait)
+        self.origin.asked.clear()
+        self.got(1)
+        self.assertEqual(self.origin.asked_for("frames"), [(1,)])
