@@ -1,0 +1,102 @@
+"""What the benchmarks share: a plain HTTP client without any cleverness, percentiles, Markdown tables."""
+
+from __future__ import annotations
+
+import http.client
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Optional
+from urllib.parse import urlsplit
+
+import attrs
+
+from tests.clients import split_multipart
+
+AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+DECOMPRESSED = 'multipart/related; type="application/octet-stream"'
+AS_JPEG = 'multipart/related; type="image/jpeg"'
+TIMEOUT = 600.0  # seconds; some stores take minutes
+
+
+@attrs.frozen
+class Fetched:
+    """One answer and how long it took, in seconds, to its last byte; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+
+    def frames(self) -> list[bytes]:
+        """The parts of a multipart answer."""
+        if self.status != 200:
+            raise RuntimeError(f"{self.status}: {self.body[:300]!r}")
+        return [part.body for part in split_multipart(self.headers["content-type"], self.body)]
+
+
+class Fetcher:
+    """Requests below *url*, one after the other, on one connection as long as the server keeps it."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._root = parts.path.rstrip("/")
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+
+    def get(self, path: str, headers: Optional[Mapping[str, str]] = None) -> Fetched:
+        """GET; asked once more on a fresh connection if the server had closed the kept one."""
+        start = time.perf_counter()
+        try:
+            return self._get(path, headers or {}, start)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            self._connection.close()
+            return self._get(path, headers or {}, time.perf_counter())
+
+    def _get(self, path: str, headers: Mapping[str, str], start: float) -> Fetched:
+        self._connection.request("GET", f"{self._root}/{path}", headers=dict(headers))
+        answer = self._connection.getresponse()
+        body = answer.read()
+        seconds = time.perf_counter() - start
+        return Fetched(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body, seconds)
+
+    def frames(self, resource: str, numbers: Sequence[int], accept: str = AS_STORED) -> Fetched:
+        """Frames of an instance."""
+        return self.get(f"{resource}/frames/{','.join(map(str, numbers))}", {"Accept": accept})
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least *share* (0 to 1) of *values* do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]
+
+
+def milliseconds(values: Sequence[float]) -> list[str]:
+    """p50 and p95 of seconds, as milliseconds."""
+    return [_three_digits(percentile(values, share) * 1000) for share in (0.5, 0.95)]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def alternating(rounds: int, *contenders: Callable[[], float]) -> list[list[float]]:
+    """Results of each contender, measured in turns so that what disturbs the machine disturbs all."""
+    results: list[list[float]] = [[] for _ in contenders]
+    for turn in range(rounds):
+        order = list(enumerate(contenders))
+        for place, measure in order if turn % 2 == 0 else reversed(order):
+            results[place].append(measure())
+    return results
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
