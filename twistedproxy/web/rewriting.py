@@ -170,6 +170,8 @@ class JsonUrls:
     def _rewrite_token(self, match: re.Match[bytes]) -> bytes:
         """A JSON string, with its URL rewritten; as it came if it holds none of ours."""
         token = match.group()
+        if b"/" not in token:  # "vr", "Value" and so on
+            return token
         try:
             url = json.loads(token)
         except ValueError:

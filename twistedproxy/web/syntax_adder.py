@@ -93,7 +93,7 @@ class SyntaxAdder:
     def _piece(self, piece: bytes, level: int) -> None:
         closers, openers, in_string = _brackets(piece, self._in_string)
         if self._outer is None:
-            no_edge = openers == closers == 0
+            no_edge = b"{" not in piece
         else:
             no_edge = self._depth - closers > self._outer
         if no_edge:
