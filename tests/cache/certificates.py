@@ -33,8 +33,6 @@ def certificate(folder: Path, host: str) -> Any:
     pem = made.public_bytes(serialization.Encoding.PEM)
     (folder / "cert.pem").write_bytes(pem)
     (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return trustRootFromCertificates([Certificate.loadPEM(pem)])

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from twistedproxy.cache import with_parent
+from twistedproxy.cache import resp, with_parent
 from twistedproxy.cache.embedded import answers
+from twistedproxy.cache.link import Link, Patience
 from twistedproxy.dicom.address import Instance
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
@@ -46,6 +48,19 @@ async def until(condition: Callable[[], Any], what: str = "it") -> None:
         if reactor.seconds() > end:
             raise AssertionError(f"{what} did not happen within {DEADLINE:g} s")
         await deferLater(reactor, POLL)
+
+
+async def ask(path: str, *arguments: bytes) -> Any:
+    """What the server on the unix socket at *path* answers to one command."""
+    reactor = installed_reactor()
+    endpoint = UNIXClientEndpoint(reactor, path)
+    connection = Link(reactor, endpoint, [resp.command(b"PING")], path, Patience(5.0, 5.0))
+    connection.start()
+    try:
+        await connection.wait_up(5.0)
+        return (await connection.send(resp.command(*arguments), 1))[0]
+    finally:
+        await connection.stop()
 
 
 def alive(pid: int) -> bool:

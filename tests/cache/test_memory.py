@@ -123,7 +123,9 @@ class LruStoreTests(SynchronousTestCase):
             store.put(key, b"x" * 10, 0.0, None)
         store.get(b"a", 0.0)
         store.put(b"d", b"x" * 10, 0.0, None)
-        self.assertEqual([store.get(key, 0.0) is not None for key in (b"a", b"b", b"c", b"d")], [True, False, True, True])
+        self.assertEqual(
+            [store.get(key, 0.0) is not None for key in (b"a", b"b", b"c", b"d")], [True, False, True, True]
+        )
         self.assertEqual(store.evicted, 1)
 
     def test_what_expired_is_not_counted_as_evicted(self) -> None:

@@ -34,7 +34,7 @@ from twistedproxy.cache.folders import PrivateFolder, make_folder, sweep
 
 SERVERS = ("valkey-server", "redis-server")
 START_SECONDS = 10.0  # to its first answer
-STOP_SECONDS = 5.0  # to end after SIGTERM; then SIGKILL
+STOP_SECONDS = 5.0  # to be gone after it was killed: longer only where the machine hangs
 PROBE_SECONDS = 0.02  # between two looks whether it answers
 ANSWER_SECONDS = 1.0  # for one look
 FIRST_RESTART_SECONDS = 0.1
@@ -192,13 +192,13 @@ class _Process(ProcessProtocol):
         return None if process is None or not self._alive else process.pid
 
     async def end(self) -> None:
-        """SIGTERM, after a while SIGKILL; return when it is gone."""
+        """Kill it, for it keeps nothing that a gentler way would save; return when it is gone."""
         if not self._alive:
             return
         over: Deferred[None] = Deferred()
         self._over.append(over)
-        self._signal(signal.SIGTERM)
-        timer = self._reactor.callLater(STOP_SECONDS, self._kill)
+        self._kill()
+        timer = self._reactor.callLater(STOP_SECONDS, self._give_up)
         try:
             await over
         finally:
@@ -213,20 +213,21 @@ class _Process(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         self._alive = False
         self._ended(self, reason)
+        self._give_up()
+
+    def _give_up(self) -> None:
         over, self._over = self._over, []
         for waiter in over:
             waiter.callback(None)
 
     def _kill(self) -> None:
-        if self._watch == "pipe" and self.transport is not None:
+        if self.transport is None:
+            return
+        if self._watch == "pipe":
             self.transport.closeStdin()  # the watcher kills what it watches; killed itself it couldn't
-        else:
-            self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
+            return
         try:
-            if self.transport is not None:
-                self.transport.signalProcess(number)
+            self.transport.signalProcess(signal.SIGKILL)
         except ProcessExitedAlready:
             pass
 

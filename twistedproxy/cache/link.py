@@ -31,7 +31,6 @@ from twistedproxy.cache.observer import Complaints
 
 FIRST_RETRY_SECONDS = 0.1  # a local server is back within a second
 MAX_RETRY_SECONDS = 2.0
-GREETING_SECONDS = 3.0
 # After a stall of our own reactor the timer runs before the socket is read: look again this much later.
 SECOND_LOOK_SECONDS = 0.1
 MAX_OUTSTANDING_BYTES = 64 * 2**20  # of commands not yet answered
@@ -66,7 +65,8 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         self._timer: Optional[IDelayedCall] = None
         self._suspect = False
         self.outstanding = 0
-        self.lost: Optional[Callable[[Failure], None]] = None
+        self._gave_up = False
+        self.lost: Optional[Callable[[str], None]] = None
 
     def send(self, wire: bytes, count: int) -> Deferred[list[object]]:
         """Write *count* commands; the Deferred fires with as many replies, or fails with `CacheUnavailable`."""
@@ -108,11 +108,12 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
             self._timer = None
         batches, self._batches = self._batches, deque()
         self.outstanding = 0
+        why = "the server did not answer in time" if self._gave_up else reason.getErrorMessage()
         if self.lost is not None:
-            self.lost(reason)
+            self.lost(why)
         super().connectionLost(reason)
         for batch in batches:
-            batch.done.errback(CacheUnavailable("the connection was lost"))
+            batch.done.errback(CacheUnavailable(why))
 
     def _look(self) -> None:
         """Hang up where the oldest batch has waited too long. One timer serves all batches: arming one is dear."""
@@ -128,6 +129,7 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
             self._suspect = True
             self._timer = self._clock.callLater(SECOND_LOOK_SECONDS, self._look)
         else:
+            self._gave_up = True
             self.transport.abortConnection()
 
 
@@ -212,9 +214,12 @@ class Link:
 
     def hang_up(self, reason: str) -> None:
         """End the present connection; another one is made."""
+        connection = self._any
         self.trouble = reason
-        if self._any is not None:
-            self._any.transport.abortConnection()
+        self._up = self._any = None
+        if connection is not None:
+            connection.lost = None
+            connection.transport.abortConnection()
 
     async def stop(self) -> None:
         """Hang up for good."""
@@ -235,8 +240,9 @@ class Link:
         if self._stopping or connection is not self._any:
             return
         if why is not None:
-            self._complaints.complain("login", f"{self._where}: {self._without_secrets(why)}")
-            self.hang_up(f"the server refused: {self._without_secrets(why)}")
+            trouble = f"the server refused us: {self._without_secrets(why)}"
+            self._complaints.complain("greeting", f"{self._where}: {trouble}")
+            self.hang_up(trouble)
             return
         self._up = connection
         self.log.info("cache connected: {where}", where=self._where)
@@ -244,19 +250,17 @@ class Link:
         for waiter in waiting:
             waiter.callback(None)
 
-    def _lost(self, reason: Failure) -> None:
-        if self._up is not None and not self._stopping:
-            self.trouble = "the connection was lost"
-            self._complaints.complain("connection", f"{self._where}: {reason.getErrorMessage()}")
-        else:
-            self._failed(reason)
+    def _lost(self, reason: str) -> None:
         self._up = self._any = None
+        self._complain(f"the connection was lost: {reason}")
 
     def _failed(self, reason: Failure) -> None:
-        if self._stopping:
-            return
-        self.trouble = f"cannot connect: {reason.getErrorMessage()}"
-        self._complaints.complain("connection", f"{self._where}: {self.trouble}")
+        if not self._stopping:
+            self._complain(f"cannot connect: {reason.getErrorMessage()}")
+
+    def _complain(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._complaints.complain("connection", f"{self._where}: {trouble}")
 
     def _without_secrets(self, text: str) -> str:
         """What the server said, unless it repeats a command's argument (unknown commands are echoed)."""
