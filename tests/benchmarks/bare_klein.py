@@ -21,8 +21,8 @@ class Bare:
         self._body = body
         self._length = b"%d" % len(body)
 
-    @app.route("/dicomweb/studies/<study>/series/<series>/instances/<instance>/frames/<frames>", methods=["GET"])
-    def frames(self, request: Request, study: str, series: str, instance: str, frames: str) -> bytes:
+    @app.route("/dicomweb/studies/<study>/series/<series>/instances/<sop>/frames/<frames>", methods=["GET"])
+    def frames(self, request: Request, study: str, series: str, sop: str, frames: str) -> bytes:
         request.setHeader(b"Content-Type", b"application/octet-stream")
         request.setHeader(b"Content-Length", self._length)
         return self._body

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,13 @@ def answered(child: Child, port: int, path: str) -> None:
     while child.running():
         try:
             fetcher = Fetcher(f"http://127.0.0.1:{port}")
-            fetcher.get(path[1:])
+            status = fetcher.get(path[1:]).status
             fetcher.close()
         except OSError:
+            time.sleep(0.02)
             continue
+        if status != 200:
+            raise RuntimeError(f"the bare route answers {status}: {child.output()}")
         return
     raise RuntimeError(child.output())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -51,7 +52,7 @@ def _output(command: Sequence[str]) -> str:
 
 def _lua(paths: Sequence[str], headers: Mapping[str, str]) -> str:
     def quoted(text: str) -> str:
-        return "[[" + text + "]]"
+        return json.dumps(text, ensure_ascii=False)  # backslash and quote are escaped as Lua wants it
 
     fields = "".join(f"wrk.headers[{quoted(name)}] = {quoted(value)}\n" for name, value in headers.items())
     if len(paths) == 1:

@@ -27,7 +27,7 @@ from tests.stores.http_server import Exchange, HTTPServer, Seen
 from tests.stores.instances import StoredInstance, from_file, from_part10, search
 from tests.stores.replies import PIECE, Part, Reply, error, json_reply
 
-MAX_KEPT_UPLOAD = 256 << 20  # bytes; longer uploads are counted and thrown away
+MAX_KEPT_UPLOAD = 128 << 20  # bytes; longer uploads are counted and thrown away
 REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 302: "Found", 401: "Unauthorized", 404: "Not Found"}
 
 Match = Union[str, Callable[[Seen], bool]]
