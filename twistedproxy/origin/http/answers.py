@@ -1,0 +1,237 @@
+"""What a store's answer holds: frames, an instance's file, a search result. All or `OriginBadAnswer`.
+
+Rules that this module keeps:
+
+- Frames count only when the closing delimiter and exactly the number of parts asked for were seen; a single part only
+  when its length or its chunks show that it is whole.
+- A frame's transfer syntax is what its part says; else the instance's, if the bytes can be in it; else what the bytes show.
+- A frame's bytes stay as they came, a pad byte at their end included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Optional
+
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Part, PartCollector, PartData, PartStart
+from twistedproxy.dicom.sniffing import sniff
+from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    OCTET_STREAM,
+    canonical_media_type,
+    lookup,
+    media_type_of,
+    uids_of,
+)
+from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.http.headers import first
+from twistedproxy.origin.http.transport import Answer
+from twistedproxy.streams import StreamTooLong, read_all
+
+UNLIMITED = 1 << 62  # where the caller sets no limit
+PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
+MAX_SEARCH_ANSWER = 1 << 20  # bytes of the answer to a search for one instance
+SNIFF_BYTES = 65536  # of a frame that are looked at for its transfer syntax; ICC profiles stand before it
+DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
+
+
+class Budget:
+    """Bytes that the answers to one call may still have, together."""
+
+    def __init__(self, limit: Optional[int], frames: int) -> None:
+        self._limit = limit
+        self._left = UNLIMITED if limit is None else limit + PART_OVERHEAD * (frames + 1)
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise StreamTooLong(f"more than {self._limit} bytes")
+
+    def check(self, frames: Sequence[Frame]) -> None:
+        """The frames themselves, without what surrounded them."""
+        if self._limit is not None and sum(len(frame.data) for frame in frames) > self._limit:
+            raise StreamTooLong(f"more than {self._limit} bytes")
+
+
+def content_type(answer: Answer) -> MediaType:
+    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or is compressed."""
+    encoding = first(answer.headers, b"content-encoding")
+    if encoding not in (None, b"", b"identity"):
+        raise OriginBadAnswer("the origin compressed an answer that was asked for as it is")
+    try:
+        return parse_media_type(first(answer.headers, b"content-type") or b"")
+    except BadMediaType as bad:
+        raise OriginBadAnswer("the origin's answer has no content type") from bad
+
+
+async def read_frames(answer: Answer, count: int, stored: Optional[str], budget: Budget) -> list[Frame]:
+    """The *count* frames of an answer, in order. *stored*: the instance's transfer syntax where it is known."""
+    try:
+        media_type = content_type(answer)
+        if media_type.is_multipart:
+            parts = await _read_parts(answer, media_type, count, budget)
+        else:
+            parts = [await _read_single(answer, media_type, budget)]
+    except BadMultipart as bad:
+        raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
+    finally:
+        answer.body.close()
+    if len(parts) != count:
+        raise OriginBadAnswer(f"the origin sent {len(parts)} of {count} frames")
+    return [_frame(part, media_type, stored) for part in parts]
+
+
+async def _read_parts(answer: Answer, media_type: MediaType, count: int, budget: Budget) -> list[Part]:
+    # One part more than asked for is enough to know that the answer is wrong.
+    collector = PartCollector(media_type.boundary, UNLIMITED, count + 1)
+    parts: list[Part] = []
+    while chunk := await answer.body.read():
+        budget.spend(len(chunk))
+        parts += collector.feed(chunk)
+    collector.close()
+    return parts
+
+
+async def _read_single(answer: Answer, media_type: MediaType, budget: Budget) -> Part:
+    _frame_type(media_type)  # a page for people need not be read
+    chunks: list[bytes] = []
+    while chunk := await answer.body.read():
+        budget.spend(len(chunk))
+        chunks.append(chunk)
+    if not answer.body.framed:
+        raise OriginBadAnswer("the origin's answer does not show where it ends")
+    return Part({"content-type": (first(answer.headers, b"content-type") or b"").decode("latin-1")}, b"".join(chunks))
+
+
+def _frame(part: Part, outer: MediaType, stored: Optional[str]) -> Frame:
+    if not part.data:
+        raise OriginBadAnswer("the origin sent an empty frame")
+    return Frame(part.data, frame_uid(_transfer_syntax(part, outer, stored)))
+
+
+def _transfer_syntax(part: Part, outer: MediaType, stored: Optional[str]) -> str:
+    media_type = part.media_type or outer
+    kind = _frame_type(media_type)
+    for said in (media_type.transfer_syntax, outer.transfer_syntax):
+        if said and said != "*":
+            return said
+    if stored is not None and media_type_of(stored) == kind:
+        return stored
+    shown = sniff(part.data[:SNIFF_BYTES])
+    if shown is None:
+        if kind == OCTET_STREAM:
+            # Not stored so, or not known: bytes without a signature are native ones.
+            return EXPLICIT_VR_LITTLE_ENDIAN
+        raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
+    if stored is not None and media_type_of(stored) == media_type_of(shown):
+        return stored
+    return shown
+
+
+def _frame_type(media_type: MediaType) -> str:
+    """The canonical type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
+    kind = media_type.part_type
+    if kind in (None, "", "*/*", "application/*", "image/*"):
+        return OCTET_STREAM
+    kind = canonical_media_type(str(kind))
+    if not uids_of(kind):
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} where frames belong")
+    return kind
+
+
+def frame_uid(uid: str) -> str:
+    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
+    syntax = lookup(uid)
+    return uid if syntax is None else syntax.frame_uid
+
+
+def is_native(uid: str) -> bool:
+    syntax = lookup(uid)
+    return syntax is not None and not syntax.encapsulated
+
+
+def as_stored(frame: Frame, stored: str) -> bool:
+    """Whether *frame* can be as stored. Byte orders of native data are one: web services carry little endian only
+    (PS3.18 section 8.7.3.5.2)."""
+    return frame.transfer_syntax == frame_uid(stored) or (is_native(frame.transfer_syntax) and is_native(stored))
+
+
+class InstanceStream:
+    """The DICOM file in an answer, unwrapped as it comes; `read` raises `OriginBadAnswer` at the end of what is not whole."""
+
+    def __init__(self, answer: Answer) -> None:
+        media_type = content_type(answer)
+        kind = media_type.part_type
+        if kind is not None and kind not in ("*/*", *DICOM_TYPES):
+            raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
+        if kind is None and not media_type.is_multipart:
+            raise OriginBadAnswer("the origin sent no DICOM file")
+        self._body = answer.body
+        self._parser = MultipartParser(media_type.boundary) if media_type.is_multipart else None
+        self._chunks: list[bytes] = []  # in reverse
+        self._parts = 0
+        self._error: Optional[Exception] = None
+        self._ended = False
+
+    async def read(self) -> bytes:
+        if self._chunks:
+            return self._chunks.pop()
+        if self._error is not None:
+            raise self._error
+        try:
+            while not self._chunks and not self._ended:
+                self._take(await self._body.read())
+        except (OriginBadAnswer, BadMultipart) as bad:
+            self._error = bad if isinstance(bad, OriginBadAnswer) else OriginBadAnswer(f"no whole instance: {bad}")
+            self.close()
+            raise self._error from bad
+        return self._chunks.pop() if self._chunks else b""
+
+    def close(self) -> None:
+        self._chunks.clear()
+        self._body.close()
+
+    def _take(self, chunk: bytes) -> None:
+        if not chunk:
+            self._finish()
+        elif self._parser is None:
+            self._chunks = [chunk]
+        else:
+            for event in self._parser.feed(chunk):
+                if isinstance(event, PartData):
+                    self._chunks.append(event.data)
+                elif isinstance(event, PartStart):
+                    self._begin_part(event)
+                elif isinstance(event, End) and not self._parts:
+                    raise OriginBadAnswer("the origin's answer holds no instance")
+            self._chunks.reverse()
+
+    def _begin_part(self, start: PartStart) -> None:
+        self._parts += 1
+        if self._parts > 1:
+            raise OriginBadAnswer("the origin sent more than the one instance asked for")
+        kind = Part(start.headers, b"").media_type
+        if kind is not None and kind.type not in DICOM_TYPES:
+            raise OriginBadAnswer(f"the origin sent {kind.type[:80]} where a DICOM file belongs")
+
+    def _finish(self) -> None:
+        self._ended = True
+        if self._parser is not None:
+            self._parser.close()
+        elif not self._body.framed:
+            raise OriginBadAnswer("the origin's answer does not show where it ends")
+
+
+async def found_instance(answer: Answer, sop: str) -> bool:
+    """Whether the answer to a search (PS3.18 section 10.6) lists the instance *sop*."""
+    if answer.status == 204:
+        answer.body.close()
+        return False
+    try:
+        matches = json.loads(await read_all(answer.body, MAX_SEARCH_ANSWER) or b"[]")
+        return any(sop in match.get("00080018", {}).get("Value", ()) for match in matches)
+    except (ValueError, AttributeError, TypeError) as bad:  # StreamTooLong is a ValueError
+        raise OriginBadAnswer("the origin's answer is no search result") from bad

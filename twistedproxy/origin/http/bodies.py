@@ -1,0 +1,255 @@
+"""Bodies on their way through: an origin's answer as a `ByteStream`, and an upload as an `IBodyProducer`.
+
+Rules that this module keeps:
+
+- The reader's pace is the sender's pace: beyond `HIGH_WATER` bytes the transport is paused, or the upload is no longer read.
+- No wait without a deadline: an answer that brings no byte while somebody waits for one, and an upload that the
+  origin takes no byte of, fail after the stall timeout. Time in which we are the slow ones does not count.
+- A body that is closed before its end drops its connection; one that ended leaves it to the pool.
+- What broke a stream breaks it for good.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Optional, Union
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.streams import ByteStream
+
+HIGH_WATER = 512 * 1024  # bytes of an answer that wait for their reader; a reactor turn brings 64 kB
+
+
+class AnswerBody(Protocol):
+    """The body of one answer. Delivered to by `twisted.web`, pulled by one reader.
+
+    *on_end* is called once: the origin is done with this request, or the body was closed. *abort* drops the connection.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        stall_timeout: float,
+        on_end: Callable[[], None],
+        abort: Callable[[], None],
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._clock = clock
+        self._stall_timeout = stall_timeout
+        self._on_end = on_end
+        self._abort = abort
+        self._on_bytes = on_bytes
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._waiter: Optional[Deferred[bytes]] = None
+        self._waiting_since = 0.0
+        self._timer: Optional[IDelayedCall] = None
+        self._error: Optional[Exception] = None
+        self._ended = False
+        self.framed = True
+        """Whether Content-Length or chunks show where the body ends; else it ends with its connection, whole or not."""
+
+    # IProtocol: what twisted.web delivers
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended:
+            return  # what was on its way when the body was closed
+        self._on_bytes(len(data))
+        if self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            waiter.callback(data)
+            return
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size >= HIGH_WATER and not self._paused:
+            self._paused = True
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._ended:
+            return
+        error: Optional[Exception] = None
+        if reason.check(PotentialDataLoss):
+            self.framed = False
+        elif not reason.check(ResponseDone):
+            error = OriginUnreachable("the origin's answer broke off")
+        self._end(error)
+
+    # ByteStream: what the reader pulls
+
+    async def read(self) -> bytes:
+        if self._chunks:
+            chunk = self._chunks.popleft()
+            self._size -= len(chunk)
+            if self._paused and self._size <= HIGH_WATER // 2:
+                self._paused = False
+                self.transport.resumeProducing()  # type: ignore[union-attr]
+            return chunk
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            return b""
+        if self._waiter is not None:
+            raise RuntimeError("a body has one reader at a time")
+        self._waiter = Deferred(self._reader_left)
+        self._waiting_since = self._clock.seconds()
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._stall_timeout, self._check_stall)
+        return await self._waiter
+
+    def close(self) -> None:
+        self._chunks.clear()
+        self._size = 0
+        if not self._ended:
+            self._end(OriginUnreachable("the body was closed"))
+            self._abort()
+
+    def _reader_left(self, _waiter: object) -> None:
+        self._waiter = None
+
+    def _check_stall(self) -> None:
+        """One timer for the whole body: setting one for each chunk would cost more than moving the chunk."""
+        self._timer = None
+        if self._waiter is None:
+            return  # the next read that has to wait sets it again
+        left = self._waiting_since + self._stall_timeout - self._clock.seconds()
+        if left > 0:
+            self._timer = self._clock.callLater(left, self._check_stall)
+            return
+        self._end(OriginTimeout(f"the origin sent nothing for {self._stall_timeout:g} s"))
+        self._abort()
+
+    def _end(self, error: Optional[Exception]) -> None:
+        self._ended = True
+        self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiter, self._waiter = self._waiter, None
+        self._on_end()
+        if waiter is None:
+            return
+        if error is None:
+            waiter.callback(b"")
+        else:
+            waiter.errback(Failure(error))
+
+
+@implementer(IBodyProducer)
+class UploadProducer:
+    """Hands a `ByteStream` to an HTTP request as its body; an unknown *length* goes out in chunks.
+
+    `failure` tells afterwards what broke: the stream's own error, or an `OriginTimeout`.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        length: Optional[int],
+        clock: IReactorTime,
+        stall_timeout: float,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self.length: Union[int, str] = UNKNOWN_LENGTH if length is None else length
+        self.failure: Optional[Exception] = None
+        self._stream = stream
+        self._clock = clock
+        self._stall_timeout = stall_timeout
+        self._on_sent: Callable[[], None] = lambda: None
+        self._all_sent = False
+        self._on_bytes = on_bytes
+        self._paused = False
+        self._resumed: Optional[Deferred[None]] = None
+        self._timer: Optional[IDelayedCall] = None
+        self._pump: Optional[Deferred[None]] = None
+        self._stopped = False
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once the last byte was handed to the transport, at once if that is so already."""
+        if self._all_sent:
+            callback()
+        else:
+            self._on_sent = callback
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        done: Deferred[None] = Deferred(lambda _: self.stopProducing())
+        self._pump = Deferred.fromCoroutine(self._send(consumer))
+        self._pump.addCallbacks(self._sent, self._broke, callbackArgs=(done,), errbackArgs=(done,))
+        return done
+
+    def pauseProducing(self) -> None:
+        if not self._paused and not self._stopped:
+            self._paused = True
+            self._timer = self._clock.callLater(self._stall_timeout, self._stalled)
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._stop_timer()
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.callback(None)
+
+    def stopProducing(self) -> None:
+        """The origin has no use for more, or the connection is gone."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._stop_timer()
+        if self._pump is not None:
+            self._pump.cancel()
+        self._stream.close()
+
+    async def _send(self, consumer: IConsumer) -> None:
+        while not self._stopped:
+            if self._paused:
+                self._resumed = Deferred()
+                await self._resumed
+            chunk = await self._stream.read()
+            if self._stopped or not chunk:
+                return
+            self._on_bytes(len(chunk))
+            consumer.write(chunk)
+
+    def _sent(self, _result: None, done: Deferred[None]) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self._stop_timer()
+        self._stream.close()
+        self._all_sent = True
+        self._on_sent()
+        if not done.called:
+            done.callback(None)
+
+    def _broke(self, failure: Failure, done: Deferred[None]) -> None:
+        if failure.check(CancelledError) and self._stopped:
+            return
+        self._stopped = True
+        self._stop_timer()
+        self._stream.close()
+        if isinstance(failure.value, Exception) and self.failure is None:
+            self.failure = failure.value
+        if not done.called:
+            done.errback(failure)
+
+    def _stalled(self) -> None:
+        self._timer = None
+        self.failure = OriginTimeout(f"the origin took nothing of the upload for {self._stall_timeout:g} s")
+        if self._pump is not None:
+            self._pump.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

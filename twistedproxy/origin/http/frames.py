@@ -1,0 +1,134 @@
+"""Frames of an instance, as stored, from a store whose ways have to be found out.
+
+Rules that this module keeps:
+
+- All frames asked for, or an error; never a frame in another form than the stored one.
+- A store that is not known yet is asked for the first frame alone, dialect after dialect, until one brings it as stored.
+- A list is cut into requests of the size that the store serves best, and they run side by side.
+- Where the instance's transfer syntax is not known, native frames from an unproven store may be decompressed
+  ones: a second dialect is asked, once for each instance. If that brings compressed ones, they are the stored ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Optional, Union
+
+import attrs
+
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.http.answers import Budget, as_stored, is_native, read_frames
+from twistedproxy.origin.http.dialect import Dialect, Store
+from twistedproxy.origin.http.requests import Requests, side_by_side
+from twistedproxy.origin.interface import Caller, Priority
+
+# How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
+NOT_THIS_WAY = frozenset({400, 406, 415, 500, 501})
+# How stores refuse a list of frames that they would give one by one.
+NO_LISTS = NOT_THIS_WAY | {404, 405, 413, 414}
+
+
+class NotAsStored(OriginBadAnswer):
+    """The store sent frames in another form than the stored one."""
+
+
+@attrs.define
+class FrameLoad:
+    """One call of `Origin.frames`. *stored*: the instance's transfer syntax where it is known."""
+
+    requests: Requests
+    store: Store
+    instance: Instance
+    caller: Caller
+    priority: Priority
+    stored: Optional[str]
+    budget: Budget
+    lanes: int
+    found: dict[int, Frame] = attrs.field(factory=dict)
+
+    async def run(self, numbers: Sequence[int]) -> Mapping[int, Frame]:
+        pending = sorted(set(numbers))
+        if pending and not self.store.proven:
+            await self._find_dialect(pending[0])
+            del pending[0]
+        size = self.store.frames_per_request
+        chunks = [pending[start : start + size] for start in range(0, len(pending), size)]
+        await side_by_side([lambda chunk=chunk: self._load(chunk) for chunk in chunks], self.lanes)  # type: ignore[misc]
+        self.budget.check(tuple(self.found.values()))
+        return {number: self.found[number] for number in numbers}
+
+    async def _load(self, numbers: Sequence[int]) -> None:
+        """Load one request's worth, one by one where the store turns out to take no lists."""
+        try:
+            await self._ask(self.store.dialect, numbers)
+        except NotAsStored:
+            self.store.proven = False  # the next call looks for another dialect
+            raise
+        except OriginRefused as refused:
+            if len(numbers) == 1 or self.store.lists or refused.status not in NO_LISTS:
+                raise
+            for number in numbers:
+                await self._ask(self.store.dialect, [number])
+            self.store.one_a_request = True
+        else:
+            self.store.lists = self.store.lists or len(numbers) > 1
+
+    async def _find_dialect(self, number: int) -> None:
+        """Load one frame, and leave the dialect that brought it in the store."""
+        first_failure: Union[OriginRefused, NotAsStored, None] = None
+        for dialect in self.store.candidates():
+            try:
+                await self._ask(dialect, [number])
+            except (OriginRefused, NotAsStored) as failed:
+                if isinstance(failed, OriginRefused) and failed.status not in NOT_THIS_WAY:
+                    raise
+                first_failure = first_failure or failed
+                continue
+            if not self.store.proven:
+                await self._judge(dialect, number)
+            return
+        raise first_failure or OriginBadAnswer("the origin gives no frames as stored")
+
+    async def _judge(self, dialect: Dialect, number: int) -> None:
+        """What the frame that *dialect* brought says about the store."""
+        if not is_native(self.found[number].transfer_syntax):
+            self.store.prove(dialect)
+            return
+        # Native as stored proves nothing, but this dialect works.
+        self.store.dialect = dialect
+        if self.stored is not None or self.instance.sop in self.store.checked:
+            return
+        native = self.found[number]
+        for other in self.store.candidates()[1:]:
+            if other.frames is None:
+                continue
+            try:
+                await self._ask(other, [number])
+            except (OriginRefused, OriginBadAnswer):
+                self.found[number] = native
+                continue
+            if not is_native(self.found[number].transfer_syntax):
+                self.store.prove(other)
+                return
+            self.found[number] = native
+        self.store.check_off(self.instance.sop)
+
+    async def _ask(self, dialect: Dialect, numbers: Sequence[int]) -> None:
+        accept = dialect.frames_accept(self.stored)
+        if accept is None:
+            raise NotAsStored("the instance's transfer syntax is not known")
+        listed = ",".join(map(str, numbers))
+        target = f"{self.instance.root}/{self.instance.path}/frames/{listed}"
+        answer = await self.requests.get(target, accept, self.caller, self.priority)
+        try:
+            frames = await read_frames(answer, len(numbers), self.stored, self.budget)
+        except OriginBadAnswer:
+            if answer.status == 206:
+                raise OriginRefused(404, (), b"the origin does not have all of these frames") from None
+            raise
+        if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames):
+            raise NotAsStored("the origin sent frames in another form than the stored one")
+        self.store.hear(answer.headers)
+        self.found.update(zip(numbers, frames, strict=True))
