@@ -21,6 +21,7 @@ blotted out, and so are credentials inside texts, tracebacks and URLs.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import signal
@@ -69,6 +70,16 @@ _FIXED = frozenset(("time", "level", "namespace", "message", "failure"))
 _TWISTED = frozenset(("system", "format", "isError", "why", "logLevel", "from_stdlib", "printed"))
 
 
+# Made once: json.dumps with arguments of its own makes an encoder for every line.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@functools.lru_cache(1024)
+def _is_secret(name: str) -> bool:
+    """Whether a field's name says that it is secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def redacted(text: str) -> str:
     """*text* without the credentials that can be told by their shape, cut to a bounded length."""
     if len(text) > MAX_TEXT:
@@ -83,7 +94,7 @@ def json_line(event: LogEvent) -> str:
     """One event as one line of JSON, newline included. Never raises: a log that fails hides what it was about."""
     try:
         fields = _fields(event)
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        return _encode(fields) + "\n"
     except Exception as error:
         return (
             json.dumps({"time": _time(event), "level": "error", "namespace": __name__, "message": repr(error)}) + "\n"
@@ -103,7 +114,7 @@ def _fields(event: LogEvent) -> dict[str, object]:
         fields["failure"] = redacted(failure.getTraceback())
     for name, value in event.items():
         if not name.startswith("log_") and name not in _FIXED and name not in _TWISTED:
-            fields[name] = BLOT if _SECRET_NAME.search(name) else _plain(value)
+            fields[name] = BLOT if _is_secret(name) else _plain(value)
     return fields
 
 
@@ -125,7 +136,7 @@ def _plain(value: object, depth: int = MAX_DEPTH) -> object:
         return redacted(bytes(value[:MAX_TEXT]).decode("utf-8", "backslashreplace"))
     if depth and isinstance(value, Mapping):
         items = list(value.items())[:MAX_ITEMS]
-        return {str(k): BLOT if _SECRET_NAME.search(str(k)) else _plain(v, depth - 1) for k, v in items}
+        return {str(k): BLOT if _is_secret(str(k)) else _plain(v, depth - 1) for k, v in items}
     if depth and isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item, depth - 1) for item in list(value)[:MAX_ITEMS]]
     return redacted(str(value))
