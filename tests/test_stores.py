@@ -22,7 +22,8 @@ from tests.processes import Child, Store
 from tests.slides import ENCODINGS, OffsetTable, encoded_frame, loop, slide
 from tests.stores import dialects, faults, orthanc
 from tests.stores.dialects import DIALECTS, media_ranges
-from tests.stores.simulated import SimulatedStore, big_pieces
+from tests.stores.holdings import big_pieces
+from tests.stores.simulated import SimulatedStore
 from tests.waiting import NeverHappened, wait_until, within
 
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'

@@ -19,8 +19,8 @@ import psutil
 
 from tests.benchmarks.measuring import TIMEOUT, Fetcher, table
 from tests.processes import Child, Proxy, Store
+from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
-from tests.stores.simulated import big_pieces
 
 LIMIT = 64 << 20  # bytes by which the proxy's resident memory may grow
 PATH = "/dicomweb/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
