@@ -37,6 +37,7 @@ RESOURCES = [
     (INSTANCE + b"/pixeldata", Resource(Kind.PIXELDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulkdata", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulkdata/00081140/1/00081199", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),
+    (INSTANCE + b"/bulk/7fe00010", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/frames/7", Resource(Kind.FRAMES, "", "1.2", "3.4", "5.6", "7")),
     (INSTANCE + b"/frames/3,1,2", Resource(Kind.FRAMES, "", "1.2", "3.4", "5.6", "3,1,2")),
     (INSTANCE + b"/frames/3%2C1%2c2", Resource(Kind.FRAMES, "", "1.2", "3.4", "5.6", "3,1,2")),

@@ -255,6 +255,6 @@ def _common_kind(rest: Sequence[str], rendered: Kind) -> Kind:
             return Kind.THUMBNAIL
         case ["pixeldata"]:
             return Kind.PIXELDATA
-        case ["bulkdata", *_]:
+        case ["bulkdata", *_] | ["bulk", _, *_]:  # Orthanc's BulkDataURI says "bulk"
             return Kind.BULKDATA
     raise _no_resource(rest)
