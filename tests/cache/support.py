@@ -19,8 +19,10 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from twistedproxy.cache import resp, with_parent
+from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import answers
-from twistedproxy.cache.link import Link, Patience
+from twistedproxy.cache.endpoints import HELLO
+from twistedproxy.cache.link import Link
 from twistedproxy.dicom.address import Instance
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
@@ -54,7 +56,7 @@ async def ask(path: str, *arguments: bytes) -> Any:
     """What the server on the unix socket at *path* answers to one command."""
     reactor = installed_reactor()
     endpoint = UNIXClientEndpoint(reactor, path)
-    connection = Link(reactor, endpoint, [resp.command(b"PING")], path, Patience(5.0, 5.0))
+    connection = Link(reactor, endpoint, HELLO, path, Patience(5.0, 5.0))
     connection.start()
     try:
         await connection.wait_up(5.0)

@@ -10,8 +10,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.cache.batches import SECOND_LOOK_SECONDS, BatchProtocol, Patience
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.link import SECOND_LOOK_SECONDS, BatchProtocol, Patience
 
 SILENCE, TOTAL = 1.0, 5.0
 

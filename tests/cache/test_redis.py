@@ -22,11 +22,13 @@ from tests.cache.contract import CacheContract
 from tests.cache.support import A, RunningServer, ask, installed_reactor, until
 from twistedproxy.cache import link, redis, resp
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
+from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import EmbeddedServer, find_server, packaged_server
 from twistedproxy.cache.embedded_cache import EmbeddedCache
+from twistedproxy.cache.endpoints import Greeting
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.cache.keys import instance_keys
-from twistedproxy.cache.link import Link, Patience
+from twistedproxy.cache.link import Link
 from twistedproxy.cache.redis import RedisCache, redis_cache
 
 
@@ -327,7 +329,7 @@ class AddressTests(Servers):
         connection = Link(
             installed_reactor(),
             UNIXClientEndpoint(installed_reactor(), server.socket),
-            [resp.command(b"AUTH", b"other-secret"), resp.command(b"PING")],
+            Greeting((resp.command(b"AUTH", b"other-secret"),)),
             "test",
             Patience(5.0, 5.0),
         )
@@ -338,6 +340,16 @@ class AddressTests(Servers):
         keyspace = (await connection.send(resp.command(b"INFO", b"keyspace"), 1))[0]
         await connection.stop()
         self.assertIn(b"db3:keys=5", keyspace)
+        self.assertNotIn("secret", "".join(lines) + repr(await cache.status()))
+
+    async def test_a_server_that_repeats_the_password_is_not_quoted(self) -> None:
+        """One without AUTH names what it was sent in its error."""
+        port = free_port()
+        await self.server("--port", str(port), "--bind", "127.0.0.1", "--rename-command", "AUTH", "")
+        self.patch(redis, "START_SECONDS", 0.1)
+        lines = self.logged()
+        cache = await self.open(RedisAddress("127.0.0.1", port, login=Login(None, "right-secret")))
+        self.assertIn("unknown command", str((await cache.status())["reason"]))
         self.assertNotIn("secret", "".join(lines) + repr(await cache.status()))
 
     async def test_tls_is_verified(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+import attrs
 import txredisapi  # type: ignore[import-untyped]
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
@@ -38,26 +39,38 @@ def open_endpoint(reactor: Any, address: ServerAddress, trust_root: Any = None) 
     return wrapClientTLS(optionsForClientTLS(address.host, trustRoot=trust), endpoint)
 
 
-def greeting(address: ServerAddress) -> list[bytes]:
-    """The commands that make a connection usable; the last one is PING."""
+@attrs.frozen
+class Greeting:
+    """The commands that make a connection usable, and the password among them."""
+
+    commands: tuple[bytes, ...]
+    _password: str = attrs.field(default="", repr=False)
+
+    def refusal(self, replies: list[object]) -> Optional[str]:
+        """Why *replies* don't make the connection usable, or None. Without the password: errors may quote commands."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                return str(reply).replace(self._password, "...") if self._password else str(reply)
+            if isinstance(reply, list) and reply[:1] != [b"master"]:
+                return "the server that the sentinels named is not a master"
+        return None
+
+
+PING = command(b"PING")
+HELLO = Greeting((PING,))
+
+
+def greeting(address: ServerAddress) -> Greeting:
+    """What to say first to the server at *address*."""
     commands: list[bytes] = []
-    if not isinstance(address, UnixAddress) and address.login is not None:
-        commands.append(_auth(address.login))
+    login = None if isinstance(address, UnixAddress) else address.login
+    if login is not None:
+        commands.append(_auth(login))
     if isinstance(address, RedisAddress) and address.database:
         commands.append(command(b"SELECT", b"%d" % address.database))
     if isinstance(address, SentinelAddress):
         commands.append(command(b"ROLE"))
-    return [*commands, command(b"PING")]
-
-
-def refusal(replies: list[object]) -> Optional[str]:
-    """Why the replies to a greeting don't make the connection usable, or None."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            return str(reply)
-        if isinstance(reply, list) and reply[:1] != [b"master"]:
-            return "the server that the sentinels named is not a master"
-    return None
+    return Greeting((*commands, PING), "" if login is None else login.password)
 
 
 def _auth(login: Login) -> bytes:

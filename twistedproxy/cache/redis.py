@@ -20,10 +20,11 @@ from twisted.logger import Logger
 
 from twistedproxy.cache import resp
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.endpoints import MasterEndpoint, greeting, open_endpoint
+from twistedproxy.cache.batches import Patience
+from twistedproxy.cache.endpoints import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
 from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading
 from twistedproxy.cache.keys import InstanceKeys, fence_of, instance_keys, new_generation, scope_key, unstamp
-from twistedproxy.cache.link import Link, Patience
+from twistedproxy.cache.link import Link
 from twistedproxy.cache.memory import read_outcome
 from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.reads import ReadGatherer
@@ -52,7 +53,7 @@ def redis_cache(
 
 
 class RedisCache:
-    """A `Cache` on the server behind *endpoint*, greeted with the commands of *hello*; *where* is for people.
+    """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people.
 
     *reactor* must be the installed one: txredisapi uses that.
     """
@@ -65,7 +66,7 @@ class RedisCache:
         reactor: Any,
         endpoint: IStreamClientEndpoint,
         where: str,
-        hello: Optional[list[bytes]] = None,
+        hello: Greeting = HELLO,
         observer: Optional[CacheObserver] = None,
     ) -> None:
         self._reactor = reactor
@@ -73,7 +74,6 @@ class RedisCache:
         self._observer = observer or NullObserver()
         self._complaints = Complaints(self.log, reactor.seconds)
         self._endpoint = endpoint
-        hello = hello or [resp.command(b"PING")]
         self._reads = Link(reactor, endpoint, hello, where, READ_PATIENCE)
         self._writes = Link(reactor, endpoint, hello, where, WRITE_PATIENCE)
         self._gatherer = ReadGatherer(reactor, self._reads.send)
@@ -186,7 +186,7 @@ class RedisCache:
     async def ping(self) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
         for link in (self._reads, self._writes):
-            for reply in await link.send(resp.command(b"PING"), 1):
+            for reply in await link.send(PING, 1):
                 if isinstance(reply, Exception):
                     raise CacheUnavailable(str(reply))
 
