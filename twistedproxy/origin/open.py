@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
+from twistedproxy.metrics import Metrics
 from twistedproxy.origin.interface import Origin
-from twistedproxy.origin.observer import OriginObserver
 from twistedproxy.settings import Settings
 
 
-def open_origin(reactor: Any, url: str, settings: Settings, observer: Optional[OriginObserver] = None) -> Origin:
+def open_origin(reactor: Any, url: str, settings: Settings, metrics: Metrics) -> Origin:
     """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started."""
     if url.startswith("sample:"):
         from twistedproxy.origin.sample import SampleOrigin
@@ -19,6 +19,6 @@ def open_origin(reactor: Any, url: str, settings: Settings, observer: Optional[O
         from twistedproxy.origin.folder import FolderOrigin
 
         return FolderOrigin(reactor, url[len("file:") :])
-    from twistedproxy.origin.http import HTTPOrigin
+    from twistedproxy.origin.http.origin import HTTPOrigin
 
-    return HTTPOrigin(reactor, url, settings, observer)
+    return HTTPOrigin(reactor, url, settings, metrics)

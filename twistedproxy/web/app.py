@@ -228,7 +228,7 @@ class ProxyRoutes:
         seen = outside(
             peer, bool(request.isSecure()), request.requestHeaders.getRawHeaders, self.settings.trusted_proxy, default
         )
-        request.client = seen.client  # type: ignore[attr-defined]
+        request.client_seen = seen.client  # type: ignore[attr-defined]
         return seen
 
 

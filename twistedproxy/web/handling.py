@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Optional, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
@@ -80,10 +80,8 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
 
 def client_of(request: Request) -> str:
     """The address of the client, as far as it is known to be true."""
-    client = getattr(request, "client", None)
-    if client is None:
-        client = getattr(request.getClientAddress(), "host", "") or "-"
-    return str(client)
+    seen: Optional[str] = getattr(request, "client_seen", None)
+    return seen or getattr(request.getClientAddress(), "host", None) or "-"
 
 
 def answer_error(request: Request, error: Exception) -> None:

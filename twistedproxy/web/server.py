@@ -160,6 +160,10 @@ class StreamingRequest(Request):
 
     channel: ProxyChannel
     upload: Optional[Upload] = None
+    cache_outcome: str = ""
+    """What the cache did for this request, in one word, for metrics and the log."""
+    client_seen: Optional[str] = None
+    """The client's address, where a trusted proxy says so."""
     _lingering: Any = None
 
     def gotLength(self, length: Optional[int]) -> None:
