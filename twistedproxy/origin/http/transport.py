@@ -80,7 +80,7 @@ class Transport:
         self._stall_timeout = stall_timeout
         self._on_bytes = on_bytes
         self._base, self._host, self._endpoint = _where(reactor, url, connect_timeout, policy)
-        self._kept = HTTPConnectionPool(reactor, persistent=True)
+        self._kept = _Pool(reactor, persistent=True)
         self._kept.retryAutomatically = False  # done here, where it is known whether a connection was kept
         self._kept.maxPersistentPerHost = connections
         self._kept.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
@@ -88,7 +88,6 @@ class Transport:
         self._used: WeakSet[HTTP11ClientProtocol] = WeakSet()
         self._waiting: set[Deferred[IResponse]] = set()
         self._bodies: set[AnswerBody] = set()
-        self._closed = False
 
     @property
     def base(self) -> bytes:
@@ -149,17 +148,24 @@ class Transport:
 
     async def close(self) -> None:
         """Drop all connections; who still waits for an answer or a body is told."""
-        self._closed = True
+        self._kept.closed = True
         for waiting in tuple(self._waiting):
             waiting.cancel()
         for body in tuple(self._bodies):
             body.close()
         await self._kept.closeCachedConnections()
 
-    def body_ended(self, body: AnswerBody) -> None:
-        self._bodies.discard(body)
-        if self._closed:  # its connection has just gone back to the pool
-            self._kept.closeCachedConnections()
+
+class _Pool(HTTPConnectionPool):
+    """Kept connections. One that becomes idle after the end is not kept."""
+
+    closed = False
+
+    def _putConnection(self, key: object, connection: HTTP11ClientProtocol) -> None:
+        if self.closed:
+            connection.transport.loseConnection()  # type: ignore[union-attr]
+        else:
+            super()._putConnection(key, connection)
 
 
 class _Dropped(Exception):
@@ -254,7 +260,7 @@ class _Exchange:
         if self._early:
             # Half a request was sent: twisted.web would wait for the rest of it before it closes.
             connection.transport.abortConnection()  # type: ignore[union-attr]
-        self._owner.body_ended(body)
+        self._owner._bodies.discard(body)
         self._on_end()
 
     def _answer(self, connection: HTTP11ClientProtocol, response: IResponse, named: list[bytes]) -> Answer:

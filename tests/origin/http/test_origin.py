@@ -1,0 +1,546 @@
+"""The HTTP origin against simulated stores of every known kind, on real sockets, and their faults."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from tests.slides import files
+from tests.stores import faults
+from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_SYNTAX, ORTHANC, STANDARD, Dialect
+from tests.stores.instances import StoredInstance, from_file
+from tests.stores.simulated import SimulatedStore
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.origin.errors import (
+    OriginBadAnswer,
+    OriginError,
+    OriginRefused,
+    OriginTimeout,
+    OriginUnreachable,
+)
+from twistedproxy.origin.http import HTTPOrigin
+from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
+from twistedproxy.settings import Settings
+from twistedproxy.streams import BytesStream, StreamTooLong, read_all
+
+MB = 1 << 20
+ANYONE = Caller(b"anyone")
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+_made: dict[str, StoredInstance] = {}
+
+
+def stored(encoding: str = "jpeg") -> StoredInstance:
+    """A slide of 12 frames, made once."""
+    if encoding not in _made:
+        with tempfile.TemporaryDirectory() as folder:
+            _made[encoding] = from_file(files.slide(Path(folder, "slide.dcm"), tile=64, encoding=encoding).path)
+    return _made[encoding]
+
+
+class Counts:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[str, str]] = []
+        self.bytes = {"in": 0, "out": 0}
+
+    def origin_operation(self, name: str, outcome: str, seconds: float) -> None:
+        self.operations.append((name, outcome))
+
+    def origin_bytes(self, direction: str, size: int) -> None:
+        self.bytes[direction] += size
+
+
+class StoreTestCase(TestCase):
+    timeout = 30
+
+    def begin(self, dialect: Dialect = STANDARD, encoding: str = "jpeg", **settings: Any) -> None:
+        """A store of *dialect* with one slide, and an origin in front of it."""
+        from twisted.internet import reactor
+
+        self.slide = stored(encoding)
+        self.store = SimulatedStore(reactor, dialect, [self.slide]).start()
+        self.counts = Counts()
+        known: dict[str, Any] = {"origin_timeout": 5.0, "origin_stall_timeout": 5.0}
+        self.origin = origin = HTTPOrigin(reactor, self.store.url, Settings(**{**known, **settings}), self.counts)
+        self.instance = Instance(origin.url, "", self.slide.study, self.slide.series, self.slide.sop)
+        store = self.store
+
+        async def stop() -> None:
+            await origin.stop()
+            await store.stop()
+
+        self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
+
+    async def facts(self, **changes: Any) -> InstanceMetadata:
+        return attrs.evolve(await self.origin.metadata(self.instance, ANYONE), **changes)
+
+    async def frames(
+        self, numbers: Sequence[int], metadata: Optional[InstanceMetadata] = None, limit: Optional[int] = None
+    ) -> dict[int, Frame]:
+        metadata = metadata or InstanceMetadata(12, transfer_syntax=self.slide.transfer_syntax)
+        found = await self.origin.frames(self.instance, numbers, ANYONE, metadata, Priority.CALLER, limit)
+        return dict(found)
+
+    def expected(self, numbers: Sequence[int]) -> dict[int, Frame]:
+        return {number: Frame(self.slide.frames[number - 1], self.slide.transfer_syntax) for number in numbers}
+
+    async def refuses(self, error: type[OriginError], numbers: Sequence[int] = (1,)) -> OriginError:
+        try:
+            await self.frames(numbers)
+        except error as caught:
+            return caught
+        self.fail(f"no {error.__name__}")
+
+
+class DialectTests(StoreTestCase):
+    async def test_every_store_and_encoding(self) -> None:
+        """Frames are as stored at every known kind of store, whether metadata or parts say the transfer syntax or not."""
+        for name, dialect in DIALECTS.items():
+            for encoding in ("jpeg", "raw"):
+                with self.subTest(store=name, encoding=encoding):
+                    self.begin(dialect, encoding)
+                    numbers = [5, 1, 2, 12, 7]
+                    metadata = await self.facts()
+                    self.assertEqual(await self.frames(numbers, metadata), self.expected(numbers))
+
+    async def test_stores_that_hide_their_address(self) -> None:
+        """A store whose URL tells nothing is found out from its answers, at most a few requests dearer."""
+        for dialect in (ORTHANC, DCM4CHEE, DCM4CHEE_OLD, GOOGLE):
+            for known in (True, False):
+                with self.subTest(store=dialect.name, known=known):
+                    self.begin(attrs.evolve(dialect, root="/hidden", syntax_tag="00083002" if known else ""))
+                    metadata = await self.facts()
+                    self.assertEqual(await self.frames([1, 2, 3], metadata), self.expected([1, 2, 3]))
+                    learning = len(self.store.seen("/frames/"))
+                    self.assertLessEqual(learning, 4)
+                    await self.frames([4], metadata)
+                    self.assertEqual(len(self.store.seen("/frames/")), learning + 1)
+
+    async def test_orthanc_one_by_one(self) -> None:
+        """Orthanc gives itself away with its first answer and is then asked for one frame a request."""
+        self.begin(ORTHANC)
+        await self.frames([3, 1, 2])
+        paths = sorted(line.rpartition("/")[2] for line in self.store.lines("/frames/"))
+        self.assertEqual(paths, ["1", "2", "3"])
+        self.assertEqual(self.origin.frames_per_request(self.instance), 1)
+
+    async def test_dcm4chee_in_one_go(self) -> None:
+        """dcm4chee, known by its URL, gets one request with ascending numbers and no octet-stream."""
+        self.begin(DCM4CHEE)
+        await self.frames([3, 1, 2])
+        (seen,) = self.store.seen("/frames/")
+        self.assertEqual(seen.path.rpartition("/")[2], "1,2,3")
+        self.assertEqual(seen.header("Accept"), 'multipart/related; type="*/*"')
+
+    async def test_standard(self) -> None:
+        """Once a store has proven that it doesn't decompress, lists go out in one request."""
+        self.begin()
+        await self.frames([1])
+        await self.frames([2, 3, 4])
+        self.assertEqual([line.rpartition("/")[2] for line in self.store.lines("/frames/")], ["1", "2,3,4"])
+
+    async def test_no_lists(self) -> None:
+        """A store that has each frame as a file, and no lists, is asked one by one from then on."""
+        self.begin()
+        self.store.fail(faults.Answer(404), lambda seen: "," in seen.path, times=None)
+        self.assertEqual(await self.frames([1, 2, 3]), self.expected([1, 2, 3]))
+        self.assertEqual(self.origin.frames_per_request(self.instance), 1)
+
+    async def test_uncompressed_and_unknown(self) -> None:
+        """Where nothing tells the transfer syntax of native frames, a second dialect is asked once for an instance."""
+        self.begin(attrs.evolve(NO_SYNTAX, root="/hidden"), "raw")
+        metadata = await self.facts(transfer_syntax=None)
+        for number in (1, 2):
+            (frame,) = (await self.frames([number], metadata)).values()
+            self.assertEqual(frame, Frame(self.slide.frames[number - 1], EXPLICIT))
+        self.assertEqual(len(self.store.seen("/frames/")), 3)
+
+    async def test_only_decompressed(self) -> None:
+        """A store that decompresses whatever it is asked gives no frames: they would not be as stored."""
+        self.begin(attrs.evolve(DCM4CHEE, root="/hidden"))
+        self.store.fail(
+            faults.Answer(200, (("Content-Type", "application/octet-stream"),), b"x" * 100), "/frames/", times=None
+        )
+        await self.refuses(OriginBadAnswer)
+
+    async def test_identity_is_asked_for(self) -> None:
+        """Own requests ask for no compression and carry the caller's headers, and ours only once."""
+        self.begin()
+        caller = Caller(b"x", ((b"Authorization", b"Bearer t"), (b"Accept", b"text/html"), (b"Connection", b"close")))
+        await self.origin.metadata(self.instance, caller)
+        headers = {name.lower(): value for name, value in self.store.requests[0].headers}
+        self.assertEqual(
+            headers,
+            {
+                "host": self.store.server.removeprefix("http://"),
+                "accept": "application/dicom+json",
+                "accept-encoding": "identity",
+                "user-agent": "twistedproxy",
+                "authorization": "Bearer t",
+            },
+        )
+
+
+class FrameTests(StoreTestCase):
+    async def test_limit(self) -> None:
+        """More bytes than the limit are StreamTooLong, exactly."""
+        self.begin()
+        size = sum(len(frame) for frame in self.slide.frames)
+        numbers = range(1, 13)
+        self.assertEqual(len(await self.frames(numbers, limit=size)), 12)
+        for limit in (size - 1, 100):
+            with self.assertRaises(StreamTooLong):
+                await self.frames(numbers, limit=limit)
+
+    async def test_limit_of_an_endless_answer(self) -> None:
+        """An answer that never ends is cut at the limit."""
+        self.begin()
+        body = (b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + b"\xff\xd8\xff" * 40000) * 20
+        self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related; boundary=x"),), body))
+        with self.assertRaises(StreamTooLong):
+            await self.frames([1], limit=1000)
+
+    async def test_none(self) -> None:
+        """No numbers, no request."""
+        self.begin()
+        self.assertEqual(await self.frames([]), {})
+        self.assertEqual(self.store.requests, [])
+
+    async def test_missing(self) -> None:
+        """Frames that the store doesn't have are a 404, however the store says it."""
+        for dialect in (STANDARD, DCM4CHEE, GOOGLE):
+            with self.subTest(store=dialect.name):
+                self.begin(dialect)
+                refused = await self.refuses(OriginRefused, [1, 2, 13])
+                assert isinstance(refused, OriginRefused)
+                self.assertEqual(refused.status, 404)
+
+    async def test_side_by_side(self) -> None:
+        """Frames of a one-frame-a-request store are asked for side by side, within the limit."""
+        self.begin(ORTHANC, origin_concurrency=4)
+        await self.frames([1])
+        gate = self.store.hold("/frames/")
+        running = Deferred.fromCoroutine(self.frames(range(1, 13)))
+        await gate.reached(4)
+        self.assertEqual(len(self.store.seen("/frames/")), 5)
+        gate.release()
+        self.assertEqual(await running, self.expected(range(1, 13)))
+
+    async def test_cancel(self) -> None:
+        """Cancelling ends all requests, at the store too, and leaves every slot free."""
+        self.begin(ORTHANC, origin_concurrency=4)
+        await self.frames([1])
+        gate = self.store.hold("/frames/")
+        running = Deferred.fromCoroutine(self.frames(range(1, 13)))
+        await gate.reached(4)
+        running.cancel()
+        with self.assertRaises(CancelledError):
+            await running
+        self.assertEqual(self.origin.status()["requests"]["running"], 0)  # type: ignore[index]
+        gate.release()
+        self.assertEqual(await self.frames([2]), self.expected([2]))
+
+    async def test_one_fails(self) -> None:
+        """One failed request of many fails the call and ends the others."""
+        self.begin(ORTHANC)
+        await self.frames([1])
+        gate = self.store.hold(lambda seen: "/frames/" in seen.path and not seen.path.endswith("/7"))
+        self.store.fail(faults.Reset(), "/frames/7", times=None)
+        await self.refuses(OriginUnreachable, range(1, 13))
+        self.assertEqual(self.origin.status()["requests"]["running"], 0)  # type: ignore[index]
+        gate.release()
+
+    async def test_many_callers(self) -> None:
+        """Hundreds of frame lists at once all come through the same few slots."""
+        self.begin(ORTHANC, origin_concurrency=3)
+        metadata = await self.facts()
+        calls = [Deferred.fromCoroutine(self.frames(range(1, 13), metadata)) for _ in range(20)]
+        for found in await gatherResults(calls):
+            self.assertEqual(found, self.expected(range(1, 13)))
+        self.assertEqual(self.origin.status()["requests"]["waiting"], 0)  # type: ignore[index]
+
+
+class FaultTests(StoreTestCase):
+    async def test_bad_answers(self) -> None:
+        """What isn't whole, or isn't frames, is OriginBadAnswer, from known stores and from unknown ones."""
+        cases = (
+            faults.html(),
+            faults.HalfMultipart(),
+            faults.NoClosingDelimiter(),
+            faults.TooFewParts(),
+            faults.TooManyParts(),
+            faults.WrongPartType(),
+            faults.redirect("http://127.0.0.1:1/"),
+        )
+        for fault in cases:
+            for known in (False, True):
+                for numbers in ([1], [1, 2, 3]):
+                    with self.subTest(fault=fault, known=known, numbers=numbers):
+                        self.begin()
+                        if known:
+                            await self.frames([1])
+                        self.store.fail(fault, "/frames/", times=None)
+                        await self.refuses(OriginBadAnswer, numbers)
+                        self.store.heal()
+                        self.assertEqual(await self.frames([1, 2]), self.expected([1, 2]))
+
+    async def test_broken_connections(self) -> None:
+        """Resets and closed connections at any point are OriginUnreachable."""
+        for fault in (faults.Reset(), faults.Close(), faults.Reset(100), faults.Close(100)):
+            with self.subTest(fault=fault):
+                self.begin()
+                self.store.fail(fault, "/frames/", times=None)
+                await self.refuses(OriginUnreachable)
+
+    async def test_stalls(self) -> None:
+        """A store that stalls, before or within its answer, is OriginTimeout, and its slot is free again."""
+        for fault in (faults.Stall(), faults.Stall(100)):
+            with self.subTest(fault=fault):
+                self.begin(origin_timeout=0.1, origin_stall_timeout=0.1, origin_concurrency=1)
+                self.store.fail(fault, "/frames/")
+                await self.refuses(OriginTimeout)
+                self.assertEqual(await self.frames([1]), self.expected([1]))
+
+    async def test_refusals(self) -> None:
+        """A refusal comes with its status, body and the headers that matter, the body bounded."""
+        self.begin()
+        headers = (("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer"), ("Set-Cookie", "a=b"))
+        for status in (401, 403, 404, 500):
+            with self.subTest(status=status):
+                self.store.fail(faults.Answer(status, headers, b"x" * 200_000), times=None)
+                for work in (lambda: self.frames([1]), lambda: self.origin.metadata(self.instance, ANYONE)):
+                    with self.assertRaises(OriginRefused) as caught:
+                        await work()
+                    refused = caught.exception
+                    self.assertEqual((refused.status, refused.body), (status, b"x" * 65536))
+                    self.assertEqual(
+                        sorted(refused.headers), [(b"Content-Type", b"text/plain"), (b"WWW-Authenticate", b"Bearer")]
+                    )
+                self.store.heal()
+
+    async def test_busy(self) -> None:
+        """429 and 503 are asked again, for own requests and for passed-on GETs; never a POST."""
+        self.begin()
+        metadata = await self.facts()
+        for fault in (faults.Answer(429, (("Retry-After", "0"),), b"later"), faults.unavailable(0)):
+            self.store.fail(fault)
+            self.assertEqual(await self.frames([1], metadata), self.expected([1]))
+            self.store.fail(fault)
+            answer = await self.origin.forward(OriginRequest(b"GET", b"/studies"))
+            self.assertEqual(answer.status, 200)
+            await read_all(answer.body, MB)
+            self.store.fail(fault)
+            answer = await self.origin.forward(OriginRequest(b"POST", b"/studies", body=BytesStream(b"x"), length=1))
+            self.assertIn(answer.status, (429, 503))
+            await read_all(answer.body, MB)
+
+    async def test_busy_for_too_long(self) -> None:
+        """An origin that wants us later than the deadline gets its refusal handed on."""
+        self.begin()
+        self.store.fail(faults.unavailable(60), times=None)
+        refused = await self.refuses(OriginRefused)
+        assert isinstance(refused, OriginRefused)
+        self.assertEqual((refused.status, refused.headers), (503, ((b"Retry-After", b"60"),)))
+        answer = await self.origin.forward(OriginRequest(b"GET", b"/studies"))
+        self.assertEqual((answer.status, await read_all(answer.body, MB)), (503, b"later"))
+
+    async def test_nothing_leaks_a_slot(self) -> None:
+        """After every kind of failure all slots are free."""
+        self.begin(origin_timeout=0.1, origin_stall_timeout=0.1)
+        cases = [faults.html(), faults.Reset(), faults.Reset(10), faults.Stall(), faults.Stall(10), faults.Answer(500)]
+        for fault in cases:
+            self.store.fail(fault, times=None)
+            for work in (
+                self.frames([1, 2, 3]),
+                self.origin.metadata(self.instance, ANYONE),
+                self.origin.readable(self.instance, ANYONE),
+                self._read_instance(),
+            ):
+                with self.assertRaises(OriginError):
+                    await work
+            self.store.heal()
+        requests = self.origin.status()["requests"]
+        assert isinstance(requests, dict)
+        self.assertEqual(set(requests.values()), {0})
+
+    async def _read_instance(self) -> None:
+        await read_all(await self.origin.stored_instance(self.instance, ANYONE), 64 * MB)
+
+
+class MetadataTests(StoreTestCase):
+    async def test_facts(self) -> None:
+        """Metadata are read at every kind of store."""
+        for dialect in DIALECTS.values():
+            with self.subTest(store=dialect.name):
+                self.begin(dialect)
+                metadata = await self.facts()
+                self.assertEqual((metadata.frames, metadata.columns, metadata.total_columns), (12, 64, 256))
+                said = self.slide.transfer_syntax if dialect.syntax_tag else None
+                self.assertEqual(metadata.transfer_syntax, said)
+
+    async def test_bad_metadata(self) -> None:
+        """What is no metadata, or only half of it, is an error."""
+        self.begin()
+        for fault in (
+            faults.html(),
+            faults.Answer(200, (("Content-Type", "application/dicom+json"),), b"[]"),
+            faults.Answer(200, (("Content-Type", "application/dicom+json"),), b'[{"00280010": {"vr"'),
+            faults.Answer(200, (("Content-Type", "application/dicom+json"), ("Content-Encoding", "gzip")), b"x"),
+            faults.Answer(204),
+        ):
+            with self.subTest(fault=fault):
+                self.store.fail(fault)
+                with self.assertRaises(OriginBadAnswer):
+                    await self.facts()
+
+    async def test_readable(self) -> None:
+        """Readable is what a search lists; refused and unknown are not; a failing store is neither."""
+        self.begin()
+        self.assertTrue(await self.origin.readable(self.instance, ANYONE))
+        self.assertEqual(len(self.store.requests), 1)
+        unknown = attrs.evolve(self.instance, sop="1.2.3")
+        self.assertFalse(await self.origin.readable(unknown, ANYONE))
+        for fault in (
+            faults.Answer(401),
+            faults.Answer(403),
+            faults.Answer(404),
+            faults.Answer(200, (), b"[]"),
+            faults.Answer(200, (), b'[{"00080018": {"vr": "UI", "Value": ["1.2"]}}]'),
+        ):
+            self.store.fail(fault)
+            self.assertFalse(await self.origin.readable(self.instance, ANYONE), fault)
+        for fault in (faults.Answer(500), faults.html(), faults.Reset(), faults.Answer(200, (), b"x" * 3 * MB)):
+            self.store.heal()
+            self.store.fail(fault, times=None)
+            with self.assertRaises(OriginError):
+                await self.origin.readable(self.instance, ANYONE)
+
+
+class StoredInstanceTests(StoreTestCase):
+    async def test_every_store(self) -> None:
+        """The file comes out byte for byte, from multipart and single-part stores."""
+        for name, dialect in DIALECTS.items():
+            with self.subTest(store=name):
+                self.begin(dialect)
+                stream = await self.origin.stored_instance(self.instance, ANYONE)
+                self.assertEqual(await read_all(stream, 64 * MB), self.slide.part10)
+
+    async def test_not_whole(self) -> None:
+        """The end of a file that isn't whole is an error, not an end."""
+        self.begin()
+        for fault in (faults.HalfMultipart(), faults.NoClosingDelimiter(), faults.TooFewParts(), faults.TooManyParts()):
+            with self.subTest(fault=fault):
+                self.store.fail(fault, times=None)
+                with self.assertRaises(OriginBadAnswer):
+                    await read_all(await self.origin.stored_instance(self.instance, ANYONE), 64 * MB)
+                self.store.heal()
+
+    async def test_one_at_a_time(self) -> None:
+        """A second whole-instance load waits for the first one's end; small requests don't."""
+        self.begin(origin_concurrency=1)
+        first = await self.origin.stored_instance(self.instance, ANYONE)
+        gate = self.store.hold(f"/{self.slide.sop}", after=1000)
+        second = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
+        await read_all(first, 64 * MB)
+        third = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
+        stream = await second
+        self.assertTrue(await self.origin.readable(self.instance, ANYONE))
+        self.assertFalse(third.called)
+        stream.close()
+        gate.release()
+        self.assertEqual(await read_all(await third, 64 * MB), self.slide.part10)
+
+
+class ForwardTests(StoreTestCase):
+    async def test_as_it_came(self) -> None:
+        """Status, headers and body of any answer come back; path, query and headers go out; hop-by-hop fields stay."""
+        self.begin()
+        answer_headers = (("Content-Type", "a/b"), ("X-Y", "z"), ("Keep-Alive", "timeout=3"), ("Location", "/else"))
+        self.store.fail(faults.Answer(302, answer_headers, b"moved"))
+        headers: Headers = (
+            (b"Authorization", b"Basic eA=="),
+            (b"Accept-Encoding", b"gzip"),
+            (b"Connection", b"X-Drop"),
+            (b"X-Drop", b"1"),
+            (b"X-Keep", b"2"),
+            (b"TE", b"trailers"),
+            (b"Host", b"proxy.example"),
+            (b"User-Agent", b"viewer"),
+        )
+        answer = await self.origin.forward(OriginRequest(b"PROPFIND", b"/studies/%2F/a", b"x=%20&y", headers))
+        self.assertEqual((answer.status, await read_all(answer.body, MB)), (302, b"moved"))
+        self.assertEqual(sorted(answer.headers), [(b"Content-Type", b"a/b"), (b"Location", b"/else"), (b"X-Y", b"z")])
+        (seen,) = self.store.requests
+        self.assertEqual(seen.line, "PROPFIND /dicomweb/studies/%2F/a?x=%20&y")
+        self.assertEqual(
+            {name.lower(): value for name, value in seen.headers},
+            {
+                "authorization": "Basic eA==",
+                "accept-encoding": "gzip",
+                "x-keep": "2",
+                "host": self.store.server.removeprefix("http://"),
+                "user-agent": "viewer",
+                "connection": "close",
+            },
+        )
+
+    async def test_uploads(self) -> None:
+        """An upload reaches the store with and without a known length, and is counted."""
+        self.begin()
+        for length in (3 * MB, None):
+            stream = BytesStream(*[b"x" * MB] * 3)
+            answer = await self.origin.forward(OriginRequest(b"POST", b"/studies", body=stream, length=length))
+            await read_all(answer.body, MB)
+            self.assertEqual((answer.status, self.store.requests[-1].body_bytes), (200, 3 * MB))
+        self.assertEqual(self.counts.bytes["out"], 6 * MB)
+
+    async def test_unspeakable(self) -> None:
+        """What HTTP cannot carry is refused before anything is sent."""
+        self.begin()
+        for request in (
+            OriginRequest(b"GET", b"/\xff"),
+            OriginRequest(b"GET ME", b"/"),
+            OriginRequest(b"GET", b"/a b"),
+        ):
+            with self.assertRaises(OriginRefused) as caught:
+                await self.origin.forward(request)
+            self.assertEqual(caught.exception.status, 400)
+        self.assertEqual(self.store.requests, [])
+
+    async def test_big_and_slow(self) -> None:
+        """A body in pieces comes whole, its length known from the start."""
+        self.begin()
+        answer = await self.origin.forward(OriginRequest(b"GET", b"/big", b"size=20000001"))
+        self.assertEqual(answer.length, 20000001)
+        self.assertEqual(len(await read_all(answer.body, 64 * MB)), 20000001)
+        self.assertEqual(self.counts.operations, [("forward", "ok")])
+
+
+class PingTests(StoreTestCase):
+    async def test_any_answer(self) -> None:
+        """Any HTTP answer is a sign of life; without one it raises, and status says so."""
+        self.begin()
+        await self.origin.ping()
+        self.store.fail(faults.Answer(401, (), b"who?"))
+        await self.origin.ping()
+        self.store.fail(faults.Reset(), times=None)
+        with self.assertRaises(OriginError):
+            await self.origin.ping()
+        self.assertIn("closed", str(self.origin.status()["last_ping_error"]))
+
+    async def test_gone(self) -> None:
+        """A store that has stopped is unreachable."""
+        self.begin()
+        await self.store.stop()
+        with self.assertRaises(OriginUnreachable):
+            await self.origin.ping()
