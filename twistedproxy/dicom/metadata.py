@@ -92,9 +92,9 @@ class InstanceMetadata:
             values = json.loads(data)
         except ValueError as error:
             raise BadMetadata("stored metadata are broken") from error
-        if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
+        if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
             raise BadMetadata("stored metadata have other fields than this version's")
-        if not all(type(value) in _FIELD_TYPES[name] for name, value in values.items()):
+        if not all(type(value) in FIELD_TYPES[name] for name, value in values.items()):
             raise BadMetadata("a field of stored metadata has another type than this version's")
         return cls(**values)
 
@@ -103,14 +103,14 @@ class InstanceMetadata:
         """The same facts of a pydicom dataset, with or without its pixels. Raises `BadMetadata`."""
         values: dict[str, Any] = {}
         for source in (dataset, getattr(dataset, "file_meta", None) or {}):
-            for tag in _FIELDS.keys() | _TRANSFER_SYNTAX_TAGS:
+            for tag in FIELDS.keys() | TRANSFER_SYNTAX_TAGS:
                 if (element := source.get(int(tag, 16))) is not None and element.VM > 0:
                     values[tag] = element.value if element.VM == 1 else element.value[0]
         paths = dataset.get("OpticalPathSequence") or ()
-        return _from_values(values, "ICCProfile" in dataset or any("ICCProfile" in path for path in paths))
+        return from_values(values, "ICCProfile" in dataset or any("ICCProfile" in path for path in paths))
 
 
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
     field.name: {
         "int": (int,),
         "str": (str,),
@@ -121,7 +121,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     for field in attrs.fields(InstanceMetadata)
 }
 
-_FIELDS = {
+FIELDS = {
     "00080016": "sop_class",
     "00280002": "samples_per_pixel",
     "00280004": "photometric_interpretation",
@@ -139,24 +139,25 @@ _FIELDS = {
     "00480302": "optical_paths",
     "00480303": "focal_planes",
 }
-_TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
+TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
 _OPTICAL_PATHS = "00480105"
 _ICC_PROFILE = "00282000"
 _ELEMENT_VALUES = frozenset(("Value", "InlineBinary", "BulkDataURI"))
 _AT_LEAST_ONE = frozenset(("frames", "focal_planes", "optical_paths"))
 
 
-def _from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMetadata:
-    """*values*: the first value of elements by tag (eight hexadecimal digits), as JSON or pydicom gave it."""
+def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMetadata:
+    """Make facts of *values*: the first value of elements by tag (eight hexadecimal digits), as JSON or pydicom
+    gives it; tags of `FIELDS` and `TRANSFER_SYNTAX_TAGS` only. Raises `BadMetadata`."""
     facts: dict[str, Any] = {"frames": 1, "has_icc_profile": has_icc_profile}
     for tag, value in values.items():
-        if tag in _TRANSFER_SYNTAX_TAGS or value in ("", None):
+        if tag in TRANSFER_SYNTAX_TAGS or value in ("", None):
             continue
-        name = _FIELDS[tag]
-        facts[name] = _integer(tag, value) if int in _FIELD_TYPES[name] else _text(tag, value)
+        name = FIELDS[tag]
+        facts[name] = _integer(tag, value) if int in FIELD_TYPES[name] else _text(tag, value)
     for name in _AT_LEAST_ONE & facts.keys():
         facts[name] = max(facts[name], 1)
-    for tag in _TRANSFER_SYNTAX_TAGS:
+    for tag in TRANSFER_SYNTAX_TAGS:
         if values.get(tag):
             facts["transfer_syntax"] = _text(tag, values[tag])
             break
@@ -218,7 +219,7 @@ class MetadataParser:
         """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
         if not self._complete:
             raise BadMetadata("the metadata ended too early")
-        return _from_values(self._values, self._has_icc_profile)
+        return from_values(self._values, self._has_icc_profile)
 
     def _watch(self) -> _Events:
         event, _ = yield
@@ -233,7 +234,7 @@ class MetadataParser:
             event, _ = yield
             if event not in _OPEN:
                 continue
-            if tag in _FIELDS or tag in _TRANSFER_SYNTAX_TAGS:
+            if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
                 yield from self._watch_value(tag)
             elif tag in (_OPTICAL_PATHS, _ICC_PROFILE):
                 yield from self._watch_icc_profile(tag)

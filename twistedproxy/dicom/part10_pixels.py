@@ -1,0 +1,185 @@
+"""Pixel data of a DICOM stream cut into frames as they come (PS3.5 section 8, annex A.4).
+
+Rules that this file keeps:
+
+- A frame is given as soon as its last byte is there, and only then.
+- Native frames have the length that rows, columns, samples and bits make; never length / number of frames.
+- Encapsulated: an offset table decides if it fits the number of frames; from where it stops ascending (Basic
+  offsets wrap at 4 GiB, some writers leave zeros) the fragments decide. Then one fragment is one frame as long as
+  each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
+- What waits is bounded by one frame of at most `max_frame_bytes`, whatever lengths the stream claims.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+
+from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
+from twistedproxy.dicom.part10_dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH
+
+MAX_PAD_BYTES = 8
+"""Zeros after an end marker; PS3.5 section A.4 has at most one, some writers align to more."""
+
+_ITEM = 0xE000FFFE  # (FFFE,E000) and (FFFE,E0DD), both halves read as one little endian number
+_SEQUENCE_END = 0xE0DDFFFE
+_HEADER = struct.Struct("<LL")
+
+
+class NativeFrames:
+    """Cuts native pixel data of *length* bytes into *frames* frames of *frame_length* bytes."""
+
+    def __init__(self, length: int, frames: int, frame_length: int) -> None:
+        if length == UNDEFINED_LENGTH:
+            raise BadPart10("native pixel data of undefined length")
+        surplus = length - frames * frame_length
+        # One pad byte is usual; some writers leave more behind, but a whole frame more is a wrong number of frames.
+        if not 0 <= surplus < max(frame_length, 2):
+            raise BadPart10(f"{length} bytes of pixel data for {frames} frames of {frame_length} bytes")
+        self._frame_length = frame_length
+        self._left = frames
+        self._gather = Gatherer(frame_length)
+
+    @property
+    def complete(self) -> bool:
+        return self._left == 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes of the value; return the frames that they complete."""
+        data = self._gather.add(chunk) if self._left else None
+        if data is None:
+            return []
+        step = self._frame_length
+        count = min(len(data) // step, self._left)
+        self._left -= count
+        if self._left:
+            self._gather.keep(data, count * step, step)
+        return [data[start : start + step] for start in range(0, count * step, step)]
+
+
+class EncapsulatedFrames:
+    """Puts *frames* frames together from the items of encapsulated pixel data.
+
+    *end_marker*: what each frame's codestream ends with, None where frames have no such mark. *whole_length*:
+    bytes of a frame where all have the same (encapsulated uncompressed). *extended_offsets*: see PS3.3 C.7.6.3.1.8.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        end_marker: bytes | None,
+        max_frame_bytes: int,
+        whole_length: int | None = None,
+        extended_offsets: bytes = b"",
+    ) -> None:
+        self._frames = frames
+        self._end_marker = end_marker
+        self._max_frame_bytes = max_frame_bytes
+        self._whole_length = whole_length
+        self._offsets: Sequence[int] = self._usable(extended_offsets, array("Q"))
+        self._has_basic_table = False
+        self._given = 0
+        self._position = 0  # of the next item, as offset tables count
+        self._begun = bytearray()  # the fragments of a frame that has more than one
+        self._gather = Gatherer(8)
+        self.complete = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes of the value; return the frames that they complete."""
+        data = None if self.complete else self._gather.add(chunk)
+        if data is None:
+            return []
+        frames: list[bytes] = []
+        position, size, need = 0, len(data), 8
+        while size - position >= 8:
+            tag, length = _HEADER.unpack_from(data, position)
+            if tag != _ITEM:
+                self._end(tag, frames)
+                return frames
+            end = position + 8 + length
+            if end > size:
+                self._check_length(length)
+                need = 8 + length
+                break
+            if not self._has_basic_table:
+                self._has_basic_table = True
+                self._offsets = self._offsets or self._usable(data[position + 8 : end], array("I"))
+            else:
+                self._position += 8 + length
+                self._add_fragment(data, position + 8, end, frames)
+            position = end
+        self._gather.keep(data, position, need)
+        return frames
+
+    def _add_fragment(self, data: bytes, start: int, end: int, frames: list[bytes]) -> None:
+        if not self._begun and self._ends_frame(data, start, end):
+            if end == start:
+                raise BadPart10("an empty frame")
+            self._give(data[start:end], frames)
+            return
+        if len(self._begun) + end - start > self._max_frame_bytes:
+            raise BadPart10(f"a frame of more than {self._max_frame_bytes} bytes")
+        was_begun = bool(self._begun)
+        self._begun += memoryview(data)[start:end]
+        if was_begun and self._ends_frame(self._begun, 0, len(self._begun)):
+            self._give_begun(frames)
+
+    def _ends_frame(self, data: bytes | bytearray, start: int, end: int) -> bool:
+        """Whether the frame whose bytes so far are data[start:end] is complete; an item has just ended."""
+        if self._frames == 1:  # PS3.5 section A.4: all fragments are the one frame's
+            return False
+        given = self._given
+        if self._offsets:
+            if given + 1 >= len(self._offsets):
+                return False  # the last frame runs to the sequence's end
+            following = self._offsets[given + 1]
+            if following > self._offsets[given]:
+                if self._position > following:
+                    raise BadPart10(f"the offset table places frame {given + 2} inside a fragment")
+                return self._position == following
+            self._offsets = ()
+        marker = self._end_marker
+        if marker is None:
+            return self._whole_length is None or end - start >= self._whole_length
+        size = len(marker)
+        if data[end - size : end] == marker:
+            return end - start >= size
+        return data[max(start, end - size - MAX_PAD_BYTES) : end].rstrip(b"\0").endswith(marker)
+
+    def _give(self, frame: bytes, frames: list[bytes]) -> None:
+        self._given += 1
+        if self._given > self._frames:
+            raise BadPart10(f"more than the {self._frames} frames that the data set has")
+        frames.append(frame)
+
+    def _give_begun(self, frames: list[bytes]) -> None:
+        self._give(bytes(self._begun), frames)
+        self._begun = bytearray()
+
+    def _end(self, tag: int, frames: list[bytes]) -> None:
+        """Something else than an item came: the delimiter, or the end of sense."""
+        if tag != _SEQUENCE_END:
+            raise BadPart10("something else than a fragment stands among the fragments")
+        if self._begun:
+            if self._frames > 1 and not (self._offsets and self._given + 1 == len(self._offsets)):
+                raise BadPart10("the last frame does not end as it must")
+            self._give_begun(frames)
+        if self._given != self._frames:
+            raise BadPart10(f"{self._given} frames, and the data set has {self._frames}")
+        self.complete = True
+
+    def _check_length(self, length: int) -> None:
+        limit = self._max_frame_bytes - len(self._begun) if self._has_basic_table else MAX_TABLE_BYTES
+        if length > limit:
+            raise BadPart10(f"a fragment or offset table of {length} bytes, where {limit} are possible")
+
+    def _usable(self, table: bytes, offsets: array[int]) -> Sequence[int]:
+        """The numbers in *table*, read into *offsets*, if there is one for each frame and the first is 0; else none."""
+        if len(table) != self._frames * offsets.itemsize:
+            return ()
+        offsets.frombytes(table)
+        if sys.byteorder == "big":
+            offsets.byteswap()
+        return offsets if offsets[0] == 0 else ()
