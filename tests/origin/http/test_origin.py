@@ -11,6 +11,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
+from tests.origin.http.test_transport import HandStream
 from tests.slides import files
 from tests.stores import faults
 from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_SYNTAX, ORTHANC, STANDARD, Dialect
@@ -26,7 +27,7 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http import HTTPOrigin
+from twistedproxy.origin.http import HTTPOrigin, requests
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, StreamTooLong, read_all
@@ -524,6 +525,40 @@ class ForwardTests(StoreTestCase):
         self.assertEqual(answer.length, 20000001)
         self.assertEqual(len(await read_all(answer.body, 64 * MB)), 20000001)
         self.assertEqual(self.counts.operations, [("forward", "ok")])
+
+    async def test_long_transfer_lends_its_slot(self) -> None:
+        """A download that its client reads slowly doesn't keep others from the origin for long."""
+        self.patch(requests, "LONG_TRANSFER_SECONDS", 0.05)
+        self.begin(origin_concurrency=1)
+        gate = self.store.hold("/big", after=1000)
+        answer = await self.origin.forward(OriginRequest(b"GET", b"/big", b"size=200000"))
+        self.assertEqual(await self.frames([1]), self.expected([1]))
+        self.assertEqual(self.origin.status()["requests"]["long_transfers"], 1)  # type: ignore[index]
+        gate.release()
+        self.assertEqual(len(await read_all(answer.body, MB)), 200000)
+        self.assertEqual(self.origin.status()["requests"]["long_transfers"], 0)  # type: ignore[index]
+
+    async def test_hanging_upload_lends_its_slot(self) -> None:
+        """Nor does an upload whose sender hangs."""
+        self.patch(requests, "LONG_TRANSFER_SECONDS", 0.05)
+        self.begin(origin_concurrency=1)
+        stream = HandStream()
+        stream.feed(b"x")
+        running = Deferred.fromCoroutine(self.origin.forward(OriginRequest(b"POST", b"/studies", body=stream)))
+        self.assertEqual(await self.frames([1]), self.expected([1]))
+        stream.end()
+        await read_all((await running).body, MB)
+
+    async def test_stop(self) -> None:
+        """Stopping ends what runs and what waits."""
+        self.begin(origin_concurrency=1)
+        gate = self.store.hold("/studies")
+        running = [Deferred.fromCoroutine(self.origin.forward(OriginRequest(b"GET", b"/studies"))) for _ in range(2)]
+        await gate.reached()
+        await self.origin.stop()
+        for request in running:
+            with self.assertRaises((OriginError, CancelledError)):
+                await request
 
 
 class PingTests(StoreTestCase):

@@ -1,0 +1,109 @@
+"""Origins over TLS: certificates are verified."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.ssl import Certificate, PrivateCertificate
+from twisted.trial.unittest import TestCase
+from twisted.web.client import BrowserLikePolicyForHTTPS
+
+from tests.origin.http.wire import Head, Wire, WireServer
+from twistedproxy.origin.errors import OriginUnreachable
+from twistedproxy.origin.http.transport import Transport
+from twistedproxy.streams import read_all
+
+MB = 1 << 20
+
+
+def certificate(name: str) -> PrivateCertificate:
+    """A certificate for *name* that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    text = made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return PrivateCertificate.loadPEM(text)
+
+
+class TLSTests(TestCase):
+    timeout = 20
+
+    def serve(self, name: str) -> tuple[str, Certificate]:
+        """A TLS server with a certificate for *name*; its URL."""
+        from twisted.internet import reactor
+
+        async def script(wire: Wire, head: Head) -> None:
+            if head.target == b"/big":
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (8 * MB))
+                wire.send(bytes(4 * MB))
+            else:
+                wire.answer(b"200 OK", b"secret")
+
+        made = certificate(name)
+        self.server = WireServer(script)
+        port: Any = reactor.listenSSL(0, self.server, made.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(lambda: maybeDeferred(port.stopListening))
+        return f"https://localhost:{port.getHost().port}", made
+
+    def transport(self, url: str, trusted: Certificate | None = None) -> Transport:
+        from twisted.internet import reactor
+
+        policy = BrowserLikePolicyForHTTPS(trustRoot=trusted) if trusted is not None else None
+        transport = Transport(reactor, url, 5, 5, 5, 2, policy)
+
+        async def stop() -> None:
+            await transport.close()
+            for wire in self.server.connections:
+                if not wire.gone:
+                    wire.reset()
+                    await wire.lost()
+
+        self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
+        return transport
+
+    async def test_trusted(self) -> None:
+        """An origin whose certificate is trusted and bears its name is spoken to."""
+        url, made = self.serve("localhost")
+        answer = await self.transport(url, made).request(b"GET", b"/", ())
+        self.assertEqual(await read_all(answer.body, MB), b"secret")
+
+    async def test_unknown_authority(self) -> None:
+        """A certificate that nobody vouches for ends the connection before a request is sent."""
+        url, _ = self.serve("localhost")
+        with self.assertRaises(OriginUnreachable):
+            await self.transport(url).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertEqual(self.server.requests, [])
+
+    async def test_wrong_name(self) -> None:
+        """So does one for another host."""
+        url, made = self.serve("elsewhere.example")
+        with self.assertRaises(OriginUnreachable):
+            await self.transport(url, made).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertEqual(self.server.requests, [])
+
+    async def test_close_in_the_middle(self) -> None:
+        """Closing a body early drops the connection at once, though the origin answers no goodbye."""
+        url, made = self.serve("localhost")
+        answer = await self.transport(url, made).request(b"GET", b"/big", ())
+        await answer.body.read()
+        answer.body.close()
+        await self.server.connections[0].lost()
