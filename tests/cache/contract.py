@@ -93,6 +93,16 @@ class CacheContract:
         await self.put(A, entries)
         self.assertEqual(await self.get(A, *entries), entries)
 
+    async def test_what_is_present_is_told_without_its_bytes(self) -> None:
+        """Entries of today's fence are present; claims, absent and forgotten ones are not."""
+        await self.put(A, {b"1": b"x" * 1000, b"2": b""})
+        await self.cache.claim(A, [b"3"], b"token", 60.0)
+        self.assertEqual(await self.cache.present(A, [b"1", b"2", b"3", b"4"]), {b"1", b"2"})
+        await self.cache.forget(A.scope)
+        self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
+        await self.cache.get_many(A, [])
+        self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
+
     async def test_entries_are_taken_back(self) -> None:
         """A removed entry is gone, its neighbour stays."""
         await self.put(A, {b"1": b"one", b"2": b"two"})

@@ -25,6 +25,7 @@ class EmbeddedCache(RedisCache):
     async def start(self) -> None:
         """Start the server, then connect. Raises OSError or RuntimeError where it doesn't start."""
         await self.server.start()
+        self.address = self.server.address
         await super().start()
 
     async def stop(self) -> None:

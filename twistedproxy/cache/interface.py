@@ -16,6 +16,7 @@ from typing import Optional, Protocol
 
 import attrs
 
+from twistedproxy.cache.address import ServerAddress
 from twistedproxy.dicom.address import Instance, Scope
 
 Fence = bytes
@@ -39,8 +40,14 @@ class Cache(Protocol):
     shared: bool
     """Whether other processes see the same entries."""
 
+    address: Optional[ServerAddress]
+    """Where other processes reach the same entries, once the cache has started; None where they can't."""
+
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """Read all of *names* in one round trip; missing ones are left out. No names: just the fence."""
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """Those of *names* that `get_many` would find, without their bytes. None where the cache can't be asked."""
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]

@@ -22,6 +22,7 @@ class MemoryCache:
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False
+    address = None
 
     def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
         self._reactor = reactor
@@ -41,6 +42,16 @@ class MemoryCache:
                 found[name] = entry
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - now)
         return Reading(fence, found)
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        keys = instance_keys(instance)
+        fence = fence_of([self._store.get(key, now) for key in keys.generations])
+        if fence is None:
+            return set()
+        stored = ((name, self._store.get(keys.entry + name, now)) for name in names)
+        return {name for name, value in stored if value is not None and value.startswith(fence)}
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]

@@ -16,10 +16,15 @@ class NoCache:
     """A `Cache` without entries."""
 
     shared = False
+    address = None
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """Nothing, and no fence to write under."""
         return Reading(None, {})
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """Nothing."""
+        return set()
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]

@@ -23,7 +23,7 @@ from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.endpoints import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
 from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading
-from twistedproxy.cache.keys import InstanceKeys, fence_of, instance_keys, new_generation, scope_key, unstamp
+from twistedproxy.cache.keys import FENCE_LENGTH, InstanceKeys, fence_of, instance_keys, new_generation, scope_key, unstamp
 from twistedproxy.cache.link import Link
 from twistedproxy.cache.memory import read_outcome
 from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver
@@ -49,7 +49,9 @@ def redis_cache(
 ) -> RedisCache:
     """The cache on the server at *address*. *trust_root* (default: the platform's) signs ``rediss://`` certificates."""
     endpoint = open_endpoint(reactor, address, trust_root)
-    return RedisCache(reactor, endpoint, address.where, greeting(address), observer)
+    cache = RedisCache(reactor, endpoint, address.where, greeting(address), observer)
+    cache.address = address
+    return cache
 
 
 class RedisCache:
@@ -59,6 +61,7 @@ class RedisCache:
     """
 
     shared = True
+    address: Optional[ServerAddress] = None
     log = Logger()
 
     def __init__(
@@ -125,6 +128,18 @@ class RedisCache:
                 found[name] = value
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
         return Reading(fence, found)
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """See `Cache`. Only the stamps are read."""
+        keys = instance_keys(instance)
+        commands = [resp.command(b"MGET", *keys.generations)]
+        commands += [resp.command(b"GETRANGE", keys.entry + name, b"0", b"%d" % (FENCE_LENGTH - 1)) for name in names]
+        replies = await self._timed("present", commands)
+        generations = replies[0] if replies else None
+        fence = fence_of(generations) if isinstance(generations, list) else None
+        if fence is None or replies is None:
+            return set()
+        return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
