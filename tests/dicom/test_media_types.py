@@ -62,6 +62,10 @@ class WhatClientsSend(SynchronousTestCase):
                 f"multipart/related; type=image/jpeg; {order}", ("multipart/related", "image/jpeg", BASELINE)
             )
 
+    def test_star_then_nothing(self) -> None:
+        """A doubled parameter without a value takes nothing away."""
+        self.assert_reads("a/b; transfer-syntax=*; transfer-syntax=", ("a/b", "a/b", "*"))
+
     def test_ez_wsi(self) -> None:
         """A single part type carries a transfer syntax too."""
         self.assert_reads("application/dicom; transfer-syntax=*", ("application/dicom", "application/dicom", "*"))

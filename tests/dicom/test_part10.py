@@ -222,7 +222,16 @@ class BeforeThePixels(SynchronousTestCase):
     def test_too_deep(self) -> None:
         """Endless nesting is refused."""
         level = b"\x08\0\x40\x11SQ\0\0" + UNDEFINED + ITEM + UNDEFINED
-        self.assertRaises(BadPart10, read, header() + level * MAX_DEPTH, 1000)
+        Part10Stream().feed(header() + level * (MAX_DEPTH // 2))
+        self.assertRaises(BadPart10, Part10Stream().feed, header() + level * (MAX_DEPTH // 2 + 1))
+
+    def test_sequences_out_of_order(self) -> None:
+        """An element between items and a delimiter outside of them are refused where they stand."""
+        start = header() + b"\x08\0\x40\x11SQ\0\0" + UNDEFINED
+        for nonsense in (b"\x28\0\x10\0US\2\0\5\0", b"\xfe\xff\x0d\xe0\0\0\0\0", ITEM + UNDEFINED + END):
+            self.assertRaises(BadPart10, Part10Stream().feed, start + nonsense)
+        for nonsense in (ITEM + UNDEFINED, END, b"\xfe\xff\x0d\xe0\0\0\0\0"):
+            self.assertRaises(BadPart10, Part10Stream().feed, header() + nonsense)
 
     def test_large_values_are_skipped(self) -> None:
         """A private value of 100 kB costs nothing but its passing."""
@@ -249,7 +258,19 @@ class BeforeThePixels(SynchronousTestCase):
             good.replace(ts.JPEG_BASELINE.encode(), b"1.2.840.10008.1.2.4.99"),
             good[:132] + b"\2\0\x02\1OB\0\0" + struct.pack("<L", MAX_META_BYTES + 1) + b"x" * 1000,
         ):
+            self.assertRaises(BadPart10, Part10Stream().feed, data)
             self.assertRaises(BadPart10, read, data, 64)
+
+    def test_deflated_bytes_that_look_like_meta_information(self) -> None:
+        """A deflated data set may begin with what looks like group 2: the group's length says where it begins."""
+        path = Path(self.mktemp())
+        multi_frame(path, 3, 5, 5, "deflated")
+        data = path.read_bytes()
+        begin = 144 + struct.unpack("<L", data[140:144])[0]
+        # An empty block of fixed codes, then an empty stored block: both inflate to nothing (RFC 1951 section 3.2.3).
+        data = data[:begin] + b"\2\0\0\0\xff\xff" + data[begin:]
+        for size in (1, 1000):
+            self.assertEqual(read(data, size), stored_frames(path))
 
 
 class HowFramesEnd(SynchronousTestCase):
@@ -273,7 +294,7 @@ class HowFramesEnd(SynchronousTestCase):
     def test_offset_table_that_lies(self) -> None:
         """A table that places a frame inside a fragment is an error."""
         data = encapsulated([frame(b"1"), frame(b"2")], 2, struct.pack("<2L", 0, 10))
-        self.assertRaises(BadPart10, read, data)
+        self.assertRaises(BadPart10, Part10Stream().feed, data[:-20])
 
     def test_offset_table_decides(self) -> None:
         """An end mark in the middle of a frame doesn't end it where a table says otherwise."""

@@ -93,6 +93,13 @@ class SniffTests(SynchronousTestCase):
             seen.add(expected)
         self.assertEqual(seen, {None, *BY_FILE_NAME.values()})
 
+    def test_predictors_of_lossless_jpeg(self) -> None:
+        """Selection value 1 has a transfer syntax of its own (PS3.5 section 8.2.1)."""
+        tile = (ENCODED / "JPEG_Lossless,_Non-Hierarchical_(Process_14)-RGB-8.jpg").read_bytes()
+        place = tile.index(b"\xff\xda\0\x0c\3") + 11
+        for selection, expected in ((1, ts.JPEG_LOSSLESS_SV1), (6, ts.JPEG_LOSSLESS)):
+            self.assertEqual(sniff(tile[:place] + bytes([selection]) + tile[place + 1 :]), expected)
+
     def test_a_frames_head_suffices(self) -> None:
         """The first four kilobytes tell as much as the whole frame."""
         for path in sorted(ENCODED.iterdir()):

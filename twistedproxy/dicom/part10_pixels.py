@@ -163,7 +163,7 @@ class EncapsulatedFrames:
         if tag != _SEQUENCE_END:
             raise BadPart10("something else than a fragment stands among the fragments")
         if self._begun:
-            if self._frames > 1 and not (self._offsets and self._given + 1 == len(self._offsets)):
+            if self._frames > 1 and not self._offsets:
                 raise BadPart10("the last frame does not end as it must")
             self._give_begun(frames)
         if self._given != self._frames:
