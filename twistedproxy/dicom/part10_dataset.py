@@ -10,6 +10,7 @@ Rules that this file keeps:
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any
 
@@ -112,6 +113,9 @@ class _Level:
     big_endian: bool
 
 
+_level = functools.cache(_Level)  # a sparse slide enters a million of them; eight are different
+
+
 class DataSetReader:
     """Reads a data set up to its pixel data.
 
@@ -119,7 +123,7 @@ class DataSetReader:
     """
 
     def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
-        self._top = _Level(True, implicit_vr, big_endian)
+        self._top = _Level(True, implicit_vr, big_endian)  # not from the cache: known by its identity
         self._levels = [self._top]
         self._gather = Gatherer(1)
         self._skip = 0
@@ -208,7 +212,9 @@ class DataSetReader:
                 self._values[tag] = data[position + header : position + header + length]
         if length == UNDEFINED_LENGTH:
             # PS3.5 section 6.2.2: what UN of undefined length holds is implicit VR little endian.
-            self._enter(_Level(False, True, False) if is_unknown else attrs.evolve(level, is_item=False))
+            self._enter(
+                _level(False, True, False) if is_unknown else _level(False, level.implicit_vr, level.big_endian)
+            )
             return header
         return int(header + length)
 
@@ -216,7 +222,7 @@ class DataSetReader:
         if tag == _ITEM and not level.is_item:
             if length != UNDEFINED_LENGTH:
                 return 8 + length
-            self._enter(attrs.evolve(level, is_item=True))
+            self._enter(_level(True, level.implicit_vr, level.big_endian))
         elif level is not self._top and tag == (_ITEM_END if level.is_item else _SEQUENCE_END):
             self._levels.pop()
         else:
