@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +151,17 @@ class DialectTests(StoreTestCase):
         await self.frames([2, 3, 4])
         self.assertEqual([line.rpartition("/")[2] for line in self.store.lines("/frames/")], ["1", "2,3,4"])
 
+    async def test_server_field(self) -> None:
+        """A Server field decides which dialect is tried first."""
+        self.begin(attrs.evolve(DCM4CHEE, root="/hidden"))
+        body = b'[{"00280008": {"vr": "IS", "Value": [12]}}]'
+        headers = (("Content-Type", "application/dicom+json"), ("Server", "WildFly/30"))
+        self.store.fail(faults.Answer(200, headers, body))
+        await self.facts()
+        await self.frames([1])
+        (seen,) = self.store.seen("/frames/")
+        self.assertEqual(seen.header("Accept"), 'multipart/related; type="*/*"')
+
     async def test_no_lists(self) -> None:
         """A store that has each frame as a file, and no lists, is asked one by one from then on."""
         self.begin()
@@ -295,6 +307,23 @@ class FaultTests(StoreTestCase):
                         self.store.heal()
                         self.assertEqual(await self.frames([1, 2]), self.expected([1, 2]))
 
+    async def test_another_part_announced(self) -> None:
+        """All parts, and then a delimiter that announces one more, are no whole answer."""
+        self.begin()
+        frame = self.slide.frames[0]
+        body = b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + frame + b"\r\n--x\r\n"
+        self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related; boundary=x"),), body))
+        await self.refuses(OriginBadAnswer)
+
+    async def test_single_part(self) -> None:
+        """A frame may come as a single part, if its length shows that it is whole; a page may not."""
+        self.begin()
+        frame = self.slide.frames[0]
+        self.store.fail(faults.Answer(200, (("Content-Type", "image/jpeg"),), frame))
+        self.assertEqual(await self.frames([1]), self.expected([1]))
+        self.store.fail(faults.Answer(200, (("Content-Type", "image/jpeg"),), b""))
+        await self.refuses(OriginBadAnswer)
+
     async def test_broken_connections(self) -> None:
         """Resets and closed connections at any point are OriginUnreachable."""
         for fault in (faults.Reset(), faults.Close(), faults.Reset(100), faults.Close(100)):
@@ -397,12 +426,36 @@ class MetadataTests(StoreTestCase):
             faults.Answer(200, (("Content-Type", "application/dicom+json"),), b"[]"),
             faults.Answer(200, (("Content-Type", "application/dicom+json"),), b'[{"00280010": {"vr"'),
             faults.Answer(200, (("Content-Type", "application/dicom+json"), ("Content-Encoding", "gzip")), b"x"),
+            faults.Answer(200, (("Content-Type", "application/dicom+json"), ("Content-Encoding", "br")), b"x"),
             faults.Answer(204),
         ):
             with self.subTest(fault=fault):
                 self.store.fail(fault)
                 with self.assertRaises(OriginBadAnswer):
                     await self.facts()
+
+    async def test_packed(self) -> None:
+        """A store of ready-made files that packs what it was asked not to pack is understood, if all of it comes."""
+        self.begin()
+        text = b'[{"00280008": {"vr": "IS", "Value": [12]}, "00081111": {"vr": "LO", "Value": ["%s"]}}]' % (b"x" * MB)
+        packed = gzip.compress(text)
+        headers = (("Content-Type", "application/dicom+json"), ("Content-Encoding", "gzip"))
+        self.store.fail(faults.Answer(200, headers, packed))
+        self.assertEqual((await self.facts()).frames, 12)
+        frame = self.slide.frames[0]
+        headers = (("Content-Type", "image/jpeg"), ("Content-Encoding", "gzip"))
+        self.store.fail(faults.Answer(200, headers, gzip.compress(frame)))
+        self.assertEqual(await self.frames([1]), self.expected([1]))
+        self.store.fail(faults.Answer(200, headers, gzip.compress(frame)[:-9]))
+        await self.refuses(OriginBadAnswer)
+
+    async def test_packed_bomb(self) -> None:
+        """Packed bytes that unpack to far more than the limit are cut there."""
+        self.begin()
+        headers = (("Content-Type", "image/jpeg"), ("Content-Encoding", "gzip"))
+        self.store.fail(faults.Answer(200, headers, gzip.compress(bytes(256 * MB), 1)))
+        with self.assertRaises(StreamTooLong):
+            await self.frames([1], limit=MB)
 
     async def test_readable(self) -> None:
         """Readable is what a search lists; refused and unknown are not; a failing store is neither."""

@@ -57,10 +57,7 @@ class Budget:
 
 
 def content_type(answer: Answer) -> MediaType:
-    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or is compressed."""
-    encoding = first(answer.headers, b"content-encoding")
-    if encoding not in (None, b"", b"identity"):
-        raise OriginBadAnswer("the origin compressed an answer that was asked for as it is")
+    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing."""
     try:
         return parse_media_type(first(answer.headers, b"content-type") or b"")
     except BadMediaType as bad:
@@ -101,7 +98,7 @@ async def _read_single(answer: Answer, media_type: MediaType, budget: Budget) ->
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
         chunks.append(chunk)
-    if not answer.body.framed:
+    if not answer.framed:
         raise OriginBadAnswer("the origin's answer does not show where it ends")
     return Part({"content-type": (first(answer.headers, b"content-type") or b"").decode("latin-1")}, b"".join(chunks))
 
@@ -169,6 +166,7 @@ class InstanceStream:
             raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
         if kind is None and not media_type.is_multipart:
             raise OriginBadAnswer("the origin sent no DICOM file")
+        self._answer = answer
         self._body = answer.body
         self._parser = MultipartParser(media_type.boundary) if media_type.is_multipart else None
         self._chunks: list[bytes] = []  # in reverse
@@ -221,7 +219,7 @@ class InstanceStream:
         self._ended = True
         if self._parser is not None:
             self._parser.close()
-        elif not self._body.framed:
+        elif not self._answer.framed:
             raise OriginBadAnswer("the origin's answer does not show where it ends")
 
 

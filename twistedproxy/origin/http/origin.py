@@ -16,7 +16,7 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
-from twistedproxy.origin.http.answers import Budget, InstanceStream, content_type, found_instance
+from twistedproxy.origin.http.answers import Budget, InstanceStream, found_instance
 from twistedproxy.origin.http.dialect import Stores
 from twistedproxy.origin.http.frames import NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
@@ -146,7 +146,6 @@ class HTTPOrigin:
         answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
         self._stores.at(instance.root).hear(answer.headers)
         try:
-            content_type(answer)  # a compressed answer, or one without a type, is no metadata
             return await self._parse(answer)
         except BadMetadata as bad:
             raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad

@@ -24,7 +24,8 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, without
+from twistedproxy.origin.http.decoding import Unpacked
+from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, first, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
 from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Answer, Transport
@@ -82,6 +83,13 @@ class Requests:
         if answer.status >= 300:
             answer.body.close()
             raise OriginBadAnswer(f"the origin answered with a redirect ({answer.status}), which is not followed")
+        encoding = first(answer.headers, b"content-encoding") or b"identity"
+        if encoding.lower() != b"identity":
+            try:
+                answer.body = Unpacked(answer.body, encoding)
+            except OriginBadAnswer:
+                answer.body.close()
+                raise
         return answer
 
     async def forward(self, request: OriginRequest) -> OriginResponse:

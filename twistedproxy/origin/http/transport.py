@@ -56,8 +56,14 @@ class Answer:
     def __init__(self, status: int, headers: Headers, body: AnswerBody, length: Optional[int]) -> None:
         self.status = status
         self.headers = headers
-        self.body = body
+        self.body: ByteStream = body
         self.length = length
+        self._received = body
+
+    @property
+    def framed(self) -> bool:
+        """After the body's end: whether its length or its chunks showed that it is whole."""
+        return self._received.framed
 
 
 class Transport:
