@@ -569,7 +569,7 @@ class ForwardTests(StoreTestCase):
             with self.assertRaises(OriginRefused) as caught:
                 await self.origin.forward(request)
             self.assertEqual(caught.exception.status, 400)
-        self.assertEqual(self.store.requests, [])
+        self.assertEqual((self.store.requests, self.store.factory.accepted), ([], 0))
 
     async def test_big_and_slow(self) -> None:
         """A body in pieces comes whole, its length known from the start."""

@@ -12,7 +12,8 @@ from twisted.trial.unittest import TestCase
 from tests.origin.http.wire import Head, Script, Wire, WireServer
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import HIGH_WATER
-from twistedproxy.origin.http.transport import Answer, Transport
+from twistedproxy.origin.http.exchange import Answer
+from twistedproxy.origin.http.transport import Transport
 from twistedproxy.streams import BytesStream, read_all
 
 MB = 1 << 20

@@ -27,8 +27,8 @@ from twistedproxy.dicom.transfer_syntaxes import (
     uids_of,
 )
 from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import first
-from twistedproxy.origin.http.transport import Answer
 from twistedproxy.streams import StreamTooLong, read_all
 
 UNLIMITED = 1 << 62  # where the caller sets no limit

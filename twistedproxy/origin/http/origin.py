@@ -18,11 +18,12 @@ from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataP
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.origin.http.answers import Budget, InstanceStream, found_instance
 from twistedproxy.origin.http.dialect import Stores
+from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
 from twistedproxy.origin.http.retry import drain
-from twistedproxy.origin.http.transport import Answer, Transport
+from twistedproxy.origin.http.transport import Transport
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
@@ -106,6 +107,10 @@ class HTTPOrigin:
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         """See `Origin.stored_instance`. The slot is held until the stream was read to its end or closed."""
         return await observed(self._observer, self._clock, "instance", self._stored_instance(instance, caller))
+
+    async def local_file(self, instance: Instance) -> Optional[str]:
+        """See `Origin.local_file`: it is elsewhere."""
+        return None
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`. A redirect comes back as it came; *length* of an answer to HEAD is that of its GET."""

@@ -25,10 +25,11 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http.decoding import Unpacked
+from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, first, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
-from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Answer, Transport
+from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Transport, Unspeakable
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import ByteStream
 
@@ -105,11 +106,11 @@ class Requests:
                 answer = await self._send(
                     request.method, target, headers, Priority.CALLER, None, request.body, request.length, lend=True
                 )
-        except ValueError as bad:  # only what HTTP cannot carry: the request line is the client's own
-            raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(bad).encode()) from bad
-        except BaseException:
+        except BaseException as failed:
             if request.body is not None:
                 request.body.close()
+            if isinstance(failed, Unspeakable):  # the request line is the client's own
+                raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
             raise
         return OriginResponse(answer.status, answer.headers, answer.body, answer.length)
 

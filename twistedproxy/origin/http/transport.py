@@ -8,10 +8,6 @@ Rules that this module keeps:
 - A GET or HEAD whose kept-alive connection turns out to be gone is sent again at once. All else never meets a kept
   connection: it cannot be repeated, so it gets a new one.
 - An origin that refuses an upload before it has all of it (401, 413) is heard, and the upload ends.
-
-This uses `HTTP11ClientProtocol` and its pool but not `Agent`, which parses the URL, hides the Connection field and the way
-to abort, and cannot tell a kept connection from a new one. What it reads of them is private: `_parser`, `connHeaders`,
-`_responseDeferred`; the tests of this module notice when Twisted changes them.
 """
 
 from __future__ import annotations
@@ -22,25 +18,20 @@ from typing import Any, Optional
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTCP, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web import http_headers
-from twisted.web._newclient import HTTP11ClientProtocol, Request, RequestNotSent
-from twisted.web.client import (
-    BrowserLikePolicyForHTTPS,
-    HTTPConnectionPool,
-    RequestTransmissionFailed,
-    ResponseNeverReceived,
-)
-from twisted.web.iweb import UNKNOWN_LENGTH, IPolicyForHTTPS, IResponse
+from twisted.web._newclient import HTTP11ClientProtocol
+from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.iweb import IPolicyForHTTPS
 
 from twistedproxy.origin.errors import OriginError, OriginTimeout, OriginUnreachable
-from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
-from twistedproxy.origin.http.headers import end_to_end
+from twistedproxy.origin.http.bodies import UploadProducer
+from twistedproxy.origin.http.exchange import Answer, Dropped, Exchange, Running
 from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
 
@@ -48,22 +39,11 @@ REPEATABLE = frozenset({b"GET", b"HEAD"})
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
 USER_AGENT = b"twistedproxy"
 _VISIBLE = re.compile(rb"\A/[\x21-\x7e]*\Z")
+_TOKEN = re.compile(rb"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 
 
-class Answer:
-    """Status, headers and body of an answer. *length*: of the body in bytes where the origin said it."""
-
-    def __init__(self, status: int, headers: Headers, body: AnswerBody, length: Optional[int]) -> None:
-        self.status = status
-        self.headers = headers
-        self.body: ByteStream = body
-        self.length = length
-        self._received = body
-
-    @property
-    def framed(self) -> bool:
-        """After the body's end: whether its length or its chunks showed that it is whole."""
-        return self._received.framed
+class Unspeakable(ValueError):
+    """A request that HTTP cannot carry."""
 
 
 class Transport:
@@ -83,8 +63,7 @@ class Transport:
         self._clock: IReactorTime = reactor
         self._connect_timeout = connect_timeout
         self._timeout = timeout
-        self._stall_timeout = stall_timeout
-        self._on_bytes = on_bytes
+        self._running = Running(reactor, stall_timeout, on_bytes)
         self._base, self._host, self._endpoint = _where(reactor, url, connect_timeout, policy)
         self._kept = _Pool(reactor, persistent=True)
         self._kept.retryAutomatically = False  # done here, where it is known whether a connection was kept
@@ -92,13 +71,6 @@ class Transport:
         self._kept.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
         self._new = HTTPConnectionPool(reactor, persistent=False)
         self._used: WeakSet[HTTP11ClientProtocol] = WeakSet()
-        self._waiting: set[Deferred[IResponse]] = set()
-        self._bodies: set[AnswerBody] = set()
-
-    @property
-    def base(self) -> bytes:
-        """The path of the origin's URL, raw, without a slash at its end."""
-        return self._base
 
     async def request(
         self,
@@ -112,29 +84,54 @@ class Transport:
     ) -> Answer:
         """Send one request; *target* is path and query below the URL's path, *headers* end-to-end ones without Host.
 
-        *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or was closed; not if this raises.
+        *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
+        was closed; not if this raises. Raises `Unspeakable` before anything is sent, `OriginError` afterwards, or what
+        reading *body* raised.
         """
         target = self._base + target
         if not _VISIBLE.match(target):
-            raise ValueError("a request target has visible ASCII characters only")
+            raise Unspeakable("a request target has visible ASCII characters only")
+        if not _TOKEN.match(method):
+            raise Unspeakable("a method is a token")
         fields = http_headers.Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
         fields.setRawHeaders(b"Host", [self._host])
         if not fields.hasHeader(b"User-Agent"):
             fields.addRawHeader(b"User-Agent", USER_AGENT)
-        exchange = _Exchange(self, method, target, fields, deadline or self._timeout, on_end)
+        repeatable = method in REPEATABLE and body is None
+        seconds = deadline or self._timeout
+        exchange = Exchange(self._running, method, target, fields, seconds, on_end, repeatable)
         if body is not None:
-            return await exchange.send_upload(body, length)
+            return await self._upload(exchange, body, length)
         while True:
-            connection = await self.connect(self._kept if method in REPEATABLE else self._new)
+            connection = await self.connect(self._kept if repeatable else self._new)
             kept = connection in self._used
             self._used.add(connection)
             try:
                 return await exchange.send(connection, None)
-            except _Dropped as dropped:
+            except Dropped as dropped:
                 if not kept:
                     raise OriginUnreachable("the origin closed the connection without an answer") from dropped
+
+    async def _upload(self, exchange: Exchange, stream: ByteStream, length: Optional[int]) -> Answer:
+        running = self._running
+        try:
+            connection = await self.connect(self._new)
+        except BaseException:
+            stream.close()
+            raise
+        upload = UploadProducer(
+            stream, length, running.clock, running.stall_timeout, lambda count: running.on_bytes("out", count)
+        )
+        try:
+            return await exchange.send(connection, upload)
+        except Exception as failed:
+            if upload.failure is not None:
+                raise upload.failure from failed
+            if isinstance(failed, Dropped):
+                raise OriginUnreachable("the origin closed the connection during the upload") from failed
+            raise
 
     async def connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
         """A connection that carries no request."""
@@ -155,10 +152,7 @@ class Transport:
     async def close(self) -> None:
         """Drop all connections; who still waits for an answer or a body is told."""
         self._kept.closed = True
-        for waiting in tuple(self._waiting):
-            waiting.cancel()
-        for body in tuple(self._bodies):
-            body.close()
+        self._running.stop()
         await self._kept.closeCachedConnections()
 
 
@@ -172,165 +166,6 @@ class _Pool(HTTPConnectionPool):
             connection.transport.loseConnection()  # type: ignore[union-attr]
         else:
             super()._putConnection(key, connection)
-
-
-class _Dropped(Exception):
-    """The connection ended before the first byte of an answer."""
-
-
-class _Exchange:
-    """One request on one connection. Tried again by its owner on another one only after `_Dropped`."""
-
-    def __init__(
-        self,
-        owner: Transport,
-        method: bytes,
-        target: bytes,
-        headers: http_headers.Headers,
-        timeout: float,
-        on_end: Callable[[], None],
-    ) -> None:
-        self._owner = owner
-        self._method = method
-        self._target = target
-        self._headers = headers
-        self._timeout = timeout
-        self._on_end = on_end
-        self._early = False
-
-    async def send_upload(self, stream: ByteStream, length: Optional[int]) -> Answer:
-        owner = self._owner
-        try:
-            connection = await owner.connect(owner._new)
-        except BaseException:
-            stream.close()
-            raise
-        upload = UploadProducer(stream, length, owner._clock, owner._stall_timeout, _count(owner, "out"))
-        try:
-            return await self.send(connection, upload)
-        except Exception as failed:
-            if upload.failure is not None:
-                raise upload.failure from failed
-            if isinstance(failed, _Dropped):
-                raise OriginUnreachable("the origin closed the connection during the upload") from failed
-            raise
-
-    async def send(self, connection: HTTP11ClientProtocol, upload: Optional[UploadProducer]) -> Answer:
-        """The answer, as soon as its headers are there. Raises `_Dropped` if nothing came, else `OriginError`."""
-        persistent = upload is None and self._method in REPEATABLE
-        request = Request(self._method, self._target, self._headers, upload, persistent=persistent)
-        sent = connection.request(request)
-        parser = connection._parser
-        assert parser is not None
-        answered: Deferred[IResponse] = Deferred(lambda _: sent.cancel())
-        if upload is not None:
-            self._hear_early_refusal(connection, upload, answered)
-        sent.addCallbacks(
-            lambda response: None if answered.called else answered.callback(response),
-            lambda failure: None if answered.called else answered.errback(failure),
-        )
-        late = OriginTimeout(f"the origin did not answer within {self._timeout:g} s")
-        watch = _Watch(self._owner._clock, self._timeout, answered, late)
-        if upload is None:
-            watch.start()
-        else:
-            upload.when_sent(watch.start)
-        self._owner._waiting.add(answered)
-        try:
-            response = await answered
-        except Exception as failed:
-            raise _error(failed, watch.expired) from failed
-        finally:
-            watch.stop()
-            self._owner._waiting.discard(answered)
-        return self._answer(connection, response, list(parser.connHeaders.getRawHeaders(b"connection", [])))
-
-    def _hear_early_refusal(
-        self, connection: HTTP11ClientProtocol, upload: UploadProducer, answered: Deferred[IResponse]
-    ) -> None:
-        """Fire *answered* with a refusal that comes while the upload still runs; twisted.web would wait for its end."""
-
-        def heard(response: Optional[IResponse]) -> Optional[IResponse]:
-            if response is not None and connection.state == "TRANSMITTING" and response.code >= 300:
-                upload.stopProducing()
-                self._early = True
-                if not answered.called:
-                    answered.callback(response)
-            return response
-
-        responding = connection._responseDeferred
-        if responding is not None:
-            responding.addCallback(heard)
-
-    def _ended(self, connection: HTTP11ClientProtocol, body: AnswerBody) -> None:
-        if self._early:
-            # Half a request was sent: twisted.web would wait for the rest of it before it closes.
-            connection.transport.abortConnection()  # type: ignore[union-attr]
-        self._owner._bodies.discard(body)
-        self._on_end()
-
-    def _answer(self, connection: HTTP11ClientProtocol, response: IResponse, named: list[bytes]) -> Answer:
-        body = AnswerBody(
-            self._owner._clock,
-            self._owner._stall_timeout,
-            lambda: self._ended(connection, body),
-            connection.transport.abortConnection,  # type: ignore[union-attr]
-            _count(self._owner, "in"),
-        )
-        fields = tuple((name, value) for name, values in response.headers.getAllRawHeaders() for value in values)
-        length = None if response.length is UNKNOWN_LENGTH else int(response.length)
-        if self._method == b"HEAD":
-            said = response.headers.getRawHeaders(b"content-length", [b""])[0]
-            length = int(said) if said.isdigit() else None
-        elif response.code in (204, 304):
-            length = None
-        answer = Answer(response.code, end_to_end(fields, named, frozenset({b"content-length"})), body, length)
-        self._owner._bodies.add(body)
-        response.deliverBody(body)
-        return answer
-
-
-class _Watch:
-    """The deadline of one wait: cancels *waiting* and has `expired` set."""
-
-    def __init__(self, clock: IReactorTime, seconds: float, waiting: Deferred[Any], error: OriginTimeout) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._waiting = waiting
-        self._error = error
-        self._call: Any = None
-        self.expired: Optional[OriginTimeout] = None
-
-    def start(self) -> None:
-        if not self._waiting.called:
-            self._call = self._clock.callLater(self._seconds, self._expire)
-
-    def stop(self) -> None:
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-
-    def _expire(self) -> None:
-        self.expired = self._error
-        self._waiting.cancel()
-
-
-def _count(owner: Transport, direction: str) -> Callable[[int], None]:
-    return lambda count: owner._on_bytes(direction, count)
-
-
-def _error(failed: Exception, expired: Optional[OriginTimeout]) -> Exception:
-    """What a failed request means to callers of this room."""
-    if expired is not None:
-        return expired
-    if isinstance(failed, CancelledError) or _reason(failed, CancelledError):
-        return CancelledError()
-    if isinstance(failed, (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)):
-        return _Dropped()
-    return OriginUnreachable("the origin's answer is no HTTP, or broke off")
-
-
-def _reason(failed: Exception, kind: type[Exception]) -> bool:
-    return any(reason.check(kind) for reason in getattr(failed, "reasons", ()))
 
 
 def _where(
