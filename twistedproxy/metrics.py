@@ -53,6 +53,14 @@ FAMILIES = {
         Family("cache_connected", "shared", "Whether the cache works: 1 or 0."),
         Family("cache_used_bytes", "shared", "Bytes that the cache uses."),
         Family("cache_max_bytes", "shared", "Bytes that the cache may use; 0: no limit."),
+        Family("prefetch_plans", "counter", "Decisions to prefetch or not.", ("kind", "reason")),
+        Family("prefetch_jobs", "counter", "Prefetches that ended.", ("kind", "result")),
+        Family("prefetch_jobs_busy", "counter", "Prefetches that were not started for max-jobs were running."),
+        Family("prefetch_locks_lost", "counter", "Prefetches that others had begun."),
+        Family("prefetch_claims_lost", "counter", "Frames that others were loading."),
+        Family("prefetch_frames", "counter", "Frames that ended prefetches loaded.", ("kind",)),
+        Family("prefetch_frames_used", "counter", "Prefetched frames that were then asked for, each counted once."),
+        Family("prefetch_children", "gauge", "Child processes that load instances."),
         Family("cache_evictions", "total", "Entries that the cache gave up for want of memory."),
     )
 }

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from twistedproxy.logs import LoggedService, twistd_observer
 from twistedproxy.options import Options
+from twistedproxy.prefetch.gates import switched_off
 from twistedproxy.settings import Settings
 
 __all__ = ["Options", "ProxyService", "makeService"]
@@ -83,6 +84,7 @@ class Rooms:
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
         from twistedproxy.cache.open import open_cache
+        from twistedproxy.cache.use import CacheUse
         from twistedproxy.frames.access import Access
         from twistedproxy.frames.credentials import Credentials, normal_key
         from twistedproxy.frames.forgetting import Forgetting
@@ -91,6 +93,11 @@ class Rooms:
         from twistedproxy.frames.series import SeriesLookup
         from twistedproxy.metrics import Metrics
         from twistedproxy.origin.open import open_origin
+        from twistedproxy.prefetch.children import Children
+        from twistedproxy.prefetch.jobs import JobBook
+        from twistedproxy.prefetch.load_reading import LoadReader
+        from twistedproxy.prefetch.loaders import InProcessLoader
+        from twistedproxy.prefetch.scheduler import Scheduler
         from twistedproxy.web.app import ProxyRoutes
         from twistedproxy.web.descriptions import Descriptions
         from twistedproxy.web.mounts import Mount, Mounts
@@ -116,9 +123,24 @@ class Rooms:
         self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
         descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
-        status = StatusPages(
-            self.mounts, self.cache, self.metrics, reactor, lambda: {"running": [], "ended": []}, self._workers
+        self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
+        self.children = Children(reactor, self.cache, settings, self.metrics)
+        in_process = InProcessLoader(self.cache, reactor)
+        self._cache_use = CacheUse(self.cache, self.metrics, reactor)
+        load = LoadReader(self._cache_use.on_this_machine)
+        self.scheduler = Scheduler(
+            settings,
+            self.cache,
+            self.reader,
+            self.metrics,
+            reactor,
+            self.jobs,
+            lambda: load.read(reactor.seconds()),
+            in_process,
+            self.children if self.cache.shared else in_process,
         )
+        self.reader.answered = self.scheduler.answered
+        status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.jobs.status, self._workers)
         self.connections = Connections(reactor, settings.client_timeout)
         self._routes = ProxyRoutes(
             settings,
@@ -143,8 +165,24 @@ class Rooms:
         await self.cache.start()
         for mount in self.mounts.all:
             await mount.origin.start()
+        self._start_prefetch()
         self.connections.start()
         await self._listen()
+
+    def _start_prefetch(self) -> None:
+        self._cache_use.start()
+        self.jobs.start_reaping()
+        reason = switched_off(self._settings)
+        if reason is not None:
+            _log.info("nothing is prefetched: {reason}", reason=reason.value)
+        elif self.cache.shared and self._settings.whole_instance:
+            self.children.start()
+
+    async def _stop_prefetch(self) -> None:
+        await self.scheduler.stop()
+        await self.children.stop()
+        self.jobs.stop_reaping()
+        self._cache_use.stop()
 
     async def _listen(self) -> None:
         from twistedproxy.web.server import ProxySite
@@ -185,6 +223,7 @@ class Rooms:
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
         self.forgetting.stop()
+        await self._stop_prefetch()
         for mount in self.mounts.all:
             await mount.origin.stop()
         await self.cache.stop()

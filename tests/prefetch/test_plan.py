@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.grid import Region, numbers
 from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand
@@ -76,7 +77,7 @@ class Nothing(PlanTests):
 
     def test_no_cache(self) -> None:
         """Without a cache there is nowhere to put frames: nothing."""
-        self.assertNothing(decide(cache="none"), Reason.NO_CACHE)
+        self.assertNothing(decide(cache=NoAddress()), Reason.NO_CACHE)
 
     def test_trigger(self) -> None:
         """Prefetch is considered at the trigger's share of frames from the origin, not below it."""
@@ -316,7 +317,7 @@ class ByHand(PlanTests):
     def test_what_it_does_not_pass(self) -> None:
         """Prefetch off, no cache, and frames that cannot be cut apart are a "no" by hand too."""
         self.assertNothing(plan_by_hand(Settings(prefetch=False), SLIDE), Reason.PREFETCH_OFF)
-        self.assertNothing(plan_by_hand(Settings(cache="none"), SLIDE), Reason.NO_CACHE)
+        self.assertNothing(plan_by_hand(Settings(cache=NoAddress()), SLIDE), Reason.NO_CACHE)
         self.assertNothing(plan_by_hand(Settings(whole_instance=False), SLIDE), Reason.WHOLE_INSTANCE_OFF)
         self.assertEqual(plan_by_hand(Settings(whole_instance=False), LOOP).kind, Kind.SMALL)
         silent = attrs.evolve(SLIDE, transfer_syntax=None)

@@ -11,6 +11,7 @@ from typing import Optional
 
 from twisted.internet.interfaces import IReactorTime
 
+from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.interface import Fence, Reading
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
@@ -22,7 +23,7 @@ class MemoryCache:
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False
-    address = None
+    address: Optional[ServerAddress] = None
 
     def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
         self._reactor = reactor

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Optional
 
+from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.interface import Fence, Reading
 from twistedproxy.dicom.address import Instance, Scope
 
@@ -16,7 +17,7 @@ class NoCache:
     """A `Cache` without entries."""
 
     shared = False
-    address = None
+    address: Optional[ServerAddress] = None
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """Nothing, and no fence to write under."""

@@ -23,7 +23,15 @@ from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.endpoints import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
 from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading
-from twistedproxy.cache.keys import FENCE_LENGTH, InstanceKeys, fence_of, instance_keys, new_generation, scope_key, unstamp
+from twistedproxy.cache.keys import (
+    FENCE_LENGTH,
+    InstanceKeys,
+    fence_of,
+    instance_keys,
+    new_generation,
+    scope_key,
+    unstamp,
+)
 from twistedproxy.cache.link import Link
 from twistedproxy.cache.memory import read_outcome
 from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver

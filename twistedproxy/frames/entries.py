@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import Optional
 
 from twistedproxy.dicom.frame import Frame
@@ -36,17 +37,32 @@ def rendered_name(what: bytes) -> bytes:
     return b"r" + hashlib.blake2b(what, digest_size=16).digest()
 
 
+_PREFETCHED = 0x80
+"""Set in the first byte of a frame that was loaded before anybody asked. A UID has at most 64 characters."""
+
+
 def pack_frame(frame: Frame) -> bytes:
     """One length byte, the transfer syntax UID, the frame's bytes."""
-    uid = frame.transfer_syntax.encode("ascii")
-    return b"%c%s%s" % (len(uid), uid, frame.data)
+    return pack_frames([frame.data], frame.transfer_syntax)[0]
+
+
+def pack_frames(frames: Sequence[bytes], transfer_syntax: str, prefetched: bool = False) -> list[bytes]:
+    """Many frames of one instance, like `pack_frame`."""
+    uid = transfer_syntax.encode("ascii")
+    head = b"%c%s" % (len(uid) | (_PREFETCHED if prefetched else 0), uid)
+    return [head + frame for frame in frames]
+
+
+def was_prefetched(value: bytes) -> bool:
+    """Whether a frame's entry was written before anybody asked for it."""
+    return bool(value) and value[0] >= _PREFETCHED
 
 
 def unpack_frame(value: bytes) -> Frame:
     """The frame that `pack_frame` packed."""
-    if not value or len(value) < 1 + value[0]:
+    end = 1 + (value[0] & ~_PREFETCHED) if value else 1
+    if len(value) < end:
         raise BadEntry("a frame's entry is too short")
-    end = 1 + value[0]
     return Frame(value[end:], _uid(value[1:end]))
 
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Optional, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -80,6 +80,10 @@ class InFlight(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._fetches)
+
+    def __iter__(self) -> Iterator[K]:
+        """What is being fetched."""
+        return iter(self._fetches)
 
     def running(self, keys: Iterable[K]) -> dict[K, Fetch[K, V]]:
         """The fetches that some of *keys* can be had from."""

@@ -20,7 +20,7 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.frames.access import Access
-from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame
+from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame, was_prefetched
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
@@ -59,14 +59,21 @@ class Wanted:
 class FrameAnswer:
     """The frames in the order asked for, and where they came from, counted by number:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
-    *stored*: whether the cache can be told what was fetched."""
+    *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
+    were loaded before anybody asked."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
     cached: int
     fetched: int
     shared: int
-    stored: bool
+    fence: Optional[Fence] = None
+    prefetched: Sequence[int] = ()
+
+    @property
+    def stored(self) -> bool:
+        """Whether the cache can be told what was fetched."""
+        return self.fence is not None
 
 
 Answered = Callable[[Wanted, FrameAnswer], None]
@@ -108,10 +115,15 @@ class FrameReader:
         ordered = [frames[number] for number in wanted.numbers]
         if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
             raise AnswerTooLarge(self._too_large())
-        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared, reading.fence is not None)
+        prefetched = [number for number, name in zip(numbers, names) if was_prefetched(reading.entries.get(name, b""))]
+        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared, reading.fence, prefetched)
         if self.answered is not None and wanted.prefetch:
             self.answered(wanted, answer)
         return answer
+
+    def numbers_in_flight(self, instance: Instance) -> set[int]:
+        """The frames of *instance* that are being fetched for callers of this worker."""
+        return {number for one, _, number in self._in_flight if one == instance}
 
     async def granted(
         self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes]

@@ -95,6 +95,9 @@ class Origin(Protocol):
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         """The whole instance as a DICOM Part 10 file (PS3.10 section 7), as stored, in the `WHOLE` slot."""
 
+    async def local_file(self, instance: Instance) -> Optional[str]:
+        """The path of the instance's file where the origin keeps it as one on this machine, else None."""
+
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Hand a request on and give back the answer, whatever its status, both bodies streamed."""
 

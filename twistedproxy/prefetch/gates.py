@@ -13,6 +13,7 @@ from typing import Optional, Protocol, Union
 
 import attrs
 
+from twistedproxy.cache.address import CacheAddress, NoAddress
 from twistedproxy.dicom import transfer_syntaxes
 from twistedproxy.dicom.metadata import InstanceMetadata
 
@@ -24,7 +25,7 @@ class PrefetchSettings(Protocol):
     """The settings that decide; `twistedproxy.settings.Settings` has them all, with their units."""
 
     @property
-    def cache(self) -> str: ...
+    def cache(self) -> CacheAddress: ...
     @property
     def prefetch(self) -> bool: ...
     @property
@@ -90,7 +91,7 @@ def switched_off(settings: PrefetchSettings) -> Optional[Reason]:
     """Whether anything is prefetched at all."""
     if not settings.prefetch:
         return Reason.PREFETCH_OFF
-    return Reason.NO_CACHE if settings.cache == "none" else None
+    return Reason.NO_CACHE if isinstance(settings.cache, NoAddress) else None
 
 
 def _syntax(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[str]:

@@ -1,0 +1,170 @@
+"""Running prefetches, and those that ended a short while ago.
+
+- A job is logged when it starts and when it ends, with the same field names.
+- Ended jobs stay visible for one interval, then a LoopingCall drops them; nothing that goes wrong in it ends it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from twistedproxy.dicom.address import Instance
+from twistedproxy.metrics import Metrics
+
+MAX_ENDED = 1000
+"""Ended jobs that are kept at most, about 1 kB each."""
+
+
+class JobKind(enum.Enum):
+    """The three sizes of prefetch."""
+
+    WHOLE = "whole"
+    BLOCK = "block"
+    DISPLAY = "display"
+
+
+class Result(enum.Enum):
+    """How a job ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@attrs.define(eq=False)
+class Job:
+    """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
+
+    *reason*: why it was started, and of an ended one that failed or was stopped, why.
+    """
+
+    instance: Instance
+    kind: JobKind
+    reason: str
+    total: int
+    started: float
+    frames: int = 0
+    bytes: int = 0
+    ended: Optional[float] = None
+    result: Optional[Result] = None
+    running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
+
+    def fields(self, now: float) -> dict[str, object]:
+        """What ``/status.json`` and the log say of it."""
+        return {
+            "instance": self.instance.path,
+            "kind": self.kind.value,
+            "frames": self.frames,
+            "total": self.total,
+            "bytes": self.bytes,
+            "seconds": round((self.ended if self.ended is not None else now) - self.started, 3),
+            "result": self.result.value if self.result is not None else None,
+            "reason": self.reason,
+        }
+
+
+class JobBook:
+    """All jobs of one worker."""
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, metrics: Metrics, reap_interval: float) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._interval = reap_interval
+        self._running: list[Job] = []
+        self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
+        self._idle: list[Deferred[None]] = []
+        self._reaper = LoopingCall(self._reap)
+        self._reaper.clock = clock
+
+    @property
+    def running(self) -> list[Job]:
+        """The running jobs, the oldest first."""
+        return list(self._running)
+
+    def find(self, instance: Instance, kind: JobKind) -> Optional[Job]:
+        """The running job of one kind for an instance."""
+        return next((job for job in self._running if job.kind is kind and job.instance == instance), None)
+
+    def count(self) -> int:
+        """How many running jobs count towards ``max-jobs``: display loads do not."""
+        return sum(job.kind is not JobKind.DISPLAY for job in self._running)
+
+    def start(self, instance: Instance, kind: JobKind, reason: str, total: int) -> Job:
+        """Note a new job."""
+        job = Job(instance, kind, reason, total, self._clock.seconds())
+        self._running.append(job)
+        self._log.info(
+            "prefetch started: {kind} of {instance}", event="job_started", **job.fields(self._clock.seconds())
+        )
+        return job
+
+    def end(self, job: Job, result: Result, reason: Optional[str] = None) -> None:
+        """Note a job's end. *reason* replaces the one that it was started for."""
+        job.ended, job.result = self._clock.seconds(), result
+        job.reason = reason or job.reason
+        self._running.remove(job)
+        self._ended.append(job)
+        self._metrics.count("prefetch_jobs", (job.kind.value, result.value))
+        self._metrics.count("prefetch_frames", (job.kind.value,), job.frames)
+        self._log.info(
+            "prefetch {result}: {kind} of {instance}, {frames} of {total} frames, {bytes} bytes in {seconds} s: {reason}",
+            event="job_ended",
+            **job.fields(job.ended),
+        )
+        if not self._running:
+            waiting, self._idle = self._idle, []
+            for waiter in waiting:
+                waiter.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Fires once no job is running."""
+        waiter: Deferred[None] = Deferred()
+        if self._running:
+            self._idle.append(waiter)
+        else:
+            waiter.callback(None)
+        return waiter
+
+    def status(self) -> dict[str, list[dict[str, object]]]:
+        """What ``/status.json`` says of jobs."""
+        now = self._clock.seconds()
+        return {
+            "running": [job.fields(now) for job in self._running],
+            "ended": [job.fields(now) for job in self._ended],
+        }
+
+    def start_reaping(self) -> None:
+        """Drop ended jobs from now on."""
+        self._reaper.start(self._interval, now=False)
+
+    def stop_reaping(self) -> None:
+        """Drop no more."""
+        if self._reaper.running:
+            self._reaper.stop()
+
+    def _reap(self) -> None:
+        try:
+            self.drop_ended(self._clock.seconds() - self._interval)
+        except Exception:
+            self._log.failure("dropping finished jobs failed")
+
+    def drop_ended(self, before: float) -> None:
+        """Drop the jobs that ended *before* that second of the clock."""
+        while self._ended and (self._ended[0].ended or 0.0) <= before:
+            job = self._ended.popleft()
+            self._log.debug("prefetch dropped: {kind} of {instance}", event="job_dropped", **job.fields(0.0))
+
+
+Progress = Callable[[int, int], None]
+"""Hears of frames and bytes, each counted from the beginning."""

@@ -1,0 +1,111 @@
+"""Block and display loads: frames around a request, from the origin into the cache, on the reactor.
+
+- Each frame is claimed first, and only frames that are neither cached, nor claimed, nor on their way are taken.
+- Claims are renewed while the load lives, and given back at its end.
+- The rows that are seen come first; requests have the size that the origin serves best.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.frames.reader import Wanted
+from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.jobs import Progress
+from twistedproxy.waits import all_or_none
+
+CLAIM_SECONDS = 5.0
+RENEW_SECONDS = 2.0
+"""Claims are renewed in good time before they end."""
+
+FEWEST = 2
+"""Frames that are worth a load."""
+
+SIDE_BY_SIDE = 4
+"""Origin requests of one load at once: a load leaves most of the origin's places to callers."""
+
+
+@attrs.define(eq=False)
+class RegionLoad:
+    """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*."""
+
+    cache: Cache
+    clock: IReactorTime
+    wanted: Wanted
+    metadata: InstanceMetadata
+    fence: Fence
+    seconds: Optional[float]
+    priority: Priority
+    progress: Progress
+    claims_lost: int = 0
+    _token: bytes = attrs.Factory(lambda: os.urandom(12))
+    _frames: int = 0
+    _bytes: int = 0
+
+    async def claim(self, numbers: Sequence[int], stop_at_claimed: bool) -> list[int]:
+        """Claim what of *numbers* (in the order to load) is not cached; return what was won, in that order.
+
+        Nothing where fewer than two are left, or, with *stop_at_claimed*, where the first of them is another's.
+        """
+        cached = await self.cache.present(self.wanted.instance, [frame_name(number) for number in numbers])
+        missing = [number for number in numbers if frame_name(number) not in cached]
+        if len(missing) < FEWEST:
+            return []
+        won = await self.cache.claim(
+            self.wanted.instance, [frame_name(number) for number in missing], self._token, CLAIM_SECONDS
+        )
+        self.claims_lost += len(missing) - len(won)
+        mine = [number for number in missing if frame_name(number) in won]
+        if len(mine) < FEWEST or (stop_at_claimed and mine[0] != missing[0]):
+            await self._unclaim(mine)
+            return []
+        return mine
+
+    async def run(self, numbers: Sequence[int]) -> None:
+        """Load *numbers*, which were claimed. Raises the errors of `twistedproxy.origin.errors`."""
+        left = set(numbers)
+        renewing = LoopingCall(self._renew, left)
+        renewing.clock = self.clock
+        renewing.start(RENEW_SECONDS, now=False).addErrback(lambda _: None)
+        size = max(1, self.wanted.origin.frames_per_request(self.wanted.instance))
+        requests = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
+        try:
+            lanes = [Deferred.fromCoroutine(self._lane(requests, left)) for _ in range(SIDE_BY_SIDE)]
+            await all_or_none(lanes)
+        finally:
+            renewing.stop()
+            await self._unclaim(left)
+
+    async def _lane(self, requests: Iterable[Sequence[int]], left: set[int]) -> None:
+        for numbers in requests:
+            frames = await self.wanted.origin.frames(
+                self.wanted.instance, numbers, self.wanted.caller, self.metadata, self.priority
+            )
+            syntax = next(iter(frames.values())).transfer_syntax
+            packed = pack_frames([frame.data for frame in frames.values()], syntax, prefetched=True)
+            entries = {frame_name(number): value for number, value in zip(frames, packed)}
+            await self.cache.put_many(self.wanted.instance, self.fence, entries, self.seconds)
+            left.difference_update(numbers)
+            self._frames += len(frames)
+            self._bytes += sum(len(frame.data) for frame in frames.values())
+            self.progress(self._frames, self._bytes)
+            await self._unclaim(numbers)
+
+    async def _renew(self, left: set[int]) -> None:
+        names = [frame_name(number) for number in left]
+        await self.cache.renew_claims(self.wanted.instance, names, self._token, CLAIM_SECONDS)
+
+    async def _unclaim(self, numbers: Iterable[int]) -> None:
+        names = [frame_name(number) for number in numbers]
+        if names:
+            await self.cache.unclaim(self.wanted.instance, names, self._token)
