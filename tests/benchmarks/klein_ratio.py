@@ -18,7 +18,7 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, median, table
+from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, table
 from tests.processes import Child, Proxy, Store, free_port, pinned
 
 LIMIT = 2.0  # a cached frame through Klein costs at most this many bare Klein routes
@@ -33,12 +33,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache-elsewhere", action="store_true", help="the embedded cache server on the client's core")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
+    end_in_order()
     children: list[Child] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             return run(Path(folder), children, options)
     finally:
         for child in reversed(children):
+            child.stop()
             child.remove()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Optional
@@ -65,6 +67,11 @@ class Fetcher:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def end_in_order() -> None:
+    """Make SIGTERM raise SystemExit, so that what was started is stopped and what was written is removed."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import slides
-from tests.benchmarks.measuring import AS_JPEG, AS_STORED, DECOMPRESSED, Fetcher, milliseconds, table
+from tests.benchmarks.measuring import AS_JPEG, AS_STORED, DECOMPRESSED, Fetcher, end_in_order, milliseconds, table
 from tests.processes import Proxy
 from tests.slides import Made
 from tests.stores.orthanc import Orthanc
@@ -91,6 +91,7 @@ def compared(orthanc: Orthanc, proxy: Proxy, files: Sequence[tuple[str, Made]]) 
             before, start = len(orthanc.requests("/frames/")), time.perf_counter()
             row += [compare(proxy, made), len(orthanc.requests("/frames/")) - before]
             row.append(f"{time.perf_counter() - start:.1f}")
+            print(*row, file=sys.stderr, flush=True)  # a large file takes minutes
         yield row
 
 
@@ -104,6 +105,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-compare", action="store_true", help="leave the comparison out")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
+    end_in_order()
     orthanc = Orthanc().start()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +127,7 @@ def run(orthanc: Orthanc, files: Sequence[tuple[str, Made]], options: Any) -> in
             return 0
         rows = list(compared(orthanc, proxy, files))
     finally:
+        proxy.stop()
         proxy.remove()
     heads = ["through the proxy", "frames", "differ", "Orthanc saw", "s", "again: differ", "Orthanc saw", "s"]
     print("\n" + table(heads, rows))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tests.benchmarks.measuring import TIMEOUT, Fetcher, table
+from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, table
 from tests.processes import Child, Proxy, Store
 from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=2 << 30, help="bytes each way")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
+    end_in_order()
     children: list[Child] = []
     try:
         store = Store()
@@ -110,6 +111,7 @@ def main(arguments: list[str]) -> int:
         return run(proxy, url, options.size)
     finally:
         for child in reversed(children):
+            child.stop()
             child.remove()
 
 
