@@ -314,7 +314,6 @@ class Connection(Protocol):
         self._server.check_idle()
         exchange, task = self._exchange, self._task
         if exchange is not None and task is not None and not self._answered:
-            exchange.seen.aborted = True
             task.addErrback(lambda _failure: None)
             task.cancel()
 
