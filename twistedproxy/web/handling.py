@@ -29,6 +29,8 @@ _log = Logger()
 REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
 """Headers of an origin's refusal that go to the caller."""
 
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+
 
 class Routes(Protocol):
     """What has routes."""
@@ -55,11 +57,14 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
             try:
                 for name, value in self.cors.headers(request.getHeader(b"Origin")):
                     request.responseHeaders.addRawHeader(name, value)
+                refused: Optional[Problem] = getattr(request, "refused", None)
+                if refused is not None:
+                    raise refused
                 await handler(self, request)
             except ClientGone:
-                pass
+                _note_that_nobody_reads(request)
             except CancelledError:
-                request.setResponseCode(499, b"client closed request")  # as nginx logs it; nobody reads it
+                _note_that_nobody_reads(request)
                 raise
             except Exception as error:
                 answer_error(request, error)
@@ -67,6 +72,11 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
                 seconds = self.seconds() - started
                 outcome = getattr(request, "cache_outcome", "")
                 method = request.method.decode("latin-1")
+                if method not in _KNOWN_METHODS:
+                    method = "other"  # a client's invention must not make a time series
+                upload = getattr(request, "upload", None)
+                if upload is not None:
+                    self.metrics.bytes_received(upload.size)
                 self.metrics.request_ended()
                 self.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
                 self.access_log.request(
@@ -78,6 +88,11 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
     return decorate
 
 
+def _note_that_nobody_reads(request: Request) -> None:
+    if not request.startedWriting:
+        request.setResponseCode(499, b"client closed request")  # for the log, as nginx has it
+
+
 def client_of(request: Request) -> str:
     """The address of the client, as far as it is known to be true."""
     seen: Optional[str] = getattr(request, "client_seen", None)
@@ -87,7 +102,9 @@ def client_of(request: Request) -> str:
 def answer_error(request: Request, error: Exception) -> None:
     """Make the answer that *error* calls for."""
     if request.startedWriting:
-        if not isinstance(error, OriginError):
+        if isinstance(error, OriginError):
+            _log.warn("an answer broke off: {reason}", reason=str(error))
+        else:
             _log.failure("an answer broke off")
         cut(request)
     elif isinstance(error, OriginRefused):
@@ -141,4 +158,5 @@ def cut(request: Request) -> None:
     """End the connection in the middle of an answer."""
     channel: Any = request.channel
     if channel is not None:
+        channel.persistent = False
         channel.transport.abortConnection()

@@ -33,26 +33,25 @@ class _Pace:
     async def room(self) -> None:
         """Return once there is room to write. Raises `ClientGone`."""
         if self._paused and not self._gone:
-            self._waiter = Deferred()
+            self._waiter = Deferred(self._stop_waiting)
             await self._waiter
         if self._gone or self._request._disconnected:
             raise ClientGone
+
+    def _stop_waiting(self, _waiter: Deferred[None]) -> None:
+        self._waiter = None
 
     def pauseProducing(self) -> None:
         self._paused = True
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._wake()
-
-    def stopProducing(self) -> None:
-        self._gone = True
-        self._wake()
-
-    def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.callback(None)
+
+    def stopProducing(self) -> None:
+        self._gone = True  # who waits is cancelled in a moment, when the request hears of it too
 
 
 async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
@@ -60,8 +59,7 @@ async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
     if sum(map(len, chunks)) <= SLICE:
         request.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         return
-    pace = _Pace(request)
-    request.registerProducer(pace, True)
+    pace = _paced(request)
     try:
         for chunk in chunks:
             view = memoryview(chunk)
@@ -78,10 +76,9 @@ async def send_stream(request: Request, stream: ByteStream) -> int:
 
     Raises `ClientGone`, and what broke the stream. The stream is closed in any case.
     """
-    pace = _Pace(request)
-    request.registerProducer(pace, True)
     size = 0
     try:
+        pace = _paced(request)
         while chunk := await stream.read():
             size += len(chunk)
             request.write(chunk)
@@ -90,6 +87,14 @@ async def send_stream(request: Request, stream: ByteStream) -> int:
         stream.close()
         _unregister(request)
     return size
+
+
+def _paced(request: Request) -> _Pace:
+    if request._disconnected:
+        raise ClientGone
+    pace = _Pace(request)
+    request.registerProducer(pace, True)
+    return pace
 
 
 def _unregister(request: Request) -> None:

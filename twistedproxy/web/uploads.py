@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Optional
 
@@ -12,58 +11,72 @@ from twisted.python.failure import Failure
 HIGH_WATER = 256 * 1024
 """Bytes that wait for the reader before the client is told to pause."""
 
+PIECE_COST = 64
+"""What a piece costs beside its bytes: a client may send its body in chunks of one byte."""
+
 
 class Upload:
     """The body of one request.
 
-    *length*: its bytes where the client said it. *awaited* is told False when more has come than the reader took,
-    True when there is room again: at the end of the reader's interest too, when the rest is dropped as it comes.
+    *length*: its bytes where the client said it. *awaited* is told True when somebody begins to read, and again when
+    the reader has taken what made the client wait, and False when more has come than was taken. Of a body that was
+    closed the rest is dropped as it comes.
     """
 
     def __init__(self, length: Optional[int], awaited: Callable[[bool], None]) -> None:
         self.length = length
         self.complete = False
+        """Whether all of it came."""
+        self.size = 0
+        """Bytes that came so far."""
         self._awaited = awaited
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._begun = False
         self._paused = False
         self._closed = False
         self._failure: Optional[Failure] = None
         self._reader: Optional[Deferred[None]] = None
 
+    @property
+    def taken(self) -> bool:
+        """Whether all of it came and was read."""
+        return self.complete and self._begun and not self._pieces and not self._closed
+
     async def read(self) -> bytes:
-        if not self._chunks and not self.complete and self._failure is None and not self._closed:
+        """All that has come since the last time. See `ByteStream.read`."""
+        if not self._begun or self._paused:
+            self._begun = True
+            self._let_come()
+        if not (self._pieces or self.complete or self._failure is not None):
             self._reader = Deferred(self._stop_waiting)
             await self._reader
-        if self._chunks:
-            chunk = self._chunks.popleft()
-            self._size -= len(chunk)
-            if self._paused and self._size <= HIGH_WATER // 2:
-                self._pause(False)
-            return chunk
+        if self._pieces:
+            pieces, self._pieces, self._waiting = self._pieces, [], 0
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._failure is not None:
             self._failure.raiseException()
         return b""
 
-    def _stop_waiting(self, _reader: Deferred[None]) -> None:
-        self._reader = None
-
     def close(self) -> None:
+        """See `ByteStream.close`. Who reads on is told: the end of what was not read must not look like its end."""
         self._closed = True
-        self._chunks.clear()
-        self._size = 0
+        self._pieces.clear()
+        self._waiting = 0
         if self._paused:
-            self._pause(False)
-        self._wake()
+            self._let_come()
+        self.failed(Failure(RuntimeError("the body was closed")))
 
     def received(self, data: bytes) -> None:
         """The next bytes came."""
+        self.size += len(data)
         if self._closed:
             return
-        self._chunks.append(data)
-        self._size += len(data)
-        if not self._paused and self._size >= HIGH_WATER:
-            self._pause(True)
+        self._pieces.append(data)
+        self._waiting += len(data) + PIECE_COST
+        if not self._paused and self._waiting >= HIGH_WATER:
+            self._paused = True
+            self._awaited(False)
         self._wake()
 
     def ended(self) -> None:
@@ -72,18 +85,20 @@ class Upload:
         self._wake()
 
     def failed(self, reason: Failure) -> None:
-        """The client has gone."""
+        """No more will come: the client has gone, or sent what is no body."""
         if not self.complete and self._failure is None:
             self._failure = reason
-            self._paused = False
             self._wake()
 
-    def _pause(self, pause: bool) -> None:
-        self._paused = pause
+    def _let_come(self) -> None:
+        self._paused = False
         if not self.complete and self._failure is None:
-            self._awaited(not pause)
+            self._awaited(True)
 
     def _wake(self) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.callback(None)
+
+    def _stop_waiting(self, _reader: Deferred[None]) -> None:
+        self._reader = None

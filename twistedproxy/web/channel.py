@@ -1,0 +1,215 @@
+"""One HTTP/1.1 connection, with deadlines.
+
+twisted.web restarts its timer at every byte and closes at once after a bad request. Here
+- a request with a body is handed on at the end of its head (`head_received`); who reads the body sets the pace;
+- a head, and each 64 kB of a body that somebody waits for, has `client_timeout` seconds; so has each piece of an
+  answer that the client must take;
+- a request is done when the client has taken its answer: a client that pipelines and never reads gets no further one;
+- what comes after the answer to a bad or unwanted request is swallowed for a moment: closing at once would reset the
+  connection and lose the answer.
+
+This leans on private attributes of `HTTPChannel`; Twisted is pinned below its next major version for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+from twisted.internet.interfaces import ITCPTransport
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request
+
+from twistedproxy.web.connections import NEVER, Connections
+from twistedproxy.web.problems import CONTENT_TYPE, Problem
+
+PROGRESS = 64 * 1024
+"""Bytes of a request's body that restart its deadline."""
+
+_REFUSAL = b"HTTP/1.1 %d %s\r\nContent-Type: " + CONTENT_TYPE + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+
+
+class ProxyChannel(HTTPChannel):
+    """One HTTP/1.1 connection."""
+
+    connections: Connections
+    read_deadline = NEVER
+    write_deadline = NEVER
+    lingering = False
+    """Whether all that still comes is swallowed until the connection ends."""
+    _head_begun = False
+    _body_paused = False
+    _continue_due = False
+    _progress = 0
+    _when_taken: Optional[Callable[[], None]] = None
+
+    def connectionMade(self) -> None:
+        self.read_deadline = self.connections.idle_deadline()
+        super().connectionMade()
+        self.connections.add(self)
+        if self.connections.closing:
+            self.loseConnection()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._when_taken = None
+        self.connections.discard(self)
+        super().connectionLost(reason)
+
+    # What the client sends.
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._head_begun and not self.requests:
+            self._head_begun = True
+            self.read_deadline = self.connections.deadline()
+        super().dataReceived(data)
+
+    def allHeadersReceived(self) -> None:
+        self._head_begun = True
+        self.read_deadline = NEVER
+        self._continue_due = False
+        super().allHeadersReceived()
+        request: Any = self.requests[-1]
+        if self.connections.closing:
+            self.close_after_answer(request)
+        if self.length != 0:
+            request.head_received(self._command, self._path, self._version)
+
+    def _send100Continue(self) -> None:
+        """Not before somebody wants the body: a refusal spares the client the sending."""
+        self._continue_due = True
+
+    def body_awaited(self, awaited: bool) -> None:
+        """Whether somebody waits for the body, or the client must wait."""
+        self._body_paused = not awaited
+        self._progress = 0
+        self.read_deadline = self.connections.deadline() if awaited else NEVER
+        if not awaited:
+            self._networkProducer.pauseProducing()
+            return
+        self._networkProducer.resumeProducing()
+        if self._continue_due:
+            self._continue_due = False
+            if not self.requests[-1].startedWriting:
+                super()._send100Continue()
+
+    def body_progressed(self, size: int) -> None:
+        """*size* bytes of a body came."""
+        self._progress += size
+        if self._progress >= PROGRESS and self.read_deadline != NEVER and not self.lingering:
+            self._progress = 0
+            self.read_deadline = self.connections.deadline()
+
+    def allContentReceived(self) -> None:
+        self.read_deadline = NEVER
+        if self._body_paused:
+            self._body_paused = False
+            self._networkProducer.resumeProducing()  # else a client that leaves would not be noticed
+        super().allContentReceived()
+
+    # What the client takes.
+
+    def pauseProducing(self) -> None:
+        if self.write_deadline == NEVER:
+            self.write_deadline = self.connections.deadline()
+        super().pauseProducing()
+        if self.length != 0 and not self._body_paused:
+            self._networkProducer.resumeProducing()  # a body has its own pace; its client may read when all is sent
+
+    def resumeProducing(self) -> None:
+        self.write_deadline = NEVER
+        super().resumeProducing()
+        if self._body_paused:
+            self._networkProducer.pauseProducing()
+        when_taken, self._when_taken = self._when_taken, None
+        if when_taken is not None:
+            when_taken()
+
+    def when_taken(self, done: Callable[[], None]) -> None:
+        """Call *done* once the client has taken what was written, at once if that is so already."""
+        if self._waitingForTransport:
+            self._when_taken = done
+        else:
+            done()
+
+    def requestDone(self, request: Request) -> None:
+        self._head_begun = False
+        self.read_deadline = self.connections.idle_deadline()
+        super().requestDone(request)
+
+    # What is no request.
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._refuse(Problem(431, f"a line of the request's head is longer than {self.MAX_LENGTH} bytes"))
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        upload = getattr(self.requests[-1], "upload", None) if self.requests else None
+        if upload is not None:
+            upload.failed(Failure(Problem(400, "the request's body is not well-formed")))
+            self._swallow()
+        elif self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
+            limits = f"{self.totalHeadersSize} bytes or {self.maxHeaders} fields"
+            self._refuse(Problem(431, f"the request's head has more than {limits}"))
+        else:
+            self._refuse(Problem(400, "the request is not well-formed HTTP/1.1"))
+
+    def _refuse(self, problem: Problem) -> None:
+        if self.lingering:
+            return
+        body = problem.to_json()
+        reason = http.RESPONSES.get(problem.status) or problem.title.encode("ascii")
+        self.write(_REFUSAL % (problem.status, reason, len(body), body))
+        self._swallow()
+        self.linger()
+
+    def _swallow(self) -> None:
+        self.dataReceived = self.lineReceived = _ignore  # type: ignore[method-assign]
+
+    # The end.
+
+    def linger(self) -> None:
+        """Send what is written and then the end of it, and swallow what still comes for a moment."""
+        self.lingering = True
+        self.persistent = False
+        self.read_deadline = self.connections.linger_deadline()
+        transport: Any = self.transport
+        self._networkProducer.resumeProducing()
+        self._networkProducer.unregisterProducer()
+        if ITCPTransport.providedBy(transport) and not self.isSecure():  # TLS knows no half-closed connection
+            transport.loseWriteConnection()
+
+    def close_after_answer(self, request: Request) -> None:
+        """End the connection once *request* is answered."""
+        self.persistent = False
+        if not request.startedWriting:
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+
+    def close_soon(self) -> None:
+        if self.requests:
+            self.close_after_answer(self.requests[-1])
+        elif not self._buffer:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        self.persistent = False
+        self.read_deadline = NEVER
+        self.write_deadline = self.connections.deadline()
+        self._swallow()
+        super().loseConnection()
+
+    def abort(self) -> None:
+        transport: Any = self.transport
+        self.persistent = False
+        self._swallow()
+        transport.abortConnection()
+
+    def expired(self, now: float) -> None:
+        if self.write_deadline >= now and not self.requests and not self._head_begun:
+            self.loseConnection()  # idle
+        else:
+            self.abort()  # who is too slow to send a head will not read a farewell
+
+
+def _ignore(_data: bytes) -> None:
+    """Drop what comes."""
