@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Optional
 
+from twisted.internet.defer import Deferred
+
 from twistedproxy.dicom.address import Instance, InvalidUID
+from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest
 from twistedproxy.streams import StreamTooLong, read_all
@@ -28,6 +31,7 @@ class SeriesLookup:
         self._clock = clock
         self._seconds = seconds
         self._found: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+        self._searching: InFlight[_Key, str] = InFlight()
 
     async def instance(
         self, origin: Origin, root: str, study: Optional[str], sop: Optional[str], caller: Caller
@@ -40,16 +44,28 @@ class SeriesLookup:
         key = (caller.credential, origin.url, root, study, sop)
         expires, series = self._found.get(key, (0.0, ""))
         if expires <= self._clock():
-            series = await self._search(origin, root, study, sop, caller)
-            self._found[key] = (self._clock() + self._seconds, series)
-            while len(self._found) > MAX_REMEMBERED:
-                self._found.popitem(last=False)
+            series = await self._find(key, origin, caller)
         return Instance(origin.url, root, study, series, sop)
 
-    async def _search(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
+    def _find(self, key: _Key, origin: Origin, caller: Caller) -> Deferred[str]:
+        """Search, or wait for the same caller's search that is under way."""
+        fetch = self._searching.running([key]).get(key)
+        found = fetch.wait() if fetch is not None else self._searching.start([key], self._search(key, origin, caller))
+        return found.addCallback(lambda series: series[key])
+
+    async def _search(self, key: _Key, origin: Origin, caller: Caller) -> Mapping[_Key, str]:
+        _, _, root, study, sop = key
+        series = await self._ask(origin, root, study, sop, caller)
+        self._found[key] = (self._clock() + self._seconds, series)
+        self._found.move_to_end(key)
+        while len(self._found) > MAX_REMEMBERED:
+            self._found.popitem(last=False)
+        return {key: series}
+
+    async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
         path = f"{root}/studies/{study}/instances".encode("ascii")
         query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
-        headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
+        headers = (*caller.headers, (b"Accept", b"application/dicom+json"), (b"Accept-Encoding", b"identity"))
         response = await origin.forward(OriginRequest(b"GET", path, query, headers))
         try:
             answer = await read_all(response.body, MAX_ANSWER)
@@ -57,6 +73,8 @@ class SeriesLookup:
             raise OriginBadAnswer("the origin's answer to a search for one instance is too long") from None
         if response.status >= 400:
             raise OriginRefused(response.status, response.headers, answer)
+        if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
+            raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
         return _series_in(answer, sop)
 
 

@@ -10,7 +10,7 @@ from twisted.web.server import Request
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import build
 from twistedproxy.frames.reader import FrameAnswer
-from twistedproxy.web.conditional import entity_tag, matches_none, requested_range
+from twistedproxy.web.conditional import ByteRange, entity_tag, matches_none, requested_range
 from twistedproxy.web.negotiation import FrameForm
 from twistedproxy.web.sending import send_bytes
 
@@ -46,22 +46,22 @@ class FrameAnswers:
         """
         set_header = request.responseHeaders.setRawHeaders
         set_header(b"Cache-Status", [status])
+        request.responseHeaders.addRawHeader(b"Vary", self.vary)
+        unchanged = matches_none(_joined(request, b"If-None-Match"), etag)
+        size = sum(map(len, chunks))
+        part = _asked_range(request, etag, size) if ranged and not unchanged else None
         set_header(b"Cache-Control", [self.cache_control])
         set_header(b"ETag", [etag])
-        request.responseHeaders.addRawHeader(b"Vary", self.vary)
-        if matches_none(_joined(request, b"If-None-Match"), etag):
+        if unchanged:
             request.setResponseCode(304)
             return
-        size = sum(map(len, chunks))
         if ranged:
             set_header(b"Accept-Ranges", [b"bytes"])
-            asked = request.getHeader(b"Range")
-            part = requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None
-            if part is not None:
-                chunks = [b"".join(chunks)[part.start : part.stop]]
-                size = part.stop - part.start
-                set_header(b"Content-Range", [part.content_range])
-                request.setResponseCode(206)
+        if part is not None:
+            chunks = [b"".join(chunks)[part.start : part.stop]]
+            size = part.stop - part.start
+            set_header(b"Content-Range", [part.content_range])
+            request.setResponseCode(206)
         set_header(b"Content-Type", [content_type])
         set_header(b"Content-Length", [b"%d" % size])
         await send_bytes(request, chunks)
@@ -89,6 +89,12 @@ def cache_outcome(answer: FrameAnswer) -> str:
 def transfer_syntax_of(frames: Sequence[Frame]) -> str:
     """The one transfer syntax of *frames*: an instance has one (DICOM PS3.10 section 7.1)."""
     return frames[0].transfer_syntax
+
+
+def _asked_range(request: Request, etag: bytes, size: int) -> ByteRange | None:
+    """What Range asks for; only GET knows ranges (RFC 9110 section 14.2)."""
+    asked = request.getHeader(b"Range") if request.method == b"GET" else None
+    return requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None
 
 
 def _joined(request: Request, name: bytes) -> bytes | None:
