@@ -141,7 +141,9 @@ class CacheTests(ProxyCase):
         client = (await self.proxy(store, cache=NoAddress())).client()
         for _ in range(2):
             answer = await client.frames(self.slide.resource, [1])
-            self.assertEqual((answer.frames(), answer.headers["cache-status"]), ([self.stored[0]], "twistedproxy; fwd=uri-miss"))
+            self.assertEqual(
+                (answer.frames(), answer.headers["cache-status"]), ([self.stored[0]], "twistedproxy; fwd=uri-miss")
+            )
 
     async def _waiting(self, proxy: object, count: int) -> None:
         from tests.waiting import wait_until

@@ -7,6 +7,7 @@ by a small search instead of another reading of metadata that may be large.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Optional
 
@@ -22,13 +23,18 @@ from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.waits import all_or_none
 
 METADATA_SECONDS = 24 * 3600.0
 """How long metadata stay in the cache; forgetting an instance ends them at once."""
 
-_DENIALS = frozenset({401, 403, 404, 410})
+RENEWAL_PAUSE = 15.0
+"""Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
 
-_Key = tuple[bytes, Instance]
+DENIALS = frozenset({401, 403, 404, 410})
+"""How origins say that a caller may not read, or that there is nothing to read."""
+
+_Key = tuple[bytes, Instance, Optional[Fence]]
 
 
 @attrs.define(eq=False)
@@ -61,45 +67,63 @@ class Access:
         self.grants.add(caller, instance, grant)
         return grant
 
-    def ask(self, origin: Origin, instance: Instance, caller: Caller, fence: Optional[Fence]) -> Deferred[Grant]:
+    def ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Deferred[Grant]:
         """Win a grant from the origin; callers of one credential who ask together share one request.
 
-        Fails with `OriginError`; a refusal revokes what was known.
+        *reading*: what the cache held before. Fails with `OriginError`; a denial revokes what was known.
         """
-        key = (caller.credential, instance)
+        # With the fence: who comes after a STOW must not get what an answer from before it said.
+        key = (caller.credential, instance, reading.fence)
         fetch = self._asking.running([key]).get(key)
         waiter = (
-            fetch.wait() if fetch is not None else self._asking.start([key], self._ask(origin, instance, caller, fence))
+            fetch.wait() if fetch is not None else self._asking.start([key], self._ask(key, origin, caller, reading))
         )
         return waiter.addCallback(lambda grants: grants[key])
 
-    async def _ask(
-        self, origin: Origin, instance: Instance, caller: Caller, fence: Optional[Fence]
-    ) -> Mapping[_Key, Grant]:
+    async def _ask(self, key: _Key, origin: Origin, caller: Caller, reading: Reading) -> Mapping[_Key, Grant]:
+        instance = key[1]
         try:
             metadata = await origin.metadata(instance, caller)
         except OriginRefused as refused:
-            if refused.status in _DENIALS:
-                self.grants.revoke(caller, instance)
+            if refused.status in DENIALS:
+                await self.revoke(caller, instance)
             raise
-        grant = await self.record(instance, caller, metadata, fence)
-        return {(caller.credential, instance): grant}
+        return {key: await self.record(instance, caller, metadata, reading)}
 
-    async def record(
-        self, instance: Instance, caller: Caller, metadata: InstanceMetadata, fence: Optional[Fence]
-    ) -> Grant:
+    async def record(self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
-        *fence* must have been read before the origin was asked.
+        *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known.
         """
-        known = self.known(caller, instance)
-        if metadata.transfer_syntax is None and known is not None and known.fence == fence:
-            metadata = attrs.evolve(metadata, transfer_syntax=known.metadata.transfer_syntax)
+        fence = reading.fence
+        if metadata.transfer_syntax is None:
+            metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
         self.grants.add(caller, instance, grant)
-        await self.cache.put_many(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl)
-        await self.cache.put_many(instance, fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS)
+        await all_or_none(
+            [
+                self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl),
+                self._put(instance, fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS),
+            ]
+        )
         return grant
+
+    def _learned(self, instance: Instance, caller: Caller, reading: Reading) -> Optional[str]:
+        known = self.known(caller, instance)
+        if known is not None and known.fence == reading.fence and known.metadata.transfer_syntax is not None:
+            return known.metadata.transfer_syntax
+        cached = metadata_in(reading)
+        return cached.transfer_syntax if cached is not None else None
+
+    def _put(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: float
+    ) -> Deferred[bool]:
+        return Deferred.fromCoroutine(self.cache.put_many(instance, fence, entries, seconds))
+
+    async def revoke(self, caller: Caller, instance: Instance) -> None:
+        """Forget the caller's grant: the origin has just denied it."""
+        self.grants.revoke(caller, instance)
+        await self.cache.remove(instance, [grant_name(caller)])
 
     async def learn_transfer_syntax(self, instance: Instance, grant: Grant, uid: str) -> None:
         """Add to the metadata what only a frame could tell."""
@@ -109,20 +133,20 @@ class Access:
 
     def renew_if_spent(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         """Renew in the background a grant that is mostly spent, by the cheapest request that proves the right."""
-        if grant.renewing or not grant.spent(self.wall_clock(), self.ttl):
+        now = self.wall_clock()
+        if now < grant.next_renewal or not grant.spent(now, self.ttl):
             return
-        grant.renewing = True
+        grant.next_renewal = math.inf
         renewing = Deferred.fromCoroutine(self._renew(origin, instance, caller, grant))
         renewing.addErrback(lambda failure: self._log.failure("renewing a grant failed", failure))
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
             if await origin.readable(instance, caller):
-                await self.record(instance, caller, grant.metadata, grant.fence)
+                await self.record(instance, caller, grant.metadata, Reading(grant.fence, {}))
         except OriginError as error:
+            grant.next_renewal = self.wall_clock() + RENEWAL_PAUSE
             self._log.info("a grant was not renewed: {reason}", reason=str(error), instance=instance.path)
-        finally:
-            grant.renewing = False
 
 
 def metadata_in(reading: Reading) -> Optional[InstanceMetadata]:

@@ -32,7 +32,8 @@ class Grant:
     metadata: InstanceMetadata
     expires: float
     fence: Optional[Fence]
-    renewing: bool = False
+    next_renewal: float = 0.0
+    """When the next renewal may begin (seconds since the epoch): none while one is under way, or after a denial."""
 
     def spent(self, now: float, ttl: float) -> bool:
         """Whether it is time to renew: less than a quarter of *ttl* is left."""

@@ -21,11 +21,12 @@ Keep = Callable[[Mapping[K, V]], Awaitable[object]]
 
 
 class Fetch(Generic[K, V]):
-    """A running fetch of several keys, and all who wait for it."""
+    """A running fetch of several keys, and all who wait for it. *owner*: in whose name it fetches."""
 
-    def __init__(self, keys: Sequence[K], abandoned: Callable[[Fetch[K, V]], None]) -> None:
+    def __init__(self, keys: Sequence[K], dropped: Callable[[Fetch[K, V]], None], owner: object = None) -> None:
         self.keys = keys
-        self._abandoned = abandoned
+        self.owner = owner
+        self._dropped = dropped
         self._waiters: set[Deferred[Mapping[K, V]]] = set()
         self._outcome: Optional[Mapping[K, V] | Failure] = None
         self._running: Optional[Deferred[Mapping[K, V]]] = None
@@ -49,13 +50,15 @@ class Fetch(Generic[K, V]):
         return values
 
     def _fail(self, failure: Failure) -> None:
+        self._dropped(self)  # first: a waiter that asks again at once must not find this one
         self._settle(failure)
 
     def _settle(self, outcome: Mapping[K, V] | Failure) -> None:
         self._outcome = outcome
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
-            self._tell(waiter)
+            if not waiter.called:  # cancelled by what an earlier one set off
+                self._tell(waiter)
 
     def _tell(self, waiter: Deferred[Mapping[K, V]]) -> None:
         if isinstance(self._outcome, Failure):
@@ -66,7 +69,7 @@ class Fetch(Generic[K, V]):
     def _abandon(self, waiter: Deferred[Mapping[K, V]]) -> None:
         self._waiters.discard(waiter)
         if not self._waiters and self._outcome is None and self._running is not None:
-            self._abandoned(self)
+            self._dropped(self)
             self._running.cancel()
 
 
@@ -94,9 +97,10 @@ class InFlight(Generic[K, V]):
         keys: Sequence[K],
         work: Coroutine[Any, Any, Mapping[K, V]],
         keep: Optional[Keep[K, V]] = None,
+        owner: object = None,
     ) -> Deferred[Mapping[K, V]]:
         """Start to fetch *keys* by *work*, and wait for it. *keep* puts the result where later readers look."""
-        fetch: Fetch[K, V] = Fetch(keys, self._drop)
+        fetch: Fetch[K, V] = Fetch(keys, self._drop, owner)
         for key in keys:
             self._fetches[key] = fetch
         waiter = fetch.wait()

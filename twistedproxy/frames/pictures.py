@@ -1,4 +1,7 @@
-"""Pictures that the origin made of frames, kept like frames: under the caller's grant, forgotten with the instance."""
+"""Pictures that the origin made of frames, kept like frames: under the caller's grant, forgotten with the instance.
+
+Only what is a picture is kept: a page that asks people to sign in is none, whatever its status.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,16 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 
-from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.multipart import BadMultipart, MultipartParser
+from twistedproxy.frames.access import DENIALS
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import OriginRequest
+from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_PICTURE = 64 << 20
@@ -26,17 +32,26 @@ _LENGTH = struct.Struct("!H")
 
 @attrs.frozen
 class Picture:
-    """A request for pictures: *raw_path* and *query* as they came (below the mount), *accept* joined."""
+    """A request for pictures of *wanted* frames: *query* raw, *accept* joined, both as they came."""
 
     wanted: Wanted
-    raw_path: bytes
     query: bytes
     accept: bytes
 
     @property
+    def _list(self) -> str:
+        return ",".join(map(str, self.wanted.numbers))
+
+    @property
+    def path(self) -> bytes:
+        """The resource below the mount (DICOM PS3.18 section 10.4.1.1.6), with its series."""
+        instance = self.wanted.instance
+        return f"{instance.root}/{instance.path}/frames/{self._list}/rendered".encode("ascii")
+
+    @property
     def name(self) -> bytes:
-        """The name of its entry: all that the answer depends on."""
-        return rendered_name(b"\0".join((self.raw_path.rpartition(b"/frames/")[2], self.query, self.accept)))
+        """The name of its entry: all that the answer depends on; the lengths keep query and Accept apart."""
+        return rendered_name(b"%s %d %s%s" % (self._list.encode("ascii"), len(self.query), self.query, self.accept))
 
 
 @attrs.frozen
@@ -45,6 +60,17 @@ class Rendered:
 
     content_type: bytes
     data: bytes
+
+
+@attrs.frozen
+class PictureAnswer:
+    """Pictures and where they came from: the cache, a fetch that was *shared*, or one of this request's own.
+    *stored*: whether the cache can be told."""
+
+    rendered: Rendered
+    cached: bool = False
+    shared: bool = False
+    stored: bool = False
 
 
 _Key = tuple[Instance, Optional[Fence], bytes]
@@ -59,57 +85,90 @@ class PictureReader:
     seconds: Optional[float]
     _in_flight: InFlight[_Key, Rendered] = attrs.field(init=False, factory=InFlight)
 
-    async def read(self, picture: Picture) -> tuple[Rendered, bool]:
-        """The pictures, and whether they came from the cache.
-
-        Raises `NoSuchFrame` and the errors of `twistedproxy.origin.errors`.
-        """
+    async def read(self, picture: Picture) -> PictureAnswer:
+        """The pictures. Raises `NoSuchFrame` and the errors of `twistedproxy.origin.errors`."""
         wanted, name = picture.wanted, picture.name
         grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [name])
-        if max(wanted.numbers) > grant.metadata.frames:
-            last = max(wanted.numbers)
+        last = max(wanted.numbers)
+        if last > grant.metadata.frames:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {grant.metadata.frames}")
-        if name in reading.entries:
-            return _unpack(reading.entries[name]), True
-        key = (wanted.instance, reading.fence, name)
-        fetch = self._in_flight.running([key]).get(key)
-        if fetch is not None:
+        kept = _kept(reading, name)
+        if kept is not None:
+            return PictureAnswer(kept, cached=True)
+        return await self._from_origin(picture, (wanted.instance, reading.fence, name))
+
+    async def _from_origin(self, picture: Picture, key: _Key) -> PictureAnswer:
+        stored = key[1] is not None
+        while (fetch := self._in_flight.running([key]).get(key)) is not None:
             try:
-                return (await fetch.wait())[key], False
-            except OriginRefused:
-                pass  # that caller was refused; this one asks for itself
-        return (await self._start(picture, key))[key], False
+                return PictureAnswer((await fetch.wait())[key], shared=True, stored=stored)
+            except OriginRefused as refused:
+                # Another caller was denied. This one has a grant of its own.
+                if refused.status not in DENIALS or fetch.owner == picture.wanted.caller.credential:
+                    raise
+        return PictureAnswer((await self._start(picture, key))[key], stored=stored)
 
     def _start(self, picture: Picture, key: _Key) -> Deferred[Mapping[_Key, Rendered]]:
         instance, fence, name = key
 
         async def fetch() -> Mapping[_Key, Rendered]:
-            return {key: await self._fetch(picture)}
+            return {key: await _fetch(picture)}
 
         async def keep(rendered: Mapping[_Key, Rendered]) -> None:
             await self.cache.put_many(instance, fence, {name: _pack(rendered[key])}, self.seconds)
 
-        return self._in_flight.start([key], fetch(), keep)
+        return self._in_flight.start([key], fetch(), keep, picture.wanted.caller.credential)
 
-    @staticmethod
-    async def _fetch(picture: Picture) -> Rendered:
-        headers = (*picture.wanted.caller.headers, (b"Accept", picture.accept or b"image/jpeg"))
-        request = OriginRequest(b"GET", picture.raw_path, picture.query, headers)
-        response = await picture.wanted.origin.forward(request)
-        try:
-            data = await read_all(response.body, MAX_PICTURE)
-        except StreamTooLong:
-            raise OriginBadAnswer(f"the origin's pictures are more than {MAX_PICTURE} bytes") from None
-        if response.status != 200:
-            raise OriginRefused(response.status, response.headers, data)
-        content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
-        return Rendered(content_type or b"image/jpeg", data)
+
+async def _fetch(picture: Picture) -> Rendered:
+    accept = picture.accept or b"image/jpeg"
+    headers = (*picture.wanted.caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
+    response = await picture.wanted.origin.forward(OriginRequest(b"GET", picture.path, picture.query, headers))
+    try:
+        data = await read_all(response.body, MAX_PICTURE)
+    except StreamTooLong:
+        raise OriginBadAnswer(f"the origin's pictures are more than {MAX_PICTURE} bytes") from None
+    if response.status >= 400:
+        raise OriginRefused(response.status, response.headers, data)
+    if response.status != 200:
+        raise OriginBadAnswer(f"the origin answered a request for pictures with {response.status}")
+    return Rendered(_checked(response, data), data)
+
+
+def _checked(response: OriginResponse, data: bytes) -> bytes:
+    """The Content-Type of what is a whole picture, or several. Raises `OriginBadAnswer`."""
+    headers = {name.lower(): value for name, value in response.headers}
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        raise OriginBadAnswer("the origin sent pictures in a content coding that nobody asked for")
+    content_type = headers.get(b"content-type", b"")
+    try:
+        media_type = parse_media_type(content_type)
+    except BadMediaType:
+        raise OriginBadAnswer("the origin sent a picture without saying what it is") from None
+    if media_type.type == MULTIPART_RELATED:
+        _check_parts(media_type, data)
+    elif not data or media_type.type.partition("/")[0] not in ("image", "video"):
+        raise OriginBadAnswer(f"the origin sent {media_type.type} where a picture belongs")
+    return content_type
+
+
+def _check_parts(media_type: MediaType, data: bytes) -> None:
+    parser = MultipartParser(media_type.boundary)
+    try:
+        parser.feed(data)
+        parser.close()
+    except BadMultipart as error:
+        raise OriginBadAnswer(f"the origin's pictures are not whole: {error}") from None
+
+
+def _kept(reading: Reading, name: bytes) -> Optional[Rendered]:
+    """The picture among what was read from the cache."""
+    entry = reading.entries.get(name)
+    if entry is None or len(entry) < _LENGTH.size:
+        return None
+    end = _LENGTH.size + _LENGTH.unpack_from(entry)[0]
+    return Rendered(entry[_LENGTH.size : end], entry[end:]) if len(entry) > end else None
 
 
 def _pack(rendered: Rendered) -> bytes:
     return _LENGTH.pack(len(rendered.content_type)) + rendered.content_type + rendered.data
-
-
-def _unpack(entry: bytes) -> Rendered:
-    (length,) = _LENGTH.unpack_from(entry)
-    return Rendered(entry[2 : 2 + length], entry[2 + length :])

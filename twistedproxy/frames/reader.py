@@ -19,7 +19,7 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.frames.access import Access
+from twistedproxy.frames.access import DENIALS, Access
 from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame, was_prefetched
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
@@ -141,7 +141,7 @@ class FrameReader:
         else:
             reading = await self.cache.get_many(instance, names)
         if grant is None or (reading.fence is not None and grant.fence != reading.fence):
-            grant = await self.access.ask(origin, instance, caller, reading.fence)
+            grant = await self.access.ask(origin, instance, caller, reading)
         else:
             self.access.renew_if_spent(origin, instance, caller, grant)
         return grant, reading
@@ -194,21 +194,27 @@ class FrameReader:
     ) -> _Frames:
         try:
             return await fetch.wait()
-        except (OriginRefused, StreamTooLong):
-            # That caller was refused, or asked for too much. This one has a grant and a list of its own.
+        except StreamTooLong:  # that list was too long; this one may not be
             return await self._start(wanted, grant, fence, numbers)
+        except OriginRefused as refused:
+            # Another caller was denied. This one has a grant of its own, and asks or joins who does: one of each
+            # credential, not all who wait.
+            if refused.status not in DENIALS or fetch.owner == wanted.caller.credential:
+                raise
+        frames, _ = await self._from_origin(wanted, grant, fence, numbers)
+        return {(wanted.instance, fence, number): frame for number, frame in frames.items()}
 
     def _start(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> Deferred[_Frames]:
         instance = wanted.instance
 
         async def fetch() -> _Frames:
-            frames = await wanted.origin.frames(
-                instance,
-                numbers,
-                wanted.caller,
-                grant.metadata,
-                limit=self.max_answer if len(numbers) > 1 else MAX_FRAME,
-            )
+            limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
+            try:
+                frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
+            except OriginRefused as refused:
+                if refused.status in (401, 403):
+                    await self.access.revoke(wanted.caller, instance)
+                raise
             return {(instance, fence, number): frame for number, frame in frames.items()}
 
         async def keep(frames: _Frames) -> None:
@@ -217,7 +223,8 @@ class FrameReader:
             any_frame = next(iter(frames.values()))
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
-        return self._in_flight.start([(instance, fence, number) for number in numbers], fetch(), keep)
+        keys = [(instance, fence, number) for number in numbers]
+        return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:

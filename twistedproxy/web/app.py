@@ -25,11 +25,12 @@ from twistedproxy.settings import Settings
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
 from twistedproxy.web.forwarded import Outside, outside
-from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, transfer_syntax_of
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status, transfer_syntax_of
 from twistedproxy.web.handling import answer_error, answered
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list, parse_resource
+from twistedproxy.web.problems import Problem
 from twistedproxy.web.status import StatusPages
 
 _SERIES = "studies/<study>/series/<series>/instances/<sop>"
@@ -79,6 +80,7 @@ class ProxyRoutes:
     @answered("frames")
     async def frames(self, request: Request) -> None:
         """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
+        self._note_client(request)
         target = self._target(request)
         if target.resource.kind is not Kind.FRAMES:
             raise problems.bad_request("the path is not what it looks like")
@@ -104,6 +106,7 @@ class ProxyRoutes:
     @answered("frames_rendered")
     async def rendered(self, request: Request) -> None:
         """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture asked for."""
+        self._note_client(request)
         target = self._target(request)
         if target.resource.kind is not Kind.FRAMES_RENDERED:
             raise problems.bad_request("the path is not what it looks like")
@@ -112,21 +115,19 @@ class ProxyRoutes:
         wanted = await self._wanted(request, target, numbers)
         if len(numbers) == 1 and not _without_accept(target.query):
             grant, _ = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-            stored = grant.metadata.transfer_syntax
-            if stored is not None and negotiation.choose_rendered(accepted, stored, _RENDERED_TYPES).as_stored:
+            if _is_stored(accepted, grant.metadata):
                 answer = await self.reader.read(wanted)
                 _set_outcome(request, cache_outcome(answer))
                 frame = answer.frames[0]
                 await self._answers.send_single(request, frame.data, b"image/jpeg", cache_status(answer))
                 return
-        picture = Picture(wanted, target.raw_path, target.query, _accept(request) or b"")
-        await self._send_picture(request, picture)
+        await self._send_picture(request, Picture(wanted, target.query, _accept(request) or b""))
 
     async def _send_picture(self, request: Request, picture: Picture) -> None:
-        rendered, cached = await self.pictures.read(picture)
-        _set_outcome(request, "hit" if cached else "miss")
-        status = b"twistedproxy; hit" if cached else b"twistedproxy; fwd=uri-miss; stored"
-        await self._answers.send_single(request, rendered.data, rendered.content_type, status)
+        answer = await self.pictures.read(picture)
+        _set_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
+        rendered = answer.rendered
+        await self._answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
     @app.route("/<path:anything>", methods=_ALL)
     @app.route("/", methods=_ALL)
@@ -221,6 +222,11 @@ class ProxyRoutes:
             instance = target.instance
         return Wanted(target.origin, instance, numbers, caller, check)
 
+    def _note_client(self, request: Request) -> None:
+        """Let the log name the client behind a trusted proxy; nothing else of a frame's answer depends on it."""
+        if self.settings.trusted_proxy:
+            self._outside(request)
+
     def _outside(self, request: Request) -> Outside:
         peer = getattr(request.getClientAddress(), "host", None)
         host = request.getHost()
@@ -235,6 +241,16 @@ class ProxyRoutes:
 def _accept(request: Request) -> Optional[bytes]:
     values = request.requestHeaders.getRawHeaders(b"Accept")
     return b", ".join(values) if values else None
+
+
+def _is_stored(accepted: negotiation.Wanted, metadata: InstanceMetadata) -> bool:
+    """Whether the stored frame is the picture that is accepted."""
+    if metadata.transfer_syntax is None:
+        return False
+    try:
+        return negotiation.choose_rendered(accepted, metadata.transfer_syntax, _RENDERED_TYPES).as_stored
+    except Problem:  # the origin may know how to make what we have not heard of
+        return False
 
 
 def _without_accept(query: bytes) -> bytes:

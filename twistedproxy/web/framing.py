@@ -9,6 +9,7 @@ from twisted.web.server import Request
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.frames.pictures import PictureAnswer
 from twistedproxy.frames.reader import FrameAnswer
 from twistedproxy.web.conditional import ByteRange, entity_tag, matches_none, requested_range
 from twistedproxy.web.negotiation import FrameForm
@@ -75,6 +76,16 @@ def cache_status(answer: FrameAnswer) -> bytes:
     stored = b"; stored" if answer.stored else b""
     collapsed = b"; collapsed" if answer.shared else b""
     return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
+
+
+def picture_status(answer: PictureAnswer) -> bytes:
+    """The same for pictures."""
+    if answer.cached:
+        return b"twistedproxy; hit"
+    return b"twistedproxy; fwd=uri-miss%s%s" % (
+        b"; stored" if answer.stored else b"",
+        b"; collapsed" if answer.shared else b"",
+    )
 
 
 def cache_outcome(answer: FrameAnswer) -> str:
