@@ -6,14 +6,22 @@ A start that fails ends the process with a last line that says why.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import signal
+import sys
 import time
+from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Any, Optional
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twistedproxy.logs import LoggedService, twistd_observer
 from twistedproxy.options import Options
@@ -27,6 +35,14 @@ _log = Logger()
 START_FAILED = 1
 """The exit code after a start that failed."""
 
+START_GRACE = 2.0
+"""Seconds that a part which is just starting gets to finish that when all is to stop; then it is cancelled."""
+
+STEP_SECONDS = 10.0
+"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs."""
@@ -35,46 +51,95 @@ def makeService(options: Options) -> IService:
     twistd_options = getattr(options, "parent", None)
     service = LoggedService(twistd_observer(options.settings.log_format, twistd_options))
     ProxyService(reactor, options.settings).setServiceParent(service)
+    _OneSignalIsEnough().setServiceParent(service)
     return service
 
 
-class ProxyService(Service):
-    """One proxy: its rooms, in order."""
+class _OneSignalIsEnough(Service):
+    """Lets the first request to stop through: Twisted would log each further one as an error."""
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def startService(self) -> None:
+        super().startService()
+        from twisted.internet import reactor
+
+        reactor.callWhenRunning(self._install)  # type: ignore[attr-defined]
+
+    def _install(self) -> None:
+        for number in _STOP_SIGNALS:
+            stop = signal.getsignal(number)
+            if callable(stop):
+                signal.signal(number, functools.partial(self._pass_on, stop))
+
+    @staticmethod
+    def _pass_on(stop: Callable[[int, Optional[FrameType]], Any], number: int, frame: Optional[FrameType]) -> None:
+        for each in _STOP_SIGNALS:
+            signal.signal(each, lambda *_: None)
+        stop(number, frame)
+
+
+def _leave(reason: str) -> None:
+    """End the process in an orderly way, with an exit code that twistd has no means to set, and *reason* last."""
+    from twisted.internet import reactor
+
+    def exit_with_reason() -> None:
+        # The interpreter's last act: twistd has removed its pid file, and the log (sys.stderr too, by now) is closed.
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+        os.write(2, f"twistedproxy could not start: {reason}\n".encode())
+        os._exit(START_FAILED)
+
+    atexit.register(exit_with_reason)
+    reactor.stop()  # type: ignore[attr-defined]
+
+
+class ProxyService(Service):
+    """One proxy: its rooms, in order. *leave* is called with the reason where it cannot start."""
+
+    def __init__(self, reactor: Any, settings: Settings, leave: Callable[[str], None] = _leave) -> None:
         self._reactor = reactor
         self._settings = settings
+        self._leave = leave
         self._rooms: Optional[Rooms] = None
         self._starting: Optional[Deferred[None]] = None
 
     def startService(self) -> None:
         """Start in order, in the background of the reactor."""
         super().startService()
-        self._starting = Deferred.fromCoroutine(self._start())
-        self._starting.addErrback(self._start_failed)
+        # A start may fail at once, and a reactor that does not run yet cannot be stopped.
+        self._reactor.callWhenRunning(self._begin)
+
+    def _begin(self) -> None:
+        if self.running:
+            self._starting = Deferred.fromCoroutine(self._start())
+            self._starting.addErrback(self._start_failed)
 
     async def _start(self) -> None:
         self._rooms = Rooms(self._reactor, self._settings)
         await self._rooms.start()
 
-    def _start_failed(self, failure: Any) -> None:
+    def _start_failed(self, failure: Failure) -> None:
         if not self.running:
             return
-        _log.critical("twistedproxy could not start: {reason}", reason=failure.getErrorMessage())
-        if failure.check(OSError, RuntimeError, ValueError) is None:
-            _log.failure("the reason in full", failure)
-        # twistd knows no exit code for this: leave with ours once all is cleaned up
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, START_FAILED)
-        self._reactor.stop()
+        from twistedproxy.cache.interface import CacheUnavailable
+        from twistedproxy.origin.errors import OriginError
+
+        reason = failure.getErrorMessage()
+        expected = (OSError, RuntimeError, ValueError, CannotListenError, CacheUnavailable, OriginError)
+        if failure.check(*expected) is None:
+            _log.failure("twistedproxy could not start", failure)
+        _log.critical("twistedproxy could not start: {reason}", reason=reason)
+        self._leave(reason)
 
     def stopService(self) -> Deferred[None]:
         """Stop in order. The Deferred fires when all has ended."""
         super().stopService()
-        if self._starting is not None:
-            self._starting.cancel()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        if self._rooms is not None:
+            self._rooms.stopping = True
+        if self._starting is not None:
+            await self._starting.addTimeout(START_GRACE, self._reactor, lambda *_: None)
         if self._rooms is not None:
             await self._rooms.stop()
 
@@ -105,6 +170,7 @@ class Rooms:
         from twistedproxy.web.server import Connections
         from twistedproxy.web.status import AdminRoutes, StatusPages
 
+        self.stopping = False
         self._reactor = reactor
         self._settings = settings
         self.metrics = Metrics()
@@ -161,13 +227,15 @@ class Rooms:
         return [{"pid": os.getpid(), "connections": len(self.connections), "grants": len(self.access.grants)}]
 
     async def start(self) -> None:
-        """Start all parts, the listeners last. Raises what keeps one from starting."""
+        """Start all parts, the listeners last; go no further once `stopping`. Raises what keeps one from starting."""
         await self.cache.start()
         for mount in self.mounts.all:
-            await mount.origin.start()
-        self._start_prefetch()
-        self.connections.start()
-        await self._listen()
+            if not self.stopping:
+                await mount.origin.start()
+        if not self.stopping:
+            self._start_prefetch()
+            self.connections.start()
+            await self._listen()
 
     def _start_prefetch(self) -> None:
         self._cache_use.start()
@@ -211,22 +279,30 @@ class Rooms:
             for mount in self.mounts.all:
                 base = f"http://{address}:{host.port}{mount.prefix}"
                 _log.info("{base} stands for {origin}", base=base, origin=mount.origin.url)
-                for path in getattr(mount.origin, "examples", lambda: ())():
+                for path in mount.origin.examples():
                     _log.info("try {url}", url=f"{base}/{path}")
 
     async def stop(self) -> None:
         """Stop all parts; running answers may finish until the deadline."""
+        self.stopping = True
         ports, self._ports = self._ports, []
         for port in ports:
-            await _stopped(port)
+            await self._ended("a listener", _stopped(port))
         cut = await self.connections.drain(self._settings.stop_deadline)
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
         self.forgetting.stop()
-        await self._stop_prefetch()
+        await self._ended("prefetch", self._stop_prefetch())
         for mount in self.mounts.all:
-            await mount.origin.stop()
-        await self.cache.stop()
+            await self._ended(f"the origin at {mount.prefix or '/'}", mount.origin.stop())
+        await self._ended("the cache", self.cache.stop())
+
+    async def _ended(self, what: str, stopping: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Wait until one part has stopped. That it doesn't must not keep the next from being stopped."""
+        try:
+            await Deferred.fromCoroutine(stopping).addTimeout(STEP_SECONDS, self._reactor)
+        except Exception:
+            _log.failure("{what} did not stop as it should", what=what)
 
 
 async def _stopped(port: IListeningPort) -> None:

@@ -104,6 +104,9 @@ class Origin(Protocol):
     async def ping(self) -> None:
         """Return if the origin can be reached, else raise."""
 
+    def examples(self) -> tuple[str, ...]:
+        """Resources below the mount that are known to exist and fit to be tried; mostly none are."""
+
     def status(self) -> dict[str, object]:
         """Facts for ``/status.json``: what is known of the origin, running and waiting requests."""
 

@@ -12,13 +12,13 @@ from twistedproxy.settings import Settings
 def open_origin(reactor: Any, url: str, settings: Settings, metrics: Metrics) -> Origin:
     """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started."""
     if url.startswith("sample:"):
-        from twistedproxy.origin.sample import SampleOrigin
+        from twistedproxy.origin.sample.provider import SampleOrigin
 
         return SampleOrigin(reactor)
     if url.startswith("file:"):
-        from twistedproxy.origin.folder import FolderOrigin
+        from twistedproxy.origin.folder import folder_origin
 
-        return FolderOrigin(reactor, url[len("file:") :])
+        return folder_origin(url, reactor)
     from twistedproxy.origin.http.origin import HTTPOrigin
 
     return HTTPOrigin(reactor, url, settings, metrics)

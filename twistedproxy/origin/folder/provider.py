@@ -146,6 +146,14 @@ class FolderOrigin:
         await stream.start()
         return stream
 
+    async def local_file(self, instance: Instance) -> Optional[str]:
+        """See `Origin.local_file`."""
+        return (await self._record(instance)).path
+
+    def examples(self) -> tuple[str, ...]:
+        """See `Origin.examples`."""
+        return ("studies",)
+
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Answer as a DICOMweb server would. Errors of the request are answers too."""
         watch = self._watching()

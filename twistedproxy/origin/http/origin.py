@@ -128,6 +128,10 @@ class HTTPOrigin:
             raise
         self._last_error = None
 
+    def examples(self) -> tuple[str, ...]:
+        """See `Origin.examples`: a store's contents are its own business."""
+        return ()
+
     def status(self) -> dict[str, object]:
         """See `Origin.status`."""
         return {

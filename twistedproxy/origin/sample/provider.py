@@ -40,6 +40,13 @@ class SampleOrigin(FolderOrigin):
         self._command = command
         self._temporary: Optional[str] = None
 
+    def examples(self) -> tuple[str, ...]:
+        """See `Origin.examples`: a search, a picture of the whole slide, and frames of all its levels."""
+        pictures = tuple(f"{level.path}/frames/1/rendered" for level in self.levels)
+        base = self.levels[0]
+        middle = base.frames // 2 + base.columns // 2
+        return ("studies", f"{base.path}/metadata", f"{base.path}/frames/{middle}", *pictures)
+
     async def stop(self) -> None:
         await super().stop()
         if self._temporary is not None:
