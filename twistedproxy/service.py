@@ -50,8 +50,8 @@ def makeService(options: Options) -> IService:
 
     twistd_options = getattr(options, "parent", None)
     service = LoggedService(twistd_observer(options.settings.log_format, twistd_options))
+    _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
     ProxyService(reactor, options.settings).setServiceParent(service)
-    _OneSignalIsEnough().setServiceParent(service)
     return service
 
 

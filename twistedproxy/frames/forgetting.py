@@ -7,10 +7,13 @@ from it or written to it by this worker in between.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from typing import Optional
+
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twistedproxy.cache.interface import Cache
 from twistedproxy.dicom.address import Instance, Scope
@@ -18,6 +21,9 @@ from twistedproxy.frames.grants import Grants
 
 RETRY_SECONDS = 1.0
 """How long to wait before a cache that could not be told is told again."""
+
+MAX_PENDING = 1000
+"""Scopes that are pending one by one; of more, all below their roots is. Each read of a frame looks through them."""
 
 
 def covers(scope: Scope, instance: Instance) -> bool:
@@ -37,30 +43,57 @@ class Forgetting:
         self._cache = cache
         self._grants = grants
         self._clock = clock
-        self._pending: dict[Scope, Deferred[None]] = {}
+        self._pending: dict[Scope, None] = {}
+        self._insisting: Optional[Deferred[None]] = None
 
     def is_pending(self, instance: Instance) -> bool:
         """Whether the cache still holds what of this instance should be forgotten."""
         return bool(self._pending) and any(covers(scope, instance) for scope in self._pending)
 
     async def forget(self, scope: Scope) -> None:
-        """Forget *scope*; once this returns, nobody on this host sees what was kept of it."""
-        self._grants.forget(lambda instance: covers(scope, instance))
-        if not await self._told(scope):
-            self._log.warn("the cache could not be told to forget: it will be told again", scope=str(scope))
-            if scope not in self._pending:
-                self._pending[scope] = Deferred.fromCoroutine(self._insist(scope)).addErrback(lambda _: None)
+        """Forget *scope*; once this returns, nobody on this host sees what was kept of it.
 
-    async def _insist(self, scope: Scope) -> None:
-        while True:
+        It is forgotten also where the caller gives up waiting.
+        """
+        self._grants.forget(lambda instance: covers(scope, instance))
+        try:
+            told = await self._told(scope)
+        except CancelledError:
+            self._insist_on(scope)
+            raise
+        if not told:
+            self._log.warn("the cache could not be told to forget: it will be told again", scope=str(scope))
+            self._insist_on(scope)
+
+    def _insist_on(self, scope: Scope) -> None:
+        if len(self._pending) >= MAX_PENDING:
+            scope = Scope(scope.origin, scope.root)
+            for narrower in [one for one in self._pending if (one.origin, one.root) == (scope.origin, scope.root)]:
+                del self._pending[narrower]
+        self._pending[scope] = None
+        if self._insisting is None:
+            self._insisting = Deferred.fromCoroutine(self._insist())
+            self._insisting.addErrback(self._stopped_insisting)
+
+    async def _insist(self) -> None:
+        while self._pending:
             await deferLater(self._clock, RETRY_SECONDS)
-            if await self._told(scope):
-                del self._pending[scope]
-                return
+            for scope in list(self._pending):
+                if not await self._told(scope):
+                    break
+                self._pending.pop(scope, None)
+        self._insisting = None
+
+    def _stopped_insisting(self, failure: Failure) -> None:
+        self._insisting = None
+        if failure.check(CancelledError) is None:
+            self._log.failure("the cache is no longer told to forget", failure)
 
     async def _told(self, scope: Scope) -> bool:
         try:
             await self._cache.forget(scope)
+        except CancelledError:
+            raise
         except Exception as error:
             self._log.debug("the cache can still not be told to forget: {reason}", reason=str(error))
             return False
@@ -68,6 +101,6 @@ class Forgetting:
 
     def stop(self) -> None:
         """Tell no more."""
-        for insisting in list(self._pending.values()):
-            insisting.cancel()
         self._pending.clear()
+        if self._insisting is not None:
+            self._insisting.cancel()

@@ -164,7 +164,7 @@ class ProxyChannel(HTTPChannel):
         self.linger()
 
     def _swallow(self) -> None:
-        self.dataReceived = self.lineReceived = _ignore  # type: ignore[method-assign]
+        self.dataReceived = self.lineReceived = _ignore  # type: ignore[method-assign, assignment]
 
     # The end.
 
@@ -175,7 +175,7 @@ class ProxyChannel(HTTPChannel):
         self.read_deadline = self.connections.linger_deadline()
         transport: Any = self.transport
         self._networkProducer.resumeProducing()
-        self._networkProducer.unregisterProducer()
+        transport.unregisterProducer()
         if ITCPTransport.providedBy(transport) and not self.isSecure():  # TLS knows no half-closed connection
             transport.loseWriteConnection()
 

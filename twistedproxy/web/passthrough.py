@@ -11,17 +11,22 @@ from __future__ import annotations
 from typing import Optional
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
+from twistedproxy.dicom.address import Scope
 from twistedproxy.frames.forgetting import Forgetting
+from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+from twistedproxy.waits import all_or_none
 from twistedproxy.web.changes import touched_by_store
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.rewriting import UrlMap
 from twistedproxy.web.sending import send_stream
+from twistedproxy.web.uploads import Upload
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to learn what it stored: some 40,000 instances."""
@@ -32,6 +37,9 @@ _DESCRIBING = frozenset({Kind.METADATA, Kind.STUDIES, Kind.SEARCH})
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _LOCATIONS = frozenset({b"location", b"content-location"})
+# Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
+_OF_THE_ORIGIN = (b"date", b"server")
+_SHARED = frozenset({b"vary", b"cache-status"})
 
 
 @attrs.frozen
@@ -48,15 +56,12 @@ class PassThrough:
         """
         describing = target.resource.kind in _DESCRIBING and request.method == b"GET"
         watch = await self.descriptions.watch(request, target) if describing else None
-        response = await target.origin.forward(self._onward(request, target, identity=describing))
-        body = response.body
-        try:
-            if request.method in _CHANGING and target.resource.kind in _CHANGED:
-                body = await self._forget_touched(request, target, response)
-        except BaseException:
-            response.body.close()
-            raise
-        length = response.length
+        onward = self._onward(request, target, identity=describing)
+        if request.method in _CHANGING and target.resource.kind in _CHANGED:
+            response = await self._change(target, onward)
+        else:
+            response = await target.origin.forward(onward)
+        body, length = response.body, response.length
         if watch is not None and watch.understands(response):
             body, length = await watch.follow(body, outside), None
         await self._send(request, target, attrs.evolve(response, body=body, length=length), outside)
@@ -73,31 +78,61 @@ class PassThrough:
         length = getattr(upload, "length", None)
         return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
 
-    async def _forget_touched(self, request: Request, target: Target, response: OriginResponse) -> ByteStream:
-        """Forget what the request changed, and give the answer's body back. An answer in the 5xx may have
-        changed things on its way: then all that was addressed is forgotten."""
+    async def _change(self, target: Target, onward: OriginRequest) -> OriginResponse:
+        """Hand on what may change the store, and forget what it touched before the answer is given.
+
+        Where no answer tells, because none came or it broke off, the store may have done all that was asked.
+        """
         addressed = target.resource.scope(target.origin.url)
+        try:
+            response = await target.origin.forward(onward)
+            touched, response = await self._touched(target, addressed, onward, response)
+        except (OriginBusy, OriginRefused):  # nothing was sent
+            raise
+        except Exception:  # also where the client left
+            if _was_sent(onward):
+                await self.forgetting.forget(addressed)
+            raise
+        try:
+            await all_or_none([Deferred.fromCoroutine(self.forgetting.forget(scope)) for scope in touched])
+        except BaseException:
+            response.body.close()
+            raise
+        return response
+
+    @staticmethod
+    async def _touched(
+        target: Target, addressed: Scope, onward: OriginRequest, response: OriginResponse
+    ) -> tuple[list[Scope], OriginResponse]:
+        """What a request changed that got *response*, and the response with a body that is still whole."""
         if 400 <= response.status < 500 and response.status != 409:
-            return response.body
-        if request.method == b"DELETE" or target.resource.kind not in (Kind.STUDIES, Kind.STUDY):
-            await self.forgetting.forget(addressed)
-            return response.body
+            return [], response
+        if onward.method == b"DELETE" or target.resource.kind not in (Kind.STUDIES, Kind.STUDY):
+            return [addressed], response
         answer, whole = await hold(response.body, MAX_STORE_ANSWER)
         told = whole and response.status < 500
-        for scope in touched_by_store(answer, addressed) if told else [addressed]:
-            await self.forgetting.forget(scope)
-        return ChainedStream(BytesStream(answer), response.body)
+        body = ChainedStream(BytesStream(answer), response.body)
+        return touched_by_store(answer, addressed) if told else [addressed], attrs.evolve(response, body=body)
 
     @staticmethod
     async def _send(request: Request, target: Target, response: OriginResponse, outside: str) -> None:
         request.setResponseCode(response.status)
         urls = UrlMap(target.origin.url, outside)
+        for name in _OF_THE_ORIGIN:
+            if any(theirs.lower() == name for theirs, _ in response.headers):
+                request.responseHeaders.removeHeader(name)
+        ours = {name.lower() for name, _ in request.responseHeaders.getAllRawHeaders()} - _SHARED
         for name, value in response.headers:
             lower = name.lower()
-            if lower != b"content-length":
+            if lower not in ours and lower != b"content-length":
                 shown = urls.rewrite_header(value) if lower in _LOCATIONS else value
                 request.responseHeaders.addRawHeader(name, shown)
         if response.length is not None:
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % response.length])
         request.responseHeaders.addRawHeader(b"Cache-Status", b"twistedproxy; fwd=bypass")
         await send_stream(request, response.body)
+
+
+def _was_sent(onward: OriginRequest) -> bool:
+    """Whether the origin may have got all of a request."""
+    return onward.body is None or (isinstance(onward.body, Upload) and onward.body.taken)

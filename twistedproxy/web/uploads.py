@@ -29,6 +29,7 @@ class Upload:
         """Whether all of it came."""
         self.size = 0
         """Bytes that came so far."""
+        self._read = 0
         self._awaited = awaited
         self._pieces: list[bytes] = []
         self._waiting = 0
@@ -41,7 +42,7 @@ class Upload:
     @property
     def taken(self) -> bool:
         """Whether all of it came and was read."""
-        return self.complete and self._begun and not self._pieces and not self._closed
+        return self.complete and self._begun and self._read == self.size
 
     async def read(self) -> bytes:
         """All that has come since the last time. See `ByteStream.read`."""
@@ -53,7 +54,9 @@ class Upload:
             await self._reader
         if self._pieces:
             pieces, self._pieces, self._waiting = self._pieces, [], 0
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._read += len(chunk)
+            return chunk
         if self._failure is not None:
             self._failure.raiseException()
         return b""
