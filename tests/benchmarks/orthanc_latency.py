@@ -7,6 +7,7 @@ pydicom's bytes, and asks again while it counts what Orthanc sees. Run: ``python
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
@@ -79,13 +80,30 @@ def compare(proxy: Proxy, made: Made) -> int:
         pairs = zip(numbers, got, strict=True)
         return sum(frame != expected[number - 1] for number, frame in pairs)
 
-    with ThreadPoolExecutor(CALLERS) as callers:
+    callers = ThreadPoolExecutor(CALLERS)
+    try:
         return sum(callers.map(wrong, range(1, made.frames + 1, LIST)))
+    finally:
+        callers.shutdown(wait=False, cancel_futures=True)  # when this is ended early, its requests break with the proxy
 
 
-def compared(orthanc: Orthanc, proxy: Proxy, files: Sequence[tuple[str, Made]]) -> Iterator[list[object]]:
+def settle(proxy: Proxy, made: Made, seconds: float) -> None:
+    """Ask for one frame, so that what the proxy loads by itself begins, and wait until it is done."""
+    fetcher = Fetcher(proxy.url)
+    fetcher.get(f"dicomweb/{made.resource}/frames/1", {"Accept": AS_STORED})
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and json.loads(fetcher.get("status.json").body)["jobs"]["running"]:
+        time.sleep(0.05)
+    fetcher.close()
+
+
+def compared(
+    orthanc: Orthanc, proxy: Proxy, files: Sequence[tuple[str, Made]], settling: float
+) -> Iterator[list[object]]:
     """Rows of the second table: each file asked for twice, whole."""
     for name, made in files:
+        if settling:
+            settle(proxy, made, settling)
         row: list[object] = [name, f"{made.frames:,}"]
         for _again in range(2):
             before, start = len(orthanc.requests("/frames/")), time.perf_counter()
@@ -101,6 +119,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=40, help="requests in each row")
     parser.add_argument(
         "--slow-samples", type=int, default=1, help="image/jpeg requests (40 s each), a third of octet-stream ones"
+    )
+    parser.add_argument(
+        "--settle", type=float, default=0, help="seconds to wait for running loads before each comparison"
     )
     parser.add_argument("--no-compare", action="store_true", help="leave the comparison out")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
@@ -125,7 +146,7 @@ def run(orthanc: Orthanc, files: Sequence[tuple[str, Made]], options: Any) -> in
         print(table(["a frame from", "requests", "p50 ms", "p95 ms"], latencies(orthanc, proxy, files[0][1], options)))
         if options.no_compare:
             return 0
-        rows = list(compared(orthanc, proxy, files))
+        rows = list(compared(orthanc, proxy, files, options.settle))
     finally:
         proxy.stop()
         proxy.remove()
