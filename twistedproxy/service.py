@@ -169,6 +169,7 @@ class Rooms:
         from twistedproxy.web.passthrough import PassThrough
         from twistedproxy.web.server import Connections
         from twistedproxy.web.status import AdminRoutes, StatusPages
+        from twistedproxy.web.warming import Warming
 
         self.stopping = False
         self._reactor = reactor
@@ -217,6 +218,7 @@ class Rooms:
             SeriesLookup(time.monotonic, settings.grant_ttl),
             PassThrough(self.forgetting, descriptions),
             status,
+            Warming(self.reader, self.scheduler, self.jobs, reactor),
             self.metrics,
             time.perf_counter,
         )

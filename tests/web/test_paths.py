@@ -35,6 +35,7 @@ RESOURCES = [
     (INSTANCE + b"/rendered", Resource(Kind.INSTANCE_RENDERED, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/thumbnail", Resource(Kind.THUMBNAIL, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/pixeldata", Resource(Kind.PIXELDATA, "", "1.2", "3.4", "5.6")),
+    (INSTANCE + b"/prefetch", Resource(Kind.PREFETCH, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulkdata", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulkdata/00081140/1/00081199", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulk/7fe00010", Resource(Kind.BULKDATA, "", "1.2", "3.4", "5.6")),

@@ -32,6 +32,7 @@ from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list, parse_resource
 from twistedproxy.web.problems import Problem
 from twistedproxy.web.status import StatusPages
+from twistedproxy.web.warming import Asked, Warming
 
 _SERIES = "studies/<study>/series/<series>/instances/<sop>"
 _SHORT = "studies/<study>/instances/<sop>"
@@ -56,6 +57,7 @@ class ProxyRoutes:
         series: SeriesLookup,
         pass_through: PassThrough,
         status: StatusPages,
+        warming: Warming,
         metrics: Metrics,
         seconds: Callable[[], float],
     ) -> None:
@@ -67,6 +69,7 @@ class ProxyRoutes:
         self.series = series
         self.pass_through = pass_through
         self.status = status
+        self.warming = warming
         self.metrics = metrics
         self.seconds = seconds
         self.access_log = AccessLog()
@@ -128,6 +131,22 @@ class ProxyRoutes:
         _set_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
         rendered = answer.rendered
         await self._answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+
+    @app.route(f"/<path:mount>/{_SERIES}/prefetch", methods=[*_READ, "POST"])
+    @app.route(f"/{_SERIES}/prefetch", methods=[*_READ, "POST"])
+    @answered("prefetch")
+    async def prefetch(self, request: Request) -> None:
+        """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
+        target = self._target(request)
+        if target.resource.kind is not Kind.PREFETCH:
+            raise problems.bad_request("the path is not what it looks like")
+        asked = Asked.of(target.query, _accept(request))
+        wanted = await self._wanted(request, target, ())
+        if request.method == b"POST":
+            url = self._outside(request).base + request.uri.partition(b"?")[0].decode("ascii")
+            await self.warming.start(request, wanted, asked, url)
+        else:
+            await self.warming.tell(request, wanted, asked)
 
     @app.route("/<path:anything>", methods=_ALL)
     @app.route("/", methods=_ALL)

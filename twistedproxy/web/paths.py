@@ -59,6 +59,7 @@ class Kind(enum.Enum):
     THUMBNAIL = "thumbnail"  # any level, of frames too
     BULKDATA = "bulkdata"  # any level, whatever is below it
     PIXELDATA = "pixeldata"  # any level
+    PREFETCH = "prefetch"  # an instance; the proxy's own
     OTHER = "other"  # worklist, non-patient instances, storage commitment
 
 
@@ -70,6 +71,7 @@ _METHODS = {
     Kind.SERIES: (*_READ, "POST", "DELETE"),
     Kind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
     Kind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
+    Kind.PREFETCH: ("GET", "HEAD", "POST"),
 }
 
 
@@ -241,6 +243,8 @@ def _below_instance(root: str, study: str, series: Optional[str], sop: str, rest
             return Resource(Kind.FRAMES_RENDERED, root, study, series, sop, frames)
         case ["frames", frames, "thumbnail"]:
             return Resource(Kind.THUMBNAIL, root, study, series, sop, frames)
+        case ["prefetch"] if series is not None:
+            return Resource(Kind.PREFETCH, root, study, series, sop)
     return Resource(_common_kind(rest, Kind.INSTANCE_RENDERED), root, study, series, sop)
 
 
