@@ -1,0 +1,166 @@
+"""Where frames lie: tables, tables that lie, scans, native sizes. On bytes in memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Optional
+
+import attrs
+import numpy
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, JPEG_XL
+from twistedproxy.origin.folder.frames import _bits, _encapsulated_frame
+from twistedproxy.origin.folder.offsets import BadPixelData, FrameTable, ReadAt, build_table, native_span
+from twistedproxy.origin.folder.records import PixelElement
+
+START = 100  # bytes in front of the pixel data
+ENCAPSULATED = PixelElement(0x7FE00010, "OB", START, None, True)
+
+
+def item(value: bytes) -> bytes:
+    return b"\xfe\xff\x00\xe0" + struct.pack("<I", len(value)) + value
+
+
+def content(fragments: Sequence[bytes], table: Sequence[int] = (), end: bytes = b"\xfe\xff\xdd\xe0\0\0\0\0") -> bytes:
+    basic = struct.pack(f"<{len(table)}I", *table)
+    return bytes(START) + item(basic) + b"".join(map(item, fragments)) + end
+
+
+def reader(data: bytes) -> ReadAt:
+    return lambda offset, size: data[offset : offset + size]
+
+
+def table_of(
+    data: bytes, frames: int, extended: Optional[tuple[bytes, bytes]] = None, syntax: str = JPEG_BASELINE
+) -> FrameTable:
+    return build_table(reader(data), ENCAPSULATED, InstanceMetadata(frames), syntax, extended)
+
+
+def frames_of(data: bytes, table: FrameTable) -> list[bytes]:
+    numbers = range(1, len(table.starts))
+    return [_encapsulated_frame(table, ENCAPSULATED, reader(data), number) for number in numbers]
+
+
+class TableTests(SynchronousTestCase):
+    """Encapsulated frames."""
+
+    def test_basic_table(self) -> None:
+        """The Basic Offset Table is used: fragments between two offsets are one frame, the last runs to the end."""
+        data = content([b"ab", b"cdef", b"gh", b"ij"], [0, 22])
+        table = table_of(data, 2)
+        self.assertFalse(table.trusted)
+        self.assertEqual(frames_of(data, table), [b"abcdef", b"ghij"])
+
+    def test_extended_table(self) -> None:
+        """The Extended Offset Table tells lengths without the pad byte."""
+        data = content([b"abc\0", b"defg"])
+        table = table_of(data, 2, (struct.pack("<2Q", 0, 12), struct.pack("<2Q", 3, 4)))
+        self.assertEqual(frames_of(data, table), [b"abc", b"defg"])
+
+    def test_extended_lengths_that_lie(self) -> None:
+        """A length in the Extended Offset Table that no item has is an error, not a shortened frame."""
+        data = content([b"abcd", b"efgh"])
+        table = table_of(data, 2, (struct.pack("<2Q", 0, 12), struct.pack("<2Q", 2, 4)))
+        self.assertRaises(BadPixelData, frames_of, data, table)
+
+    def test_no_table(self) -> None:
+        """Without a table each fragment is a frame where their numbers agree."""
+        data = content([b"ab", b"cdef", b"gh"])
+        table = table_of(data, 3)
+        self.assertTrue(table.trusted)
+        self.assertEqual(frames_of(data, table), [b"ab", b"cdef", b"gh"])
+
+    def test_single_frame_of_many_fragments(self) -> None:
+        """All fragments of a single frame are joined."""
+        data = content([b"ab", b"cd", b"ef"])
+        self.assertEqual(frames_of(data, table_of(data, 1)), [b"abcdef"])
+
+    def test_fragments_to_the_end_mark(self) -> None:
+        """Without a table a frame runs to the fragment that ends as its codestream must, pad byte or not."""
+        data = content([b"ab", b"c\xff\xd9\0", b"de", b"fg\xff\xd9"])
+        self.assertEqual(frames_of(data, table_of(data, 2)), [b"abc\xff\xd9\0", b"defg\xff\xd9"])
+
+    def test_fragments_without_end_mark(self) -> None:
+        """Fragments that cannot be told apart are an error that names both numbers."""
+        data = content([b"ab", b"cd", b"ef"])
+        error = self.assertRaises(BadPixelData, table_of, data, 2, None, JPEG_XL)
+        self.assertIn("2 frames", str(error))
+        self.assertIn("3 fragments", str(error))
+
+    def test_too_few_fragments(self) -> None:
+        """Fewer fragments than frames are an error."""
+        self.assertRaises(BadPixelData, table_of, content([b"ab"]), 2)
+
+    def test_offsets_that_wrapped(self) -> None:
+        """Offsets that do not ascend, as past 4 GiB, are not believed: the items decide."""
+        data = content([b"ab", b"cd", b"ef"], [0, 10, 4])
+        table = table_of(data, 3)
+        self.assertTrue(table.trusted)
+        self.assertEqual(frames_of(data, table), [b"ab", b"cd", b"ef"])
+
+    def test_offsets_into_nowhere(self) -> None:
+        """A last offset behind the pixels or between items is not believed either."""
+        for last in (4000, 11):
+            data = content([b"ab", b"cd"], [0, last])
+            self.assertEqual(frames_of(data, table_of(data, 2)), [b"ab", b"cd"])
+
+    def test_wrong_number_of_offsets(self) -> None:
+        """A table for another number of frames is not believed."""
+        data = content([b"ab", b"cd", b"ef"], [0, 10])
+        self.assertEqual(frames_of(data, table_of(data, 3)), [b"ab", b"cd", b"ef"])
+
+    def test_cut_off(self) -> None:
+        """Pixel data that end within an item are an error."""
+        self.assertRaises(BadPixelData, table_of, content([b"ab", b"cd"], end=b"")[:-1], 2)
+        self.assertRaises(BadPixelData, table_of, content([b"ab", b"cd"], end=b""), 2)
+
+    def test_half_a_million_frames(self) -> None:
+        """A table of 500,000 frames takes 4 MB."""
+        count = 500_000
+        data = content([b"ab"] * count, [10 * n for n in range(count)])
+        table = table_of(data, count)
+        self.assertEqual(table.size, 8 * (count + 1))
+        self.assertEqual(_encapsulated_frame(table, ENCAPSULATED, reader(data), count), b"ab")
+
+
+class NativeTests(SynchronousTestCase):
+    """Frames that lie side by side."""
+
+    facts = InstanceMetadata(3, rows=5, columns=7, samples_per_pixel=1, bits_allocated=8)
+    pixels = PixelElement(0x7FE00010, "OB", START, 106, True)
+
+    def test_odd_sizes(self) -> None:
+        """Frames are cut at their size: the pad byte at the end belongs to none."""
+        spans = [native_span(self.pixels, self.facts, number)[:2] for number in (1, 2, 3)]
+        self.assertEqual(spans, [(100, 135), (135, 170), (170, 205)])
+
+    def test_several_samples_and_bytes(self) -> None:
+        """Samples and allocated bits count."""
+        facts = attrs.evolve(self.facts, samples_per_pixel=3, bits_allocated=16)
+        pixels = attrs.evolve(self.pixels, length=630)
+        self.assertEqual(native_span(pixels, facts, 3)[:2], (100 + 420, 100 + 630))
+
+    def test_subsampled(self) -> None:
+        """Native YBR_FULL_422 has two samples a pixel."""
+        facts = attrs.evolve(self.facts, columns=8, samples_per_pixel=3, photometric_interpretation="YBR_FULL_422")
+        self.assertEqual(native_span(attrs.evolve(self.pixels, length=240), facts, 2)[:2], (180, 260))
+
+    def test_too_short(self) -> None:
+        """Pixel data that cannot hold all frames are an error, whichever frame is asked for."""
+        self.assertRaises(BadPixelData, native_span, attrs.evolve(self.pixels, length=104), self.facts, 1)
+
+    def test_bits(self) -> None:
+        """1-bit frames that begin within a byte come out as if they began with one."""
+        random = numpy.random.default_rng(1)
+        bits = random.integers(0, 2, 3 * 35, dtype=numpy.uint8)
+        packed = numpy.packbits(bits, bitorder="little").tobytes()
+        data = bytes(START) + packed
+        facts = attrs.evolve(self.facts, bits_allocated=1)
+        pixels = attrs.evolve(self.pixels, length=len(packed))
+        for number in (1, 2, 3):
+            start, end, shift = native_span(pixels, facts, number)
+            expected = numpy.packbits(bits[(number - 1) * 35 : number * 35], bitorder="little").tobytes()
+            self.assertEqual(_bits(data[start:end], shift, 35), expected)
