@@ -38,6 +38,12 @@ class Credentials:
             digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
         return Caller(digest.digest(), tuple(identifying))
 
+    def are_all(self, names: Iterable[bytes]) -> bool:
+        """Whether *names* of headers are among those that make a caller. Unnamed cookies count too: who names
+        cookies says that the others decide nothing."""
+        identifying = {b"cookie", *(header.lower() for header in self.headers)}
+        return all(name.lower() in identifying for name in names)
+
     def _cookie(self, values: Iterable[bytes]) -> bytes:
         if not self.cookies:
             return b"; ".join(values)

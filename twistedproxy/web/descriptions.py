@@ -1,25 +1,27 @@
-"""JSON answers that describe instances (metadata, searches), looked at while they pass.
+"""Answers that describe instances (metadata, searches, what a STOW stored), looked at while they pass.
 
-- URLs of the origin become the proxy's.
-- (0008,3002) AvailableTransferSyntaxUID is added where the origin left it out and somebody knows it: a viewer that
-  must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
-- The metadata of one instance are the caller's grant for it.
+- URLs of the origin become the proxy's, in JSON and in XML.
+- (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and somebody knows it: a viewer
+  that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
+- The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
+  caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Optional
 
 import attrs
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.web.server import Request
 
-from twistedproxy.cache.interface import Cache, Fence
-from twistedproxy.dicom.address import Instance, InvalidUID
+from twistedproxy.cache.interface import Cache, Reading
+from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.credentials import Credentials
@@ -27,20 +29,38 @@ from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+from twistedproxy.waits import all_or_none
+from twistedproxy.web.described import Form, form_of, instances_in, transform_of
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
-from twistedproxy.web.rewriting import Transform, json_transform
+from twistedproxy.web.rewriting import Transform
 
 _log = Logger()
 
 HELD = 4 << 20
-"""Bytes of an answer that are held back to know all its instances before the first is sent on."""
+"""Bytes of one instance's metadata that are held back to know its transfer syntax before the first is sent on."""
 
-MAX_LOOKUPS = 64
-"""Instances of one answer whose transfer syntax is looked up in the cache."""
+SEARCH_HELD = 256 << 10
+"""Bytes of other answers that are held back to find the instances in them: decoding them takes some 5 ms."""
+
+PIECE = 64 << 10
+"""Bytes parsed or rewritten between two turns of the reactor: about a millisecond."""
 
 PROBE_SECONDS = 5.0
-"""How long a metadata answer may wait for the frame that tells the transfer syntax."""
+"""How long a metadata answer may wait for the frame that tells the transfer syntax. The frame comes all the same."""
+
+STORED_STATUSES = frozenset({200, 202, 409})
+"""Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
+
+# "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2).
+_VIDEO_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.77.1.{kind}.1" for kind in (1, 2, 4))
+
+# Request headers that no store decides by. Any other may be why it answered, and is no part of the grant's credential.
+_HARMLESS = frozenset(
+    b"host accept accept-charset accept-encoding accept-language user-agent referer origin connection keep-alive"
+    b" cache-control pragma dnt priority te upgrade-insecure-requests x-requested-with if-none-match if-modified-since"
+    b" via traceparent tracestate x-request-id x-forwarded-proto x-forwarded-host x-forwarded-port".split()
+)
 
 
 @attrs.frozen
@@ -57,125 +77,131 @@ class Descriptions:
         """Get ready for the answer to *request*. To be called before the origin is asked: a grant holds only
         for what the cache knew then."""
         caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+        if not self._would_grant(request, target):
+            return Watch(self, target, caller, request.method, None, Reading(None, {}))
+        reading = await self.read(target.instance)
+        return Watch(self, target, caller, request.method, target.instance, reading)
+
+    async def read(self, instance: Instance) -> Reading:
+        """What the cache holds of the metadata of *instance*."""
+        if self.reader.forgetting.is_pending(instance):
+            return Reading(None, {})
+        return await self.cache.get_many(instance, [METADATA])
+
+    def _would_grant(self, request: Request, target: Target) -> bool:
         resource = target.resource
-        if resource.kind is not Kind.METADATA or resource.sop is None or resource.series is None:
-            return Watch(self, target, caller, None, None, None)
-        reading = await self.cache.get_many(target.instance, [METADATA])
-        return Watch(self, target, caller, target.instance, reading.fence, metadata_in(reading))
+        if request.method != b"GET" or resource.kind is not Kind.METADATA or not (resource.series and resource.sop):
+            return False
+        if any(not field.lower().startswith(b"accept=") for field in target.query.split(b"&") if field):
+            return False
+        return self.credentials.are_all(name for name, _ in _not_harmless(request))
+
+
+def _not_harmless(request: Request) -> list[tuple[bytes, list[bytes]]]:
+    return [
+        (name, values)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        if (lower := name.lower()) not in _HARMLESS and not lower.startswith(b"sec-")
+    ]
 
 
 @attrs.frozen
 class Watch:
-    """One describing answer. *instance* is set where all of the answer is one instance's metadata;
-    *known*: what the cache knew of it."""
+    """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
+    what the cache knew of them before."""
 
     _room: Descriptions
     _target: Target
     _caller: Caller
+    _method: bytes
     _instance: Optional[Instance]
-    _fence: Optional[Fence]
-    _known: Optional[InstanceMetadata]
+    _reading: Reading
 
-    @staticmethod
-    def understands(response: OriginResponse) -> bool:
-        """Whether the answer can be looked into: a successful one, of plain JSON."""
-        headers = {name.lower(): value for name, value in response.headers}
-        plain = headers.get(b"content-encoding", b"identity").strip().lower() in (b"", b"identity")
-        return response.status == 200 and plain and is_json(headers.get(b"content-type", b""))
+    def understands(self, response: OriginResponse) -> bool:
+        """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
+        good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
+        return response.status in good and form_of(response.headers) is not None
 
-    async def follow(self, body: ByteStream, outside: str) -> ByteStream:
-        """The answer as the client shall see it. *outside*: the URL of the mount as the client sees it."""
-        start, whole = await hold(body, HELD)
-        rest = ChainedStream(BytesStream(start), body)
-        try:
-            if self._instance is None:
-                syntaxes = await self._known_syntaxes(start) if whole else {}
-                observed: ByteStream = rest
-            elif whole:
-                syntaxes = await self._granted(self._instance, start)
-                observed = rest
-            else:
-                known = self._known.transfer_syntax if self._known is not None else None
-                syntaxes = {self._instance.sop: known} if known is not None else {}
-                observed = _Observed(rest, self._record)
-        except BaseException:
-            rest.close()
-            raise
-        return _Transformed(observed, json_transform(self._target.origin.url, outside, syntaxes.get))
+    async def follow(self, response: OriginResponse, outside: str) -> ByteStream:
+        """The answer's body as the client shall see it; its length is not known beforehand.
+
+        *outside*: the URL of the mount as the client sees it. To be called only if it `understands` the answer.
+        """
+        form = form_of(response.headers) or Form.JSON
+        syntaxes: dict[str, str] = {}
+        body: ByteStream = response.body
+        if form is Form.JSON and self._method == b"GET":
+            start, whole = await hold(body, SEARCH_HELD if self._instance is None else HELD)
+            body = ChainedStream(BytesStream(*_pieces(start)), body)
+            try:
+                if self._instance is None:
+                    syntaxes = await self._known_syntaxes(start)
+                elif whole:
+                    syntaxes = await self._granted(self._instance, start)
+                else:
+                    syntaxes = self._learned(self._instance)
+                    body = _Observed(body, self._record)
+            except BaseException:
+                body.close()
+                raise
+        return _Transformed(body, transform_of(form, self._target.origin.url, outside, syntaxes.get))
+
+    def _learned(self, instance: Instance) -> dict[str, str]:
+        known = metadata_in(self._reading)
+        return {instance.sop: known.transfer_syntax} if known is not None and known.transfer_syntax else {}
 
     async def _granted(self, instance: Instance, answer: bytes) -> dict[str, str]:
         """Record the grant that this answer is; return the instance's transfer syntax, by its UID."""
         parser = MetadataParser()
         try:
-            parser.feed(answer)
+            for piece in _pieces(answer):
+                parser.feed(piece)
+                if len(answer) > PIECE:
+                    await deferLater(self._room.clock, 0)
             metadata = parser.close()
         except BadMetadata:
             return {}
         await self._record(metadata)
-        uid = metadata.transfer_syntax or (self._known.transfer_syntax if self._known else None)
-        if uid is None and metadata.rows and metadata.columns:
-            uid = await self._probe(instance)
+        if metadata.transfer_syntax is not None:
+            return {}
+        if learned := self._learned(instance):
+            return learned
+        if not metadata.rows or not metadata.columns or metadata.sop_class in _VIDEO_CLASSES:
+            return {}
+        uid = await self._probe(instance)
         return {instance.sop: uid} if uid is not None else {}
 
     async def _record(self, metadata: InstanceMetadata) -> None:
-        if self._instance is None:
-            return
-        if metadata.transfer_syntax is None and self._known is not None:
-            metadata = attrs.evolve(metadata, transfer_syntax=self._known.transfer_syntax)
-        await self._room.access.record(self._instance, self._caller, metadata, self._fence)
+        if self._instance is not None:
+            await self._room.access.record(self._instance, self._caller, metadata, self._reading)
 
     async def _probe(self, instance: Instance) -> Optional[str]:
-        wanted = Wanted(self._target.origin, instance, (1,), self._caller, prefetch=False)
-        probing = Deferred.fromCoroutine(self._room.reader.read(wanted))
-        probing.addTimeout(PROBE_SECONDS, self._room.clock)
+        """The transfer syntax that the first frame tells, if it comes soon. If not, it is known the next time."""
+        told: Deferred[Optional[str]] = Deferred()  # without a canceller: who waits no longer ends no fetch
+        Deferred.fromCoroutine(self._first_frame(instance)).addCallback(told.callback)
         try:
-            return (await probing).frames[0].transfer_syntax
+            return await told.addTimeout(PROBE_SECONDS, self._room.clock)
+        except defer.TimeoutError:
+            return None
+
+    async def _first_frame(self, instance: Instance) -> Optional[str]:
+        wanted = Wanted(self._target.origin, instance, (1,), self._caller, prefetch=False)
+        try:
+            return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
         except Exception as error:
             _log.info("no frame told the transfer syntax: {reason}", reason=str(error), instance=instance.path)
             return None
 
     async def _known_syntaxes(self, answer: bytes) -> dict[str, str]:
         """The transfer syntaxes that the cache knows, of the instances in *answer*."""
-        syntaxes = {}
-        for instance in instances_in(answer, self._target)[:MAX_LOOKUPS]:
-            metadata = metadata_in(await self._room.cache.get_many(instance, [METADATA]))
-            if metadata is not None and metadata.transfer_syntax is not None:
-                syntaxes[instance.sop] = metadata.transfer_syntax
-        return syntaxes
+        instances = instances_in(answer, self._target)
+        readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in instances])
+        known = zip(instances, map(metadata_in, readings), strict=True)
+        return {one.sop: found.transfer_syntax for one, found in known if found and found.transfer_syntax}
 
 
-def is_json(content_type: bytes) -> bool:
-    """Whether a Content-Type is DICOM JSON (PS3.18 annex F), or JSON as some stores call it."""
-    return content_type.partition(b";")[0].strip().lower() in (b"application/dicom+json", b"application/json")
-
-
-def instances_in(answer: bytes, target: Target) -> list[Instance]:
-    """The instances that a DICOM JSON *answer* describes, as far as it places them (PS3.18 annex F)."""
-    if b'"00080018"' not in answer:
-        return []
-    try:
-        described = json.loads(answer)
-    except ValueError:
-        return []
-    instances = []
-    for attributes in described if isinstance(described, list) else []:
-        study = _uid(attributes, "0020000D") or target.resource.study
-        series = _uid(attributes, "0020000E") or target.resource.series
-        sop = _uid(attributes, "00080018")
-        if study and series and sop and not {"00083002", "00020010"} & attributes.keys():
-            try:
-                instances.append(Instance(target.origin.url, target.resource.root, study, series, sop))
-            except InvalidUID:
-                continue
-    return instances
-
-
-def _uid(attributes: object, tag: str) -> Optional[str]:
-    try:
-        value = attributes[tag]["Value"][0]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return value if isinstance(value, str) else None
+def _pieces(answer: bytes) -> list[bytes]:
+    return [answer[start : start + PIECE] for start in range(0, len(answer), PIECE)]
 
 
 class _Transformed:

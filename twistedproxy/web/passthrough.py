@@ -21,6 +21,7 @@ from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.changes import touched_by_store
+from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
@@ -33,7 +34,6 @@ MAX_STORE_ANSWER = 16 << 20
 
 # The proxy's own business on this hop; hop-by-hop headers are taken out where the origin is spoken to.
 _NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
-_DESCRIBING = frozenset({Kind.METADATA, Kind.STUDIES, Kind.SEARCH})
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _LOCATIONS = frozenset({b"location", b"content-location"})
@@ -44,7 +44,7 @@ _SHARED = frozenset({b"vary", b"cache-status"})
 
 @attrs.frozen
 class PassThrough:
-    """Hands requests on. *descriptions* looks at JSON answers that describe instances."""
+    """Hands requests on. *descriptions* looks at answers that describe instances."""
 
     forgetting: Forgetting
     descriptions: Descriptions
@@ -54,7 +54,7 @@ class PassThrough:
 
         Raises the errors of `twistedproxy.origin.errors`, before anything was written.
         """
-        describing = target.resource.kind in _DESCRIBING and request.method == b"GET"
+        describing = is_describing(request.method, target.resource.kind)
         watch = await self.descriptions.watch(request, target) if describing else None
         onward = self._onward(request, target, identity=describing)
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
@@ -63,7 +63,7 @@ class PassThrough:
             response = await target.origin.forward(onward)
         body, length = response.body, response.length
         if watch is not None and watch.understands(response):
-            body, length = await watch.follow(body, outside), None
+            body, length = await watch.follow(response, outside), None
         await self._send(request, target, attrs.evolve(response, body=body, length=length), outside)
 
     @staticmethod
@@ -74,6 +74,8 @@ class PassThrough:
             if (lower := name.lower()) not in _NOT_FORWARDED and not (identity and lower == b"accept-encoding")
             for value in values
         ]
+        if identity:
+            headers.append((b"Accept-Encoding", b"identity"))
         upload: Optional[ByteStream] = getattr(request, "upload", None)
         length = getattr(upload, "length", None)
         return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
