@@ -13,15 +13,16 @@ import struct
 import zlib
 from typing import Any, BinaryIO, Optional
 
+import attrs
 import pydicom
 from pydicom.dataset import FileDataset
 
 from twistedproxy.dicom.address import validate_uid
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.origin.folder import attributes
-from twistedproxy.origin.folder.facts import facts_of
-from twistedproxy.origin.folder.json_model import element_json
+from twistedproxy.origin.folder.json_model import element_json, element_of
 from twistedproxy.origin.folder.records import JSONElement, PixelElement, Stamp, StoredFile
 
 MAX_INFLATED = 256 * 1024 * 1024  # bytes; the syntax is meant for reports, not for slides
@@ -128,7 +129,7 @@ def _record(
         sop=validate_uid(str(dataset.SOPInstanceUID)),
         sop_class=str(dataset.get("SOPClassUID", "")),
         transfer_syntax=validate_uid(syntax),
-        facts=facts_of(dataset, syntax, pixels is not None),
+        facts=attrs.evolve(InstanceMetadata.from_dataset(dataset), transfer_syntax=syntax),
         attributes=dict(_attributes(dataset, intern)),
         pixels=pixels,
     )
@@ -138,8 +139,8 @@ def _attributes(dataset: FileDataset, intern: dict[str, JSONElement]) -> Any:
     for tag in sorted(dataset.keys()):
         if int(tag) not in attributes.INDEXED:
             continue
-        found = element_json(dataset[tag], "")
-        if found is not None:
+        element = element_of(dataset, tag)
+        if element is not None and (found := element_json(element, "")) is not None:
             name = f"{int(tag):08X}"
             yield name, intern.setdefault(f"{name}{found}", found)
 

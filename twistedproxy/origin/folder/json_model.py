@@ -66,12 +66,12 @@ def _elements(dataset: Dataset, uri: str) -> Iterator[tuple[str, Any]]:
         if tag.element == 0 or int(tag) in _LEFT_OUT:
             continue
         name = f"{int(tag):08X}"
-        element = _element(dataset, tag)
+        element = element_of(dataset, tag)
         if element is not None and (found := element_json(element, f"{uri}/{name}")) is not None:
             yield name, found
 
 
-def _element(dataset: Dataset, tag: Any) -> Optional[DataElement]:
+def element_of(dataset: Dataset, tag: Any) -> Optional[DataElement]:
     """pydicom converts a raw value when it is first looked at: None for one that cannot be converted."""
     try:
         return dataset[tag]
@@ -105,7 +105,7 @@ def _member(name: str, value: Any) -> bytes:
 
 def _element_chunks(dataset: Dataset, tag: Any, uri: str) -> Iterator[bytes]:
     name = f"{int(tag):08X}"
-    element = _element(dataset, tag)
+    element = element_of(dataset, tag)
     if element is None:
         return
     if str(element.VR) != "SQ" or not element.value:

@@ -35,6 +35,8 @@ from twistedproxy.streams import ByteStream
 
 FRAMES_PER_REQUEST = 500  # each is a read of its own; more in one go would only hold a thread longer
 
+_READ_ERRORS = (OSError, FileChanged, BadPixelData, UnreadableFile)
+
 T = TypeVar("T")
 log = Logger()
 
@@ -163,14 +165,18 @@ class FolderOrigin:
                 if not self._writable:
                     raise Refusal(403, "nothing can be stored here")
                 return await store(request, self._folder, study or None, watch, self._threads, self.url.rstrip("/"))
-            return await self._server.answer(request)
+            return await self._read_resource(self._server, request)
         except Refusal as refusal:
             return refusal.response()
-        except (OSError, FileChanged, BadPixelData, UnreadableFile) as error:
-            raise self._translated(error) from None
         finally:
             if request.body is not None:
                 request.body.close()
+
+    async def _read_resource(self, server: FolderServer, request: OriginRequest) -> OriginResponse:
+        try:
+            return await server.answer(request)
+        except _READ_ERRORS as error:
+            raise self._translated(error) from None
 
     async def _record(self, instance: Instance) -> StoredFile:
         """The file of *instance*; the folder is looked at again for one that is not known. `OriginRefused` 404."""
@@ -202,7 +208,7 @@ class FolderOrigin:
     async def _reading(self, call: Callable[[], T]) -> T:
         try:
             return await self._threads.run(call)
-        except (OSError, FileChanged, BadPixelData, UnreadableFile) as error:
+        except _READ_ERRORS as error:
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> Exception:

@@ -18,7 +18,7 @@ import attrs
 from twistedproxy.origin.folder import attributes as names
 from twistedproxy.origin.folder.catalog import Catalog, Series, Study
 from twistedproxy.origin.folder.header import FileChanged, UnreadableFile, read_full_header
-from twistedproxy.origin.folder.json_model import dataset_json, dumps, element_json
+from twistedproxy.origin.folder.json_model import dataset_json, dumps, element_json, element_of
 from twistedproxy.origin.folder.matching import matches
 from twistedproxy.origin.folder.query import MAX_RESULTS, Match, Place, Query
 from twistedproxy.origin.folder.records import JSONElement, StoredFile
@@ -202,8 +202,9 @@ def _from_file(result: Result, level: Level, query: Query, uri: str, have: Mappi
         return {tag: element for tag, element in dataset_json(dataset, uri).items() if tag not in have}
     found = {}
     for tag in _tags(missing):
-        if int(tag, 16) in dataset and (element := element_json(dataset[int(tag, 16)], f"{uri}/{tag}")) is not None:
-            found[tag] = element
+        element = element_of(dataset, int(tag, 16)) if int(tag, 16) in dataset else None
+        if element is not None and (converted := element_json(element, f"{uri}/{tag}")) is not None:
+            found[tag] = converted
     return found
 
 
