@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Application
-from twisted.logger import ILogObserver, Logger, LogLevel
+from twisted.logger import ILogObserver, Logger, LogLevel, textFileLogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,10 +21,11 @@ from twistedproxy.logs import (
     MAX_TEXT,
     AccessLog,
     LoggedService,
+    LogOutput,
     check_destination,
     json_line,
     json_observer,
-    twistd_observer,
+    twistd_output,
 )
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
@@ -36,7 +37,7 @@ from twisted.application.service import Application, Service
 from twisted.internet import reactor
 from twisted.logger import Logger
 from twisted.python import log
-from twistedproxy.logs import LoggedService, twistd_observer
+from twistedproxy.logs import LoggedService, twistd_output
 
 class Noise(Service):
     def startService(self):
@@ -48,7 +49,7 @@ class Noise(Service):
         reactor.callLater(0, reactor.stop)
 
 application = Application("noise")
-top = LoggedService(twistd_observer("json", OPTIONS))
+top = LoggedService(twistd_output("json", OPTIONS))
 Noise().setServiceParent(top)
 top.setServiceParent(application)
 """
@@ -161,19 +162,26 @@ class JSONTests(SynchronousTestCase):
         self.assertEqual(message, self.line()["message"])
 
 
+def _output(log_format: str, out: io.StringIO) -> LogOutput:
+    """An output whose delayed flush keeps no reactor waiting."""
+    output = LogOutput(log_format, out)
+    output.write = out.write  # type: ignore[assignment, method-assign]
+    return output
+
+
 class AccessTests(SynchronousTestCase):
     """The access log."""
 
     def test_fields(self) -> None:
         """An answered request has its fields, and no query, which may hold tokens."""
         out = io.StringIO()
-        log = AccessLog(Logger(namespace="access", observer=json_observer(out)))
+        log = AccessLog(_output("json", out))
         log.request(b"GET", b"/dicomweb/studies?access_token=hunter2", 200, 8700, 0.00123456, "hit", "127.0.0.1")
         line = json.loads(out.getvalue())
         del line["time"]
         expected = {
             "level": "info",
-            "namespace": "access",
+            "namespace": "twistedproxy.logs.AccessLog",
             "message": "127.0.0.1 GET /dicomweb/studies 200 8700 0.0012 hit",
             "event": "access",
             "method": "GET",
@@ -186,12 +194,25 @@ class AccessTests(SynchronousTestCase):
         }
         self.assertEqual(expected, line)
 
+    def test_text_is_as_events_are(self) -> None:
+        """A line of text looks as one that Twisted's log made."""
+        ours, twisteds = io.StringIO(), io.StringIO()
+        moment = 1795377600.5
+        with_output = AccessLog(_output("text", ours), clock=lambda: moment)
+        events: list[dict[str, Any]] = []
+        by_event = AccessLog()
+        by_event.log = Logger(namespace="twistedproxy.logs.AccessLog", observer=events.append)  # type: ignore[arg-type]
+        for log in (with_output, by_event):
+            log.request(b"GET", b"/x", 200, 5, 0.25, "", "127.0.0.1")
+        textFileLogObserver(twisteds)({**events[0], "log_time": moment})  # type: ignore[operator]
+        self.assertEqual(twisteds.getvalue(), ours.getvalue())
+
     def test_nothing_forged(self) -> None:
         """Controls and raw bytes of a request are escaped, and its length is bounded."""
-        events: list[dict[str, Any]] = []
-        log = AccessLog(Logger(namespace="access", observer=events.append))  # type: ignore[arg-type]
+        out = io.StringIO()
+        log = AccessLog(_output("json", out))
         log.request(b"G\x1b[31m" + b"X" * 99, b"/\r\n\xff{x}" + b"y" * 5000, 400, 0, 0.0, "", "-")
-        [event] = events
+        event = json.loads(out.getvalue())
         self.assertTrue(event["method"].startswith("G\\x1b[31m"))
         self.assertTrue(event["path"].startswith("/\\x0d\\x0a\\xff{x}y"))
         self.assertLess(len(event["path"]), 1100)
@@ -201,16 +222,18 @@ class AccessTests(SynchronousTestCase):
 class TwistdTests(SynchronousTestCase):
     """The way into twistd."""
 
-    def test_text_leaves_twistd_alone(self) -> None:
-        """Without JSON, the log is as twistd makes it."""
-        self.assertIsNone(twistd_observer("text", {"nodaemon": True}))
+    def test_what_the_operator_chose_is_left_alone(self) -> None:
+        """With the syslog, or a logger of the operator's own, the log is as twistd makes it."""
+        self.assertIsNone(twistd_output("text", {"nodaemon": True, "syslog": True}))
+        self.assertIsNone(twistd_output("text", {"nodaemon": True, "logger": "my.logger"}))
 
     def test_component(self) -> None:
         """The outermost service gives the application its observer."""
-        observer = json_observer(io.StringIO())
+        out = io.StringIO()
         application = Application("x")
-        LoggedService(observer).setServiceParent(application)
-        self.assertIs(observer, application.getComponent(ILogObserver))
+        LoggedService(LogOutput("json", out)).setServiceParent(application)
+        Logger(observer=application.getComponent(ILogObserver)).info("hello")
+        self.assertEqual("hello", json.loads(out.getvalue())["message"])
 
     def test_syslog_refused(self) -> None:
         """JSON lines do not go to syslog."""

@@ -26,10 +26,12 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Optional, TextIO, cast
 
 from twisted.application import service
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import (
     FileLogObserver,
     ILogObserver,
@@ -37,7 +39,9 @@ from twisted.logger import (
     Logger,
     LogLevel,
     formatEvent,
+    formatTime,
     globalLogBeginner,
+    textFileLogObserver,
 )
 from twisted.python import logfile, usage
 
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from twisted.python.components import Componentized
 
 BLOT = "..."
+FLUSH_SECONDS = 0.2
 MAX_TEXT = 8192  # characters of one field: a line stays small enough for what collects lines
 MAX_DEPTH = 3  # of structured values
 MAX_ITEMS = 100  # of one structured value
@@ -152,12 +157,12 @@ def json_observer(out: TextIO) -> FileLogObserver:
 class LoggedService(service.MultiService):
     """The outermost service: it sets up the log of the application that it becomes part of.
 
-    *observer* is `twistd_observer`'s; None leaves the log as twistd makes it.
+    *output* is `twistd_output`'s; None leaves the log as twistd makes it.
     """
 
-    def __init__(self, observer: Optional[ILogObserver] = None) -> None:
+    def __init__(self, output: Optional[LogOutput] = None) -> None:
         super().__init__()
-        self._observer = observer
+        self._observer = None if output is None else output.observer()
 
     def setServiceParent(self, parent: object) -> None:
         if self._observer is not None:
@@ -175,18 +180,41 @@ def check_destination(log_format: str, twistd_options: Mapping[str, Any]) -> Non
         raise usage.UsageError("--logfile: '-' came without --nodaemon; daemons have no stdout, so a file is accepted")
 
 
-def twistd_observer(log_format: str, twistd_options: Optional[Mapping[str, Any]]) -> Optional[ILogObserver]:
-    """The observer for ``--log-format``; None for ``text``: twistd makes that itself.
+class LogOutput:
+    """Where all lines of a process go: *out* (text), in *log_format*. One flush a moment is enough for the many
+    lines of requests; those of events are flushed at once."""
 
-    *twistd_options* are those of twistd (`Options.parent`), checked with `check_destination`: where the log goes
-    is decided there.
+    def __init__(self, log_format: str, out: TextIO) -> None:
+        self.json = log_format == "json"
+        self.out = out
+        self._flush: Optional[IDelayedCall] = None
+
+    def observer(self) -> ILogObserver:
+        """What writes events."""
+        return cast(ILogObserver, json_observer(self.out) if self.json else textFileLogObserver(self.out))
+
+    def write(self, line: str) -> None:
+        """Write a line that is ready, from the reactor's thread."""
+        self.out.write(line)
+        if self._flush is None:
+            from twisted.internet import reactor
+
+            self._flush = reactor.callLater(FLUSH_SECONDS, self._flush_now)  # type: ignore[attr-defined]
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        self.out.flush()
+
+
+def twistd_output(log_format: str, twistd_options: Optional[Mapping[str, Any]]) -> Optional[LogOutput]:
+    """Where twistd would log to; None where the operator told twistd to use the syslog or a logger of their own.
+
+    *twistd_options* are those of twistd (`Options.parent`), checked with `check_destination`.
     """
-    if log_format != "json":
-        return None
     options = twistd_options or {}
-    return cast(
-        ILogObserver, json_observer(_log_file(str(options.get("logfile") or ""), bool(options.get("nodaemon"))))
-    )
+    if options.get("syslog") or options.get("logger"):
+        return None
+    return LogOutput(log_format, _log_file(str(options.get("logfile") or ""), bool(options.get("nodaemon"))))
 
 
 def _log_file(name: str, nodaemon: bool) -> TextIO:
@@ -205,16 +233,15 @@ def _log_file(name: str, nodaemon: bool) -> TextIO:
     return cast(TextIO, file)
 
 
-def begin_logging(log_format: str, out: TextIO) -> None:
+def begin_logging(log_format: str, out: TextIO) -> LogOutput:
     """Begin logging to *out*, in a process that twistd did not start (a worker, a console script)."""
-    from twisted.logger import textFileLogObserver
-
-    observer = json_observer(out) if log_format == "json" else textFileLogObserver(out)
-    globalLogBeginner.beginLoggingTo([cast(ILogObserver, observer)])
+    output = LogOutput(log_format, out)
+    globalLogBeginner.beginLoggingTo([output.observer()])
+    return output
 
 
 class AccessLog:
-    """One ``access`` event for each answered request.
+    """One ``access`` line for each answered request, to *output*; where there is none, an event.
 
     Fields: ``method``, ``path`` (percent-encoded as it came, without the query, which may hold tokens),
     ``status``, ``bytes`` (of the body), ``seconds`` (from the request's first line to its last byte),
@@ -223,29 +250,48 @@ class AccessLog:
 
     log = Logger()
 
-    def __init__(self, log: Optional[Logger] = None) -> None:
-        if log is not None:
-            self.log = log
+    def __init__(self, output: Optional[LogOutput] = None, clock: Callable[[], float] = time.time) -> None:
+        self._output = output
+        self._clock = clock
+        self._second = 0
+        self._stamp = ""
 
     def request(
         self, method: bytes, target: bytes, status: int, size: int, seconds: float, cache: str, client: str
     ) -> None:
         """Log one request. *target* is the request target as it came; *size* in bytes."""
         shown_method, path = _shown(method[:32]), _shown(target.partition(b"?")[0][:MAX_PATH])
-        # The text is made here, for Twisted's formatting of seven fields costs as much as all the rest.
-        self.log.emit(
-            LogLevel.info,
-            "{log_text}",
-            log_text=f"{client} {shown_method} {path} {status} {size} {seconds:.4f} {cache or '-'}",
-            event="access",
-            method=shown_method,
-            path=path,
-            status=status,
-            bytes=size,
-            seconds=round(seconds, 6),
-            cache=cache or "-",
-            client=client,
-        )
+        text = f"{client} {shown_method} {path} {status} {size} {seconds:.4f} {cache or '-'}"
+        fields: dict[str, object] = {
+            "event": "access",
+            "method": shown_method,
+            "path": path,
+            "status": status,
+            "bytes": size,
+            "seconds": round(seconds, 6),
+            "cache": cache or "-",
+            "client": client,
+        }
+        if self._output is None:
+            self.log.emit(LogLevel.info, "{log_text}", log_text=text, **fields)
+        elif self._output.json:
+            now = self._clock()
+            event = {"log_time": now, "log_level": LogLevel.info, "log_namespace": _ACCESS}
+            known = {"time": _time(event), "level": "info", "namespace": _ACCESS, "message": redacted(text)}
+            self._output.write(json.dumps({**known, **fields}, separators=(",", ":")) + "\n")
+        else:
+            # Through Twisted's log a line costs 12 us, as much as a sixth of all that a cached frame costs.
+            self._output.write(f"{self._now()} [{_ACCESS}#info] {text}\n")
+
+    def _now(self) -> str:
+        """The time as twistd writes it, made once a second."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._stamp = second, formatTime(second)
+        return self._stamp
+
+
+_ACCESS = f"{__name__}.{AccessLog.__name__}"
 
 
 def _shown(raw: bytes) -> str:

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.logs import LoggedService, twistd_observer
+from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
 from twistedproxy.prefetch.gates import switched_off
 from twistedproxy.settings import Settings
@@ -49,9 +49,10 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     twistd_options = getattr(options, "parent", None)
-    service = LoggedService(twistd_observer(options.settings.log_format, twistd_options))
+    output = twistd_output(options.settings.log_format, twistd_options)
+    service = LoggedService(output)
     _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
-    ProxyService(reactor, options.settings).setServiceParent(service)
+    ProxyService(reactor, options.settings, output=output).setServiceParent(service)
     return service
 
 
@@ -95,8 +96,15 @@ def _leave(reason: str) -> None:
 class ProxyService(Service):
     """One proxy: its rooms, in order. *leave* is called with the reason where it cannot start."""
 
-    def __init__(self, reactor: Any, settings: Settings, leave: Callable[[str], None] = _leave) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        leave: Callable[[str], None] = _leave,
+        output: Optional[LogOutput] = None,
+    ) -> None:
         self._reactor = reactor
+        self._output = output
         self._settings = settings
         self._leave = leave
         self._rooms: Optional[Rooms] = None
@@ -114,7 +122,7 @@ class ProxyService(Service):
             self._starting.addErrback(self._start_failed)
 
     async def _start(self) -> None:
-        self._rooms = Rooms(self._reactor, self._settings)
+        self._rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
         await self._rooms.start()
 
     def _start_failed(self, failure: Failure) -> None:
@@ -147,7 +155,7 @@ class ProxyService(Service):
 class Rooms:
     """All parts of one proxy."""
 
-    def __init__(self, reactor: Any, settings: Settings) -> None:
+    def __init__(self, reactor: Any, settings: Settings, access_log: AccessLog) -> None:
         from twistedproxy.cache.open import open_cache
         from twistedproxy.cache.use import CacheUse
         from twistedproxy.frames.access import Access
@@ -220,9 +228,10 @@ class Rooms:
             status,
             Warming(self.reader, self.scheduler, self.jobs, reactor),
             self.metrics,
+            access_log,
             time.perf_counter,
         )
-        self._admin_routes = AdminRoutes(status, self.metrics, time.perf_counter)
+        self._admin_routes = AdminRoutes(status, self.metrics, access_log, time.perf_counter)
         self._ports: list[IListeningPort] = []
 
     def _workers(self) -> list[dict[str, object]]:
@@ -262,7 +271,19 @@ class Rooms:
         if self._settings.admin_listen is not None:
             site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
             await self._listen_at(self._settings.admin_listen, site)
+        self._warn_of_pages()
         self._announce()
+
+    def _warn_of_pages(self) -> None:
+        from twistedproxy.web.status import is_beyond_loopback
+
+        for port in self._ports if self._settings.admin_listen is None else self._ports[-1:]:
+            if is_beyond_loopback(port.getHost()):
+                _log.warn(
+                    "/metrics and /status.json name instances, and {address} can be reached from elsewhere: "
+                    "--admin-listen gives them a listener of their own",
+                    address=str(port.getHost()),
+                )
 
     async def _listen_at(self, text: str, site: Any) -> None:
         from twisted.internet.endpoints import serverFromString

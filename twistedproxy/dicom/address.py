@@ -6,6 +6,7 @@ What this module accepts may be put into a URL or a log line as it is.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Optional
 
@@ -39,7 +40,7 @@ def _optional_uid_field(_instance: object, _attribute: attrs.Attribute[Optional[
         validate_uid(value)
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Instance:
     """One SOP instance of one store.
 
@@ -62,6 +63,14 @@ class Instance:
     def scope(self) -> Scope:
         """The scope that holds this instance alone."""
         return Scope(self.origin, self.root, self.study, self.series, self.sop)
+
+
+_known_instance = functools.lru_cache(maxsize=4096)(Instance)
+
+
+def known_instance(origin: str, root: str, study: str, series: str, sop: str) -> Instance:
+    """An `Instance`, remembered: viewers ask for thousands of frames of few instances."""
+    return _known_instance(origin, root, study, series, sop)
 
 
 @attrs.frozen

@@ -59,6 +59,7 @@ class ProxyRoutes:
         status: StatusPages,
         warming: Warming,
         metrics: Metrics,
+        access_log: AccessLog,
         seconds: Callable[[], float],
     ) -> None:
         self.settings = settings
@@ -72,7 +73,7 @@ class ProxyRoutes:
         self.warming = warming
         self.metrics = metrics
         self.seconds = seconds
-        self.access_log = AccessLog()
+        self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
 

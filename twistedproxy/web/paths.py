@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import attrs
 
-from twistedproxy.dicom.address import Instance, InvalidUID, Scope, validate_uid
+from twistedproxy.dicom.address import Instance, InvalidUID, Scope, known_instance, validate_uid
 from twistedproxy.web.problems import Problem, bad_request, not_found, shown
 
 MAX_FRAME_DIGITS = 10  # NumberOfFrames is an IS: at most 2**31 - 1 (PS3.5 section 6.2)
@@ -100,7 +100,7 @@ class Resource:
         """The instance that the path names, at the store *origin*. `ValueError` where it names none (in full)."""
         if self.study is None or self.series is None or self.sop is None:
             raise ValueError(f"no whole instance address: {self!r}")
-        return Instance(origin, self.root, self.study, self.series, self.sop)
+        return known_instance(origin, self.root, self.study, self.series, self.sop)
 
     def scope(self, origin: str) -> Scope:
         """What a change of this resource touches, at the store *origin*."""

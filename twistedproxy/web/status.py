@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 from klein import Klein
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
 
-from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.interface import Cache, CacheUnavailable
+from twistedproxy.frames.inflight import InFlight
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import CONTENT_TYPE, Metrics
+from twistedproxy.origin.errors import OriginError
+from twistedproxy.waits import all_or_none
 from twistedproxy.web.cors import Cors
-from twistedproxy.web.handling import answered
+from twistedproxy.web.handling import answer_error, answered
 from twistedproxy.web.mounts import Mounts
+from twistedproxy.web.problems import method_not_allowed, not_found
 
 CHECK_SECONDS = 3.0
-"""How long readiness waits for the cache and each origin."""
+"""How long readiness waits for the cache and the origins, which are asked side by side."""
+
+READY_SECONDS = 1.0
+"""How long an answer about readiness holds: whoever asks more often costs the origins nothing."""
 
 Extra = Callable[[], Mapping[str, object]]
+Checks = dict[str, Optional[str]]
+"""What was checked, and what is wrong with it."""
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class StatusPages:
     """Writes the pages. *jobs* gives ``{"running": [...], "ended": [...]}``; *workers* describes each worker."""
 
@@ -35,6 +49,8 @@ class StatusPages:
     clock: IReactorTime
     jobs: Extra
     workers: Callable[[], list[dict[str, object]]]
+    _checked: tuple[float, Checks] = attrs.field(init=False, default=(-math.inf, {}))
+    _checking: InFlight[str, Optional[str]] = attrs.field(init=False, factory=InFlight)
 
     async def health(self, request: Request) -> None:
         """200 as long as the reactor turns."""
@@ -42,21 +58,39 @@ class StatusPages:
 
     async def ready(self, request: Request) -> None:
         """200 where the cache and all origins can be reached, else 503 that says what cannot."""
-        checks = {"cache": await self._check(self.cache.ping)}
-        for mount in self.mounts.all:
-            checks[f"origin {mount.prefix or '/'}"] = await self._check(mount.origin.ping)
+        checks = await self._checks()
         ready = all(problem is None for problem in checks.values())
         shown = {name: problem or "ok" for name, problem in checks.items()}
         _send_json(request, 200 if ready else 503, {"status": "ok" if ready else "unavailable", "checks": shown})
 
-    async def _check(self, ping: Callable[[], Awaitable[None]]) -> str | None:
+    async def _checks(self) -> Checks:
+        """The checks of a moment ago, or those under way, or new ones."""
+        when, checks = self._checked
+        if self.clock.seconds() - when < READY_SECONDS:
+            return checks
+        fetch = self._checking.running(["ready"]).get("ready")
+        await (fetch.wait() if fetch is not None else self._checking.start(["ready"], self._check_all()))
+        return self._checked[1]
+
+    async def _check_all(self) -> Mapping[str, Optional[str]]:
+        pings: dict[str, Callable[[], Awaitable[None]]] = {"cache": self.cache.ping}
+        pings.update({f"origin {mount.prefix or '/'}": mount.origin.ping for mount in self.mounts.all})
+        problems = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
+        self._checked = self.clock.seconds(), dict(zip(pings, problems, strict=True))
+        return {"ready": None}
+
+    async def _check(self, ping: Callable[[], Awaitable[None]]) -> Optional[str]:
         async def check() -> None:
             await ping()
 
         try:
             await Deferred.fromCoroutine(check()).addTimeout(CHECK_SECONDS, self.clock)
-        except Exception as error:
+        except (CacheUnavailable, OriginError) as error:  # whose texts are fit to be shown
             return str(error) or type(error).__name__
+        except defer.TimeoutError:
+            return f"no answer within {CHECK_SECONDS:g} s"
+        except OSError as error:
+            return error.strerror or type(error).__name__
         return None
 
     async def metrics_text(self, request: Request) -> None:
@@ -81,11 +115,11 @@ class AdminRoutes:
 
     app = Klein()
 
-    def __init__(self, status: StatusPages, metrics: Metrics, seconds: Callable[[], float]) -> None:
+    def __init__(self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]) -> None:
         self.status = status
         self.metrics = metrics
         self.seconds = seconds
-        self.access_log = AccessLog()
+        self.access_log = access_log
         self.cors = Cors()
 
     @app.route("/healthz", methods=["GET", "HEAD"])
@@ -107,6 +141,24 @@ class AdminRoutes:
     @answered("status")
     async def status_json(self, request: Request) -> None:
         await self.status.status_json(request)
+
+    @app.handle_errors(HTTPException)
+    def routing_failed(self, request: Any, failure: Failure) -> None:
+        """Nothing else is here."""
+        error = failure.value
+        if isinstance(error, HTTPException) and error.code == 405:
+            answer_error(request, method_not_allowed(["GET", "HEAD"]))
+        else:
+            answer_error(request, not_found("there is nothing here but /metrics, /status.json, /healthz and /readyz"))
+
+
+def is_beyond_loopback(address: object) -> bool:
+    """Whether others than this machine can reach a listener at *address* (its `getHost`). A unix socket: no."""
+    host = getattr(address, "host", None)
+    try:
+        return host is not None and not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
 
 
 def _count(value: object) -> int:
