@@ -155,7 +155,7 @@ class ProxyService(Service):
 class Rooms:
     """All parts of one proxy."""
 
-    def __init__(self, reactor: Any, settings: Settings, access_log: AccessLog) -> None:
+    def __init__(self, reactor: Any, settings: Settings, access_log: Optional[AccessLog] = None) -> None:
         from twistedproxy.cache.open import open_cache
         from twistedproxy.cache.use import CacheUse
         from twistedproxy.frames.access import Access
@@ -179,6 +179,7 @@ class Rooms:
         from twistedproxy.web.status import AdminRoutes, StatusPages
         from twistedproxy.web.warming import Warming
 
+        access_log = access_log or AccessLog()
         self.stopping = False
         self._reactor = reactor
         self._settings = settings
