@@ -1,0 +1,1 @@
+"""Pixels: decoding, resizing, colour, encoding, and where that work is done."""
