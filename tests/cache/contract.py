@@ -106,8 +106,8 @@ class CacheContract:
     async def test_entries_are_taken_back(self) -> None:
         """A removed entry is gone, its neighbour stays."""
         await self.put(A, {b"1": b"one", b"2": b"two"})
-        await self.cache.remove(A, [b"1", b"9"])
-        await self.cache.remove(A, [])
+        self.assertTrue(await self.cache.remove(A, [b"1", b"9"]))
+        self.assertTrue(await self.cache.remove(A, []))
         self.assertEqual(await self.get(A, b"1", b"2"), {b"2": b"two"})
 
     async def test_entries_expire(self) -> None:

@@ -55,8 +55,8 @@ class Cache(Protocol):
         """Write entries that last *seconds* (None: no expiry), pipelined. Whether the server took all of them.
         A *fence* that is None or has ended writes nothing that could be seen."""
 
-    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
-        """Take entries back."""
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
+        """Take entries back; whether the server did."""
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """Claim names for *token*, each set only if absent; return those won. A claim is no entry: `get_many` never sees it."""

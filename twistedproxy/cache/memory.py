@@ -68,10 +68,11 @@ class MemoryCache:
         self._done("put_many", taken, now)
         return taken
 
-    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
         for key in instance_keys(instance).entries(list(names)):
             self._store.delete(key)
+        return True
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`."""

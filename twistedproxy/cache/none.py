@@ -33,8 +33,9 @@ class NoCache:
         """Nothing is taken."""
         return False
 
-    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """Nothing to take back."""
+        return True
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """None is won."""

@@ -168,11 +168,11 @@ class RedisCache:
         self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
         return taken
 
-    async def remove(self, instance: Instance, names: Collection[bytes]) -> None:
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
         keys = instance_keys(instance).entries(list(names))
         commands = [resp.command(b"UNLINK", *part) for part in _parts(keys)]
-        await self._timed("remove", commands)
+        return await self._timed("remove", commands) is not None
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import Any, Optional
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
@@ -22,13 +30,19 @@ from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, LoadFailed
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded
+from twistedproxy.prefetch.jobs import Progress
 from twistedproxy.prefetch.local_file import LocalFile
+from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
 
 PROGRESS_SECONDS = 0.1
 """How often a load says how far it is."""
+
+LAST_SECONDS = 2.0
+"""How long we live on without the proxy: to take back what is half loaded takes some milliseconds."""
 
 FILE = "file:"
 
@@ -43,6 +57,7 @@ class ChildProtocol(amp.AMP):
         self._settings = Settings()
         self._origins: dict[str, HTTPOrigin] = {}
         self._loads: dict[int, Deferred[dict[str, Any]]] = {}
+        self._alone = False
 
     @commands.Configure.responder
     def configure(self, cache: str, settings: str) -> Deferred[dict[str, Any]]:
@@ -63,8 +78,11 @@ class ChildProtocol(amp.AMP):
 
     def _loaded(self, result: Any, number: int) -> Any:
         del self._loads[number]
+        if self._alone and not self._loads:
+            os._exit(0)
         if isinstance(result, Failure):
-            raise commands.ChildFailed(_reason(result.value))
+            kind = NotTakenBack if result.check(NotTakenBack) else LoadFailed
+            raise kind(_reason(result.value)) from None
         return result
 
     async def _load(
@@ -78,18 +96,13 @@ class ChildProtocol(amp.AMP):
         fence: bytes,
         seconds: float,
     ) -> dict[str, Any]:
-        assert self._cache is not None, "Configure comes first"
+        if self._cache is None:
+            raise LoadFailed("the loader knows of no cache")
         address = Instance(*instance)
-        caller = Caller(credential, tuple(zip(headers[::2], headers[1::2])))
-        stream = await self._open(source, address, caller)
-        load = InstanceLoad(
-            self._cache,
-            address,
-            fence,
-            None if seconds < 0 else seconds,
-            InstanceMetadata.from_bytes(metadata),
-            self._progress(number),
-        )
+        lifetime = None if seconds < 0 else seconds
+        frames = ProvisionalFrames(self._cache, address, fence, lifetime, self._progress(number))
+        load = InstanceLoad(frames, InstanceMetadata.from_bytes(metadata), self._reactor)
+        stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
         loaded: Loaded = await load.run(stream)
         return {"frames": loaded.frames, "bytes": loaded.bytes, "transfer_syntax": loaded.transfer_syntax}
 
@@ -102,13 +115,13 @@ class ChildProtocol(amp.AMP):
             await origin.start()
         return await origin.stored_instance(instance, caller)
 
-    def _progress(self, number: int) -> Any:
+    def _progress(self, number: int) -> Progress:
         told = 0.0
 
         def progress(frames: int, size: int) -> None:
             nonlocal told
             now = self._reactor.seconds()
-            if now - told >= PROGRESS_SECONDS:
+            if now - told >= PROGRESS_SECONDS and not self._alone:
                 told = now
                 self.callRemote(commands.Progress, number=number, frames=frames, bytes=size)
 
@@ -122,27 +135,36 @@ class ChildProtocol(amp.AMP):
         return {}
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        # The proxy has gone. What was half loaded has its time in the cache; nobody is here to be told.
-        os._exit(0)
+        """The proxy has gone: take back what is half loaded, and go too."""
+        self._alone = True
+        if not self._loads:
+            os._exit(0)
+        self._reactor.callLater(LAST_SECONDS, os._exit, 0)
+        for loading in list(self._loads.values()):
+            loading.cancel()
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Optional[BaseException]) -> str:
+    """What went wrong, for the log. Errors that are not ours may quote anything: only their kind is told."""
     if isinstance(error, CancelledError):
         return "stopped"
-    if isinstance(error, (LoadFailed, OriginError, OSError)) and str(error):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, (LoadFailed, OriginError)) and str(error):
+        return str(error)[: commands.MAX_REASON]
+    return type(error).__name__
 
 
 def main() -> None:
     """Serve the proxy at standard input and output until it goes."""
     from twisted.internet import reactor, stdio
 
-    protocol = ChildProtocol(reactor)
-    stdio.StandardIO(protocol)
+    # Ctrl-C in a terminal is for the proxy, which ends us in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
+    globalLogBeginner.beginLoggingTo([warnings], redirectStandardIO=False)
+    stdio.StandardIO(ChildProtocol(reactor))
     # what anybody prints must not get into the conversation
     sys.stdout = sys.stderr
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]
 
 
 if __name__ == "__main__":

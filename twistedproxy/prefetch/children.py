@@ -1,6 +1,6 @@
-"""The proxy's end of its loader children: few, started early, used again.
+"""The loader that loads in a child process: started early, used again, replaced when it ends.
 
-- A child that ends takes its loads with it, which fail and say so; another child is started for the next.
+- A child that ends takes its loads with it, which fail and say so.
 - Starting again and again without success slows down instead of storming.
 - A child ends with the proxy, whatever way that ends: its standard input does.
 """
@@ -8,135 +8,54 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from pathlib import Path
 from typing import Any, Optional
 
 import attrs
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionLost, ProcessExitedAlready
-from twisted.internet.interfaces import ITransport
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.protocols import amp
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from twistedproxy.cache.interface import Cache
-from twistedproxy.frames.entries import frame_name
 from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.instance_load import Loaded, LoadFailed
+from twistedproxy.prefetch.child_process import ChildProcess
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import Progress
 from twistedproxy.prefetch.loaders import LoadTask
+from twistedproxy.prefetch.provisional import remove_frames
 from twistedproxy.settings import Settings
 
-MODULE = "twistedproxy.prefetch.child"
 FIRST_RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 30.0
-STOP_SECONDS = 3.0
-"""How long a child may take to remove what a given-up load wrote; 10,000 frames take some milliseconds."""
+
+CONFIGURE_SECONDS = 20.0
+"""How long a child may take to start and to meet the cache; about half a second is usual."""
 
 CHILD_SECONDS = 10.0
-"""How long a load waits for a child; it starts in about half a second."""
+"""How long a load waits for a child."""
 
-REMOVED_AT_ONCE = 5000
-"""Frames that are removed from the cache in one go."""
-
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Of the environment. The proxy's own options in it may hold secrets."""
+STOP_SECONDS = 3.0
+"""How long a child may take to remove what a given-up load wrote; 10,000 frames take some milliseconds."""
 
 ORIGIN_SETTINGS = ("origin_concurrency", "origin_connect_timeout", "origin_timeout", "origin_stall_timeout")
 
 
-class _ParentProtocol(amp.AMP):
-    """Our end of the pipe to one child."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.listeners: dict[int, Progress] = {}
-
-    @commands.Progress.responder
-    def progress(self, number: int, frames: int, bytes: int) -> dict[str, Any]:
-        listener = self.listeners.get(number)
-        if listener is not None:
-            listener(frames, bytes)
-        return {}
-
-
-@implementer(ITransport)
-class _Pipe:
-    """A child's standard input and output as the transport of a protocol."""
-
-    disconnecting = False
-
-    def __init__(self, process: Any) -> None:
-        self._process = process
-
-    def write(self, data: bytes) -> None:
-        self._process.writeToChild(0, data)
-
-    def writeSequence(self, data: Any) -> None:
-        self.write(b"".join(data))
-
-    def loseConnection(self) -> None:
-        self._process.loseConnection()
-
-    def getPeer(self) -> Any:
-        return None
-
-    def getHost(self) -> Any:
-        return None
-
-
-class _Process(ProcessProtocol):
-    """One child. *ended* fires when it is gone."""
-
-    _log = Logger()
-
-    def __init__(self) -> None:
-        self.amp = _ParentProtocol()
-        self.ended: Deferred[None] = Deferred()
-        self.alive = True
-
-    def connectionMade(self) -> None:
-        self.amp.makeConnection(_Pipe(self.transport))
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        if childFD == 1:
-            self.amp.dataReceived(data)
-        else:
-            self._log.warn("a loader said: {text}", text=data.decode("utf-8", "replace").strip())
-
-    def processEnded(self, reason: Failure) -> None:
-        self.alive = False
-        self.amp.connectionLost(Failure(ConnectionLost("the loader ended")))
-        self.ended.callback(None)
-
-    def kill(self) -> None:
-        """End it now."""
-        try:
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except ProcessExitedAlready:
-            pass
-
-
 @attrs.define(eq=False)
 class Children:
-    """A `Loader` that loads in child processes. One child serves all: ``--max-jobs`` bounds its loads, and it starts
-    before the first is needed."""
+    """A `Loader` that loads in a child process. One child serves all: ``--max-jobs`` bounds its loads."""
 
     reactor: Any
     cache: Cache
     settings: Settings
     metrics: Metrics
-    _process: Optional[_Process] = attrs.field(init=False, default=None)
-    _spawned: Optional[_Process] = attrs.field(init=False, default=None)
+    _ready: Optional[ChildProcess] = attrs.field(init=False, default=None)
+    _spawned: Optional[ChildProcess] = attrs.field(init=False, default=None)
     _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
-    _numbers: int = attrs.field(init=False, default=0)
+    _loads: int = attrs.field(init=False, default=0)
     _delay: float = attrs.field(init=False, default=FIRST_RETRY_SECONDS)
     _stopped: bool = attrs.field(init=False, default=False)
     _keeping: Optional[Deferred[None]] = attrs.field(init=False, default=None)
@@ -149,90 +68,63 @@ class Children:
 
     @property
     def pids(self) -> list[int]:
-        """The living children."""
-        process = self._process
-        return [process.transport.pid] if process is not None and process.alive else []  # type: ignore[union-attr]
+        """The living children that are ready for loads."""
+        return [self._ready.pid] if self._ready is not None and self._ready.alive else []
+
+    # Keeping a child.
 
     async def _keep_one(self) -> None:
         """Keep one child running, until we stop."""
         while not self._stopped:
-            process = self._spawned = self._spawn()
             began = self.reactor.seconds()
-            try:
-                await self._configure(process)
-            except Exception as error:
-                self._log.warn("a loader could not be started: {reason}", reason=str(error))
-                process.kill()
-            await process.ended
-            self._process = self._spawned = None
-            self.metrics.set("prefetch_children", 0)
+            await self._one_life()
             if self._stopped:
                 return
             lived = self.reactor.seconds() - began
-            self._log.warn("a loader ended after {seconds:.1f} s", seconds=lived)
-            self._delay = FIRST_RETRY_SECONDS if lived > MAX_RETRY_SECONDS else min(self._delay * 2, MAX_RETRY_SECONDS)
-            await deferLater(self.reactor, self._delay)
+            if lived > MAX_RETRY_SECONDS:
+                self._delay = FIRST_RETRY_SECONDS
+            self._log.warn(
+                "a loader ended after {seconds:.1f} s; another is started in {delay:g} s",
+                seconds=lived,
+                delay=self._delay,
+            )
+            delay, self._delay = self._delay, min(self._delay * 2, MAX_RETRY_SECONDS)
+            await deferLater(self.reactor, delay)
 
-    def _spawn(self) -> _Process:
-        process = _Process()
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        # the proxy may have been started from a source tree that is not installed
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        self.reactor.spawnProcess(
-            process, sys.executable, [sys.executable, "-m", MODULE], environment, childFDs={0: "w", 1: "r", 2: "r"}
-        )
-        return process
+    async def _one_life(self) -> None:
+        try:
+            child = self._spawned = ChildProcess.spawn(self.reactor)
+        except OSError as error:
+            self._log.warn("a loader could not be started: {reason}", reason=str(error))
+            return
+        try:
+            await self._configure(child)
+        except Exception as error:
+            self._log.warn("a loader could not be started: {reason}", reason=str(error) or type(error).__name__)
+            child.kill()
+        await child.ended
+        self._ready = self._spawned = None
+        self.metrics.set("prefetch_children", 0)
 
-    async def _configure(self, process: _Process) -> None:
+    async def _configure(self, child: ChildProcess) -> None:
         address = self.cache.address
-        assert address is not None, "a cache that other processes can't reach has no loaders"
+        if address is None:
+            raise LoadFailed("other processes can't reach the cache")
         settings = {name: getattr(self.settings, name) for name in ORIGIN_SETTINGS}
-        await process.amp.callRemote(
+        configured = child.amp.callRemote(
             commands.Configure, cache=commands.pack_address(address), settings=json.dumps(settings)
         )
-        self._process = process
+        await _Outcome(configured).wait().addTimeout(CONFIGURE_SECONDS, self.reactor)
+        self._ready = child
         self.metrics.set("prefetch_children", 1)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(None)
 
-    async def load(self, task: LoadTask, progress: Progress) -> Loaded:
-        """See `Loader`."""
-        process = await self._child()
-        self._numbers += 1
-        number = self._numbers
-        process.amp.listeners[number] = progress
-        path = await task.origin.local_file(task.instance)
-        instance = task.instance
-        loading = process.amp.callRemote(
-            commands.Load,
-            number=number,
-            source=f"file:{path}" if path is not None else task.origin.url,
-            instance=[instance.origin, instance.root, instance.study, instance.series, instance.sop],
-            credential=task.caller.credential,
-            headers=[text for header in task.caller.headers for text in header],
-            metadata=task.metadata.to_bytes(),
-            fence=task.fence,
-            seconds=-1.0 if task.seconds is None else task.seconds,
-        )
-        try:
-            result = await _answer_of(loading)
-        except CancelledError:
-            await self._give_up(process, number, loading)
-            raise
-        except commands.ChildFailed as failed:
-            raise LoadFailed(str(failed)) from None
-        except ConnectionLost as lost:
-            await self._remove_lost(task)
-            raise LoadFailed(str(lost)) from None
-        finally:
-            del process.amp.listeners[number]
-        return Loaded(result["frames"], result["bytes"], result["transfer_syntax"])
-
-    async def _child(self) -> _Process:
+    async def _child(self) -> ChildProcess:
         """The child, once there is one. Raises `LoadFailed` where none comes."""
         deadline = self.reactor.seconds() + CHILD_SECONDS
-        while self._process is None:
+        while self._ready is None:
             waiter: Deferred[None] = Deferred()
             self._waiting.append(waiter)
             waiter.addTimeout(max(0.0, deadline - self.reactor.seconds()), self.reactor)
@@ -243,47 +135,100 @@ class Children:
             finally:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
-        return self._process
-
-    async def _give_up(self, process: _Process, number: int, loading: Deferred[Any]) -> None:
-        """Let a child give a load up and clean up behind it; end the child where it doesn't."""
-        ended: Deferred[None] = Deferred()
-        loading.addBoth(lambda _: None if ended.called else ended.callback(None))
-        ended.addTimeout(STOP_SECONDS, self.reactor)
-        try:
-            await process.amp.callRemote(commands.Stop, number=number)
-            await ended
-        except (defer.TimeoutError, ConnectionLost):
-            process.kill()
-
-    async def _remove_lost(self, task: LoadTask) -> None:
-        """Remove what a load wrote whose child is gone: nobody knows how far it came."""
-        for first in range(1, task.metadata.frames + 1, REMOVED_AT_ONCE):
-            end = min(first + REMOVED_AT_ONCE, task.metadata.frames + 1)
-            await self.cache.remove(task.instance, [frame_name(number) for number in range(first, end)])
+        return self._ready
 
     async def stop(self) -> None:
         """End the child. Its loads were given up before."""
         self._stopped = True
-        if self._keeping is not None:
-            if self._spawned is None:
-                self._keeping.cancel()
-            else:
-                self._spawned.kill()
-            ended: Deferred[None] = Deferred()
-            self._keeping.addBoth(lambda _: ended.callback(None))
-            await ended
-
-
-def _answer_of(loading: Deferred[Any]) -> Deferred[Any]:
-    """The outcome of *loading*, by a Deferred that can be cancelled without it."""
-    waiter: Deferred[Any] = Deferred()
-
-    def tell(outcome: Any) -> None:
-        if isinstance(outcome, Failure):
-            waiter.errback(outcome)
+        keeping = self._keeping
+        if keeping is None:
+            return
+        if self._spawned is None:
+            keeping.cancel()
         else:
-            waiter.callback(outcome)
+            self._spawned.kill()
+        ended: Deferred[None] = Deferred()
+        keeping.addBoth(lambda _: ended.callback(None))
+        await ended
 
-    loading.addBoth(tell)
-    return waiter
+    # Loading.
+
+    async def load(self, task: LoadTask, progress: Progress) -> Loaded:
+        """See `Loader`."""
+        path = await task.origin.local_file(task.instance)
+        child = await self._child()
+        self._loads += 1
+        number = self._loads
+        child.amp.listeners[number] = progress
+        try:
+            return await self._load(child, number, task, f"file:{path}" if path is not None else task.origin.url)
+        finally:
+            del child.amp.listeners[number]
+
+    async def _load(self, child: ChildProcess, number: int, task: LoadTask, source: str) -> Loaded:
+        instance = task.instance
+        loading = _Outcome(
+            child.amp.callRemote(
+                commands.Load,
+                number=number,
+                source=source,
+                instance=[instance.origin, instance.root, instance.study, instance.series, instance.sop],
+                credential=task.caller.credential,
+                headers=[text for header in task.caller.headers for text in header],
+                metadata=task.metadata.to_bytes(),
+                fence=task.fence,
+                seconds=-1.0 if task.seconds is None else task.seconds,
+            )
+        )
+        try:
+            result = await loading.wait()
+        except CancelledError:
+            await self._give_up(child, number, loading)
+            raise
+        except ConnectionLost as lost:
+            # Nobody knows how far it came, and what it sent may still be on its way into the cache.
+            await remove_frames(self.cache, task.instance, task.metadata.frames)
+            raise NotTakenBack(str(lost)) from None
+        except amp.AmpError as error:
+            raise NotTakenBack(f"the loader failed: {error}") from None
+        return Loaded(result["frames"], result["bytes"], result["transfer_syntax"])
+
+    async def _give_up(self, child: ChildProcess, number: int, loading: _Outcome) -> None:
+        """Let a child give a load up and clean up behind it; end the child where it doesn't.
+
+        Raises `NotTakenBack` where it is not certain that it did.
+        """
+        try:
+            await child.amp.callRemote(commands.Stop, number=number).addTimeout(STOP_SECONDS, self.reactor)
+            await loading.wait().addTimeout(STOP_SECONDS, self.reactor)
+        except NotTakenBack:
+            raise
+        except (defer.TimeoutError, ConnectionLost, CancelledError):
+            child.kill()
+            raise NotTakenBack("stopped, and the loader did not clean up in time") from None
+        except LoadFailed:
+            return
+
+
+class _Outcome:
+    """What becomes of *asked*, for as many who wait as like; each may be cancelled without it."""
+
+    def __init__(self, asked: Deferred[Any]) -> None:
+        self._waiters: list[Deferred[Any]] = []
+        self._result: Optional[tuple[Any]] = None
+        asked.addBoth(self._came)
+
+    def wait(self) -> Deferred[Any]:
+        """A Deferred of the caller's own."""
+        waiter: Deferred[Any] = Deferred()
+        if self._result is None:
+            self._waiters.append(waiter)
+        else:
+            waiter.callback(self._result[0])  # a Failure goes to its errbacks
+        return waiter
+
+    def _came(self, result: Any) -> None:
+        self._result = (result,)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(result)

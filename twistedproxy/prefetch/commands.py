@@ -19,12 +19,7 @@ from twistedproxy.cache.address import (
     ServerAddress,
     UnixAddress,
 )
-
-RESULT_FAILED = b"LOAD_FAILED"
-
-
-class ChildFailed(Exception):
-    """A load in a child failed. The text says why."""
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
 
 
 class Configure(amp.Command):
@@ -37,7 +32,7 @@ class Configure(amp.Command):
 class Load(amp.Command):
     """To the child: load an instance. The answer comes when the load has ended.
 
-    *source*: the origin's URL, or ``file:`` and the path of the one file. *headers*: JSON, a list of name and value.
+    *source*: the origin's URL, or ``file:`` and the path of the one file. *headers*: names and values in turns.
     *seconds*: below 0 for no expiry. *number* names the load in `Progress` and `Stop`.
     """
 
@@ -56,7 +51,8 @@ class Load(amp.Command):
         (b"bytes", amp.Integer()),
         (b"transfer_syntax", amp.Unicode()),
     ]
-    errors: ClassVar[dict[type[Exception], bytes]] = {ChildFailed: RESULT_FAILED}
+    # the first that fits is sent
+    errors: ClassVar[dict[type[Exception], bytes]] = {NotTakenBack: b"NOT_TAKEN_BACK", LoadFailed: b"LOAD_FAILED"}
 
 
 class Progress(amp.Command):
@@ -73,6 +69,9 @@ class Stop(amp.Command):
     arguments: ClassVar[list[Any]] = [(b"number", amp.Integer())]
     response: ClassVar[list[Any]] = []
 
+
+MAX_REASON = 1000
+"""Characters of an error's text; AMP takes 65,535 bytes."""
 
 _ADDRESSES = {kind.__name__: kind for kind in (RedisAddress, UnixAddress, SentinelAddress)}
 

@@ -2,35 +2,28 @@
 
 - Every frame is served from the cache long before the last byte has come; memory stays flat whatever the size.
 - Frames are provisional until the stream has ended as it must: when it doesn't, all that were written are removed.
-- The cache sets the pace: at most `BATCHES` batches wait for it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
-from twistedproxy.cache.interface import Cache, Fence
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10 import Part10Stream
-from twistedproxy.frames.entries import frame_name, pack_frames
-from twistedproxy.prefetch.jobs import Progress
+from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.streams import ByteStream
 
 BATCH_BYTES = 512 * 1024
 """Frames that go to the cache together."""
 
-BATCHES = 4
-"""Batches on their way to the cache at once: the origin's next bytes come meanwhile."""
-
-
-class LoadFailed(Exception):
-    """A whole-instance load was given up, and what it wrote was removed. The text says why, and holds no secrets."""
+BATCH_SECONDS = 0.1
+"""How long frames of a slow origin wait for others to go with."""
 
 
 @attrs.frozen
@@ -44,21 +37,15 @@ class Loaded:
 
 @attrs.define(eq=False)
 class InstanceLoad:
-    """One load of *instance*, written under *fence* for *seconds* (None: no expiry).
+    """One load into *frames*, which are new. *expected*: what the metadata said of the instance.
 
-    *expected*: what the metadata said of it. *breathe* is awaited after each chunk, so that others get their turn.
+    *breathe* is called after each chunk; what it returns is awaited, so that others get their turn.
     """
 
-    cache: Cache
-    instance: Instance
-    fence: Fence
-    seconds: Optional[float]
+    frames: ProvisionalFrames
     expected: InstanceMetadata
-    progress: Progress
+    clock: IReactorTime
     breathe: Callable[[], Optional[Awaitable[None]]] = lambda: None
-    _written: int = 0
-    _bytes: int = 0
-    _batches: deque[Deferred[bool]] = attrs.field(factory=deque)
 
     async def run(self, stream: ByteStream) -> Loaded:
         """Load all of *stream*, and close it. Raises `LoadFailed`, and what broke the stream."""
@@ -66,25 +53,28 @@ class InstanceLoad:
         try:
             await self._load(stream, parser)
             parser.finish()
-            self._check(parser)
-        except BaseException as error:
-            await self._take_back()
+        except Exception as error:
+            stream.close()
+            if not await self.frames.take_back():
+                raise NotTakenBack(str(error) or type(error).__name__) from error
             if isinstance(error, ValueError):  # the file is not what it should be
                 raise LoadFailed(str(error)) from error
             raise
-        finally:
-            stream.close()
-        assert parser.transfer_syntax is not None
-        return Loaded(self._written, self._bytes, parser.transfer_syntax)
+        stream.close()
+        return Loaded(self.frames.written, self.frames.size, _transfer_syntax(parser))
 
     async def _load(self, stream: ByteStream, parser: Part10Stream) -> None:
         pending: list[bytes] = []
-        size = 0
+        size, due = 0, 0.0
         while chunk := await stream.read():
             for frames in parser.batches(chunk):
+                if not frames:
+                    continue
+                if not pending:
+                    due = self.clock.seconds() + BATCH_SECONDS
                 pending += frames
                 size += sum(map(len, frames))
-                if size >= BATCH_BYTES:
+                if size >= BATCH_BYTES or self.clock.seconds() >= due:
                     await self._write(pending, size, parser)
                     pending, size = [], 0
             breath = self.breathe()
@@ -92,52 +82,43 @@ class InstanceLoad:
                 await breath
         if pending:
             await self._write(pending, size, parser)
-        while self._batches:
-            await self._settled()
+        await self.frames.finish()
+        self._check(parser)
 
     async def _write(self, frames: list[bytes], size: int, parser: Part10Stream) -> None:
-        if self._written == 0:
+        if not self.frames.written:
             self._check(parser)
-        first = self._written + 1
-        if self._written + len(frames) > self.expected.frames:
-            raise LoadFailed(f"the file has more than the {self.expected.frames} frames that its metadata say")
-        assert parser.transfer_syntax is not None
-        entries = dict(
-            zip(
-                map(frame_name, range(first, first + len(frames))),
-                pack_frames(frames, parser.transfer_syntax, prefetched=True),
-            )
-        )
-        self._written += len(frames)
-        self._bytes += size
-        writing = self.cache.put_many(self.instance, self.fence, entries, self.seconds)
-        self._batches.append(Deferred.fromCoroutine(writing))  # type: ignore[arg-type]
-        while len(self._batches) >= BATCHES or (self._batches and self._batches[0].called):
-            await self._settled()
-
-    async def _settled(self) -> None:
-        """Wait for the oldest batch."""
-        if not await self._batches.popleft():
-            raise LoadFailed("the cache did not take the frames")
-        self.progress(self._written, self._bytes)
+        await self.frames.write(frames, size, _frame_syntax(_transfer_syntax(parser)))
 
     def _check(self, parser: Part10Stream) -> None:
         """Whether the file is of the instance that the metadata describe."""
-        found = parser.metadata
+        found, known = parser.metadata, self.expected.transfer_syntax
         if found is None:
             return
         if found.frames != self.expected.frames:
             raise LoadFailed(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
-        known = self.expected.transfer_syntax
-        if known is not None and parser.transfer_syntax != known:
-            raise LoadFailed(f"the file came as {parser.transfer_syntax}, stored it is {known}")
+        syntax = _transfer_syntax(parser)
+        if known is not None and not _alike(syntax, known):
+            raise LoadFailed(f"the file came as {syntax}, stored it is {known}")
 
-    async def _take_back(self) -> None:
-        """Remove every frame that was written, once all writes have come to their end."""
-        while self._batches:
-            batch = self._batches.popleft()
-            batch.addErrback(lambda _: False)
-            await batch
-        if self._written:
-            names = [frame_name(number) for number in range(1, self._written + 1)]
-            await self.cache.remove(self.instance, names)
+
+def _transfer_syntax(parser: Part10Stream) -> str:
+    assert parser.transfer_syntax is not None, "there are frames only after it was read"
+    return parser.transfer_syntax
+
+
+def _frame_syntax(uid: str) -> str:
+    """What a single frame of a file in *uid* is labelled with."""
+    syntax = lookup(uid)
+    return uid if syntax is None else syntax.frame_uid
+
+
+def _alike(uid: str, other: str) -> bool:
+    """Whether a file in *uid* may hold what is known as *other*: the known one may be a frame's, and stores
+    say little endian of native frames whatever the file has (PS3.18 section 8.7.3.5.2)."""
+    return _frame_syntax(uid) == _frame_syntax(other) or (_is_native(uid) and _is_native(other))
+
+
+def _is_native(uid: str) -> bool:
+    syntax = lookup(uid)
+    return syntax is not None and not syntax.encapsulated

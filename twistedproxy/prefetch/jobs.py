@@ -15,10 +15,12 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
+from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance
 from twistedproxy.metrics import Metrics
+from twistedproxy.prefetch.locks import LoadLock
 
 MAX_ENDED = 1000
 """Ended jobs that are kept at most, about 1 kB each."""
@@ -44,7 +46,8 @@ class Result(enum.Enum):
 class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
-    *reason*: why it was started, and of an ended one that failed or was stopped, why.
+    *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
+    *lock*: what it gives back if it fails. *running* fires when it has ended.
     """
 
     instance: Instance
@@ -52,6 +55,8 @@ class Job:
     reason: str
     total: int
     started: float
+    fence: Fence = attrs.field(default=b"", repr=False)
+    lock: Optional[LoadLock] = attrs.field(default=None, repr=False)
     frames: int = 0
     bytes: int = 0
     ended: Optional[float] = None
@@ -92,17 +97,18 @@ class JobBook:
         """The running jobs, the oldest first."""
         return list(self._running)
 
-    def find(self, instance: Instance, kind: JobKind) -> Optional[Job]:
-        """The running job of one kind for an instance."""
-        return next((job for job in self._running if job.kind is kind and job.instance == instance), None)
+    def find(self, instance: Instance, kind: JobKind, fence: Fence) -> Optional[Job]:
+        """The running job of one kind for an instance, unless the instance was forgotten since."""
+        wanted = (kind, instance, fence)
+        return next((job for job in self._running if (job.kind, job.instance, job.fence) == wanted), None)
 
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: display loads do not."""
         return sum(job.kind is not JobKind.DISPLAY for job in self._running)
 
-    def start(self, instance: Instance, kind: JobKind, reason: str, total: int) -> Job:
+    def start(self, instance: Instance, kind: JobKind, reason: str, total: int, fence: Fence = b"") -> Job:
         """Note a new job."""
-        job = Job(instance, kind, reason, total, self._clock.seconds())
+        job = Job(instance, kind, reason, total, self._clock.seconds(), fence)
         self._running.append(job)
         self._log.info(
             "prefetch started: {kind} of {instance}", event="job_started", **job.fields(self._clock.seconds())
@@ -117,7 +123,8 @@ class JobBook:
         self._ended.append(job)
         self._metrics.count("prefetch_jobs", (job.kind.value, result.value))
         self._metrics.count("prefetch_frames", (job.kind.value,), job.frames)
-        self._log.info(
+        self._log.emit(
+            LogLevel.warn if result is Result.FAILED else LogLevel.info,
             "prefetch {result}: {kind} of {instance}, {frames} of {total} frames, {bytes} bytes in {seconds} s: {reason}",
             event="job_ended",
             **job.fields(job.ended),

@@ -18,6 +18,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded
 from twistedproxy.prefetch.jobs import Progress
+from twistedproxy.prefetch.provisional import ProvisionalFrames
 
 TURN_SECONDS = 0.004
 """How long a load in this process works before it lets the reactor turn: others wait no longer than this."""
@@ -41,7 +42,8 @@ class Loader(Protocol):
     async def load(self, task: LoadTask, progress: Progress) -> Loaded:
         """Load one. Cancellable: what was written is then removed, as after every failure.
 
-        Raises `LoadFailed` and the errors of `twistedproxy.origin.errors`.
+        Raises `LoadFailed` (`NotTakenBack` where that removal is not certain) and the errors of
+        `twistedproxy.origin.errors`.
         """
 
 
@@ -54,11 +56,8 @@ class InProcessLoader:
 
     async def load(self, task: LoadTask, progress: Progress) -> Loaded:
         stream = await task.origin.stored_instance(task.instance, task.caller)
-        breathe = turns(self.clock)
-        load = InstanceLoad(
-            self.cache, task.instance, task.fence, task.seconds, task.metadata, progress, breathe=breathe
-        )
-        return await load.run(stream)
+        frames = ProvisionalFrames(self.cache, task.instance, task.fence, task.seconds, progress)
+        return await InstanceLoad(frames, task.metadata, self.clock, turns(self.clock)).run(stream)
 
 
 def turns(clock: IReactorTime, seconds: float = TURN_SECONDS) -> Callable[[], Optional[Awaitable[None]]]:

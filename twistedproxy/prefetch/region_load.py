@@ -1,7 +1,8 @@
 """Block and display loads: frames around a request, from the origin into the cache, on the reactor.
 
-- Each frame is claimed first, and only frames that are neither cached, nor claimed, nor on their way are taken.
+- Each frame is claimed first, and only frames that are neither cached nor claimed are taken.
 - Claims are renewed while the load lives, and given back at its end.
+- What a whole-instance load beside this one has brought meanwhile is not asked for again.
 - The rows that are seen come first; requests have the size that the origin serves best.
 """
 
@@ -21,6 +22,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.errors import LoadFailed
 from twistedproxy.prefetch.jobs import Progress
 from twistedproxy.waits import all_or_none
 
@@ -37,7 +39,10 @@ SIDE_BY_SIDE = 4
 
 @attrs.define(eq=False)
 class RegionLoad:
-    """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*."""
+    """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*.
+
+    *claims_lost*: frames that others were loading. *spared*: claimed ones that others brought before we asked for them.
+    """
 
     cache: Cache
     clock: IReactorTime
@@ -48,6 +53,7 @@ class RegionLoad:
     priority: Priority
     progress: Progress
     claims_lost: int = 0
+    spared: int = 0
     _token: bytes = attrs.Factory(lambda: os.urandom(12))
     _frames: int = 0
     _bytes: int = 0
@@ -57,22 +63,24 @@ class RegionLoad:
 
         Nothing where fewer than two are left, or, with *stop_at_claimed*, where the first of them is another's.
         """
-        cached = await self.cache.present(self.wanted.instance, [frame_name(number) for number in numbers])
-        missing = [number for number in numbers if frame_name(number) not in cached]
+        missing = await self._missing(numbers)
         if len(missing) < FEWEST:
             return []
-        won = await self.cache.claim(
-            self.wanted.instance, [frame_name(number) for number in missing], self._token, CLAIM_SECONDS
-        )
-        self.claims_lost += len(missing) - len(won)
-        mine = [number for number in missing if frame_name(number) in won]
-        if len(mine) < FEWEST or (stop_at_claimed and mine[0] != missing[0]):
-            await self._unclaim(mine)
-            return []
-        return mine
+        kept: list[int] = []
+        try:
+            names = [frame_name(number) for number in missing]
+            won = await self.cache.claim(self.wanted.instance, names, self._token, CLAIM_SECONDS)
+            self.claims_lost += len(missing) - len(won)
+            mine = [number for number in missing if frame_name(number) in won]
+            if len(mine) >= FEWEST and not (stop_at_claimed and mine[0] != missing[0]):
+                kept = mine
+        finally:
+            if not kept:
+                await self._unclaim(missing)
+        return kept
 
     async def run(self, numbers: Sequence[int]) -> None:
-        """Load *numbers*, which were claimed. Raises the errors of `twistedproxy.origin.errors`."""
+        """Load *numbers*, which were claimed. Raises `LoadFailed` and the errors of `twistedproxy.origin.errors`."""
         left = set(numbers)
         renewing = LoopingCall(self._renew, left)
         renewing.clock = self.clock
@@ -88,18 +96,29 @@ class RegionLoad:
 
     async def _lane(self, requests: Iterable[Sequence[int]], left: set[int]) -> None:
         for numbers in requests:
-            frames = await self.wanted.origin.frames(
-                self.wanted.instance, numbers, self.wanted.caller, self.metadata, self.priority
-            )
-            syntax = next(iter(frames.values())).transfer_syntax
-            packed = pack_frames([frame.data for frame in frames.values()], syntax, prefetched=True)
-            entries = {frame_name(number): value for number, value in zip(frames, packed)}
-            await self.cache.put_many(self.wanted.instance, self.fence, entries, self.seconds)
+            missing = await self._missing(numbers)
+            self.spared += len(numbers) - len(missing)
+            if missing:
+                await self._load(missing)
             left.difference_update(numbers)
-            self._frames += len(frames)
-            self._bytes += sum(len(frame.data) for frame in frames.values())
             self.progress(self._frames, self._bytes)
             await self._unclaim(numbers)
+
+    async def _load(self, numbers: Sequence[int]) -> None:
+        frames = await self.wanted.origin.frames(
+            self.wanted.instance, numbers, self.wanted.caller, self.metadata, self.priority
+        )
+        syntax = next(iter(frames.values())).transfer_syntax
+        packed = pack_frames([frame.data for frame in frames.values()], syntax, prefetched=True)
+        entries = {frame_name(number): value for number, value in zip(frames, packed)}
+        if not await self.cache.put_many(self.wanted.instance, self.fence, entries, self.seconds):
+            raise LoadFailed("the cache did not take the frames")
+        self._frames += len(frames)
+        self._bytes += sum(len(frame.data) for frame in frames.values())
+
+    async def _missing(self, numbers: Sequence[int]) -> list[int]:
+        cached = await self.cache.present(self.wanted.instance, [frame_name(number) for number in numbers])
+        return [number for number in numbers if frame_name(number) not in cached]
 
     async def _renew(self, left: set[int]) -> None:
         names = [frame_name(number) for number in left]

@@ -1,19 +1,19 @@
 """After each answered request: what to prefetch, and who may.
 
 - One lock per instance: of two workers or hosts that want the same load, one gets it.
-- A lock is given back on every way out on which no load came to its good end.
+- A lock is given back on every way out on which no whole-instance load came to its good end.
 - Display loads need no lock: frames are claimed one by one.
 - Whatever fails here is logged; the request that gave the reason was answered long before.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Optional
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -22,47 +22,30 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameAnswer, FrameReader, Wanted
 from twistedproxy.metrics import Metrics
-from twistedproxy.origin.errors import OriginError
-from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.gates import LoadReading
-from twistedproxy.prefetch.grid import numbers
-from twistedproxy.prefetch.instance_load import LoadFailed
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
-from twistedproxy.prefetch.loaders import Loader, LoadTask
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.prefetch.loaders import Loader
+from twistedproxy.prefetch.loads import Loads, Occasion
+from twistedproxy.prefetch.locks import LoadLock
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand
-from twistedproxy.prefetch.region_load import RegionLoad
 from twistedproxy.prefetch.usefulness import Usefulness
 from twistedproxy.settings import Settings
 
 BLOCK_LOCK_SECONDS = 3.0
-LOCK = b"load"
+
+STOP_SECONDS = 10.0
+"""How long jobs may take to end and clean up at an orderly stop. A cache that hangs is given up sooner."""
+
+MAX_UNSUPPORTED = 10_000
+"""Instances of which we remember that their syntax was complained of."""
 
 
 class NotStarted(Exception):
     """A load that was asked for by hand can't be started. *status*: of HTTP."""
 
-    def __init__(self, status: int, reason: str, job: Optional[Job] = None) -> None:
+    def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
-        self.job = job
-
-
-@attrs.frozen
-class Occasion:
-    """A request that gives reason to prefetch."""
-
-    wanted: Wanted
-    metadata: InstanceMetadata
-    fence: Fence
-
-    @property
-    def instance(self) -> Instance:
-        return self.wanted.instance
-
-    @property
-    def lock_name(self) -> bytes:
-        """The fence is part of it: what was forgotten may be loaded anew at once."""
-        return LOCK + self.fence
 
 
 @attrs.define(eq=False)
@@ -79,15 +62,18 @@ class Scheduler:
     load: Callable[[], LoadReading]
     small: Loader
     whole: Loader
-    _slots: dict[str, DeferredLock] = attrs.field(init=False, factory=dict)
+    loads: Loads = attrs.field(init=False)
+    usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
     _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
     _stopped: bool = attrs.field(init=False, default=False)
-    usefulness: Usefulness = attrs.field(init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self.usefulness = Usefulness(self.metrics)
+        self.loads = Loads(
+            self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
+        )
 
     def answered(self, wanted: Wanted, answer: FrameAnswer) -> None:
         """Hear of an answered request. Never raises, and returns before anything is loaded."""
@@ -119,18 +105,22 @@ class Scheduler:
             one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
+        self._log.debug(
+            "{instance}: {kind}, {reason}", event="planned", instance=wanted.instance.path, **decided.fields()
+        )
         if decided.reason is Reason.SYNTAX_NOT_SUPPORTED:
-            self._say_once(wanted.instance, answer.frames[0].transfer_syntax)
+            self._say_once(wanted.instance, answer.metadata.transfer_syntax or answer.frames[0].transfer_syntax)
         return decided
 
     def _say_once(self, instance: Instance, uid: str) -> None:
         if instance in self._unsupported:
             return
-        if len(self._unsupported) >= 10_000:
+        if len(self._unsupported) >= MAX_UNSUPPORTED:
             self._unsupported.clear()
         self._unsupported.add(instance)
         self._log.warn(
             "{instance} is not prefetched: frames stored in {transfer_syntax} can't be told apart",
+            event="syntax_not_supported",
             instance=instance.path,
             transfer_syntax=uid,
         )
@@ -146,147 +136,53 @@ class Scheduler:
             self._log.failure("a prefetch could not be started", failure)
 
     async def _begin(self, occasion: Occasion, decided: Plan) -> None:
-        """Start what *decided* says, as far as the locks allow."""
-        main = await self._main(occasion, decided)
-        if main is not None and decided.kind is not Kind.WHOLE:
-            return  # its display load goes first in the same job's turn
-        if decided.display:
-            self._run_display(occasion, decided)
+        """Start what *decided* says, as far as the lock allows, and the display load that is not part of it."""
+        job = await self._start(occasion, decided)
+        if decided.display and (job is None or decided.kind is Kind.WHOLE) and not self._stopped:
+            await self.loads.display(occasion, decided)
 
-    async def _main(self, occasion: Occasion, decided: Plan) -> Optional[Job]:
+    async def _start(self, occasion: Occasion, decided: Plan) -> Optional[Job]:
         """Start the whole-instance or block load, if it may be started now."""
-        token = os.urandom(12)
-        seconds = self.settings.recache_after if decided.whole else BLOCK_LOCK_SECONDS
-        if not await self.cache.lock(occasion.instance, occasion.lock_name, token, seconds):
-            self.metrics.count("prefetch_locks_lost")
-            return None
-        if decided.whole and self.jobs.find(occasion.instance, JobKind.WHOLE) is not None:
-            return None  # it runs here already: its lock stays taken
-        keep_lock = False
+        lock = LoadLock(self.cache, occasion.instance, occasion.fence)
+        give_back = True
         try:
-            if self._stopped:
+            if not await lock.take(self.settings.recache_after if decided.whole else BLOCK_LOCK_SECONDS):
+                give_back = False
+                self.metrics.count("prefetch_locks_lost")
                 return None
-            if self.jobs.count() >= self.settings.max_jobs:
-                self._log.info(
-                    "{instance} is not prefetched now: {jobs} jobs are running",
-                    event="jobs_busy",
-                    instance=occasion.instance.path,
-                    jobs=self.jobs.count(),
-                )
-                self.metrics.count("prefetch_jobs_busy")
+            running = self.jobs.find(occasion.instance, JobKind.WHOLE, occasion.fence)
+            if running is not None:
+                running.lock, give_back = lock, False  # its own has run out
                 return None
-            job = await self._start(occasion, decided, token)
-            keep_lock = decided.whole and job is not None
+            if self._stopped or self._busy(occasion.instance):
+                return None
+            if not decided.whole:
+                return self.loads.start_block(occasion, decided)
+            job = self.loads.start_whole(occasion, decided, lock)
+            give_back = False
             return job
         finally:
-            if not keep_lock:
-                await self.cache.unlock(occasion.instance, occasion.lock_name, token)
+            if give_back:
+                await lock.give_back()
 
-    async def _start(self, occasion: Occasion, decided: Plan, token: bytes) -> Optional[Job]:
-        if decided.whole:
-            display_first = decided if decided.kind is Kind.SMALL else None
-            return self._run_whole(occasion, decided, token, display_first)
-        return self._run_block(occasion, decided)
-
-    def _run_whole(self, occasion: Occasion, decided: Plan, token: bytes, display_first: Optional[Plan] = None) -> Job:
-        job = self.jobs.start(occasion.instance, JobKind.WHOLE, decided.reason.value, occasion.metadata.frames)
-        loader = self.small if decided.kind is Kind.SMALL else self.whole
-
-        async def work() -> None:
-            try:
-                if display_first is not None and display_first.display:
-                    await self._display(occasion, display_first)
-                await self._load_whole(occasion, loader, job)
-            except BaseException:
-                await self.cache.unlock(occasion.instance, occasion.lock_name, token)
-                raise
-
-        self._run(job, work())
-        return job
-
-    async def _load_whole(self, occasion: Occasion, loader: Loader, job: Job) -> None:
-        """Load in the one slot that whole-instance loads have at each origin."""
-        slot = self._slots.setdefault(occasion.wanted.origin.url, DeferredLock())
-        await slot.acquire()
-        try:
-            task = LoadTask(
-                occasion.wanted.origin,
-                occasion.instance,
-                occasion.wanted.caller,
-                occasion.metadata,
-                occasion.fence,
-                self.settings.frame_ttl,
-            )
-            loaded = await loader.load(task, _progress_of(job))
-        finally:
-            slot.release()
-        job.frames, job.bytes = loaded.frames, loaded.bytes
-
-    def _run_block(self, occasion: Occasion, decided: Plan) -> Job:
-        job = self.jobs.start(occasion.instance, JobKind.BLOCK, decided.reason.value, len(decided.block))
-
-        async def work() -> None:
-            if decided.display:
-                await self._display(occasion, decided)
-            await self._region(occasion, decided, job, Priority.BLOCK)
-
-        self._run(job, work())
-        return job
-
-    def _run_display(self, occasion: Occasion, decided: Plan) -> None:
-        self._in_background(self._display(occasion, decided))
-
-    async def _display(self, occasion: Occasion, decided: Plan) -> None:
-        """A display load, to its end. Its failure is its own."""
-        job = self.jobs.start(occasion.instance, JobKind.DISPLAY, decided.reason.value, len(decided.display))
-        await self._carry_out(job, self._region(occasion, decided, job, Priority.DISPLAY))
-
-    async def _region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:
-        display = priority is Priority.DISPLAY
-        region = decided.display if display else decided.block
-        load = RegionLoad(
-            self.cache,
-            self.clock,
-            occasion.wanted,
-            occasion.metadata,
-            occasion.fence,
-            self.settings.frame_ttl,
-            priority,
-            _progress_of(job),
+    def _busy(self, instance: Instance) -> bool:
+        """Whether as many jobs run as may."""
+        running = self.jobs.count()
+        if running < self.settings.max_jobs:
+            return False
+        self.metrics.count("prefetch_jobs_busy")
+        self._log.info(
+            "{instance} is not prefetched now: {jobs} jobs are running",
+            event="jobs_busy",
+            instance=instance.path,
+            jobs=running,
         )
-        on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
-        order = [number for number in numbers(decided.in_load_order(region)) if number not in on_their_way]
-        try:
-            won = await load.claim(order, stop_at_claimed=display)
-            job.total = len(won)
-            if won:
-                await load.run(won)
-        finally:
-            self.metrics.count("prefetch_claims_lost", (), load.claims_lost)
-
-    def _run(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        job.running = Deferred.fromCoroutine(self._carry_out(job, work))
-        job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
-
-    async def _carry_out(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        """Do a job's work and note how it ended. Only cancellation is raised."""
-        try:
-            await work
-        except CancelledError:
-            self.jobs.end(job, Result.STOPPED, "stopped")
-            raise
-        except (LoadFailed, OriginError, OSError) as error:
-            self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
-        except Exception as error:
-            self._log.failure("a prefetch failed for a reason of our own")
-            self.jobs.end(job, Result.FAILED, type(error).__name__)
-        else:
-            self.jobs.end(job, Result.DONE)
+        return True
 
     async def by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
         """Start the whole-instance load that a caller (who has a grant) asks for; *again*: whoever holds the lock.
 
-        Raises `NotStarted`.
+        The load that runs already, where one does. Raises `NotStarted`.
         """
         decided = plan_by_hand(self.settings, metadata)
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
@@ -294,25 +190,34 @@ class Scheduler:
             raise NotStarted(409, f"nothing is loaded: {decided.reason.value}")
         if fence is None:
             raise NotStarted(503, "the cache can't be reached")
-        running = self.jobs.find(wanted.instance, JobKind.WHOLE)
-        if running is not None:
-            return running
         occasion = Occasion(wanted, metadata, fence)
-        token = os.urandom(12)
-        locked = await self.cache.lock(wanted.instance, occasion.lock_name, token, self.settings.recache_after)
-        if not locked and not again:
-            seconds = self.settings.recache_after
-            raise NotStarted(
-                409, f"it was loaded, or began to be, less than {seconds:g} s ago; ?again=1 loads it again"
-            )
-        if self.jobs.count() >= self.settings.max_jobs:
-            await self.cache.unlock(wanted.instance, occasion.lock_name, token)
-            raise NotStarted(503, f"{self.jobs.count()} jobs are running, as many as --max-jobs allows")
-        return self._run_whole(occasion, decided, token)
+        lock = LoadLock(self.cache, wanted.instance, fence)
+        give_back = True
+        try:
+            running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
+            locked = running is None and await lock.take(self.settings.recache_after)
+            # again, for others may have come while the cache was asked
+            running = running or self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
+            if running is not None:
+                return running
+            if not locked and not again:
+                raise NotStarted(409, self._too_soon())
+            if self._stopped or self._busy(wanted.instance):
+                raise NotStarted(503, f"{self.jobs.count()} jobs are running, as many as --max-jobs allows")
+            job = self.loads.start_whole(occasion, decided, lock)
+            give_back = False
+            return job
+        finally:
+            if give_back:
+                await lock.give_back()
+
+    def _too_soon(self) -> str:
+        seconds = self.settings.recache_after
+        return f"it was loaded, or began to be, less than {seconds:g} s ago; ?again=1 loads it again"
 
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""
-        while self._starting or self.jobs.count() or self.jobs.running:
+        while self._starting or self.jobs.running:
             for starting in list(self._starting):
                 waiter: Deferred[None] = Deferred()
                 starting.addCallback(waiter.callback)
@@ -320,21 +225,18 @@ class Scheduler:
             await self.jobs.drain()
 
     async def stop(self) -> None:
-        """Give up all jobs; their locks are given back and their unfinished work removed."""
+        """Give up all jobs: their locks are given back and their unfinished work is removed."""
         self._stopped = True
         for starting in list(self._starting):
             starting.cancel()
         for job in self.jobs.running:
             if job.running is not None:
                 job.running.cancel()
-        await self.drain()
-
-
-def _progress_of(job: Job) -> Callable[[int, int], None]:
-    def progress(frames: int, size: int) -> None:
-        job.frames, job.bytes = frames, size
-
-    return progress
+        drained = Deferred.fromCoroutine(self.drain()).addTimeout(STOP_SECONDS, self.clock)
+        try:
+            await drained
+        except defer.TimeoutError:
+            self._log.warn("{jobs} prefetches did not end in time", jobs=len(self.jobs.running))
 
 
 def _with_syntax(answer: FrameAnswer) -> InstanceMetadata:

@@ -1,0 +1,171 @@
+"""The jobs of one worker, carried out: whole-instance, block and display loads.
+
+- A whole-instance load has the one slot that such loads have at its origin, and gives its lock back if it fails.
+- What a failed load wrote is taken back. Where that is not certain, the instance is forgotten: nobody reads what
+  was written before.
+- How a job ended is noted and logged here, whatever went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.metrics import Metrics
+from twistedproxy.origin.errors import OriginError
+from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.grid import numbers
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
+from twistedproxy.prefetch.loaders import Loader, LoadTask
+from twistedproxy.prefetch.locks import LoadLock
+from twistedproxy.prefetch.plan import Kind, Plan
+from twistedproxy.prefetch.region_load import RegionLoad
+from twistedproxy.settings import Settings
+
+
+@attrs.frozen
+class Occasion:
+    """A request that gives reason to prefetch."""
+
+    wanted: Wanted
+    metadata: InstanceMetadata
+    fence: Fence
+
+    @property
+    def instance(self) -> Instance:
+        return self.wanted.instance
+
+
+@attrs.define(eq=False)
+class Loads:
+    """Carries out what was decided. *small*, *whole*: loaders of whole instances, in this process and where there is
+    more room. *taken_back* hears of an instance whose load failed after frames of it may have been served."""
+
+    settings: Settings
+    cache: Cache
+    reader: FrameReader
+    metrics: Metrics
+    clock: IReactorTime
+    jobs: JobBook
+    small: Loader
+    whole: Loader
+    taken_back: Callable[[Instance], None] = lambda instance: None
+    _slots: dict[str, DeferredLock] = attrs.field(init=False, factory=dict)
+    _log = Logger()
+
+    def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
+        """Start a whole-instance load; in this process after its display load."""
+        job = self._job(occasion, JobKind.WHOLE, decided, occasion.metadata.frames)
+        job.lock = lock
+        loader = self.small if decided.kind is Kind.SMALL else self.whole
+
+        async def work() -> None:
+            try:
+                if decided.kind is Kind.SMALL and decided.display:
+                    await self.display(occasion, decided)
+                await self._load_whole(occasion, loader, job)
+            except Exception:
+                if job.lock is not None:
+                    await job.lock.give_back()
+                raise
+
+        self._run(job, work())
+        return job
+
+    def start_block(self, occasion: Occasion, decided: Plan) -> Job:
+        """Start a block load: first its display load, then the rest."""
+        job = self._job(occasion, JobKind.BLOCK, decided, len(decided.block))
+
+        async def work() -> None:
+            if decided.display:
+                await self.display(occasion, decided)
+            await self._load_region(occasion, decided, job, Priority.BLOCK)
+
+        self._run(job, work())
+        return job
+
+    async def display(self, occasion: Occasion, decided: Plan) -> None:
+        """A display load, to its end. Its failure is its own."""
+        job = self._job(occasion, JobKind.DISPLAY, decided, len(decided.display))
+        await self._carry_out(job, self._load_region(occasion, decided, job, Priority.DISPLAY))
+
+    def _job(self, occasion: Occasion, kind: JobKind, decided: Plan, total: int) -> Job:
+        return self.jobs.start(occasion.instance, kind, decided.reason.value, total, occasion.fence)
+
+    async def _load_whole(self, occasion: Occasion, loader: Loader, job: Job) -> None:
+        wanted = occasion.wanted
+        seconds = self.settings.frame_ttl
+        task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
+        slot = self._slots.setdefault(wanted.origin.url, DeferredLock())
+        await slot.acquire()
+        try:
+            loaded = await loader.load(task, _progress_of(job))
+        except Exception as error:
+            if isinstance(error, NotTakenBack):
+                await self.reader.forgetting.forget(occasion.instance.scope)
+            self.taken_back(occasion.instance)
+            raise
+        finally:
+            slot.release()
+        job.frames, job.bytes = loaded.frames, loaded.bytes
+
+    async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:
+        is_display = priority is Priority.DISPLAY
+        load = RegionLoad(
+            self.cache,
+            self.clock,
+            occasion.wanted,
+            occasion.metadata,
+            occasion.fence,
+            self.settings.frame_ttl,
+            priority,
+            _progress_of(job),
+        )
+        on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
+        runs = decided.in_load_order(decided.display if is_display else decided.block)
+        try:
+            won = await load.claim(
+                [number for number in numbers(runs) if number not in on_their_way], stop_at_claimed=is_display
+            )
+            job.total = len(won)
+            if won:
+                await load.run(won)
+        finally:
+            job.total -= load.spared
+            self.metrics.count("prefetch_claims_lost", (), load.claims_lost)
+
+    def _run(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        job.running = Deferred.fromCoroutine(self._carry_out(job, work))
+        job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
+
+    async def _carry_out(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        """Do a job's work and note how it ended. Only cancellation is raised."""
+        try:
+            await work
+        except CancelledError:
+            self.jobs.end(job, Result.STOPPED, "stopped")
+            raise
+        except (LoadFailed, OriginError, OSError) as error:
+            self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
+        except Exception as error:
+            self._log.failure("a prefetch failed for a reason of our own")
+            self.jobs.end(job, Result.FAILED, type(error).__name__)
+        else:
+            self.jobs.end(job, Result.DONE)
+
+
+def _progress_of(job: Job) -> Callable[[int, int], None]:
+    def progress(frames: int, size: int) -> None:
+        job.frames, job.bytes = frames, size
+
+    return progress
