@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from tests.clients import Client, HeaderMap, client
@@ -12,6 +15,7 @@ from tests.slides import Made, slide
 from tests.stores.dialects import STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from twistedproxy.cache.address import CacheAddress, MemoryAddress
+from twistedproxy.logs import AccessLog
 from twistedproxy.service import Rooms
 from twistedproxy.settings import MIB, Mount, Settings
 
@@ -23,6 +27,17 @@ MALLORY = {"Authorization": "Bearer mallory-90b2d1c3ee"}
 def token(headers: HeaderMap) -> str:
     """The bearer token that *headers* carry."""
     return dict(headers)["Authorization"].partition(" ")[2]
+
+
+@contextmanager
+def logged() -> Iterator[list[LogEvent]]:
+    """All events that are logged meanwhile."""
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(events.append)
 
 
 class WallClock:
@@ -100,7 +115,7 @@ class ProxyCase(TestCase):
             "stop_deadline": 2.0,
             **settings,
         }
-        rooms = Rooms(reactor, Settings(**given))
+        rooms = Rooms(reactor, Settings(**given), AccessLog())
         self.addCleanup(self._stop, rooms)
         await rooms.start()
         return RunningProxy(self, rooms)

@@ -115,7 +115,9 @@ class AdminRoutes:
 
     app = Klein()
 
-    def __init__(self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]
+    ) -> None:
         self.status = status
         self.metrics = metrics
         self.seconds = seconds
