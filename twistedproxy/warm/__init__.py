@@ -1,0 +1,1 @@
+"""``twistedproxy-warm``: have the frames of instances, series or studies loaded before anybody asks for them."""

@@ -1,0 +1,5 @@
+"""``python -m twistedproxy.warm``."""
+
+from twistedproxy.warm.command import main
+
+main()
