@@ -114,7 +114,7 @@ class ScanTests(SynchronousTestCase):
         """Looking at one file takes that up alone."""
         one = slide(self.folder / "one.dcm", 1, 1, tile=16)
         slide(self.folder / "two.dcm", 1, 1, tile=16)
-        self.found = self.scanner.look_at(self.found, str(one.path))
+        self.found = self.scanner.look_at(self.found, [str(one.path)])
         self.assertEqual(self.names(), ["one.dcm"])
 
     def test_folder_gone(self) -> None:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import attrs
 
@@ -53,14 +53,15 @@ class Scanner:
         """Look at the whole folder. Raises `FolderGone`, `Stopped`."""
         return self._compare(before, dict(self._walk(self._folder, 0)))
 
-    def look_at(self, before: Found, path: str) -> Found:
-        """Look at one file (new, changed or gone), the others stay as *before*."""
+    def look_at(self, before: Found, paths: Collection[str]) -> Found:
+        """Look at some files (new, changed or gone), the others stay as *before*."""
         stamps = {name: file.stamp for name, file in before.files.items()} | dict(before.unreadable)
-        stamps.pop(path, None)
-        try:
-            stamps[path] = Stamp.of(os.stat(path, follow_symlinks=False))
-        except OSError:
-            pass
+        for path in paths:
+            stamps.pop(path, None)
+            try:
+                stamps[path] = Stamp.of(os.stat(path, follow_symlinks=False))
+            except OSError:
+                continue  # it went again
         return self._compare(before, stamps)
 
     def _compare(self, before: Found, stamps: Mapping[str, Stamp]) -> Found:

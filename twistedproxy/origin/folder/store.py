@@ -195,9 +195,7 @@ async def store(
         raise Refusal(400, f"the body is no multipart body: {error}") from None
     finally:
         await threads.run(receiver.abandon)
-        for outcome in receiver.outcomes:
-            if outcome.reason is None and outcome.record is not None:
-                await watch.look_at(outcome.record.path)
+        await watch.look_at([record.path for record in _stored(receiver.outcomes)])
     if not receiver.outcomes:
         raise Refusal(400, "the body has no parts; parts of type application/dicom are accepted")
     return _response(receiver.outcomes, base, study)
@@ -220,7 +218,7 @@ async def _receive(request: OriginRequest, parser: MultipartParser, receiver: Re
 
 def _response(outcomes: list[Outcome], base: str, study: Optional[str]) -> OriginResponse:
     """The Store Instances response (PS3.18 section 10.5.3.2 and annex I)."""
-    stored = [outcome.record for outcome in outcomes if outcome.reason is None and outcome.record is not None]
+    stored = _stored(outcomes)
     failed = [outcome for outcome in outcomes if outcome.reason is not None]
     dataset: dict[str, Any] = {}
     studies = {record.study for record in stored} | ({study} if study else set())
@@ -232,6 +230,10 @@ def _response(outcomes: list[Outcome], base: str, study: Optional[str]) -> Origi
         dataset["00081199"] = {"vr": "SQ", "Value": [_reference(record, base) for record in stored]}
     status = 200 if not failed else 202 if stored else 409
     return answer(status, DICOM_JSON, dumps(dict(sorted(dataset.items()))))
+
+
+def _stored(outcomes: list[Outcome]) -> list[StoredFile]:
+    return [outcome.record for outcome in outcomes if outcome.reason is None and outcome.record is not None]
 
 
 def _names(record: StoredFile) -> dict[str, Any]:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Optional
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
@@ -88,12 +88,12 @@ class Watch:
         except (FolderGone, Stopped):
             pass  # told of where it happened
 
-    async def look_at(self, path: str) -> None:
-        """Take up what was done to one file."""
+    async def look_at(self, paths: Collection[str]) -> None:
+        """Take up what was done to some files."""
         await self._lock.acquire()
         try:
             before = self._found
-            self._take(await self._threads.run(lambda: self._scanner.look_at(before, path)))
+            self._take(await self._threads.run(lambda: self._scanner.look_at(before, paths)))
         finally:
             self._lock.release()
 
