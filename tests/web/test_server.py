@@ -421,6 +421,15 @@ class MalformedTests(SynchronousTestCase):
         self.assertIn(b"HTTP/1.1 200", wire.value())
         self.assertIn(b"Content-Length: 0", wire.value())
 
+    def test_close(self) -> None:
+        """A client that wants the connection closed gets that, however it says so."""
+        for field in (b"Connection: close", b"connection: X-Hop, Close", b"Connection: X-Hop\r\nConnection: close"):
+            wire = self.server.connect()
+            wire.send(b"GET /a HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n\r\n")
+            done(self.server.requests[-1])
+            self.assertIn(b"Connection: close", wire.value())
+            self.assertTrue(wire.gone)
+
     def test_http_1_0(self) -> None:
         """A client of HTTP/1.0 gets no chunks, and the end of the connection."""
         wire = self.server.connect()

@@ -54,8 +54,8 @@ class ProxyChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._when_taken = None
-        self.connections.discard(self)
         super().connectionLost(reason)
+        self.connections.discard(self)  # last: who waits for this goes on at once, and may stop what requests need
 
     # What the client sends.
 
@@ -75,6 +75,14 @@ class ProxyChannel(HTTPChannel):
             self.close_after_answer(request)
         if self.length != 0:
             request.head_received(self._command, self._path, self._version)
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Whether the connection may stay open: twisted.web does not see ``close`` in a list (RFC 9110 section 7.6.1)."""
+        fields = request.requestHeaders.getRawHeaders(b"Connection", [])
+        if any(token.strip().lower() == b"close" for field in fields for token in field.split(b",")):
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            return False
+        return version == b"HTTP/1.1"
 
     def _send100Continue(self) -> None:
         """Not before somebody wants the body: a refusal spares the client the sending."""

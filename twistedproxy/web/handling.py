@@ -29,6 +29,9 @@ _log = Logger()
 REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
 """Headers of an origin's refusal that go to the caller."""
 
+STOPPING_RETRY_AFTER = 5
+"""Seconds after which a client may ask again: about what a restart takes."""
+
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 
 
@@ -64,6 +67,9 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
             except ClientGone:
                 _note_that_nobody_reads(request)
             except CancelledError:
+                if not request._disconnected:  # not the client: something that was waited for is being stopped
+                    answer_error(request, problems.unavailable("the proxy is stopping", STOPPING_RETRY_AFTER))
+                    return
                 _note_that_nobody_reads(request)
                 raise
             except Exception as error:
@@ -102,7 +108,7 @@ def client_of(request: Request) -> str:
 def answer_error(request: Request, error: Exception) -> None:
     """Make the answer that *error* calls for."""
     if request.startedWriting:
-        if isinstance(error, OriginError):
+        if isinstance(error, (OriginError, Problem)):
             _log.warn("an answer broke off: {reason}", reason=str(error))
         else:
             _log.failure("an answer broke off")
