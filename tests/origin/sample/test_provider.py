@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -23,8 +24,9 @@ from twistedproxy.origin.sample.place import cache_folder, is_complete
 from twistedproxy.origin.sample.provider import SampleOrigin
 from twistedproxy.origin.sample.slide import LEVELS, SERIES, STUDY, TILE, VERSION
 
-# Made by the first test that needs it, for all of one run of tests.
-CACHE = os.path.abspath("sample-slide-cache")
+# Filled by the first test that needs it, for all of one run of tests.
+CACHE = tempfile.mkdtemp(prefix="sample-slide-cache-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 SLIDE = cache_folder({"XDG_CACHE_HOME": CACHE}, VERSION)
 COPY = (sys.executable, "-c", f"import shutil, sys; shutil.copytree({str(SLIDE)!r}, sys.argv[1])")
 FAIL = (sys.executable, "-c", "import sys; sys.exit('no room')")
