@@ -1,0 +1,143 @@
+"""Compressed frames: which codec decodes which, and what their results mean.
+
+Rules that this file keeps:
+
+- The header is checked against the instance before a codec sees the data: what is allocated is bounded by the facts.
+- A codestream's end must be there: libjpeg fills what is missing with gray and says nothing.
+- One thread per decode: how many run at once is decided elsewhere.
+- The result is (rows, columns) or (rows, columns, samples), colours as RGB wherever the codestream says how.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import imagecodecs
+import numpy
+from PIL import Image
+
+from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
+from twistedproxy.imaging.errors import BadImage
+from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.headers import Header, jpeg2000_header, jpeg_header, jpegxl_header
+from twistedproxy.imaging.ybr import FULL, ybr_to_rgb
+
+Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
+
+_TAIL = 64  # bytes of padding after the end that are let pass
+_SCALES = (1, 2, 4, 8)
+
+
+def decode_jpeg(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
+    """Baseline, extended, progressive and lossless JPEG of 2-16 bits. 8-bit lossy ones are scaled by the inverse DCT."""
+    header = jpeg_header(data)
+    _agree(header, facts)
+    ybr = header.components == 3 and _is_ybr(header, facts)
+    libjpeg_agrees = header.components == 1 or ybr or (header.adobe and header.color_transform is False)
+    if not _ends(data):
+        raise BadImage("a JPEG without its end")
+    if scale > 1 and header.levels and libjpeg_agrees:
+        return _draft(data, facts, scale)
+    if header.components == 1:
+        return signed(imagecodecs.jpeg8_decode(data), header.precision, facts)
+    if header.lossless_process:  # libjpeg-turbo refuses to convert the colours of what is lossless
+        raw = imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
+        return ybr_to_rgb(raw, header.precision) if ybr else raw
+    return imagecodecs.jpeg8_decode(data, colorspace="YCBCR" if ybr else "RGB", outcolorspace="RGB")
+
+
+def _is_ybr(header: Header, facts: PixelFacts) -> bool:
+    """What the codestream says of its colours goes before what the instance says, as in pydicom."""
+    if header.color_transform is not None:
+        return header.color_transform
+    return facts.photometric_interpretation.startswith("YBR")
+
+
+def _draft(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
+    """Pillow, since imagecodecs does not reach libjpeg's scaling."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+        picture.draft(None, (max(1, facts.columns // scale), max(1, facts.rows // scale)))
+        return numpy.asarray(picture)
+
+
+def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
+    """JPEG 2000 and HTJ2K; resolutions that are not needed are not decoded, but at most what is there."""
+    header = jpeg2000_header(data)
+    _agree(header, facts)
+    if not _ends(data):
+        raise BadImage("a JPEG 2000 codestream without its end")
+    skipped = min(_SCALES.index(scale), header.levels)
+    if header.high_throughput:
+        array = imagecodecs.htj2k_decode(data, skipres=skipped or None)
+    elif skipped and header.precision == 8 and not header.signed:
+        array = _reduced(data, skipped)
+    else:
+        array = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    if header.components == 3 and not header.color_transform and facts.photometric_interpretation in FULL:
+        return ybr_to_rgb(array, header.precision)
+    if header.components == 1 and header.signed == facts.signed:
+        return array
+    return signed(array, header.precision, facts)
+
+
+def _reduced(data: bytes, skipped: int) -> Pixels:
+    """Pillow, since imagecodecs does not reach OpenJPEG's reduction. Unlike imagecodecs it holds the GIL meanwhile."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG2000",)) as picture:
+            picture.reduce = skipped  # type: ignore[assignment,method-assign]
+            return numpy.asarray(picture)
+    except OSError:  # some that are whole it cannot reduce: one of GDCM's, of pydicom's test files
+        return imagecodecs.jpeg2k_decode(data, numthreads=1)
+
+
+def decode_jpegls(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
+    """JPEG-LS, which knows neither signs (PS3.5 section 8.2.3) nor smaller sizes."""
+    header = jpeg_header(data)
+    _agree(header, facts)
+    array = imagecodecs.jpegls_decode(data)
+    if array.ndim == 3 and array.shape[0] == header.components != array.shape[2]:
+        array = array.transpose(1, 2, 0)  # not interleaved
+    if header.components == 3 and facts.photometric_interpretation in FULL:
+        return ybr_to_rgb(array, header.precision)
+    return signed(array, header.precision, facts)
+
+
+def decode_jpegxl(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
+    """JPEG XL; a decoder turns what was YCbCr or XYB into RGB by itself."""
+    header = jpegxl_header(data)
+    if (header.rows, header.columns) != (facts.rows, facts.columns):
+        raise BadImage(_unlike(header, facts))
+    array = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True, numthreads=1)
+    return signed(array, 8 * array.dtype.itemsize, facts) if facts.signed else array
+
+
+def signed(array: Pixels, bits: int, facts: PixelFacts) -> Pixels:
+    """Values of *bits* bits as what PixelRepresentation says that they are; what lies above them is dropped."""
+    room = 8 * array.dtype.itemsize - bits
+    if room < 0:
+        raise BadImage(f"{bits} bits in {array.dtype}")
+    kind = numpy.dtype(f"{'i' if facts.signed else 'u'}{array.dtype.itemsize}")
+    if not room:
+        return array.view(kind)
+    if not facts.signed and array.dtype.kind == "u":
+        return array
+    return numpy.right_shift(numpy.left_shift(array, room).view(kind), room)
+
+
+def _ends(data: bytes) -> bool:
+    return data.rfind(END_OF_IMAGE, max(0, len(data) - _TAIL)) >= 0
+
+
+def _agree(header: Header, facts: PixelFacts) -> None:
+    if (header.rows, header.columns, header.components) != (facts.rows, facts.columns, facts.samples_per_pixel):
+        raise BadImage(_unlike(header, facts))
+    if header.precision > max(8, facts.bits_allocated):
+        raise BadImage(f"a frame of {header.precision} bits in an instance of {facts.bits_allocated}")
+
+
+def _unlike(header: Header, facts: PixelFacts) -> str:
+    return (
+        f"a frame of {header.columns} x {header.rows} x {header.components} "
+        f"in an instance of {facts.columns} x {facts.rows} x {facts.samples_per_pixel}"
+    )
