@@ -166,6 +166,26 @@ class Settings:
     reap_interval: float = 60.0
     """Seconds between two rounds that drop finished jobs."""
 
+    # Pictures.
+
+    render_workers: int = 2
+    """Processes that decode and encode pictures, of each worker, at once; 0: none, pictures are the origin's to make."""
+
+    render_queue: int = 64
+    """Pictures that wait for a process; beyond: 503. About as many as a viewer asks for at once."""
+
+    render_timeout: float = 60.0
+    """Seconds for one piece of work in a process: a decoder that does not come back ends with it."""
+
+    render_max_pixels: int = 64_000_000
+    """Pixels of one picture, and of one stored frame: 200 MB as RGB."""
+
+    render_max_frames: int = 500
+    """Stored frames that one downsampled frame, or a list of them, may need."""
+
+    render_max_whole_frames: int = 20_000
+    """Stored frames that a picture of a whole instance may need: more is what smaller levels are for."""
+
     # Logs.
 
     log_format: str = "text"

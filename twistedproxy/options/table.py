@@ -220,5 +220,26 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-jobs", whole(1, 1000, "jobs"), "Whole-instance and block loads at once, per worker", "N"),
     Option("recache-after", seconds(1), "A whole-instance load is not repeated sooner", "S"),
     Option("reap-interval", seconds(1), "Between two rounds that drop finished jobs", "S"),
+    Option(
+        "render-workers",
+        whole(0, MAX_WORKERS, "processes"),
+        "Processes that make pictures, of each worker; 0: pictures are the origin's to make",
+        "N",
+    ),
+    Option("render-queue", whole(1, 100_000, "pictures"), "Pictures that may wait to be made; beyond: 503", "N"),
+    Option("render-timeout", _DEADLINE, "For one piece of work on a picture", "S"),
+    Option("render-max-pixels", whole(1, unit="pixels"), "One picture, and one stored frame; above: refused", "N"),
+    Option(
+        "render-max-frames",
+        whole(1, 100_000, "frames"),
+        "Stored frames that one request for downsampled frames may need",
+        "N",
+    ),
+    Option(
+        "render-max-whole-frames",
+        whole(1, unit="frames"),
+        "Stored frames that a picture of a whole instance may need",
+        "N",
+    ),
     Option("log-format", choice("text", "json"), "text, or JSON lines: structured fields, no secrets", "text|json"),
 )
