@@ -1,0 +1,252 @@
+"""What a query asks of pictures (DICOM PS3.18 section 8.3.5, and extensions), as one normalised value. Pure.
+
+Rules kept here:
+- a value that is not accepted is `BadParameter`, which names what came and what is accepted;
+- a parameter that is not known is ignored, as PS3.18 has it (section 8.3.5.1: not all need be supported; Supplement 174
+  decided that unknown ones make no error), and a known one that comes twice is refused: one of them would be ignored;
+- two requests for the same picture have equal values: defaults are filled in, and what makes no difference is dropped
+  (``quality`` of a lossless type, ``interpolation`` where nothing is resized);
+- ``charset``, ``accept`` and ``disable_caching`` say nothing about the pixels and are no part of the value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Optional, TypeVar
+from urllib.parse import unquote_plus
+
+import attrs
+
+T = TypeVar("T")
+
+INTERPOLATIONS = ("area", "nearest", "linear", "cubic", "lanczos4")
+PROFILES = ("no", "yes", "srgb", "displayp3", "adobergb", "rommrgb")
+WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")
+ANNOTATIONS = frozenset(("patient", "technique"))
+"""The keywords of PS3.18 section 8.3.5.1.1. None is drawn: the answer says so with a Warning, as that section asks."""
+
+DEFAULT_QUALITY = 95
+MAX_DOWNSAMPLE = 1e6
+"""Larger than any total pixel matrix: one pixel is left of all of them."""
+MAX_VIEWPORT = 1 << 16
+"""Pixels along a side: what JPEG can hold (ITU-T T.81 B.2.2). The pixels in all have a limit of their own."""
+MAX_QUERY = 1 << 14
+MAX_SHOWN = 80
+"""Characters of what came that an error shows."""
+
+FRAMES = frozenset(("downsample", "interpolation", "quality", "iccprofile", "embed_iccprofile", "disable_caching"))
+"""What the frames resource takes (extensions: PS3.18 has no query parameters there but ``accept``)."""
+RENDERED = FRAMES | {"viewport", "window", "annotation"}
+"""What rendered resources take."""
+DESCRIBING = frozenset(("downsample",))
+"""What metadata and searches for instances take (an extension)."""
+
+_LOSSY = frozenset(("image/jpeg", "image/webp", "image/jxl", "image/jp2"))
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_MAX_NUMBER_LENGTH = 40
+
+
+class BadParameter(ValueError):
+    """A parameter's value is not accepted; `str()` says which, what came, and what is accepted."""
+
+    def __init__(self, name: str, came: str, accepted: str) -> None:
+        shown = came if len(came) <= MAX_SHOWN else came[: MAX_SHOWN - 3] + "..."
+        super().__init__(f"{name}={shown!r} is not accepted: {accepted}")
+
+
+@attrs.frozen
+class Viewport:
+    """Where a region of the picture is shown (PS3.18 section 8.3.5.1.3).
+
+    *width*, *height*: of the viewport, in pixels. *x*, *y*: the region's top left corner. *region_width*,
+    *region_height*: its size, below 0 to flip it; None: up to the picture's right or bottom edge.
+    """
+
+    width: int
+    height: int
+    x: float = 0.0
+    y: float = 0.0
+    region_width: Optional[float] = None
+    region_height: Optional[float] = None
+
+
+@attrs.frozen
+class Window:
+    """A VOI window (PS3.3 section C.11.2.1.2). *function*: one of `WINDOW_FUNCTIONS`."""
+
+    center: float
+    width: float
+    function: str = "linear"
+
+
+@attrs.frozen
+class Rendering:
+    """How a picture is to be made.
+
+    *profile*: the colour space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
+    profile goes into the picture. *media_type*: set by `to`, once it is negotiated.
+    """
+
+    downsample: float = 1.0
+    interpolation: str = "area"
+    viewport: Optional[Viewport] = None
+    window: Optional[Window] = None
+    quality: int = DEFAULT_QUALITY
+    profile: str = "no"
+    embed: bool = False
+    media_type: str = ""
+
+    def to(self, media_type: str) -> Rendering:
+        """The same picture as *media_type*, without what makes no difference there."""
+        quality = self.quality if media_type in _LOSSY else DEFAULT_QUALITY
+        resized = self.downsample > 1.0 or self.viewport is not None
+        interpolation = self.interpolation if resized else "area"
+        return attrs.evolve(self, media_type=media_type, quality=quality, interpolation=interpolation)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the stored picture is the one asked for. A quality alone asks for no new encoding of what is
+        encoded already: each one loses something."""
+        unasked = Rendering(media_type=self.media_type)
+        return attrs.evolve(self, interpolation="area", quality=DEFAULT_QUALITY) == unasked
+
+    def key(self) -> bytes:
+        """The same bytes for the same picture, other bytes for any other. Numbers in their shortest exact form."""
+        return repr(attrs.astuple(self)).encode("ascii")
+
+
+@attrs.frozen
+class Asked:
+    """A query as it was read. *fresh*: it wants neither an older result nor its own to be kept.
+    *annotations*: keywords that were asked for, and are not drawn. *given*: the known parameters that it held."""
+
+    rendering: Rendering
+    fresh: bool = False
+    annotations: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+
+
+def parse_query(query: bytes, known: Collection[str] = RENDERED) -> Asked:
+    """Read a raw query string; only *known* parameters count. Raises `BadParameter`."""
+    fields = _fields(query, known)
+
+    def read(name: str, parse: Callable[[str, str], T], default: T) -> T:
+        return parse(name, fields[name]) if name in fields else default
+
+    profile = read("iccprofile", _one_of(PROFILES), "no")
+    embed = read("embed_iccprofile", _boolean, True)
+    if profile == "no" or (profile == "yes" and not embed):
+        profile, embed = "no", False
+    rendering = Rendering(
+        downsample=read("downsample", _downsample, 1.0),
+        interpolation=read("interpolation", _one_of(INTERPOLATIONS), "area"),
+        viewport=read("viewport", _viewport, None),
+        window=read("window", _window, None),
+        quality=read("quality", _quality, DEFAULT_QUALITY),
+        profile=profile,
+        embed=embed,
+    )
+    fresh = read("disable_caching", _boolean, False)
+    return Asked(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
+
+
+def without(query: bytes, names: Collection[str]) -> bytes:
+    """A raw query string less the parameters *names*: what an origin is asked instead."""
+    return b"&".join(part for part in query.split(b"&") if part and _split(part)[0] not in names)
+
+
+def _fields(query: bytes, known: Collection[str]) -> Mapping[str, str]:
+    fields: dict[str, str] = {}
+    for part in query[:MAX_QUERY].split(b"&"):
+        name, value = _split(part)
+        if name in known:
+            if name in fields:
+                raise BadParameter(name, value, "it comes twice, once is accepted")
+            fields[name] = value
+    return fields
+
+
+def _split(part: bytes) -> tuple[str, str]:
+    name, _, value = part.decode("latin-1").partition("=")
+    return unquote_plus(name).strip().lower(), unquote_plus(value).strip()
+
+
+def _number(text: str) -> Optional[float]:
+    if len(text) > _MAX_NUMBER_LENGTH or not _NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number + 0.0 if math.isfinite(number) else None  # -0.0 is 0.0
+
+
+def _downsample(name: str, text: str) -> float:
+    number = _number(text)
+    if number is None or not 1.0 <= number <= MAX_DOWNSAMPLE:
+        raise BadParameter(name, text, f"a number from 1.0 to {MAX_DOWNSAMPLE:g} is accepted")
+    return number
+
+
+def _quality(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
+        raise BadParameter(name, text, "a whole number from 1 to 100 is accepted")
+    return int(text)
+
+
+def _boolean(name: str, text: str) -> bool:
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
+    if value is None:
+        raise BadParameter(name, text, "true or false is accepted")
+    return value
+
+
+def _one_of(words: Collection[str]) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if text.lower() not in words:
+            raise BadParameter(name, text, f"one of {', '.join(words)} is accepted")
+        return text.lower()
+
+    return parse
+
+
+def _window(name: str, text: str) -> Window:
+    """PS3.18 section 8.3.5.1.4: center, width, function; the function may be left out here, as clients do."""
+    accepted = (
+        f"a center, a width and, at choice, one of {', '.join(WINDOW_FUNCTIONS)}, joined by commas, are accepted; "
+        "the width is at least 1 for linear, else above 0 (PS3.3 section C.11.2.1.2)"
+    )
+    parts = [part.strip() for part in text.split(",")]
+    center, width = (_number(parts[0]), _number(parts[1])) if len(parts) in (2, 3) else (None, None)
+    function = parts[2].lower().replace("_", "-") if len(parts) == 3 else "linear"
+    if center is None or width is None or function not in WINDOW_FUNCTIONS:
+        raise BadParameter(name, text, accepted)
+    if width <= 0 or (function == "linear" and width < 1):
+        raise BadParameter(name, text, accepted)
+    return Window(center, width, function)
+
+
+def _viewport(name: str, text: str) -> Viewport:
+    """Values between commas may be left out, but for the first two (PS3.18 section 8.3.5.1.3). Of x and y the
+    absolute values count."""
+    accepted = (
+        "vw,vh[,sx,sy,sw,sh] is accepted: vw and vh whole numbers "
+        f"from 1 to {MAX_VIEWPORT}, sx and sy numbers, sw and sh numbers but not 0"
+    )
+    parts = [part.strip() for part in text.split(",")]
+    if not 2 <= len(parts) <= 6 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
+        raise BadParameter(name, text, accepted)
+    width, height = int(parts[0]), int(parts[1])
+    numbers = [_number(part) for part in parts[2:] if part]
+    if None in numbers or not 1 <= width <= MAX_VIEWPORT or not 1 <= height <= MAX_VIEWPORT:
+        raise BadParameter(name, text, accepted)
+    x, y, region_width, region_height = ([_number(part) if part else None for part in parts[2:]] + [None] * 4)[:4]
+    if region_width == 0 or region_height == 0:
+        raise BadParameter(name, text, accepted)
+    return Viewport(width, height, abs(x or 0.0), abs(y or 0.0), region_width, region_height)
+
+
+def _annotations(name: str, text: str) -> tuple[str, ...]:
+    words = tuple(sorted({word.strip().lower() for word in text.split(",")}))
+    if not ANNOTATIONS.issuperset(words):
+        raise BadParameter(name, text, f"words of {', '.join(sorted(ANNOTATIONS))}, joined by commas, are accepted")
+    return words

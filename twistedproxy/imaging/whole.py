@@ -1,0 +1,174 @@
+"""A picture put together frame by frame, in memory bounded by the picture and one row of frames.
+
+Frames come row by row, each decoded to 8 bits. Three ways, the cheapest that fits:
+- each target pixel is one source pixel (no resizing, ``nearest``): copied;
+- each target pixel is a block of whole source pixels of one frame (``area``, whole steps): averaged frame by frame;
+- else each frame adds its part to every target pixel that it counts in, and a row of the picture is finished once no
+  further row of frames counts in it. There are no seams: the weights are those of the whole source.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import numpy
+from PIL import Image
+
+from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.resampling import Floats, nearest, weights
+
+Pixels = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
+
+EMPTY = 255
+"""What a picture shows where an instance lacks frames: the glass beside the tissue is white."""
+
+
+class Canvas:
+    """The picture that *cut* describes; *scale*: by how much frames come shrunk already, by their decoder."""
+
+    def __init__(self, cut: Cut, interpolation: str = "area", scale: int = 1) -> None:
+        self._cut = cut
+        self._scale = scale
+        self._vertical = cut.vertical.scaled(scale)
+        self._horizontal = cut.horizontal.scaled(scale)
+        self._pixels: Optional[Pixels] = None
+        self._block = _block(self._vertical, self._horizontal, cut, interpolation, scale)
+        copied = interpolation == "nearest" or (self._vertical.is_copy and self._horizontal.is_copy)
+        self._way: Any = _Copied if copied else _Averaged if self._block else _Added
+        self._work: Any = None
+        self._interpolation = interpolation
+
+    def add(self, top: int, left: int, frame: Pixels) -> None:
+        """Add the frame whose first pixel stands at *top*, *left* of the source: uint8, (rows, columns) or
+        (rows, columns, samples). Each row of frames comes after the one above it."""
+        frame = frame if frame.ndim == 3 else frame[:, :, None]
+        if self._work is None:
+            shape = (self._vertical.count, self._horizontal.count, frame.shape[2])
+            self._pixels = numpy.full(shape, EMPTY, numpy.uint8)
+            self._work = self._way(self._pixels, self._vertical, self._horizontal, self._interpolation)
+        top, left = top // self._scale, left // self._scale
+        frame = frame[: self._vertical.source - top, : self._horizontal.source - left]
+        if frame.size:
+            self._work.add(top, left, frame)
+
+    def finish(self) -> Pixels:
+        """The picture: uint8, (rows, columns) or (rows, columns, samples)."""
+        if self._work is None or self._pixels is None:
+            return numpy.full((self._cut.rows, self._cut.columns), EMPTY, numpy.uint8)
+        self._work.finish()
+        pixels, self._pixels, self._work = self._pixels, None, None
+        if self._vertical.flip:
+            pixels = pixels[::-1]
+        if self._horizontal.flip:
+            pixels = pixels[:, ::-1]
+        missing = (self._cut.rows - pixels.shape[0], self._cut.columns - pixels.shape[1])
+        if any(missing):
+            pixels = numpy.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+        return numpy.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _block(vertical: Axis, horizontal: Axis, cut: Cut, interpolation: str, scale: int) -> bool:
+    """Whether every target pixel is a block of whole pixels of one frame."""
+    return interpolation == "area" and all(
+        axis.step >= 1.0
+        and axis.step == int(axis.step)
+        and (size // scale) % int(axis.step) == 0
+        and axis.start % int(axis.step) == 0
+        and axis.start + axis.count * axis.step <= axis.source
+        for axis, size in ((vertical, cut.frame_rows), (horizontal, cut.frame_columns))
+    )
+
+
+class _Copied:
+    def __init__(self, pixels: Pixels, vertical: Axis, horizontal: Axis, _interpolation: str) -> None:
+        self._pixels = pixels
+        self._rows, self._columns = nearest(vertical), nearest(horizontal)
+
+    def add(self, top: int, left: int, frame: Pixels) -> None:
+        rows, columns = _within(self._rows, top, frame.shape[0]), _within(self._columns, left, frame.shape[1])
+        chosen = frame[self._rows[rows] - top] if rows.start < rows.stop else frame[:0]
+        self._pixels[rows, columns] = chosen[:, self._columns[columns] - left]
+
+    def finish(self) -> None:
+        """All is in its place."""
+
+
+def _within(places: Any, start: int, size: int) -> slice:
+    """The target pixels whose source pixel is one of *size* from *start* on."""
+    return slice(*(int(at) for at in numpy.searchsorted(places, (start, start + size), side="left")))
+
+
+class _Averaged:
+    def __init__(self, pixels: Pixels, vertical: Axis, horizontal: Axis, _interpolation: str) -> None:
+        self._pixels = pixels
+        self._vertical, self._horizontal = vertical, horizontal
+
+    def add(self, top: int, left: int, frame: Pixels) -> None:
+        down, across = int(self._vertical.step), int(self._horizontal.step)
+        above, before = int(self._vertical.start) - top, int(self._horizontal.start) - left
+        frame = frame[
+            max(0, above) : above + self._vertical.count * down,
+            max(0, before) : before + self._horizontal.count * across,
+        ]
+        if frame.size == 0 or above + self._vertical.count * down <= 0 or before + self._horizontal.count * across <= 0:
+            return
+        picture = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame).reduce((across, down))
+        reduced = numpy.asarray(picture).reshape(picture.height, picture.width, -1)
+        row, column = max(0, -above) // down, max(0, -before) // across
+        self._pixels[row : row + picture.height, column : column + picture.width] = reduced
+
+    def finish(self) -> None:
+        """All is in its place."""
+
+
+class _Added:
+    """*band*: sums for rows that are not finished, from *row* on: (rows, samples, columns)."""
+
+    def __init__(self, pixels: Pixels, vertical: Axis, horizontal: Axis, interpolation: str) -> None:
+        self._pixels = pixels
+        self._vertical = weights(vertical, interpolation)
+        self._horizontal = weights(horizontal, interpolation)
+        self._row = 0
+        self._band: Floats = numpy.zeros((0, pixels.shape[2], pixels.shape[1]), numpy.float32)
+        self._rows: tuple[tuple[int, int], Any] = ((-1, -1), None)
+        self._columns: dict[tuple[int, int], tuple[int, Floats]] = {}
+
+    def add(self, top: int, left: int, frame: Pixels) -> None:
+        rows, columns, samples = frame.shape
+        start, down = self._row_weights(top, top + rows)
+        key = (left, left + columns)
+        if key not in self._columns:
+            self._columns[key] = self._horizontal.between(*key)
+        before, across = self._columns[key]
+        if not down.shape[0] or not across.shape[0]:
+            return
+        self._open(start, start + down.shape[0])
+        narrow = (down @ frame.reshape(rows, -1).astype(numpy.float32)).reshape(-1, columns, samples)
+        part = narrow.transpose(0, 2, 1) @ across.T
+        band = self._band[start - self._row : start - self._row + part.shape[0]]
+        band[:, :, before : before + part.shape[2]] += part
+
+    def _row_weights(self, top: int, bottom: int) -> tuple[int, Floats]:
+        if self._rows[0] != (top, bottom):
+            self._rows = ((top, bottom), self._vertical.between(top, bottom))
+        weights_: tuple[int, Floats] = self._rows[1]
+        return weights_
+
+    def _open(self, start: int, stop: int) -> None:
+        """Finish the rows above *start*, and have sums up to before *stop*."""
+        if start > self._row:
+            self._close(start)
+        missing = stop - self._row - len(self._band)
+        if missing > 0:
+            more = numpy.zeros((missing, *self._band.shape[1:]), numpy.float32)
+            self._band = numpy.concatenate([self._band, more])
+
+    def _close(self, stop: int) -> None:
+        done = self._band[: stop - self._row]
+        rounded = numpy.clip(done + 0.5, 0, 255).astype(numpy.uint8)
+        self._pixels[self._row : self._row + len(done)] = rounded.transpose(0, 2, 1)
+        self._band = self._band[stop - self._row :]
+        self._row = stop
+
+    def finish(self) -> None:
+        self._close(self._row + len(self._band))
