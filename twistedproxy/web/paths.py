@@ -25,6 +25,7 @@ from twistedproxy.web.problems import Problem, bad_request, not_found, shown
 
 MAX_FRAME_DIGITS = 10  # NumberOfFrames is an IS: at most 2**31 - 1 (PS3.5 section 6.2)
 MAX_SEGMENTS = 64  # bulk data lies deep (tag/item/tag/…), no real path comes near
+MAX_ROOT = 512  # characters; Google's project path has some 150, and roots are kept in memory by the thousand
 CACHED_PATHS = 4096  # instances in use at once; an entry is below 2 kB
 MAX_CACHED_PATH = 512  # bytes; three UIDs of 64 and Google's project path fit
 
@@ -152,6 +153,8 @@ def _parse(raw_path: bytes) -> Resource:
     segments = [_decode_segment(raw) for raw in raw_segments]
     start = _resource_start(segments)
     root = "".join("/" + quote(segment, safe=_PCHAR_SAFE) for segment in segments[:start])
+    if len(root) > MAX_ROOT:
+        raise bad_request(f"more than {MAX_ROOT} characters stand before the resource")
     try:
         return _classify(root, segments[start:])
     except InvalidUID as error:

@@ -59,6 +59,8 @@ class StreamingRequest(Request):
         hosts = self.requestHeaders.getRawHeaders(b"Host", [])
         if self.clientproto == b"HTTP/1.1" and len(hosts) != 1:
             self.refused = bad_request(f"a request has one Host field (RFC 9112 section 3.2), not {len(hosts)}")
+        if self.method != self.method.upper():  # methods are case-sensitive (RFC 9110 section 9.1), not to Klein
+            self.refused = bad_request(f"{shown(self.method)} is no method")
         absolute = _ABSOLUTE.fullmatch(self.uri)
         if absolute is not None:
             authority, rest = absolute.groups()
