@@ -1,0 +1,185 @@
+"""Grants: won, shared, kept, renewed, revoked."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room
+from twistedproxy.cache.interface import Reading
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.access import RENEWAL_PAUSE, Access
+from twistedproxy.frames.grants import Grant, Grants
+from twistedproxy.origin.errors import OriginBusy, OriginRefused
+from twistedproxy.origin.interface import Caller
+
+TTL = 600.0
+
+
+@attrs.define(eq=False)
+class SlowOrigin(MemoryOrigin):
+    """Metadata and searches wait for *answer*; *error* is what they end with."""
+
+    answer: Optional[Deferred[None]] = None
+    error: Optional[Exception] = None
+
+    async def metadata(self, instance: object, caller: Caller) -> InstanceMetadata:
+        if self.answer is not None:
+            self.asked.append(("metadata", caller.credential))
+            await self.answer
+            self.asked.pop()
+        return await super().metadata(instance, caller)  # type: ignore[arg-type]
+
+    async def readable(self, instance: object, caller: Caller) -> bool:
+        found = await super().readable(instance, caller)  # type: ignore[arg-type]
+        if self.error is not None:
+            raise self.error
+        return found
+
+
+class AccessCase(SynchronousTestCase):
+    """Access over a cache in memory."""
+
+    def setUp(self) -> None:
+        self.origin = SlowOrigin()
+        self.room = Room(origin=self.origin, ttl=TTL)
+        self.clock = self.room.clock
+        self.access = self.worker()
+
+    def worker(self) -> Access:
+        """A worker's access: what is in memory is its own, the cache is shared."""
+        return Access(self.room.cache, self.clock.seconds, TTL)
+
+    def reading(self, caller: Caller = ALICE) -> Reading:
+        """What the cache holds now."""
+        names = Access.entry_names(caller)
+        return self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, names)))
+
+    def ask(self, caller: Caller = ALICE) -> Deferred[Grant]:
+        """Ask the origin."""
+        return self.access.ask(self.origin, INSTANCE, caller, self.reading(caller))  # type: ignore[arg-type]
+
+    def renew(self, grant: Grant) -> None:
+        """Use *grant*."""
+        self.access.renew_if_spent(self.origin, INSTANCE, ALICE, grant)  # type: ignore[arg-type]
+
+
+class AskTests(AccessCase):
+    """Winning a grant."""
+
+    def test_one_request_for_one_credential(self) -> None:
+        """Callers of one credential share a request, each with a Deferred of its own; others have theirs."""
+        self.origin.answer = Deferred()
+        first, second, other = self.ask(), self.ask(), self.ask(MALLORY)
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.assertEqual(len(self.origin.asked), 2)
+        self.origin.answer.callback(None)
+        self.assertEqual(self.successResultOf(second).metadata, METADATA)
+        self.failureResultOf(other, OriginRefused)
+
+    def test_after_forgetting(self) -> None:
+        """Who asks after the instance was forgotten does not share an answer from before."""
+        self.origin.answer = Deferred()
+        self.ask().addErrback(lambda _: None)
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.forget(INSTANCE.scope)))
+        self.ask().addErrback(lambda _: None)
+        self.assertEqual(len(self.origin.asked), 2)
+
+    def test_found_by_other_workers(self) -> None:
+        """Another worker finds the grant in the cache, with its expiry, until that; nobody else's."""
+        self.successResultOf(self.ask())
+        self.clock.advance(100)
+        grant = self.worker().from_reading(ALICE, INSTANCE, self.reading())
+        assert grant is not None
+        self.assertEqual((grant.expires, grant.metadata), (TTL, METADATA))
+        self.assertIsNone(self.worker().from_reading(MALLORY, INSTANCE, self.reading(MALLORY)))
+        self.clock.advance(500)
+        self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
+
+    def test_longer_than_allowed(self) -> None:
+        """A grant that says that it lasts longer than this worker gives lasts no longer."""
+        generous = Access(self.room.cache, self.clock.seconds, 10 * TTL)
+        self.successResultOf(generous.ask(self.origin, INSTANCE, ALICE, self.reading()))  # type: ignore[arg-type]
+        grant = self.access.from_reading(ALICE, INSTANCE, self.reading())
+        assert grant is not None
+        self.assertEqual(grant.expires, TTL)
+
+    def test_denied(self) -> None:
+        """A denial ends the grant here and in the cache."""
+        self.successResultOf(self.ask())
+        self.origin.readers.clear()
+        self.failureResultOf(self.ask(), OriginRefused)
+        self.assertIsNone(self.access.known(ALICE, INSTANCE))
+        self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
+
+    def test_transfer_syntax_stays_known(self) -> None:
+        """What a frame told is not lost to metadata that don't say it, of whichever caller and worker."""
+        self.origin.metadata_value = attrs.evolve(METADATA, transfer_syntax=None)
+        grant = self.successResultOf(self.ask())
+        self.successResultOf(Deferred.fromCoroutine(self.access.learn_transfer_syntax(INSTANCE, grant, JPEG)))
+        self.origin.readers.add(MALLORY.credential)
+        self.access = self.worker()
+        self.assertEqual(self.successResultOf(self.ask(MALLORY)).metadata.transfer_syntax, JPEG)
+        self.assertEqual(self.successResultOf(self.ask()).metadata.transfer_syntax, JPEG)
+
+
+class RenewalTests(AccessCase):
+    """Renewing in the background."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.grant = self.successResultOf(self.ask())
+        self.clock.advance(0.8 * TTL)
+
+    def searches(self) -> int:
+        """How often the origin was asked."""
+        return len(self.origin.asked_for("readable"))
+
+    def test_renewed(self) -> None:
+        """A spent grant is replaced by one that lasts as long again, for other workers too."""
+        self.renew(self.grant)
+        known = self.access.known(ALICE, INSTANCE)
+        assert known is not None
+        self.assertEqual(known.expires, 1.8 * TTL)
+        found = self.worker().from_reading(ALICE, INSTANCE, self.reading())
+        self.assertEqual(found.expires if found else None, 1.8 * TTL)
+
+    def test_denied(self) -> None:
+        """After a denial nobody asks again until the grant's end."""
+        self.origin.readers.clear()
+        for _ in range(5):
+            self.renew(self.grant)
+            self.clock.advance(10)
+        self.assertEqual(self.searches(), 1)
+
+    def test_failed(self) -> None:
+        """After a failure it is tried again, but not with every request."""
+        self.origin.error = OriginBusy("later")
+        for _ in range(5):
+            self.renew(self.grant)
+        self.assertEqual(self.searches(), 1)
+        self.origin.error = None
+        self.clock.advance(RENEWAL_PAUSE)
+        self.renew(self.grant)
+        self.assertEqual(self.searches(), 2)
+
+
+class GrantsTests(SynchronousTestCase):
+    """What one worker remembers."""
+
+    def test_bounded(self) -> None:
+        """The longest unused grant goes first."""
+        grants = Grants(2)
+        callers = [Caller(name) for name in (b"a", b"b", b"c")]
+        for caller in callers[:2]:
+            grants.add(caller, INSTANCE, Grant(METADATA, 10.0, None))
+        grants.find(callers[0], INSTANCE, 1.0)
+        grants.add(callers[2], INSTANCE, Grant(METADATA, 10.0, None))
+        left = [caller.credential for caller in callers if grants.find(caller, INSTANCE, 1.0)]
+        self.assertEqual((left, len(grants)), ([b"a", b"c"], 2))
+        self.assertIsNone(grants.find(callers[0], INSTANCE, 10.0))
+        self.assertEqual(len(grants), 1)

@@ -1,0 +1,70 @@
+"""Names and layout of what is kept below an instance."""
+
+from __future__ import annotations
+
+from hypothesis import given, strategies
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.frames.support import ALICE, MALLORY
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.frames.entries import (
+    METADATA,
+    BadEntry,
+    frame_name,
+    grant_name,
+    pack_frame,
+    pack_frames,
+    pack_grant,
+    rendered_name,
+    unpack_frame,
+    unpack_grant,
+    was_prefetched,
+)
+
+JPEG = "1.2.840.10008.1.2.4.50"
+
+
+class NameTests(SynchronousTestCase):
+    """Kinds never meet."""
+
+    def test_kinds_differ(self) -> None:
+        """No two names are the same, of whatever kind."""
+        names = [METADATA, grant_name(ALICE), grant_name(MALLORY), rendered_name(b"1"), rendered_name(b"2")]
+        names += [frame_name(number) for number in (1, 2, 16, 255, 2**31 - 1)]
+        self.assertEqual(len(set(names)), len(names))
+
+    def test_no_credentials(self) -> None:
+        """A grant's name holds the digest, not what it was made of."""
+        self.assertNotIn(ALICE.headers[0][1], grant_name(ALICE))
+
+
+class FrameTests(SynchronousTestCase):
+    """A frame's entry."""
+
+    @given(
+        strategies.binary(max_size=300), strategies.sampled_from([JPEG, "1." + "2" * 62, "1"]), strategies.booleans()
+    )
+    def test_round_trip(self, data: bytes, uid: str, prefetched: bool) -> None:
+        """What was packed is unpacked, prefetched or not, whatever the bytes and the length of the UID."""
+        (packed,) = pack_frames([data], uid, prefetched)
+        self.assertEqual(unpack_frame(packed), Frame(data, uid))
+        self.assertEqual(was_prefetched(packed), prefetched)
+
+    def test_one_and_many(self) -> None:
+        """One frame packed alone is what it is among many."""
+        self.assertEqual(pack_frame(Frame(b"a", JPEG)), pack_frames([b"a", b"b"], JPEG)[0])
+
+    def test_broken(self) -> None:
+        """Too few bytes, or a UID that is none, are told, not shown."""
+        for value in (b"", b"\x05123", b"\x02\xff\xfe", b"\x85123"):
+            self.assertRaises(BadEntry, unpack_frame, value)
+
+
+class GrantTests(SynchronousTestCase):
+    """A grant's entry."""
+
+    def test_round_trip(self) -> None:
+        """The expiry comes back; other lengths are no grant."""
+        self.assertEqual(unpack_grant(pack_grant(1234567.25)), 1234567.25)
+        for value in (b"", b"\0" * 7, b"\0" * 9):
+            self.assertIsNone(unpack_grant(value))

@@ -1,0 +1,113 @@
+"""Finding the series of a short path."""
+
+from __future__ import annotations
+
+import json
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.frames.support import ALICE, INSTANCE, MALLORY
+from twistedproxy.dicom.address import Instance
+from twistedproxy.frames import series
+from twistedproxy.frames.series import SeriesLookup
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
+from twistedproxy.streams import BytesStream
+
+
+def found(sop: str = INSTANCE.sop, in_series: str = INSTANCE.series) -> bytes:
+    """What a search answers."""
+    return json.dumps([{"00080018": {"Value": [sop]}, "0020000E": {"Value": [in_series]}}]).encode()
+
+
+@attrs.define(eq=False)
+class SearchedOrigin:
+    """Answers every request alike."""
+
+    status: int = 200
+    body: bytes = found()
+    gate: Optional[Deferred[None]] = None
+    requests: list[OriginRequest] = attrs.Factory(list)
+    url: str = INSTANCE.origin
+
+    async def forward(self, request: OriginRequest) -> OriginResponse:
+        self.requests.append(request)
+        if self.gate is not None:
+            await self.gate
+        return OriginResponse(self.status, (), BytesStream(self.body))
+
+
+class SeriesTests(SynchronousTestCase):
+    """One search, remembered for the caller."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.origin = SearchedOrigin()
+        self.lookup = SeriesLookup(self.clock.seconds, 60.0)
+
+    def find(self, caller: Caller = ALICE, root: str = "") -> Deferred[Instance]:
+        """Look the instance up."""
+        return Deferred.fromCoroutine(
+            self.lookup.instance(self.origin, root, INSTANCE.study, INSTANCE.sop, caller)  # type: ignore[arg-type]
+        )
+
+    def test_found(self) -> None:
+        """The search is for that instance, in the caller's name, and its answer is remembered for a while."""
+        for _ in range(2):
+            self.assertEqual(self.successResultOf(self.find()), INSTANCE)
+        (request,) = self.origin.requests
+        self.assertEqual((request.path, request.query[:22]), (b"/studies/1.2/instances", b"SOPInstanceUID=1.2.3.4"))
+        self.assertIn(ALICE.headers[0], request.headers)
+        self.clock.advance(60)
+        self.successResultOf(self.find())
+        self.assertEqual(len(self.origin.requests), 2)
+
+    def test_not_for_others(self) -> None:
+        """What one caller found tells another nothing, and another root is another place."""
+        self.successResultOf(self.find())
+        self.origin.status, self.origin.body = 403, b"no"
+        self.assertEqual(self.failureResultOf(self.find(MALLORY), OriginRefused).value.status, 403)
+        self.assertEqual(self.failureResultOf(self.find(root="/other"), OriginRefused).value.status, 403)
+
+    def test_shared(self) -> None:
+        """Who asks meanwhile waits for the same search; who leaves ends only its own wait."""
+        self.origin.gate = Deferred()
+        first, second = self.find(), self.find()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.origin.gate.callback(None)
+        self.assertEqual(self.successResultOf(second), INSTANCE)
+        self.assertEqual(len(self.origin.requests), 1)
+
+    def test_nothing_there(self) -> None:
+        """Nothing found, and something else found, are a 404."""
+        for status, body in ((204, b""), (200, b"[]"), (200, found(sop="9.9"))):
+            self.origin.status, self.origin.body = status, body
+            self.assertEqual(self.failureResultOf(self.find(), OriginRefused).value.status, 404)
+
+    def test_no_answer(self) -> None:
+        """A page, a redirect, too much, or what is no UID is the origin's fault, and is not remembered."""
+        self.patch(series, "MAX_ANSWER", 1000)
+        for status, body in (
+            (200, b"<html>"),
+            (302, b""),
+            (200, b" " * 1001),
+            (200, found(in_series="../x")),
+            (200, b'{"a": 1}'),
+            (200, b'[{"00080018": {"vr": "UI"}}]'),
+        ):
+            self.origin.status, self.origin.body = status, body
+            self.failureResultOf(self.find(), OriginBadAnswer)
+        self.origin.status, self.origin.body = 200, found()
+        self.assertEqual(self.successResultOf(self.find()), INSTANCE)
+
+    def test_bounded(self) -> None:
+        """What is remembered is bounded; the oldest goes first."""
+        self.patch(series, "MAX_REMEMBERED", 2)
+        for root in ("/a", "/b", "/c", "/c", "/b", "/a"):
+            self.successResultOf(self.find(root=root))
+        self.assertEqual([request.path[:2] for request in self.origin.requests], [b"/a", b"/b", b"/c", b"/a"])
