@@ -1,0 +1,71 @@
+"""A rendering child: ``python -m twistedproxy.imaging.child``, started by the proxy and spoken to over a pipe.
+
+- It does one thing at a time, without a reactor; what it is told to do is in `twistedproxy.imaging.work`.
+- A decoder that crashes takes this process down and nothing else; one that takes too much memory gets a MemoryError.
+- It ends with the proxy: when its standard input does, and, should a decoder never come back, by the kernel's signal.
+- It gives way: its priority is lower than that of the proxy, which answers from the cache meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from twistedproxy.imaging.messages import Message, read_message
+
+NICENESS = 10
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(address_space: int, parent: int) -> None:
+    """Serve until standard input ends. *address_space*: bytes; *parent*: the proxy's process id."""
+    _die_with(parent)
+    source, target = _own_pipes()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    from twistedproxy.imaging.work import Work
+
+    work = Work()
+    _write(target, Message({"ready": True}))
+    while (message := read_message(source.read)) is not None:
+        _write(target, work.answer(message))
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when the proxy is gone, where the kernel can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel was asked
+        sys.exit(0)
+
+
+def _own_pipes() -> tuple[Any, Any]:
+    """Standard input and output for messages alone: what a library prints goes to standard error."""
+    source, target = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    return os.fdopen(source, "rb"), os.fdopen(target, "wb", buffering=0)
+
+
+def _write(target: Any, message: Message) -> None:
+    for piece in message.packed():
+        view = memoryview(piece)
+        while view:
+            written = target.write(view)
+            view = view[written:]
+
+
+if __name__ == "__main__":
+    # the proxy that has gone leaves a pipe that nobody reads
+    with contextlib.suppress(BrokenPipeError):
+        main(int(sys.argv[1]), int(sys.argv[2]))
+    os._exit(0)

@@ -1,0 +1,206 @@
+"""An instance's metadata (DICOM JSON, PS3.18 annex F), read as it comes, down to the facts that pictures need.
+
+- What pictures do not need is dropped unseen: 100 MB of per-frame functional groups leave nothing behind.
+- Functional groups of each frame are looked into for how values are shown (PS3.3 section C.7.6.16.2), which differs from
+  frame to frame in enhanced CT and PET; the facts of such a frame are kept as its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import attrs
+import ijson
+
+from twistedproxy.imaging.facts import PixelFacts
+
+SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
+_SHOWING = frozenset(("00289145", "00289132"))
+"""Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
+_OF_A_PATH = frozenset(("00282000",))
+
+_TOP = frozenset(("00080018", "00480006"))
+_IMAGE_GROUP = "0028"
+
+MAX_OWN = 4096
+"""Frames whose own facts are kept: more than enhanced CT has. Beyond, the first frame's count."""
+
+_OPEN = frozenset(("start_map", "start_array"))
+_CLOSE = frozenset(("end_map", "end_array"))
+_Events = Generator[None, tuple[str, Any], None]
+
+
+class BadDescription(ValueError):
+    """The metadata are no DICOM JSON of an image."""
+
+
+@attrs.frozen
+class Described:
+    """*packed*: the facts, for `InstanceFacts`. *missing*: the URIs of values that were not there."""
+
+    packed: bytes
+    missing: list[str]
+
+
+@attrs.frozen
+class InstanceFacts:
+    """The facts of an instance: *common* ones, and those of frames that have their own, by number."""
+
+    common: bytes
+    own: Mapping[int, bytes] = attrs.Factory(dict)
+
+    def of(self, number: int) -> bytes:
+        """The packed facts of frame *number*."""
+        return self.own.get(number, self.common)
+
+    def to_bytes(self) -> bytes:
+        """A compact form; `from_bytes` reads it."""
+        own = {str(number): packed.decode() for number, packed in self.own.items()}
+        return json.dumps([self.common.decode(), own], separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> InstanceFacts:
+        """Undo `to_bytes`. Raises ValueError."""
+        try:
+            common, own = json.loads(data)
+            return cls(common.encode(), {int(number): packed.encode() for number, packed in own.items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError("no facts of an instance") from error
+
+
+class Description:
+    """Feed it the metadata of one instance; of several, the first counts."""
+
+    def __init__(self) -> None:
+        self._elements: dict[str, Any] = {}
+        self._frames: list[dict[str, Any]] = []
+        self._complete = False
+        watcher = self._watch()
+        next(watcher)
+        self._json = ijson.basic_parse_coro(watcher, use_float=True)
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes. Raises `BadDescription`."""
+        if self._complete or not piece:
+            return
+        try:
+            self._json.send(piece)
+        except BadDescription:
+            raise
+        except (ijson.JSONError, ValueError) as error:
+            if not self._complete:
+                raise BadDescription("the metadata are no JSON") from error
+
+    def facts(self, bulk: Mapping[str, bytes]) -> Described:
+        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. Raises `BadImage`, `BadDescription`."""
+        if not self._complete:
+            raise BadDescription("the metadata ended too early")
+        missing: list[str] = []
+
+        def read(uri: str) -> bytes:
+            if uri not in bulk:
+                missing.append(uri)
+            return bulk.get(uri, b"")
+
+        first = self._frames[:1] if self._frames else []
+        common = self._facts_with(first, read)
+        own = {}
+        if any(self._frames):
+            packed = common.to_bytes()
+            for number, groups in enumerate(self._frames[:MAX_OWN], start=1):
+                facts = self._facts_with([groups], read).to_bytes()
+                if facts != packed:
+                    own[number] = facts
+        return Described(InstanceFacts(common.to_bytes(), own).to_bytes(), sorted(set(missing)))
+
+    def _facts_with(self, groups: list[dict[str, Any]], read: Any) -> PixelFacts:
+        elements = dict(self._elements)
+        if groups:
+            elements[PER_FRAME] = {"vr": "SQ", "Value": groups}
+        return PixelFacts.from_dicom_json(elements, read)
+
+    def _watch(self) -> _Events:
+        event, _ = yield
+        if event == "start_array":
+            event, _ = yield
+        if event != "start_map":
+            raise BadDescription("the metadata hold no instance")
+        while True:
+            event, tag = yield
+            if event != "map_key":
+                break
+            event, value = yield
+            if event not in _OPEN:
+                continue
+            if tag in _TOP or tag.startswith(_IMAGE_GROUP):
+                self._elements[tag] = yield from _built(event, value)
+            elif tag in (SHARED, OPTICAL_PATHS):
+                items: list[dict[str, Any]] = []
+                yield from _items(items, _SHOWING if tag == SHARED else _OF_A_PATH)
+                self._elements[tag] = {"vr": "SQ", "Value": items}
+            elif tag == PER_FRAME:
+                yield from _items(self._frames, _SHOWING)
+            else:
+                yield from _skip()
+        self._complete = True
+        while True:
+            yield
+
+
+def _items(items: list[dict[str, Any]], wanted: frozenset[str]) -> _Events:
+    """Read a sequence that has just begun (``{"vr": "SQ", "Value": [{…}, …]}``): of each item the *wanted* elements."""
+    while True:
+        event, key = yield
+        if event == "end_map":
+            return
+        event, _ = yield
+        if event not in _OPEN:
+            continue
+        if key != "Value":
+            yield from _skip()
+            continue
+        while True:
+            event, _ = yield
+            if event == "end_array":
+                break
+            if event == "start_map":
+                item: dict[str, Any] = {}
+                yield from _item(item, wanted)
+                items.append(item)
+
+
+def _item(item: dict[str, Any], wanted: frozenset[str]) -> _Events:
+    while True:
+        event, tag = yield
+        if event == "end_map":
+            return
+        event, value = yield
+        if tag in wanted:
+            item[tag] = yield from _built(event, value)
+        elif event in _OPEN:
+            yield from _skip()
+
+
+def _built(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
+    """The JSON value whose first event has just come."""
+    builder = ijson.ObjectBuilder()
+    depth = 0
+    while True:
+        builder.event(event, value)
+        depth += (event in _OPEN) - (event in _CLOSE)
+        if depth == 0:
+            return builder.value
+        event, value = yield
+
+
+def _skip() -> _Events:
+    """Drop what has just begun."""
+    depth = 1
+    while depth:
+        event, _ = yield
+        if event in _OPEN:
+            depth += 1
+        elif event in _CLOSE:
+            depth -= 1

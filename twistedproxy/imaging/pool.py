@@ -1,0 +1,327 @@
+"""The proxy's end of its rendering children: few, started when first needed, used again.
+
+- A child does one call at a time; who finds none free waits in a queue that has a limit.
+- A child that ends fails the call that it was at, and those alone that need what it held; another one is started.
+- A call that takes too long ends its child, for nothing else stops a decoder. A call that nobody waits for any more may
+  end by itself within `GRACE_SECONDS`, as nearly all do: starting a child takes longer.
+- A child ends with the proxy, whatever way that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twistedproxy.imaging.messages import BadMessage, Message, MessageReader
+
+MODULE = "twistedproxy.imaging.child"
+
+START_SECONDS = 30.0
+"""How long a child may take to start: about half a second where nothing else runs."""
+
+GRACE_SECONDS = 2.0
+"""How long a call may go on that nobody waits for any more."""
+
+RETRY_SECONDS = 5.0
+"""How long no child is started after one did not come up; a Retry-After, too."""
+
+ADDRESS_SPACE = 8 << 30
+"""Bytes of address space, not of memory, that a child may take: libraries map far more than they use. A picture that
+explodes in a decoder ends there."""
+
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "HOME")
+"""Of the environment. The proxy's own options in it may hold secrets."""
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""A child is one worker: libraries that start a thread for each CPU would take all of them."""
+
+
+class PoolError(Exception):
+    """A call was not done; `str()` is fit for a caller's eyes."""
+
+
+class PoolBusy(PoolError):
+    """The queue is full, or no child comes up: come back later."""
+
+
+class PoolTimeout(PoolError):
+    """The call took too long."""
+
+
+class ChildDied(PoolError):
+    """The child ended in the middle of the call, most likely because of what it was given."""
+
+
+class CallFailed(PoolError):
+    """The child says that it could not do the call. *kind*: the name of the error."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class _Child(ProcessProtocol):
+    """One child. *busy*: at a call, or starting."""
+
+    _log = Logger()
+
+    def __init__(self, pool: RenderPool) -> None:
+        self._pool = pool
+        self._reader = MessageReader()
+        self.ready = False
+        self.busy = True
+        self.alive = True
+        self.ended: Deferred[None] = Deferred()
+        self.reply: Optional[Deferred[Message]] = None
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD != 1:
+            self._log.warn("a rendering child said: {text}", text=data.decode("utf-8", "replace").strip()[:1000])
+            return
+        try:
+            for message in self._reader.feed(data):
+                self._hear(message)
+        except BadMessage as error:
+            self._log.warn("a rendering child was not understood: {reason}", reason=str(error))
+            self.kill()
+
+    def _hear(self, message: Message) -> None:
+        self.ready = True
+        reply, self.reply = self.reply, None
+        self.busy = False
+        if reply is not None:
+            reply.callback(message)
+        self._pool.freed()
+
+    def send(self, message: Message) -> Deferred[Message]:
+        """Have the child do a call. The Deferred is the child's own."""
+        self.busy = True
+        self.reply = Deferred()
+        for piece in message.packed():
+            self.transport.write(piece)  # type: ignore[union-attr]
+        return self.reply
+
+    def processEnded(self, reason: Failure) -> None:
+        self.alive = False
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            reply.errback(ChildDied("the picture could not be made: a decoder crashed"))
+        self._pool.ended(self, reason)
+        self.ended.callback(None)
+
+    def kill(self) -> None:
+        """End it now."""
+        try:
+            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
+        except ProcessExitedAlready:
+            pass
+
+
+@attrs.define(eq=False)
+class _Waiting:
+    """Who waits for a child; *child*: for that one alone."""
+
+    turn: Deferred[_Child]
+    child: Optional[_Child]
+
+
+@attrs.define(eq=False)
+class RenderPool:
+    """Up to *workers* children, started one by one as they are needed. *queue*: calls that may wait. *seconds*: for a call,
+    from its start in a child."""
+
+    reactor: Any
+    workers: int
+    queue: int
+    seconds: float
+    module: str = MODULE
+    _children: list[_Child] = attrs.field(init=False, factory=list)
+    _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
+    _not_before: float = attrs.field(init=False, default=0.0)
+    _stopped: bool = attrs.field(init=False, default=False)
+    _log = Logger()
+
+    @property
+    def pids(self) -> list[int]:
+        """The living children."""
+        return [child.transport.pid for child in self._children if child.alive]  # type: ignore[union-attr]
+
+    def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``."""
+        busy = sum(child.busy for child in self._children)
+        return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
+
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[Held] = None) -> Message:
+        """Have a child do something; *held*: the child that holds what it is about.
+
+        Raises `PoolError`. Cancelling ends the wait, and in due time the call.
+        """
+        child = await self._child(held)
+        try:
+            return _checked(await self._answer(child, Message(head, blobs)))
+        except CancelledError:
+            self._give_up(child)
+            raise
+
+    def _answer(self, child: _Child, message: Message) -> Deferred[Message]:
+        """The child's reply, by a Deferred that can be cancelled without the call."""
+        waiter: Deferred[Message] = Deferred()
+        deadline = self.reactor.callLater(self.seconds, self._too_long, child, waiter)
+
+        def tell(outcome: Any) -> None:
+            if deadline.active():
+                deadline.cancel()
+            if not waiter.called:
+                waiter.callback(outcome)  # a Failure goes on as one
+
+        child.send(message).addBoth(tell)
+        return waiter
+
+    def _too_long(self, child: _Child, waiter: Deferred[Message]) -> None:
+        child.kill()
+        if not waiter.called:
+            waiter.errback(PoolTimeout(f"the picture was not made within {self.seconds:g} s"))
+
+    def _give_up(self, child: _Child) -> None:
+        """Nobody waits for what *child* does."""
+        reply = child.reply
+        if reply is None:
+            return
+
+        def end() -> None:
+            if child.reply is reply:
+                child.kill()
+
+        grace = self.reactor.callLater(GRACE_SECONDS, end)
+
+        def done(outcome: Any) -> Any:
+            if grace.active():
+                grace.cancel()
+            return outcome
+
+        reply.addBoth(done)
+
+    async def _child(self, held: Optional[Held]) -> _Child:
+        """A child that is free."""
+        if self._stopped:
+            raise PoolBusy("the proxy is stopping")
+        if held is not None and not held.child.alive:
+            raise ChildDied("the picture could not be made: a decoder crashed")
+        child = self._free(held.child if held is not None else None)
+        if child is not None:
+            return child
+        if len(self._waiting) >= self.queue:
+            raise PoolBusy(f"{self.queue} pictures wait to be made already")
+        if held is None:
+            self._start_one()
+        waiting = _Waiting(Deferred(), held.child if held is not None else None)
+        self._waiting.append(waiting)
+        try:
+            return await waiting.turn
+        except CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            raise
+
+    def _free(self, wanted: Optional[_Child]) -> Optional[_Child]:
+        for child in self._children:
+            if not child.busy and child.alive and wanted in (None, child):
+                child.busy = True
+                return child
+        return None
+
+    def _start_one(self) -> None:
+        """Start a child if there may be one more. Raises `PoolBusy` where there is none and none comes up."""
+        if len(self._children) >= self.workers:
+            return
+        if self.reactor.seconds() < self._not_before:
+            if not self._children:
+                raise PoolBusy("no rendering child could be started")
+            return
+        child = _Child(self)
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | ONE_THREAD
+        # the proxy may have been started from a source tree that is not installed
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        arguments = [sys.executable, "-m", self.module, str(ADDRESS_SPACE), str(os.getpid())]
+        self._children.append(child)
+        self.reactor.spawnProcess(child, sys.executable, arguments, environment, childFDs={0: "w", 1: "r", 2: "r"})
+        late = self.reactor.callLater(START_SECONDS, lambda: None if child.ready else child.kill())
+        child.ended.addCallback(lambda _: late.cancel() if late.active() else None)
+
+    def freed(self) -> None:
+        """A child has become free: who waits longest for it goes next."""
+        for waiting in list(self._waiting):
+            child = self._free(waiting.child)
+            if child is not None:
+                self._waiting.remove(waiting)
+                waiting.turn.callback(child)
+
+    def ended(self, child: _Child, reason: Failure) -> None:
+        """A child is gone."""
+        self._children.remove(child)
+        if self._stopped:
+            return
+        self._log.warn("a rendering child ended: {reason}", reason=reason.getErrorMessage())
+        if not child.ready:
+            self._not_before = self.reactor.seconds() + RETRY_SECONDS
+        for waiting in [one for one in self._waiting if one.child is child]:
+            self._fail(waiting, ChildDied("the picture could not be made: a decoder crashed"))
+        try:
+            if self._waiting:
+                self._start_one()
+        except PoolBusy as busy:
+            for waiting in list(self._waiting):
+                self._fail(waiting, busy)
+
+    def _fail(self, waiting: _Waiting, error: PoolError) -> None:
+        self._waiting.remove(waiting)
+        waiting.turn.errback(error)
+
+    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Held:
+        """Do a call after which the child holds something that later calls are about. `Held.release` ends that."""
+        child = await self._child(None)
+        try:
+            _checked(await self._answer(child, Message(head, blobs)))
+        except CancelledError:
+            self._give_up(child)
+            raise
+        return Held(self, child)
+
+    async def stop(self) -> None:
+        """End all children. Who waits is told."""
+        self._stopped = True
+        for waiting in list(self._waiting):
+            self._fail(waiting, PoolBusy("the proxy is stopping"))
+        for child in list(self._children):
+            child.kill()
+            await child.ended  # nobody else waits for it: processEnded alone fires it
+
+
+@attrs.frozen
+class Held:
+    """A child that holds something for one picture. Others use the child too, between two calls."""
+
+    pool: RenderPool
+    child: _Child
+
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
+        """See `RenderPool.call`."""
+        return await self.pool.call(head, blobs, held=self)
+
+
+def _checked(message: Message) -> Message:
+    error = message.head.get("error")
+    if error is not None:
+        raise CallFailed(error["kind"], error["text"])
+    return message

@@ -1,0 +1,184 @@
+"""What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
+
+Operations (``op``), each with its byte strings:
+- ``picture`` [facts, frame…]: a whole picture at once; ``begin`` [facts], ``add`` [frame…], ``finish``, ``drop``: the same
+  for pictures of many frames, which the child holds by a number meanwhile;
+- ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
+- ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
+- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
+
+Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import attrs
+
+from twistedproxy.imaging.colour import convert_colours
+from twistedproxy.imaging.decode import decode
+from twistedproxy.imaging.description import BadDescription, Description
+from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
+from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.grayscale import to_display
+from twistedproxy.imaging.messages import Message
+from twistedproxy.imaging.parameters import Rendering, Window
+from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
+from twistedproxy.imaging.whole import Canvas
+
+MAX_HELD = 16
+"""Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
+
+_EXPECTED = (BadImage, BadProfile, BadDescription)
+
+
+@attrs.define(eq=False)
+class _Picture:
+    """A picture being made."""
+
+    canvas: Optional[Canvas]
+    rendering: Rendering
+    facts: PixelFacts
+    scale: int
+    max_pixels: int
+    pixels: Any = None
+
+    def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
+        array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=self.scale)
+        shown = to_display(array, self.facts, self.rendering.window)
+        if self.canvas is None:
+            self.pixels = shown
+        else:
+            self.canvas.add(top, left, shown)
+
+    def finish(self) -> bytes:
+        pixels = self.pixels if self.canvas is None else self.canvas.finish()
+        rendering, profile = self.rendering, self.facts.icc_profile
+        if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
+            pixels, profile = convert_colours(pixels, profile, rendering.profile)
+        embedded = profile if rendering.embed and pixels.ndim == 3 else None
+        return encode(pixels, rendering.media_type, rendering.quality, embedded or None)
+
+
+class Work:
+    """Answers messages."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, _Picture] = {}
+        self._descriptions: dict[int, Description] = {}
+        self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
+            "picture": self._whole_picture,
+            "begin": self._begin,
+            "add": self._add,
+            "finish": self._finish,
+            "drop": self._drop,
+            "native": _native,
+            "transcode": _transcode,
+            "describe": self._describe,
+        }
+
+    def answer(self, message: Message) -> Message:
+        """The answer to *message*; every error is one."""
+        try:
+            if message.head["op"] == "described":
+                return self._described(message.head, message.blobs)
+            return Message({}, [self._operations[message.head["op"]](message.head, message.blobs)])
+        except _EXPECTED as error:
+            return _failed(type(error).__name__, str(error))
+        except MemoryError:
+            return _failed("BadImage", "the picture takes more memory than a worker may have")
+        except Exception as error:  # a library's own way to say that a frame is damaged
+            return _failed("Unexpected", f"{type(error).__name__}: {error}"[:500])
+
+    def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        picture = _picture_of(head, blobs[0])
+        _add_all(picture, head, blobs[1:])
+        return picture.finish()
+
+    def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        _make_room(self._held)
+        self._held[head["number"]] = _picture_of(head, blobs[0])
+        return b""
+
+    def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        _add_all(self._held[head["number"]], head, blobs)
+        return b""
+
+    def _finish(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        return self._held.pop(head["number"]).finish()
+
+    def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        self._held.pop(head["number"], None)
+        self._descriptions.pop(head["number"], None)
+        return b""
+
+    def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        number = head["number"]
+        if number not in self._descriptions:
+            _make_room(self._descriptions)
+            self._descriptions[number] = Description()
+        for piece in blobs:
+            self._descriptions[number].feed(piece)
+        return b""
+
+    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
+        """The facts, and where the values are that the metadata only point to."""
+        description = self._descriptions[head["number"]]
+        described = description.facts(dict(zip(head["uris"], blobs)))
+        return Message({"uris": described.missing}, [described.packed])
+
+
+def _make_room(held: dict[int, Any]) -> None:
+    """Drop the oldest: its proxy's end was cut off in a way that it could not say."""
+    while len(held) >= MAX_HELD:
+        held.pop(next(iter(held)))
+
+
+def _failed(kind: str, text: str) -> Message:
+    return Message({"error": {"kind": kind, "text": text}})
+
+
+def pack_cut(cut: Optional[Cut]) -> Optional[dict[str, Any]]:
+    """A cut as JSON values."""
+    return attrs.asdict(cut) if cut is not None else None
+
+
+def pack_rendering(rendering: Rendering) -> dict[str, Any]:
+    """What of a rendering the child must know, as JSON values."""
+    return attrs.asdict(attrs.evolve(rendering, viewport=None))
+
+
+def _picture_of(head: Mapping[str, Any], facts: bytes) -> _Picture:
+    rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
+    scale, values = head["scale"], head["cut"]
+    canvas = None
+    if values is not None:
+        axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
+        canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale)
+    return _Picture(canvas, rendering, PixelFacts.from_bytes(facts), scale, head["max_pixels"])
+
+
+def _window_of(values: Optional[dict[str, Any]]) -> Optional[Window]:
+    return Window(**values) if values is not None else None
+
+
+def _add_all(picture: _Picture, head: Mapping[str, Any], frames: Sequence[bytes]) -> None:
+    for frame, (transfer_syntax, top, left) in zip(frames, head["tiles"]):
+        picture.add(frame, transfer_syntax, top, left)
+
+
+def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    facts = PixelFacts.from_bytes(blobs[0])
+    array = decode(blobs[1], head["transfer_syntax"], facts, max_pixels=head["max_pixels"])
+    if facts.bits_allocated < 8:
+        raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
+    data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return data
+
+
+def _transcode(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    return jpeg_to_jxl(blobs[0]) if head["media_type"] == "image/jxl" else jxl_to_jpeg(blobs[0])
