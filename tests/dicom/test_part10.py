@@ -4,7 +4,7 @@ import io
 import struct
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pydicom
@@ -54,10 +54,45 @@ def header(uid: str = ts.JPEG_BASELINE, **attributes: object) -> bytes:
     return out.getvalue()
 
 
-def encapsulated(items: Iterable[bytes], frames: int, table: bytes = b"", uid: str = ts.JPEG_BASELINE) -> bytes:
+def encapsulated(
+    items: Iterable[bytes],
+    frames: int,
+    table: bytes = b"",
+    uid: str = ts.JPEG_BASELINE,
+    extended_table: tuple[bytes, bytes] = (b"", b""),
+) -> bytes:
     """A file whose pixel data has these *items* after the Basic Offset Table *table*."""
+    keywords = "ExtendedOffsetTable", "ExtendedOffsetTableLengths"
+    extended = {keyword: value for keyword, value in zip(keywords, extended_table, strict=True) if value}
     pixels = b"\xe0\x7f\x10\x00OB\0\0" + UNDEFINED + item(table) + b"".join(map(item, items)) + END
-    return header(uid, NumberOfFrames=frames) + pixels
+    return header(uid, NumberOfFrames=frames, **extended) + pixels
+
+
+def extended(
+    frames: Sequence[bytes],
+    offsets: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
+    basic: bytes = b"",
+    uid: str = ts.JPEG_BASELINE,
+) -> bytes:
+    """A file of *frames*, one even item each, with an Extended Offset Table: the right one, or what is given of it."""
+    items = [each + b"\0" * (len(each) % 2) for each in frames]
+    if offsets is None:
+        offsets = [sum(len(each) + 8 for each in items[:number]) for number in range(len(items))]
+    if lengths is None:
+        lengths = [len(each) for each in frames]
+    table = struct.pack(f"<{len(offsets)}Q", *offsets), struct.pack(f"<{len(lengths)}Q", *lengths)
+    return encapsulated(items, len(frames), basic, uid, table)
+
+
+def by_pydicom(data: bytes) -> list[bytes]:
+    """The frames that pydicom finds in a file."""
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    tables = None
+    if "ExtendedOffsetTable" in dataset:
+        tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    count = int(dataset.NumberOfFrames)
+    return list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=tables))
 
 
 def frame(name: bytes, size: int = 8) -> bytes:
@@ -273,6 +308,78 @@ class BeforeThePixels(SynchronousTestCase):
             self.assertEqual(read(data, size), stored_frames(path))
 
 
+class ExtendedOffsetTables(SynchronousTestCase):
+    """Frames of an Extended Offset Table end where its lengths say (PS3.3 section C.7.6.3.1.8)."""
+
+    odd = [frame(b"1", 9), frame(b"2", 8), frame(b"3", 13), frame(b"4", 5)]  # 11, 10, 15 and 7 bytes
+
+    def assert_frames(self, data: bytes, expected: list[bytes]) -> None:
+        for size in (1, 7, 1000):
+            self.assertEqual(read(data, size), expected)
+
+    def test_odd_frames(self) -> None:
+        """The pad byte that makes an item even is no part of the frame, the last one's and an only one's neither."""
+        for uid in (ts.JPEG_BASELINE, ts.RLE_LOSSLESS, ts.JPEG_XL):
+            for frames in (self.odd, self.odd[:1], self.odd[1:2]):
+                data = extended(frames, uid=uid)
+                self.assert_frames(data, frames)
+                self.assertEqual(by_pydicom(data), frames)
+
+    def test_pad_bytes_without_it(self) -> None:
+        """With a Basic Offset Table or with none the pad byte stays, as with pydicom."""
+        items = [each + b"\0" * (len(each) % 2) for each in self.odd]
+        for table in (b"", struct.pack("<4L", 0, 20, 38, 62)):
+            data = encapsulated(items, 4, table)
+            self.assert_frames(data, items)
+            self.assertEqual(by_pydicom(data), items)
+
+    def test_end_marks_within(self) -> None:
+        """It decides, not what a frame ends with."""
+        frames = [b"no end", frame(b"1") + b"after", ts.END_OF_IMAGE * 3 + b"x"]
+        self.assert_frames(extended(frames), frames)
+
+    def test_basic_table_beside_it(self) -> None:
+        """It goes before a Basic Offset Table, which must be empty, but not everywhere is."""
+        self.assert_frames(extended(self.odd, basic=bytes(16)), self.odd)
+
+    def test_every_length(self) -> None:
+        """A length that its item cannot have is an error; none is cut shorter than by a pad byte."""
+        for wrong in (0, 1, 13, 14, 20, 1 << 40, (1 << 64) - 1):
+            for place in range(3):
+                lengths = [14, 14, 14]
+                lengths[place] = wrong
+                data = extended([b"x" * 14] * 3, lengths=lengths)
+                if wrong in (13, 14):
+                    self.assertEqual([len(each) for each in read(data)], lengths)
+                else:
+                    self.assertRaises(BadPart10, read, data)
+                    self.assertRaises(BadPart10, read, data, 1)
+
+    def test_offsets_that_lie(self) -> None:
+        """An offset into a fragment or past the end is an error."""
+        for offsets in ([0, 19, 38, 62], [0, 20, 38, 61], [0, 20, 38, 1 << 40]):
+            self.assertRaises(BadPart10, read, extended(self.odd, offsets=offsets))
+
+    def test_not_believed(self) -> None:
+        """Without its lengths, with too few, or where it does not ascend, the fragments decide: pad bytes stay."""
+        items = [each + b"\0" * (len(each) % 2) for each in self.odd]
+        for data in (
+            extended(self.odd, lengths=[]),
+            extended(self.odd, lengths=[11, 10, 15]),
+            extended(self.odd, offsets=[0, 20, 38]),
+            extended(self.odd, offsets=[0, 20, 20, 62]),
+            extended(self.odd, offsets=[0, 0, 0, 0]),
+            extended(self.odd, offsets=[8, 20, 38, 62]),
+        ):
+            self.assert_frames(data, items)
+
+    def test_fragmented(self) -> None:
+        """A frame in several fragments, which the standard forbids here, has the length of all of them together."""
+        table = (struct.pack("<2Q", 0, 24), struct.pack("<2Q", 7, 3))
+        data = encapsulated([b"abcd", b"efg\0", b"hij\0"], 2, extended_table=table)
+        self.assert_frames(data, [b"abcdefg", b"hij"])
+
+
 class HowFramesEnd(SynchronousTestCase):
     def test_offset_table_of_zeros(self) -> None:
         """A table that was reserved and never filled is not believed: the fragments decide."""
@@ -311,6 +418,14 @@ class HowFramesEnd(SynchronousTestCase):
         """An end mark may be cut in two by fragments."""
         items = [frame(b"1")[:-1], frame(b"1")[-1:], frame(b"2")]
         self.assertEqual(read(encapsulated(items, 2)), [frame(b"1"), frame(b"2")])
+
+    def test_end_mark_as_far_back_as_pydicom_looks(self) -> None:
+        """Whatever stands in the last ten bytes with the end mark, the frame ends there; a mark further back is none."""
+        mark, rest = ts.END_OF_IMAGE, b"." * 8
+        items = [b"1.", b"1." + mark + rest, b"2." + mark + rest + b"..", b"2." + mark]
+        data = encapsulated(items, 2)
+        self.assertEqual(read(data), [items[0] + items[1], items[2] + items[3]])
+        self.assertEqual(read(data), by_pydicom(data))
 
     def test_one_frame(self) -> None:
         """All fragments of a single frame are its own, whatever they end with."""

@@ -32,7 +32,9 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
 EXTENDED_OFFSET_TABLE = 0x7FE00001
-_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in FIELDS} | {EXTENDED_OFFSET_TABLE: MAX_TABLE_BYTES}
+EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
+_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in FIELDS}
+_KEPT |= {EXTENDED_OFFSET_TABLE: MAX_TABLE_BYTES, EXTENDED_OFFSET_TABLE_LENGTHS: MAX_TABLE_BYTES}
 
 # PS3.5 section 7.1.2: these have a 16-bit length; those not in the list, of the future too, a 32-bit one.
 _SHORT_VRS = frozenset(
@@ -169,9 +171,9 @@ class DataSetReader:
         except BadMetadata as error:
             raise BadPart10(str(error)) from error
 
-    def extended_offsets(self) -> bytes:
-        """The Extended Offset Table, little endian 64-bit numbers; empty where there is none."""
-        return self._values.get(EXTENDED_OFFSET_TABLE, b"")
+    def extended_offsets(self) -> tuple[bytes, bytes]:
+        """The Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
+        return self._values.get(EXTENDED_OFFSET_TABLE, b""), self._values.get(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
 
     def _decoded(self, name: str, value: bytes) -> object:
         if name == _NUMBER_OF_FRAMES or str in FIELD_TYPES[FIELDS[name]]:

@@ -7,11 +7,14 @@ Rules that this file keeps:
 - Encapsulated: an offset table decides if it fits the number of frames; from where it stops ascending (Basic
   offsets wrap at 4 GiB, some writers leave zeros) the fragments decide. Then one fragment is one frame as long as
   each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
+- An Extended Offset Table is believed where it comes with its lengths and ascends throughout. Its lengths say where
+  a frame ends in its item: without the pad byte, which all other frames keep, as pydicom's do.
 - What waits is bounded by one frame of at most `max_frame_bytes`, whatever lengths the stream claims.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 from array import array
@@ -20,8 +23,9 @@ from collections.abc import Sequence
 from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
 from twistedproxy.dicom.part10_dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH
 
-MAX_PAD_BYTES = 8
-"""Zeros after an end marker; PS3.5 section A.4 has at most one, some writers align to more."""
+END_MARKER_BYTES = 10
+"""How near to its fragment's end an end marker stands. PS3.5 section A.4 has at most one pad byte after it, some
+writers align to more; pydicom looks as far."""
 
 _ITEM = 0xE000FFFE  # (FFFE,E000) and (FFFE,E0DD), both halves read as one little endian number
 _SEQUENCE_END = 0xE0DDFFFE
@@ -63,7 +67,8 @@ class EncapsulatedFrames:
     """Puts *frames* frames together from the items of encapsulated pixel data.
 
     *end_marker*: what each frame's codestream ends with, None where frames have no such mark. *whole_length*:
-    bytes of a frame where all have the same (encapsulated uncompressed). *extended_offsets*: see PS3.3 C.7.6.3.1.8.
+    bytes of a frame where all have the same (encapsulated uncompressed). *extended_offsets*: values of the Extended
+    Offset Table and of its lengths (PS3.3 section C.7.6.3.1.8).
     """
 
     def __init__(
@@ -72,13 +77,13 @@ class EncapsulatedFrames:
         end_marker: bytes | None,
         max_frame_bytes: int,
         whole_length: int | None = None,
-        extended_offsets: bytes = b"",
+        extended_offsets: tuple[bytes, bytes] = (b"", b""),
     ) -> None:
         self._frames = frames
         self._end_marker = end_marker
         self._max_frame_bytes = max_frame_bytes
         self._whole_length = whole_length
-        self._offsets: Sequence[int] = self._usable(extended_offsets, array("Q"))
+        self._offsets, self._lengths = self._extended(*extended_offsets)
         self._has_basic_table = False
         self._given = 0
         self._position = 0  # of the next item, as offset tables count
@@ -105,7 +110,7 @@ class EncapsulatedFrames:
                 break
             if not self._has_basic_table:
                 self._has_basic_table = True
-                self._offsets = self._offsets or self._usable(data[position + 8 : end], array("I"))
+                self._offsets = self._offsets or self._basic(data[position + 8 : end])
             else:
                 self._position += 8 + length
                 self._add_fragment(data, position + 8, end, frames)
@@ -146,13 +151,19 @@ class EncapsulatedFrames:
         size = len(marker)
         if data[end - size : end] == marker:
             return end - start >= size
-        return data[max(start, end - size - MAX_PAD_BYTES) : end].rstrip(b"\0").endswith(marker)
+        return marker in data[max(start, end - END_MARKER_BYTES) : end]
 
     def _give(self, frame: bytes, frames: list[bytes]) -> None:
         self._given += 1
         if self._given > self._frames:
             raise BadPart10(f"more than the {self._frames} frames that the data set has")
-        frames.append(frame)
+        frames.append(self._unpadded(frame) if self._lengths else frame)
+
+    def _unpadded(self, frame: bytes) -> bytes:
+        length = self._lengths[self._given - 1]
+        if not len(frame) - 1 <= length <= len(frame):
+            raise BadPart10(f"frame {self._given} has {len(frame)} bytes where its offset table says {length}")
+        return frame[:length]
 
     def _give_begun(self, frames: list[bytes]) -> None:
         self._give(bytes(self._begun), frames)
@@ -175,11 +186,23 @@ class EncapsulatedFrames:
         if length > limit:
             raise BadPart10(f"a fragment or offset table of {length} bytes, where {limit} are possible")
 
-    def _usable(self, table: bytes, offsets: array[int]) -> Sequence[int]:
-        """The numbers in *table*, read into *offsets*, if there is one for each frame and the first is 0; else none."""
-        if len(table) != self._frames * offsets.itemsize:
+    def _extended(self, table: bytes, table_lengths: bytes) -> tuple[Sequence[int], Sequence[int]]:
+        """Offsets and lengths of the Extended Offset Table; none where it makes no sense."""
+        offsets, lengths = (self._numbers(value, array("Q")) for value in (table, table_lengths))
+        if not offsets or not lengths or offsets[0] != 0 or any(a >= b for a, b in itertools.pairwise(offsets)):
+            return (), ()
+        return offsets, lengths
+
+    def _basic(self, table: bytes) -> Sequence[int]:
+        """The offsets of the Basic Offset Table as far as is known now: they may wrap further down."""
+        offsets = self._numbers(table, array("I"))
+        return offsets if offsets and offsets[0] == 0 else ()
+
+    def _numbers(self, table: bytes, numbers: array[int]) -> Sequence[int]:
+        """What *table* holds, read into *numbers*, if there is one for each frame; else nothing."""
+        if len(table) != self._frames * numbers.itemsize:
             return ()
-        offsets.frombytes(table)
+        numbers.frombytes(table)
         if sys.byteorder == "big":
-            offsets.byteswap()
-        return offsets if offsets[0] == 0 else ()
+            numbers.byteswap()
+        return numbers

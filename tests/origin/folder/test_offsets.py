@@ -83,6 +83,12 @@ class TableTests(SynchronousTestCase):
         data = content([b"ab", b"c\xff\xd9\0", b"de", b"fg\xff\xd9"])
         self.assertEqual(frames_of(data, table_of(data, 2)), [b"abc\xff\xd9\0", b"defg\xff\xd9"])
 
+    def test_pad_bytes_after_the_end_mark(self) -> None:
+        """More pad bytes than there should be don't hide the end mark; a mark further back is none."""
+        data = content([b"ab", b"c\xff\xd9" + bytes(5), b"\xff\xd9" + b"d" * 10, b"fg\xff\xd9"])
+        frames = [b"abc\xff\xd9" + bytes(5), b"\xff\xd9" + b"d" * 10 + b"fg\xff\xd9"]
+        self.assertEqual(frames_of(data, table_of(data, 2)), frames)
+
     def test_fragments_without_end_mark(self) -> None:
         """Fragments that cannot be told apart are an error that names both numbers."""
         data = content([b"ab", b"cd", b"ef"])

@@ -17,6 +17,7 @@ from typing import Optional
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.part10_pixels import END_MARKER_BYTES
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.records import PixelElement
 
@@ -176,14 +177,14 @@ def _from_items(read_at: ReadAt, first: int, frames: int, transfer_syntax: str, 
 
 
 def _joined(read_at: ReadAt, starts: array[int], transfer_syntax: str) -> array[int]:
-    """Frames that run to the fragment which ends as its codestream must; a pad byte may follow the mark."""
+    """Frames that run to the fragment which ends as its codestream must; pad bytes may follow the mark."""
     syntax = lookup(transfer_syntax)
     marker = syntax.end_marker if syntax else None
     if marker is None:
         return starts
     joined = array("Q", starts[:1])
-    for end in starts[1:]:
-        tail = read_at(end - len(marker) - 1, len(marker) + 1)
-        if tail.endswith(marker) or tail[:-1] == marker:
+    for start, end in itertools.pairwise(starts):
+        tail = max(start + _HEADER, end - END_MARKER_BYTES)
+        if marker in read_at(tail, end - tail):
             joined.append(end)
     return joined
