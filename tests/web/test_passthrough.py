@@ -237,6 +237,8 @@ class AnswerTests(PassThroughCase):
             self.assertTrue(answer.startswith(b"HTTP/1.1 %d " % status), (head, answer))
             self.assertIn(b"application/problem+json", answer)
         self.assertEqual([], self.store_.requests)
+        self.assertEqual(9, len(self.accesses))
+        self.assertEqual(9, self.counted("twistedproxy_requests_total"))
 
 
 class FailureTests(PassThroughCase):
@@ -274,6 +276,23 @@ class FailureTests(PassThroughCase):
         arrived.callback(None)
         answer = await connection.end()
         self.assertNotIn(b"\r\n0\r\n", answer)
+
+    async def test_breaks_before_the_body(self) -> None:
+        """An answer that breaks before the first byte of its body is a 502, which has none of its headers."""
+        await self.begin()
+
+        async def head(exchange: Any) -> None:
+            await exchange.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Encoding: gzip\r\nETag: x\r\nLocation: y\r\n\r\n"
+            )
+            exchange.close()
+
+        self.store_.factory.handler = head
+        answer = await self.ask.get(BIG)
+        self.expect_problem(502, answer)
+        self.assertEqual(502, answer.json()["status"])
+        for name in ("content-encoding", "etag", "location"):
+            self.assertNotIn(name, answer.headers)
 
     async def test_unreachable(self) -> None:
         """An origin that is not there, drops the connection, or does not answer: 502, 502, 504."""

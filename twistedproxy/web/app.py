@@ -26,7 +26,7 @@ from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
 from twistedproxy.web.forwarded import Outside, outside
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status, transfer_syntax_of
-from twistedproxy.web.handling import answer_error, answered
+from twistedproxy.web.handling import answer_unrouted, answered
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list, parse_resource
@@ -214,9 +214,9 @@ class ProxyRoutes:
         """No route, or not with that method: what the routes above leave."""
         error = failure.value
         if isinstance(error, HTTPException) and error.code == 405:
-            answer_error(request, problems.method_not_allowed(_ALL))
+            answer_unrouted(self, request, problems.method_not_allowed(_ALL))
         else:
-            answer_error(request, problems.not_found("there is nothing here; DICOMweb is below a mount"))
+            answer_unrouted(self, request, problems.not_found("there is nothing here; DICOMweb is below a mount"))
 
     def _target(self, request: Request) -> Target:
         raw_path, _, query = request.uri.partition(b"?")

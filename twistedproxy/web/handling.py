@@ -29,6 +29,8 @@ _log = Logger()
 REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
 """Headers of an origin's refusal that go to the caller."""
 
+_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary"})
+
 STOPPING_RETRY_AFTER = 5
 """Seconds after which a client may ask again: about what a restart takes."""
 
@@ -75,23 +77,36 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
             except Exception as error:
                 answer_error(request, error)
             finally:
-                seconds = self.seconds() - started
-                outcome = getattr(request, "cache_outcome", "")
-                method = request.method.decode("latin-1")
-                if method not in _KNOWN_METHODS:
-                    method = "other"  # a client's invention must not make a time series
-                upload = getattr(request, "upload", None)
-                if upload is not None:
-                    self.metrics.bytes_received(upload.size)
-                self.metrics.request_ended()
-                self.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
-                self.access_log.request(
-                    request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
-                )
+                _account(self, request, route, started)
 
         return handle
 
     return decorate
+
+
+def answer_unrouted(routes: Routes, request: Request, problem: Problem) -> None:
+    """Answer what no route took, counted and logged like all else."""
+    started = routes.seconds()
+    routes.metrics.request_started()
+    answer_error(request, problem)
+    _account(routes, request, "unrouted", started)
+
+
+def _account(routes: Routes, request: Request, route: str, started: float) -> None:
+    """Count and log a request that was answered, one way or another."""
+    seconds = routes.seconds() - started
+    outcome = getattr(request, "cache_outcome", "")
+    method = request.method.decode("latin-1")
+    if method not in _KNOWN_METHODS:
+        method = "other"  # a client's invention must not make a time series
+    upload = getattr(request, "upload", None)
+    if upload is not None:
+        routes.metrics.bytes_received(upload.size)
+    routes.metrics.request_ended()
+    routes.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
+    routes.access_log.request(
+        request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
+    )
 
 
 def _note_that_nobody_reads(request: Request) -> None:
@@ -113,10 +128,20 @@ def answer_error(request: Request, error: Exception) -> None:
         else:
             _log.failure("an answer broke off")
         cut(request)
-    elif isinstance(error, OriginRefused):
+        return
+    _drop_prepared_headers(request)
+    if isinstance(error, OriginRefused):
         _send_refusal(request, error)
     else:
         send_problem(request, problem_of(error))
+
+
+def _drop_prepared_headers(request: Request) -> None:
+    """Take back what was to describe the answer that failed: a problem is not gzip, for one."""
+    for name in [name for name, _ in request.responseHeaders.getAllRawHeaders()]:
+        lower = name.lower()
+        if lower not in _OF_EVERY_ANSWER and not lower.startswith(b"access-control-"):
+            request.responseHeaders.removeHeader(name)
 
 
 def problem_of(error: Exception) -> Problem:
