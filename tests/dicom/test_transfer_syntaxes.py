@@ -45,6 +45,7 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(ts.media_type_of(ts.JPEG_BASELINE), "image/jpeg")
         self.assertEqual(ts.media_type_of(ts.HTJ2K_LOSSLESS_RPCL), "image/jphc")
         self.assertEqual(ts.media_type_of(ts.EXPLICIT_VR_LITTLE_ENDIAN), "application/octet-stream")
+        self.assertEqual(ts.media_type_of(ts.RLE_LOSSLESS), "image/dicom-rle")
         self.assertEqual(ts.media_type_of("1.2.3"), "application/octet-stream")
         self.assertIsNone(ts.lookup("1.2.3"))
 

@@ -30,7 +30,7 @@ JPEG = FrameForm(True, "image/jpeg", JPEG_BASELINE, True)
 JPEG_SINGLE = FrameForm(False, "image/jpeg", JPEG_BASELINE, True)
 J2K = FrameForm(True, "image/jp2", JPEG_2000, True)
 NATIVE = FrameForm(True, "application/octet-stream", EXPLICIT_VR_LITTLE_ENDIAN, True)
-RLE = FrameForm(True, "image/x-dicom-rle", RLE_LOSSLESS, True)
+RLE = FrameForm(True, "image/dicom-rle", RLE_LOSSLESS, True)
 
 OLD_MICROSCOPY_VIEWER = (
     b'multipart/related; type="image/jls"; transfer-syntax=1.2.840.10008.1.2.4.80,'
@@ -216,7 +216,8 @@ class FrameTests(SynchronousTestCase):
 
     def test_aliases(self) -> None:
         """The other names of a type are understood and the canonical one is answered."""
-        self.assertEqual(self.form(b'multipart/related; type="image/dicom-rle"', RLE_LOSSLESS), RLE)
+        for name in (b"image/dicom-rle", b"image/x-dicom-rle"):
+            self.assertEqual(self.form(b'multipart/related; type="%s"' % name, RLE_LOSSLESS), RLE)
         self.assertEqual(self.form(b'multipart/related; type="image/x-jls"', JPEG_LS_LOSSLESS).media_type, "image/jls")
 
     def test_nonsense(self) -> None:

@@ -4,7 +4,9 @@ Rules that this file keeps:
 
 - A UID that is not in the table is unknown: nothing is guessed for it.
 - Media types are those of PS3.18 tables 8.7.3-4 and 8.7.3-5, lower case, one canonical name each;
-  `canonical_media_type` turns the other names that are in use into it.
+  `canonical_media_type` turns the other names that are in use into it. An answer bears the canonical name also
+  where the caller asked by another: of what dicomweb-client and wsidicom (image/x-dicom-rle) read from an answer's
+  Content-Type, nothing is that name, and so an answer's bytes hang on the frames alone.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ _TABLE = [
         ENCAPSULATED_UNCOMPRESSED, "Encapsulated Uncompressed Explicit VR Little Endian", OCTET_STREAM, lossy=False
     ),
     _encapsulated(DEFLATED_IMAGE_FRAME, "Deflated Image Frame Compression", OCTET_STREAM, lossy=False),
-    _encapsulated(RLE_LOSSLESS, "RLE Lossless", "image/x-dicom-rle", lossy=False),
+    _encapsulated(RLE_LOSSLESS, "RLE Lossless", "image/dicom-rle", lossy=False),
     *_jpeg_family(
         "image/jpeg",
         lossy=True,
@@ -176,7 +178,7 @@ _BY_UID = {syntax.uid: syntax for syntax in _TABLE}
 _DEFAULT_UID = {
     OCTET_STREAM: EXPLICIT_VR_LITTLE_ENDIAN,
     "image/jpeg": JPEG_LOSSLESS_SV1,
-    "image/x-dicom-rle": RLE_LOSSLESS,
+    "image/dicom-rle": RLE_LOSSLESS,
     "image/jls": JPEG_LS_LOSSLESS,
     "image/jp2": JPEG_2000_LOSSLESS,
     "image/jpx": JPEG_2000_PART_2_LOSSLESS,
@@ -188,11 +190,11 @@ _DEFAULT_UID = {
 }
 
 _CANONICAL = {
-    "image/dicom-rle": "image/x-dicom-rle",  # the standard's name since 2016; clients ask for both
-    "image/rle": "image/x-dicom-rle",
+    "image/x-dicom-rle": "image/dicom-rle",  # until 2023; wsidicom asks for it still
+    "image/rle": "image/dicom-rle",
     "image/jpg": "image/jpeg",
     "image/dicom+jpeg": "image/jpeg",
-    "image/dicom+rle": "image/x-dicom-rle",
+    "image/dicom+rle": "image/dicom-rle",
     "image/x-jls": "image/jls",
     "image/dicom+jpeg-ls": "image/jls",
     "image/x-jp2": "image/jp2",
