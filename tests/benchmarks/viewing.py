@@ -43,7 +43,7 @@ class Screen:
 
 
 def session(seed: int, levels: Sequence[Level], moves: int) -> Iterator[Screen]:
-    """The screens of one session: the whole slide, a dive into it, *moves* moves."""
+    """The screens of one session: most of the slide, a dive into it, *moves* moves."""
     chance = random.Random(seed)
     finest = min(levels, key=lambda level: level.scale)
     width, height = finest.columns * finest.tile, finest.rows * finest.tile
