@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IConsumer
+from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
+from tests.cache.certificates import certificate
 from tests.clients import Answer, Client, RawConnection
 from tests.slides import slide
 from tests.stores import faults
@@ -624,3 +629,68 @@ class ForgettingTests(PassThroughCase):
         await connection.close()
         await self.settled()
         self.assertEqual([], await self.frame())
+
+
+class TLSTests(PassThroughCase):
+    """The same through TLS, which knows no half-closed connection."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        certificate(self.folder, "proxy.test")
+
+    async def connected(self) -> socket.socket:
+        """A blocking TLS connection to the proxy, for use in a thread."""
+        self.store_ = self.store()
+        folder = self.folder
+        keys = f"privateKey={folder / 'key.pem'}:certKey={folder / 'cert.pem'}"
+        self.running = await self.proxy(self.store_, listen=(f"ssl:0:{keys}:interface=127.0.0.1",))
+        context = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        return await deferToThread(self._connect, context)
+
+    def _connect(self, context: ssl.SSLContext) -> socket.socket:
+        plain = socket.create_connection(("127.0.0.1", self.running.port), timeout=20)
+        secured = context.wrap_socket(plain, server_hostname="proxy.test")
+        self.addCleanup(secured.close)
+        self.assertEqual("http/1.1", secured.selected_alpn_protocol())
+        return secured
+
+    async def exchange(self, connection: socket.socket, *pieces: bytes) -> bytes:
+        """Send *pieces* from a thread; all that comes until the end."""
+
+        def talk() -> bytes:
+            for piece in pieces:
+                connection.sendall(piece)
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+            return received
+
+        return await deferToThread(talk)
+
+    async def test_large(self) -> None:
+        """A large answer comes whole, and the connection ends in order."""
+        connection = await self.connected()
+        head = b"GET /dicomweb%s?size=5000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % BIG.encode()
+        answer = await self.exchange(connection, head)
+        self.assertEqual(5_000_000, len(answer.partition(b"\r\n\r\n")[2]))
+
+    async def test_upload(self) -> None:
+        """A large upload arrives whole."""
+        connection = await self.connected()
+        size = 5_000_000
+        head = b"POST /dicomweb/studies HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        answer = await self.exchange(connection, head % size, bytes(size))
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200"))
+        self.assertEqual(size, self.seen.body_bytes)
+
+    async def test_malformed(self) -> None:
+        """What is no request is answered although more comes."""
+        connection = await self.connected()
+
+        def talk() -> bytes:
+            connection.sendall(b"nonsense\r\n\r\n" + bytes(100_000))
+            return connection.recv(65536)
+
+        self.assertTrue((await deferToThread(talk)).startswith(b"HTTP/1.1 400"))
