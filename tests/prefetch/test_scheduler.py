@@ -1,0 +1,524 @@
+"""What starts after an answered request: locks, limits, by hand, the end."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from tests.frames.support import INSTANCE, JPEG
+from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
+from twistedproxy.cache.address import NoAddress
+from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.origin.errors import OriginUnreachable
+from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.gates import LoadReading
+from twistedproxy.prefetch.jobs import JobKind
+from twistedproxy.prefetch.scheduler import STOP_SECONDS, NotStarted
+
+WHOLE, BLOCK, DISPLAY = JobKind.WHOLE, JobKind.BLOCK, JobKind.DISPLAY
+
+
+class OccasionTests(PrefetchCase):
+    """Which answers lead to a load."""
+
+    def test_from_origin(self) -> None:
+        """A frame from the origin starts a whole-instance load with its display load at once; a cached one nothing."""
+        self.origin.held = []
+        worker = self.worker()
+        self.ask(worker, 500)
+        self.assertEqual(self.running(worker), [WHOLE, DISPLAY])
+        task = worker.whole.tasks[0]
+        self.assertEqual((task.instance, task.caller, task.metadata), (INSTANCE, self.caller(), SLIDE))
+        self.assertEqual((task.seconds, task.fence), (3600.0, self.fence()))
+        other = self.worker()
+        self.ask(other, 500)
+        self.assertEqual(self.running(other), [])
+
+    def test_shared_counts(self) -> None:
+        """A fetch that was shared counts as from the origin for each who waited."""
+        held: list[Deferred[None]] = []
+
+        class Slow(type(self.origin)):  # type: ignore[misc]
+            async def frames(inner, *arguments: object, **more: object) -> object:
+                waiter: Deferred[None] = Deferred()
+                held.append(waiter)
+                await waiter
+                return await super().frames(*arguments, **more)
+
+        self.origin = Slow()
+        worker = self.worker()
+        first = Deferred.fromCoroutine(worker.reader.read(self.wanted(7)))
+        worker.scheduler.usefulness.asked(INSTANCE, 100, [])
+        second = Deferred.fromCoroutine(worker.reader.read(self.wanted(7, caller="bob")))
+        held.pop(0).callback(None)
+        answers = [self.successResultOf(first), self.successResultOf(second)]
+        self.assertEqual(sorted((answer.fetched, answer.shared) for answer in answers), [(0, 1), (1, 0)])
+        self.assertEqual(self.count(worker, "prefetch_plans", "whole", "whole-instance"), 2)
+        self.now(worker.scheduler.stop())
+
+    def test_trigger(self) -> None:
+        """Below the trigger's share from the origin nothing is loaded, and the plan says why."""
+        worker = self.worker(prefetch=False)
+        self.ask(worker, 1, 2, 3)
+        worker = self.worker()
+        self.ask(worker, 1, 2, 3, 4)
+        self.assertEqual(self.running(worker), [])
+        self.assertEqual(self.count(worker, "prefetch_plans", "nothing", "below-trigger"), 1)
+        self.ask(worker, 1, 5)
+        self.assertIn(WHOLE, self.running(worker))
+
+    def test_no_prefetch_wanted(self) -> None:
+        """A request that no viewer made, and one that the cache heard nothing of, start nothing."""
+        worker = self.worker()
+        self.now(worker.reader.read(attrs.evolve(self.wanted(1), prefetch=False)))
+        answer = self.ask(self.worker(prefetch=False), 2)
+        worker.scheduler.answered(self.wanted(2), attrs.evolve(answer, fence=None, fetched=1))
+        self.assertEqual(worker.jobs.running, [])
+        self.assertEqual(worker.metrics.snapshot().get("prefetch_plans", []), [])
+
+    def test_no_cache(self) -> None:
+        """Without a cache nothing is planned but the reason."""
+        worker = self.worker(cache=NoAddress())
+        self.ask(worker, 1)
+        self.assertEqual(worker.jobs.running, [])
+        self.assertEqual(self.count(worker, "prefetch_plans", "nothing", "no-cache"), 1)
+
+    def test_unsupported_syntax_is_said_once(self) -> None:
+        """A syntax that is not supported is answered, logged once per instance, and not prefetched."""
+        video = "1.2.840.10008.1.2.4.100"
+        self.origin.metadata_value = attrs.evolve(LOOP, transfer_syntax=video)
+        worker = self.worker()
+        from twisted.logger import globalLogPublisher
+
+        events: list[dict[str, object]] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        for number in (1, 2, 3):
+            self.assertEqual(len(self.ask(worker, number).frames), 1)
+        said = [event for event in events if event.get("event") == "syntax_not_supported"]
+        self.assertEqual([(event["instance"], event["transfer_syntax"]) for event in said], [(INSTANCE.path, video)])
+        self.assertEqual(worker.jobs.running, [])
+
+    def test_a_reading_that_fails(self) -> None:
+        """A load reading that fails changes nothing; one that raises what it should not costs only the prefetch."""
+        worker = self.worker()
+
+        def broken() -> LoadReading:
+            raise OSError("no /proc")
+
+        worker.scheduler.load = broken
+        self.ask(worker, 1)
+        self.assertIn(WHOLE, self.running(worker))
+
+        def worse() -> LoadReading:
+            raise RuntimeError("ours")
+
+        other = self.worker()
+        other.scheduler.load = worse
+        self.assertEqual(len(self.ask(other, 9000).frames), 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_small(self) -> None:
+        """A small instance is loaded whole in this process."""
+        self.origin.metadata_value = LOOP
+        worker = self.worker()
+        self.ask(worker, 3)
+        self.assertEqual((len(worker.small.tasks), len(worker.whole.tasks)), (1, 0))
+
+    def test_small_display_first(self) -> None:
+        """In a small in-process load the display load goes first."""
+        self.origin.metadata_value = attrs.evolve(SLIDE, total_rows=7680, total_columns=7680, frames=900)
+        self.origin.held = []
+        worker = self.worker(display_min_frames=10)
+        self.ask(worker, 1)
+        self.assertEqual((self.running(worker), worker.small.tasks), ([WHOLE, DISPLAY], []))
+        self.origin.release()
+        self.origin.release()
+        self.assertEqual((self.running(worker), len(worker.small.tasks)), ([WHOLE], 1))
+
+    def test_block_when_busy(self) -> None:
+        """A busy machine gets a block load: its display load before the rest of the block."""
+        self.reading = LoadReading(95.0, 0.0)
+        worker = self.worker()
+        self.ask(worker, 1)
+        self.assertEqual(self.count(worker, "prefetch_plans", "block", "cpu-above-limit"), 1)
+        priorities = [priority for priority, _ in self.origin.asked[1:]]
+        self.assertEqual(priorities, sorted(priorities))
+        self.assertEqual({*priorities}, {Priority.DISPLAY, Priority.BLOCK})
+        expected = {row * 200 + column + 1 for row in range(32) for column in range(32)}
+        self.assertEqual(self.cached(), expected)
+
+    def test_hot_answers_prolong_nothing(self) -> None:
+        """A hit does not prolong a frame's time."""
+        worker = self.worker(prefetch=False)
+        self.ask(worker, 1)
+        self.clock.advance(3599)
+        self.assertEqual(self.ask(worker, 1).cached, 1)
+        self.clock.advance(2)
+        self.assertEqual(self.ask(worker, 1).cached, 0)
+
+    def test_usefulness(self) -> None:
+        """Frames that were loaded before anybody asked are counted once when somebody does."""
+        worker = self.worker(whole_instance=False)
+        self.ask(worker, 1)
+        self.assertEqual(self.count(worker, "prefetch_frames_used"), 0)
+        for _ in range(2):
+            self.assertEqual(self.ask(worker, 1, 2, 3).prefetched, [2, 3])
+        self.assertEqual(self.count(worker, "prefetch_frames_used"), 2)
+        frames = self.count(worker, "prefetch_frames", "block") + self.count(worker, "prefetch_frames", "display")
+        self.assertEqual(frames, 32 * 32 - 1)
+
+
+class LockTests(PrefetchCase):
+    """Never twice."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.origin.held = []
+
+    def test_two_workers(self) -> None:
+        """Of two workers that want an instance, one loads it; the other starts its display load only."""
+        one, two = self.worker(), self.worker()
+        self.ask(one, 1)
+        self.ask(two, 150)
+        self.assertEqual((self.running(one), self.running(two)), ([WHOLE, DISPLAY], [DISPLAY]))
+        self.assertEqual((len(one.whole.tasks), len(two.whole.tasks)), (1, 0))
+        self.assertEqual(self.count(two, "prefetch_locks_lost"), 1)
+
+    def test_kept_after_success(self) -> None:
+        """A loaded instance is not loaded again before ``recache-after``, and then is."""
+        worker = self.worker(recache_after=300.0, display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        worker.whole.finish()
+        self.assertEqual(worker.jobs.running, [])
+        self.clock.advance(299)
+        self.ask(worker, 2)
+        self.assertEqual(len(worker.whole.tasks), 1)
+        self.clock.advance(2)
+        self.ask(worker, 3)
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+    def test_given_back_after_failure(self) -> None:
+        """A whole-instance load that failed gives its lock back: the next request tries again."""
+        worker = self.worker(display_min_frames=1 << 20)
+        heard: list[object] = []
+        worker.scheduler.loads.taken_back = heard.append
+        self.ask(worker, 1)
+        self.assertTrue(self.locked())
+        worker.whole.fail(LoadFailed("too few frames"))
+        self.assertFalse(self.locked())
+        self.assertEqual(heard, [INSTANCE])
+        self.assertEqual([(job["result"], job["reason"]) for job in self.ended(worker)], [("failed", "too few frames")])
+        self.ask(worker, 2)
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+    def test_an_error_of_ours(self) -> None:
+        """A load that fails for a reason of our own is logged and gives its lock back too."""
+        worker = self.worker(display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        worker.whole.fail(ZeroDivisionError("ours"))
+        self.assertFalse(self.locked())
+        self.assertEqual(self.ended(worker)[0]["reason"], "ZeroDivisionError")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_not_taken_back(self) -> None:
+        """Where what a failed load wrote may still be there, the instance is forgotten as a whole."""
+        worker = self.worker(display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        before = self.fence()
+        worker.whole.fail(NotTakenBack("the loader ended"))
+        self.assertNotEqual(self.fence(), before)
+        self.assertEqual(self.cached(), set())
+        self.assertFalse(self.locked(before))
+        self.ask(worker, 1)
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+    def test_a_start_that_fails(self) -> None:
+        """A failure while starting gives the lock back and is logged."""
+        worker = self.worker()
+
+        def broken(*_arguments: object) -> None:
+            raise RuntimeError("cannot start")
+
+        self.patch(worker.jobs, "start", broken)
+        self.ask(worker, 1)
+        self.assertFalse(self.locked())
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_block_lock(self) -> None:
+        """The lock of a block is given back as soon as its job is started."""
+        worker = self.worker(whole_instance=False)
+        self.ask(worker, 1)
+        self.assertEqual(self.running(worker), [BLOCK, DISPLAY])
+        self.assertFalse(self.locked())
+
+    def test_own_load_running(self) -> None:
+        """Won, but the load runs here already: the lock is kept, and given back if that load fails."""
+        worker = self.worker(max_jobs=5, recache_after=10.0, display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        self.clock.advance(11)
+        self.assertFalse(self.locked())
+        self.ask(worker, 2)
+        self.assertEqual(len(worker.whole.tasks), 1)
+        self.assertTrue(self.locked())
+        worker.whole.fail(LoadFailed("no"))
+        self.assertFalse(self.locked())
+
+    def test_own_load_and_a_block(self) -> None:
+        """A block is not loaded beside a load of the whole instance either: the display load alone is."""
+        worker = self.worker(max_jobs=5, recache_after=10.0)
+        self.ask(worker, 1)
+        self.clock.advance(11)
+        self.reading = LoadReading(99.0, 0.0)
+        self.ask(worker, 15_000)
+        self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
+
+    def test_forgotten_meanwhile(self) -> None:
+        """An instance that was forgotten while it was loaded is loaded anew: what runs writes for nobody."""
+        worker = self.worker(max_jobs=5, display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        self.now(self.cache.forget(INSTANCE.scope))
+        self.ask(worker, 1)
+        self.assertEqual(self.running(worker), [WHOLE, WHOLE])
+        worker.whole.finish()
+        self.assertEqual([task.fence == self.fence() for task in worker.whole.tasks], [False, True])
+
+    def test_max_jobs(self) -> None:
+        """With ``max-jobs`` running the lock is given back, and only the display load starts; it isn't counted."""
+        worker = self.worker(max_jobs=1, recache_after=10.0)
+        self.ask(worker, 1)
+        self.now(self.cache.forget(INSTANCE.scope))
+        self.ask(worker, 15_000)
+        self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
+        self.assertEqual(self.count(worker, "prefetch_jobs_busy"), 1)
+        self.assertFalse(self.locked())
+        worker.whole.finish()
+        self.ask(worker, 15_001)
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+    def test_one_slot_an_origin(self) -> None:
+        """Whole-instance loads of one origin come one after the other, whatever ``max-jobs`` says."""
+        worker = self.worker(max_jobs=5, display_min_frames=1 << 20)
+        self.ask(worker, 1)
+        self.now(self.cache.forget(INSTANCE.scope))
+        self.ask(worker, 2)
+        self.now(self.cache.forget(INSTANCE.scope))
+        self.assertEqual((self.running(worker), len(worker.whole.tasks)), ([WHOLE, WHOLE], 1))
+        worker.whole.fail(LoadFailed("no"))
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+
+class ByHandTests(PrefetchCase):
+    """``POST …/prefetch``."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.origin.held = []
+
+    def hand(self, worker: Worker, again: bool = False, **metadata: object) -> Deferred[object]:
+        changed = attrs.evolve(SLIDE, **metadata)
+        return Deferred.fromCoroutine(worker.scheduler.by_hand(self.wanted(1), changed, self.fence(), again))
+
+    def test_passes_the_gates(self) -> None:
+        """The gates of CPU, memory and size stand open for it; no display load goes along."""
+        self.reading = LoadReading(100.0, 100.0)
+        worker = self.worker(whole_instance_max_frames=10)
+        job = self.successResultOf(self.hand(worker))
+        self.assertEqual((self.running(worker), worker.jobs.running[0]), ([WHOLE], job))
+        self.assertEqual(job.reason, "asked-by-hand")
+        self.assertTrue(self.locked())
+
+    def test_lock(self) -> None:
+        """The lock holds for it; with ``again`` it does not."""
+        other, worker = self.worker(), self.worker()
+        self.successResultOf(self.hand(other))
+        refused = self.failureResultOf(self.hand(worker), NotStarted).value
+        self.assertEqual(refused.status, 409)
+        self.assertIn("300 s", str(refused))
+        self.successResultOf(self.hand(worker, again=True))
+        self.assertEqual(len(worker.whole.tasks), 1)
+        worker.whole.fail(LoadFailed("no"))
+        self.assertTrue(self.locked(), "the other's lock is the other's")
+
+    def test_max_jobs(self) -> None:
+        """``max-jobs`` holds for it, and then the lock is given back."""
+        worker = self.worker(max_jobs=1)
+        self.successResultOf(self.hand(worker))
+        self.now(self.cache.forget(INSTANCE.scope))
+        self.assertEqual(self.failureResultOf(self.hand(worker, again=True), NotStarted).value.status, 503)
+        self.assertFalse(self.locked())
+
+    def test_running_already(self) -> None:
+        """The load that runs is the answer, also to who says again."""
+        worker = self.worker()
+        job = self.successResultOf(self.hand(worker))
+        for again in (False, True):
+            self.assertIs(self.successResultOf(self.hand(worker, again)), job)
+        self.assertEqual(len(worker.whole.tasks), 1)
+
+    def test_nothing_to_load(self) -> None:
+        """What can't be prefetched is refused with its reason; without a cache, too."""
+        worker = self.worker()
+        refused = self.failureResultOf(self.hand(worker, transfer_syntax="1.2.840.10008.1.2.4.100"), NotStarted).value
+        self.assertEqual((refused.status, str(refused)), (409, "nothing is loaded: syntax-not-supported"))
+        without = worker.scheduler.by_hand(self.wanted(1), SLIDE, None, False)
+        self.assertEqual(self.failureResultOf(Deferred.fromCoroutine(without), NotStarted).value.status, 503)
+
+    def test_who_leaves_while_the_lock_is_taken(self) -> None:
+        """Who leaves while the lock is being taken leaves no lock behind."""
+        worker = self.worker()
+        taking: Deferred[None] = Deferred()
+        real = self.cache.lock
+
+        async def slow(*arguments: object) -> bool:
+            taken = await real(*arguments)  # type: ignore[arg-type]
+            await taking
+            return taken
+
+        self.patch(self.cache, "lock", slow)
+        asking = self.hand(worker)
+        asking.cancel()
+        self.failureResultOf(asking)
+        self.patch(self.cache, "lock", real)
+        self.assertEqual((self.locked(), worker.jobs.running), (False, []))
+
+
+class EndTests(PrefetchCase):
+    """``drain()`` and stopping."""
+
+    def test_drain(self) -> None:
+        """``drain`` waits for running jobs, those of display loads among them, and for nothing when none runs."""
+        self.origin.held = []
+        worker = self.worker()
+        self.now(worker.scheduler.drain())
+        self.ask(worker, 1)
+        draining = Deferred.fromCoroutine(worker.scheduler.drain())
+        worker.whole.finish()
+        self.assertNoResult(draining)
+        self.origin.release()
+        self.origin.release()
+        self.successResultOf(draining)
+        self.assertEqual(worker.jobs.running, [])
+
+    def test_stop(self) -> None:
+        """Stopping ends all jobs, gives locks and claims back, and starts nothing more."""
+        self.origin.held = []
+        worker = self.worker()
+        self.ask(worker, 1)
+        self.now(worker.scheduler.stop())
+        self.assertEqual((worker.whole.cancelled, self.origin.cancelled > 0), (1, True))
+        self.assertEqual({(job["result"], job["reason"]) for job in self.ended(worker)}, {("stopped", "stopped")})
+        self.assertFalse(self.locked())
+        other = self.worker(whole_instance=False)
+        self.ask(other, 2)
+        self.assertEqual(self.count(other, "prefetch_claims_lost"), 0)
+        self.ask(worker, 15_000)
+        self.assertEqual(worker.jobs.running, [])
+
+    def test_stop_during_start(self) -> None:
+        """Stopping while a lock is being taken gives it back, and no job starts."""
+        worker = self.worker()
+        taking: Deferred[None] = Deferred()
+        real = self.cache.lock
+
+        async def slow(*arguments: object) -> bool:
+            taken = await real(*arguments)  # type: ignore[arg-type]
+            await taking
+            return taken
+
+        self.patch(self.cache, "lock", slow)
+        self.ask(worker, 1)
+        self.now(worker.scheduler.stop())
+        self.patch(self.cache, "lock", real)
+        self.assertFalse(self.locked())
+        self.assertEqual((worker.jobs.running, self.ended(worker)), ([], []))
+
+    def test_stop_has_a_deadline(self) -> None:
+        """A job that does not end is given up at the deadline."""
+        worker = self.worker(display_min_frames=1 << 20)
+        stuck: Deferred[None] = Deferred(lambda _: None)
+
+        class Never:
+            async def load(self, *_arguments: object) -> object:
+                try:
+                    await stuck
+                finally:
+                    await Deferred[None]()
+
+        worker.scheduler.loads.whole = Never()  # type: ignore[assignment]
+        self.ask(worker, 1)
+        stopping = Deferred.fromCoroutine(worker.scheduler.stop())
+        self.assertNoResult(stopping)
+        self.clock.advance(STOP_SECONDS)
+        self.successResultOf(stopping)
+
+    def test_headers_are_not_kept(self) -> None:
+        """A caller's headers are gone with the last job that needed them, also while ended jobs are remembered."""
+        self.origin.held = []
+        worker = self.worker()
+
+        def occasion() -> weakref.ref[object]:
+            wanted = self.wanted(1)
+            self.now(worker.reader.read(wanted))
+            return weakref.ref(wanted.caller)
+
+        caller = occasion()
+        worker.whole.tasks.clear()
+        gc.collect()
+        self.assertIsNotNone(caller(), "a running job needs them")
+        worker.whole.ends[0].errback(LoadFailed("no"))
+        self.origin.release()
+        self.origin.release()
+        self.assertEqual((worker.jobs.running, len(self.ended(worker))), ([], 2))
+        gc.collect()
+        self.assertIsNone(caller())
+
+
+class RegionJobTests(PrefetchCase):
+    """Block and display loads as jobs."""
+
+    def test_nothing_left(self) -> None:
+        """A load with fewer than two frames left is done with none, and keeps its reason."""
+        first = self.worker(whole_instance=False)
+        self.ask(first, 1)
+        self.ask(self.worker(prefetch=False), 15_000)
+        before = len(self.origin.asked)
+        worker = self.worker(whole_instance=False, prefetch_trigger=0.0)
+        self.ask(worker, 2)
+        self.assertEqual(len(self.origin.asked), before)
+        jobs = {job["kind"]: job for job in self.ended(worker)}
+        self.assertEqual([(job["result"], job["frames"], job["total"], job["reason"]) for job in jobs.values()],
+                         [("done", 0, 0, "whole-instance-off")] * 2)  # fmt: skip
+
+    def test_failure(self) -> None:
+        """An origin that fails ends the job with its reason; claims are given back."""
+        self.origin.failure = OriginUnreachable("no connection to the origin")
+        worker = self.worker(whole_instance=False)
+        self.ask(worker, 1)
+        self.assertEqual({(job["result"], job["reason"]) for job in self.ended(worker)},
+                         {("failed", "no connection to the origin")})  # fmt: skip
+        self.origin.failure = None
+        self.ask(worker, 201)
+        self.assertEqual(self.count(worker, "prefetch_claims_lost"), 0)
+        self.assertEqual(len(self.cached()), 32 * 32)
+
+    def test_whole_load_beside_a_display_load(self) -> None:
+        """What the whole-instance load brought meanwhile is not asked for again, and the display load ends early."""
+        self.origin.per_request, self.origin.held = 1, []
+        worker = self.worker()
+        self.ask(worker, 1)
+        asked = len(self.origin.asked)
+        task = worker.whole.tasks[0]
+        entries = pack_frames([content(number) for number in range(1, 20_001)], JPEG, prefetched=True)
+        names = [frame_name(number) for number in range(1, 20_001)]
+        self.now(self.cache.put_many(INSTANCE, task.fence, dict(zip(names, entries)), 3600.0))
+        self.origin.release()
+        self.assertEqual(len(self.origin.asked), asked)
+        self.assertEqual(self.running(worker), [WHOLE])
+        display = self.ended(worker)[0]
+        self.assertEqual((display["kind"], display["result"], display["frames"]), ("display", "done", 4))
+        self.assertEqual(display["total"], 4)
