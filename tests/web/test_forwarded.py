@@ -109,6 +109,31 @@ class OutsideTests(SynchronousTestCase):
         """A forwarding header beyond its limit counts as absent, and costs nothing to refuse."""
         self.assertEqual(seen(Forwarded='"' + '\\"' * MAX_LENGTH + ";host=evil").host, "inside:8080")
 
+    def test_port_left_out(self) -> None:
+        """A Host that is the very address the request came to gets the port that its client left out."""
+        for host, came_to, expected in [
+            ("127.0.0.1", "127.0.0.1:8080", "127.0.0.1:8080"),
+            ("localhost", "127.0.0.1:8080", "localhost:8080"),
+            ("LocalHost", "::1:8080", "LocalHost:8080"),
+            ("192.0.2.1", "::ffff:192.0.2.1:8080", "192.0.2.1:8080"),
+            ("[::1]", "::1:8080", "[::1]:8080"),
+            ("127.0.0.1:99", "127.0.0.1:8080", "127.0.0.1:99"),
+            ("[::1]:99", "::1:8080", "[::1]:99"),
+            ("127.0.0.1", "127.0.0.1:80", "127.0.0.1"),
+            ("127.0.0.1", "172.17.0.2:8080", "127.0.0.1"),
+            ("localhost", "172.17.0.2:8080", "localhost"),
+            ("slides.example", "127.0.0.1:8080", "slides.example"),
+            ("127.0.0.1", "localhost:80", "127.0.0.1"),
+        ]:
+            headers = Headers({b"Host": [host.encode()]})
+            self.assertEqual(outside("127.0.0.1", False, headers.getRawHeaders, (), came_to).host, expected)
+
+    def test_port_left_out_by_a_trusted_proxy(self) -> None:
+        """What a trusted proxy passes on as Host is the client's own, without a port that is not said."""
+        headers = Headers({b"Host": [b"localhost"], b"X-Forwarded-For": [b"192.0.2.9"]})
+        found = outside("127.0.0.1", False, headers.getRawHeaders, TRUSTED, "127.0.0.1:8080")
+        self.assertEqual(found.host, "localhost")
+
     def test_missing_host(self) -> None:
         """An HTTP/1.0 request without Host gets the default."""
         self.assertEqual(outside("192.0.2.1", False, Headers().getRawHeaders, (), "here:80").base, "http://here:80")

@@ -58,11 +58,12 @@ def outside(
 ) -> Outside:
     """Say how the request of *peer* (an address; None for a unix socket) looked from outside.
 
-    *headers* gives all lines of one header, as Twisted's ``getRawHeaders`` does; *default_host* stands in for
-    a missing Host (HTTP/1.0). Raises `Problem` 400 for hosts and prefixes that could not stand in a URL.
+    *headers* gives all lines of one header, as Twisted's ``getRawHeaders`` does; *default_host*, address and port
+    that the request came to, stands in for a missing Host (HTTP/1.0). Raises `Problem` 400 for hosts and prefixes
+    that could not stand in a URL.
     """
     host = validated_host(_text(lines[-1])) if (lines := headers(b"Host")) else default_host
-    seen = Outside("https" if secure else "http", host, "", peer or "")
+    seen = Outside("https" if secure else "http", _with_port(host, default_host), "", peer or "")
     if not trusted or not _is_trusted(peer, trusted):
         return seen
     hops = _x_forwarded(headers) or _forwarded(headers)
@@ -72,7 +73,7 @@ def outside(
     proto = first.get("proto", "").lower()
     return Outside(
         scheme=proto if proto in ("http", "https") else seen.scheme,
-        host=validated_host(first["host"]) if first.get("host") else seen.host,
+        host=validated_host(first["host"]) if first.get("host") else host,
         prefix=_validated_prefix(first.get("prefix", "")),
         client=_address_text(first.get("for", "")) or seen.client,
     )
@@ -84,6 +85,20 @@ def validated_host(text: str) -> str:
     if match is None or int(match[2] or 0) > 65535 or (text.startswith("[") and _address(match[1]) is None):
         raise bad_request(f"{shown(text)} is no host")
     return text
+
+
+def _with_port(host: str, came_to: str) -> str:
+    """*host*, with the port of *came_to* where it is that very address and no port goes with it.
+
+    dicomweb-client (Python) never sends the port that RFC 9110 section 7.2 wants, and finds nothing at the URLs
+    that it is given then. Of a name there is no telling: port 80 may well be mapped to another one.
+    """
+    own, _, port = came_to.rpartition(":")
+    address, match = _address(own), _HOST.fullmatch(host)
+    if address is None or match is None or match[2] or port in ("80", "443"):
+        return host
+    same = address.is_loopback if host.lower() == "localhost" else address == _address(host)
+    return f"{host}:{port}" if same else host
 
 
 def _validated_prefix(text: str) -> str:
