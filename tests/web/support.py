@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from tests.clients import Client, HeaderMap, client
@@ -16,7 +16,7 @@ from tests.stores.dialects import STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from twistedproxy.cache.address import CacheAddress, MemoryAddress
 from twistedproxy.logs import AccessLog
-from twistedproxy.service import Rooms
+from twistedproxy.rooms import Rooms
 from twistedproxy.settings import MIB, Mount, Settings
 
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
@@ -33,11 +33,12 @@ def token(headers: HeaderMap) -> str:
 def logged() -> Iterator[list[LogEvent]]:
     """All events that are logged meanwhile."""
     events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
     try:
         yield events
     finally:
-        globalLogPublisher.removeObserver(events.append)
+        globalLogPublisher.removeObserver(observer)
 
 
 class WallClock:

@@ -23,6 +23,7 @@ from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
 
 METADATA_SECONDS = 24 * 3600.0
@@ -45,6 +46,7 @@ class Access:
     wall_clock: Callable[[], float]
     ttl: float
     grants: Grants = attrs.Factory(Grants)
+    siblings: Siblings = attrs.Factory(NoSiblings)
     _asking: InFlight[_Key, Grant] = attrs.field(init=False, factory=InFlight)
     _log = Logger()
 
@@ -124,6 +126,7 @@ class Access:
         """Forget the caller's grant: the origin has just denied it."""
         self.grants.revoke(caller, instance)
         await self.cache.remove(instance, [grant_name(caller)])
+        await self.siblings.revoke(caller.credential, instance)
 
     async def learn_transfer_syntax(self, instance: Instance, grant: Grant, uid: str) -> None:
         """Add to the metadata what only a frame could tell."""

@@ -7,6 +7,7 @@ from it or written to it by this worker in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Optional
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import Cache
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames.grants import Grants
+from twistedproxy.siblings import NoSiblings, Siblings
 
 RETRY_SECONDS = 1.0
 """How long to wait before a cache that could not be told is told again."""
@@ -39,7 +41,10 @@ class Forgetting:
 
     _log = Logger()
 
-    def __init__(self, cache: Cache, grants: Grants, clock: IReactorTime) -> None:
+    def __init__(self, cache: Cache, grants: Grants, clock: IReactorTime, siblings: Optional[Siblings] = None) -> None:
+        self.also: list[Callable[[Scope], None]] = []
+        """What else remembers things of scopes, and must drop them."""
+        self._siblings = siblings or NoSiblings()
         self._cache = cache
         self._grants = grants
         self._clock = clock
@@ -55,14 +60,22 @@ class Forgetting:
 
         It is forgotten also where the caller gives up waiting.
         """
-        self._grants.forget(lambda instance: covers(scope, instance))
         try:
             told = await self._told(scope)
         except CancelledError:
-            self._insist_on(scope)
+            self.hear(scope, told=False)
             raise
         if not told:
             self._log.warn("the cache could not be told to forget: it will be told again", scope=str(scope))
+        self.hear(scope, told)
+        await self._siblings.forget(scope, told)
+
+    def hear(self, scope: Scope, told: bool) -> None:
+        """Drop what this worker remembers of *scope*. *told*: whether the cache knows already."""
+        self._grants.forget(lambda instance: covers(scope, instance))
+        for drop in self.also:
+            drop(scope)
+        if not told:
             self._insist_on(scope)
 
     def _insist_on(self, scope: Scope) -> None:

@@ -22,6 +22,7 @@ from twistedproxy.frames.inflight import InFlight
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import CONTENT_TYPE, Metrics
 from twistedproxy.origin.errors import OriginError
+from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.cors import Cors
 from twistedproxy.web.handling import answer_error, answered
@@ -34,21 +35,20 @@ CHECK_SECONDS = 3.0
 READY_SECONDS = 1.0
 """How long an answer about readiness holds: whoever asks more often costs the origins nothing."""
 
-Extra = Callable[[], Mapping[str, object]]
 Checks = dict[str, Optional[str]]
 """What was checked, and what is wrong with it."""
 
 
 @attrs.define(eq=False)
 class StatusPages:
-    """Writes the pages. *jobs* gives ``{"running": [...], "ended": [...]}``; *workers* describes each worker."""
+    """Writes the pages. *own*: this worker's part, ``{"worker": {...}, "jobs": {"running": [...], "ended": [...]}}``."""
 
     mounts: Mounts
     cache: Cache
     metrics: Metrics
     clock: IReactorTime
-    jobs: Extra
-    workers: Callable[[], list[dict[str, object]]]
+    own: Callable[[], dict[str, Any]]
+    siblings: Siblings = attrs.Factory(NoSiblings)
     _checked: tuple[float, Checks] = attrs.field(init=False, default=(-math.inf, {}))
     _checking: InFlight[str, Optional[str]] = attrs.field(init=False, factory=InFlight)
 
@@ -100,14 +100,17 @@ class StatusPages:
             bool(cache.get("connected", True)),
             *(_count(cache.get(name)) for name in ("used_bytes", "max_bytes", "evicted")),
         )
-        _send(request, 200, CONTENT_TYPE, self.metrics.render())
+        _send(request, 200, CONTENT_TYPE, self.metrics.render(await self.siblings.snapshots()))
 
     async def status_json(self, request: Request) -> None:
         """Mounts, cache, workers, jobs."""
         mounts = [{"prefix": mount.prefix or "/", **mount.origin.status()} for mount in self.mounts.all]
         cache = await self.cache.status()
-        status: dict[str, Any] = {"mounts": mounts, "cache": cache, "workers": self.workers(), "jobs": self.jobs()}
-        _send_json(request, 200, status)
+        parts = [self.own(), *await self.siblings.statuses()]
+        parts.sort(key=lambda part: part["worker"]["pid"])
+        jobs = {state: [job for part in parts for job in part["jobs"][state]] for state in ("running", "ended")}
+        workers = [part["worker"] for part in parts]
+        _send_json(request, 200, {"mounts": mounts, "cache": cache, "workers": workers, "jobs": jobs})
 
 
 class AdminRoutes:

@@ -1,0 +1,129 @@
+"""Child processes of the proxy that run this package's modules and are spoken to over pipes.
+
+- What a child must know goes through its pipe: never through the command line or the environment, which others read.
+- A child's pipe ends with the proxy, whatever way that ends; the child then ends too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IProtocol, ITransport
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+PASSED_ON = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "HOME",
+    "TZ",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+"""Of the environment. The proxy's own options in it may hold secrets."""
+
+
+@implementer(ITransport)
+class _Pipe:
+    """A child's descriptor that we write to, as the transport of a protocol."""
+
+    disconnecting = False
+
+    def __init__(self, process: Any, descriptor: int) -> None:
+        self._process = process
+        self._descriptor = descriptor
+
+    def write(self, data: bytes) -> None:
+        self._process.writeToChild(self._descriptor, data)
+
+    def writeSequence(self, iovec: Any) -> None:
+        self.write(b"".join(iovec))
+
+    def loseConnection(self) -> None:
+        self._process.loseConnection()
+
+    def getPeer(self) -> Any:
+        return None
+
+    def getHost(self) -> Any:
+        return None
+
+
+class ChildProcess(ProcessProtocol):
+    """One child. *conversation* speaks with it: we write to its descriptor *hears* and read from its *speaks*;
+    what it writes elsewhere (its standard output and error) goes to *said*.
+    """
+
+    def __init__(
+        self, conversation: IProtocol, hears: int, speaks: int, said: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        self.conversation: Any = conversation
+        self.alive = True
+        self._hears = hears
+        self._speaks = speaks
+        self._said = said
+        self._waiting: list[Deferred[None]] = []
+
+    def spawn(
+        self,
+        reactor: Any,
+        module: str,
+        descriptors: Mapping[int, Any],
+        environment: Optional[Mapping[str, str]] = None,
+    ) -> None:
+        """Start ``python -m module``; *descriptors* as in Twisted's ``childFDs``."""
+        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        # the proxy may have been started from a source tree that is not installed
+        passed["PYTHONPATH"] = str(Path(__file__).parents[1])
+        passed.update(environment or {})
+        arguments = [sys.executable, "-m", module]
+        reactor.spawnProcess(self, sys.executable, arguments, passed, childFDs=dict(descriptors))
+
+    @property
+    def pid(self) -> Optional[int]:
+        """Its number, as long as it lives."""
+        return self.transport.pid if self.alive and self.transport is not None else None
+
+    def ended(self) -> Deferred[None]:
+        """Fires when it is gone; a Deferred of the caller's own."""
+        waiter: Deferred[None] = Deferred()
+        if self.alive:
+            self._waiting.append(waiter)
+        else:
+            waiter.callback(None)
+        return waiter
+
+    def kill(self) -> None:
+        """End it now."""
+        try:
+            if self.transport is not None:
+                self.transport.signalProcess("KILL")
+        except ProcessExitedAlready:
+            pass
+
+    def connectionMade(self) -> None:
+        self.conversation.makeConnection(_Pipe(self.transport, self._hears))
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD == self._speaks:
+            self.conversation.dataReceived(data)
+        else:
+            self._said(data)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.alive = False
+        self.conversation.connectionLost(reason)
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.called:
+                waiter.callback(None)

@@ -1,0 +1,208 @@
+"""All parts of one proxy, wired together; nothing else wires anything.
+
+Starting: cache, origins, prefetch, then listeners. Stopping: listeners, open connections (with a deadline), prefetch,
+origins, cache.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from twistedproxy.cache.open import open_cache
+from twistedproxy.cache.use import CacheUse
+from twistedproxy.dicom.address import Instance
+from twistedproxy.frames.access import Access
+from twistedproxy.frames.credentials import Credentials, normal_key
+from twistedproxy.frames.forgetting import Forgetting
+from twistedproxy.frames.pictures import PictureReader
+from twistedproxy.frames.reader import FrameReader
+from twistedproxy.frames.series import SeriesLookup
+from twistedproxy.logs import AccessLog
+from twistedproxy.metrics import Metrics
+from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.open import open_origin
+from twistedproxy.prefetch.children import Children
+from twistedproxy.prefetch.gates import switched_off
+from twistedproxy.prefetch.jobs import JobBook
+from twistedproxy.prefetch.load_reading import LoadReader
+from twistedproxy.prefetch.loaders import InProcessLoader
+from twistedproxy.prefetch.scheduler import Scheduler
+from twistedproxy.settings import Settings
+from twistedproxy.siblings import NoSiblings, Siblings
+from twistedproxy.web.announcing import announce
+from twistedproxy.web.app import ProxyRoutes
+from twistedproxy.web.descriptions import Descriptions
+from twistedproxy.web.mounts import Mount, Mounts
+from twistedproxy.web.passthrough import PassThrough
+from twistedproxy.web.server import Connections
+from twistedproxy.web.status import AdminRoutes, StatusPages
+from twistedproxy.web.warming import Warming
+from twistedproxy.workers.sockets import listen_on
+
+_log = Logger()
+
+STEP_SECONDS = 10.0
+"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
+
+
+class Rooms:
+    """All parts of one proxy.
+
+    A worker has *siblings*, and *first_socket*: its listening sockets are open already, from that descriptor on, in
+    the order of the settings.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        access_log: Optional[AccessLog] = None,
+        siblings: Optional[Siblings] = None,
+        first_socket: Optional[int] = None,
+    ) -> None:
+        siblings = siblings or NoSiblings()
+        self._first_socket = first_socket
+        access_log = access_log or AccessLog()
+        self.stopping = False
+        self._reactor = reactor
+        self._settings = settings
+        self.metrics = Metrics()
+        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self.mounts = Mounts(
+            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics))
+            for mount in settings.origin
+        )
+        credentials = Credentials(
+            normal_key(settings.secret),
+            tuple(name.encode("ascii") for name in settings.credential_header),
+            tuple(name.encode("ascii") for name in settings.credential_cookie),
+        )
+        self.access = Access(self.cache, time.time, settings.grant_ttl, siblings=siblings)
+        self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)
+        self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
+        pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
+        descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
+        self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
+        self.children = Children(reactor, self.cache, settings, self.metrics)
+        in_process = InProcessLoader(self.cache, reactor)
+        self._cache_use = CacheUse(self.cache, self.metrics, reactor)
+        load = LoadReader(self._cache_use.on_this_machine)
+        self.scheduler = Scheduler(
+            settings,
+            self.cache,
+            self.reader,
+            self.metrics,
+            reactor,
+            self.jobs,
+            lambda: load.read(reactor.seconds()),
+            in_process,
+            self.children if self.cache.shared else in_process,
+        )
+        self.reader.answered = self.scheduler.answered
+        status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
+        self.connections = Connections(reactor, settings.client_timeout)
+        self._routes = ProxyRoutes(
+            settings,
+            self.mounts,
+            credentials,
+            self.reader,
+            pictures,
+            SeriesLookup(time.monotonic, settings.grant_ttl),
+            PassThrough(self.forgetting, descriptions),
+            status,
+            Warming(self.reader, self.scheduler, self.jobs, reactor),
+            self.metrics,
+            access_log,
+            time.perf_counter,
+        )
+        self._admin_routes = AdminRoutes(status, self.metrics, access_log, time.perf_counter)
+        self._ports: list[IListeningPort] = []
+
+    def status(self) -> dict[str, Any]:
+        """This worker's part of ``/status.json``."""
+        worker = {"pid": os.getpid(), "connections": len(self.connections), "grants": len(self.access.grants)}
+        return {"worker": worker, "jobs": self.jobs.status()}
+
+    def revoke(self, credential: bytes, instance: Instance) -> None:
+        """Drop a grant that the origin denied at another worker."""
+        self.access.grants.revoke(Caller(credential), instance)
+
+    async def start(self) -> None:
+        """Start all parts, the listeners last; go no further once `stopping`. Raises what keeps one from starting."""
+        await self.cache.start()
+        for mount in self.mounts.all:
+            if not self.stopping:
+                await mount.origin.start()
+        if not self.stopping:
+            self._start_prefetch()
+            self.connections.start()
+            await self._listen()
+
+    def _start_prefetch(self) -> None:
+        self._cache_use.start()
+        self.jobs.start_reaping()
+        reason = switched_off(self._settings)
+        if reason is not None:
+            _log.info("nothing is prefetched: {reason}", reason=reason.value)
+        elif self.cache.shared and self._settings.whole_instance:
+            self.children.start()
+
+    async def _stop_prefetch(self) -> None:
+        await self.scheduler.stop()
+        await self.children.stop()
+        self.jobs.stop_reaping()
+        self._cache_use.stop()
+
+    async def _listen(self) -> None:
+        from twistedproxy.web.server import ProxySite
+
+        for text in self._settings.listen:
+            await self._listen_at(text, ProxySite(self._routes.app.resource(), self.connections, self._reactor))
+        if self._settings.admin_listen is not None:
+            site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
+            await self._listen_at(self._settings.admin_listen, site)
+        if self._first_socket is None:
+            announce(self._settings, [port.getHost() for port in self._ports], self.mounts)
+
+    async def _listen_at(self, text: str, site: Any) -> None:
+        if self._first_socket is None:
+            self._ports.append(await serverFromString(self._reactor, text).listen(site))
+        else:
+            descriptor = self._first_socket + len(self._ports)
+            self._ports.append(await listen_on(self._reactor, text, descriptor, site))
+
+    async def stop(self) -> None:
+        """Stop all parts; running answers may finish until the deadline."""
+        self.stopping = True
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await self._ended("a listener", _stopped(port))
+        cut = await self.connections.drain(self._settings.stop_deadline)
+        if cut:
+            _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
+        self.forgetting.stop()
+        await self._ended("prefetch", self._stop_prefetch())
+        for mount in self.mounts.all:
+            await self._ended(f"the origin at {mount.prefix or '/'}", mount.origin.stop())
+        await self._ended("the cache", self.cache.stop())
+
+    async def _ended(self, what: str, stopping: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Wait until one part has stopped. That it doesn't must not keep the next from being stopped."""
+        try:
+            await Deferred.fromCoroutine(stopping).addTimeout(STEP_SECONDS, self._reactor)
+        except Exception:
+            _log.failure("{what} did not stop as it should", what=what)
+
+
+async def _stopped(port: IListeningPort) -> None:
+    stopping = port.stopListening()
+    if isinstance(stopping, Deferred):
+        await stopping

@@ -1,0 +1,1 @@
+"""Several processes that share the listening ports: one parent that starts and watches them."""

@@ -1,0 +1,103 @@
+"""A worker: ``python -m twistedproxy.workers.worker``, started by the parent with its sockets open.
+
+It is told everything over the pipe, answers requests like a proxy of its own, and ends when it is told to, when it
+is sent SIGTERM, and when the pipe ends: with its parent, whatever way that ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import signal
+import sys
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.logs import AccessLog, begin_logging
+from twistedproxy.settings import Settings
+from twistedproxy.workers.peer import Peer
+from twistedproxy.workers.siblings import SiblingsByParent
+
+CONTROL_IN = 3
+CONTROL_OUT = 4
+FIRST_SOCKET = 5
+"""File descriptors: the pipe from and to the parent, then the sockets, in the order of the settings."""
+
+ORPHAN_SECONDS = 5.0
+"""How long running answers may go on once the parent has gone."""
+
+_log = Logger()
+
+
+class Worker:
+    """What the parent may call."""
+
+    def __init__(self, reactor: Any) -> None:
+        from twistedproxy.rooms import Rooms
+
+        self._reactor = reactor
+        self._make_rooms = Rooms
+        self._rooms: Optional[Rooms] = None
+        self._ending: Optional[Deferred[None]] = None
+        names = ("start", "drain", "forget", "revoke", "snapshot", "status")
+        self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
+
+    async def start(self, settings: str) -> None:
+        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent."""
+        unpacked: Settings = pickle.loads(base64.b64decode(settings))  # noqa: S301 - from our own parent's pipe
+        output = begin_logging(unpacked.log_format, sys.stdout)
+        self._rooms = self._make_rooms(
+            self._reactor, unpacked, AccessLog(output), SiblingsByParent(self.peer), FIRST_SOCKET
+        )
+        await self._rooms.start()
+
+    async def drain(self) -> None:
+        """Accept no more, let running answers finish, and end."""
+        if self._rooms is not None:
+            await self._rooms.stop()
+        self._reactor.callLater(0, self._reactor.stop)
+
+    async def forget(self, scope: list[Optional[str]], told: bool) -> None:
+        if self._rooms is not None:
+            self._rooms.forgetting.hear(Scope(*scope), told)  # type: ignore[arg-type]
+
+    async def revoke(self, credential: str, instance: list[str]) -> None:
+        if self._rooms is not None:
+            self._rooms.revoke(bytes.fromhex(credential), Instance(*instance))
+
+    async def snapshot(self) -> Any:
+        return self._rooms.metrics.snapshot() if self._rooms is not None else {}
+
+    async def status(self) -> Any:
+        return self._rooms.status() if self._rooms is not None else None
+
+    def end(self) -> None:
+        """End in order, once."""
+        if self._ending is None:
+            self._ending = Deferred.fromCoroutine(self.drain())
+            self._ending.addErrback(lambda failure: os._exit(1))
+
+    def _orphaned(self) -> None:
+        self._reactor.callLater(ORPHAN_SECONDS, os._exit, 1)
+        self.end()
+
+
+def main() -> None:
+    """Serve until told to end."""
+    from twisted.internet import reactor, stdio
+
+    worker = Worker(reactor)
+    stdio.StandardIO(worker.peer, stdin=CONTROL_IN, stdout=CONTROL_OUT)  # type: ignore[call-arg]
+    # the terminal's Ctrl-C and a reload are for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(worker.end))  # type: ignore[attr-defined]
+    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]
+
+
+if __name__ == "__main__":
+    main()
