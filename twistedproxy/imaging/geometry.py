@@ -27,6 +27,9 @@ TILED_SPARSE = "TILED_SPARSE"
 SUPPORT = {"nearest": 0.0, "area": 0.5, "linear": 1.0, "cubic": 2.0, "lanczos4": 3.0}
 """How far a filter reaches from a target pixel's centre, in target pixels (source pixels where the picture grows)."""
 
+LEFT_TO_FILTER = 2.0
+"""Below this step, what a decoder averaged before shows in the picture."""
+
 _EPSILON = 1e-9
 """Pixels: what rounding may add to a sum of exact sizes."""
 
@@ -293,16 +296,19 @@ def lies_in_order(metadata: InstanceMetadata) -> bool:
     return metadata.is_tiled and organization != TILED_SPARSE and not organization.startswith("3D")
 
 
-def decoder_scale(cut: Cut, largest: int = 8) -> int:
-    """By how much a decoder that can do so by itself may shrink each frame: the largest power of two that divides
-    both ways of shrinking (to less than a pixel in all) and the frames' sizes. 1 where it should not."""
+def decoder_scale(cut: Cut, any_step: bool = False, largest: int = 8) -> int:
+    """By how much a decoder that averages by itself may shrink each frame; 1 where it should not.
+
+    The largest power of two that divides the frames' sizes and both ways of shrinking: what is left is a whole step,
+    but for what int() cut off the last pixel. *any_step*: or leaves at least `LEFT_TO_FILTER` for the filter, where
+    the picture is to be looked at, not put together with others.
+    """
     scale = largest
     while scale > 1:
-        fits = all(
-            size % scale == 0 and _is_multiple(axis, scale)
+        if all(
+            size % scale == 0 and (_is_multiple(axis, scale) or (any_step and axis.step / scale >= LEFT_TO_FILTER))
             for axis, size in ((cut.vertical, cut.frame_rows), (cut.horizontal, cut.frame_columns))
-        )
-        if fits:
+        ):
             return scale
         scale //= 2
     return 1

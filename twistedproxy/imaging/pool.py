@@ -289,7 +289,7 @@ class RenderPool:
         waiting.turn.errback(error)
 
     async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Held:
-        """Do a call after which the child holds something that later calls are about. `Held.release` ends that."""
+        """Do a call after which the child holds something that later calls are about. `Held.forget` ends that."""
         child = await self._child(None)
         try:
             _checked(await self._answer(child, Message(head, blobs)))
@@ -318,6 +318,10 @@ class Held:
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         """See `RenderPool.call`."""
         return await self.pool.call(head, blobs, held=self)
+
+    def forget(self, head: Mapping[str, Any]) -> None:
+        """Do a call that nobody waits for, by which the child lets go of what it holds."""
+        Deferred.fromCoroutine(self.call(head)).addErrback(lambda failure: failure.trap(PoolError) and None)
 
 
 def _checked(message: Message) -> Message:

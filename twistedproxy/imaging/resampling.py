@@ -17,6 +17,9 @@ from twistedproxy.imaging.geometry import SUPPORT, Axis
 
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 Integers = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
+BLOCK = 16
+"""Target pixels that are made by one product."""
+
 _Kernel = Callable[[Any], Any]
 
 
@@ -56,15 +59,58 @@ class Weights:
         start = int(numpy.searchsorted(self.first + self.table.shape[1], low, side="right"))
         return start, max(start, int(numpy.searchsorted(self.first, high, side="left")))
 
-    def between(self, low: int, high: int) -> tuple[int, Floats]:
-        """The first target pixel of `targets`, and a matrix (target pixels, *high* - *low*) of what counts in them."""
+    def between(self, low: int, high: int) -> Part:
+        """What source pixels *low* to before *high* count for."""
         start, stop = self.targets(low, high)
         matrix = numpy.zeros((stop - start, high - low), numpy.float32)
         columns = self.first[start:stop, None] + numpy.arange(self.table.shape[1]) - low
         inside = (columns >= 0) & (columns < high - low)
         rows = numpy.broadcast_to(numpy.arange(stop - start)[:, None], columns.shape)
         matrix[rows[inside], columns[inside]] = self.table[start:stop][inside]
-        return start, matrix
+        blocks = []
+        for first in range(0, stop - start, BLOCK):
+            last = min(first + BLOCK, stop - start)
+            counting = numpy.flatnonzero(matrix[first:last].any(axis=0))
+            if counting.size:
+                left, right = int(counting[0]), int(counting[-1]) + 1
+                blocks.append(Block(first, last, left, right, numpy.ascontiguousarray(matrix[first:last, left:right])))
+        return Part(start, stop - start, tuple(blocks))
+
+
+@attrs.frozen(eq=False)
+class Block:
+    """Weights of source pixels *left* to before *right* in target pixels *first* to before *last*, both from the
+    part's beginning."""
+
+    first: int
+    last: int
+    left: int
+    right: int
+    matrix: Floats
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """What a run of source pixels counts for: *count* target pixels from *start* on, in blocks whose weights are mostly
+    not zero."""
+
+    start: int
+    count: int
+    blocks: tuple[Block, ...]
+
+    def down(self, lines: Any) -> Floats:
+        """The weighted sums of *lines*, (source pixels, n): (count, n)."""
+        result = numpy.zeros((self.count, lines.shape[1]), numpy.float32)
+        for block in self.blocks:
+            numpy.matmul(block.matrix, lines[block.left : block.right], out=result[block.first : block.last])
+        return result
+
+    def across(self, lines: Any) -> Floats:
+        """The weighted sums along the last axis of *lines*, (n, source pixels): (n, count)."""
+        result = numpy.zeros((lines.shape[0], self.count), numpy.float32)
+        for block in self.blocks:
+            result[:, block.first : block.last] = lines[:, block.left : block.right] @ block.matrix.T
+        return result
 
 
 def weights(axis: Axis, interpolation: str) -> Weights:

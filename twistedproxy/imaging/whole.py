@@ -15,7 +15,7 @@ import numpy
 from PIL import Image
 
 from twistedproxy.imaging.geometry import Axis, Cut
-from twistedproxy.imaging.resampling import Floats, nearest, weights
+from twistedproxy.imaging.resampling import Floats, Part, nearest, weights
 
 Pixels = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
@@ -86,11 +86,18 @@ class _Copied:
 
     def add(self, top: int, left: int, frame: Pixels) -> None:
         rows, columns = _within(self._rows, top, frame.shape[0]), _within(self._columns, left, frame.shape[1])
-        chosen = frame[self._rows[rows] - top] if rows.start < rows.stop else frame[:0]
-        self._pixels[rows, columns] = chosen[:, self._columns[columns] - left]
+        chosen = frame[_indices(self._rows[rows] - top)]
+        self._pixels[rows, columns] = chosen[:, _indices(self._columns[columns] - left)]
 
     def finish(self) -> None:
         """All is in its place."""
+
+
+def _indices(places: Any) -> Any:
+    """A slice where the pixels follow each other, which copies ten times as fast."""
+    if len(places) and places[-1] - places[0] == len(places) - 1 and places[0] <= places[-1]:
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
 
 
 def _within(places: Any, start: int, size: int) -> slice:
@@ -130,29 +137,31 @@ class _Added:
         self._horizontal = weights(horizontal, interpolation)
         self._row = 0
         self._band: Floats = numpy.zeros((0, pixels.shape[2], pixels.shape[1]), numpy.float32)
-        self._rows: tuple[tuple[int, int], Any] = ((-1, -1), None)
-        self._columns: dict[tuple[int, int], tuple[int, Floats]] = {}
+        self._rows: Optional[tuple[tuple[int, int], Part]] = None
+        self._columns: dict[tuple[int, int], Part] = {}
 
     def add(self, top: int, left: int, frame: Pixels) -> None:
         rows, columns, samples = frame.shape
-        start, down = self._row_weights(top, top + rows)
-        key = (left, left + columns)
-        if key not in self._columns:
-            self._columns[key] = self._horizontal.between(*key)
-        before, across = self._columns[key]
-        if not down.shape[0] or not across.shape[0]:
+        down, across = self._row_part(top, top + rows), self._column_part(left, left + columns)
+        if not down.count or not across.count:
             return
-        self._open(start, start + down.shape[0])
-        narrow = (down @ frame.reshape(rows, -1).astype(numpy.float32)).reshape(-1, columns, samples)
-        part = narrow.transpose(0, 2, 1) @ across.T
-        band = self._band[start - self._row : start - self._row + part.shape[0]]
-        band[:, :, before : before + part.shape[2]] += part
+        self._open(down.start, down.start + down.count)
+        narrow = down.down(frame.reshape(rows, -1).astype(numpy.float32)).reshape(-1, columns, samples)
+        turned = numpy.ascontiguousarray(narrow.transpose(0, 2, 1)).reshape(-1, columns)
+        sums = across.across(turned).reshape(down.count, samples, across.count)
+        first = down.start - self._row
+        self._band[first : first + down.count, :, across.start : across.start + across.count] += sums
 
-    def _row_weights(self, top: int, bottom: int) -> tuple[int, Floats]:
-        if self._rows[0] != (top, bottom):
+    def _row_part(self, top: int, bottom: int) -> Part:
+        """The one row of frames that is at work: those above it are done."""
+        if self._rows is None or self._rows[0] != (top, bottom):
             self._rows = ((top, bottom), self._vertical.between(top, bottom))
-        weights_: tuple[int, Floats] = self._rows[1]
-        return weights_
+        return self._rows[1]
+
+    def _column_part(self, left: int, right: int) -> Part:
+        if (left, right) not in self._columns:
+            self._columns[left, right] = self._horizontal.between(left, right)
+        return self._columns[left, right]
 
     def _open(self, start: int, stop: int) -> None:
         """Finish the rows above *start*, and have sums up to before *stop*."""

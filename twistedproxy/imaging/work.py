@@ -5,6 +5,7 @@ Operations (``op``), each with its byte strings:
   for pictures of many frames, which the child holds by a number meanwhile;
 - ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
+- ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
 - ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
@@ -17,8 +18,10 @@ from typing import Any, Optional
 
 import attrs
 
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.imaging.attributes import downsampled_answer
 from twistedproxy.imaging.colour import convert_colours
-from twistedproxy.imaging.decode import decode
+from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import BadDescription, Description
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
@@ -27,6 +30,7 @@ from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.grayscale import to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
+from twistedproxy.imaging.scaling import resize
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.whole import Canvas
 
@@ -53,13 +57,20 @@ class _Picture:
         if self.canvas is None:
             self.pixels = shown
         else:
-            self.canvas.add(top, left, shown)
+            self.canvas.add(top, left, self._as_large_as_expected(shown))
+
+    def _as_large_as_expected(self, shown: Any) -> Any:
+        """A codec may have shrunk a frame by less than it was asked to."""
+        rows, columns = reduced(self.facts, self.scale)
+        return shown if shown.shape[:2] == (rows, columns) else resize(shown, rows, columns)
 
     def finish(self) -> bytes:
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
             pixels, profile = convert_colours(pixels, profile, rendering.profile)
+        if rendering.media_type == OCTET_STREAM:
+            return bytes(pixels.tobytes())
         embedded = profile if rendering.embed and pixels.ndim == 3 else None
         return encode(pixels, rendering.media_type, rendering.quality, embedded or None)
 
@@ -79,6 +90,7 @@ class Work:
             "native": _native,
             "transcode": _transcode,
             "describe": self._describe,
+            "downsample": _downsample,
         }
 
     def answer(self, message: Message) -> Message:
@@ -182,3 +194,10 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
 
 def _transcode(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     return jpeg_to_jxl(blobs[0]) if head["media_type"] == "image/jxl" else jxl_to_jpeg(blobs[0])
+
+
+def _downsample(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    try:
+        return downsampled_answer(blobs[0], head["factor"])
+    except ValueError as error:
+        raise BadDescription("the origin's answer is no DICOM JSON") from error

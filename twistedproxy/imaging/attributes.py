@@ -1,0 +1,113 @@
+"""The attributes of a downsampled instance, as DICOM JSON (PS3.18 annex F). Pure.
+
+- TotalPixelMatrixColumns and -Rows, NumberOfFrames and PixelSpacing become those of the smaller instance; spacing grows
+  by what the sizes shrank by, so their product, the imaged volume, stays (PS3.3 section C.8.12.4.1.2).
+- The frames of an instance that is not tiled shrink themselves: Rows and Columns.
+- Functional groups of each frame are dropped, for they describe frames that are no longer there (TILED_FULL needs none).
+- ImageType says that the pixels are derived, and of a slide's level that it is resampled (PS3.3 section C.8.12.4.1.1).
+- What an answer does not say is not made up: a search that leaves sizes out leaves them out here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from twistedproxy.dicom.metadata import BadMetadata, from_values
+from twistedproxy.imaging.geometry import CannotRender, Downsampled
+
+_IMAGE_TYPE = "00080008"
+_ORGANIZATION = "00209311"
+_FRAMES, _ROWS, _COLUMNS, _SPACING = "00280008", "00280010", "00280011", "00280030"
+_TOTAL_COLUMNS, _TOTAL_ROWS = "00480006", "00480007"
+_OPTICAL_PATHS, _FOCAL_PLANES = "00480302", "00480303"
+_SHARED, _PER_FRAME, _PIXEL_MEASURES = "52009229", "52009230", "00289110"
+_IMAGER_SPACING, _NOMINAL_SPACING = "00181164", "00182010"
+
+_READ = (_ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _TOTAL_COLUMNS, _TOTAL_ROWS, _OPTICAL_PATHS, _FOCAL_PLANES)
+
+
+def downsampled_answer(answer: bytes, factor: float) -> bytes:
+    """An answer to a request for metadata or a search, as it is at *factor*. Raises ValueError for no DICOM JSON."""
+    instances = json.loads(answer)
+    if not isinstance(instances, list) or not all(isinstance(attributes, dict) for attributes in instances):
+        raise ValueError("no DICOM JSON")
+    return json.dumps([downsampled(attributes, factor) for attributes in instances], separators=(",", ":")).encode()
+
+
+def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The attributes of one instance at *factor*; as they are where they describe no image."""
+    result = dict(attributes)
+    try:
+        facts = from_values({tag: value for tag in _READ if (value := _first(attributes, tag)) is not None}, False)
+        virtual = Downsampled.of(facts, factor)
+    except (BadMetadata, CannotRender):
+        return result
+    if factor == 1.0:
+        return result
+    result.pop(_PER_FRAME, None)
+    _derive(result, virtual)
+    if virtual.is_tiled:
+        assert facts.total_rows is not None and facts.total_columns is not None
+        sizes = {_TOTAL_ROWS: virtual.total_rows, _TOTAL_COLUMNS: virtual.total_columns}
+        ratios = facts.total_rows / virtual.total_rows, facts.total_columns / virtual.total_columns
+        if _FRAMES in attributes:
+            sizes[_FRAMES] = virtual.frames
+    else:
+        sizes = {_ROWS: virtual.rows, _COLUMNS: virtual.columns}
+        ratios = facts.rows / virtual.rows, facts.columns / virtual.columns
+    for tag, size in sizes.items():
+        result[tag] = {**attributes[tag], "Value": [size]}
+    _widen(result, ratios)
+    return result
+
+
+def _first(attributes: Mapping[str, Any], tag: str) -> Any:
+    element = attributes.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values[0] if isinstance(values, list) and values else None
+
+
+def _derive(result: dict[str, Any], virtual: Downsampled) -> None:
+    element = result.get(_IMAGE_TYPE)
+    values = list(element.get("Value") or ()) if isinstance(element, dict) else []
+    if not values:
+        return
+    values[0] = "DERIVED"
+    if virtual.is_tiled and len(values) >= 4 and values[3] == "NONE":
+        values[3] = "RESAMPLED"
+    result[_IMAGE_TYPE] = {**result[_IMAGE_TYPE], "Value": values}
+
+
+def _widen(result: dict[str, Any], ratios: tuple[float, float]) -> None:
+    """Multiply every spacing: at the top, and in the pixel measures of the shared functional groups."""
+    for tag in (_SPACING, _IMAGER_SPACING, _NOMINAL_SPACING):
+        if (wider := _wider(result.get(tag), ratios)) is not None:
+            result[tag] = wider
+    groups = result.get(_SHARED)
+    if isinstance(groups, dict) and isinstance(groups.get("Value"), list):
+        result[_SHARED] = {**groups, "Value": [_with_measures(item, ratios) for item in groups["Value"]]}
+
+
+def _with_measures(item: Any, ratios: tuple[float, float]) -> Any:
+    measures = item.get(_PIXEL_MEASURES) if isinstance(item, dict) else None
+    if not isinstance(measures, dict) or not isinstance(measures.get("Value"), list):
+        return item
+    widened = []
+    for measure in measures["Value"]:
+        wider = _wider(measure.get(_SPACING), ratios) if isinstance(measure, dict) else None
+        widened.append({**measure, _SPACING: wider} if wider is not None else measure)
+    return {**item, _PIXEL_MEASURES: {**measures, "Value": widened}}
+
+
+def _wider(element: Any, ratios: tuple[float, float]) -> Optional[dict[str, Any]]:
+    """A spacing (between rows, then between columns) times what the sizes shrank by. A DS has up to 16 characters."""
+    values = element.get("Value") if isinstance(element, dict) else None
+    if not isinstance(values, list) or len(values) != 2:
+        return None
+    try:
+        spacing = [float(f"{float(value) * ratio:.10g}") for value, ratio in zip(values, ratios)]
+    except (TypeError, ValueError):
+        return None
+    return {**element, "Value": spacing}

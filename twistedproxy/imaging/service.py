@@ -1,0 +1,359 @@
+"""Pictures for callers: from a request to bytes, with no more work than it takes.
+
+- Nobody gets a picture without a grant for its instance; frames come through the reader of frames, which finds them in the
+  cache, fetches what is missing, and tells prefetch which stored frames a picture needed.
+- A picture is in the cache under its instance, its frame and its normalised parameters; who asks for one that is being
+  made waits for that one, and it is given up when the last who waits has gone.
+- What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
+- Limits are looked at before any frame is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Optional
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredSemaphore
+
+from twistedproxy.cache.interface import Cache, Fence, Reading
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import (
+    JPEG_BASELINE,
+    JPEG_PROGRESSIVE,
+    JPEG_XL_RECOMPRESSION,
+    OCTET_STREAM,
+    lookup,
+)
+from twistedproxy.frames.entries import rendered_name
+from twistedproxy.frames.inflight import InFlight
+from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
+from twistedproxy.imaging.geometry import (
+    CannotRender,
+    Cut,
+    Downsampled,
+    NoSuchVirtualFrame,
+    Tile,
+    decoder_scale,
+)
+from twistedproxy.imaging.instance_facts import FACTS, FactsReader
+from twistedproxy.imaging.parameters import Rendering
+from twistedproxy.imaging.pool import Held, RenderPool
+from twistedproxy.imaging.sharing import shared
+from twistedproxy.imaging.work import pack_cut, pack_rendering
+from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.waits import all_or_none
+
+VERSION = b"1"
+"""Part of every picture's name: to be raised when pictures come out otherwise."""
+
+BATCH = 64
+"""Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
+
+MADE_AT_ONCE = 4
+"""Pictures of one request that are made side by side: one list must not take all places in the queue."""
+
+MAX_HELD = 8
+"""Pictures of many frames that are made at once: children hold them meanwhile."""
+
+JPEG, JPEG_XL = "image/jpeg", "image/jxl"
+PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")
+"""What pictures can be made as, the preferred first (DICOM PS3.18 table 8.7.4-1, and what browsers show)."""
+
+
+class TooManyFrames(ValueError):
+    """A picture, or a list of them, needs more stored frames than a setting allows."""
+
+
+class PictureTooLarge(ValueError):
+    """A picture has more pixels than a setting allows."""
+
+
+@attrs.frozen
+class Request:
+    """Who asks for pictures of what. *fresh*: results neither come from the cache nor go there."""
+
+    origin: Origin
+    instance: Instance
+    caller: Caller
+    rendering: Rendering
+    fresh: bool = False
+    check: Callable[[InstanceMetadata], None] = lambda _metadata: None
+    """Raises where the metadata show that the pictures would be of no use to the caller."""
+
+
+@attrs.frozen
+class Pictures:
+    """Bytes of pictures in the order asked for, and where they came from, counted by number: *cached* from the cache,
+    *made* for this request, *shared* with another that asked for the same."""
+
+    data: Sequence[bytes]
+    metadata: InstanceMetadata
+    cached: int
+    made: int
+    shared: int
+
+
+@attrs.frozen
+class Limits:
+    """*pixels*: of one picture, and of one stored frame. *frames*: stored frames of one request for frames.
+    *whole_frames*: of a picture of a whole instance."""
+
+    pixels: int
+    frames: int
+    whole_frames: int
+
+
+_Key = tuple[Instance, Optional[Fence], bytes]
+
+
+@attrs.frozen
+class _Task:
+    """One picture to be made."""
+
+    request: Request
+    metadata: InstanceMetadata
+    reading: Reading
+    cut: Cut
+    name: bytes
+
+
+@attrs.define(eq=False)
+class PictureService:
+    """Makes pictures. *seconds*: how long they stay in the cache (None: no expiry)."""
+
+    reader: FrameReader
+    cache: Cache
+    pool: RenderPool
+    limits: Limits
+    seconds: Optional[float]
+    _facts: FactsReader = attrs.field(init=False)
+    _in_flight: InFlight[_Key, bytes] = attrs.field(init=False, factory=InFlight)
+    _places: DeferredSemaphore = attrs.field(init=False)
+    _numbers: int = attrs.field(init=False, default=1 << 32)  # those of descriptions are below
+
+    def __attrs_post_init__(self) -> None:
+        self._facts = FactsReader(self.cache, self.pool)
+        self._places = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
+
+    async def metadata(self, request: Request) -> InstanceMetadata:
+        """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""
+        grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
+        return grant.metadata
+
+    async def frames(self, request: Request, numbers: Sequence[int]) -> Pictures:
+        """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
+
+        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
+        raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
+        """
+        names = {number: _name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)}
+        metadata, reading = await self._granted(request, list(names.values()))
+        if request.rendering.changes_nothing and _is_as_stored(metadata, request.rendering.media_type):
+            return await self._as_stored(request, numbers)
+        virtual = Downsampled.of(metadata, request.rendering.downsample)
+        cuts = self._cuts(request, virtual, list(names))
+        tasks = {
+            number: _Task(request, metadata, reading, cuts[number], names[number])
+            for number in names
+        }  # fmt: skip
+        return await self._pictures(tasks, numbers)
+
+    async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
+        answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
+        data = [frame.data for frame in answer.frames]
+        return Pictures(data, answer.metadata, answer.cached, answer.fetched, answer.shared)
+
+    async def whole(self, request: Request) -> Pictures:
+        """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
+        name = _name(b"whole", request.rendering)
+        metadata, reading = await self._granted(request, [name])
+        cut = Downsampled.of(metadata, request.rendering.downsample).whole().shown(request.rendering.viewport)
+        self._check_pixels(cut)
+        needed = cut.source_count(request.rendering.interpolation)
+        if needed > self.limits.whole_frames:
+            raise TooManyFrames(
+                f"the picture needs {needed} stored frames; at most {self.limits.whole_frames} are read for one of a whole "
+                "instance: ask for a smaller level, or for a region with viewport="
+            )
+        return await self._pictures({1: _Task(request, metadata, reading, cut, name)}, [1])
+
+    async def _granted(self, request: Request, names: Sequence[bytes]) -> tuple[InstanceMetadata, Reading]:
+        wanted = [FACTS, *names] if not request.fresh else [FACTS]
+        grant, reading = await self.reader.granted(request.origin, request.instance, request.caller, wanted)
+        request.check(grant.metadata)
+        return grant.metadata, reading
+
+    def _cuts(self, request: Request, virtual: Downsampled, numbers: Sequence[int]) -> dict[int, Cut]:
+        """Where each picture comes from, all limits looked at."""
+        if request.rendering.viewport is not None and request.rendering.media_type == OCTET_STREAM:
+            raise CannotRender("a viewport is for pictures, not for pixel data")
+        try:
+            cuts = {number: virtual.frame(number).shown(request.rendering.viewport) for number in numbers}
+        except NoSuchVirtualFrame as error:
+            raise NoSuchFrame(str(error)) from None
+        for cut in cuts.values():
+            self._check_pixels(cut)
+        needed = sum(cut.source_count(request.rendering.interpolation) for cut in cuts.values())
+        if needed > max(self.limits.frames, len(numbers)):
+            raise TooManyFrames(
+                f"these {len(numbers)} frames need {needed} stored frames; at most {self.limits.frames} are read for one "
+                "request: ask for fewer frames, or at a smaller factor of a smaller level"
+            )
+        return cuts
+
+    def _check_pixels(self, cut: Cut) -> None:
+        if cut.pixels > self.limits.pixels:
+            raise PictureTooLarge(
+                f"the picture would have {cut.columns} x {cut.rows} pixels; at most {self.limits.pixels} are made: "
+                "ask for a smaller one with viewport= or downsample="
+            )
+        if cut.frame_rows * cut.frame_columns > self.limits.pixels:
+            raise PictureTooLarge(f"a stored frame has more than the {self.limits.pixels} pixels that are decoded")
+
+    async def _pictures(self, tasks: Mapping[int, _Task], numbers: Sequence[int]) -> Pictures:
+        """All pictures of one request, a few at a time."""
+        data: dict[int, bytes] = {}
+        counts = {"cached": 0, "made": 0, "shared": 0}
+        left = iter(tasks.items())
+
+        async def some() -> None:
+            for number, task in left:
+                data[number], how = await self._picture(task)
+                counts[how] += 1
+
+        await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
+        metadata = next(iter(tasks.values())).metadata
+        return Pictures([data[number] for number in numbers], metadata, **counts)
+
+    async def _picture(self, task: _Task) -> tuple[bytes, str]:
+        cached = task.reading.entries.get(task.name)
+        if cached is not None:
+            return cached, "cached"
+        if task.request.fresh:
+            return await self._make(task), "made"
+        instance, fence, name = key = (task.request.instance, task.reading.fence, task.name)
+
+        async def keep(picture: bytes) -> None:
+            await self.cache.put_many(instance, fence, {name: picture}, self.seconds)
+
+        caller = task.request.caller
+        picture, joined = await shared(self._in_flight, key, caller, lambda: self._make(task), keep)
+        return picture, "shared" if joined else "made"
+
+    async def _make(self, task: _Task) -> bytes:
+        request, cut = task.request, task.cut
+        rendering = request.rendering
+        tiles = list(cut.tiles(rendering.interpolation))
+        if rendering.changes_nothing and cut.is_whole_frame and tiles:
+            unchanged = await self._unchanged(task, tiles[0])
+            if unchanged is not None:
+                return unchanged
+        if len(tiles) > BATCH:
+            return await self._in_batches(task, tiles)
+        frames = await self._read(task, tiles)
+        head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles)
+        head |= {"op": "picture", "tiles": _places(tiles, frames)}
+        return (await self.pool.call(head, [facts, *(frame.data for frame in frames)])).blobs[0]
+
+    async def _unchanged(self, task: _Task, tile: Tile) -> Optional[bytes]:
+        """The picture where it is the stored frame, or the same in another wrapping."""
+        media_type = task.request.rendering.media_type
+        if media_type == OCTET_STREAM:
+            (frame,) = await self._read(task, [tile])
+            _, facts = await self._head(task, frame.transfer_syntax, [tile])
+            head = {"op": "native", "transfer_syntax": frame.transfer_syntax, "max_pixels": self.limits.pixels}
+            return (await self.pool.call(head, [facts, frame.data])).blobs[0]
+        if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
+            return None
+        (frame,) = await self._read(task, [tile])
+        metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
+        if not is_same_picture(metadata, media_type):
+            return None
+        if _is_as_stored(metadata, media_type):
+            return bytes(frame.data)
+        return (await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data])).blobs[0]
+
+    async def _read(self, task: _Task, tiles: Sequence[Tile]) -> Sequence[Any]:
+        """The stored frames of *tiles*."""
+        if not tiles:
+            return []
+        request = task.request
+        numbers = tuple(tile.number for tile in tiles)
+        return (await self.reader.read(Wanted(request.origin, request.instance, numbers, request.caller))).frames
+
+    async def _head(self, task: _Task, transfer_syntax: str, tiles: Sequence[Tile]) -> tuple[dict[str, Any], bytes]:
+        """What a child must know of a picture, and the facts of its instance."""
+        request, cut = task.request, task.cut
+        colour = request.rendering.profile != "no"
+        facts = await self._facts.read(
+            request.origin, request.instance, request.caller, task.reading, colour, task.metadata
+        )  # fmt: skip
+        scale = 1
+        if transfer_syntax == JPEG_BASELINE and request.rendering.interpolation == "area":
+            scale = decoder_scale(cut, request.rendering.viewport is not None)
+        head = {
+            "rendering": pack_rendering(request.rendering),
+            "cut": None if cut.is_whole_frame else pack_cut(cut),
+            "scale": scale,
+            "max_pixels": self.limits.pixels,
+        }
+        return head, facts.of(tiles[0].number if tiles else 1)
+
+    async def _in_batches(self, task: _Task, tiles: Sequence[Tile]) -> bytes:
+        """A picture of many frames: a child holds it while they come, row by row."""
+        await self._places.acquire()
+        held: Optional[Held] = None
+        self._numbers += 1
+        number = self._numbers
+        try:
+            left = iter(tiles)
+            while batch := list(islice(left, BATCH)):
+                frames = await self._read(task, batch)
+                if held is None:
+                    head, facts = await self._head(task, frames[0].transfer_syntax, batch)
+                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts])
+                head = {"op": "add", "number": number, "tiles": _places(batch, frames)}
+                await held.call(head, [frame.data for frame in frames])
+            assert held is not None, "there are more tiles than none"
+            return (await held.call({"op": "finish", "number": number})).blobs[0]
+        except BaseException:
+            if held is not None:
+                held.forget({"op": "drop", "number": number})
+            raise
+        finally:
+            self._places.release()
+
+
+def _name(what: bytes, rendering: Rendering) -> bytes:
+    return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key())))
+
+
+def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:
+    return [(frame.transfer_syntax, tile.top, tile.left) for tile, frame in zip(tiles, frames)]
+
+
+def is_same_picture(metadata: InstanceMetadata, media_type: str) -> bool:
+    """Whether a stored frame is the picture of it in *media_type*, as it is or losslessly wrapped: what a browser makes of
+    its bytes is what DICOM says. (A JPEG of RGB components, a palette or a window would come out otherwise.)"""
+    jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
+    recompressed = metadata.transfer_syntax == JPEG_XL_RECOMPRESSION
+    if not (jpeg or recompressed) or media_type not in (JPEG, JPEG_XL):
+        return False
+    return metadata.photometric_interpretation.startswith("YBR_FULL") or (
+        metadata.photometric_interpretation == "MONOCHROME2" and metadata.bits_stored == 8
+    )
+
+
+def _is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
+    """Whether a stored frame's bytes are the picture of it."""
+    jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
+    return (media_type == JPEG) == jpeg and is_same_picture(metadata, media_type)
+
+
+def can_decode(transfer_syntax: Optional[str]) -> bool:
+    """Whether pictures can be made of frames in that transfer syntax: not of video. An unknown one: to be tried."""
+    syntax = lookup(transfer_syntax) if transfer_syntax is not None else None
+    return transfer_syntax is None or (syntax is not None and syntax.frames_separable)

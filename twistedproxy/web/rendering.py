@@ -1,0 +1,266 @@
+"""Answers that hold pictures: which form, whose work, and what to say when it cannot be done.
+
+Rules kept here:
+- one frame is one picture, unless only multipart is accepted; several frames are parts, whatever form was asked for
+  (DICOM PS3.18 section 8.7.4 has no other for them);
+- what nothing here decodes (video, unknown transfer syntaxes) is the origin's to render, as is everything where there
+  are no rendering workers;
+- frames asked for by extension parameters are frames of a virtual instance: multipart, with a transfer syntax.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, Optional
+
+import attrs
+from twisted.web.server import Request
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_BASELINE,
+    JPEG_XL,
+    JPEG_XL_RECOMPRESSION,
+    lookup,
+)
+from twistedproxy.frames.pictures import Picture, PictureReader
+from twistedproxy.frames.reader import Wanted
+from twistedproxy.imaging import service
+from twistedproxy.imaging.geometry import CannotRender
+from twistedproxy.imaging.parameters import DESCRIBING, FRAMES, RENDERED, Asked, BadParameter, Rendering, parse_query
+from twistedproxy.imaging.pool import CallFailed, ChildDied, PoolBusy, PoolError, PoolTimeout
+from twistedproxy.imaging.service import PICTURE_TYPES, Pictures, PictureService, PictureTooLarge, TooManyFrames
+from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
+from twistedproxy.web import negotiation, problems
+from twistedproxy.web.conditional import entity_tag
+from twistedproxy.web.framing import FrameAnswers, picture_status
+from twistedproxy.web.problems import Problem
+
+RETRY_AFTER = 2
+"""Seconds: about as long as a full queue of pictures takes."""
+
+MAX_DESCRIPTION = 64 << 20
+"""Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
+
+
+@attrs.frozen
+class RenderedAnswers:
+    """Answers requests for pictures. *pictures*: what the origin renders. *ours*: None where nothing is rendered here."""
+
+    answers: FrameAnswers
+    pictures: PictureReader
+    ours: Optional[PictureService]
+
+    async def frames_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
+        """``…/frames/{list}/rendered`` (PS3.18 section 10.4.1.1.6)."""
+        asked = asked_of(query, RENDERED)
+        accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
+        single = len(wanted.numbers) == 1
+        if self.ours is None or not await self._decodes(self.ours, wanted):
+            await self._by_origin(request, wanted, query, accept)
+            return
+        media_type, multipart = choose_picture(accepted, single)
+        try:
+            made = await self.ours.frames(_request(wanted, asked, media_type), wanted.numbers)
+        except CallFailed as failed:
+            if failed.kind == "NotDecodable":
+                await self._by_origin(request, wanted, query, accept)
+                return
+            raise_problem(failed)
+        except _FAILURES as error:
+            raise_problem(error)
+        await self._send(request, made, media_type, None, multipart, asked)
+
+    async def instance_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
+        """``…/instances/{}/rendered``: one picture. False, and nothing is written, where that is the origin's to make."""
+        asked = asked_of(query, RENDERED)
+        accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
+        if self.ours is None or not await self._decodes(self.ours, wanted):
+            return False
+        media_type, multipart = choose_picture(accepted, single=True)
+        try:
+            made = await self.ours.whole(_request(wanted, asked, media_type))
+        except CallFailed as failed:
+            if failed.kind == "NotDecodable":
+                return False
+            raise_problem(failed)
+        except _FAILURES as error:
+            raise_problem(error)
+        await self._send(request, made, media_type, None, multipart, asked)
+        return True
+
+    async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
+        """``…/frames/{list}`` with extension parameters that change the pixels."""
+        if self.ours is None:
+            raise problems.bad_request(
+                "downsample, interpolation and iccprofile need rendering workers: there are none"
+            )
+        form = negotiation.choose_frames(
+            accept, JPEG_BASELINE, len(wanted.numbers), (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
+        )  # fmt: skip
+        try:
+            made = await self.ours.frames(_request(wanted, asked, form.media_type, _check_depth), wanted.numbers)
+        except (CallFailed, *_FAILURES) as error:
+            raise_problem(error)
+        await self._send(request, made, form.media_type, form.transfer_syntax, form.multipart, asked)
+
+    async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
+        """``…/frames/{list}`` in a transfer syntax of `producible`."""
+        assert self.ours is not None, "nothing is producible without"
+        try:
+            made = await self.ours.frames(_request(wanted, Asked(Rendering()), form.media_type), wanted.numbers)
+        except (CallFailed, *_FAILURES) as error:
+            raise_problem(error)
+        await self._send(request, made, form.media_type, form.transfer_syntax, form.multipart, Asked(Rendering()))
+
+    def producible(self, metadata: InstanceMetadata) -> tuple[str, ...]:
+        """The transfer syntaxes that stored frames can be given in without loss, the preferred first."""
+        stored = metadata.transfer_syntax
+        syntax = lookup(stored) if stored is not None else None
+        if self.ours is None or syntax is None or not service.can_decode(stored):
+            return ()
+        native = (EXPLICIT_VR_LITTLE_ENDIAN,) if metadata.bits_allocated >= 8 else ()
+        if service.is_same_picture(metadata, "image/jxl") and stored == JPEG_BASELINE:
+            return (JPEG_XL_RECOMPRESSION, *native)
+        if service.is_same_picture(metadata, "image/jpeg") and stored == JPEG_XL_RECOMPRESSION:
+            return (JPEG_BASELINE, *native)
+        return native if syntax.encapsulated or syntax.big_endian else ()
+
+    async def described(self, body: ByteStream, factor: float) -> ByteStream:
+        """The metadata, or the answer to a search, of downsampled instances."""
+        if self.ours is None:
+            body.close()
+            raise problems.bad_request("downsample needs rendering workers: there are none")
+        try:
+            answer = await read_all(body, MAX_DESCRIPTION)
+            made = await self.ours.pool.call({"op": "downsample", "factor": factor}, [answer])
+        except StreamTooLong:
+            raise problems.too_large(MAX_DESCRIPTION, "what the origin says of these instances") from None
+        except PoolError as error:
+            raise_problem(error)
+        return BytesStream(made.blobs[0])
+
+    @staticmethod
+    async def _decodes(ours: PictureService, wanted: Wanted) -> bool:
+        """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
+        request = service.Request(wanted.origin, wanted.instance, wanted.caller, Rendering())
+        return service.can_decode((await ours.metadata(request)).transfer_syntax)
+
+    async def _by_origin(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
+        answer = await self.pictures.read(Picture(wanted, query, accept or b""))
+        _note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
+        rendered = answer.rendered
+        await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+
+    async def _send(
+        self,
+        request: Request,
+        made: Pictures,
+        media_type: str,
+        transfer_syntax: Optional[str],
+        multipart: bool,
+        asked: Asked,
+    ) -> None:
+        if asked.annotations:  # PS3.18 section 8.3.5.1.1
+            words = ", ".join(asked.annotations)
+            warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
+            request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
+        _note(request, "hit" if not made.made + made.shared else "collapsed" if made.shared else "miss")
+        status = pictures_status(made, asked.fresh)
+        if multipart:
+            body = build(made.data, media_type, transfer_syntax)
+            etag = b'"%s"' % body.digest.encode("ascii")
+            await self.answers.send_body(
+                request, body.content_type, body.chunks, etag, status, ranged=len(made.data) == 1
+            )
+            return
+        label = f"; transfer-syntax={transfer_syntax}" if transfer_syntax is not None else ""
+        content_type = f"{media_type}{label}".encode("ascii")
+        (data,) = made.data
+        await self.answers.send_body(
+            request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True
+        )
+
+
+def asked_of(query: bytes, known: frozenset[str]) -> Asked:
+    """What a query asks for. Raises `Problem` 400."""
+    try:
+        return parse_query(query, known)
+    except BadParameter as error:
+        raise problems.bad_request(str(error)) from None
+
+
+def asked_frames(query: bytes) -> Asked:
+    """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""
+    return asked_of(query, FRAMES)
+
+
+def asked_description(query: bytes) -> float:
+    """The factor of a request for metadata, or a search. Raises `Problem` 400."""
+    return asked_of(query, DESCRIBING).rendering.downsample
+
+
+def choose_picture(accepted: negotiation.Wanted, single: bool) -> tuple[str, bool]:
+    """The media type of pictures, and whether they are parts. Raises `Problem` 406."""
+    if single:
+        try:
+            return negotiation.choose_type(accepted, PICTURE_TYPES), False
+        except Problem:
+            if not any(range_.multipart for range_ in accepted.ranges):
+                raise
+    ranges = tuple(
+        attrs.evolve(range_, multipart=False) for range_ in accepted.ranges if range_.multipart or not single
+    )
+    return negotiation.choose_type(attrs.evolve(accepted, ranges=ranges), PICTURE_TYPES), True
+
+
+def pictures_status(made: Pictures, fresh: bool = False) -> bytes:
+    """The Cache-Status of an answer (RFC 9211)."""
+    if not made.made and not made.shared:
+        return b"twistedproxy; hit"
+    forward = b"request" if fresh else b"partial" if made.cached else b"uri-miss"
+    stored = b"" if fresh else b"; stored"
+    collapsed = b"; collapsed" if made.shared else b""
+    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
+
+
+def _request(wanted: Wanted, asked: Asked, media_type: str, check: Any = None) -> service.Request:
+    request = service.Request(
+        wanted.origin, wanted.instance, wanted.caller, asked.rendering.to(media_type), asked.fresh
+    )  # fmt: skip
+    return request if check is None else attrs.evolve(request, check=check)
+
+
+def _check_depth(metadata: InstanceMetadata) -> None:
+    """Frames of a virtual instance have 8 bits a sample, as its viewers would not know."""
+    if metadata.bits_stored > 8:
+        raise CannotRender(
+            f"frames of {metadata.bits_stored} bits a sample cannot be resized without loss of depth: ask for …/rendered"
+        )
+
+
+_FAILURES = (CannotRender, TooManyFrames, PictureTooLarge, PoolError)
+
+
+def raise_problem(error: Exception) -> NoReturn:
+    """The answer to a picture that cannot be made."""
+    detail = str(error)
+    match error:
+        case CannotRender():
+            raise problems.bad_request(detail) from None
+        case TooManyFrames() | PictureTooLarge():
+            raise Problem(413, detail) from None
+        case PoolBusy():
+            raise problems.unavailable(detail, RETRY_AFTER) from None
+        case PoolTimeout():
+            raise problems.gateway_timeout(detail) from None
+        case CallFailed(kind="NotDecodable"):
+            raise problems.not_acceptable(["the frames as they are stored"]) from None
+        case ChildDied():
+            raise problems.bad_gateway(detail) from None
+    raise problems.bad_gateway(f"the picture cannot be made: {detail}") from None
+
+
+def _note(request: Any, outcome: str) -> None:
+    request.cache_outcome = outcome
