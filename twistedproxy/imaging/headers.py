@@ -27,7 +27,7 @@ MAX_PACKETS = 1_000_000  # layers x components x resolutions x precincts: OpenJP
 class Header:
     """*precision* in bits; *signed* is JPEG 2000's. *color_transform*: whether the codestream says that its decoder
     is to turn YCbCr into RGB (None: it says nothing). *levels* is how often its size can be halved in decoding.
-    *lossless_process*: JPEG's process 14. *adobe*: whether an APP14 segment said so. *high_throughput*: HTJ2K.
+    *lossless_process*: JPEG's process 14. *adobe*: whether an APP14 segment said so.
     """
 
     rows: int
@@ -39,7 +39,6 @@ class Header:
     levels: int = 0
     lossless_process: bool = False
     adobe: bool = False
-    high_throughput: bool = False
 
 
 def jpeg_header(data: bytes) -> Header:
@@ -127,7 +126,6 @@ def jpeg2000_header(data: bytes) -> Header:
         components,
         (parts[0] & 0x7F) + 1,
         signed=bool(parts[0] & 0x80),
-        high_throughput=bool(data[start + 6] & 0x40),  # T.814: bit 14 of Rsiz says that there is a CAP segment
     )
     return _coding_style(data, start + 4 + size, _checked(header), tiles)
 
@@ -148,7 +146,23 @@ def _coding_style(data: bytes, place: int, header: Header, tiles: int) -> Header
         place += 2 + length
     if transform is None or levels > 32 or packets > MAX_PACKETS:
         raise BadImage("a JPEG 2000 coding style that is missing, or out of proportion")
+    _all_tiles(data, place, tiles)
     return attrs.evolve(header, levels=levels, color_transform=transform and header.components >= 3)
+
+
+def _all_tiles(data: bytes, place: int, tiles: int) -> None:
+    """Every tile has a part (T.800 A.4.2), all there: OpenJPEG leaves out those that are missing and says nothing."""
+    seen = set()
+    while data[place : place + 4] == b"\xff\x90\0\x0a" and len(data) >= place + 12:
+        tile, length = struct.unpack_from(">HI", data, place + 4)
+        seen.add(tile)
+        if not length:  # the last one, up to the end
+            break
+        if length < 14 or place + length > len(data):
+            raise BadImage("a JPEG 2000 tile that is cut off")
+        place += length
+    if len(seen) < tiles:
+        raise BadImage(f"a JPEG 2000 codestream with {len(seen)} of {tiles} tiles")
 
 
 def _precincts(header: Header, segment: bytes, tiles: int) -> int:

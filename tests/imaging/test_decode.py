@@ -1,0 +1,299 @@
+"""twistedproxy.imaging.decode: every encoding at hand, smaller sizes, and frames that lie."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import struct
+import warnings
+import zlib
+
+import attrs
+import imagecodecs
+import numpy
+import pydicom
+import wsidicom_data
+from pydicom import Dataset
+from pydicom.encaps import generate_frames
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.imaging.damage import codecs, damaged
+from twistedproxy.dicom import transfer_syntaxes as syntaxes
+from twistedproxy.imaging.decode import can_decode, decode
+from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
+from twistedproxy.imaging.facts import PixelFacts
+
+MAX_PIXELS = 1 << 24
+TEST_FILES = sorted((pathlib.Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
+ENCODED = pathlib.Path(wsidicom_data.__file__).parent / "data" / "encoded"
+SIDE = 240  # pixels, of wsidicom-data's tile
+LOSSY = ("JPEG_Baseline", "JPEG_Extended", "Near-Lossless", "JPEG_2000_Image_Compression-")
+SYNTAXES = {
+    "Explicit_VR_Big_Endian": syntaxes.EXPLICIT_VR_BIG_ENDIAN,
+    "Explicit_VR_Little_Endian": syntaxes.EXPLICIT_VR_LITTLE_ENDIAN,
+    "Implicit_VR_Little_Endian": syntaxes.IMPLICIT_VR_LITTLE_ENDIAN,
+    "JPEG-LS_Lossless_Image_Compression": syntaxes.JPEG_LS_LOSSLESS,
+    "JPEG-LS_Lossy_(Near-Lossless)_Image_Compression": syntaxes.JPEG_LS_NEAR_LOSSLESS,
+    "JPEG_2000_Image_Compression": syntaxes.JPEG_2000,
+    "JPEG_2000_Image_Compression_(Lossless_Only)": syntaxes.JPEG_2000_LOSSLESS,
+    "JPEG_Baseline_(Process_1)": syntaxes.JPEG_BASELINE,
+    "JPEG_Extended_(Process_2_and_4)": syntaxes.JPEG_EXTENDED,
+    "JPEG_Lossless,_Non-Hierarchical_(Process_14)": syntaxes.JPEG_LOSSLESS,
+    "RLE_Lossless": syntaxes.RLE_LOSSLESS,
+}
+# Words of two 8-bit values in big-endian order: nothing in a frame's bytes tells, and web services have no big endian
+SWAPPED = {"SC_rgb_small_odd_big_endian.dcm"}
+
+
+def first_frame(dataset: Dataset) -> bytes:
+    """The bytes of the first frame, as stored."""
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return next(generate_frames(dataset.PixelData, number_of_frames=count))
+    return dataset.PixelData[: len(dataset.PixelData) // count] if count > 1 else dataset.PixelData
+
+
+def facts_of(name: str) -> tuple[str, PixelFacts]:
+    """The transfer syntax and facts that go with the name of a file of wsidicom-data."""
+    process, channels, bits = name.rsplit(".", 1)[0].rsplit("-", 2)
+    stored = int(bits)
+    photometric = "MONOCHROME2" if channels == "GRAYSCALE" else "RGB" if channels == "RGB" else "YBR_FULL"
+    if "JPEG_2000" in process and channels == "YBR":
+        photometric = "YBR_RCT"
+    facts = PixelFacts(
+        SIDE,
+        SIDE,
+        1 if channels == "GRAYSCALE" else 3,
+        bits_allocated=8 if stored == 8 else 16,
+        bits_stored=stored,
+        high_bit=stored - 1,
+        photometric_interpretation=photometric,
+    )
+    return SYNTAXES[process], facts
+
+
+class TheirPixelsTests(SynchronousTestCase):
+    """Beside other decoders."""
+
+    def setUp(self) -> None:
+        """pydicom warns of what its own test files are made to break."""
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        caught = warnings.catch_warnings()
+        caught.__enter__()
+        self.addCleanup(caught.__exit__, None, None, None)
+        warnings.simplefilter("ignore")
+
+    def test_pydicom(self) -> None:
+        """What pydicom can decode of its own test files is the same here, value by value."""
+        compared = set()
+        for path in TEST_FILES:
+            dataset = pydicom.dcmread(path, force=True)
+            if "PixelData" not in dataset or path.name in SWAPPED:
+                continue
+            if dataset.file_meta.TransferSyntaxUID == syntaxes.JPEG_BASELINE:
+                # other libraries that may be there make other colours of subsampled ones, up to 3 off
+                dataset.pixel_array_options(decoding_plugin="pillow")
+            try:
+                theirs = dataset.pixel_array
+            except Exception:
+                continue
+            if int(dataset.get("NumberOfFrames") or 1) > 1:
+                theirs = theirs[0]
+            facts = PixelFacts.from_dataset(dataset)
+            syntax = str(dataset.file_meta.TransferSyntaxUID)
+            ours = decode(first_frame(dataset), syntax, facts, max_pixels=MAX_PIXELS)
+            self.assertEqual(ours.shape, theirs.shape, path.name)
+            self.assertEqual(ours.dtype, theirs.dtype.newbyteorder("="), path.name)
+            off = int(numpy.abs(ours.astype(numpy.int64) - theirs.astype(numpy.int64)).max())
+            self.assertLessEqual(off, 1 if syntax == syntaxes.JPEG_EXTENDED else 0, path.name)
+            compared.add(path.name)
+        self.assertGreaterEqual(len(compared), 46, compared)
+
+    def test_wsidicom_data(self) -> None:
+        """Every file of wsidicom-data: those without loss equal the raw ones, the others come close to them."""
+        raw = {
+            (channels, bits): numpy.frombuffer(
+                (ENCODED / f"Explicit_VR_Little_Endian-{channels}-{bits}.raw").read_bytes(),
+                "<u2" if bits == 16 else "u1",
+            ).reshape((SIDE, SIDE, 3) if channels == "RGB" else (SIDE, SIDE))
+            for channels, bits in (("GRAYSCALE", 8), ("GRAYSCALE", 16), ("RGB", 8))
+        }
+        for path in sorted(ENCODED.iterdir()):
+            syntax, facts = facts_of(path.name)
+            ours = decode(path.read_bytes(), syntax, facts, max_pixels=MAX_PIXELS).astype(int)
+            if facts.bits_stored == 12:
+                truth = raw["GRAYSCALE", 16].astype(int) >> 4
+            else:
+                truth = raw["GRAYSCALE" if facts.samples_per_pixel == 1 else "RGB", facts.bits_stored].astype(int)
+            off = numpy.abs(ours - truth)
+            if path.name.startswith(LOSSY) or "Near-Lossless" in path.name:
+                self.assertLess(off.mean(), 0.02 * (1 << facts.bits_stored), path.name)
+            else:
+                self.assertEqual(off.max(), 0, path.name)
+
+    def test_made_here(self) -> None:
+        """Frames of every other codec, decoded to what they were made of."""
+        whole = {name: decode(*codec[:2], codec[2], max_pixels=MAX_PIXELS) for name, codec in codecs().items()}
+        for name in ("jpeg-lossless", "jpeg-ls", "jpeg2000", "htj2k", "jpegxl-lossless", "rle", "deflated"):
+            self.assertTrue((whole[name] == whole["native"]).all(), name)
+        for name in ("jpeg-ls-16", "jpeg2000-16"):
+            self.assertTrue((whole[name] == whole["native"][:, :, 0].astype(int) * 16).all(), name)
+        for name in ("jpeg", "jpegxl", "jpegxl-jpeg"):
+            self.assertLess(numpy.abs(whole[name].astype(int) - whole["native"]).mean(), 25, name)
+
+
+class FormsTests(SynchronousTestCase):
+    """How native values may lie."""
+
+    def test_planes(self) -> None:
+        """Colours by plane and colours by pixel are the same picture."""
+        data, syntax, facts = codecs()["native"]
+        pixels = decode(data, syntax, facts, max_pixels=MAX_PIXELS)
+        planes = pixels.transpose(2, 0, 1).tobytes()
+        by_plane = decode(planes, syntax, attrs.evolve(facts, planar_configuration=1), max_pixels=MAX_PIXELS)
+        self.assertTrue((pixels == by_plane).all())
+
+    def test_sign_and_overlay(self) -> None:
+        """Bits above the high bit are dropped, and the stored ones' sign is spread."""
+        facts = PixelFacts(1, 4, bits_allocated=16, bits_stored=12, high_bit=11, pixel_representation=1)
+        data = struct.pack("<4H", 0xF001, 0x0FFF, 0x1800, 0x07FF)
+        values = decode(data, syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=4)
+        self.assertEqual(values.tolist(), [[1, -1, -2048, 2047]])
+        swapped = decode(
+            numpy.frombuffer(data, "<u2").astype(">u2").tobytes(), "1.2.840.10008.1.2.2", facts, max_pixels=4
+        )
+        self.assertTrue((values == swapped).all())
+
+    def test_unsigned_codestream_of_signed_values(self) -> None:
+        """JPEG-LS knows no sign: the instance's is put back."""
+        values = numpy.arange(-2048, 2048, dtype=numpy.int16).reshape(64, 64)
+        facts = PixelFacts(64, 64, bits_allocated=16, bits_stored=16, high_bit=15, pixel_representation=1)
+        data = imagecodecs.jpegls_encode(values.view(numpy.uint16))
+        self.assertTrue((decode(data, syntaxes.JPEG_LS_LOSSLESS, facts, max_pixels=4096) == values).all())
+        unsigned = attrs.evolve(facts, pixel_representation=0)
+        as_stored = decode(data, syntaxes.JPEG_LS_LOSSLESS, unsigned, max_pixels=4096)
+        self.assertTrue((as_stored == values.view(numpy.uint16)).all())
+
+    def test_ybr_partial(self) -> None:
+        """Retired YBR_PARTIAL_422: 16 is black and 235 is white."""
+        facts = PixelFacts(1, 2, 3, photometric_interpretation="YBR_PARTIAL_422")
+        values = decode(bytes((16, 235, 128, 128)), syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=4)
+        self.assertEqual(values.tolist(), [[[0, 0, 0], [255, 255, 255]]])
+
+
+class ScaleTests(SynchronousTestCase):
+    """Leaving detail to the codec."""
+
+    def test_sizes(self) -> None:
+        """JPEG and JPEG 2000 give the smaller size, rounded up, close to averages; the others the whole."""
+        for name, (data, syntax, facts) in codecs().items():
+            whole = decode(data, syntax, facts, max_pixels=MAX_PIXELS)
+            for scale in (2, 4, 8):
+                part = decode(data, syntax, facts, max_pixels=MAX_PIXELS, scale=scale)
+                if name in ("jpeg", "htj2k") or (name == "jpeg2000" and scale < 8):
+                    self.assertEqual(part.shape[:2], (facts.rows // scale, facts.columns // scale), name)
+                    side = facts.rows // scale
+                    mean = whole.reshape(side, scale, side, scale, 3).mean(axis=(1, 3))
+                    limit = 2 if name == "jpeg" else 40  # wavelets are not averages
+                    self.assertLess(numpy.abs(part - mean).mean(), limit, (name, scale))
+                elif name != "jpeg2000":
+                    self.assertEqual(part.shape, whole.shape, (name, scale))
+
+    def test_odd_sizes(self) -> None:
+        """Sizes that do not divide are rounded up; what would have less than a pixel is made as small as it can be."""
+        for path, size in (("SC_rgb_jpeg_dcmtk.dcm", (13, 13)), ("SC_rgb_small_odd_jpeg.dcm", (2, 2))):
+            dataset = pydicom.dcmread(TEST_FILES[0].with_name(path))
+            facts = PixelFacts.from_dataset(dataset)
+            part = decode(first_frame(dataset), syntaxes.JPEG_BASELINE, facts, max_pixels=MAX_PIXELS, scale=8)
+            self.assertEqual(part.shape[:2], size)
+
+    def test_no_such_scale(self) -> None:
+        """Other scales are a caller's mistake."""
+        data, syntax, facts = codecs()["jpeg"]
+        self.assertRaises(ValueError, decode, data, syntax, facts, max_pixels=MAX_PIXELS, scale=3)
+
+
+class RefusedTests(SynchronousTestCase):
+    """Frames that lie, are cut off, explode, or are nobody's."""
+
+    def test_size_not_the_instances(self) -> None:
+        """A frame of another size than its instance is refused by every codec, native ones by their length."""
+        for name, (data, syntax, facts) in codecs().items():
+            larger = attrs.evolve(facts, rows=facts.rows * 2)
+            self.assertRaises(BadImage, decode, data, syntax, larger, max_pixels=MAX_PIXELS)
+            if name not in ("native", "deflated"):
+                smaller = attrs.evolve(facts, rows=facts.rows // 2)
+                self.assertRaises(BadImage, decode, data, syntax, smaller, max_pixels=MAX_PIXELS)
+
+    def test_limit(self) -> None:
+        """More pixels than allowed are refused before the frame is looked at."""
+        facts = PixelFacts(60_000, 60_000)
+        for syntax in filter(can_decode, map(str, syntaxes._BY_UID)):
+            self.assertRaises(ImageTooLarge, decode, b"", syntax, facts, max_pixels=MAX_PIXELS)
+
+    def test_cut_off(self) -> None:
+        """Half of a frame is no frame."""
+        for name, (data, syntax, facts) in codecs().items():
+            self.assertRaises(BadImage, decode, data[: len(data) // 2], syntax, facts, max_pixels=MAX_PIXELS)
+            self.assertRaises(BadImage, decode, b"", syntax, facts, max_pixels=MAX_PIXELS)
+            self.assertTrue(name)
+
+    def test_explodes(self) -> None:
+        """What unpacks to more than the frame stops there."""
+        facts = PixelFacts(8, 8)
+        runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 100_000
+        self.assertRaises(BadImage, decode, runs, syntaxes.RLE_LOSSLESS, facts, max_pixels=64)
+        packer = zlib.compressobj(9, wbits=-15)
+        bomb = packer.compress(bytes(1 << 24)) + packer.flush()
+        values = decode(bomb, syntaxes.DEFLATED_IMAGE_FRAME, facts, max_pixels=64)
+        self.assertEqual(values.shape, (8, 8))
+
+    def test_out_of_proportion(self) -> None:
+        """A JPEG 2000 header that makes a decoder plan for millions of layers, or leaves out tiles, is refused."""
+        data, syntax, facts = codecs()["jpeg2000"]
+        layers = bytearray(data)
+        for width, height in ((1, 1), (32, 64), (1, 2)):
+            tiles = bytearray(data)
+            struct.pack_into(">II", tiles, 24, width, height)
+            error = self.assertRaises(BadImage, decode, bytes(tiles), syntax, facts, max_pixels=4096)
+            self.assertIn("tiles", str(error))
+        style = data.index(b"\xff\x52")
+        struct.pack_into(">H", layers, style + 6, 65_535)
+        large = attrs.evolve(facts, rows=8_192, columns=8_192)
+        struct.pack_into(">II", layers, 8, 8_192, 8_192)
+        struct.pack_into(">II", layers, 24, 1_024, 1_024)
+        error = self.assertRaises(BadImage, decode, bytes(layers), syntax, large, max_pixels=1 << 30)
+        self.assertIn("proportion", str(error))
+
+    def test_scans(self) -> None:
+        """A JPEG of more scans than anybody makes is refused."""
+        data, syntax, facts = codecs()["jpeg"]
+        bomb = data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 200 + data[-2:]
+        self.assertIn("scans", str(self.assertRaises(BadImage, decode, bomb, syntax, facts, max_pixels=4096)))
+
+    def test_nobodys(self) -> None:
+        """Videos, unknown syntaxes and what is no picture are said to be that."""
+        data, syntax, facts = codecs()["native"]
+        for other in ("1.2.840.10008.1.2.4.102", "1.2.3"):
+            self.assertRaises(NotDecodable, decode, data, other, facts, max_pixels=MAX_PIXELS)
+        for wrong in (
+            {"photometric_interpretation": "CMYK"},
+            {"samples_per_pixel": 4},
+            {"bits_allocated": 12},
+            {"photometric_interpretation": "MONOCHROME2"},
+            {"bits_stored": 9},
+        ):
+            self.assertRaises(NotDecodable, decode, data, syntax, attrs.evolve(facts, **wrong), max_pixels=MAX_PIXELS)
+
+    def test_damaged(self) -> None:
+        """Of thousands of damaged frames each is refused as such or decodes to the instance's shape, soon."""
+        for name, (data, syntax, facts) in codecs().items():
+            refused = 0
+            for seed in range(150):
+                try:
+                    pixels = decode(damaged(data, seed), syntax, facts, max_pixels=1 << 16)
+                    self.assertEqual(pixels.shape[:2], (facts.rows, facts.columns))
+                except BadImage:
+                    refused += 1
+            self.assertGreater(refused, 20, name)

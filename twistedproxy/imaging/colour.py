@@ -1,0 +1,68 @@
+"""From one colour space to another, by LittleCMS.
+
+Rules that this file keeps:
+
+- An instance without a profile is taken for sRGB, as browsers take what has none.
+- The rendering intent is the source profile's own (ICC.1 section 7.2.15), as in pydicom.
+- Transforms are kept: to make one costs as much as to convert many frames. LittleCMS lets several threads use one.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+from PIL import Image, ImageCms
+
+from twistedproxy.imaging.errors import BadProfile
+from twistedproxy.imaging.icc import SPACES, profile_of
+
+Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
+
+TARGETS = tuple(SPACES)
+MAX_TRANSFORMS = 16  # a scanner has one profile: source and target pairs in use at a time
+MAX_PROFILE = 16 << 20  # bytes; scanners' have up to 1 MB
+
+_NONE: Mapping[str, bytes] = {}
+
+
+def convert_colours(
+    array: Pixels, profile: bytes, target: str, own: Mapping[str, bytes] = _NONE
+) -> tuple[Pixels, bytes]:
+    """(rows, columns, 3) of 8-bit RGB in another colour space, and that space's profile.
+
+    *profile* is the source's, b"" for none. *target* is one of `TARGETS`, or of *own*: profiles by name, which go
+    before those that are made here. Raises BadProfile.
+    """
+    goal = own.get(target) or profile_of(target)
+    source = profile or profile_of("srgb")
+    if source == goal:
+        return array, goal
+    picture = Image.fromarray(numpy.ascontiguousarray(array))
+    ImageCms.applyTransform(picture, _transform(source, goal), inPlace=True)
+    return numpy.asarray(picture), goal
+
+
+@functools.lru_cache(MAX_TRANSFORMS)
+def _transform(source: bytes, goal: bytes) -> ImageCms.ImageCmsTransform:
+    start, end = _read(source), _read(goal)
+    try:
+        intent = ImageCms.Intent(ImageCms.getDefaultIntent(start))
+        return ImageCms.buildTransform(start, end, "RGB", "RGB", intent)
+    except (ImageCms.PyCMSError, ValueError) as error:
+        raise BadProfile(f"the ICC profile cannot be used: {error}") from error
+
+
+def _read(data: bytes) -> ImageCms.ImageCmsProfile:
+    if len(data) > MAX_PROFILE:
+        raise BadProfile(f"an ICC profile of {len(data)} bytes")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise BadProfile("the ICC profile cannot be read") from error
+    if profile.profile.xcolor_space.strip() != "RGB":
+        raise BadProfile(f"an ICC profile of {profile.profile.xcolor_space.strip()} values, not of RGB")
+    return profile
