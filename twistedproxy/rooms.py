@@ -165,7 +165,7 @@ class Rooms:
         from twistedproxy.web.server import ProxySite
 
         for text in self._settings.listen:
-            await self._listen_at(text, ProxySite(self._routes.app.resource(), self.connections, self._reactor))
+            await self._listen_at(text, ProxySite(self._routes.resource(), self.connections, self._reactor))
         if self._settings.admin_listen is not None:
             site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
             await self._listen_at(self._settings.admin_listen, site)

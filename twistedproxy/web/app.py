@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from klein import Klein
 from twisted.python.failure import Failure
+from twisted.web.resource import IResource
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
@@ -24,12 +25,13 @@ from twistedproxy.metrics import Metrics
 from twistedproxy.settings import Settings
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
+from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status, transfer_syntax_of
 from twistedproxy.web.handling import answer_unrouted, answered
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.passthrough import PassThrough
-from twistedproxy.web.paths import Kind, parse_frame_list, parse_resource
+from twistedproxy.web.paths import Kind, parse_frame_list
 from twistedproxy.web.problems import Problem
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
@@ -77,17 +79,13 @@ class ProxyRoutes:
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
 
-    @app.route(f"/<path:mount>/{_SERIES}/frames/<numbers>", methods=_READ)
     @app.route(f"/{_SERIES}/frames/<numbers>", methods=_READ)
-    @app.route(f"/<path:mount>/{_SHORT}/frames/<numbers>", methods=_READ)
     @app.route(f"/{_SHORT}/frames/<numbers>", methods=_READ)
     @answered("frames")
     async def frames(self, request: Request) -> None:
         """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
         self._note_client(request)
-        target = self._target(request)
-        if target.resource.kind is not Kind.FRAMES:
-            raise problems.bad_request("the path is not what it looks like")
+        target = self._target(request, Kind.FRAMES)
         if _without_accept(target.query):  # asks for something of the origin's own
             await self._hand_on(request, target)
             return
@@ -103,17 +101,13 @@ class ProxyRoutes:
         _set_outcome(request, cache_outcome(answer))
         await self._answers.send(request, answer, form)
 
-    @app.route(f"/<path:mount>/{_SERIES}/frames/<numbers>/rendered", methods=_READ)
     @app.route(f"/{_SERIES}/frames/<numbers>/rendered", methods=_READ)
-    @app.route(f"/<path:mount>/{_SHORT}/frames/<numbers>/rendered", methods=_READ)
     @app.route(f"/{_SHORT}/frames/<numbers>/rendered", methods=_READ)
     @answered("frames_rendered")
     async def rendered(self, request: Request) -> None:
         """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture asked for."""
         self._note_client(request)
-        target = self._target(request)
-        if target.resource.kind is not Kind.FRAMES_RENDERED:
-            raise problems.bad_request("the path is not what it looks like")
+        target = self._target(request, Kind.FRAMES_RENDERED)
         accepted = negotiation.parse_accept(_accept(request), negotiation.query_accept(target.query))
         numbers = parse_frame_list(target.resource.frame_list, self.settings.max_frames_per_request)
         wanted = await self._wanted(request, target, numbers)
@@ -133,14 +127,11 @@ class ProxyRoutes:
         rendered = answer.rendered
         await self._answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
-    @app.route(f"/<path:mount>/{_SERIES}/prefetch", methods=[*_READ, "POST"])
     @app.route(f"/{_SERIES}/prefetch", methods=[*_READ, "POST"])
     @answered("prefetch")
     async def prefetch(self, request: Request) -> None:
         """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
-        target = self._target(request)
-        if target.resource.kind is not Kind.PREFETCH:
-            raise problems.bad_request("the path is not what it looks like")
+        target = self._target(request, Kind.PREFETCH)
         asked = Asked.of(target.query, _accept(request))
         wanted = await self._wanted(request, target, ())
         if request.method == b"POST":
@@ -218,14 +209,19 @@ class ProxyRoutes:
         else:
             answer_unrouted(self, request, problems.not_found("there is nothing here; DICOMweb is below a mount"))
 
-    def _target(self, request: Request) -> Target:
-        raw_path, _, query = request.uri.partition(b"?")
-        found = self.mounts.find(raw_path)
-        if found is None:
-            prefixes = ", ".join(mount.prefix or "/" for mount in self.mounts.all)
-            raise problems.not_found(f"{problems.shown(raw_path)} is below no mount; there is: {prefixes}")
-        mount, below = found
-        return Target(mount, parse_resource(below), below, query)
+    def resource(self) -> IResource:
+        """The root resource of a listener."""
+        return Entry(self.mounts, self.app.resource())
+
+    @staticmethod
+    def _target(request: Any, *kinds: Kind) -> Target:
+        """What the request is about, found by `Entry`: one of *kinds*, where any are given."""
+        if request.nowhere is not None:
+            raise request.nowhere
+        target: Optional[Target] = request.target
+        if target is None or (kinds and target.resource.kind not in kinds):
+            raise problems.not_found("there is nothing here; DICOMweb is below a mount")
+        return target
 
     async def _wanted(
         self,

@@ -20,6 +20,7 @@ from twisted.web.server import Request, Site
 
 from twistedproxy.web.channel import ProxyChannel
 from twistedproxy.web.connections import Connections
+from twistedproxy.web.mounts import Target
 from twistedproxy.web.problems import Problem, bad_request, shown
 from twistedproxy.web.sending import ClientGone
 from twistedproxy.web.uploads import Upload
@@ -38,6 +39,10 @@ class StreamingRequest(Request):
     upload: Optional[Upload] = None
     refused: Optional[Problem] = None
     """What is wrong with it as HTTP: the routes raise it."""
+    target: Optional[Target] = None
+    """What it is about, below a mount: found by the listener's root resource."""
+    nowhere: Optional[Problem] = None
+    """Why it has no target."""
     cache_outcome: str = ""
     """What the cache did for this request, in one word, for metrics and the log."""
     client_seen: Optional[str] = None
@@ -130,6 +135,7 @@ class ProxySite(Site):
     """The factory of connections to one proxy."""
 
     requestFactory = StreamingRequest
+    noisy = False
 
     def __init__(self, resource: IResource, connections: Connections, reactor: Any) -> None:
         # No timeout of twisted.web's: `Connections` keeps the deadlines.

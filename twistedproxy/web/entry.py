@@ -1,0 +1,52 @@
+"""Where requests come in: the mount and the DICOMweb resource are found in the raw path, then Klein finds the handler.
+
+Klein is shown the path below the DICOMweb root, so that its routes are those of the standard, whatever the mounts are
+called. (A route with a variable for the mount costs three times as much to match.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.web.resource import IResource, Resource
+
+from twistedproxy.web.mounts import Mounts, Target
+from twistedproxy.web.paths import parse_resource
+from twistedproxy.web.problems import Problem, not_found, shown
+
+OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})
+"""The proxy's own pages, which no mount hides."""
+
+
+class Entry(Resource):
+    """The root resource of a listener. *routes*: Klein's."""
+
+    isLeaf = True
+
+    def __init__(self, mounts: Mounts, routes: IResource) -> None:
+        super().__init__()
+        self._mounts = mounts
+        self._routes = routes
+
+    def render(self, request: Any) -> Any:
+        """Say what *request* is about (`StreamingRequest.target`, or why it is about nothing), and pass it on."""
+        raw_path, _, query = request.uri.partition(b"?")
+        if raw_path not in OWN and request.refused is None:
+            try:
+                self._enter(request, raw_path, query)
+            except Problem as problem:
+                request.nowhere = problem
+                request.postpath = [b""]
+        return self._routes.render(request)
+
+    def _enter(self, request: Any, raw_path: bytes, query: bytes) -> None:
+        found = self._mounts.find(raw_path)
+        if found is None:
+            prefixes = ", ".join(mount.prefix or "/" for mount in self._mounts.all)
+            raise not_found(f"{shown(raw_path)} is below no mount; there is: {prefixes}")
+        mount, below = found
+        resource = parse_resource(below)
+        request.target = Target(mount, resource, below, query)
+        above = mount.prefix.count("/") + resource.root.count("/")
+        request.prepath += request.postpath[:above]
+        del request.postpath[:above]
