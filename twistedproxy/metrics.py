@@ -60,6 +60,10 @@ FAMILIES = {
         Family("prefetch_claims_lost", "counter", "Frames that others were loading."),
         Family("prefetch_frames", "counter", "Frames that ended prefetches loaded.", ("kind",)),
         Family("prefetch_frames_used", "counter", "Prefetched frames that were then asked for, each counted once."),
+        Family("prefetch_jobs_running", "gauge", "Prefetches under way.", ("kind",)),
+        Family("prefetch_frames_running", "gauge", "Frames that prefetches under way have loaded.", ("kind",)),
+        Family("prefetch_frames_wanted", "gauge", "Frames that prefetches under way want in all.", ("kind",)),
+        Family("prefetch_bytes_running", "gauge", "Bytes that prefetches under way have loaded.", ("kind",)),
         Family("prefetch_children", "gauge", "Child processes that load instances."),
         Family("cache_evictions", "total", "Entries that the cache gave up for want of memory."),
     )
@@ -76,6 +80,9 @@ class Metrics:
     def __init__(self) -> None:
         self._rows: dict[str, dict[tuple[str, ...], Row]] = {name: {} for name in FAMILIES}
         self._bound: dict[tuple[str, str, int, str], tuple[Row, Row]] = {}
+        for name, family in FAMILIES.items():
+            if family.kind in ("counter", "gauge") and not family.labels:
+                self._row(name, ())  # 0 from the beginning: what appears late looks like no increase to Prometheus
         self._in_flight = self._row("requests_in_flight", ())
         self._bytes_out = self._row("client_bytes", ("out",))
         self._bytes_in = self._row("client_bytes", ("in",))

@@ -74,7 +74,7 @@ class Warming:
             job = await self._patiently(instance)
         except Refused as refused:
             if refused.status == 409 and refused.reason == LOADED_LATELY:
-                self._leave_out(instance, "was loaded lately; --again loads it again")
+                self._leave_out(instance, "was loaded a short while ago, or is being loaded; --again loads it again")
             elif refused.status == 409 and refused.reason in OF_THE_INSTANCE and target.sop is None:
                 self._leave_out(instance, refused.detail)
             else:

@@ -20,13 +20,14 @@ from werkzeug.exceptions import HTTPException
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.logs import AccessLog
-from twistedproxy.metrics import CONTENT_TYPE, Metrics
+from twistedproxy.metrics import CONTENT_TYPE, Metrics, merge
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.cors import Cors
 from twistedproxy.web.handling import answer_error, answered
 from twistedproxy.web.mounts import Mounts
+from twistedproxy.web.prefetch_status import running_gauges, totals
 from twistedproxy.web.problems import method_not_allowed, not_found
 
 CHECK_SECONDS = 3.0
@@ -100,17 +101,26 @@ class StatusPages:
             bool(cache.get("connected", True)),
             *(_count(cache.get(name)) for name in ("used_bytes", "max_bytes", "evicted")),
         )
-        _send(request, 200, CONTENT_TYPE, self.metrics.render(await self.siblings.snapshots()))
+        parts = await self._parts()
+        running = running_gauges(job for part in parts for job in part["jobs"]["running"])
+        _send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
 
     async def status_json(self, request: Request) -> None:
-        """Mounts, cache, workers, jobs."""
+        """Mounts, cache, workers, jobs, and what became of prefetching in numbers."""
         mounts = [{"prefix": mount.prefix or "/", **mount.origin.status()} for mount in self.mounts.all]
         cache = await self.cache.status()
-        parts = [self.own(), *await self.siblings.statuses()]
-        parts.sort(key=lambda part: part["worker"]["pid"])
+        parts = await self._parts()
         jobs = {state: [job for part in parts for job in part["jobs"][state]] for state in ("running", "ended")}
         workers = [part["worker"] for part in parts]
-        _send_json(request, 200, {"mounts": mounts, "cache": cache, "workers": workers, "jobs": jobs})
+        prefetch = totals(merge([self.metrics.snapshot(), *await self.siblings.snapshots()]))
+        status = {"mounts": mounts, "cache": cache, "workers": workers, "jobs": jobs, "prefetch": prefetch}
+        _send_json(request, 200, status)
+
+    async def _parts(self) -> list[dict[str, Any]]:
+        """What each worker says of itself, this one too."""
+        parts = [self.own(), *await self.siblings.statuses()]
+        parts.sort(key=lambda part: part["worker"]["pid"])
+        return parts
 
 
 class AdminRoutes:
