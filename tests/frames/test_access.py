@@ -12,6 +12,7 @@ from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Memor
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.access import RENEWAL_PAUSE, Access
+from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller
@@ -98,6 +99,13 @@ class AskTests(AccessCase):
         self.assertEqual((grant.expires, grant.metadata), (TTL, METADATA))
         self.assertIsNone(self.worker().from_reading(MALLORY, INSTANCE, self.reading(MALLORY)))
         self.clock.advance(500)
+        self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
+
+    def test_ended(self) -> None:
+        """A grant that a server keeps beyond its end is none."""
+        fence = self.successResultOf(self.ask()).fence
+        entries = {grant_name(ALICE): pack_grant(self.clock.seconds())}
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.put_many(INSTANCE, fence, entries, None)))
         self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
 
     def test_longer_than_allowed(self) -> None:

@@ -163,6 +163,15 @@ class SharingTests(ReaderCase):
         self.failureResultOf(first, OriginRefused)
         self.assertEqual(self.successResultOf(second).frames, frames(1))
 
+    def test_all_are_denied(self) -> None:
+        """A denial reaches all of that caller's requests that wait, and the origin is not asked for each of them."""
+        waits = [self.ask(1) for _ in range(10)]
+        self.origin.readers.clear()
+        self.gate.callback(None)
+        for wait in waits:
+            self.failureResultOf(wait, OriginRefused)
+        self.assertEqual(self.origin.asked_for("frames"), [(1,)])
+
 
 class GrantTests(ReaderCase):
     """Nobody reads without a grant."""
@@ -224,7 +233,8 @@ class GrantTests(ReaderCase):
     def test_forgotten_while_fetching(self) -> None:
         """What a fetch brings that began before the instance was forgotten is not kept."""
         self.got(100)
-        self.origin.gate = gate = Deferred()
+        gate: Deferred[None] = Deferred()
+        self.origin.gate = gate
         wait = self.ask(1)
         self.successResultOf(Deferred.fromCoroutine(self.reader.forgetting.forget(INSTANCE.scope)))
         self.origin.gate = None

@@ -126,6 +126,16 @@ class UrlTests(DescribedCase):
             answer = await client.get(self.metadata)
             self.assertEqual((answer.body, answer.headers["content-length"]), (body, str(len(body))), kind)
 
+    async def test_head(self) -> None:
+        """HEAD does not promise the length that the origin's own answer has, and makes no grant."""
+        await self.started()
+        connection = await RawConnection.open(self.running.port)
+        connection.send(f"HEAD /dicomweb{self.metadata} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n".encode())
+        head = await connection.end()
+        self.assertTrue(head.startswith(b"HTTP/1.1 200 ") and head.endswith(b"\r\n\r\n"), head)
+        self.assertNotIn(b"content-length", head.lower())
+        self.assertEqual(len(self.running.rooms.access.grants), 0)
+
     async def test_no_compression_is_asked_for(self) -> None:
         """The origin is asked for what can be looked into, whatever the client could take."""
         store, client = await self.started()

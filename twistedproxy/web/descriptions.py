@@ -94,15 +94,12 @@ class Descriptions:
             return False
         if any(not field.lower().startswith(b"accept=") for field in target.query.split(b"&") if field):
             return False
-        return self.credentials.are_all(name for name, _ in _not_harmless(request))
+        names = [name.lower() for name, _ in request.requestHeaders.getAllRawHeaders()]
+        return self.credentials.are_all(name for name in names if not _is_harmless(name))
 
 
-def _not_harmless(request: Request) -> list[tuple[bytes, list[bytes]]]:
-    return [
-        (name, values)
-        for name, values in request.requestHeaders.getAllRawHeaders()
-        if (lower := name.lower()) not in _HARMLESS and not lower.startswith(b"sec-")
-    ]
+def _is_harmless(name: bytes) -> bool:
+    return name in _HARMLESS or name.startswith(b"sec-")
 
 
 @attrs.frozen
