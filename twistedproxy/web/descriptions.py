@@ -58,7 +58,8 @@ _VIDEO_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.77.1.{kind}.1" for kind in 
 # Request headers that no store decides by. Any other may be why it answered, and is no part of the grant's credential.
 _HARMLESS = frozenset(
     b"host accept accept-charset accept-encoding accept-language user-agent referer origin connection keep-alive"
-    b" cache-control pragma dnt priority te upgrade-insecure-requests x-requested-with if-none-match if-modified-since"
+    b" cache-control content-type pragma dnt priority te upgrade-insecure-requests x-requested-with if-none-match"
+    b" if-modified-since"
     b" via traceparent tracestate x-request-id x-forwarded-proto x-forwarded-host x-forwarded-port".split()
 )
 
