@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import subprocess
 import sys
 from typing import Any
@@ -197,6 +199,25 @@ class ShowingTests(WarmCase):
         run = await self.run_command(f"{proxy.url}/dicomweb/studies/1.2", terminal=True)
         self.assertEqual(run.code, 0)
         self.assertRegex(run.errors, r"\r100%\|.*\| 24/24 frames \[\d\d:\d\d<\d\d:\d\d, [\d.]+ MB/s\]")
+
+    async def test_terminal_without_a_size(self) -> None:
+        """The bar is there on a terminal that says it has no columns and no rows, as some consoles do."""
+        proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
+        url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3"
+        terminal, ours = pty.openpty()
+        self.addCleanup(os.close, terminal)
+
+        def run() -> int:
+            command = [sys.executable, "-m", "twistedproxy.warm", url]
+            try:
+                return subprocess.run(
+                    command, env=python_environment(), stdout=ours, stderr=ours, timeout=30
+                ).returncode
+            finally:
+                os.close(ours)
+
+        self.assertEqual(await deferToThread(run), 0)
+        self.assertIn("24/24 frames [", os.read(terminal, 65536).decode())
 
     async def test_as_a_command(self) -> None:
         """As a process without a terminal it prints plain lines, and its exit code tells how it went."""

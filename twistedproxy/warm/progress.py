@@ -41,8 +41,9 @@ class Progress:
         self._totals = {one.url: one.frames or 0 for one in instances}
         if not self.quiet and self.errors.isatty():
             tqdm.monitor_interval = 0  # no thread is needed: jobs tell of themselves often enough
-            columns = shutil.get_terminal_size().columns  # tqdm draws nothing where a terminal claims to have none
-            self._bar = tqdm(total=self._frames_wanted(), file=self.errors, bar_format=_BAR, ncols=columns)
+            size = shutil.get_terminal_size()  # tqdm draws nothing on a terminal that claims to have no size
+            wanted = self._frames_wanted()
+            self._bar = tqdm(total=wanted, file=self.errors, bar_format=_BAR, ncols=size.columns, nrows=size.lines)
 
     def update(self, instance: Found, job: Job) -> None:
         """A job goes on."""
