@@ -1,7 +1,7 @@
 """The routes: frames are answered here, through the cache; all else below a mount is handed on.
 
-Klein finds the handler; what exactly was asked for is read from the raw request target, since Klein decodes
-percent signs and a path must mean the same to us as to the origin.
+What a request is about, `Entry` has found in its raw path before Klein finds the handler: a route here is a kind of
+DICOMweb resource, or a page of the proxy's own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from twistedproxy.web.problems import Problem
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
 
-_SERIES = "studies/<study>/series/<series>/instances/<sop>"
-_SHORT = "studies/<study>/instances/<sop>"
 _READ = ["GET", "HEAD"]
 _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
 _RENDERED_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
@@ -79,8 +77,7 @@ class ProxyRoutes:
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
 
-    @app.route(f"/{_SERIES}/frames/<numbers>", methods=_READ)
-    @app.route(f"/{_SHORT}/frames/<numbers>", methods=_READ)
+    @app.route(f"/{Kind.FRAMES.value}", methods=_READ)
     @answered("frames")
     async def frames(self, request: Request) -> None:
         """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
@@ -101,8 +98,7 @@ class ProxyRoutes:
         _set_outcome(request, cache_outcome(answer))
         await self._answers.send(request, answer, form)
 
-    @app.route(f"/{_SERIES}/frames/<numbers>/rendered", methods=_READ)
-    @app.route(f"/{_SHORT}/frames/<numbers>/rendered", methods=_READ)
+    @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")
     async def rendered(self, request: Request) -> None:
         """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture asked for."""
@@ -127,7 +123,7 @@ class ProxyRoutes:
         rendered = answer.rendered
         await self._answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
-    @app.route(f"/{_SERIES}/prefetch", methods=[*_READ, "POST"])
+    @app.route(f"/{Kind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")
     async def prefetch(self, request: Request) -> None:
         """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
@@ -141,7 +137,6 @@ class ProxyRoutes:
             await self.warming.tell(request, wanted, asked)
 
     @app.route("/<path:anything>", methods=_ALL)
-    @app.route("/", methods=_ALL)
     @answered("other")
     async def other(self, request: Request) -> None:
         """Everything else: preflights are answered, DICOMweb resources handed on, the rest is not found."""

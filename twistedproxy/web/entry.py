@@ -1,7 +1,8 @@
-"""Where requests come in: the mount and the DICOMweb resource are found in the raw path, then Klein finds the handler.
+"""Where requests come in: the raw path tells the mount and the DICOMweb resource, then Klein finds the handler.
 
-Klein is shown the path below the DICOMweb root, so that its routes are those of the standard, whatever the mounts are
-called. (A route with a variable for the mount costs three times as much to match.)
+Klein is shown the kind of the resource in the place of the path that was read already: matching a path of ten segments
+costs a fifth of all that a cached frame costs, and Klein decodes percent signs, while a path must mean the same to us
+as to the origin.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Entry(Resource):
                 self._enter(request, raw_path, query)
             except Problem as problem:
                 request.nowhere = problem
-                request.postpath = [b""]
+                request.postpath = [b"nowhere"]
         return self._routes.render(request)
 
     def _enter(self, request: Any, raw_path: bytes, query: bytes) -> None:
@@ -47,6 +48,4 @@ class Entry(Resource):
         mount, below = found
         resource = parse_resource(below)
         request.target = Target(mount, resource, below, query)
-        above = mount.prefix.count("/") + resource.root.count("/")
-        request.prepath += request.postpath[:above]
-        del request.postpath[:above]
+        request.postpath = [resource.kind.value.encode("ascii")]
