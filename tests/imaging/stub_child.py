@@ -11,7 +11,7 @@ from twistedproxy.imaging.messages import Message, read_message
 
 def main() -> None:
     """Serve until standard input ends."""
-    print("a library prints something", file=sys.stderr, flush=True)  # noqa: T201
+    print("a library prints something", file=sys.stderr, flush=True)
     _write(Message({"ready": True}))
     notes: list[bytes] = []
     while (message := read_message(sys.stdin.buffer.read)) is not None:

@@ -226,7 +226,7 @@ class EndTests(PoolCase):
             time.sleep(60)
         """)
         tree = str(Path(__file__).parents[2])
-        proxy = subprocess.Popen(
+        proxy = subprocess.Popen(  # noqa: ASYNC220 -- it is not waited for but to end
             [sys.executable, "-c", program],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": tree},

@@ -108,8 +108,10 @@ class _Child(ProcessProtocol):
         """Have the child do a call. The Deferred is the child's own."""
         self.busy = True
         self.reply = Deferred()
+        process: Any = self.transport
         for piece in message.packed():
-            self.transport.write(piece)  # type: ignore[union-attr]
+            if 0 in process.pipes:  # else it has ended, and will soon be heard to
+                process.write(piece)
         return self.reply
 
     def processEnded(self, reason: Failure) -> None:
@@ -254,8 +256,15 @@ class RenderPool:
         # the proxy may have been started from a source tree that is not installed
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         arguments = [sys.executable, "-m", self.module, str(ADDRESS_SPACE), str(os.getpid())]
+        try:
+            self.reactor.spawnProcess(child, sys.executable, arguments, environment, childFDs={0: "w", 1: "r", 2: "r"})
+        except OSError as error:  # no more processes, no memory
+            self._not_before = self.reactor.seconds() + RETRY_SECONDS
+            self._log.warn("a rendering child could not be started: {reason}", reason=str(error))
+            if not self._children:
+                raise PoolBusy("no rendering child could be started") from None
+            return
         self._children.append(child)
-        self.reactor.spawnProcess(child, sys.executable, arguments, environment, childFDs={0: "w", 1: "r", 2: "r"})
         late = self.reactor.callLater(START_SECONDS, lambda: None if child.ready else child.kill())
         child.ended.addCallback(lambda _: late.cancel() if late.active() else None)
 
