@@ -20,6 +20,7 @@ from twisted.logger import (
     globalLogBeginner,
     textFileLogObserver,
 )
+from twisted.internet.task import LoopingCall
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
@@ -31,8 +32,7 @@ from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded
-from twistedproxy.prefetch.jobs import Progress
+from twistedproxy.prefetch.instance_load import InstanceLoad
 from twistedproxy.prefetch.local_file import LocalFile
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.settings import Settings
@@ -100,10 +100,16 @@ class ChildProtocol(amp.AMP):
             raise LoadFailed("the loader knows of no cache")
         address = Instance(*instance)
         lifetime = None if seconds < 0 else seconds
-        frames = ProvisionalFrames(self._cache, address, fence, lifetime, self._progress(number))
+        done = [0, 0]
+        frames = ProvisionalFrames(self._cache, address, fence, lifetime, lambda *told: done.__setitem__(slice(2), told))
         load = InstanceLoad(frames, InstanceMetadata.from_bytes(metadata), self._reactor)
         stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
-        loaded: Loaded = await load.run(stream)
+        telling = LoopingCall(self._tell, number, done)
+        telling.start(PROGRESS_SECONDS, now=False)
+        try:
+            loaded = await load.run(stream)
+        finally:
+            telling.stop()
         return {"frames": loaded.frames, "bytes": loaded.bytes, "transfer_syntax": loaded.transfer_syntax}
 
     async def _open(self, source: str, instance: Instance, caller: Caller) -> ByteStream:
@@ -115,17 +121,9 @@ class ChildProtocol(amp.AMP):
             await origin.start()
         return await origin.stored_instance(instance, caller)
 
-    def _progress(self, number: int) -> Progress:
-        told = 0.0
-
-        def progress(frames: int, size: int) -> None:
-            nonlocal told
-            now = self._reactor.seconds()
-            if now - told >= PROGRESS_SECONDS and not self._alone:
-                told = now
-                self.callRemote(commands.Progress, number=number, frames=frames, bytes=size)
-
-        return progress
+    def _tell(self, number: int, done: list[int]) -> None:
+        if not self._alone:
+            self.callRemote(commands.Progress, number=number, frames=done[0], bytes=done[1])
 
     @commands.Stop.responder
     def stop(self, number: int) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class _Pipe:
         self._process = process
 
     def write(self, data: bytes) -> None:
-        self._process.writeToChild(0, data)
+        if 0 in self._process.pipes:  # else it has ended, and will soon be heard to
+            self._process.writeToChild(0, data)
 
     def writeSequence(self, data: Any) -> None:
         self.write(b"".join(data))

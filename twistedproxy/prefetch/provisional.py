@@ -26,16 +26,10 @@ REMOVED_AT_ONCE = 5000
 
 
 @attrs.define(eq=False)
-class _Batch:
-    size: int
-    done: Deferred[bool]
-
-
-@attrs.define(eq=False)
 class ProvisionalFrames:
     """Writes frames 1, 2, 3... of *instance* under *fence* for *seconds* (None: no expiry).
 
-    *written*, *size*: how many frames, and their bytes.
+    *written*, *size*: how many frames were sent, and their bytes. *progress* hears of those that are in the cache.
     """
 
     cache: Cache
@@ -46,7 +40,10 @@ class ProvisionalFrames:
     written: int = 0
     size: int = 0
     _outstanding: int = 0
-    _batches: deque[_Batch] = attrs.field(factory=deque)
+    _taken: int = 0
+    _taken_size: int = 0
+    _refused: bool = False
+    _batches: deque[Deferred[None]] = attrs.field(factory=deque)
 
     async def write(self, frames: list[bytes], size: int, transfer_syntax: str) -> None:
         """Send the next *frames*, *size* bytes together; waits while too many are on their way. Raises `LoadFailed`."""
@@ -56,32 +53,37 @@ class ProvisionalFrames:
         self.written += len(frames)
         self.size += size
         self._outstanding += size
-        putting = self.cache.put_many(self.instance, self.fence, entries, self.seconds)
-        self._batches.append(_Batch(size, Deferred.fromCoroutine(putting)))  # type: ignore[arg-type]
-        while self._batches and (self._outstanding > OUTSTANDING_BYTES or self._batches[0].done.called):
-            await self._settle()
+        self._batches.append(Deferred.fromCoroutine(self._put(entries, size)))
+        while self._batches and (self._outstanding > OUTSTANDING_BYTES or self._batches[0].called):
+            await self._batches.popleft()
+        self._check()
 
     async def finish(self) -> None:
         """Wait until all are in the cache. Raises `LoadFailed`."""
         while self._batches:
-            await self._settle()
+            await self._batches.popleft()
+        self._check()
 
-    async def _settle(self) -> None:
-        """Wait for the oldest batch."""
-        batch = self._batches[0]
-        taken = await batch.done
-        self._batches.popleft()
-        self._outstanding -= batch.size
-        if not taken:
+    async def _put(self, entries: dict[bytes, bytes], size: int) -> None:
+        taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
+        self._outstanding -= size
+        if taken:
+            self._taken += len(entries)
+            self._taken_size += size
+            self.progress(self._taken, self._taken_size)
+        else:
+            self._refused = True
+
+    def _check(self) -> None:
+        if self._refused:
             raise LoadFailed("the cache did not take the frames")
-        self.progress(self.written, self.size)
 
     async def take_back(self) -> bool:
         """Remove all that was written, once the writes have come to their end; whether that is certain."""
         while self._batches:
-            done = self._batches.popleft().done
-            done.addErrback(lambda _: False)
-            await done
+            batch = self._batches.popleft()
+            batch.addErrback(lambda _: None)
+            await batch
         return await remove_frames(self.cache, self.instance, self.written)
 
 
