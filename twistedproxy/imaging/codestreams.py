@@ -20,7 +20,7 @@ from PIL import Image
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.imaging.errors import BadImage
 from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.headers import Header, jpeg2000_header, jpeg_header, jpegxl_header
+from twistedproxy.imaging.headers import Header, jpeg2000_codestream, jpeg2000_header, jpeg_header, jpegxl_header
 from twistedproxy.imaging.ybr import FULL, ybr_to_rgb
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
@@ -68,6 +68,7 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     OpenJPEG decodes both. OpenJPH takes 0.4 of its time on HTJ2K, but imagecodecs (2026.3) drops its errors: what it
     did not decode would be memory of whatever was there before.
     """
+    data = jpeg2000_codestream(data)
     header = jpeg2000_header(data)
     _agree(header, facts)
     if not _ends(data):

@@ -101,15 +101,42 @@ def _frame_header(data: bytes, marker: int, segment: bytes, jfif: bool, adobe: b
     )
 
 
+def jpeg2000_codestream(data: bytes) -> bytes:
+    """What is inside of a JP2 file (T.800 annex I); a bare codestream, as DICOM has it, is given back.
+
+    What the file says of colours is left: PS3.5 section A.4.4 has it be ignored. Raises BadImage.
+    """
+    if data[4:8] != b"jP  ":
+        return data
+    for kind, start, end in _boxes(data):
+        if kind == b"jp2c":
+            return data[start:end]
+    raise BadImage("a JP2 file without a codestream")
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The outer boxes of JP2 and JPEG XL files: kind, start and end of what is inside."""
+    place = 0
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        head = 8
+        if length == 1:
+            length, head = int.from_bytes(data[place + 8 : place + 16], "big"), 16
+        end = place + length if length else len(data)
+        if end < place + head:
+            break
+        yield kind, place + head, min(end, len(data))
+        place = end
+
+
 def jpeg2000_header(data: bytes) -> Header:
-    """Of a JPEG 2000 codestream (T.800 annex A), HTJ2K (T.814) or a JP2 file around one. Raises BadImage."""
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4_096) if data[4:8] == b"jP  " else 0
-    if start < 0 or data[start : start + 4] != b"\xff\x4f\xff\x51" or len(data) < start + 42:
+    """Of a bare JPEG 2000 codestream (T.800 annex A) or HTJ2K (T.814). Raises BadImage."""
+    if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 42:
         raise BadImage("no JPEG 2000 codestream")
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, components = struct.unpack_from(
-        ">8IH", data, start + 8
+        ">8IH", data, 8
     )
-    parts = data[start + 42 : start + 42 + 3 * components]
+    parts = data[42 : 42 + 3 * components]
     if not 0 < components <= MAX_COMPONENTS or len(parts) < 3 * components or right <= left or bottom <= top:
         raise BadImage("a JPEG 2000 size that cannot be")
     if any(parts[index] != parts[0] or parts[index + 1 : index + 3] != b"\1\1" for index in range(0, len(parts), 3)):
@@ -119,7 +146,7 @@ def jpeg2000_header(data: bytes) -> Header:
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > MAX_TILES:
         raise BadImage(f"a JPEG 2000 codestream of {tiles} tiles")
-    size = int.from_bytes(data[start + 4 : start + 6], "big")
+    size = int.from_bytes(data[4:6], "big")
     header = Header(
         bottom - top,
         right - left,
@@ -127,7 +154,7 @@ def jpeg2000_header(data: bytes) -> Header:
         (parts[0] & 0x7F) + 1,
         signed=bool(parts[0] & 0x80),
     )
-    return _coding_style(data, start + 4 + size, _checked(header), tiles)
+    return _coding_style(data, 4 + size, _checked(header), tiles)
 
 
 def _coding_style(data: bytes, place: int, header: Header, tiles: int) -> Header:
@@ -205,18 +232,10 @@ def _jxl_codestream(data: bytes) -> bytes:
     """The first bytes of the codestream, whether bare or in boxes (ISO/IEC 18181-2)."""
     if data[:12] != b"\0\0\0\x0cJXL \r\n\x87\n":
         return data[:16]
-    place = 12
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        head = 8
-        if length == 1 and place + 16 <= len(data):
-            length, head = int.from_bytes(data[place + 8 : place + 16], "big"), 16
+    for kind, start, _ in _boxes(data):
         if kind in (b"jxlc", b"jxlp"):
-            head += 4 if kind == b"jxlp" else 0
-            return data[place + head : place + head + 16]
-        if length < head:
-            break
-        place += length
+            place = start + (4 if kind == b"jxlp" else 0)
+            return data[place : place + 16]
     raise BadImage("a JPEG XL container without a codestream")
 
 
