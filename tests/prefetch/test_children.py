@@ -78,7 +78,7 @@ class LoadTests(ChildCase):
         store = self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
 
-        path = str(Path(self.slide.path).absolute())
+        path = os.path.abspath(self.slide.path)
 
         async def local_file(_instance: object) -> str:
             return path

@@ -1,0 +1,223 @@
+"""Prefetching by whole proxies, as they are started: ends of every kind, several at once, callers who notice nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+
+from tests.clients import client
+from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase
+from tests.processes import Proxy, Store
+from tests.slides import slide
+from tests.waiting import wait_until, within
+from tests.web.support import ProxyCase
+from twistedproxy.cache.address import EmbeddedAddress
+
+AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+STALL_SECONDS = 0.05
+
+
+class ProxyTests(RealCase):
+    """Proxies of their own processes on one Redis server."""
+
+    async def setUpAll(self, *options: str, proxies: int = 1) -> None:
+        self.redis_server = await self.redis()
+        self.held = self.store(SIDE)
+        self.worker_beside = await self.worker(socket=self.redis_server.socket)
+        more = ["--block-pixels", "256", "--prefetch-min-frames", "2", "--whole-instance-max-cpu", "100"]
+        cache = f"unix:{self.redis_server.socket}"
+        self.proxies = []
+        for _ in range(proxies):
+            proxy = await Proxy.started(
+                "--origin", f"/dicomweb={self.held.url}", "--cache", cache, *more, "--whole-instance-max-memory", "100",
+                *options,
+            )  # fmt: skip
+            self.addCleanup(proxy.remove)
+            self.proxies.append(proxy)
+
+    async def get(self, proxy: Proxy, number: int) -> None:
+        """Get a frame, which must be the right one."""
+        asking = client(self, f"{proxy.url}/dicomweb", HEADERS)
+        answer = await within(asking.frames(self.slide.resource, [number], AS_STORED))
+        self.assertEqual(answer.frames(), [self.frames[number - 1]])
+
+    def instances(self) -> int:
+        """How often the store was asked for the whole instance."""
+        return len([seen for seen in self.held.requests if seen.path.endswith(self.slide.sop)])
+
+    async def wait_for_all(self) -> None:
+        cached = [0]
+
+        async def look() -> None:
+            cached[0] = await self.cached(self.worker_beside)
+
+        loop = LoopingCall(look)
+        loop.start(0.02)
+        try:
+            await wait_until(lambda: cached[0] == len(self.frames), "all frames in the cache")
+        finally:
+            loop.stop()
+
+    async def half(self, proxy: Proxy) -> Any:
+        """A load in its middle."""
+        gate = self.held.hold(lambda seen: seen.path.endswith(self.slide.sop), after=HALF)
+        await wait_until(lambda: len(proxy.family()) > 1, "a child")
+        await self.get(proxy, 1)
+        await within(gate.reached())
+        return gate
+
+    async def test_two_proxies(self) -> None:
+        """Two proxies on one server, triggered at once: the instance is loaded once, and both serve all of it."""
+        await self.setUpAll(proxies=2)
+        await gatherResults([ensureDeferred(self.get(proxy, 3)) for proxy in self.proxies])
+        await self.wait_for_all()
+        self.assertEqual(self.instances(), 1)
+        before = len(self.held.seen("/frames/"))
+        for proxy in self.proxies:
+            await self.get(proxy, 200)
+        self.assertEqual(len(self.held.seen("/frames/")), before)
+
+    async def test_killed(self) -> None:
+        """Killed in mid-load: no process is left, the lock runs out after its time, and another proxy loads."""
+        await self.setUpAll("--recache-after", "2", proxies=2)
+        gate = await self.half(self.proxies[0])
+        proxy = self.proxies[0]
+        await deferToThread(proxy.kill)
+        await wait_until(lambda: not proxy.strays(), "the end of all processes")
+        gate.release()
+        self.assertTrue(await self.locked(self.worker_beside))
+        locked = [True]
+
+        async def look() -> None:
+            locked[0] = await self.locked(self.worker_beside)
+
+        loop = LoopingCall(look)
+        loop.start(0.05)
+        await wait_until(lambda: not locked[0], "the end of the lock")
+        loop.stop()
+        await self.get(self.proxies[1], 99)
+        await self.wait_for_all()
+
+    async def test_terminated(self) -> None:
+        """Stopped in mid-load: the lock is given back, the frames are taken back, no process is left, nothing is
+        complained of."""
+        await self.setUpAll("--stop-deadline", "2")
+        (proxy,) = self.proxies
+        gate = await self.half(proxy)
+        await deferToThread(proxy.stop)
+        self.assertEqual(proxy.strays(), [])
+        self.assertLessEqual(await self.cached(self.worker_beside), 1)
+        self.assertFalse(await self.locked(self.worker_beside))
+        self.assertNotIn("Unhandled", proxy.output())
+        self.assertNotIn("Traceback", proxy.output())
+        self.assertIn("prefetch stopped: whole of", proxy.output())
+        self.assertNotIn(TOKEN, proxy.output())
+        gate.release()
+
+    async def test_interrupted(self) -> None:
+        """Ctrl-C, which reaches the child too, ends both in order."""
+        await self.setUpAll("--stop-deadline", "2")
+        (proxy,) = self.proxies
+        gate = await self.half(proxy)
+        for process in reversed(proxy.family()):
+            process.send_signal(signal.SIGINT)
+        await wait_until(lambda: not proxy.running(), "the proxy's end")
+        self.assertEqual(proxy.strays(), [])
+        self.assertFalse(await self.locked(self.worker_beside))
+        self.assertNotIn("Traceback", proxy.output())
+        gate.release()
+
+    async def test_stopped_at_once(self) -> None:
+        """Stopped as soon as it is there, its child still starting: nothing is left or complained of."""
+        await self.setUpAll("--stop-deadline", "2")
+        (proxy,) = self.proxies
+        await deferToThread(proxy.stop)
+        self.assertEqual(proxy.strays(), [])
+        self.assertNotIn("Unhandled", proxy.output())
+        self.assertNotIn("Traceback", proxy.output())
+
+    async def test_child_killed(self) -> None:
+        """A proxy whose child is killed in mid-load goes on, and loads with another."""
+        await self.setUpAll()
+        (proxy,) = self.proxies
+        gate = await self.half(proxy)
+        child = next(one for one in proxy.family() if "twistedproxy.prefetch.child" in one.cmdline())
+        child.kill()
+        gate.release()
+        await wait_until(lambda: "prefetch failed" in proxy.output(), "the failure in the log")
+        self.assertIn(self.slide.sop, proxy.output().partition("prefetch failed")[2])
+        await self.get(proxy, 77)
+        await self.wait_for_all()
+
+
+class NoCacheTests(RealCase):
+    """``--cache none``."""
+
+    async def test_said(self) -> None:
+        """Nothing is prefetched, and the log says so and why."""
+        store = self.store(4)
+        proxy = await Proxy.started("--origin", f"/dicomweb={store.url}", "--cache", "none")
+        self.addCleanup(proxy.remove)
+        asking = client(self, f"{proxy.url}/dicomweb", HEADERS)
+        await asking.frames(self.slide.resource, [1], AS_STORED)
+        self.assertEqual([seen for seen in store.requests if seen.path.endswith(self.slide.sop)], [])
+        self.assertIn("nothing is prefetched: no-cache", proxy.output())
+        self.assertEqual(len(proxy.family()), 1)
+
+
+class StallTests(ProxyCase):
+    """While an instance loads, nobody waits for the reactor."""
+
+    timeout = 120
+
+    async def stall(self, **settings: Any) -> float:
+        """The most seconds of work (of this process, so that a busy machine makes no difference) between two turns of
+        the reactor while an instance of 10 MB loads."""
+        made = slide(os.path.abspath(self.mktemp()), 34, 34)
+        outside = Store(str(made.path))
+        self.addCleanup(outside.remove)
+        url = await deferToThread(outside.wait_until_ready)
+        self.frames = made.stored_frames()
+        whole = {"prefetch": True, "whole_instance_max_cpu": 100.0, "whole_instance_max_memory": 100.0, **settings}
+
+        elsewhere: Any = SimpleNamespace(url=url)  # all that is asked of a store here
+        proxy = await self.proxy(elsewhere, **whole)
+        worst = [0.0]
+        last = [time.process_time()]
+
+        def tick() -> None:
+            now = time.process_time()
+            worst[0] = max(worst[0], now - last[0])
+            last[0] = now
+
+        asking = proxy.client()
+        await asking.frames(made.resource, [1], AS_STORED)
+        loop = LoopingCall(tick)
+        loop.start(0.001)
+        try:
+            await within(proxy.rooms.scheduler.drain())
+        finally:
+            loop.stop()
+        ended = proxy.rooms.jobs.status()["ended"]
+        self.assertEqual([(job["result"], job["frames"]) for job in ended if job["kind"] == "whole"],
+                         [("done", len(self.frames))])  # fmt: skip
+        answer = await asking.frames(made.resource, [2, 500, len(self.frames)], AS_STORED)
+        self.assertEqual(answer.frames(), [self.frames[1], self.frames[499], self.frames[-1]])
+        return worst[0]
+
+    async def test_in_process(self) -> None:
+        """In this process, into the in-process cache, a load works in turns that nobody notices."""
+        self.assertLess(await self.stall(), STALL_SECONDS)
+
+    async def test_child(self) -> None:
+        """A child's load and the display load beside it take the reactor no longer either."""
+        stall = await self.stall(cache=EmbeddedAddress(), block_pixels=1000, display_min_frames=100)
+        self.assertLess(stall, STALL_SECONDS)
