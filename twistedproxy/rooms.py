@@ -25,6 +25,7 @@ from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.reader import FrameReader
 from twistedproxy.frames.series import SeriesLookup
+from twistedproxy.imaging.open import open_imaging
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.interface import Caller
@@ -40,6 +41,8 @@ from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.web.announcing import announce
 from twistedproxy.web.app import ProxyRoutes
 from twistedproxy.web.descriptions import Descriptions
+from twistedproxy.web.hot import HotResponses
+from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mount, Mounts
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.server import Connections
@@ -89,6 +92,7 @@ class Rooms:
         self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)
         self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
+        self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
         descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
         self.children = Children(reactor, self.cache, settings, self.metrics)
@@ -108,17 +112,25 @@ class Rooms:
         )
         self.reader.answered = self.scheduler.answered
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
-        self.connections = Connections(reactor, settings.client_timeout)
+        hot = HotResponses(
+            settings.hot_memory, self.access, credentials, reactor.seconds, ignore_forwarded=not settings.trusted_proxy
+        )
+        self.reader.watch = hot
+        self.forgetting.also.append(hot.forget)
+        hot_server = HotServer(hot, self.metrics, access_log, time.perf_counter)
+        self.connections = Connections(reactor, settings.client_timeout, hot_server if settings.hot_memory else None)
         self._routes = ProxyRoutes(
             settings,
             self.mounts,
             credentials,
             self.reader,
             pictures,
+            self.imaging,
             SeriesLookup(time.monotonic, settings.grant_ttl),
             PassThrough(self.forgetting, descriptions),
             status,
             Warming(self.reader, self.scheduler, self.jobs, reactor),
+            hot_server,
             self.metrics,
             access_log,
             time.perf_counter,
@@ -128,7 +140,10 @@ class Rooms:
 
     def status(self) -> dict[str, Any]:
         """This worker's part of ``/status.json``."""
-        worker = {"pid": os.getpid(), "connections": len(self.connections), "grants": len(self.access.grants)}
+        worker: dict[str, Any] = {"pid": os.getpid(), "connections": len(self.connections)}
+        worker["grants"] = len(self.access.grants)
+        if self.imaging is not None:
+            worker["rendering"] = self.imaging.pool.status()
         return {"worker": worker, "jobs": self.jobs.status()}
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
@@ -190,6 +205,8 @@ class Rooms:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
         self.forgetting.stop()
         await self._ended("prefetch", self._stop_prefetch())
+        if self.imaging is not None:
+            await self._ended("rendering", self.imaging.pool.stop())
         for mount in self.mounts.all:
             await self._ended(f"the origin at {mount.prefix or '/'}", mount.origin.stop())
         await self._ended("the cache", self.cache.stop())

@@ -110,6 +110,7 @@ class ProxyCase(TestCase):
             "listen": ("tcp:0:interface=127.0.0.1",),
             "cache": cache or MemoryAddress(),
             "cache_memory": 64 * MIB,
+            "hot_memory": 0,  # what they keep is asked for in tests of their own
             "prefetch": False,
             "origin_timeout": 5.0,
             "origin_stall_timeout": 2.0,

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Optional
+from typing import Optional, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -79,6 +79,28 @@ class FrameAnswer:
 Answered = Callable[[Wanted, FrameAnswer], None]
 """Hears of each answered request: the prefetch scheduler's ear."""
 
+
+class FenceWatch(Protocol):
+    """Hears of fences, each time that the cache was read."""
+
+    def ticket(self) -> int:
+        """To be taken before the cache is asked."""
+
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+        """The cache, asked when *ticket* was taken, had this *fence* for *instance*; None: it did not answer."""
+
+
+class NoWatch:
+    """Nobody who would care."""
+
+    def ticket(self) -> int:
+        """Nothing to remember."""
+        return 0
+
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+        """Nothing to do."""
+
+
 _Key = tuple[Instance, Optional[Fence], int]
 _Frames = Mapping[_Key, Frame]
 
@@ -94,6 +116,7 @@ class FrameReader:
     frame_seconds: Optional[float]
     max_answer: int
     answered: Optional[Answered] = None
+    watch: FenceWatch = attrs.Factory(NoWatch)
     _in_flight: InFlight[_Key, Frame] = attrs.field(init=False, factory=InFlight)
 
     async def read(self, wanted: Wanted) -> FrameAnswer:
@@ -133,6 +156,7 @@ class FrameReader:
         Raises the errors of `twistedproxy.origin.errors` for a caller whom the origin refuses.
         """
         grant = self.access.known(caller, instance)
+        ticket = self.watch.ticket()
         if self.forgetting.is_pending(instance):
             reading = Reading(None, {})
         elif grant is None:
@@ -140,6 +164,7 @@ class FrameReader:
             grant = self.access.from_reading(caller, instance, reading)
         else:
             reading = await self.cache.get_many(instance, names)
+        self.watch.checked(instance, reading.fence, ticket)
         if grant is None or (reading.fence is not None and grant.fence != reading.fence):
             grant = await self.access.ask(origin, instance, caller, reading)
         else:

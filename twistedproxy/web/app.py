@@ -17,9 +17,10 @@ from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.credentials import Credentials
-from twistedproxy.frames.pictures import Picture, PictureReader
+from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.frames.series import SeriesLookup
+from twistedproxy.imaging.service import PictureService
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.settings import Settings
@@ -27,19 +28,18 @@ from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
 from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
-from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status, transfer_syntax_of
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, transfer_syntax_of
 from twistedproxy.web.handling import answer_unrouted, answered
+from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list
-from twistedproxy.web.problems import Problem
+from twistedproxy.web.rendering import RenderedAnswers, asked_frames, without_accept
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
 
 _READ = ["GET", "HEAD"]
 _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
-_RENDERED_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
-"""What origins render to (DICOM PS3.18 table 8.7.4-1)."""
 
 
 class ProxyRoutes:
@@ -54,10 +54,12 @@ class ProxyRoutes:
         credentials: Credentials,
         reader: FrameReader,
         pictures: PictureReader,
+        imaging: Optional[PictureService],
         series: SeriesLookup,
         pass_through: PassThrough,
         status: StatusPages,
         warming: Warming,
+        hot: HotServer,
         metrics: Metrics,
         access_log: AccessLog,
         seconds: Callable[[], float],
@@ -66,16 +68,17 @@ class ProxyRoutes:
         self.mounts = mounts
         self.credentials = credentials
         self.reader = reader
-        self.pictures = pictures
         self.series = series
         self.pass_through = pass_through
         self.status = status
         self.warming = warming
+        self.hot = hot
         self.metrics = metrics
         self.seconds = seconds
         self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
+        self._rendered = RenderedAnswers(self._answers, pictures, imaging, hot.keep)
 
     @app.route(f"/{Kind.FRAMES.value}", methods=_READ)
     @answered("frames")
@@ -83,20 +86,35 @@ class ProxyRoutes:
         """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
         self._note_client(request)
         target = self._target(request, Kind.FRAMES)
-        if _without_accept(target.query):  # asks for something of the origin's own
-            await self._hand_on(request, target)
+        asked = asked_frames(target.query) if target.query else None
+        if asked is not None and not asked.given and without_accept(target.query):
+            await self._hand_on(request, target)  # asks for something of the origin's own
             return
         wanted_form = negotiation.parse_accept(_accept(request), negotiation.query_accept(target.query))
         numbers = parse_frame_list(target.resource.frame_list, self.settings.max_frames_per_request)
+        if asked is not None and not asked.rendering.changes_nothing:
+            wanted = await self._wanted(request, target, numbers)
+            await self._rendered.virtual_frames(request, wanted, asked, wanted_form)
+            return
+
+        def form_of(metadata: InstanceMetadata, stored: str) -> negotiation.FrameForm:
+            producible = self._rendered.producible(metadata, stored)
+            return negotiation.choose_frames(wanted_form, stored, len(numbers), producible)
 
         def check(metadata: InstanceMetadata) -> None:
             if metadata.transfer_syntax is not None:
-                negotiation.choose_frames(wanted_form, metadata.transfer_syntax, len(numbers))
+                form_of(metadata, metadata.transfer_syntax)
 
-        answer = await self.reader.read(await self._wanted(request, target, numbers, check))
-        form = negotiation.choose_frames(wanted_form, transfer_syntax_of(answer.frames), len(numbers))
+        wanted = await self._wanted(request, target, numbers, check)
+        answer = await self.reader.read(wanted)
+        form = form_of(answer.metadata, transfer_syntax_of(answer.frames))
+        if not form.as_stored:
+            await self._rendered.transcoded(request, wanted, form)
+            return
         _set_outcome(request, cache_outcome(answer))
-        await self._answers.send(request, answer, form)
+        sent = await self._answers.send(request, answer, form)
+        if sent is not None:
+            self.hot.keep(request, wanted.instance, answer.fence, "frames", sent)
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")
@@ -104,24 +122,19 @@ class ProxyRoutes:
         """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture asked for."""
         self._note_client(request)
         target = self._target(request, Kind.FRAMES_RENDERED)
-        accepted = negotiation.parse_accept(_accept(request), negotiation.query_accept(target.query))
         numbers = parse_frame_list(target.resource.frame_list, self.settings.max_frames_per_request)
         wanted = await self._wanted(request, target, numbers)
-        if len(numbers) == 1 and not _without_accept(target.query):
-            grant, _ = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-            if _is_stored(accepted, grant.metadata):
-                answer = await self.reader.read(wanted)
-                _set_outcome(request, cache_outcome(answer))
-                frame = answer.frames[0]
-                await self._answers.send_single(request, frame.data, b"image/jpeg", cache_status(answer))
-                return
-        await self._send_picture(request, Picture(wanted, target.query, _accept(request) or b""))
+        await self._rendered.frames_rendered(request, wanted, target.query, _accept(request))
 
-    async def _send_picture(self, request: Request, picture: Picture) -> None:
-        answer = await self.pictures.read(picture)
-        _set_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
-        rendered = answer.rendered
-        await self._answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+    @app.route(f"/{Kind.INSTANCE_RENDERED.value}", methods=_READ)
+    @answered("instance_rendered")
+    async def instance_rendered(self, request: Request) -> None:
+        """One picture of an instance (DICOM PS3.18 section 10.4.1.1.3)."""
+        self._note_client(request)
+        target = self._target(request, Kind.INSTANCE_RENDERED)
+        wanted = await self._wanted(request, target, ())
+        if not await self._rendered.instance_rendered(request, wanted, target.query, _accept(request)):
+            await self._hand_on(request, target)
 
     @app.route(f"/{Kind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")
@@ -151,8 +164,10 @@ class ProxyRoutes:
         await self._hand_on(request, target)
 
     async def _hand_on(self, request: Request, target: Target) -> None:
-        seen = self._outside(request)
-        await self.pass_through.answer(request, target, seen.base + target.mount.prefix)
+        seen, alter = self._outside(request), None
+        if target.query and request.method == b"GET" and target.resource.kind in (Kind.METADATA, Kind.SEARCH):
+            target, alter = self._rendered.description(target)
+        await self.pass_through.answer(request, target, seen.base + target.mount.prefix, alter)
 
     @app.route("/healthz", methods=_READ)
     @answered("healthz")
@@ -252,20 +267,6 @@ class ProxyRoutes:
 def _accept(request: Request) -> Optional[bytes]:
     values = request.requestHeaders.getRawHeaders(b"Accept")
     return b", ".join(values) if values else None
-
-
-def _is_stored(accepted: negotiation.Wanted, metadata: InstanceMetadata) -> bool:
-    """Whether the stored frame is the picture that is accepted."""
-    if metadata.transfer_syntax is None:
-        return False
-    try:
-        return negotiation.choose_rendered(accepted, metadata.transfer_syntax, _RENDERED_TYPES).as_stored
-    except Problem:  # the origin may know how to make what we have not heard of
-        return False
-
-
-def _without_accept(query: bytes) -> bytes:
-    return b"&".join(field for field in query.split(b"&") if field and not field.lower().startswith(b"accept="))
 
 
 def _set_outcome(request: Any, outcome: str) -> None:

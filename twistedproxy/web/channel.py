@@ -39,6 +39,7 @@ class ProxyChannel(HTTPChannel):
     write_deadline = NEVER
     lingering = False
     """Whether all that still comes is swallowed until the connection ends."""
+    _client: Optional[str] = None
     _head_begun = False
     _body_paused = False
     _continue_due = False
@@ -60,10 +61,35 @@ class ProxyChannel(HTTPChannel):
     # What the client sends.
 
     def dataReceived(self, data: bytes) -> None:
+        hot = self.connections.hot
+        if hot is not None and self._waits_for_a_request() and hot.answer(self, data):
+            self.read_deadline = self.connections.idle_deadline()
+            return
         if not self._head_begun and not self.requests:
             self._head_begun = True
             self.read_deadline = self.connections.deadline()
         super().dataReceived(data)
+
+    def _waits_for_a_request(self) -> bool:
+        """Whether nothing is under way on this connection, and nothing keeps it from an answer."""
+        transport: Any = self.transport
+        return not (
+            self._head_begun
+            or self.requests
+            or self._buffer
+            or self._dataBuffer
+            or self._busyReceiving
+            or self._waitingForTransport
+            or self.connections.closing
+            or transport.disconnecting
+        )
+
+    @property
+    def client(self) -> str:
+        """The address of the client, for the log."""
+        if self._client is None:
+            self._client = getattr(self.getPeer(), "host", None) or "-"
+        return self._client
 
     def allHeadersReceived(self) -> None:
         self._head_begun = True

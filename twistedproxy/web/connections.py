@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +23,13 @@ SWEEP_SECONDS = 0.5
 
 CUT_SECONDS = 1.0
 """How long connections may take to be gone once they were cut: the reactor needs one turn."""
+
+
+class HotServer(Protocol):
+    """What answers known requests before they are parsed."""
+
+    def answer(self, channel: Any, data: bytes) -> bool:
+        """Answer *data* on *channel*; whether that was possible."""
 
 
 class Connection(Protocol):
@@ -45,9 +52,10 @@ class Connection(Protocol):
 
 
 class Connections:
-    """The open connections. Each wait for a client has *client_timeout* seconds."""
+    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows."""
 
-    def __init__(self, clock: IReactorTime, client_timeout: float) -> None:
+    def __init__(self, clock: IReactorTime, client_timeout: float, hot: Optional[HotServer] = None) -> None:
+        self.hot = hot
         self.closing = False
         self.seconds: Callable[[], float] = clock.seconds
         self._client_timeout = client_timeout

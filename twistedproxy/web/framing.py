@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Optional
 
 import attrs
 from twisted.web.server import Request
@@ -23,25 +24,28 @@ class FrameAnswers:
     cache_control: bytes
     vary: bytes
 
-    async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> None:
-        """Write *answer* in *form*."""
+    async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
+        """Write *answer* in *form*; return what `send_body` does."""
         if form.multipart:
             body = build([frame.data for frame in answer.frames], form.media_type, form.transfer_syntax)
-            await self.send_body(
+            return await self.send_body(
                 request, body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii"), cache_status(answer),
                 ranged=len(answer.frames) == 1,
             )  # fmt: skip
-        else:
-            await self.send_single(request, answer.frames[0].data, form.part_content_type, cache_status(answer))
+        return await self.send_single(request, answer.frames[0].data, form.part_content_type, cache_status(answer))
 
-    async def send_single(self, request: Request, data: bytes, content_type: bytes, status: bytes) -> None:
-        """Write one frame, or one picture, as it is."""
-        await self.send_body(request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True)
+    async def send_single(
+        self, request: Request, data: bytes, content_type: bytes, status: bytes
+    ) -> Optional[Sequence[bytes]]:
+        """Write one frame, or one picture, as it is; return what `send_body` does."""
+        return await self.send_body(
+            request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True
+        )
 
     async def send_body(
         self, request: Request, content_type: bytes, chunks: Sequence[bytes], etag: bytes, status: bytes, ranged: bool
-    ) -> None:
-        """Write *chunks*, or what the request's conditions make of them.
+    ) -> Optional[Sequence[bytes]]:
+        """Write *chunks*, or what the request's conditions make of them. Return what was written where that was all.
 
         Raises `Problem` 416. *ranged*: whether a Range is heard.
         """
@@ -55,7 +59,7 @@ class FrameAnswers:
         set_header(b"ETag", [etag])
         if unchanged:
             request.setResponseCode(304)
-            return
+            return None
         if ranged:
             set_header(b"Accept-Ranges", [b"bytes"])
         if part is not None:
@@ -66,6 +70,7 @@ class FrameAnswers:
         set_header(b"Content-Type", [content_type])
         set_header(b"Content-Length", [b"%d" % size])
         await send_bytes(request, chunks)
+        return chunks if part is None else None
 
 
 def cache_status(answer: FrameAnswer) -> bytes:

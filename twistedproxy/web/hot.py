@@ -52,6 +52,10 @@ _HARMLESS = frozenset(
         *(b"x-requested-with", b"traceparent", b"tracestate", b"x-request-id"),
     )
 )
+_FORWARDED = frozenset(
+    (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto")
+    + (b"x-forwarded-port", b"x-forwarded-prefix")
+)
 
 
 @attrs.define(eq=False)
@@ -66,10 +70,10 @@ class _Instance:
 
 @attrs.frozen(eq=False)
 class HotAnswer:
-    """One answer. *head*: from behind the Date's value to the blank line."""
+    """One answer with status 200. *head*: the fields behind Date, and the blank line."""
 
     of: _Instance
-    status: int
+    route: str
     head: bytes
     body: bytes
     expires: float
@@ -93,19 +97,31 @@ _NOT_HERE = _Facts()
 
 
 class HotResponses:
-    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds that only go forward."""
+    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds that only go forward.
 
-    def __init__(self, max_bytes: int, access: Access, credentials: Credentials, clock: Callable[[], float]) -> None:
+    *ignore_forwarded*: whether nobody is trusted to say whom he asks for; else the ordinary way must read it.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        access: Access,
+        credentials: Credentials,
+        clock: Callable[[], float],
+        ignore_forwarded: bool = True,
+    ) -> None:
         self._max_bytes = max_bytes
         self._access = access
         self._credentials = credentials
         self._clock = clock
+        self._harmless = _HARMLESS | _FORWARDED if ignore_forwarded else _HARMLESS
         self._special = frozenset(
             (b"accept", b"origin", b"cookie", b"connection", *(name.lower() for name in credentials.headers))
         )
         self._answers: OrderedDict[Key, HotAnswer] = OrderedDict()
         self._instances: OrderedDict[Instance, _Instance] = OrderedDict()
         self._heads: OrderedDict[bytes, _Facts] = OrderedDict()
+        self._forgotten = 0
         self.used = 0
 
     def __len__(self) -> int:
@@ -154,7 +170,7 @@ class HotResponses:
         for line in rest[2:-4].split(b"\r\n") if len(rest) > len(_END) else ():
             name, colon, value = line.partition(b":")
             name = name.lower()
-            if not colon or (name not in _HARMLESS and name not in self._special) or name in found:
+            if not colon or (name not in self._harmless and name not in self._special) or name in found:
                 return _NOT_HERE
             found[name] = value.strip(b" \t")
         if found.get(b"connection", b"keep-alive").lower() != b"keep-alive":
@@ -164,11 +180,15 @@ class HotResponses:
 
     # Keeping.
 
-    def checked(self, instance: Instance, fence: Optional[Fence]) -> None:
-        """The cache was asked for *instance* just now, and had this *fence* (None: it did not answer)."""
-        known = self._instances.get(instance)
-        if fence is None:
+    def ticket(self) -> int:
+        """See `FenceWatch`: what was read before something was forgotten counts for nothing after it."""
+        return self._forgotten
+
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+        """See `FenceWatch`."""
+        if fence is None or ticket != self._forgotten:
             return
+        known = self._instances.get(instance)
         if known is not None and known.fence == fence:
             known.checked_until = self._clock() + CHECK_SECONDS
             return
@@ -180,7 +200,7 @@ class HotResponses:
             oldest.valid = False
 
     def keep(
-        self, key: Key, instance: Instance, fence: Fence, status: int, head: bytes, body: bytes, seconds: float
+        self, key: Key, instance: Instance, fence: Fence, route: str, head: bytes, body: bytes, seconds: float
     ) -> None:
         """Keep an answer for *seconds*, if the instance still has that *fence*."""
         of = self._instances.get(instance)
@@ -190,7 +210,7 @@ class HotResponses:
         old = self._answers.pop(key, None)
         if old is not None:
             self.used -= old.size
-        self._answers[key] = HotAnswer(of, status, head, body, self._clock() + seconds, size)
+        self._answers[key] = HotAnswer(of, route, head, body, self._clock() + seconds, size)
         self.used += size
         while self.used > self._max_bytes:
             _, least = self._answers.popitem(last=False)
@@ -198,6 +218,7 @@ class HotResponses:
 
     def forget(self, scope: Scope) -> None:
         """Give no answer of *scope* any more. What they take is freed as others come."""
+        self._forgotten += 1
         for instance in [instance for instance in self._instances if covers(scope, instance)]:
             self._instances.pop(instance).valid = False
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Optional
 
 import attrs
@@ -25,12 +26,15 @@ from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
+from twistedproxy.web.problems import not_acceptable
 from twistedproxy.web.rewriting import UrlMap
 from twistedproxy.web.sending import send_stream
 from twistedproxy.web.uploads import Upload
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to learn what it stored: some 40,000 instances."""
+
+Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 
 # The proxy's own business on this hop; hop-by-hop headers are taken out where the origin is spoken to.
 _NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
@@ -49,8 +53,11 @@ class PassThrough:
     forgetting: Forgetting
     descriptions: Descriptions
 
-    async def answer(self, request: Request, target: Target, outside: str) -> None:
-        """Hand *request* on and write the answer. *outside*: the URL of the mount as the client sees it.
+    async def answer(
+        self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None
+    ) -> None:  # fmt: skip
+        """Hand *request* on and write the answer. *outside*: the URL of the mount as the client sees it. *alter*: what
+        becomes of an answer that describes instances, as JSON; one in another form is not acceptable then.
 
         Raises the errors of `twistedproxy.origin.errors`, before anything was written.
         """
@@ -64,6 +71,11 @@ class PassThrough:
         body, length = response.body, response.length
         if watch is not None and watch.understands(response):
             body, length = await watch.follow(response, outside), None
+            if alter is not None:
+                body = await alter(body)
+        elif alter is not None and response.status == 200:
+            body.close()
+            raise not_acceptable(["application/dicom+json"])
         await self._send(request, target, attrs.evolve(response, body=body, length=length), outside)
 
     @staticmethod

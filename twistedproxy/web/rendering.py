@@ -10,11 +10,15 @@ Rules kept here:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Optional
 
 import attrs
 from twisted.web.server import Request
 
+from twistedproxy.cache.interface import Fence
+from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import build
 from twistedproxy.dicom.transfer_syntaxes import (
@@ -28,20 +32,52 @@ from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.imaging import service
 from twistedproxy.imaging.geometry import CannotRender
-from twistedproxy.imaging.parameters import DESCRIBING, FRAMES, RENDERED, Asked, BadParameter, Rendering, parse_query
+from twistedproxy.imaging.parameters import (
+    DESCRIBING,
+    FRAMES,
+    RENDERED,
+    Asked,
+    BadParameter,
+    Rendering,
+    parse_query,
+    without,
+)
 from twistedproxy.imaging.pool import CallFailed, ChildDied, PoolBusy, PoolError, PoolTimeout
 from twistedproxy.imaging.service import PICTURE_TYPES, Pictures, PictureService, PictureTooLarge, TooManyFrames
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.conditional import entity_tag
-from twistedproxy.web.framing import FrameAnswers, picture_status
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
+from twistedproxy.web.mounts import Target
+from twistedproxy.web.passthrough import Alteration
 from twistedproxy.web.problems import Problem
+
+ORIGIN_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
+"""What origins render to (PS3.18 table 8.7.4-1)."""
 
 RETRY_AFTER = 2
 """Seconds: about as long as a full queue of pictures takes."""
 
 MAX_DESCRIPTION = 64 << 20
 """Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
+
+
+Keep = Callable[[Request, Instance, Optional[Fence], str, Sequence[bytes]], None]
+"""Keeps what was written as a hot response."""
+
+
+@attrs.frozen
+class Form:
+    """The form of an answer, and the name of its route."""
+
+    route: str
+    media_type: str
+    multipart: bool
+    transfer_syntax: Optional[str] = None
+
+
+def _form(form: negotiation.FrameForm) -> Form:
+    return Form("frames", form.media_type, form.multipart, form.transfer_syntax)
 
 
 @attrs.frozen
@@ -51,15 +87,23 @@ class RenderedAnswers:
     answers: FrameAnswers
     pictures: PictureReader
     ours: Optional[PictureService]
+    keep: Keep
+
+    async def _as_stored(self, request: Request, wanted: Wanted) -> None:
+        answer = await self.pictures.reader.read(wanted)
+        _note(request, cache_outcome(answer))
+        sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
+        if sent is not None:
+            self.keep(request, wanted.instance, answer.fence, "frames_rendered", sent)
 
     async def frames_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
         """``…/frames/{list}/rendered`` (PS3.18 section 10.4.1.1.6)."""
-        asked = asked_of(query, RENDERED)
         accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
         single = len(wanted.numbers) == 1
         if self.ours is None or not await self._decodes(self.ours, wanted):
             await self._by_origin(request, wanted, query, accept)
             return
+        asked = asked_of(query, RENDERED)
         media_type, multipart = choose_picture(accepted, single)
         try:
             made = await self.ours.frames(_request(wanted, asked, media_type), wanted.numbers)
@@ -70,14 +114,14 @@ class RenderedAnswers:
             raise_problem(failed)
         except _FAILURES as error:
             raise_problem(error)
-        await self._send(request, made, media_type, None, multipart, asked)
+        await self._send(request, wanted, made, Form("frames_rendered", media_type, multipart), asked)
 
     async def instance_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
         """``…/instances/{}/rendered``: one picture. False, and nothing is written, where that is the origin's to make."""
-        asked = asked_of(query, RENDERED)
         accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
         if self.ours is None or not await self._decodes(self.ours, wanted):
             return False
+        asked = asked_of(query, RENDERED)
         media_type, multipart = choose_picture(accepted, single=True)
         try:
             made = await self.ours.whole(_request(wanted, asked, media_type))
@@ -87,7 +131,7 @@ class RenderedAnswers:
             raise_problem(failed)
         except _FAILURES as error:
             raise_problem(error)
-        await self._send(request, made, media_type, None, multipart, asked)
+        await self._send(request, wanted, made, Form("instance_rendered", media_type, multipart), asked)
         return True
 
     async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
@@ -103,7 +147,7 @@ class RenderedAnswers:
             made = await self.ours.frames(_request(wanted, asked, form.media_type, _check_depth), wanted.numbers)
         except (CallFailed, *_FAILURES) as error:
             raise_problem(error)
-        await self._send(request, made, form.media_type, form.transfer_syntax, form.multipart, asked)
+        await self._send(request, wanted, made, _form(form), asked)
 
     async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
         """``…/frames/{list}`` in a transfer syntax of `producible`."""
@@ -112,14 +156,15 @@ class RenderedAnswers:
             made = await self.ours.frames(_request(wanted, Asked(Rendering()), form.media_type), wanted.numbers)
         except (CallFailed, *_FAILURES) as error:
             raise_problem(error)
-        await self._send(request, made, form.media_type, form.transfer_syntax, form.multipart, Asked(Rendering()))
+        await self._send(request, wanted, made, _form(form), Asked(Rendering()))
 
-    def producible(self, metadata: InstanceMetadata) -> tuple[str, ...]:
-        """The transfer syntaxes that stored frames can be given in without loss, the preferred first."""
-        stored = metadata.transfer_syntax
-        syntax = lookup(stored) if stored is not None else None
+    def producible(self, metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
+        """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
+        syntax = lookup(stored)
         if self.ours is None or syntax is None or not service.can_decode(stored):
             return ()
+        if metadata.transfer_syntax != stored:
+            metadata = attrs.evolve(metadata, transfer_syntax=stored)
         native = (EXPLICIT_VR_LITTLE_ENDIAN,) if metadata.bits_allocated >= 8 else ()
         if service.is_same_picture(metadata, "image/jxl") and stored == JPEG_BASELINE:
             return (JPEG_XL_RECOMPRESSION, *native)
@@ -127,19 +172,16 @@ class RenderedAnswers:
             return (JPEG_BASELINE, *native)
         return native if syntax.encapsulated or syntax.big_endian else ()
 
-    async def described(self, body: ByteStream, factor: float) -> ByteStream:
-        """The metadata, or the answer to a search, of downsampled instances."""
+    def description(self, target: Target) -> tuple[Target, Optional[Alteration]]:
+        """What the origin is to be asked for instead of metadata or a search with ``downsample``, and what becomes of its
+        answer. Raises `Problem` 400."""
+        asked = asked_of(target.query, DESCRIBING)
+        if not asked.given:
+            return target, None
         if self.ours is None:
-            body.close()
             raise problems.bad_request("downsample needs rendering workers: there are none")
-        try:
-            answer = await read_all(body, MAX_DESCRIPTION)
-            made = await self.ours.pool.call({"op": "downsample", "factor": factor}, [answer])
-        except StreamTooLong:
-            raise problems.too_large(MAX_DESCRIPTION, "what the origin says of these instances") from None
-        except PoolError as error:
-            raise_problem(error)
-        return BytesStream(made.blobs[0])
+        onward = attrs.evolve(target, query=without(target.query, DESCRIBING))
+        return onward, functools.partial(_described, self.ours, asked.rendering.downsample)
 
     @staticmethod
     async def _decodes(ours: PictureService, wanted: Wanted) -> bool:
@@ -148,39 +190,47 @@ class RenderedAnswers:
         return service.can_decode((await ours.metadata(request)).transfer_syntax)
 
     async def _by_origin(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
+        if len(wanted.numbers) == 1 and not without_accept(query):
+            grant, _ = await self.pictures.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+            if _is_stored(negotiation.parse_accept(accept, negotiation.query_accept(query)), grant.metadata):
+                await self._as_stored(request, wanted)
+                return
         answer = await self.pictures.read(Picture(wanted, query, accept or b""))
         _note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
         rendered = answer.rendered
         await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
-    async def _send(
-        self,
-        request: Request,
-        made: Pictures,
-        media_type: str,
-        transfer_syntax: Optional[str],
-        multipart: bool,
-        asked: Asked,
-    ) -> None:
+    async def _send(self, request: Request, wanted: Wanted, made: Pictures, form: Form, asked: Asked) -> None:
         if asked.annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(asked.annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
         _note(request, "hit" if not made.made + made.shared else "collapsed" if made.shared else "miss")
         status = pictures_status(made, asked.fresh)
-        if multipart:
-            body = build(made.data, media_type, transfer_syntax)
-            etag = b'"%s"' % body.digest.encode("ascii")
-            await self.answers.send_body(
-                request, body.content_type, body.chunks, etag, status, ranged=len(made.data) == 1
-            )
-            return
-        label = f"; transfer-syntax={transfer_syntax}" if transfer_syntax is not None else ""
-        content_type = f"{media_type}{label}".encode("ascii")
-        (data,) = made.data
-        await self.answers.send_body(
-            request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True
-        )
+        chunks: Sequence[bytes]
+        if form.multipart:
+            body = build(made.data, form.media_type, form.transfer_syntax)
+            content_type, chunks, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
+        else:
+            label = f"; transfer-syntax={form.transfer_syntax}" if form.transfer_syntax is not None else ""
+            content_type, chunks = f"{form.media_type}{label}".encode("ascii"), made.data
+            etag = entity_tag(content_type, chunks)
+        ranged = len(made.data) == 1
+        sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
+        if sent is not None and not asked.fresh and not asked.annotations:
+            self.keep(request, wanted.instance, made.fence, form.route, sent)
+
+
+async def _described(ours: PictureService, factor: float, body: ByteStream) -> ByteStream:
+    """The metadata, or the answer to a search, of downsampled instances."""
+    try:
+        answer = await read_all(body, MAX_DESCRIPTION)
+        made = await ours.pool.call({"op": "downsample", "factor": factor}, [answer])
+    except StreamTooLong:
+        raise problems.too_large(MAX_DESCRIPTION, "what the origin says of these instances") from None
+    except PoolError as error:
+        raise_problem(error)
+    return BytesStream(made.blobs[0])
 
 
 def asked_of(query: bytes, known: frozenset[str]) -> Asked:
@@ -196,9 +246,19 @@ def asked_frames(query: bytes) -> Asked:
     return asked_of(query, FRAMES)
 
 
-def asked_description(query: bytes) -> float:
-    """The factor of a request for metadata, or a search. Raises `Problem` 400."""
-    return asked_of(query, DESCRIBING).rendering.downsample
+def without_accept(query: bytes) -> bytes:
+    """A raw query less what replaces Accept."""
+    return b"&".join(field for field in query.split(b"&") if field and not field.lower().startswith(b"accept="))
+
+
+def _is_stored(accepted: negotiation.Wanted, metadata: InstanceMetadata) -> bool:
+    """Whether the stored frame is the picture that is accepted."""
+    if metadata.transfer_syntax is None:
+        return False
+    try:
+        return negotiation.choose_rendered(accepted, metadata.transfer_syntax, ORIGIN_TYPES).as_stored
+    except Problem:  # the origin may know how to make what we have not heard of
+        return False
 
 
 def choose_picture(accepted: negotiation.Wanted, single: bool) -> tuple[str, bool]:
