@@ -42,7 +42,6 @@ from twistedproxy.imaging.instance_facts import FACTS, FactsReader
 from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.sharing import shared
-from twistedproxy.imaging.work import pack_cut, pack_rendering
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.waits import all_or_none
 
@@ -94,6 +93,8 @@ class Pictures:
     cached: int
     made: int
     shared: int
+    fence: Optional[Fence] = None
+    """That of the cache when it was read, None where it could not be."""
 
 
 @attrs.frozen
@@ -164,7 +165,7 @@ class PictureService:
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
         data = [frame.data for frame in answer.frames]
-        return Pictures(data, answer.metadata, answer.cached, answer.fetched, answer.shared)
+        return Pictures(data, answer.metadata, answer.cached, answer.fetched, answer.shared, answer.fence)
 
     async def whole(self, request: Request) -> Pictures:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
@@ -225,8 +226,8 @@ class PictureService:
                 counts[how] += 1
 
         await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
-        metadata = next(iter(tasks.values())).metadata
-        return Pictures([data[number] for number in numbers], metadata, **counts)
+        one = next(iter(tasks.values()))
+        return Pictures([data[number] for number in numbers], one.metadata, **counts, fence=one.reading.fence)
 
     async def _picture(self, task: _Task) -> tuple[bytes, str]:
         cached = task.reading.entries.get(task.name)
@@ -295,8 +296,8 @@ class PictureService:
         if transfer_syntax == JPEG_BASELINE and request.rendering.interpolation == "area":
             scale = decoder_scale(cut, request.rendering.viewport is not None)
         head = {
-            "rendering": pack_rendering(request.rendering),
-            "cut": None if cut.is_whole_frame else pack_cut(cut),
+            "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
+            "cut": None if cut.is_whole_frame else attrs.asdict(cut),
             "scale": scale,
             "max_pixels": self.limits.pixels,
         }

@@ -154,16 +154,6 @@ def _failed(kind: str, text: str) -> Message:
     return Message({"error": {"kind": kind, "text": text}})
 
 
-def pack_cut(cut: Optional[Cut]) -> Optional[dict[str, Any]]:
-    """A cut as JSON values."""
-    return attrs.asdict(cut) if cut is not None else None
-
-
-def pack_rendering(rendering: Rendering) -> dict[str, Any]:
-    """What of a rendering the child must know, as JSON values."""
-    return attrs.asdict(attrs.evolve(rendering, viewport=None))
-
-
 def _picture_of(head: Mapping[str, Any], facts: bytes) -> _Picture:
     rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
     scale, values = head["scale"], head["cut"]
