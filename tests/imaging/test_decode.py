@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import struct
+import time
 import zlib
 
 import attrs
@@ -158,6 +159,11 @@ class FormsTests(SynchronousTestCase):
         data = struct.pack("<4H", 0xF001, 0x0FFF, 0x1800, 0x07FF)
         values = decode(data, syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=4)
         self.assertEqual(values.tolist(), [[1, -1, -2048, 2047]])
+        upper = attrs.evolve(facts, high_bit=15)
+        values_above = decode(
+            struct.pack("<4H", 0x001F, 0xFFF0, 0x8000, 0x7FFF), syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, upper, max_pixels=4
+        )
+        self.assertEqual(values_above.tolist(), [[1, -1, -2048, 2047]])
         swapped = decode(
             numpy.frombuffer(data, "<u2").astype(">u2").tobytes(), "1.2.840.10008.1.2.2", facts, max_pixels=4
         )
@@ -228,7 +234,9 @@ class RefusedTests(SynchronousTestCase):
         """A frame of another size than its instance is refused by every codec, native ones by their length."""
         for name, (data, syntax, facts) in codecs().items():
             larger = attrs.evolve(facts, rows=facts.rows * 2)
-            self.assertRaises(BadImage, decode, data, syntax, larger, max_pixels=MAX_PIXELS)
+            error = self.assertRaises(BadImage, decode, data, syntax, larger, max_pixels=MAX_PIXELS)
+            if name.startswith(("jp", "ht")):  # from its header, before it is decoded
+                self.assertIn("in an instance of 64 x 128", str(error), name)
             if name not in ("native", "deflated"):
                 smaller = attrs.evolve(facts, rows=facts.rows // 2)
                 self.assertRaises(BadImage, decode, data, syntax, smaller, max_pixels=MAX_PIXELS)
@@ -245,6 +253,14 @@ class RefusedTests(SynchronousTestCase):
             self.assertRaises(BadImage, decode, data[: len(data) // 2], syntax, facts, max_pixels=MAX_PIXELS)
             self.assertRaises(BadImage, decode, b"", syntax, facts, max_pixels=MAX_PIXELS)
             self.assertTrue(name)
+
+    def test_soon(self) -> None:
+        """A JPEG-LS frame that is cut off inside its pixels is refused at once: CharLS alone takes seconds for it."""
+        data, syntax, facts = codecs()["jpeg-ls"]
+        start = time.thread_time()
+        for length in range(100, 180):
+            self.assertRaises(BadImage, decode, data[:length] + b"\xff\xd9", syntax, facts, max_pixels=4096)
+        self.assertLess(time.thread_time() - start, 1)
 
     def test_explodes(self) -> None:
         """What unpacks to more than the frame stops there."""

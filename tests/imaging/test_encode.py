@@ -139,6 +139,12 @@ class ColourTests(SynchronousTestCase):
                 self.assertAlmostEqual(xyz[1] / xyz.sum(), y, 3, name)
             self.assertEqual(convert_colours(white, b"", name)[0].tolist(), [[[255, 255, 255]]])
 
+    def test_curves(self) -> None:
+        """Middle gray, 0.216 of white's light, has the number that each space's curve gives it."""
+        gray = numpy.full((1, 1, 3), 128, numpy.uint8)
+        for name, number in (("srgb", 128), ("displayp3", 128), ("adobergb", 127), ("rommrgb", 109)):
+            self.assertEqual(set(convert_colours(gray, b"", name)[0].flat), {number}, name)
+
     def test_theirs_and_back(self) -> None:
         """To a wider space and back is where it was, within rounding; without a profile sRGB is meant."""
         for name in TARGETS:

@@ -36,6 +36,11 @@ class AreaTests(SynchronousTestCase):
                 off = numpy.abs(result - by_hand(array, rows, columns)).max()
                 self.assertLessEqual(off, 0.51, (rows, columns, bands))
 
+    def test_between_pixels(self) -> None:
+        """A box that starts inside of a pixel takes of it what lies inside, also at whole factors."""
+        line = numpy.array([[0, 100, 200, 40, 250]], "u1").repeat(4, axis=0)
+        self.assertEqual(resize(line, 2, 2, AREA, (0.5, 0.0, 4.5, 4.0)).tolist(), [[100, 133]] * 2)
+
     def test_sixteen_bits(self) -> None:
         """Types wider than a byte, signed ones too, keep their type and range."""
         for dtype in ("u2", "i2"):
