@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydicom.dataset import Dataset
 
 from tests.live import LiveCase, Session, dicomweb, uids
 from tests.slides import ENCODINGS, Made, loop, slide
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     Base = LiveCase
@@ -88,7 +90,9 @@ class ClientSuite(Base):
         (found,) = client.search_for_instances(*uids(third)[:2], fields=["SOPClassUID"])
         self.assertEqual(found["00081190"]["Value"], [f"{self.url}/{third.resource}"])
         client.retrieve_instance_frames(*uids(third), [1])
-        (found,) = client.search_for_instances(*uids(third)[:2])
+        end = time.monotonic() + DEADLINE
+        while "00083002" not in found and time.monotonic() < end:  # the frame is not held back until that is noted
+            (found,) = client.search_for_instances(*uids(third)[:2])
         self.assertEqual(found["00083002"]["Value"], [third.encoding.transfer_syntax])
 
     async def test_metadata(self) -> None:
@@ -241,6 +245,7 @@ class ClientSuite(Base):
 
     async def test_wsidicom(self) -> None:
         """wsidicom sees in a slide what it sees in the file; a second time nothing comes from the store."""
+        # Not native frames: wsidicom 0.36 fails on the bytearray that dicomweb-client 0.61 gives it for one.
         made = [slide(self.path(), 3, 4, 64, encoding) for encoding in ("jpeg", "jpeg2000-lossless", "rle", "jpegls")]
         await self.serve(*made)
         for one in made:
