@@ -203,8 +203,8 @@ class Rooms:
         cut = await self.connections.drain(self._settings.stop_deadline)
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
-        self.forgetting.stop()
         await self._ended("prefetch", self._stop_prefetch())
+        self.forgetting.stop()  # a load that is given up may have had something to forget
         if self.imaging is not None:
             await self._ended("rendering", self.imaging.pool.stop())
         for mount in self.mounts.all:

@@ -168,6 +168,11 @@ class RealCase(TestCase):
         return worker.jobs.status()["ended"][-1]
 
 
+def absolute(path: Path | str) -> str:
+    """The path for a process in another folder."""
+    return str(Path(path).absolute())
+
+
 def gone(pid: int) -> bool:
     """Whether a process is no more."""
     return not alive(pid)

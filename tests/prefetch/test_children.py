@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.cache.support import alive
-from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, gone, peak, said_outside, server_binary
+from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside, server_binary
 from tests.slides import slide
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
@@ -78,7 +78,7 @@ class LoadTests(ChildCase):
         store = self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
 
-        path = os.path.abspath(self.slide.path)
+        path = absolute(self.slide.path)
 
         async def local_file(_instance: object) -> str:
             return path

@@ -16,7 +16,7 @@ from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import frame_name, unpack_frame, was_prefetched
 from twistedproxy.origin.errors import OriginUnreachable
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import BATCH_BYTES, BATCH_SECONDS, InstanceLoad, Loaded
 from twistedproxy.prefetch.loaders import InProcessLoader, LoadTask, turns
 from twistedproxy.prefetch.provisional import OUTSTANDING_BYTES, ProvisionalFrames
@@ -211,13 +211,13 @@ class ProvisionalTests(LoadCase):
         """The stream breaks."""
         stream, loading = self.half_loaded()
         stream.end(OriginUnreachable("the origin's answer broke off"))
-        self.assertEqual(self.failed(stream, loading, OriginUnreachable), "the origin's answer broke off")
+        self.assertEqual(self.failed(stream, loading, Withdrawn), "the origin's answer broke off")
 
     def test_stream_too_short(self) -> None:
         """The stream ends too early: too few frames."""
         stream, loading = self.half_loaded()
         stream.end()
-        self.assertIn("ended within its pixel data", self.failed(stream, loading, LoadFailed))
+        self.assertIn("ended within its pixel data", self.failed(stream, loading, Withdrawn))
 
     def test_cancelled(self) -> None:
         """The load is given up."""
@@ -302,7 +302,32 @@ class ProvisionalTests(LoadCase):
         stream.end(OriginUnreachable("broke off"))
         for waiter in cache.waiting:
             waiter.callback(None)
-        self.assertEqual(str(self.failureResultOf(loading, NotTakenBack).value), "broke off")
+        self.assertEqual(str(self.failureResultOf(loading, Withdrawn).value), "broke off")
+
+    def test_cancelled_and_not_removed(self) -> None:
+        """A load that is given up while the cache can't be told to remove its frames says so."""
+        cache = SlowCache(self.clock, 64 * MIB).setup()
+        self.cache, cache.removes = cache, False
+        loading = self.begin(Pieces(), self.facts, cache)
+        loading.cancel()
+        self.failureResultOf(loading, CancelledError)
+        stream = Pieces()
+        loading = self.begin(stream, self.facts, cache)
+        stream.give(self.data[: len(self.data) // 2])
+        self.clock.advance(BATCH_SECONDS)
+        stream.give(self.data[len(self.data) // 2 : -2000])
+        for waiter in cache.waiting:
+            waiter.callback(None)
+        loading.cancel()
+        self.failureResultOf(loading, Withdrawn)
+
+    def test_nothing_written(self) -> None:
+        """What fails before anything was written is no more than a failure: nobody was given a frame."""
+        stream = Pieces()
+        loading = self.begin(stream, self.facts)
+        stream.give(self.data[:200])
+        stream.end(OriginUnreachable("broke off"))
+        self.failureResultOf(loading, OriginUnreachable)
 
 
 class PaceTests(LoadCase):

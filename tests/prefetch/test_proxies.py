@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
 from tests.clients import client
-from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase
+from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase, absolute
 from tests.processes import Proxy, Store
 from tests.slides import slide
 from tests.waiting import wait_until, within
@@ -181,7 +180,7 @@ class StallTests(ProxyCase):
     async def stall(self, **settings: Any) -> float:
         """The most seconds of work (of this process, so that a busy machine makes no difference) between two turns of
         the reactor while an instance of 10 MB loads."""
-        made = slide(os.path.abspath(self.mktemp()), 34, 34)
+        made = slide(absolute(self.mktemp()), 34, 34)
         outside = Store(str(made.path))
         self.addCleanup(outside.remove)
         url = await deferToThread(outside.wait_until_ready)

@@ -14,7 +14,7 @@ from twistedproxy.cache.address import NoAddress
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.prefetch.scheduler import STOP_SECONDS, NotStarted
@@ -205,13 +205,10 @@ class LockTests(PrefetchCase):
     def test_given_back_after_failure(self) -> None:
         """A whole-instance load that failed gives its lock back: the next request tries again."""
         worker = self.worker(display_min_frames=1 << 20)
-        heard: list[object] = []
-        worker.scheduler.loads.taken_back = heard.append
         self.ask(worker, 1)
         self.assertTrue(self.locked())
         worker.whole.fail(LoadFailed("too few frames"))
         self.assertFalse(self.locked())
-        self.assertEqual(heard, [INSTANCE])
         self.assertEqual([(job["result"], job["reason"]) for job in self.ended(worker)], [("failed", "too few frames")])
         self.ask(worker, 2)
         self.assertEqual(len(worker.whole.tasks), 2)
@@ -225,13 +222,16 @@ class LockTests(PrefetchCase):
         self.assertEqual(self.ended(worker)[0]["reason"], "ZeroDivisionError")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_not_taken_back(self) -> None:
-        """Where what a failed load wrote may still be there, the instance is forgotten as a whole."""
+    def test_withdrawn(self) -> None:
+        """A load that failed after frames of it were there makes the instance be forgotten, by hot responses too."""
         worker = self.worker(display_min_frames=1 << 20)
+        heard: list[object] = []
+        worker.reader.forgetting.also.append(heard.append)
         self.ask(worker, 1)
         before = self.fence()
-        worker.whole.fail(NotTakenBack("the loader ended"))
+        worker.whole.fail(Withdrawn("the loader ended"))
         self.assertNotEqual(self.fence(), before)
+        self.assertEqual(heard, [INSTANCE.scope])
         self.assertEqual(self.cached(), set())
         self.assertFalse(self.locked(before))
         self.ask(worker, 1)

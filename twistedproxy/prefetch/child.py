@@ -31,7 +31,7 @@ from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import InstanceLoad
 from twistedproxy.prefetch.local_file import LocalFile
 from twistedproxy.prefetch.provisional import ProvisionalFrames
@@ -81,7 +81,7 @@ class ChildProtocol(amp.AMP):
         if self._alone and not self._loads:
             os._exit(0)
         if isinstance(result, Failure):
-            kind = NotTakenBack if result.check(NotTakenBack) else LoadFailed
+            kind = Withdrawn if result.check(Withdrawn) else LoadFailed
             raise kind(_reason(result.value)) from None
         return result
 

@@ -22,7 +22,7 @@ from twistedproxy.cache.interface import Cache
 from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.child_process import ChildProcess
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import Progress
 from twistedproxy.prefetch.loaders import LoadTask
@@ -188,24 +188,24 @@ class Children:
         except ConnectionLost as lost:
             # Nobody knows how far it came, and what it sent may still be on its way into the cache.
             await remove_frames(self.cache, task.instance, task.metadata.frames)
-            raise NotTakenBack(str(lost)) from None
+            raise Withdrawn(str(lost)) from None
         except amp.AmpError as error:
-            raise NotTakenBack(f"the loader failed: {error}") from None
+            raise Withdrawn(f"the loader failed: {error}") from None
         return Loaded(result["frames"], result["bytes"], result["transfer_syntax"])
 
     async def _give_up(self, child: ChildProcess, number: int, loading: _Outcome) -> None:
         """Let a child give a load up and clean up behind it; end the child where it doesn't.
 
-        Raises `NotTakenBack` where it is not certain that it did.
+        Raises `Withdrawn` where it is not certain that it did.
         """
         try:
             await child.amp.callRemote(commands.Stop, number=number).addTimeout(STOP_SECONDS, self.reactor)
             await loading.wait().addTimeout(STOP_SECONDS, self.reactor)
-        except NotTakenBack:
+        except Withdrawn:
             raise
         except (defer.TimeoutError, ConnectionLost, CancelledError):
             child.kill()
-            raise NotTakenBack("stopped, and the loader did not clean up in time") from None
+            raise Withdrawn("stopped, and the loader did not clean up in time") from None
         except LoadFailed:
             return
 

@@ -19,7 +19,7 @@ from twistedproxy.cache.address import (
     ServerAddress,
     UnixAddress,
 )
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 
 
 class Configure(amp.Command):
@@ -52,7 +52,7 @@ class Load(amp.Command):
         (b"transfer_syntax", amp.Unicode()),
     ]
     # the first that fits is sent
-    errors: ClassVar[dict[type[Exception], bytes]] = {NotTakenBack: b"NOT_TAKEN_BACK", LoadFailed: b"LOAD_FAILED"}
+    errors: ClassVar[dict[type[Exception], bytes]] = {Withdrawn: b"WITHDRAWN", LoadFailed: b"LOAD_FAILED"}
 
 
 class Progress(amp.Command):

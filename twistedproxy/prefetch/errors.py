@@ -4,8 +4,11 @@ from __future__ import annotations
 
 
 class LoadFailed(Exception):
-    """A load was given up, and what it wrote was taken back. The text says why, and holds no secrets."""
+    """A load was given up. The text says why, and holds no secrets."""
 
 
-class NotTakenBack(LoadFailed):
-    """A load was given up, and what it wrote may still be in the cache: the cache or the writer is gone."""
+class Withdrawn(LoadFailed):
+    """A load was given up after frames of it were in the cache, and may have been served.
+
+    They were removed as far as that was possible; who hears this must see to it that nobody is given them any more.
+    """

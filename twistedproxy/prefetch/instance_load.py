@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Optional
 
 import attrs
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10 import Part10Stream
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.streams import ByteStream
 
@@ -48,15 +49,24 @@ class InstanceLoad:
     breathe: Callable[[], Optional[Awaitable[None]]] = lambda: None
 
     async def run(self, stream: ByteStream) -> Loaded:
-        """Load all of *stream*, and close it. Raises `LoadFailed`, and what broke the stream."""
+        """Load all of *stream*, and close it.
+
+        Raises `LoadFailed`, and what broke the stream; `Withdrawn` once anything was written.
+        """
         parser = Part10Stream()
         try:
             await self._load(stream, parser)
             parser.finish()
-        except Exception as error:
+        except CancelledError:
             stream.close()
             if not await self.frames.take_back():
-                raise NotTakenBack(str(error) or type(error).__name__) from error
+                raise Withdrawn("stopped, and the cache could not be told") from None
+            raise
+        except Exception as error:
+            stream.close()
+            await self.frames.take_back()
+            if self.frames.written:
+                raise Withdrawn(str(error) or type(error).__name__) from error
             if isinstance(error, ValueError):  # the file is not what it should be
                 raise LoadFailed(str(error)) from error
             raise

@@ -42,7 +42,7 @@ class Loader(Protocol):
     async def load(self, task: LoadTask, progress: Progress) -> Loaded:
         """Load one. Cancellable: what was written is then removed, as after every failure.
 
-        Raises `LoadFailed` (`NotTakenBack` where that removal is not certain) and the errors of
+        Raises `LoadFailed` (`Withdrawn` once anything was written) and the errors of
         `twistedproxy.origin.errors`.
         """
 

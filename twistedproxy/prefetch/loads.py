@@ -1,8 +1,8 @@
 """The jobs of one worker, carried out: whole-instance, block and display loads.
 
 - A whole-instance load has the one slot that such loads have at its origin, and gives its lock back if it fails.
-- What a failed load wrote is taken back. Where that is not certain, the instance is forgotten: nobody reads what
-  was written before.
+- After a load that failed when frames of it had been served, the instance is forgotten: no worker and no host gives
+  them any more, from the cache or from memory.
 - How a job ended is noted and logged here, whatever went wrong.
 """
 
@@ -23,7 +23,7 @@ from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.errors import LoadFailed, NotTakenBack
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.grid import numbers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
 from twistedproxy.prefetch.loaders import Loader, LoadTask
@@ -49,7 +49,7 @@ class Occasion:
 @attrs.define(eq=False)
 class Loads:
     """Carries out what was decided. *small*, *whole*: loaders of whole instances, in this process and where there is
-    more room. *taken_back* hears of an instance whose load failed after frames of it may have been served."""
+    more room."""
 
     settings: Settings
     cache: Cache
@@ -59,7 +59,6 @@ class Loads:
     jobs: JobBook
     small: Loader
     whole: Loader
-    taken_back: Callable[[Instance], None] = lambda instance: None
     _slots: dict[str, DeferredLock] = attrs.field(init=False, factory=dict)
     _log = Logger()
 
@@ -110,10 +109,8 @@ class Loads:
         await slot.acquire()
         try:
             loaded = await loader.load(task, _progress_of(job))
-        except Exception as error:
-            if isinstance(error, NotTakenBack):
-                await self.reader.forgetting.forget(occasion.instance.scope)
-            self.taken_back(occasion.instance)
+        except Withdrawn:
+            await self.reader.forgetting.forget(occasion.instance.scope)
             raise
         finally:
             slot.release()
