@@ -58,10 +58,10 @@ class FormTests(ProxyCase):
         store = self.store()
         client = (await self.proxy(store)).client()
         for _ in range(2):
-            answer = await client.get(f"/{self.slide.resource}/frames/1?quality=3", {"Accept": STORED})
+            answer = await client.get(f"/{self.slide.resource}/frames/1?imageSetId=3", {"Accept": STORED})
             self.assertEqual(answer.frames(), [self.stored[0]])
             self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=bypass")
-        self.assertEqual(store.lines(), [f"GET /{self.slide.resource}/frames/1?quality=3"] * 2)
+        self.assertEqual(store.lines(), [f"GET /{self.slide.resource}/frames/1?imageSetId=3"] * 2)
 
     async def test_not_acceptable(self) -> None:
         """What cannot be given is a 406 that lists what there is, before any frame is fetched."""
@@ -70,9 +70,13 @@ class FormTests(ProxyCase):
         wanted = 'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'
         answer = await client.frames(self.slide.resource, [1], wanted)
         self.assertEqual((answer.status, answer.headers["content-type"]), (406, "application/problem+json"))
-        self.assertEqual(
-            answer.json()["available"], [f'multipart/related; type="image/jpeg"; transfer-syntax={JPEG}', SINGLE]
+        made = (
+            ("image/jpeg", JPEG),
+            ("image/jxl", f"{JPEG[:-2]}111"),
+            ("application/octet-stream", "1.2.840.10008.1.2.1"),
         )
+        forms = ('multipart/related; type="{}"; transfer-syntax={}', "{}; transfer-syntax={}")
+        self.assertEqual(answer.json()["available"], [form.format(*one) for one in made for form in forms])
         self.assertEqual(store.lines("/frames/"), [])
 
     async def test_transfer_syntax_unknown_beforehand(self) -> None:

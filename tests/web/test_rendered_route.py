@@ -1,4 +1,4 @@
-"""Pictures of frames: the stored frame where it is the picture, else the origin's, kept."""
+"""Pictures of frames where nothing is rendered here: the stored frame where it is the picture, else the origin's, kept."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PNG = (("Content-Type", "image/png"),)
 
 
 class RenderedCase(ProxyCase):
-    """A proxy in front of a store with one slide that is not JPEG."""
+    """A proxy without rendering workers in front of a store with one slide that is not JPEG."""
 
     async def started(self, encoding: str = "raw") -> tuple[SimulatedStore, Client]:
         """The store, and a client of the proxy."""
         store = self.store(STANDARD, slide(self.mktemp(), 2, 3, 64, encoding=encoding))
         self.path = f"/{self.slide.resource}/frames/1/rendered"
-        self.running: RunningProxy = await self.proxy(store)
+        self.running: RunningProxy = await self.proxy(store, render_workers=0)
         return store, self.running.client()
 
 
@@ -89,7 +89,7 @@ class OriginPictureTests(RenderedCase):
         gate = store.hold("/rendered")
         asked = [Deferred.fromCoroutine(client.get(self.path)) for _ in range(3)]
         await gate.reached()
-        fetches = self.running.rooms._routes.pictures._in_flight._fetches
+        fetches = self.running.rooms._routes._rendered.pictures._in_flight._fetches
         await wait_until(lambda: [len(fetch._waiters) for fetch in fetches.values()] == [3])
         gate.release()
         answers = await gatherResults(asked)

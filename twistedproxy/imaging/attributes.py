@@ -17,13 +17,20 @@ from typing import Any, Optional
 from twistedproxy.dicom.metadata import BadMetadata, from_values
 from twistedproxy.imaging.geometry import CannotRender, Downsampled
 
+SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""VL Whole Slide Microscopy Image Storage."""
+
 _IMAGE_TYPE = "00080008"
+_CLASS = "00080016"
 _ORGANIZATION = "00209311"
 _FRAMES, _ROWS, _COLUMNS, _SPACING = "00280008", "00280010", "00280011", "00280030"
 _TOTAL_COLUMNS, _TOTAL_ROWS = "00480006", "00480007"
 _OPTICAL_PATHS, _FOCAL_PLANES = "00480302", "00480303"
 _SHARED, _PER_FRAME, _PIXEL_MEASURES = "52009229", "52009230", "00289110"
 _IMAGER_SPACING, _NOMINAL_SPACING = "00181164", "00182010"
+
+ASKED_FOR = (_TOTAL_COLUMNS, _TOTAL_ROWS, _ORGANIZATION, _FRAMES, _ROWS, _COLUMNS)
+"""What a search for instances must ask for besides, so that its answer can be told at another size."""
 
 _READ = (_ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _TOTAL_COLUMNS, _TOTAL_ROWS, _OPTICAL_PATHS, _FOCAL_PLANES)
 
@@ -45,6 +52,9 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     except (BadMetadata, CannotRender):
         return result
     if factor == 1.0:
+        return result
+    if not virtual.is_tiled and _first(attributes, _CLASS) == SLIDE_CLASS and _TOTAL_ROWS not in attributes:
+        result.pop(_FRAMES, None)  # a search that leaves the matrix out: no telling how many are left
         return result
     result.pop(_PER_FRAME, None)
     _derive(result, virtual)

@@ -31,6 +31,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.imaging import service
+from twistedproxy.imaging.attributes import ASKED_FOR
 from twistedproxy.imaging.geometry import CannotRender
 from twistedproxy.imaging.parameters import (
     DESCRIBING,
@@ -50,6 +51,7 @@ from twistedproxy.web.conditional import entity_tag
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.passthrough import Alteration
+from twistedproxy.web.paths import Kind
 from twistedproxy.web.problems import Problem
 
 ORIGIN_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
@@ -180,7 +182,11 @@ class RenderedAnswers:
             return target, None
         if self.ours is None:
             raise problems.bad_request("downsample needs rendering workers: there are none")
-        onward = attrs.evolve(target, query=without(target.query, DESCRIBING))
+        query = without(target.query, DESCRIBING)
+        if target.resource.kind is Kind.SEARCH:
+            fields = [f"includefield={tag}".encode("ascii") for tag in ASKED_FOR]
+            query = b"&".join([query, *fields] if query else fields)
+        onward = attrs.evolve(target, query=query)
         return onward, functools.partial(_described, self.ours, asked.rendering.downsample)
 
     @staticmethod

@@ -1,0 +1,369 @@
+"""Pictures over real sockets, made by real rendering children: forms, sizes, colours, limits, and how they fail."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy
+import pydicom
+from PIL import Image, ImageCms
+from twisted.internet.defer import Deferred, gatherResults
+
+from tests.clients import Client
+from tests.slides import Made, loop, slide
+from tests.web.support import ALICE, ProxyCase, RunningProxy
+from twistedproxy.imaging.colour import convert_colours
+from twistedproxy.settings import Mount
+
+JPEG_UID = "1.2.840.10008.1.2.4.50"
+NATIVE = 'multipart/related; type="application/octet-stream"'
+HIT = "twistedproxy; hit"
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture in *data*."""
+    return Image.open(io.BytesIO(data))
+
+
+def pixels(data: bytes) -> Any:
+    """Its pixels."""
+    return numpy.asarray(opened(data)).astype(int)
+
+
+def matrix(made: Made) -> Any:
+    """The total pixel matrix of a JPEG slide, as Pillow decodes it."""
+    dataset = pydicom.dcmread(made.path, stop_before_pixels=True)
+    rows, columns = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+    across = -(-columns // made.columns)
+    frames = [pixels(frame) for frame in made.stored_frames()]
+    lines = [numpy.concatenate(frames[at : at + across], axis=1) for at in range(0, len(frames), across)]
+    return numpy.concatenate(lines)[:rows, :columns].astype(numpy.uint8)
+
+
+class RenderingCase(ProxyCase):
+    """Slides behind a proxy that renders."""
+
+    async def shown(self, made: Made, **settings: Any) -> Client:
+        """A client of a proxy in front of a store that holds *made*."""
+        self.proxied, self.behind = await self._start(made, settings)
+        return self.proxied.client(ALICE)
+
+    async def _start(self, made: Made, settings: dict[str, Any]) -> tuple[RunningProxy, Any]:
+        from tests.stores.dialects import STANDARD
+
+        store = self.store(STANDARD, made)
+        return await self.proxy(store, **{"render_workers": 1, **settings}), store
+
+
+class FormTests(RenderingCase):
+    """Forms of pictures."""
+
+    async def test_media_types(self) -> None:
+        """A frame comes as each of the types that there are, and shows the same."""
+        made = slide(self.mktemp(), 1, 2, 64, "jpeg2000-lossless")
+        client = await self.shown(made)
+        expected = imagecodecs.jpeg2k_decode(made.stored_frames()[1]).astype(int)
+        for media_type, kind, near in (
+            ("image/png", "PNG", 0), ("image/jpeg", "JPEG", 60), ("image/webp", "WEBP", 90), ("image/jp2", "JPEG2000", 30),
+        ):  # fmt: skip
+            answer = await client.get(f"/{made.resource}/frames/2/rendered", {"Accept": media_type})
+            self.assertEqual((answer.status, answer.headers["content-type"]), (200, media_type))
+            self.assertEqual(opened(answer.body).format, kind)
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), near, kind)
+        answer = await client.get(f"/{made.resource}/frames/2/rendered", {"Accept": "image/jxl"})
+        self.assertLessEqual(numpy.abs(imagecodecs.jpegxl_decode(answer.body).astype(int) - expected).mean(), 5)
+        answer = await client.get(f"/{made.resource}/frames/2/rendered", {"Accept": "image/gif"})
+        self.assertEqual(opened(answer.body).size, (64, 64))
+
+    async def test_negotiation(self) -> None:
+        """Weights decide; JPEG where anything will do; what there is not is a 406 that lists what there is."""
+        made = slide(self.mktemp(), 1, 1, 64, "raw")
+        client = await self.shown(made)
+        path = f"/{made.resource}/frames/1/rendered"
+        for accept, media_type in (
+            ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/jpeg"),
+            ("image/png;q=0.9, image/webp;q=0.5", "image/png"),
+            ("*/*", "image/jpeg"),
+        ):
+            self.assertEqual((await client.get(path, {"Accept": accept})).headers["content-type"], media_type)
+        self.assertEqual((await client.get(f"{path}?accept=image/png")).headers["content-type"], "image/png")
+        answer = await client.get(path, {"Accept": "image/tiff"})
+        self.assertEqual(answer.status, 406)
+        self.assertIn("image/webp", answer.json()["available"])
+
+    async def test_several(self) -> None:
+        """Several frames are parts in the order asked for."""
+        made = slide(self.mktemp(), 1, 3, 64, "raw")
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/3,1,3/rendered", {"Accept": "image/png"})
+        self.assertTrue(answer.headers["content-type"].startswith('multipart/related; type="image/png"'))
+        shown = [pixels(part.body) for part in answer.parts()]
+        stored = [numpy.frombuffer(data, numpy.uint8).reshape(64, 64, 3) for data in made.stored_frames()]
+        for got, number in zip(shown, (3, 1, 3)):
+            self.assertTrue((got == stored[number - 1]).all())
+
+    async def test_as_stored(self) -> None:
+        """A stored JPEG asked for as JPEG without change is sent as it is stored, and no child is started."""
+        made = slide(self.mktemp(), 1, 2, 64)
+        client = await self.shown(made)
+        for query in ("", "?quality=20", "?iccprofile=no&downsample=1"):
+            answer = await client.get(f"/{made.resource}/frames/2/rendered{query}")
+            self.assertEqual((answer.status, answer.body), (200, made.stored_frames()[1]))
+        assert self.proxied.rooms.imaging is not None
+        self.assertEqual(self.proxied.rooms.imaging.pool.pids, [])
+
+    async def test_jpeg_xl_without_loss(self) -> None:
+        """A stored JPEG becomes JPEG XL from which the very JPEG comes back."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        client = await self.shown(made)
+        stored = made.stored_frames()[0]
+        answer = await client.get(f"/{made.resource}/frames/1/rendered", {"Accept": "image/jxl"})
+        self.assertEqual(bytes(imagecodecs.jpegxl_decode_jpeg(answer.body, numthreads=1)), stored)
+        wanted = 'multipart/related; type="image/jxl"; transfer-syntax=1.2.840.10008.1.2.4.111'
+        answer = await client.frames(made.resource, [1], wanted)
+        self.assertEqual(bytes(imagecodecs.jpegxl_decode_jpeg(answer.frames()[0], numthreads=1)), stored)
+
+    async def test_native(self) -> None:
+        """Octet-stream without a transfer syntax means pixels, and gets them."""
+        made = slide(self.mktemp(), 1, 2, 64, "jpegls")
+        client = await self.shown(made)
+        answer = await client.frames(made.resource, [1, 2], NATIVE)
+        self.assertIn("transfer-syntax=1.2.840.10008.1.2.1", answer.headers["content-type"])
+        expected = [bytes(imagecodecs.jpegls_decode(data).tobytes()) for data in made.stored_frames()]
+        self.assertEqual(answer.frames(), expected)
+
+    async def test_cached(self) -> None:
+        """A picture is made once for all who ask, and is in the cache for those who come later."""
+        made = slide(self.mktemp(), 1, 1, 64, "raw")
+        client = await self.shown(made, hot_memory=0)
+        path = f"/{made.resource}/frames/1/rendered"
+        answers = await gatherResults([Deferred.fromCoroutine(client.get(path)) for _ in range(4)])
+        self.assertEqual(len({answer.body for answer in answers}), 1)
+        made_by = sorted(answer.headers["cache-status"] for answer in answers)
+        self.assertEqual(sum("collapsed" in status for status in made_by), 3, made_by)
+        self.assertEqual((await client.get(path + "?quality=95&interpolation=cubic")).headers["cache-status"], HIT)
+        self.assertNotEqual((await client.get(path + "?quality=50")).headers["cache-status"], HIT)
+        for _ in range(2):
+            fresh = await client.get(path + "?quality=30&disable_caching=true")
+            self.assertEqual(fresh.headers["cache-status"], "twistedproxy; fwd=request")
+
+    async def test_annotations(self) -> None:
+        """Annotations are not drawn, and the answer says so."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/1/rendered?annotation=patient")
+        self.assertIn("patient", answer.headers["warning"])
+
+
+class DownsampleTests(RenderingCase):
+    """Frames, metadata and searches of virtual instances."""
+
+    async def test_frames(self) -> None:
+        """Virtual frames put together are the whole matrix made smaller, and metadata say how they lie."""
+        made = slide(self.mktemp(), 5, 6, 64, total_rows=300, total_columns=370)
+        client = await self.shown(made)
+        whole = matrix(made)
+        for factor in (2.5, 3.7, 64):
+            metadata = (await client.get(f"/{made.resource}/metadata?downsample={factor}")).json()[0]
+            rows, columns = metadata["00480007"]["Value"][0], metadata["00480006"]["Value"][0]
+            self.assertEqual((rows, columns), (max(1, int(300 / factor)), max(1, int(370 / factor))))
+            count = metadata["00280008"]["Value"][0]
+            across, down = -(-columns // 64), -(-rows // 64)
+            self.assertEqual(count, across * down)
+            answer = await client.get(
+                f"/{made.resource}/frames/{','.join(map(str, range(1, count + 1)))}?downsample={factor}"
+                "&interpolation=linear", {"Accept": NATIVE},
+            )  # fmt: skip
+            frames = [numpy.frombuffer(data, numpy.uint8).reshape(64, 64, 3) for data in answer.frames()]
+            lines = [numpy.concatenate(frames[at : at + across], axis=1) for at in range(0, count, across)]
+            together = numpy.concatenate(lines)[:rows, :columns].astype(int)
+            expected = numpy.asarray(Image.fromarray(whole).resize((columns, rows), Image.Resampling.BILINEAR))
+            self.assertLessEqual(numpy.abs(together - expected).max(), 3, factor)
+            past = await client.get(f"/{made.resource}/frames/{count + 1}?downsample={factor}")
+            self.assertEqual((past.status, f"1 to {count}" in past.json()["detail"]), (404, True))
+
+    async def test_form(self) -> None:
+        """Virtual frames are JPEG with its transfer syntax, in parts; rendered ones are plain pictures."""
+        made = slide(self.mktemp(), 4, 4, 64)
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/1,2?downsample=2")
+        self.assertIn(f"transfer-syntax={JPEG_UID}", answer.headers["content-type"])
+        self.assertEqual([opened(data).size for data in answer.frames()], [(64, 64)] * 2)
+        answer = await client.get(f"/{made.resource}/frames/4/rendered?downsample=2&quality=80")
+        self.assertEqual((answer.headers["content-type"], opened(answer.body).size), ("image/jpeg", (64, 64)))
+        shrunk = Image.fromarray(matrix(made)).reduce(2).crop((64, 64, 128, 128))
+        self.assertLess(numpy.abs(pixels(answer.body) - numpy.asarray(shrunk).astype(int)).mean(), 6)
+
+    def _folder(self) -> Path:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        return folder
+
+    async def test_search(self) -> None:
+        """A search for instances tells sizes of virtual ones, also where it did not ask for what tells them."""
+        folder = self._folder()
+        made = slide(folder / "level.dcm", 4, 4, 64)
+        proxy = await self.proxy(origin=(Mount("/dicomweb", f"file:{folder}"),), render_workers=1)
+        path = f"/studies/{made.study}/series/{made.series}/instances"
+        for query in ("downsample=2", "limit=1&downsample=2&includefield=PatientID"):
+            (found,) = (await proxy.client().get(f"{path}?{query}")).json()
+            self.assertEqual((found["00280008"]["Value"], found["00480006"]["Value"]), ([4], [128]))
+
+    async def test_search_that_tells_little(self) -> None:
+        """Where a store leaves a slide's matrix out of a search, no number of frames is made up."""
+        made = slide(self.mktemp(), 4, 4, 64)
+        client = await self.shown(made)
+        path = f"/studies/{made.study}/series/{made.series}/instances"
+        (found,) = (await client.get(f"{path}?downsample=2")).json()
+        self.assertNotIn("00280008", found)
+        self.assertNotIn("downsample", "".join(self.behind.lines()))
+
+    async def test_limits(self) -> None:
+        """What needs more stored frames than allowed is refused before one is fetched, and says the limit."""
+        made = slide(self.mktemp(), 6, 6, 64)
+        client = await self.shown(made, render_max_frames=8)
+        answer = await client.get(f"/{made.resource}/frames/1?downsample=6")
+        self.assertEqual((answer.status, "8" in answer.json()["detail"]), (413, True))
+        self.assertEqual(self.behind.lines("/frames/"), [])
+        self.assertEqual((await client.get(f"/{made.resource}/frames/1?downsample=2")).status, 200)
+
+    async def test_bad_values(self) -> None:
+        """A value that makes no sense is a 400 that names it, on every resource that takes it."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        client = await self.shown(made)
+        for path in (
+            "frames/1?downsample=0.5",
+            "frames/1/rendered?quality=0",
+            "rendered?viewport=1",
+            "metadata?downsample=x",
+        ):
+            answer = await client.get(f"/{made.resource}/{path}")
+            self.assertEqual(answer.status, 400, path)
+            self.assertIn(path.partition("?")[2].partition("=")[0], answer.json()["detail"])
+
+    async def test_parameters_of_the_origin(self) -> None:
+        """Frames asked for by parameters that are not ours are the origin's to answer."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/1?imageSetId=7")
+        self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=bypass")
+
+
+class WholeTests(RenderingCase):
+    """Whole instances."""
+
+    async def test_overview(self) -> None:
+        """A slide of many frames is one picture in a viewport, aspect kept."""
+        made = slide(self.mktemp(), 10, 12, 64, total_rows=630, total_columns=740)
+        client = await self.shown(made)
+        answer = await client.get(
+            f"/{made.resource}/rendered?viewport=100,100&interpolation=linear", {"Accept": "image/png"}
+        )
+        self.assertEqual((answer.status, opened(answer.body).size), (200, (100, 85)))
+        expected = Image.fromarray(matrix(made)).resize((100, 85), Image.Resampling.BILINEAR)
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - numpy.asarray(expected).astype(int)).max(), 3)
+
+    async def test_region(self) -> None:
+        """A region of a slide, flipped, needs its own frames only."""
+        made = slide(self.mktemp(), 6, 6, 64)
+        client = await self.shown(made, hot_memory=0)
+        answer = await client.get(f"/{made.resource}/rendered?viewport=64,64,130,70,-64,64", {"Accept": "image/png"})
+        expected = matrix(made)[70:134, 130:194][:, ::-1]
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 2)
+        lists = [line.rpartition("/frames/")[2] for line in self.behind.lines("/frames/")]
+        self.assertEqual(sorted(int(number) for text in lists for number in text.split(",")), [9, 10, 15, 16])
+
+    async def test_limits(self) -> None:
+        """A picture of more pixels, or of more frames, than allowed is refused with the limit."""
+        made = slide(self.mktemp(), 3, 3, 64)
+        client = await self.shown(made, render_max_pixels=10_000, render_max_whole_frames=8)
+        answer = await client.get(f"/{made.resource}/rendered")
+        self.assertEqual((answer.status, "10000" in answer.json()["detail"]), (413, True))
+        answer = await client.get(f"/{made.resource}/rendered?viewport=20,20")
+        self.assertEqual((answer.status, "at most 8" in answer.json()["detail"]), (413, True))
+
+
+class ColourTests(RenderingCase):
+    """ICC profiles and gray."""
+
+    async def test_profiles(self) -> None:
+        """Profiles go along as asked; a conversion is LittleCMS's own."""
+        made = slide(self.mktemp(), 1, 1, 64, "raw")
+        client = await self.shown(made)
+        path = f"/{made.resource}/frames/1/rendered"
+        png = {"Accept": "image/png"}
+        profile = pydicom.dcmread(made.path).OpticalPathSequence[0].ICCProfile.rstrip(b"\0")
+        for query, embedded in (("", None), ("?iccprofile=no", None), ("?iccprofile=yes", profile)):
+            got = opened((await client.get(path + query, png)).body).info.get("icc_profile")
+            self.assertEqual(got.rstrip(b"\0") if got else None, embedded, query)
+        stored = numpy.frombuffer(made.stored_frames()[0], numpy.uint8).reshape(64, 64, 3)
+        for target in ("srgb", "displayp3", "adobergb", "rommrgb"):
+            answer = await client.get(f"{path}?iccprofile={target}", png)
+            expected, goal = convert_colours(stored, profile, target)
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, target)
+            name = ImageCms.getProfileDescription(io.BytesIO(opened(answer.body).info["icc_profile"]))
+            self.assertEqual(name, ImageCms.getProfileDescription(io.BytesIO(goal)))
+        answer = await client.get(f"{path}?iccprofile=srgb&embed_iccprofile=false", png)
+        self.assertNotIn("icc_profile", opened(answer.body).info)
+
+    async def test_deep_gray(self) -> None:
+        """Gray of 16 bits is shown through the window that is asked for."""
+        made = slide(self.mktemp(), 1, 1, 64, "raw-16")
+        client = await self.shown(made)
+        path = f"/{made.resource}/frames/1/rendered"
+        answer = await client.get(f"{path}?window=20000,10000,linear-exact", {"Accept": "image/png"})
+        stored = numpy.frombuffer(made.stored_frames()[0], "<u2").reshape(64, 64).astype(float)
+        expected = numpy.clip((stored - 20000) / 10000 + 0.5, 0, 1) * 255
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
+        refused = await client.get(f"/{made.resource}/frames/1?downsample=2")
+        self.assertEqual((refused.status, "rendered" in refused.json()["detail"]), (400, True))
+
+
+class FailureTests(RenderingCase):
+    """What cannot be made."""
+
+    async def test_damaged_frame(self) -> None:
+        """A frame that is not what it says is a 502 that says so, and the next picture is made by the same child."""
+        made = slide(self.mktemp(), 1, 2, 64, "jpeg2000")
+        client = await self.shown(made)
+        broken = self.behind.instances[made.sop]
+        broken.frames[0] = broken.frames[0][:200] + b"\xff\xd9"
+        answer = await client.get(f"/{made.resource}/frames/1/rendered")
+        self.assertEqual((answer.status, answer.headers["content-type"]), (502, "application/problem+json"))
+        assert self.proxied.rooms.imaging is not None
+        pids = self.proxied.rooms.imaging.pool.pids
+        self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
+        self.assertEqual(self.proxied.rooms.imaging.pool.pids, pids)
+
+    async def test_full_queue(self) -> None:
+        """More pictures than may wait are refused with the time to come back."""
+        made = slide(self.mktemp(), 2, 4, 64, "raw")
+        client = await self.shown(made, render_queue=1)
+        asked = [
+            Deferred.fromCoroutine(client.get(f"/{made.resource}/frames/{number}/rendered")) for number in range(1, 9)
+        ]
+        answers = await gatherResults(asked)
+        self.assertEqual({answer.status for answer in answers}, {200, 503})
+        busy = next(answer for answer in answers if answer.status == 503)
+        self.assertGreater(int(busy.headers["retry-after"]), 0)
+
+    async def test_by_the_origin(self) -> None:
+        """Without rendering workers pictures are the origin's, and what only we can make is refused."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        client = await self.shown(made, render_workers=0)
+        answer = await client.get(f"/{made.resource}/frames/1/rendered")
+        self.assertEqual(answer.body, made.stored_frames()[0])
+        self.assertEqual((await client.get(f"/{made.resource}/frames/1?downsample=2")).status, 400)
+        self.assertEqual((await client.get(f"/{made.resource}/metadata?downsample=2")).status, 400)
+
+    async def test_loop(self) -> None:
+        """Frames of a loop shrink each by itself; past the last there is none."""
+        made = loop(self.mktemp(), 3)
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/3/rendered?downsample=2", {"Accept": "image/png"})
+        self.assertEqual(opened(answer.body).size, (made.columns // 2, made.rows // 2))
+        self.assertEqual((await client.get(f"/{made.resource}/frames/4/rendered?downsample=2")).status, 404)
+        self.assertEqual(opened((await client.get(f"/{made.resource}/rendered")).body).size, (made.columns, made.rows))
