@@ -158,15 +158,18 @@ class RefusedTests(OrthancCase):
     async def refused(self, proxy: Proxy, status: int = 401, paths: Sequence[str] = PATHS) -> None:
         """Nobody else gets a byte of it, whatever is asked for and however."""
         etag = (await self.allowed(proxy)).headers["etag"] if status == 401 else '"any"'
-        for who in ({}, BOB, STOLEN):
-            asking = self.asking(proxy, {**who, "If-None-Match": etag, "Range": "bytes=0-99"} if who is BOB else who)
-            for path in paths:
-                method = "POST" if path == "prefetch" else "GET"
-                answer = await asking.request(method, f"/{self.made.resource}/{path}".rstrip("/"))
-                self.assertEqual(answer.status, status, (who, path, answer.body[:200]))
-                self.assertFalse([frame for frame in self.stored if frame[:200] in answer.body], path)
-                self.assertNotIn("etag", answer.headers)
-                self.assertNotIn(HIT, answer.headers.get("cache-status", ""))
+        conditional = {**BOB, "If-None-Match": etag, "Range": "bytes=0-99"}
+        asked = [(who, path) for who in ({}, conditional, STOLEN) for path in paths]
+        answers = await gatherResults([ensureDeferred(self._any(proxy, who, path)) for who, path in asked])
+        for (_, path), answer in zip(asked, answers, strict=True):
+            self.assertEqual(answer.status, status, (path, answer.body[:200]))
+            self.assertFalse([frame for frame in self.stored if frame[:200] in answer.body], path)
+            self.assertNotIn("etag", answer.headers)
+            self.assertNotIn(HIT, answer.headers.get("cache-status", ""))
+
+    async def _any(self, proxy: Proxy, who: dict[str, str], path: str) -> Answer:
+        method = "POST" if path == "prefetch" else "GET"
+        return await self.asking(proxy, who).request(method, f"/{self.made.resource}/{path}".rstrip("/"))
 
     async def test_one_proxy(self) -> None:
         """The refusal is Orthanc's own, before and after the frames are cached; ann's answers go on."""
