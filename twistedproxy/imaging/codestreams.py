@@ -27,7 +27,7 @@ Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 
 _TAIL = 64  # bytes of padding after the end that are let pass
 _SCALES = (1, 2, 4, 8)
-_ROOM = bytes(64)  # CharLS 2.4 takes 3-10 s to refuse a codestream that is cut off at the very end of its memory
+_ROOM = bytes(64)  # CharLS 2.4 takes 3-10 s to refuse a codestream that ends inside its pixels
 
 
 def decode_jpeg(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
