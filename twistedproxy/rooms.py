@@ -42,6 +42,7 @@ from twistedproxy.web.announcing import announce
 from twistedproxy.web.app import ProxyRoutes
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.hot import HotResponses
+from twistedproxy.web.hot_heads import Heads
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mount, Mounts
 from twistedproxy.web.passthrough import PassThrough
@@ -51,6 +52,9 @@ from twistedproxy.web.warming import Warming
 from twistedproxy.workers.sockets import listen_on
 
 _log = Logger()
+
+HEADS_SHARE = 16
+"""One part in so many of the memory for hot responses is for the heads of requests that were understood."""
 
 STEP_SECONDS = 10.0
 """How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
@@ -112,12 +116,12 @@ class Rooms:
         )
         self.reader.answered = self.scheduler.answered
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
-        hot = HotResponses(
-            settings.hot_memory, self.access, credentials, reactor.seconds, ignore_forwarded=not settings.trusted_proxy
-        )
+        heads_memory = settings.hot_memory // HEADS_SHARE
+        hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)
+        heads = Heads(credentials, heads_memory, settings.trusted_proxy)
         self.reader.watch = hot
         self.forgetting.also.append(hot.forget)
-        hot_server = HotServer(hot, self.metrics, access_log, time.perf_counter)
+        hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter)
         self.connections = Connections(reactor, settings.client_timeout, hot_server if settings.hot_memory else None)
         self._routes = ProxyRoutes(
             settings,

@@ -80,24 +80,28 @@ Answered = Callable[[Wanted, FrameAnswer], None]
 """Hears of each answered request: the prefetch scheduler's ear."""
 
 
+Ticket = tuple[int, float]
+"""Tells a `FenceWatch` when the cache was asked."""
+
+
 class FenceWatch(Protocol):
     """Hears of fences, each time that the cache was read."""
 
-    def ticket(self) -> int:
+    def ticket(self) -> Ticket:
         """To be taken before the cache is asked."""
 
-    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
         """The cache, asked when *ticket* was taken, had this *fence* for *instance*; None: it did not answer."""
 
 
 class NoWatch:
     """Nobody who would care."""
 
-    def ticket(self) -> int:
+    def ticket(self) -> Ticket:
         """Nothing to remember."""
-        return 0
+        return 0, 0.0
 
-    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
         """Nothing to do."""
 
 

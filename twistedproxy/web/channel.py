@@ -63,7 +63,8 @@ class ProxyChannel(HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         hot = self.connections.hot
         if hot is not None and self._waits_for_a_request() and hot.answer(self, data):
-            self.read_deadline = self.connections.idle_deadline()
+            self.read_deadline = NEVER
+            self.when_taken(self._await_request)
             return
         if not self._head_begun and not self.requests:
             self._head_begun = True
@@ -73,16 +74,24 @@ class ProxyChannel(HTTPChannel):
     def _waits_for_a_request(self) -> bool:
         """Whether nothing is under way on this connection, and nothing keeps it from an answer."""
         transport: Any = self.transport
-        return not (
-            self._head_begun
-            or self.requests
-            or self._buffer
-            or self._dataBuffer
-            or self._busyReceiving
-            or self._waitingForTransport
-            or self.connections.closing
-            or transport.disconnecting
+        return bool(
+            self._HTTPChannel__first_line == 1  # type: ignore[attr-defined]
+            and self.persistent
+            and not (
+                self._head_begun
+                or self.requests
+                or self._buffer
+                or self._dataBuffer
+                or self._busyReceiving
+                or self._waitingForTransport
+                or self.connections.closing
+                or transport.disconnecting
+            )
         )
+
+    def _await_request(self) -> None:
+        self._head_begun = False
+        self.read_deadline = self.connections.idle_deadline()
 
     @property
     def client(self) -> str:
@@ -168,8 +177,7 @@ class ProxyChannel(HTTPChannel):
             done()
 
     def requestDone(self, request: Request) -> None:
-        self._head_begun = False
-        self.read_deadline = self.connections.idle_deadline()
+        self._await_request()
         super().requestDone(request)
 
     # What is no request.

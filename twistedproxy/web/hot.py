@@ -1,16 +1,14 @@
-"""Hot responses: whole answers in one worker's memory, given before a request is parsed in full.
+"""Hot responses: whole answers in one worker's memory, found before a request is parsed in full.
 
 - An answer is given only to a caller whose grant for that very instance holds now; the grant is looked up each time.
-- It is gone with the instance: every answer belongs to an `_Instance`, which carries the fence that the cache had when
-  it was last asked. What was last checked more than `CHECK_SECONDS` ago is answered the ordinary way, which checks.
-- Only a request that is understood in full is answered here: one complete GET or HEAD without a body and without any
-  header field that could change the answer, other than those the answer is kept under. All else goes the ordinary way.
+- It goes with its instance: what is forgotten, or has another fence than before, takes its answers with it. What was
+  last asked of the cache more than `CHECK_SECONDS` ago is answered the ordinary way, which asks again.
+- It ends when it is told to, and no hit prolongs it.
 - The bytes that are kept are bounded: keys, heads and bookkeeping counted; least recently used goes first.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Optional
@@ -20,107 +18,64 @@ import attrs
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames.access import Access
-from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.forgetting import covers
+from twistedproxy.frames.reader import Ticket
 from twistedproxy.origin.interface import Caller
 
 CHECK_SECONDS = 4.0
 """How old the knowledge of an instance's fence may be: another host's STOW is felt within 5 s."""
 
 OVERHEAD = 900
-"""Bytes that one answer takes besides its own: objects, hash tables, the key's tuple. Measured: 850."""
+"""Bytes that one answer takes besides its own: objects, hash tables, what allocators round up."""
 
-MAX_SHARE = 16
-"""An answer larger than this part of all is not kept: it would push out too many."""
+INSTANCE_BYTES = 1500
+"""Bytes that one instance takes besides its answers: its UIDs, objects, hash tables."""
 
-MAX_HEADS = 4096
-"""Request heads (without their first line) that are remembered as understood; a client repeats its own."""
+MAX_ANSWER = 256 * 1024
+"""Bytes of an answer that is kept: a larger one is written in pieces, at the pace of its client."""
 
-_GET = b"GET "
-_HEAD = b"HEAD "
-_VERSION = b" HTTP/1.1"
-_END = b"\r\n\r\n"
-MAX_HEAD = 8192
-"""Bytes of a request that is looked at here. The ordinary way takes 16 KiB."""
+SHARE = 16
+"""One part in so many of all bytes is for instances, and one is the most that a single answer may take."""
 
-# Fields that change nothing about a frame's answer. What is not named here takes the ordinary way.
-_HARMLESS = frozenset(
-    (
-        *(b"host", b"user-agent", b"accept-encoding", b"accept-language", b"accept-charset", b"referer", b"dnt"),
-        *(b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-dest", b"sec-fetch-user", b"sec-gpc", b"priority"),
-        *(b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"cache-control", b"pragma"),
-        *(b"x-requested-with", b"traceparent", b"tracestate", b"x-request-id"),
-    )
-)
-_FORWARDED = frozenset(
-    (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto")
-    + (b"x-forwarded-port", b"x-forwarded-prefix")
-)
+
+Key = tuple[bytes, bytes, bytes]
+"""Request target, Accept, Origin: as they came, empty where they did not."""
 
 
 @attrs.define(eq=False)
-class _Instance:
-    """What is known of an instance: the fence of its answers, and until when that may be relied on."""
+class _Known:
+    """What is known of an instance: the fence of its answers, until when that may be relied on, their keys."""
 
     instance: Instance
     fence: Fence
     checked_until: float
-    valid: bool = True
+    keys: set[Key] = attrs.Factory(set)
 
 
 @attrs.frozen(eq=False)
 class HotAnswer:
-    """One answer with status 200. *head*: the fields behind Date, and the blank line."""
+    """One answer with status 200. *head*: its fields but Server and Date, and the blank line."""
 
-    of: _Instance
+    of: _Known
     route: str
+    etag: bytes
     head: bytes
     body: bytes
     expires: float
     size: int
 
 
-Key = tuple[bytes, bytes, bytes]
-"""Request target, Accept, Origin: as they came."""
-
-
-@attrs.frozen
-class _Facts:
-    """What a head says besides its first line. *caller* is None where it must go the ordinary way."""
-
-    accept: bytes = b""
-    origin: bytes = b""
-    caller: Optional[Caller] = None
-
-
-_NOT_HERE = _Facts()
-
-
 class HotResponses:
-    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds that only go forward.
+    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds that only go forward."""
 
-    *ignore_forwarded*: whether nobody is trusted to say whom he asks for; else the ordinary way must read it.
-    """
-
-    def __init__(
-        self,
-        max_bytes: int,
-        access: Access,
-        credentials: Credentials,
-        clock: Callable[[], float],
-        ignore_forwarded: bool = True,
-    ) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, access: Access, clock: Callable[[], float]) -> None:
+        self._max_instances = max_bytes // SHARE // INSTANCE_BYTES
+        self._max_bytes = max_bytes - max_bytes // SHARE
+        self.max_answer = min(self._max_bytes // SHARE, MAX_ANSWER)
         self._access = access
-        self._credentials = credentials
         self._clock = clock
-        self._harmless = _HARMLESS | _FORWARDED if ignore_forwarded else _HARMLESS
-        self._special = frozenset(
-            (b"accept", b"origin", b"cookie", b"connection", *(name.lower() for name in credentials.headers))
-        )
         self._answers: OrderedDict[Key, HotAnswer] = OrderedDict()
-        self._instances: OrderedDict[Instance, _Instance] = OrderedDict()
-        self._heads: OrderedDict[bytes, _Facts] = OrderedDict()
+        self._known: OrderedDict[Instance, _Known] = OrderedDict()
         self._forgotten = 0
         self.used = 0
 
@@ -129,121 +84,84 @@ class HotResponses:
 
     # Finding.
 
-    def find(self, data: bytes) -> Optional[tuple[HotAnswer, bytes, bytes]]:
-        """The answer to the one complete request that *data* is, its method and its target; None for the ordinary way."""
-        target = _target(data)
-        if target is None:
+    def find(self, key: Key, caller: Caller) -> Optional[HotAnswer]:
+        """The answer of *key*, if it may be given to *caller* now without asking anybody."""
+        answer = self._answers.get(key)
+        if answer is None:
             return None
-        facts = self._facts(data[data.index(b"\r\n") :])
-        if facts.caller is None:
-            return None
-        answer = self._answers.get((target, facts.accept, facts.origin))
-        if answer is None or not self._holds(answer, facts.caller):
-            return None
-        self._answers.move_to_end((target, facts.accept, facts.origin))
-        return answer, data[: data.index(b" ")], target
-
-    def _holds(self, answer: HotAnswer, caller: Caller) -> bool:
-        """Whether *answer* may be given to *caller* now, without asking anybody."""
         now = self._clock()
-        if not answer.of.valid or answer.of.checked_until < now or answer.expires < now:
-            return False
-        grant = self._access.known(caller, answer.of.instance)
-        if grant is None or grant.fence != answer.of.fence:
+        if answer.expires <= now:
+            self._drop(key)
+            return None
+        if answer.of.checked_until < now or not self._granted(answer.of, caller):
+            return None
+        self._answers.move_to_end(key)
+        return answer
+
+    def _granted(self, of: _Known, caller: Caller) -> bool:
+        """Whether *caller* holds a grant that nobody needs to renew yet."""
+        grant = self._access.known(caller, of.instance)
+        if grant is None or grant.fence != of.fence:
             return False
         return not grant.spent(self._access.wall_clock(), self._access.ttl)
 
-    def _facts(self, rest: bytes) -> _Facts:
-        """What a head says. Heads are remembered by their digest: they hold what no memory should."""
-        digest = hashlib.blake2b(rest, digest_size=16).digest()
-        facts = self._heads.get(digest)
-        if facts is None:
-            facts = self._heads[digest] = self._read(rest)
-            if len(self._heads) > MAX_HEADS:
-                self._heads.popitem(last=False)
-        return facts
-
-    def _read(self, rest: bytes) -> _Facts:
-        if rest.count(b"\n") != rest.count(b"\r\n") or rest.count(b"\r") != rest.count(b"\n") or b"\0" in rest:
-            return _NOT_HERE
-        found: dict[bytes, bytes] = {}
-        for line in rest[2:-4].split(b"\r\n") if len(rest) > len(_END) else ():
-            name, colon, value = line.partition(b":")
-            name = name.lower()
-            if not colon or (name not in self._harmless and name not in self._special) or name in found:
-                return _NOT_HERE
-            found[name] = value.strip(b" \t")
-        if found.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-            return _NOT_HERE
-        caller = self._credentials.caller(lambda name: [found[name.lower()]] if name.lower() in found else None)
-        return _Facts(found.get(b"accept", b""), found.get(b"origin", b""), Caller(caller.credential))
-
     # Keeping.
 
-    def ticket(self) -> int:
+    def ticket(self) -> Ticket:
         """See `FenceWatch`: what was read before something was forgotten counts for nothing after it."""
-        return self._forgotten
+        return self._forgotten, self._clock()
 
-    def checked(self, instance: Instance, fence: Optional[Fence], ticket: int) -> None:
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
         """See `FenceWatch`."""
-        if fence is None or ticket != self._forgotten:
+        forgotten, asked = ticket
+        if fence is None or forgotten != self._forgotten:
             return
-        known = self._instances.get(instance)
-        if known is not None and known.fence == fence:
-            known.checked_until = self._clock() + CHECK_SECONDS
-            return
-        if known is not None:
-            known.valid = False
-        self._instances[instance] = _Instance(instance, fence, self._clock() + CHECK_SECONDS)
-        if len(self._instances) > MAX_HEADS:
-            _, oldest = self._instances.popitem(last=False)
-            oldest.valid = False
+        known = self._known.get(instance)
+        if known is not None and known.fence != fence:
+            self._forget(instance)
+            known = None
+        if known is None:
+            known = self._known[instance] = _Known(instance, fence, asked)
+        known.checked_until = max(known.checked_until, asked + CHECK_SECONDS)
+        self._known.move_to_end(instance)
+        if len(self._known) > self._max_instances:
+            self._forget(next(iter(self._known)))
 
     def keep(
-        self, key: Key, instance: Instance, fence: Fence, route: str, head: bytes, body: bytes, seconds: float
+        self,
+        key: Key,
+        instance: Instance,
+        fence: Fence,
+        route: str,
+        etag: bytes,
+        head: bytes,
+        body: bytes,
+        seconds: float,
     ) -> None:
         """Keep an answer for *seconds*, if the instance still has that *fence*."""
-        of = self._instances.get(instance)
-        size = len(head) + len(body) + sum(map(len, key)) + OVERHEAD
-        if of is None or of.fence != fence or size > self._max_bytes // MAX_SHARE:
+        of = self._known.get(instance)
+        size = len(head) + len(body) + len(etag) + sum(map(len, key)) + OVERHEAD
+        if of is None or of.fence != fence or size > self.max_answer:
             return
-        old = self._answers.pop(key, None)
-        if old is not None:
-            self.used -= old.size
-        self._answers[key] = HotAnswer(of, route, head, body, self._clock() + seconds, size)
+        if key in self._answers:
+            self._drop(key)
+        self._answers[key] = HotAnswer(of, route, etag, head, body, self._clock() + seconds, size)
+        of.keys.add(key)
         self.used += size
         while self.used > self._max_bytes:
-            _, least = self._answers.popitem(last=False)
-            self.used -= least.size
+            self._drop(next(iter(self._answers)))
 
     def forget(self, scope: Scope) -> None:
-        """Give no answer of *scope* any more. What they take is freed as others come."""
+        """Give no answer of *scope* any more, and free what they took."""
         self._forgotten += 1
-        for instance in [instance for instance in self._instances if covers(scope, instance)]:
-            self._instances.pop(instance).valid = False
+        for instance in [instance for instance in self._known if covers(scope, instance)]:
+            self._forget(instance)
 
-    def clear(self) -> None:
-        """Give back all memory."""
-        for known in self._instances.values():
-            known.valid = False
-        self._instances.clear()
-        self._answers.clear()
-        self._heads.clear()
-        self.used = 0
+    def _forget(self, instance: Instance) -> None:
+        for key in list(self._known.pop(instance).keys):
+            self._drop(key)
 
-
-def _target(data: bytes) -> Optional[bytes]:
-    """The target of the one complete GET or HEAD of HTTP/1.1 without a body that *data* is, as far as its first and
-    last bytes tell."""
-    if len(data) > MAX_HEAD or data.find(_END) != len(data) - len(_END):
-        return None
-    if data.startswith(_GET):
-        start = len(_GET)
-    elif data.startswith(_HEAD):
-        start = len(_HEAD)
-    else:
-        return None
-    end = data.index(b"\r\n")
-    if data[end - len(_VERSION) : end] != _VERSION:
-        return None
-    return data[start : end - len(_VERSION)]
+    def _drop(self, key: Key) -> None:
+        answer = self._answers.pop(key)
+        answer.of.keys.discard(key)
+        self.used -= answer.size
