@@ -33,9 +33,10 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.entries import frame_name
 
 ACCEPT_INSTANCE = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-WAIT_SECONDS = 300.0
+WAIT_SECONDS = 60.0
 BATCH = 200  # SETs written as one piece
 TIMES = 3  # raw SETs that a load may take longer than reading
+ANSWER_SECONDS = 0.05  # a store that takes longer for one frame is not what a load is measured by
 SLOW = 20_000_000  # bytes a second of the slowed store
 OTHER = "2.25.1111"  # the instance that others look at meanwhile
 MIB = 1 << 20
@@ -120,12 +121,14 @@ class Bench:
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {answer.body[:300]!r}")
 
-    def load(self) -> float:
-        """Seconds from the triggering request to the last frame in the cache."""
+    def load(self) -> tuple[float, float]:
+        """Seconds from the triggering request to the last frame in the cache, and of these to the request's answer:
+        the store's time for the metadata and one frame."""
         start = time.perf_counter()
         self.trigger()
+        answered = time.perf_counter()
         self.wait_for(self.made.frames)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, answered - start
 
     def wait_for(self, number: int) -> None:
         deadline = time.perf_counter() + WAIT_SECONDS
@@ -160,6 +163,7 @@ def started(stack: ExitStack, child: Any) -> Any:
 def bench(stack: ExitStack, store_url: str, made: Made, options: Any, *redis_options: str) -> Bench:
     redis = started(stack, Redis(*redis_options))
     more = ["--origin", f"/dicomweb={store_url}", "--cache", f"unix:{redis.path}", "--whole-instance-max-cpu", "100"]
+    more += ["--hot-memory", "0"]  # an answer from memory triggers nothing
     proxy = started(stack, Proxy(*more, *options.proxy, core=options.core)).wait_until_ready()
     return Bench(store_url, made, redis, proxy)
 
@@ -170,7 +174,7 @@ def simulated(stack: ExitStack, *paths: Path | str) -> str:
 
 def speed(name: str, one: Bench, frames: Sequence[bytes], rounds: int) -> tuple[list[object], bool]:
     """A row: medians, and whether they are within the limit."""
-    reading, writing, loading = [], [], []
+    reading, writing, loading, answering = [], [], [], []
     one.load()  # once, so that nothing is done for the first time
     wrong = one.compare(frames)
     for _ in range(rounds):
@@ -179,11 +183,13 @@ def speed(name: str, one: Bench, frames: Sequence[bytes], rounds: int) -> tuple[
         writing.append(one.raw_sets(frames))
         one.forget()
         time.sleep(0.2)  # what was freed is being freed in the server's background
-        loading.append(one.load())
-    read, write, took = median(reading), median(writing), median(loading)
-    limit = read + TIMES * write
-    row: list[object] = [name, f"{read:.3f}", f"{write:.3f}", f"{took:.3f}", f"{limit:.3f}", f"{took / limit:.2f}"]
-    return [*row, wrong], took <= limit and not wrong
+        took, answered = one.load()
+        loading.append(took)
+        answering.append(answered)
+    read, write, took, answered = map(median, (reading, writing, loading, answering))
+    limit = answered + read + TIMES * write if answered > ANSWER_SECONDS else read + TIMES * write
+    figures = [f"{seconds:.3f}" for seconds in (read, write, answered, took, limit)]
+    return [name, *figures, f"{took / limit:.2f}", wrong], took <= limit and not wrong
 
 
 def first_frames(stack: ExitStack, made: Made, options: Any) -> float:
@@ -271,7 +277,16 @@ def report(folder: Path, options: Any) -> Iterator[bool]:
             row, good = speed("Orthanc", bench(stack, store.url, made, options), frames, options.rounds)
             rows.append(row)
             yield good
-    heads = ["store", "read and drop", "raw SETs", "load", f"read + {TIMES} x SETs", "load / that", "wrong frames"]
+    heads = [
+        "store",
+        "read and drop",
+        "raw SETs",
+        "to the answer",
+        "to the last frame",
+        "limit",
+        "of it",
+        "wrong frames",
+    ]
     print(table(heads, rows), flush=True)
     with ExitStack() as stack:
         share = first_frames(stack, made, options)
@@ -289,7 +304,7 @@ def report(folder: Path, options: Any) -> Iterator[bool]:
         with ExitStack() as stack:
             bounded = ("--maxmemory", str(512 * MIB), "--maxmemory-policy", "allkeys-lru")
             one = bench(stack, simulated(stack, made.path), made, options, *bounded)
-            took = one.load()
+            took, _ = one.load()
             most = one.child_peak()
         print(f"child's peak memory: {peak / MIB:.0f} MiB; with {size / 1e9:.1f} GB {most / MIB:.0f} MiB "
               f"({size / took / 1e6:.0f} MB/s)", flush=True)  # fmt: skip

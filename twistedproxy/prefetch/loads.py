@@ -29,7 +29,7 @@ from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
 from twistedproxy.prefetch.loaders import Loader, LoadTask
 from twistedproxy.prefetch.locks import LoadLock
 from twistedproxy.prefetch.plan import Kind, Plan
-from twistedproxy.prefetch.region_load import RegionLoad
+from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
 from twistedproxy.settings import Settings
 
 
@@ -118,6 +118,8 @@ class Loads:
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:
         is_display = priority is Priority.DISPLAY
+        # Where a frame is about as dear as the whole instance, the screen must not keep that waiting.
+        dear = decided.kind is Kind.WHOLE and occasion.wanted.origin.frames_per_request(occasion.instance) == 1
         load = RegionLoad(
             self.cache,
             self.clock,
@@ -127,6 +129,7 @@ class Loads:
             self.settings.frame_ttl,
             priority,
             _progress_of(job),
+            side_by_side=1 if dear else SIDE_BY_SIDE,
         )
         on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
         runs = decided.in_load_order(decided.display if is_display else decided.block)

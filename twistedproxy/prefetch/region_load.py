@@ -41,7 +41,8 @@ SIDE_BY_SIDE = 4
 class RegionLoad:
     """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*.
 
-    *claims_lost*: frames that others were loading. *spared*: claimed ones that others brought before we asked for them.
+    *side_by_side*: origin requests at once. *claims_lost*: frames that others were loading. *spared*: claimed ones that
+    others brought before we asked for them.
     """
 
     cache: Cache
@@ -52,6 +53,7 @@ class RegionLoad:
     seconds: Optional[float]
     priority: Priority
     progress: Progress
+    side_by_side: int = SIDE_BY_SIDE
     claims_lost: int = 0
     spared: int = 0
     _token: bytes = attrs.Factory(lambda: os.urandom(12))
@@ -88,7 +90,7 @@ class RegionLoad:
         size = max(1, self.wanted.origin.frames_per_request(self.wanted.instance))
         requests = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
         try:
-            lanes = [Deferred.fromCoroutine(self._lane(requests, left)) for _ in range(SIDE_BY_SIDE)]
+            lanes = [Deferred.fromCoroutine(self._lane(requests, left)) for _ in range(self.side_by_side)]
             await all_or_none(lanes)
         finally:
             renewing.stop()

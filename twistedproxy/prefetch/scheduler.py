@@ -33,7 +33,7 @@ from twistedproxy.settings import Settings
 
 BLOCK_LOCK_SECONDS = 3.0
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = 6.0
 """How long jobs may take to end and clean up at an orderly stop. A cache that hangs is given up sooner."""
 
 MAX_UNSUPPORTED = 10_000
