@@ -4,6 +4,7 @@
 - Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy.
 - A STOW or DELETE forgets what it touched before it is answered.
 - A metadata answer that passes is the caller's grant for that instance, and is not asked for again.
+- What describes instances is asked for without a content coding, to be looked into, and compressed here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.changes import touched_by_store
+from twistedproxy.web.codings import altered
+from twistedproxy.web.compression import compress
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.mounts import Target
@@ -68,15 +71,18 @@ class PassThrough:
             response = await self._change(target, onward)
         else:
             response = await target.origin.forward(onward)
-        body, length = response.body, response.length
+        size = response.length
         if watch is not None and watch.understands(response):
-            body, length = await watch.follow(response, outside), None
+            body = await watch.follow(response, outside)
             if alter is not None:
-                body = await alter(body)
+                body, size = await alter(body), None
+            response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
         elif alter is not None and response.status == 200:
-            body.close()
+            response.body.close()
             raise not_acceptable(["application/dicom+json"])
-        await self._send(request, target, attrs.evolve(response, body=body, length=length), outside)
+        if describing:
+            response = await compress(response, request, size, self.descriptions.clock)
+        await self._send(request, target, response, outside)
 
     @staticmethod
     def _onward(request: Request, target: Target, identity: bool) -> OriginRequest:

@@ -24,11 +24,13 @@ from twistedproxy.metrics import CONTENT_TYPE, Metrics, merge
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
+from twistedproxy.web.compression import compressed_page
 from twistedproxy.web.cors import Cors
 from twistedproxy.web.handling import answer_error, answered
 from twistedproxy.web.mounts import Mounts
 from twistedproxy.web.prefetch_status import running_gauges, totals
 from twistedproxy.web.problems import method_not_allowed, not_found
+from twistedproxy.web.sending import send_stream
 
 CHECK_SECONDS = 3.0
 """How long readiness waits for the cache and the origins, which are asked side by side."""
@@ -55,14 +57,16 @@ class StatusPages:
 
     async def health(self, request: Request) -> None:
         """200 as long as the reactor turns."""
-        _send_json(request, 200, {"status": "ok"})
+        await self._send_json(request, 200, {"status": "ok"})
 
     async def ready(self, request: Request) -> None:
         """200 where the cache and all origins can be reached, else 503 that says what cannot."""
         checks = await self._checks()
         ready = all(problem is None for problem in checks.values())
         shown = {name: problem or "ok" for name, problem in checks.items()}
-        _send_json(request, 200 if ready else 503, {"status": "ok" if ready else "unavailable", "checks": shown})
+        await self._send_json(
+            request, 200 if ready else 503, {"status": "ok" if ready else "unavailable", "checks": shown}
+        )
 
     async def _checks(self) -> Checks:
         """The checks of a moment ago, or those under way, or new ones."""
@@ -103,7 +107,7 @@ class StatusPages:
         )
         parts = await self._parts()
         running = running_gauges(job for part in parts for job in part["jobs"]["running"])
-        _send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
+        await self._send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
 
     async def status_json(self, request: Request) -> None:
         """Mounts, cache, workers, jobs, and what became of prefetching in numbers."""
@@ -114,13 +118,27 @@ class StatusPages:
         workers = [part["worker"] for part in parts]
         prefetch = totals(merge([self.metrics.snapshot(), *await self.siblings.snapshots()]))
         status = {"mounts": mounts, "cache": cache, "workers": workers, "jobs": jobs, "prefetch": prefetch}
-        _send_json(request, 200, status)
+        await self._send_json(request, 200, status)
 
     async def _parts(self) -> list[dict[str, Any]]:
         """What each worker says of itself, this one too."""
         parts = [self.own(), *await self.siblings.statuses()]
         parts.sort(key=lambda part: part["worker"]["pid"])
         return parts
+
+    async def _send_json(self, request: Request, status: int, value: object) -> None:
+        await self._send(request, status, b"application/json", json.dumps(value, indent=1).encode("utf-8") + b"\n")
+
+    async def _send(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
+        request.setResponseCode(status)
+        request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
+        request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+        compressed = compressed_page(request, body, self.clock)
+        if compressed is not None:
+            await send_stream(request, compressed)
+            return
+        request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        request.write(body)
 
 
 class AdminRoutes:
@@ -178,15 +196,3 @@ def is_beyond_loopback(address: object) -> bool:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _send_json(request: Request, status: int, value: object) -> None:
-    _send(request, status, b"application/json", json.dumps(value, indent=1).encode("utf-8") + b"\n")
-
-
-def _send(request: Request, status: int, content_type: bytes, body: bytes) -> None:
-    request.setResponseCode(status)
-    request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
-    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-    request.write(body)
