@@ -100,7 +100,7 @@ class StreamTests(SynchronousTestCase):
             self.assertLessEqual(sum(seen), PIECE * (turns + 1))
             turns += 1
             self.clock.advance(0)
-        self.assertEqual(seen, [PIECE] * 5 + [7])
+        self.assertEqual((seen, turns), ([PIECE] * 5 + [7], 5))
 
     def test_pause(self) -> None:
         """A source that pauses lets out all that it gave, in a moment; then it goes on."""
@@ -261,7 +261,8 @@ class AnswerTests(ProxyCase):
     async def test_tags(self) -> None:
         """A coded answer has a weak tag, and so has the 304 for it."""
         tag = ("ETag", '"a"')
-        self.assertEqual((await self.given("gzip", tag)).headers["etag"], 'W/"a"')
+        for status in (200, 404):
+            self.assertEqual((await self.given("gzip", tag, status=status)).headers["etag"], 'W/"a"')
         unchanged = await self.given("gzip", tag, body=b"", status=304)
         self.assertEqual(
             (unchanged.status, unchanged.headers["etag"], unchanged.headers["vary"]),
