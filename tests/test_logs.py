@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import twistedproxy
 from twistedproxy.logs import (
+    MAX_LINES,
     MAX_TEXT,
     AccessLog,
     LoggedService,
@@ -167,6 +168,32 @@ def _output(log_format: str, out: io.StringIO) -> LogOutput:
     output = LogOutput(log_format, out)
     output.write = out.write  # type: ignore[assignment, method-assign]
     return output
+
+
+class OutputTests(SynchronousTestCase):
+    """Lines of requests among those of events."""
+
+    def test_order(self) -> None:
+        """Lines of requests wait to be written together, and stand before the event that came after them."""
+        out = io.StringIO()
+        output = LogOutput("text", out)
+        output._write_later = lambda: None  # type: ignore[method-assign]
+        observer = output.observer()
+        output.write("one\n")
+        output.write("two\n")
+        self.assertEqual("", out.getvalue())
+        observer({"log_format": "three", "log_time": 0.0, "log_level": LogLevel.info, "log_namespace": "x"})
+        self.assertEqual(["one", "two"], out.getvalue().splitlines()[:2])
+        self.assertTrue(out.getvalue().endswith("three\n"))
+
+    def test_bound(self) -> None:
+        """No more than so many wait."""
+        out = io.StringIO()
+        output = LogOutput("text", out)
+        output._write_later = lambda: None  # type: ignore[method-assign]
+        for _line in range(MAX_LINES + 1):
+            output.write("line\n")
+        self.assertEqual(MAX_LINES, out.getvalue().count("\n"))
 
 
 class AccessTests(SynchronousTestCase):
