@@ -1,0 +1,120 @@
+"""What a hot response costs beside nginx's proxy_cache, in one run: the same frames on the same core.
+
+nginx and the proxy share one processor core, the client has another one. Measured in turns; medians; ratios. Where
+others use the machine, look at the processor's time: it hardly depends on them.
+Run: ``python -m tests.benchmarks.hot``; more options of the proxy after ``--``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests import slides
+from tests.benchmarks import nginx
+from tests.benchmarks.klein_ratio import failures, p99
+from tests.benchmarks.load import Load, load
+from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, table
+from tests.processes import Child, Proxy, Store
+
+LEAST = 0.4  # of nginx's requests a second
+MOST = 3.0  # times nginx's milliseconds at the 99th percentile
+HEADERS = {"Accept": AS_STORED, "Authorization": "Bearer c41f0a9b5d"}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.hot", description=__doc__)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
+    parser.add_argument("--frames", type=int, default=64, help="how many different frames are asked for in turn")
+    parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
+    options = parser.parse_args(arguments)
+    if not nginx.installed():
+        print("there is no nginx to compare with")
+        return 0
+    end_in_order()
+    children: list[Child] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(Path(folder), children, options)
+    finally:
+        for child in reversed(children):
+            child.stop()
+            child.remove()
+
+
+def run(folder: Path, children: list[Child], options: Any) -> int:
+    """Start the servers, warm them, measure. 1 if a figure is over its limit, else 0."""
+    cores = sorted(os.sched_getaffinity(0))
+    server_core, client_core = cores[0], cores[-1]
+    made = slides.slide(folder / "slide.dcm", 10, 10)
+    store = Store(str(made.path), core=client_core)
+    children.append(store)
+    store_url = store.wait_until_ready()
+    proxy = Proxy("--origin", store_url, *options.proxy, core=server_core)
+    children.append(proxy)
+    proxy.wait_until_ready()
+    mark = nginx.Nginx(store_url)
+    children.append(mark)
+    mark.wait_until_ready()
+    for process in mark.family():
+        psutil.Process(process.pid).cpu_affinity([server_core])
+    below = f"{made.resource}/frames/"
+    numbers = range(1, min(options.frames, made.frames) + 1)
+    urls = {"nginx": mark.url, "hot": f"{proxy.url}/dicomweb"}
+    for url in urls.values():
+        fetcher = Fetcher(url)
+        for number in [*numbers] * 2:
+            answer = fetcher.get(f"{below}{number}", HEADERS)
+        fetcher.close()
+    loads: dict[str, list[Load]] = {name: [] for name in urls}
+
+    servers: dict[str, Child] = {"nginx": mark, "hot": proxy}
+    costs: dict[str, list[float]] = {name: [] for name in urls}
+
+    def measure(name: str) -> float:
+        before = processor_seconds(servers[name])
+        paths = [f"{Path('/') / urls[name].split('/', 3)[3]}/{below}{number}" for number in numbers]
+        origin = "/".join(urls[name].split("/")[:3])
+        loads[name].append(load(origin, paths, HEADERS, options.connections, options.seconds, client_core))
+        rate = loads[name][-1].per_second
+        costs[name].append((processor_seconds(servers[name]) - before) / (rate * options.seconds) * 1e6)
+        return rate
+
+    rates = dict(zip(urls, alternating(options.rounds, lambda: measure("nginx"), lambda: measure("hot")), strict=True))
+    print(f"{options.connections} connections, {len(answer.body):,} bytes an answer, {len(numbers)} frames in turn\n")
+    rows = [
+        [
+            name,
+            f"{median(rates[name]):,.0f}",
+            f"{min(rates[name]):,.0f} - {max(rates[name]):,.0f}",
+            p99(loads[name]),
+            f"{median(costs[name]):.1f}",
+            failures(loads[name]),
+        ]
+        for name in urls
+    ]
+    print(table(["", "requests/s, median", "range", "p99 ms", "CPU us a request", "failed"], rows))
+    costs_ratio = median(costs["nginx"]) / median(costs["hot"])
+    share = median([hot / most for hot, most in zip(rates["hot"], rates["nginx"], strict=True)])
+    slower = median([hot.p99 / most.p99 for hot, most in zip(loads["hot"], loads["nginx"]) if hot.p99 and most.p99])
+    print(f"\nhot: {share:.2f} of nginx's requests/s (at least {LEAST}), {slower:.1f} times its p99 (at most {MOST})")
+    print(f"by the processor's time: {costs_ratio:.2f} of nginx's")
+    return int(share < LEAST or slower > MOST or any(one.failed for all_ in loads.values() for one in all_))
+
+
+def processor_seconds(child: Child) -> float:
+    """What *child* and all its children have used of the processor so far."""
+    times = [process.cpu_times() for process in child.family()]
+    return sum(one.user + one.system for one in times)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
