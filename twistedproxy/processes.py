@@ -2,6 +2,7 @@
 
 - What a child must know goes through its pipe: never through the command line or the environment, which others read.
 - A child's pipe ends with the proxy, whatever way that ends; the child then ends too.
+- A child whose conversation is closed is killed: without it the child is of no use.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ class _Pipe:
 
     disconnecting = False
 
-    def __init__(self, process: Any, descriptor: int) -> None:
-        self._process = process
+    def __init__(self, child: ChildProcess, descriptor: int) -> None:
+        self._child = child
         self._descriptor = descriptor
 
     def write(self, data: bytes) -> None:
-        self._process.writeToChild(self._descriptor, data)
+        process: Any = self._child.transport
+        if self._descriptor in process.pipes:  # else it has ended, and will soon be heard to
+            process.writeToChild(self._descriptor, data)
 
     def writeSequence(self, iovec: Any) -> None:
         self.write(b"".join(iovec))
 
     def loseConnection(self) -> None:
-        self._process.loseConnection()
+        self.disconnecting = True
+        self._child.kill()
 
     def getPeer(self) -> Any:
         return None
@@ -61,14 +65,16 @@ class _Pipe:
 
 class ChildProcess(ProcessProtocol):
     """One child. *conversation* speaks with it: we write to its descriptor *hears* and read from its *speaks*;
-    what it writes elsewhere (its standard output and error) goes to *said*.
+    what it writes elsewhere (its standard output and error) goes to *said*, with the descriptor, in pieces.
     """
 
     def __init__(
-        self, conversation: IProtocol, hears: int, speaks: int, said: Callable[[bytes], None] = lambda _: None
+        self, conversation: IProtocol, hears: int, speaks: int, said: Callable[[int, bytes], None] = lambda *_: None
     ) -> None:
         self.conversation: Any = conversation
         self.alive = True
+        self.reason = ""
+        """How it ended."""
         self._hears = hears
         self._speaks = speaks
         self._said = said
@@ -81,12 +87,15 @@ class ChildProcess(ProcessProtocol):
         descriptors: Mapping[int, Any],
         environment: Optional[Mapping[str, str]] = None,
     ) -> None:
-        """Start ``python -m module``; *descriptors* as in Twisted's ``childFDs``."""
+        """Start ``python -m module``; *descriptors* as in Twisted's ``childFDs``. Raises OSError."""
         passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         # the proxy may have been started from a source tree that is not installed
-        passed["PYTHONPATH"] = str(Path(__file__).parents[1])
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+        passed["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"
         passed.update(environment or {})
-        arguments = [sys.executable, "-m", module]
+        # -P: no module comes from the folder that the proxy happens to run in
+        arguments = [sys.executable, "-P", "-m", module]
         reactor.spawnProcess(self, sys.executable, arguments, passed, childFDs=dict(descriptors))
 
     @property
@@ -106,22 +115,23 @@ class ChildProcess(ProcessProtocol):
     def kill(self) -> None:
         """End it now."""
         try:
-            if self.transport is not None:
+            if self.transport is not None and self.alive:
                 self.transport.signalProcess("KILL")
         except ProcessExitedAlready:
             pass
 
     def connectionMade(self) -> None:
-        self.conversation.makeConnection(_Pipe(self.transport, self._hears))
+        self.conversation.makeConnection(_Pipe(self, self._hears))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         if childFD == self._speaks:
             self.conversation.dataReceived(data)
         else:
-            self._said(data)
+            self._said(childFD, data)
 
     def processEnded(self, reason: Failure) -> None:
         self.alive = False
+        self.reason = reason.getErrorMessage()
         self.conversation.connectionLost(reason)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:

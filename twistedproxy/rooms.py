@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
@@ -64,7 +64,7 @@ class Rooms:
     """All parts of one proxy.
 
     A worker has *siblings*, and *first_socket*: its listening sockets are open already, from that descriptor on, in
-    the order of the settings.
+    the order of the settings. *joining* is waited for just before it listens.
     """
 
     def __init__(
@@ -74,9 +74,11 @@ class Rooms:
         access_log: Optional[AccessLog] = None,
         siblings: Optional[Siblings] = None,
         first_socket: Optional[int] = None,
+        joining: Optional[Callable[[], Awaitable[None]]] = None,
     ) -> None:
         siblings = siblings or NoSiblings()
         self._first_socket = first_socket
+        self._joining = joining
         access_log = access_log or AccessLog()
         self.stopping = False
         self._reactor = reactor
@@ -163,6 +165,8 @@ class Rooms:
         if not self.stopping:
             self._start_prefetch()
             self.connections.start()
+            if self._joining is not None:
+                await self._joining()
             await self._listen()
 
     def _start_prefetch(self) -> None:
@@ -198,13 +202,13 @@ class Rooms:
             descriptor = self._first_socket + len(self._ports)
             self._ports.append(await listen_on(self._reactor, text, descriptor, site))
 
-    async def stop(self) -> None:
-        """Stop all parts; running answers may finish until the deadline."""
+    async def stop(self, idle_seconds: float = 0.0) -> None:
+        """Stop all parts; running answers may finish until the deadline, idle connections stay for *idle_seconds*."""
         self.stopping = True
         ports, self._ports = self._ports, []
         for port in ports:
             await self._ended("a listener", _stopped(port))
-        cut = await self.connections.drain(self._settings.stop_deadline)
+        cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
         await self._ended("prefetch", self._stop_prefetch())

@@ -2,6 +2,8 @@
 
 What a proxy consists of is `twistedproxy.rooms`'s business. A start that fails ends the process with a last line
 that says why.
+
+SIGHUP replaces the workers, and without any says so: it ends nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
@@ -24,6 +26,9 @@ from twisted.python.failure import Failure
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
 from twistedproxy.settings import Settings
+
+if TYPE_CHECKING:
+    from twistedproxy.workers.supervisor import Supervisor
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -49,7 +54,9 @@ def makeService(options: Options) -> IService:
     output = twistd_output(options.settings.log_format, twistd_options)
     service = LoggedService(output)
     _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
-    ProxyService(reactor, options.settings, output=output).setServiceParent(service)
+    proxy = ProxyService(reactor, options.settings, output=output)
+    _ReloadSignal(proxy).setServiceParent(service)
+    proxy.setServiceParent(service)
     return service
 
 
@@ -73,6 +80,20 @@ class _OneSignalIsEnough(Service):
         for each in _STOP_SIGNALS:
             signal.signal(each, lambda *_: None)
         stop(number, frame)
+
+
+class _ReloadSignal(Service):
+    """Has SIGHUP reload *proxy*. By default it would end the process."""
+
+    def __init__(self, proxy: ProxyService) -> None:
+        self._proxy = proxy
+
+    def startService(self) -> None:
+        super().startService()
+        from twisted.internet import reactor
+
+        pass_on = reactor.callFromThread  # type: ignore[attr-defined]
+        signal.signal(signal.SIGHUP, lambda *_: pass_on(self._proxy.reload))
 
 
 def _leave(reason: str) -> None:
@@ -116,6 +137,7 @@ class ProxyService(Service):
         self._leave = leave
         self._rooms: Optional[_Proxy] = None
         self._starting: Optional[Deferred[None]] = None
+        self._supervisor: Optional[Supervisor] = None
 
     def startService(self) -> None:
         """Start in order, in the background of the reactor."""
@@ -130,19 +152,25 @@ class ProxyService(Service):
 
     async def _start(self) -> None:
         if self._settings.workers > 1:
-            self._rooms = self._supervisor()
+            self._rooms = self._parent()
         else:
             from twistedproxy.rooms import Rooms
 
             self._rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
         await self._rooms.start()
 
-    def _supervisor(self) -> _Proxy:
+    def _parent(self) -> _Proxy:
         from twistedproxy.workers.supervisor import Supervisor
 
-        supervisor = Supervisor(self._reactor, self._settings, self._output)
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(supervisor.reload))
-        return supervisor
+        self._supervisor = Supervisor(self._reactor, self._settings, self._output)
+        return self._supervisor
+
+    def reload(self) -> None:
+        """Replace the workers, where there are any."""
+        if self._supervisor is not None:
+            self._supervisor.reload()
+        elif self._settings.workers == 1:
+            _log.info("nothing is reloaded: this one process is all there is; with --workers, workers are replaced")
 
     def _start_failed(self, failure: Failure) -> None:
         if not self.running:

@@ -50,7 +50,7 @@ class ProxyChannel(HTTPChannel):
         self.read_deadline = self.connections.idle_deadline()
         super().connectionMade()
         self.connections.add(self)
-        if self.connections.closing:
+        if self.connections.closing and self.read_deadline <= self.connections.seconds():
             self.loseConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
@@ -227,11 +227,15 @@ class ProxyChannel(HTTPChannel):
         if not request.startedWriting:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
 
-    def close_soon(self) -> None:
+    def close_soon(self, idle: bool) -> None:
         if self.requests:
-            self.close_after_answer(self.requests[-1])
-        elif not self._buffer:
-            self.loseConnection()
+            if not (idle and self.requests[-1].startedWriting):  # else its client was told that the connection stays
+                self.close_after_answer(self.requests[-1])
+        elif not (self._head_begun or self._buffer):
+            if idle:
+                self.read_deadline = min(self.read_deadline, self.connections.idle_deadline())
+            else:
+                self.loseConnection()
 
     def loseConnection(self) -> None:
         self.persistent = False

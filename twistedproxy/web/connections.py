@@ -47,8 +47,9 @@ class Connection(Protocol):
     def abort(self) -> None:
         """End now, whatever is still to be sent."""
 
-    def close_soon(self) -> None:
-        """End once what has been received is answered."""
+    def close_soon(self, idle: bool) -> None:
+        """End once what has been received is answered. *idle*: but if a client might believe that it can send another
+        request, after that one or at `idle_deadline`."""
 
 
 class Connections:
@@ -59,6 +60,7 @@ class Connections:
         self.closing = False
         self.seconds: Callable[[], float] = clock.seconds
         self._client_timeout = client_timeout
+        self._idle_seconds = IDLE_SECONDS
         self._open: set[Connection] = set()
         self._clock = clock
         self._sweeper = LoopingCall(self._sweep)
@@ -78,7 +80,7 @@ class Connections:
 
     def idle_deadline(self) -> float:
         """When the next request must have begun."""
-        return self.seconds() + IDLE_SECONDS
+        return self.seconds() + self._idle_seconds
 
     def linger_deadline(self) -> float:
         """When a connection that only swallows must be gone."""
@@ -97,15 +99,17 @@ class Connections:
         for one in [one for one in self._open if one.read_deadline < now or one.write_deadline < now]:
             one.expired(now)
 
-    async def drain(self, deadline: float) -> int:
+    async def drain(self, deadline: float, idle_seconds: float = 0.0) -> int:
         """Let each connection finish what it has received, for *deadline* seconds at most; then cut the rest.
 
-        Returns how many were cut.
+        With *idle_seconds* clients that keep connections between requests lose none: each is told with its next answer
+        that this is the last one here, if it comes so soon. Returns how many were cut.
         """
         self.closing = True
+        self._idle_seconds = idle_seconds
         for connection in list(self._open):
-            connection.close_soon()
-        await self._gone_within(deadline)
+            connection.close_soon(idle_seconds > 0)
+        await self._gone_within(deadline + idle_seconds)
         cut = list(self._open)
         for connection in cut:
             connection.abort()

@@ -1,30 +1,45 @@
 """Listening sockets that several processes share: the parent binds them, workers accept on them.
 
 Any endpoint description works, TLS and systemd's sockets too: Twisted builds what is above the socket in each
-worker from the same description, and only the binding is taken away from it.
+worker from the same description, and only the binding is taken away from it. What a socket has besides (its backlog,
+its file's mode and life) stays as the parent made it.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import socket
-from typing import Any, Optional
+import stat
+from typing import Any
 
+from twisted.internet import tcp, unix
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+
+_SYSTEMD = re.compile(r"((?:haproxy:)*)systemd:.*", re.DOTALL)
 
 
 async def bind(reactor: Any, description: str) -> IListeningPort:
     """Bind, and accept nothing: the port of a parent. Raises what keeps it from being bound."""
-    port: Any = await serverFromString(reactor, description).listen(Factory())
+    factory = Factory()
+    factory.noisy = False
+    port: Any = await serverFromString(reactor, description).listen(factory)
     port.stopReading()
+    port._shouldShutdown = False  # closing it must not end what workers still accept
     return port  # type: ignore[no-any-return]
 
 
 async def listen_on(reactor: Any, description: str, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
-    """Listen as *description* says, but on the socket that is open as *descriptor*."""
-    return await serverFromString(_Adopting(reactor, descriptor), description).listen(factory)
+    """Listen as *description* says, but on the socket that is open as *descriptor*, which is then ours alone."""
+    # Systemd's descriptors are the parent's. What would be bound here instead does not matter, for nothing is.
+    described = _SYSTEMD.sub(r"\1tcp:0", description)
+    port = await serverFromString(_Adopting(reactor, descriptor), described).listen(factory)
+    os.close(descriptor)  # the port has a duplicate
+    return port
 
 
 class _Adopting:
@@ -37,30 +52,42 @@ class _Adopting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> IListeningPort:
+    def listenTCP(self, port: int, factory: Any, *_more: Any, **_named: Any) -> IListeningPort:
         return self._adopt(factory)
 
-    def listenUNIX(self, address: str, factory: Any, *_more: Any, **_named: Any) -> IListeningPort:
-        return self._adopt(factory)
+    def listenUNIX(self, address: str, factory: Any, backlog: int = 50, *_more: Any, **_named: Any) -> IListeningPort:
+        return self._adopt(factory, backlog)
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, *_more: Any, **_named: Any) -> IListeningPort:
-        secured = TLSMemoryBIOFactory(contextFactory, False, factory)
-        return self._adopt(secured)
+        return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
 
-    def adoptStreamPort(self, fileDescriptor: int, addressFamily: Any, factory: Any) -> IListeningPort:
-        return self._adopt(factory)
-
-    def _adopt(self, factory: Any) -> IListeningPort:
+    def _adopt(self, factory: Any, backlog: int = 50) -> IListeningPort:
         family = _family(self._descriptor)
-        return self._reactor.adoptStreamPort(self._descriptor, family, factory)  # type: ignore[no-any-return]
+        if family != socket.AF_UNIX:
+            return self._reactor.adoptStreamPort(self._descriptor, family, factory)  # type: ignore[no-any-return]
+        port = _UNIXPort._fromListeningDescriptor(self._reactor, self._descriptor, factory)
+        port.keep(backlog)
+        port.startListening()
+        return port  # type: ignore[no-any-return]
 
 
-def _family(descriptor: int) -> Optional[int]:
-    with socket.socket(fileno=_duplicate(descriptor)) as one:
+class _UNIXPort(unix.Port):
+    """A port whose socket other processes have too: its file stays as it is, and where it is."""
+
+    _shouldShutdown = False  # that would end the socket for all
+
+    def keep(self, backlog: int) -> None:
+        """Have what Twisted sets when it begins to listen be what it was."""
+        self.backlog = backlog
+        try:
+            self.mode = stat.S_IMODE(os.stat(self._bindPath).st_mode)
+        except OSError:  # an abstract socket has no file
+            pass
+
+    def connectionLost(self, reason: Failure) -> None:
+        tcp.Port.connectionLost(self, reason)
+
+
+def _family(descriptor: int) -> socket.AddressFamily:
+    with socket.socket(fileno=os.dup(descriptor)) as one:
         return one.family
-
-
-def _duplicate(descriptor: int) -> int:
-    import os
-
-    return os.dup(descriptor)

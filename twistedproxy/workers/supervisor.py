@@ -1,9 +1,9 @@
 """The parent of several workers: it owns the listening sockets and the embedded cache, and watches the workers.
 
-- A worker that ends unasked is started again: at once the first time, later each time while they don't stay up.
-- An orderly stop lets every worker finish; a reload replaces them one by one, the new one up before the old one goes,
-  and since the sockets stay open no connection is refused meanwhile.
-- What one worker forgets, all forget before it goes on.
+- It answers no requests itself: what it does not do cannot bring it down.
+- An orderly stop lets every worker finish; a reload replaces them one by one, the new one up before the old one goes.
+  The sockets stay open meanwhile, and no connection is refused.
+- What goes between workers is `Exchange`'s business, how a place is kept filled is `Place`'s.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedproxy.cache.address import EmbeddedAddress
@@ -27,66 +26,62 @@ from twistedproxy.processes import ChildProcess
 from twistedproxy.settings import Settings
 from twistedproxy.waits import all_or_none
 from twistedproxy.workers import worker
-from twistedproxy.workers.peer import CallFailed, Peer
+from twistedproxy.workers.exchange import Exchange, Member
+from twistedproxy.workers.log_lines import LogLines
+from twistedproxy.workers.peer import CallFailed, Handler, Peer
+from twistedproxy.workers.place import Place, StartFailed
 from twistedproxy.workers.sockets import bind
 
 START_SECONDS = 120.0
 """How long a worker may take until it listens: a folder of many files takes a while to index."""
 
-FIRST_DELAY = 0.1
-MAX_DELAY = 10.0
-STEADY_SECONDS = 30.0
-"""A worker that lived as long is started again at once."""
+IDLE_SECONDS = 2.0
+"""How long a worker that was replaced keeps idle connections: a request may be on its way on any of them."""
 
 KILL_SECONDS = 5.0
 """What a worker may take beyond the deadline for stopping."""
 
-ANSWER_SECONDS = 3.0
-"""What a worker may take to answer another's question; one that hangs must not hold up the others."""
-
 _log = Logger()
 
 
-@attrs.define(eq=False)
-class _Place:
-    """One of the N: the process that fills it, and what keeps it filled."""
-
-    index: int
-    process: Optional[ChildProcess] = None
-    keeping: Optional[Deferred[None]] = None
-    delay: float = FIRST_DELAY
-
-
 class Supervisor:
-    """Starts, watches and ends the workers of *settings*. *output*: where their log lines go, which come ready-made."""
+    """Starts, watches and ends the workers of *settings*. *output*: where their log lines go, which come ready-made.
 
-    def __init__(self, reactor: Any, settings: Settings, output: Optional[LogOutput]) -> None:
+    *module*: what a worker runs.
+    """
+
+    def __init__(
+        self, reactor: Any, settings: Settings, output: Optional[LogOutput], module: str = worker.__name__
+    ) -> None:
         self.stopping = False
         self._reactor = reactor
         self._settings = settings
         self._output = output
+        self._module = module
         self._server: Optional[EmbeddedServer] = None
         self._ports: list[IListeningPort] = []
-        self._places = [_Place(index) for index in range(settings.workers)]
-        self._draining: set[ChildProcess] = set()
-        self._rolling = DeferredLock()
+        self._exchange = Exchange(reactor)
+        self._places = [Place(reactor, self._started) for _ in range(settings.workers)]
+        self._reload_wanted = False
+        self._reloading = False
 
     async def start(self) -> None:
         """Start the cache, bind, and wait until all workers listen. Raises what keeps them from it."""
         await self._start_cache()
         for description in self._descriptions():
-            self._ports.append(await bind(self._reactor, description))
-        started = [Deferred.fromCoroutine(self._started()) for _ in self._places]
-        for place, process in zip(self._places, await all_or_none(started)):
-            self._keep(place, process)
+            if not self.stopping:
+                self._ports.append(await bind(self._reactor, description))
+        try:
+            await all_or_none([Deferred.fromCoroutine(place.fill()) for place in self._places])
+        except StartFailed as error:
+            raise RuntimeError(f"a worker could not be started: {error}") from None
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
         for port in self._ports:
             _log.info("listening at {address}", address=str(port.getHost()))
 
     def pids(self) -> list[int]:
-        """The living workers."""
-        pids = [place.process.pid for place in self._places if place.process is not None]
-        return [pid for pid in pids if pid is not None]
+        """The living workers, those that finish among them."""
+        return [member.process.pid for member in self._exchange.members if member.process.pid is not None]
 
     def _descriptions(self) -> list[str]:
         admin = self._settings.admin_listen
@@ -104,6 +99,8 @@ class Supervisor:
         self._server = EmbeddedServer(self._reactor, binary, self._settings.cache_memory)
         await self._server.start()
 
+    # One worker.
+
     def _worker_settings(self) -> Settings:
         """What one worker is told: the cache that is there, and its share of the origins' places."""
         settings = self._settings
@@ -111,153 +108,110 @@ class Supervisor:
         cache = settings.cache if self._server is None else self._server.address
         return attrs.evolve(settings, cache=cache, origin_concurrency=share)
 
-    async def _started(self) -> ChildProcess:
-        """A new worker that listens. Raises `CallFailed` with what it said."""
-        process = self._spawn()
+    async def _started(self) -> Member:
+        """A new worker that listens. Raises `StartFailed`."""
+        if self.stopping:
+            raise StartFailed("all is stopping")
+        log = LogLines(self._output)
+        member = self._spawn(log)
         packed = base64.b64encode(pickle.dumps(self._worker_settings())).decode("ascii")
-        starting = process.conversation.call("start", settings=packed)
-        starting.addTimeout(START_SECONDS, self._reactor)
         try:
-            await starting
+            await member.process.conversation.call("start", settings=packed).addTimeout(START_SECONDS, self._reactor)
+        except CallFailed as error:
+            reason = str(error)
+        except ConnectionLost:
+            reason = f"it ended ({member.process.reason})" + (f": {log.last_words}" if log.last_words else "")
+        except defer.TimeoutError:
+            reason = f"it does not listen after {START_SECONDS:g} s"
         except BaseException:
-            process.kill()
+            member.process.kill()
             raise
-        return process
+        else:
+            return member
+        member.process.kill()
+        raise StartFailed(reason)
 
-    def _spawn(self) -> ChildProcess:
-        serving: dict[str, Any] = dict.fromkeys(("forget", "revoke", "snapshots", "statuses"))
-        peer = Peer(serving)
-        process = ChildProcess(peer, worker.CONTROL_IN, worker.CONTROL_OUT, self._write_log)
-        for name in ("forget", "revoke"):
-            serving[name] = self._telling(name, process)
-        serving["snapshots"] = self._asking("snapshot", process)
-        serving["statuses"] = self._asking("status", process)
+    def _spawn(self, log: LogLines) -> Member:
+        handlers: dict[str, Handler] = {}
+        member = Member(ChildProcess(Peer(handlers), worker.CONTROL_IN, worker.CONTROL_OUT, log.said))
+        handlers.update(self._exchange.handlers(member))
         descriptors: dict[int, Any] = {0: "w", 1: "r", 2: "r", worker.CONTROL_IN: "w", worker.CONTROL_OUT: "r"}
         for number, port in enumerate(self._ports):
             descriptors[worker.FIRST_SOCKET + number] = port.fileno()  # type: ignore[attr-defined]
-        process.spawn(self._reactor, worker.__name__, descriptors)
-        return process
+        try:
+            member.process.spawn(self._reactor, self._module, descriptors)
+        except OSError as error:  # no more processes, no memory
+            raise StartFailed(str(error)) from None
+        log.pid = member.process.pid
+        member.process.ended().addCallback(lambda _: log.ended())
+        self._exchange.add(member)
+        return member
 
-    def _write_log(self, data: bytes) -> None:
-        text = data.decode("utf-8", "replace")
-        if self._output is not None:
-            self._output.write(text)
-            return
-        for line in text.splitlines():
-            _log.info("{line}", line=line)
+    async def _drain(self, member: Member, idle_seconds: float = 0.0) -> None:
+        """Let a worker finish and end; kill it where it doesn't."""
+        member.process.conversation.call("drain", idle_seconds=idle_seconds).addErrback(lambda _: None)
+        seconds = self._settings.stop_deadline + idle_seconds + KILL_SECONDS
+        try:
+            await member.process.ended().addTimeout(seconds, self._reactor)
+        except defer.TimeoutError:
+            _log.warn("worker {pid} did not end in time and is killed", pid=member.process.pid)
+            await member.killed(self._reactor)
 
-    # What workers ask of each other.
-
-    def _others(self, asking: ChildProcess) -> list[ChildProcess]:
-        living = [place.process for place in self._places] + list(self._draining)
-        return [process for process in living if process is not None and process.alive and process is not asking]
-
-    def _telling(self, name: str, asking: ChildProcess) -> Any:
-        async def tell(**arguments: Any) -> None:
-            await self._ask_all(self._others(asking), name, arguments)
-
-        return tell
-
-    def _asking(self, name: str, asking: ChildProcess) -> Any:
-        async def ask() -> list[Any]:
-            return await self._ask_all(self._others(asking), name, {})
-
-        return ask
-
-    async def _ask_all(self, processes: list[ChildProcess], name: str, arguments: dict[str, Any]) -> list[Any]:
-        """The answers of those that answer in time; one that doesn't must not serve on with what it should forget."""
-        calls = [(process, process.conversation.call(name, **arguments)) for process in processes]
-        answers = []
-        for process, call in calls:
-            call.addTimeout(ANSWER_SECONDS, self._reactor)
-            try:
-                answer = await call
-            except (ConnectionLost, CallFailed, defer.TimeoutError) as error:
-                _log.warn("worker {pid} did not answer: {reason}", pid=process.pid, reason=str(error) or "too late")
-                if name in ("forget", "revoke"):
-                    process.kill()
-                continue
-            if answer is not None:
-                answers.append(answer)
-        return answers
-
-    # Watching.
-
-    def _keep(self, place: _Place, process: ChildProcess) -> None:
-        place.process = process
-        place.keeping = Deferred.fromCoroutine(self._keep_filled(place))
-        place.keeping.addErrback(lambda failure: failure.trap(CancelledError) and None)
-
-    async def _keep_filled(self, place: _Place) -> None:
-        """Start another worker in this place whenever the one that fills it ends."""
-        while place.process is not None:
-            process, began = place.process, self._reactor.seconds()
-            await process.ended()
-            if place.process is not process:
-                continue  # it was replaced
-            if self.stopping:
-                return
-            lived = self._reactor.seconds() - began
-            place.delay = FIRST_DELAY if lived > STEADY_SECONDS else min(place.delay * 2, MAX_DELAY)
-            _log.warn("a worker ended after {lived:.1f} s; another one is started", lived=lived, event="worker_ended")
-            await self._refill(place)
-
-    async def _refill(self, place: _Place) -> None:
-        while not self.stopping:
-            await deferLater(self._reactor, place.delay)
-            try:
-                place.process = await self._started()
-                return
-            except (CallFailed, ConnectionLost, defer.TimeoutError) as error:
-                place.delay = min(place.delay * 2, MAX_DELAY)
-                _log.error("a worker could not be started: {reason}", reason=str(error), event="worker_failed")
+    # Reloading.
 
     def reload(self) -> None:
-        """Begin to replace all workers: what SIGHUP asks for."""
-        Deferred.fromCoroutine(self.roll()).addErrback(lambda failure: _log.failure("reloading failed", failure))
+        """Begin to replace all workers: what SIGHUP asks for. While that goes on already, once more after it."""
+        if self._ready():
+            self._reload_wanted = True
+            if not self._reloading:
+                self._reloading = True
+                Deferred.fromCoroutine(self._reload()).addErrback(self._reload_failed)
 
-    async def roll(self) -> None:
-        """Replace all workers, one by one, losing no request."""
-        await self._rolling.acquire()
-        try:
-            for place in self._places:
-                old = place.process
-                if self.stopping or old is None:
-                    continue
-                place.process = await self._started()
-                await self._drain(old)
-            _log.info("all workers were replaced: {pids}", pids=self.pids(), event="workers_replaced")
-        except (CallFailed, ConnectionLost, defer.TimeoutError) as error:
-            _log.error("the workers stay as they are: {reason}", reason=str(error), event="worker_failed")
-        finally:
-            self._rolling.release()
+    def _ready(self) -> bool:
+        if all(place.member is not None for place in self._places) and not self.stopping:
+            return True
+        _log.info("nothing is reloaded: the workers are being {what}", what="ended" if self.stopping else "started")
+        return False
 
-    async def _drain(self, process: ChildProcess) -> None:
-        """Let a worker finish and end."""
-        self._draining.add(process)
-        process.conversation.call("drain").addErrback(lambda _: None)
-        ended = process.ended()
-        ended.addTimeout(self._settings.stop_deadline + KILL_SECONDS, self._reactor)
+    async def _reload(self) -> None:
         try:
-            await ended
-        except defer.TimeoutError:
-            _log.warn("worker {pid} did not end in time and was killed", pid=process.pid)
-            process.kill()
-            await process.ended()
+            while self._reload_wanted and not self.stopping:
+                self._reload_wanted = False
+                await self._replace_all()
         finally:
-            self._draining.discard(process)
+            self._reloading = False
+
+    async def _replace_all(self) -> None:
+        for place in self._places:
+            try:
+                old = await place.replace()
+            except StartFailed as error:
+                if not self.stopping:
+                    _log.error("the workers stay as they are: {reason}", reason=str(error), event="reload_failed")
+                return
+            if old is not None:
+                await self._drain(old, IDLE_SECONDS)
+        if not self.stopping:
+            _log.info("all workers were replaced: {pids}", pids=self.pids(), event="reloaded")
+
+    def _reload_failed(self, failure: Any) -> None:
+        _log.failure("reloading failed", failure)
+
+    # The end.
 
     async def stop(self) -> None:
         """Let all workers finish, then end the cache."""
         self.stopping = True
-        ending = [place.process for place in self._places if place.process is not None and place.process.alive]
         for place in self._places:
-            if place.keeping is not None and (place.process is None or not place.process.alive):
-                place.keeping.cancel()
-        await all_or_none([Deferred.fromCoroutine(self._drain(process)) for process in ending])
+            place.stop()
+        ending = [
+            Deferred.fromCoroutine(self._drain(member) if member.joined else member.killed(self._reactor))
+            for member in list(self._exchange.members)
+        ]
         for port in self._ports:
             stopping = port.stopListening()
             if isinstance(stopping, Deferred):
                 await stopping
+        await all_or_none(ending)
         if self._server is not None:
             await self._server.stop()

@@ -14,12 +14,15 @@ import sys
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.logs import AccessLog, begin_logging
+from twistedproxy.origin.errors import OriginError
 from twistedproxy.settings import Settings
-from twistedproxy.workers.peer import Peer
+from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
 
 CONTROL_IN = 3
@@ -27,8 +30,14 @@ CONTROL_OUT = 4
 FIRST_SOCKET = 5
 """File descriptors: the pipe from and to the parent, then the sockets, in the order of the settings."""
 
-ORPHAN_SECONDS = 5.0
+ORPHAN_SECONDS = 3.0
 """How long running answers may go on once the parent has gone."""
+
+FAREWELL_SECONDS = 2.0
+"""How long the parent may take to note what we counted."""
+
+EXPECTED = (OSError, RuntimeError, ValueError, CannotListenError, CacheUnavailable, OriginError)
+"""What may keep a proxy from starting without a fault of its code."""
 
 _log = Logger()
 
@@ -42,7 +51,7 @@ class Worker:
         self._reactor = reactor
         self._make_rooms = Rooms
         self._rooms: Optional[Rooms] = None
-        self._ending: Optional[Deferred[None]] = None
+        self._ending = False
         names = ("start", "drain", "forget", "revoke", "snapshot", "status")
         self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
 
@@ -50,16 +59,21 @@ class Worker:
         """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent."""
         unpacked: Settings = pickle.loads(base64.b64decode(settings))  # noqa: S301 - from our own parent's pipe
         output = begin_logging(unpacked.log_format, sys.stdout)
-        self._rooms = self._make_rooms(
-            self._reactor, unpacked, AccessLog(output), SiblingsByParent(self.peer), FIRST_SOCKET
-        )
-        await self._rooms.start()
+        siblings = SiblingsByParent(self.peer, self._reactor, self._counted)
+        try:
+            rooms = self._rooms = self._make_rooms(
+                self._reactor, unpacked, AccessLog(output), siblings, FIRST_SOCKET, self._join
+            )
+            await rooms.start()
+        except EXPECTED as error:
+            raise CallFailed(str(error) or type(error).__name__) from None
 
-    async def drain(self) -> None:
-        """Accept no more, let running answers finish, and end."""
-        if self._rooms is not None:
-            await self._rooms.stop()
-        self._reactor.callLater(0, self._reactor.stop)
+    async def _join(self) -> None:
+        await self.peer.call("join")
+
+    async def drain(self, idle_seconds: float) -> None:
+        """Accept no more, let running answers finish, and end. Idle connections stay for *idle_seconds*."""
+        self.end(idle_seconds)
 
     async def forget(self, scope: list[Optional[str]], told: bool) -> None:
         if self._rooms is not None:
@@ -70,16 +84,31 @@ class Worker:
             self._rooms.revoke(bytes.fromhex(credential), Instance(*instance))
 
     async def snapshot(self) -> Any:
+        return self._counted()
+
+    def _counted(self) -> Any:
         return self._rooms.metrics.snapshot() if self._rooms is not None else {}
 
     async def status(self) -> Any:
         return self._rooms.status() if self._rooms is not None else None
 
-    def end(self) -> None:
+    def end(self, idle_seconds: float = 0.0) -> None:
         """End in order, once."""
-        if self._ending is None:
-            self._ending = Deferred.fromCoroutine(self.drain())
-            self._ending.addErrback(lambda failure: os._exit(1))
+        if not self._ending:
+            self._ending = True
+            Deferred.fromCoroutine(self._finish(idle_seconds)).addErrback(self._not_in_order)
+
+    async def _finish(self, idle_seconds: float) -> None:
+        if self._rooms is not None:
+            await self._rooms.stop(idle_seconds)
+            farewell = self.peer.call("counted", snapshot=self._counted())
+            farewell.addTimeout(FAREWELL_SECONDS, self._reactor).addErrback(lambda _: None)
+            await farewell
+        self._reactor.callLater(0, self._reactor.stop)
+
+    def _not_in_order(self, failure: Any) -> None:
+        _log.failure("a worker did not end in order", failure)
+        os._exit(1)
 
     def _orphaned(self) -> None:
         self._reactor.callLater(ORPHAN_SECONDS, os._exit, 1)
@@ -95,8 +124,13 @@ def main() -> None:
     # the terminal's Ctrl-C and a reload are for the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(worker.end))  # type: ignore[attr-defined]
-    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]
+
+    def install() -> None:
+        # Behind Twisted's own: those notice that children end, and must be there.
+        signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(worker.end))  # type: ignore[attr-defined]
+
+    reactor.callWhenRunning(install)  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

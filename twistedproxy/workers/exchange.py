@@ -1,0 +1,147 @@
+"""What workers have to do with each other goes through the parent, which keeps this.
+
+- What one worker forgets, every other has forgotten before the first goes on. One that does not answer in time is
+  killed: it would serve what is no more.
+- A worker takes part from just before it listens until it has ended: the new and the old side by side in a reload.
+- Counters never go backwards: what a worker last said it had counted stays counted when it has gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Optional
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.logger import Logger
+
+from twistedproxy.metrics import FAMILIES, Snapshot, merge
+from twistedproxy.processes import ChildProcess
+from twistedproxy.waits import all_or_none
+from twistedproxy.workers.peer import CallFailed, Handler
+
+ANSWER_SECONDS = 3.0
+"""What a worker may take to answer another's question; one that hangs must not hold up the others."""
+
+END_SECONDS = 5.0
+"""What a killed process may take to be gone: longer only where the machine hangs."""
+
+_log = Logger()
+
+
+@attrs.define(eq=False)
+class Member:
+    """A worker's process, as the parent sees it. *joined*: from now on it may know what others make it forget.
+
+    *counted*: what it last said.
+    """
+
+    process: ChildProcess
+    joined: bool = False
+    counted: Snapshot = attrs.Factory(dict)
+
+    async def killed(self, reactor: Any) -> None:
+        """Kill it, and return when it is gone."""
+        self.process.kill()
+        try:
+            await self.process.ended().addTimeout(END_SECONDS, reactor)
+        except defer.TimeoutError:
+            _log.error("process {pid} was killed and is still there", pid=self.process.pid)
+
+
+class Exchange:
+    """All living workers."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.members: list[Member] = []
+        self._reactor = reactor
+        self._of_the_ended: Snapshot = {}
+
+    def add(self, member: Member) -> None:
+        """Have a process take part until it ends."""
+        self.members.append(member)
+        member.process.ended().addCallback(self._ended, member)
+
+    def _ended(self, _result: object, member: Member) -> None:
+        self.members.remove(member)
+        self._of_the_ended = merge([self._of_the_ended, _lasting(member.counted)])
+
+    def handlers(self, member: Member) -> dict[str, Handler]:
+        """What *member* may call."""
+
+        async def join() -> None:
+            member.joined = True
+
+        async def counted(snapshot: Snapshot) -> None:
+            member.counted = snapshot
+
+        async def snapshots() -> list[Snapshot]:
+            return await self._snapshots(member)
+
+        async def statuses() -> list[Any]:
+            return await self._answers(member, "status")
+
+        return {
+            "join": join,
+            "counted": counted,
+            "forget": self._telling(member, "forget"),
+            "revoke": self._telling(member, "revoke"),
+            "snapshots": snapshots,
+            "statuses": statuses,
+        }
+
+    def _others(self, asking: Member) -> list[Member]:
+        return [one for one in self.members if one.joined and one.process.alive and one is not asking]
+
+    def _telling(self, asking: Member, name: str) -> Callable[..., Awaitable[None]]:
+        async def tell(**arguments: Any) -> None:
+            await all_or_none([self._one(self._tell, one, name, arguments) for one in self._others(asking)])
+
+        return tell
+
+    async def _tell(self, member: Member, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            await self._ask(member, name, arguments)
+        except (CallFailed, defer.TimeoutError) as error:
+            reason = str(error) or "too late"
+            _log.error("worker {pid} does not forget ({reason}) and is killed", pid=member.process.pid, reason=reason)
+            await member.killed(self._reactor)
+        except ConnectionLost:
+            return  # it is going
+
+    async def _answers(self, asking: Member, name: str) -> list[Any]:
+        asked = [self._one(self._answer, one, name) for one in self._others(asking)]
+        return [answer for answer in await all_or_none(asked) if answer is not None]
+
+    async def _answer(self, member: Member, name: str) -> Optional[Any]:
+        try:
+            return await self._ask(member, name, {})
+        except (ConnectionLost, CallFailed, defer.TimeoutError) as error:
+            reason = str(error) or "too late"
+            _log.warn("worker {pid} did not answer: {reason}", pid=member.process.pid, reason=reason)
+            return None
+
+    async def _snapshots(self, asking: Member) -> list[Snapshot]:
+        asked = self._others(asking)
+        answers = await all_or_none([self._one(self._answer, one, "snapshot") for one in asked])
+        for member, answer in zip(asked, answers, strict=True):
+            member.counted = answer or member.counted
+        # who ended while we waited is among those of the past by now
+        living = [member.counted for member in asked if member in self.members]
+        return [self._of_the_ended, *living]
+
+    def _ask(self, member: Member, name: str, arguments: dict[str, Any]) -> Deferred[Any]:
+        return member.process.conversation.call(name, **arguments).addTimeout(  # type: ignore[no-any-return]
+            ANSWER_SECONDS, self._reactor
+        )
+
+    @staticmethod
+    def _one(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(function(*arguments))
+
+
+def _lasting(snapshot: Snapshot) -> Snapshot:
+    """Of what a worker counted that which outlives it: no gauges."""
+    return {name: rows for name, rows in snapshot.items() if FAMILIES[name].kind in ("counter", "histogram")}
