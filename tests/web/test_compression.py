@@ -99,7 +99,7 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual(seen, [PIECE] * turns)
             (turn,) = self.clock.calls
             self.clock.calls = []  # `advance` would run what this call schedules too
-            turn.func()
+            turn.func(*turn.args, **turn.kw)
         self.assertEqual(seen, [PIECE] * 5 + [7])
         self.successResultOf(reading)
 
