@@ -18,7 +18,9 @@ from typing import Any
 
 from twistedproxy.imaging.messages import Message, read_message
 
-NICENESS = 10
+NICENESS = 19
+"""The lowest: with both of two CPUs busy with pictures, the 99th percentile of cached frames was 0.8 ms, at 10 up to 1.8
+ms; idle it is 0.2 ms."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
