@@ -218,8 +218,8 @@ class EndTests(PoolCase):
         source, target = os.pipe()
         self.addCleanup(os.close, target)
         program = textwrap.dedent(f"""
-            import subprocess, sys, os, time
-            command = [sys.executable, "-m", "twistedproxy.imaging.child", str(8 << 30), str(os.getpid())]
+            import subprocess, sys, time
+            command = [sys.executable, "-m", "twistedproxy.imaging.child"]
             child = subprocess.Popen(command, stdin={source}, stdout=subprocess.PIPE)
             assert len(child.stdout.read(4)) == 4
             print(child.pid, flush=True)

@@ -9,21 +9,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.imaging.messages import BadMessage, Message, MessageReader
+from twistedproxy.processes import ChildProcess
 
 MODULE = "twistedproxy.imaging.child"
 
@@ -36,12 +33,8 @@ GRACE_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 """How long no child is started after one did not come up; a Retry-After, too."""
 
-ADDRESS_SPACE = 8 << 30
-"""Bytes of address space, not of memory, that a child may take: libraries map far more than they use. A picture that
-explodes in a decoder ends there."""
-
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "HOME")
-"""Of the environment. The proxy's own options in it may hold secrets."""
+MAX_SAID = 1000
+"""Characters of what a child prints that the log takes at once."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """A child is one worker: libraries that start a thread for each CPU would take all of them."""
@@ -71,30 +64,33 @@ class CallFailed(PoolError):
         self.kind = kind
 
 
-class _Child(ProcessProtocol):
-    """One child. *busy*: at a call, or starting."""
+class _Child(Protocol):
+    """The conversation with one child. *busy*: at a call, or starting."""
 
     _log = Logger()
 
     def __init__(self, pool: RenderPool) -> None:
         self._pool = pool
         self._reader = MessageReader()
+        self.process = ChildProcess(self, hears=0, speaks=1, said=self._said)
         self.ready = False
         self.busy = True
-        self.alive = True
-        self.ended: Deferred[None] = Deferred()
         self.reply: Optional[Deferred[Message]] = None
 
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        if childFD != 1:
-            self._log.warn("a rendering child said: {text}", text=data.decode("utf-8", "replace").strip()[:1000])
-            return
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    def _said(self, _descriptor: int, data: bytes) -> None:
+        self._log.warn("a rendering child said: {text}", text=data.decode("utf-8", "replace").strip()[:MAX_SAID])
+
+    def dataReceived(self, data: bytes) -> None:
         try:
             for message in self._reader.feed(data):
                 self._hear(message)
         except BadMessage as error:
             self._log.warn("a rendering child was not understood: {reason}", reason=str(error))
-            self.kill()
+            self.process.kill()
 
     def _hear(self, message: Message) -> None:
         self.ready = True
@@ -108,26 +104,16 @@ class _Child(ProcessProtocol):
         """Have the child do a call. The Deferred is the child's own."""
         self.busy = True
         self.reply = Deferred()
-        process: Any = self.transport
+        transport: Any = self.transport
         for piece in message.packed():
-            if 0 in process.pipes:  # else it has ended, and will soon be heard to
-                process.write(piece)
+            transport.write(piece)
         return self.reply
 
-    def processEnded(self, reason: Failure) -> None:
-        self.alive = False
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         reply, self.reply = self.reply, None
         if reply is not None:
             reply.errback(ChildDied("the picture could not be made: a decoder crashed"))
         self._pool.ended(self, reason)
-        self.ended.callback(None)
-
-    def kill(self) -> None:
-        """End it now."""
-        try:
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except ProcessExitedAlready:
-            pass
 
 
 @attrs.define(eq=False)
@@ -157,7 +143,7 @@ class RenderPool:
     @property
     def pids(self) -> list[int]:
         """The living children."""
-        return [child.transport.pid for child in self._children if child.alive]  # type: ignore[union-attr]
+        return [child.process.pid for child in self._children if child.process.pid is not None]
 
     def status(self) -> dict[str, object]:
         """Facts for ``/status.json``."""
@@ -191,7 +177,7 @@ class RenderPool:
         return waiter
 
     def _too_long(self, child: _Child, waiter: Deferred[Message]) -> None:
-        child.kill()
+        child.process.kill()
         if not waiter.called:
             waiter.errback(PoolTimeout(f"the picture was not made within {self.seconds:g} s"))
 
@@ -203,7 +189,7 @@ class RenderPool:
 
         def end() -> None:
             if child.reply is reply:
-                child.kill()
+                child.process.kill()
 
         grace = self.reactor.callLater(GRACE_SECONDS, end)
 
@@ -252,12 +238,8 @@ class RenderPool:
                 raise PoolBusy("no rendering child could be started")
             return
         child = _Child(self)
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | ONE_THREAD
-        # the proxy may have been started from a source tree that is not installed
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        arguments = [sys.executable, "-m", self.module, str(ADDRESS_SPACE), str(os.getpid())]
         try:
-            self.reactor.spawnProcess(child, sys.executable, arguments, environment, childFDs={0: "w", 1: "r", 2: "r"})
+            child.process.spawn(self.reactor, self.module, {0: "w", 1: "r", 2: "r"}, ONE_THREAD)
         except OSError as error:  # no more processes, no memory
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
             self._log.warn("a rendering child could not be started: {reason}", reason=str(error))
@@ -265,8 +247,8 @@ class RenderPool:
                 raise PoolBusy("no rendering child could be started") from None
             return
         self._children.append(child)
-        late = self.reactor.callLater(START_SECONDS, lambda: None if child.ready else child.kill())
-        child.ended.addCallback(lambda _: late.cancel() if late.active() else None)
+        late = self.reactor.callLater(START_SECONDS, lambda: None if child.ready else child.process.kill())
+        child.process.ended().addCallback(lambda _: late.cancel() if late.active() else None)
 
     def freed(self) -> None:
         """A child has become free: who waits longest for it goes next."""
@@ -313,8 +295,8 @@ class RenderPool:
         for waiting in list(self._waiting):
             self._fail(waiting, PoolBusy("the proxy is stopping"))
         for child in list(self._children):
-            child.kill()
-            await child.ended  # nobody else waits for it: processEnded alone fires it
+            child.process.kill()
+            await child.process.ended()
 
 
 @attrs.frozen
