@@ -99,7 +99,8 @@ class ServiceCase(SynchronousTestCase):
 
     def request(self, query: str = "", media_type: str = "image/jpeg", caller: Caller = ALICE) -> Request:
         asked = parse_query(query.encode())
-        return Request(self.room.origin, INSTANCE, caller, asked.rendering.to(media_type), asked.fresh)
+        origin: Any = self.room.origin
+        return Request(origin, INSTANCE, caller, asked.rendering.to(media_type), asked.fresh)
 
     def frames(
         self, numbers: Sequence[int], query: str = "", media_type: str = "image/jpeg", **more: Any
@@ -133,7 +134,7 @@ class SourceTests(ServiceCase):
     def test_filters_that_reach(self) -> None:
         """A filter that reaches over a frame's edge gets the frames beyond it, and frames of full size."""
         self.successResultOf(self.frames([7], "downsample=2&interpolation=linear"))
-        ((numbers,),) = [self.room.origin.asked_for("frames")]
+        numbers: Any = self.room.origin.asked_for("frames")[0]
         self.assertEqual((len(numbers), numbers[0], numbers[-1]), (16, 12, 45))
         self.assertEqual(self.pool.told[0][0]["scale"], 1)
 
@@ -246,7 +247,8 @@ class SharingTests(ServiceCase):
 
     def test_held_and_given_up(self) -> None:
         """A child lets go of a picture of many frames that nobody waits for, and its place is free again."""
-        first = Wanted(self.room.origin, INSTANCE, tuple(range(1, BATCH + 1)), ALICE)
+        origin: Any = self.room.origin
+        first = Wanted(origin, INSTANCE, tuple(range(1, BATCH + 1)), ALICE)
         self.successResultOf(Deferred.fromCoroutine(self.service.reader.read(first)))
         for _ in range(5):  # more often than there are places
             self.room.origin.gate = Deferred()  # the second batch does not come

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
 from tests.slides import Made, loop, slide
+from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.settings import Mount
@@ -337,6 +340,21 @@ class FailureTests(RenderingCase):
         pids = self.proxied.rooms.imaging.pool.pids
         self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
         self.assertEqual(self.proxied.rooms.imaging.pool.pids, pids)
+
+    async def test_killed_child(self) -> None:
+        """A child that dies in the middle of a picture fails that one with a 502; the next picture is made by another."""
+        made = slide(self.mktemp(), 10, 10, 64)
+        client = await self.shown(made, render_workers=1)
+        assert self.proxied.rooms.imaging is not None
+        pool = self.proxied.rooms.imaging.pool
+        self.assertEqual((await client.get(f"/{made.resource}/rendered?viewport=50,50")).status, 200)
+        asked = Deferred.fromCoroutine(client.get(f"/{made.resource}/rendered?viewport=600,600&interpolation=lanczos4"))
+        await wait_until(lambda: pool.status()["busy"])
+        for pid in pool.pids:
+            os.kill(pid, signal.SIGSEGV)
+        answer = await asked
+        self.assertEqual((answer.status, answer.headers["content-type"]), (502, "application/problem+json"))
+        self.assertEqual((await client.get(f"/{made.resource}/rendered?viewport=60,60")).status, 200)
 
     async def test_full_queue(self) -> None:
         """More pictures than may wait are refused with the time to come back."""

@@ -311,16 +311,23 @@ class PictureService:
         number = self._numbers
         try:
             left = iter(tiles)
-            while batch := list(islice(left, BATCH)):
-                frames = await self._read(task, batch)
+            batch = list(islice(left, BATCH))
+            coming = Deferred.fromCoroutine(self._read(task, batch))
+            while batch:
+                frames, read = await coming, batch
+                batch = list(islice(left, BATCH))
+                if batch:  # the next come while these are drawn
+                    coming = Deferred.fromCoroutine(self._read(task, batch))
                 if held is None:
-                    head, facts = await self._head(task, frames[0].transfer_syntax, batch)
+                    head, facts = await self._head(task, frames[0].transfer_syntax, read)
                     held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts])
-                head = {"op": "add", "number": number, "tiles": _places(batch, frames)}
+                head = {"op": "add", "number": number, "tiles": _places(read, frames)}
                 await held.call(head, [frame.data for frame in frames])
             assert held is not None, "there are more tiles than none"
             return (await held.call({"op": "finish", "number": number})).blobs[0]
         except BaseException:
+            coming.addErrback(lambda _failure: None)
+            coming.cancel()
             if held is not None:
                 held.forget({"op": "drop", "number": number})
             raise
