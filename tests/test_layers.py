@@ -1,0 +1,133 @@
+"""Which part of the package may import which: the layering that keeps each readable by itself.
+
+Imports are read from the sources, those inside functions and for type checking too.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import twistedproxy
+
+PACKAGE = Path(twistedproxy.__file__).parent
+
+DICOM = {"dicom"}
+STORES = DICOM | {"cache", "origin"}
+BELOW = {
+    "dicom": set(),
+    "cache": DICOM,
+    "origin": DICOM,
+    "frames": STORES,
+    "prefetch": STORES | {"frames"},
+    "imaging": STORES | {"frames"},
+    "web": STORES | {"frames", "prefetch", "imaging"},
+    "workers": STORES | {"rooms"},
+    "rooms": STORES | {"frames", "prefetch", "imaging", "web"},
+    "options": set(),
+    "service": STORES | {"rooms", "workers", "options"},
+    "warm": DICOM,
+}
+"""What each room may import, itself and what all share apart."""
+
+SHARED = {"logs", "machine", "metrics", "processes", "settings", "siblings", "streams", "waits"}
+"""Small modules beside the rooms that any of them may import, and that import no room."""
+
+EXCEPTIONS = {
+    # Settings hold the cache's address as a value, and options make it.
+    ("twistedproxy.settings", "twistedproxy.cache.address"),
+    ("twistedproxy.options.addresses", "twistedproxy.cache.address"),
+    ("twistedproxy.options.command", "twistedproxy.cache.address"),
+    ("twistedproxy.options.table", "twistedproxy.cache.address"),
+    # What workers tell each other is about instances.
+    ("twistedproxy.siblings", "twistedproxy.dicom.address"),
+    # A worker's rooms listen on sockets that the parent opened.
+    ("twistedproxy.rooms", "twistedproxy.workers.sockets"),
+}
+
+PURE = ("dicom", "prefetch.plan", "prefetch.regions", "prefetch.grid", "prefetch.gates")
+"""Values in, values out: no Twisted, and nothing that waits."""
+
+INPUT_OUTPUT = {
+    "twisted",
+    "klein",
+    "treq",
+    "txredisapi",
+    "socket",
+    "asyncio",
+    "subprocess",
+    "threading",
+    "http",
+    "urllib3",
+}
+
+
+@functools.cache
+def modules() -> dict[str, set[str]]:
+    """Every module of the package, by its dotted name, and the modules (or names in them) that it imports."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = (PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)
+        tree = ast.parse(path.read_bytes(), str(path))
+        found[".".join(parts).removesuffix(".__init__")] = set(imports(tree))
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The names that a module imports. Relative imports have no place here."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None and node.level == 0, ast.unparse(node)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(name: str) -> str:
+    """The room that a module is in; "" for what is not of the package."""
+    package, _, rest = name.partition(".")
+    return rest.split(".")[0] if package == PACKAGE.name else ""
+
+
+class LayerTests(SynchronousTestCase):
+    """The design's direction of imports."""
+
+    def test_imports_point_down(self) -> None:
+        """No room imports one above or beside it."""
+        wrong = []
+        for module, imported in modules().items():
+            own = room(module)
+            for name in imported:
+                other = room(name)
+                allowed = SHARED | BELOW.get(own, set()) | {own, ""}
+                excepted = any(module == user and name.startswith(used + ".") for user, used in EXCEPTIONS)
+                if other not in allowed and not excepted:
+                    wrong.append(f"{module} imports {name}")
+        self.assertEqual([], wrong)
+
+    def test_every_module_has_its_place(self) -> None:
+        """A new room needs a line above before it is imported."""
+        self.assertEqual(BELOW.keys() | SHARED, {room(module) for module in modules()} - {""})
+
+    def test_exceptions_are_needed(self) -> None:
+        """An exception that nothing uses any more is taken away."""
+        found = modules()
+        for user, used in EXCEPTIONS:
+            self.assertTrue(any(name.startswith(used + ".") for name in found[user]), (user, used))
+
+    def test_pure_modules(self) -> None:
+        """Knowledge and plans do no input or output, and neither does what they import of the package."""
+        found = modules()
+        for start in (name for name in found if name.removeprefix("twistedproxy.").startswith(PURE)):
+            seen, waiting = set(), [start]
+            while waiting:
+                module = waiting.pop()
+                seen.add(module)
+                for name in found[module]:
+                    self.assertNotIn(name.split(".")[0], INPUT_OUTPUT, f"{start}, by way of {module}")
+                    near = {name, name.rpartition(".")[0]} & found.keys() - seen - {PACKAGE.name}
+                    waiting.extend(near)
