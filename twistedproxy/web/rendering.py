@@ -11,7 +11,7 @@ Rules kept here:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Optional
 
 import attrs
@@ -67,6 +67,8 @@ MAX_DESCRIPTION = 64 << 20
 Keep = Callable[[Request, Instance, Optional[Fence], str, Sequence[bytes]], None]
 """Keeps what was written as a hot response."""
 
+Make = Callable[[PictureService, service.Request], Coroutine[Any, Any, Pictures]]
+
 
 @attrs.frozen
 class Form:
@@ -100,40 +102,54 @@ class RenderedAnswers:
 
     async def frames_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
         """``…/frames/{list}/rendered`` (PS3.18 section 10.4.1.1.6)."""
-        accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
-        single = len(wanted.numbers) == 1
-        if self.ours is None or not await self._decodes(self.ours, wanted):
+
+        async def make(ours: PictureService, what: service.Request) -> Pictures:
+            return await ours.frames(what, wanted.numbers)
+
+        sent = await self._rendered(request, wanted, query, accept, "frames_rendered", len(wanted.numbers) == 1, make)
+        if not sent:
             await self._by_origin(request, wanted, query, accept)
-            return
-        asked = asked_of(query, RENDERED)
-        media_type, multipart = choose_picture(accepted, single)
-        try:
-            made = await self.ours.frames(_request(wanted, asked, media_type), wanted.numbers)
-        except CallFailed as failed:
-            if failed.kind == "NotDecodable":
-                await self._by_origin(request, wanted, query, accept)
-                return
-            raise_problem(failed)
-        except _FAILURES as error:
-            raise_problem(error)
-        await self._send(request, wanted, made, Form("frames_rendered", media_type, multipart), asked)
 
     async def instance_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
         """``…/instances/{}/rendered``: one picture. False, and nothing is written, where that is the origin's to make."""
-        accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
-        if self.ours is None or not await self._decodes(self.ours, wanted):
+
+        async def make(ours: PictureService, what: service.Request) -> Pictures:
+            return await ours.whole(what)
+
+        return await self._rendered(request, wanted, query, accept, "instance_rendered", True, make)
+
+    async def _rendered(
+        self,
+        request: Request,
+        wanted: Wanted,
+        query: bytes,
+        accept: Optional[bytes],
+        route: str,
+        single: bool,
+        make: Make,
+    ) -> bool:
+        """Answer with what *make* makes; False, and nothing is written, where that is the origin's to make."""
+        if self.ours is None:
             return False
-        asked = asked_of(query, RENDERED)
-        media_type, multipart = choose_picture(accepted, single=True)
         try:
-            made = await self.ours.whole(_request(wanted, asked, media_type))
+            asked = asked_of(query, RENDERED)
+            accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
+            media_type, multipart = choose_picture(accepted, single)
+        except Problem:  # it may be right for what the origin makes
+            if await self._decodes(self.ours, wanted):
+                raise
+            return False
+        try:
+            made = await make(self.ours, _request(wanted, asked, media_type, _check_decodable))
+        except _NotDecodable:
+            return False
         except CallFailed as failed:
             if failed.kind == "NotDecodable":
                 return False
             raise_problem(failed)
         except _FAILURES as error:
             raise_problem(error)
-        await self._send(request, wanted, made, Form("instance_rendered", media_type, multipart), asked)
+        await self._send(request, wanted, made, Form(route, media_type, multipart), asked)
         return True
 
     async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
@@ -296,6 +312,15 @@ def _request(wanted: Wanted, asked: Asked, media_type: str, check: Any = None) -
         wanted.origin, wanted.instance, wanted.caller, asked.rendering.to(media_type), asked.fresh
     )  # fmt: skip
     return request if check is None else attrs.evolve(request, check=check)
+
+
+class _NotDecodable(Exception):
+    """The instance's transfer syntax is none of those that are decoded here."""
+
+
+def _check_decodable(metadata: InstanceMetadata) -> None:
+    if not service.can_decode(metadata.transfer_syntax):
+        raise _NotDecodable
 
 
 def _check_depth(metadata: InstanceMetadata) -> None:
