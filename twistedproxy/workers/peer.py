@@ -46,7 +46,11 @@ class Peer(Int32StringReceiver):
         """Call the other end. Fails with `CallFailed`, or `ConnectionLost`; who cancels it no longer waits."""
         self._last += 1
         number = self._last
-        answer: Deferred[Any] = Deferred(lambda _: self._calls.__delitem__(number))
+
+        def forget(_: object) -> None:
+            self._calls.pop(number, None)
+
+        answer: Deferred[Any] = Deferred(forget)
         if self._gone:
             answer.errback(_gone())
             return answer
@@ -115,7 +119,8 @@ class Peer(Int32StringReceiver):
         self._gone = True
         calls, self._calls = self._calls, {}
         for answer in calls.values():
-            answer.errback(_gone())
+            if not answer.called:  # who heard of the first may have given up the rest
+                answer.errback(_gone())
         if self._lost is not None:
             self._lost()
 

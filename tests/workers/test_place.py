@@ -1,0 +1,198 @@
+"""A place that is kept filled: delays, replacing, stopping, on a clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.web.support import logged
+from twistedproxy.workers.place import MAX_DELAY, STEADY_SECONDS, Place, StartFailed
+
+
+class FakeProcess:
+    """A process that ends when a test says so."""
+
+    pid = 1
+    reason = "killed"
+
+    def __init__(self) -> None:
+        self.alive = True
+        self._waiting: list[Deferred[None]] = []
+
+    def ended(self) -> Deferred[None]:
+        self._waiting.append(Deferred())
+        return self._waiting[-1]
+
+    def end(self) -> None:
+        self.alive = False
+        for waiting in self._waiting:
+            waiting.callback(None)
+
+
+class FakeMember:
+    """A worker."""
+
+    def __init__(self) -> None:
+        self.process = FakeProcess()
+
+
+class PlaceCase(SynchronousTestCase):
+    """One place. *starts*: when a worker was asked for; *next*: what is waited for until it is up."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.starts: list[float] = []
+        self.results: list[Any] = []
+        self.place = Place(self.clock, self.start)  # type: ignore[arg-type]
+
+    async def start(self) -> Any:
+        self.starts.append(self.clock.seconds())
+        result = self.results.pop(0) if self.results else FakeMember()
+        if isinstance(result, Deferred):
+            return await result
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def filled(self) -> FakeMember:
+        self.successResultOf(Deferred.fromCoroutine(self.place.fill()))
+        return self.current()
+
+    def current(self) -> FakeMember:
+        found: Any = self.place.member
+        return found
+
+    def replace(self) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.place.replace())
+
+    def advance(self, seconds: float) -> None:
+        self.clock.pump([0.05] * round(seconds / 0.05))
+
+
+class CrashTests(PlaceCase):
+    """Workers that end."""
+
+    def test_at_once(self) -> None:
+        """The first that ends is replaced at once."""
+        self.filled().process.end()
+        self.clock.advance(0)
+        self.assertEqual(len(self.starts), 2)
+        self.assertTrue(self.current().process.alive)
+
+    def test_no_storm(self) -> None:
+        """Workers that end as soon as they are up are started ever later, at most every ten seconds, for ever."""
+        self.filled()
+        for _ in range(4000):
+            if self.current().process.alive:
+                self.current().process.end()
+            self.clock.advance(0.05)
+        gaps = [b - a for a, b in zip(self.starts[1:], self.starts[2:])]
+        self.assertLess(len(self.starts), 30)
+        self.assertGreater(len(self.starts), 20)
+        for gap, wanted in zip(gaps, (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10)):
+            self.assertApproximates(gap, wanted, 0.11)
+        self.assertLess(max(gaps), MAX_DELAY + 0.2)
+
+    def test_steady_again(self) -> None:
+        """After one that stayed up the next is started at once again."""
+        self.filled()
+        for _ in range(6):
+            self.current().process.end()
+            self.advance(15)
+        self.advance(STEADY_SECONDS)
+        before = len(self.starts)
+        self.current().process.end()
+        self.clock.advance(0)
+        self.assertEqual(len(self.starts), before + 1)
+
+    def test_cannot_start(self) -> None:
+        """One that cannot be started is tried again later, and the log says why and when."""
+        self.filled()
+        self.results = [StartFailed("no memory")] * 3
+        with logged() as events:
+            self.current().process.end()
+            self.advance(3)
+        failed = [event for event in events if event.get("event") == "worker_failed"]
+        self.assertEqual(
+            [(event["reason"], event["delay"]) for event in failed], [("no memory", n) for n in (0.1, 0.2, 0.4)]
+        )
+        self.assertTrue(self.current().process.alive)
+
+    def test_fault(self) -> None:
+        """An error of ours is logged, not swallowed."""
+        self.filled()
+        self.results = [ZeroDivisionError()]
+        self.current().process.end()
+        self.clock.advance(0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ReplaceTests(PlaceCase):
+    """Reloading."""
+
+    def test_old_stays(self) -> None:
+        """The old worker is there until the new one is up, and is handed back, alive; its end starts nobody."""
+        old = self.filled()
+        coming: Deferred[Any] = Deferred()
+        self.results = [coming]
+        replaced = self.replace()
+        self.assertNoResult(replaced)
+        self.assertIs(self.current(), old)
+        coming.callback(FakeMember())
+        self.assertIs(self.successResultOf(replaced), old)
+        old.process.end()
+        self.advance(20)
+        self.assertEqual(len(self.starts), 2)
+
+    def test_failed(self) -> None:
+        """A new one that does not come up leaves the old one where it is, and watched."""
+        old = self.filled()
+        self.results = [StartFailed("bad")]
+        self.failureResultOf(self.replace(), StartFailed)
+        self.assertIs(self.current(), old)
+        old.process.end()
+        self.clock.advance(0)
+        self.assertIsNot(self.current(), old)
+
+    def test_old_dies_meanwhile(self) -> None:
+        """An old one that dies while the new one comes up is not replaced twice."""
+        old = self.filled()
+        coming: Deferred[Any] = Deferred()
+        self.results = [coming]
+        replaced = self.replace()
+        old.process.end()
+        self.advance(20)
+        self.assertEqual(len(self.starts), 2)
+        coming.callback(FakeMember())
+        self.assertIs(self.successResultOf(replaced), old)
+        self.advance(20)
+        self.assertEqual(len(self.starts), 2)
+
+    def test_old_dies_and_new_fails(self) -> None:
+        """Where both fail the place is filled as after any end."""
+        old = self.filled()
+        coming: Deferred[Any] = Deferred()
+        self.results = [coming]
+        replaced = self.replace()
+        old.process.end()
+        coming.errback(StartFailed("bad"))
+        self.failureResultOf(replaced, StartFailed)
+        self.clock.advance(0)
+        self.assertTrue(self.current().process.alive)
+
+
+class StopTests(PlaceCase):
+    """The end."""
+
+    def test_stopped(self) -> None:
+        """Once stopped, nobody is started any more, also where one waits to be."""
+        self.filled().process.end()
+        self.clock.advance(0)
+        self.current().process.end()
+        self.place.stop()
+        self.advance(30)
+        self.assertEqual(len(self.starts), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,0 +1,216 @@
+"""The parent with real processes that are no proxies: starts that fail, crash loops, reloads, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.trial.unittest import TestCase
+
+from tests.processes import TREE, free_port
+from tests.waiting import wait_until, within
+from tests.web.support import logged
+from tests.workers import fake_worker
+from twistedproxy.cache.address import EmbeddedAddress, NoAddress
+from twistedproxy.settings import Settings
+from twistedproxy.workers import supervisor
+from twistedproxy.workers.supervisor import Supervisor
+
+
+class SupervisorCase(TestCase):
+    """Two workers of `tests.workers.fake_worker`."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.patch(os, "environ", {**os.environ, "PYTHONPATH": str(TREE)})
+        self.mood = Path(fake_worker.MOOD)
+        self.mood.write_text("good")
+        self.before = set(self.children())
+
+    def children(self) -> list[int]:
+        """This process's living children."""
+        return [child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    def assert_nothing_left(self) -> None:
+        self.assertEqual(set(self.children()) - self.before, set())
+
+    def made(self, **settings: Any) -> Supervisor:
+        """A parent, not yet started."""
+        from twisted.internet import reactor
+
+        known: dict[str, Any] = {
+            "workers": 2,
+            "cache": NoAddress(),
+            "listen": ("tcp:0:interface=127.0.0.1",),
+            "stop_deadline": 0.1,
+        }
+        found = Supervisor(reactor, Settings(**{**known, **settings}), None, fake_worker.__name__)
+        self.addCleanup(lambda: Deferred.fromCoroutine(found.stop()))
+        return found
+
+    async def started(self, **settings: Any) -> Supervisor:
+        found = self.made(**settings)
+        await within(found.start())
+        return found
+
+    async def stopped(self, parent: Supervisor) -> None:
+        await within(parent.stop())
+        self.assert_nothing_left()
+
+
+class StartTests(SupervisorCase):
+    """The beginning."""
+
+    async def test_started(self) -> None:
+        """All workers are there when the start is over, and gone when the stop is."""
+        parent = await self.started()
+        self.assertEqual(set(parent.pids()), set(self.children()) - self.before)
+        self.assertEqual(len(parent.pids()), 2)
+        await self.stopped(parent)
+
+    async def failed(self, **settings: Any) -> str:
+        """Why a start failed; nothing is left of it."""
+        parent = self.made(**settings)
+        with self.assertRaises((RuntimeError, CannotListenError)) as caught:
+            await within(parent.start())
+        await self.stopped(parent)
+        return str(caught.exception)
+
+    async def test_refused(self) -> None:
+        """A worker that cannot start ends the start with its reason."""
+        self.mood.write_text("refuses")
+        self.assertEqual(await self.failed(), "a worker could not be started: the origin has gone fishing")
+
+    async def test_died(self) -> None:
+        """One that dies at once ends it with how it died, and its last words."""
+        self.mood.write_text("dies")
+        reason = await self.failed()
+        self.assertIn("exit code 3", reason)
+        self.assertIn("Fatal: out of cheese", reason)
+
+    async def test_babbled(self) -> None:
+        """One that talks nonsense is ended."""
+        self.mood.write_text("babbles")
+        self.assertIn("signal 9", await self.failed())
+
+    async def test_silent(self) -> None:
+        """One that never says that it listens is given up."""
+        self.patch(supervisor, "START_SECONDS", 0.01)
+        self.assertIn("does not listen after 0.01 s", await self.failed())
+
+    async def test_port_taken(self) -> None:
+        """A taken port is named, and no worker is started for it."""
+        taken = f"tcp:{free_port()}:interface=127.0.0.1"
+        reason = await self.failed(listen=(taken, taken))
+        self.assertIn("Address already in use", reason)
+
+    async def test_no_cache_server(self) -> None:
+        """Where there is no server for the embedded cache, workers cannot share one, and that is said."""
+        self.patch(supervisor, "find_server", lambda: None)
+        reason = await self.failed(cache=EmbeddedAddress())
+        self.assertIn("--workers: 2 came, and they need a cache that they share", reason)
+
+    async def test_stopped_meanwhile(self) -> None:
+        """Stopped in the middle of its start, it leaves nothing."""
+        parent = self.made()
+        starting = Deferred.fromCoroutine(parent.start())
+        starting.addErrback(lambda failure: failure.trap(RuntimeError) and None)
+        await wait_until(lambda: set(self.children()) - self.before, "a worker")
+        await self.stopped(parent)
+        await within(starting)
+
+
+class WatchTests(SupervisorCase):
+    """Workers that end."""
+
+    async def test_killed(self) -> None:
+        """A worker that is killed is replaced, and only that one."""
+        parent = await self.started()
+        gone, stays = parent.pids()
+        os.kill(gone, signal.SIGKILL)
+        await wait_until(lambda: gone not in parent.pids() and len(parent.pids()) == 2, "another worker")
+        self.assertIn(stays, parent.pids())
+        await self.stopped(parent)
+
+    async def test_crash_loop(self) -> None:
+        """Workers that crash again and again are started ever later, each time with a line that says so."""
+        parent = await self.started()
+        self.mood.write_text("crashes later")
+        with logged() as events:
+            os.kill(parent.pids()[0], signal.SIGKILL)
+            said = lambda: [event for event in events if event.get("event") == "worker_ended"]  # noqa: E731
+            await wait_until(lambda: len(said()) == 4, "three crashes more")
+            self.mood.write_text("good")
+        self.assertEqual([event["delay"] for event in said()], [0.0, 0.1, 0.2, 0.4])
+        self.assertIn("signal 9", said()[0]["reason"])
+        self.assertIn("exit code 4", said()[1]["reason"])
+        await self.stopped(parent)
+
+
+class ReloadTests(SupervisorCase):
+    """SIGHUP."""
+
+    async def test_replaced(self) -> None:
+        """All workers are replaced; reloads that are asked for meanwhile become one more."""
+        parent = await self.started()
+        first = set(parent.pids())
+        with logged() as events:
+            for _ in range(5):
+                parent.reload()
+            done = lambda: [event for event in events if event.get("event") == "reloaded"]  # noqa: E731
+            await wait_until(lambda: len(done()) == 2, "two reloads")
+        self.assertEqual(len(parent.pids()), 2)
+        self.assertFalse(first & set(parent.pids()))
+        await self.stopped(parent)
+
+    async def test_failed(self) -> None:
+        """Where new workers cannot start the old ones stay, and are watched as before."""
+        parent = await self.started()
+        first = parent.pids()
+        self.mood.write_text("refuses")
+        with logged() as events:
+            parent.reload()
+            await wait_until(lambda: [event for event in events if event.get("event") == "reload_failed"], "a line")
+            await wait_until(lambda: len(parent.pids()) == 2, "the failed one is gone")
+        self.assertEqual(parent.pids(), first)
+        self.mood.write_text("good")
+        os.kill(first[0], signal.SIGKILL)
+        await wait_until(lambda: len(set(parent.pids()) - set(first)) == 1, "another worker")
+        await self.stopped(parent)
+
+    async def test_stubborn(self) -> None:
+        """An old worker that does not end is killed after the deadline."""
+        self.patch(supervisor, "KILL_SECONDS", 0.1)
+        self.patch(supervisor, "IDLE_SECONDS", 0.1)
+        self.mood.write_text("stays")
+        parent = await self.started()
+        first = parent.pids()
+        self.mood.write_text("good")
+        parent.reload()
+        await wait_until(lambda: len(parent.pids()) == 2 and not set(first) & set(parent.pids()), "new workers")
+        await self.stopped(parent)
+
+    async def test_stopped_meanwhile(self) -> None:
+        """Stopped in the middle of a reload, old and new workers end; nobody is left behind."""
+        parent = await self.started()
+        first = set(parent.pids())
+        parent.reload()
+        await wait_until(lambda: set(parent.pids()) - first, "a new worker")
+        await self.stopped(parent)
+
+    async def test_too_early_and_too_late(self) -> None:
+        """Before the workers are there, and after the end, a reload does nothing."""
+        parent = self.made()
+        parent.reload()
+        await within(parent.start())
+        first = parent.pids()
+        await self.stopped(parent)
+        parent.reload()
+        self.assertEqual(len(first), 2)
+        self.assert_nothing_left()
