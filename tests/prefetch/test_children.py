@@ -315,7 +315,7 @@ class FaultTests(ChildCase):
         child = await worker.child()
         worker.children._stopped = True  # no other child
         assert worker.children._ready is not None
-        worker.children._ready.transport.closeStdin()  # type: ignore[union-attr]
+        worker.children._ready.process.transport.closeStdin()  # type: ignore[union-attr]
         await wait_until(lambda: gone(child), "the child's end")
         self.assertEqual(await self.cached(looker), 0)
 
@@ -339,14 +339,15 @@ class StartTests(RealCase):
         self.patch(child_process, "MODULE", "twistedproxy.prefetch.no_such_module")
         self.patch(children, "CHILD_SECONDS", 1.0)
         spawned: list[int] = []
-        spawn = child_process.ChildProcess.spawn
+        spawn = child_process.LoaderChild.spawn
 
-        def counted(reactor: Any) -> child_process.ChildProcess:
+        def counted(reactor: Any) -> child_process.LoaderChild:
             child = spawn(reactor)
-            spawned.append(child.pid)
+            assert child.process.pid is not None
+            spawned.append(child.process.pid)
             return child
 
-        self.patch(child_process.ChildProcess, "spawn", counted)
+        self.patch(child_process.LoaderChild, "spawn", counted)
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await self.ask(worker, 1)
@@ -362,15 +363,15 @@ class StartTests(RealCase):
     async def test_spawning_fails(self) -> None:
         """A machine that starts no process more does not end the proxy's trying."""
         tries: list[int] = []
-        spawn = child_process.ChildProcess.spawn
+        spawn = child_process.LoaderChild.spawn
 
-        def scarce(reactor: Any) -> child_process.ChildProcess:
+        def scarce(reactor: Any) -> child_process.LoaderChild:
             tries.append(1)
             if len(tries) == 1:
                 raise BlockingIOError(11, "Resource temporarily unavailable")
             return spawn(reactor)
 
-        self.patch(child_process.ChildProcess, "spawn", scarce)
+        self.patch(child_process.LoaderChild, "spawn", scarce)
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await worker.child()
@@ -380,21 +381,21 @@ class StartTests(RealCase):
         """A child that does not get ready in time is killed and replaced."""
         self.patch(children, "CONFIGURE_SECONDS", 0.02)
         first: list[Any] = []
-        spawn = child_process.ChildProcess.spawn
+        spawn = child_process.LoaderChild.spawn
 
-        def counted(reactor: Any) -> child_process.ChildProcess:
+        def counted(reactor: Any) -> child_process.LoaderChild:
             if first:
                 self.patch(children, "CONFIGURE_SECONDS", 30.0)
             first.append(spawn(reactor))
             return first[-1]
 
-        self.patch(child_process.ChildProcess, "spawn", counted)
+        self.patch(child_process.LoaderChild, "spawn", counted)
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         child = await worker.child()
         self.assertEqual(len(first), 2)
-        self.assertEqual(first[1].pid, child)
-        self.assertFalse(first[0].alive)
+        self.assertEqual(first[1].process.pid, child)
+        self.assertFalse(first[0].process.alive)
 
     async def test_stopped_while_starting(self) -> None:
         """Stopping while a child starts, or while the next try waits, leaves nothing."""

@@ -101,7 +101,9 @@ class ChildProtocol(amp.AMP):
         address = Instance(*instance)
         lifetime = None if seconds < 0 else seconds
         done = [0, 0]
-        frames = ProvisionalFrames(self._cache, address, fence, lifetime, lambda *told: done.__setitem__(slice(2), told))
+        frames = ProvisionalFrames(
+            self._cache, address, fence, lifetime, lambda *told: done.__setitem__(slice(2), told)
+        )
         load = InstanceLoad(frames, InstanceMetadata.from_bytes(metadata), self._reactor)
         stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
         telling = LoopingCall(self._tell, number, done)

@@ -21,7 +21,7 @@ from twisted.protocols import amp
 from twistedproxy.cache.interface import Cache
 from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.child_process import ChildProcess
+from twistedproxy.prefetch.child_process import LoaderChild
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import Progress
@@ -52,8 +52,8 @@ class Children:
     cache: Cache
     settings: Settings
     metrics: Metrics
-    _ready: Optional[ChildProcess] = attrs.field(init=False, default=None)
-    _spawned: Optional[ChildProcess] = attrs.field(init=False, default=None)
+    _ready: Optional[LoaderChild] = attrs.field(init=False, default=None)
+    _spawned: Optional[LoaderChild] = attrs.field(init=False, default=None)
     _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
     _loads: int = attrs.field(init=False, default=0)
     _delay: float = attrs.field(init=False, default=FIRST_RETRY_SECONDS)
@@ -69,7 +69,8 @@ class Children:
     @property
     def pids(self) -> list[int]:
         """The living children that are ready for loads."""
-        return [self._ready.pid] if self._ready is not None and self._ready.alive else []
+        pid = self._ready.process.pid if self._ready is not None else None
+        return [pid] if pid is not None else []
 
     # Keeping a child.
 
@@ -93,7 +94,7 @@ class Children:
 
     async def _one_life(self) -> None:
         try:
-            child = self._spawned = ChildProcess.spawn(self.reactor)
+            child = self._spawned = LoaderChild.spawn(self.reactor)
         except OSError as error:
             self._log.warn("a loader could not be started: {reason}", reason=str(error))
             return
@@ -101,17 +102,17 @@ class Children:
             await self._configure(child)
         except Exception as error:
             self._log.warn("a loader could not be started: {reason}", reason=str(error) or type(error).__name__)
-            child.kill()
-        await child.ended
+            child.process.kill()
+        await child.process.ended()
         self._ready = self._spawned = None
         self.metrics.set("prefetch_children", 0)
 
-    async def _configure(self, child: ChildProcess) -> None:
+    async def _configure(self, child: LoaderChild) -> None:
         address = self.cache.address
         if address is None:
             raise LoadFailed("other processes can't reach the cache")
         settings = {name: getattr(self.settings, name) for name in ORIGIN_SETTINGS}
-        configured = child.amp.callRemote(
+        configured = child.callRemote(
             commands.Configure, cache=commands.pack_address(address), settings=json.dumps(settings)
         )
         await _Outcome(configured).wait().addTimeout(CONFIGURE_SECONDS, self.reactor)
@@ -121,7 +122,7 @@ class Children:
         for waiter in waiting:
             waiter.callback(None)
 
-    async def _child(self) -> ChildProcess:
+    async def _child(self) -> LoaderChild:
         """The child, once there is one. Raises `LoadFailed` where none comes."""
         deadline = self.reactor.seconds() + CHILD_SECONDS
         while self._ready is None:
@@ -146,7 +147,7 @@ class Children:
         if self._spawned is None:
             keeping.cancel()
         else:
-            self._spawned.kill()
+            self._spawned.process.kill()
         ended: Deferred[None] = Deferred()
         keeping.addBoth(lambda _: ended.callback(None))
         await ended
@@ -159,16 +160,16 @@ class Children:
         child = await self._child()
         self._loads += 1
         number = self._loads
-        child.amp.listeners[number] = progress
+        child.listeners[number] = progress
         try:
             return await self._load(child, number, task, f"file:{path}" if path is not None else task.origin.url)
         finally:
-            del child.amp.listeners[number]
+            del child.listeners[number]
 
-    async def _load(self, child: ChildProcess, number: int, task: LoadTask, source: str) -> Loaded:
+    async def _load(self, child: LoaderChild, number: int, task: LoadTask, source: str) -> Loaded:
         instance = task.instance
         loading = _Outcome(
-            child.amp.callRemote(
+            child.callRemote(
                 commands.Load,
                 number=number,
                 source=source,
@@ -193,18 +194,18 @@ class Children:
             raise Withdrawn(f"the loader failed: {error}") from None
         return Loaded(result["frames"], result["bytes"], result["transfer_syntax"])
 
-    async def _give_up(self, child: ChildProcess, number: int, loading: _Outcome) -> None:
+    async def _give_up(self, child: LoaderChild, number: int, loading: _Outcome) -> None:
         """Let a child give a load up and clean up behind it; end the child where it doesn't.
 
         Raises `Withdrawn` where it is not certain that it did.
         """
         try:
-            await child.amp.callRemote(commands.Stop, number=number).addTimeout(STOP_SECONDS, self.reactor)
+            await child.callRemote(commands.Stop, number=number).addTimeout(STOP_SECONDS, self.reactor)
             await loading.wait().addTimeout(STOP_SECONDS, self.reactor)
         except Withdrawn:
             raise
         except (defer.TimeoutError, ConnectionLost, CancelledError):
-            child.kill()
+            child.process.kill()
             raise Withdrawn("stopped, and the loader did not clean up in time") from None
         except LoadFailed:
             return
