@@ -124,9 +124,9 @@ class Heads:
             return None
         fields: dict[bytes, bytes] = {}
         for line in rest[2:-4].split(b"\r\n"):
-            name, _, value = line.partition(b":")
+            name, colon, value = line.partition(b":")
             name = name.lower()
-            if name not in self._known or name in fields:
+            if not colon or name not in self._known or name in fields:
                 return None
             fields[name] = value.strip(b" \t")
         return fields
