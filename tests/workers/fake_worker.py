@@ -28,7 +28,7 @@ class FakeWorker:
         self.peer = Peer({"start": self.start, "drain": self.drain}, lambda: os._exit(0))
 
     async def start(self, settings: str) -> None:
-        self._mood = Path(MOOD).read_text()
+        self._mood = Path(MOOD).read_text()  # noqa: ASYNC240 - a few bytes, and nobody waits
         if self._mood == "refuses":
             raise CallFailed("the origin has gone fishing")
         if self._mood == "dies":

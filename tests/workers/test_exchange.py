@@ -87,8 +87,9 @@ class ExchangeTests(SynchronousTestCase):
         self.flush()
 
     def flush(self) -> None:
-        while any([worker.flush() for worker in self.workers]):
-            pass
+        moved = True
+        while moved:
+            moved = max([worker.flush() for worker in self.workers])
 
     def asked(self, name: str, **arguments: Any) -> Deferred[Any]:
         """The first worker asks."""
