@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
 
 

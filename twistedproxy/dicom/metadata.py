@@ -9,11 +9,12 @@ Rules that this file keeps:
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
-import ijson
+
+from twistedproxy.dicom.metadata_json import CLOSE, OPEN, BadMetadata, Events, MetadataEvents
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -22,10 +23,6 @@ MAX_INTEGER = 2**53
 """Larger than any count or size in DICOM, and still exact in JSON numbers."""
 MAX_TEXT_LENGTH = 256
 """Characters of a text that is kept: the longest are UIDs, of 64 (PS3.5 section 6.2)."""
-
-
-class BadMetadata(ValueError):
-    """Metadata are no DICOM JSON, or say something impossible."""
 
 
 @attrs.frozen
@@ -182,91 +179,53 @@ def _text(tag: str, value: Any) -> str:
     return text
 
 
-_OPEN = frozenset(("start_map", "start_array"))
-_CLOSE = frozenset(("end_map", "end_array"))
-
-_Events = Generator[None, tuple[str, Any], None]
-
-
-class MetadataParser:
-    """Feed it the answer to a metadata request, an array of one object (of more the first counts), in chunks.
+class MetadataParser(MetadataEvents):
+    """Reads the facts of an instance from the answer to a metadata request.
 
     It takes 20 ms a megabyte: who must not be held up feeds slices of 64 kB. Memory does not grow with the
     answer, but for one value that is large by itself (an ICC profile inline).
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._values: dict[str, Any] = {}
         self._has_icc_profile = False
-        self._complete = False
-        watcher = self._watch()
-        next(watcher)
-        self._json = ijson.basic_parse_coro(watcher)
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises `BadMetadata`."""
-        if self._complete or not chunk:  # yajl takes an empty chunk for the end
-            return
-        try:
-            self._json.send(chunk)
-        except BadMetadata:
-            raise
-        except (ijson.JSONError, ValueError) as error:
-            if not self._complete:  # what follows the first object does not matter
-                raise BadMetadata("the metadata are no JSON") from error
 
     def close(self) -> InstanceMetadata:
         """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
-        if not self._complete:
-            raise BadMetadata("the metadata ended too early")
+        self.check_complete()
         return from_values(self._values, self._has_icc_profile)
 
-    def _watch(self) -> _Events:
-        event, _ = yield
-        if event == "start_array":
-            event, _ = yield
-        if event != "start_map":
-            raise BadMetadata("the metadata hold no instance")
-        while True:
-            event, tag = yield
-            if event != "map_key":
-                break
-            event, _ = yield
-            if event not in _OPEN:
-                continue
-            if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
-                yield from self._watch_value(tag)
-            elif tag in (_OPTICAL_PATHS, _ICC_PROFILE):
-                yield from self._watch_icc_profile(tag)
-            else:
-                yield from _skip()
-        self._complete = True
-        while True:
-            yield
+    def element(self, tag: str) -> Optional[Events]:
+        if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
+            return self._watch_value(tag)
+        if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
+            return self._watch_icc_profile(tag)
+        return None
 
-    def _watch_value(self, tag: str) -> _Events:
+    def _watch_value(self, tag: str) -> Events:
         """Keep the first value of an element that has just begun: ``{"vr": "US", "Value": [240]}``."""
         depth, key = 1, None
         while depth:
             event, value = yield
-            if event in _OPEN:
+            if event in OPEN:
                 depth += 1
-            elif event in _CLOSE:
+            elif event in CLOSE:
                 depth -= 1
             elif event == "map_key":
                 key = value
             elif key == "Value" and tag not in self._values:
                 self._values[tag] = value
 
-    def _watch_icc_profile(self, tag: str) -> _Events:
+    def _watch_icc_profile(self, tag: str) -> Events:
         """Notice an ICC profile that is not empty in an element that has just begun."""
         depth = 1
         profile = 1 if tag == _ICC_PROFILE else 0  # the depth of the keys of an ICC profile's element
         while depth:
             event, value = yield
-            if event in _OPEN:
+            if event in OPEN:
                 depth += 1
-            elif event in _CLOSE:
+            elif event in CLOSE:
                 depth -= 1
                 if depth < profile:
                     profile = 0
@@ -275,14 +234,3 @@ class MetadataParser:
                     profile = depth + 1
                 elif depth == profile and value in _ELEMENT_VALUES:
                     self._has_icc_profile = True
-
-
-def _skip() -> _Events:
-    """Drop what an element that has just begun holds. Nearly all events come here."""
-    depth = 1
-    while depth:
-        event, _ = yield
-        if event in _OPEN:
-            depth += 1
-        elif event in _CLOSE:
-            depth -= 1

@@ -16,7 +16,8 @@ from typing import Any
 
 import attrs
 
-from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, BadMetadata, InstanceMetadata, from_values
+from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
 
 MAX_META_BYTES = 1 << 20

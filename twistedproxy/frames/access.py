@@ -17,7 +17,8 @@ from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
-from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight

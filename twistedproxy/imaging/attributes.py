@@ -14,7 +14,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from twistedproxy.dicom.metadata import BadMetadata, from_values
+from twistedproxy.dicom.metadata import from_values
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.geometry import CannotRender, Downsampled
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"

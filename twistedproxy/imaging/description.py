@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 import ijson
 
+from twistedproxy.dicom.metadata_json import CLOSE, OPEN, Events, MetadataEvents, skip
 from twistedproxy.imaging.facts import PixelFacts
 
 SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
@@ -26,14 +27,6 @@ _IMAGE_GROUP = "0028"
 
 MAX_OWN = 4096
 """Frames whose own facts are kept: more than enhanced CT has. Beyond, the first frame's count."""
-
-_OPEN = frozenset(("start_map", "start_array"))
-_CLOSE = frozenset(("end_map", "end_array"))
-_Events = Generator[None, tuple[str, Any], None]
-
-
-class BadDescription(ValueError):
-    """The metadata are no DICOM JSON of an image."""
 
 
 @attrs.frozen
@@ -70,33 +63,17 @@ class InstanceFacts:
             raise ValueError("no facts of an instance") from error
 
 
-class Description:
-    """Feed it the metadata of one instance; of several, the first counts."""
+class Description(MetadataEvents):
+    """Reads what pictures need of an instance from the answer to a metadata request."""
 
     def __init__(self) -> None:
+        super().__init__(use_float=True)
         self._elements: dict[str, Any] = {}
         self._frames: list[dict[str, Any]] = []
-        self._complete = False
-        watcher = self._watch()
-        next(watcher)
-        self._json = ijson.basic_parse_coro(watcher, use_float=True)
-
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes. Raises `BadDescription`."""
-        if self._complete or not piece:
-            return
-        try:
-            self._json.send(piece)
-        except BadDescription:
-            raise
-        except (ijson.JSONError, ValueError) as error:
-            if not self._complete:
-                raise BadDescription("the metadata are no JSON") from error
 
     def facts(self, bulk: Mapping[str, bytes]) -> Described:
-        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. Raises `BadImage`, `BadDescription`."""
-        if not self._complete:
-            raise BadDescription("the metadata ended too early")
+        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. Raises `BadImage`, `BadMetadata`."""
+        self.check_complete()
         missing: list[str] = []
 
         def read(uri: str) -> bytes:
@@ -121,45 +98,32 @@ class Description:
             elements[PER_FRAME] = {"vr": "SQ", "Value": groups}
         return PixelFacts.from_dicom_json(elements, read)
 
-    def _watch(self) -> _Events:
-        event, _ = yield
-        if event == "start_array":
-            event, _ = yield
-        if event != "start_map":
-            raise BadDescription("the metadata hold no instance")
-        while True:
-            event, tag = yield
-            if event != "map_key":
-                break
-            event, value = yield
-            if event not in _OPEN:
-                continue
-            if tag in _TOP or tag.startswith(_IMAGE_GROUP):
-                self._elements[tag] = yield from _built(event, value)
-            elif tag in (SHARED, OPTICAL_PATHS):
-                items: list[dict[str, Any]] = []
-                yield from _items(items, _SHOWING if tag == SHARED else _OF_A_PATH)
-                self._elements[tag] = {"vr": "SQ", "Value": items}
-            elif tag == PER_FRAME:
-                yield from _items(self._frames, _SHOWING)
-            else:
-                yield from _skip()
-        self._complete = True
-        while True:
-            yield
+    def element(self, tag: str) -> Optional[Events]:
+        if tag in _TOP or tag.startswith(_IMAGE_GROUP):
+            return self._keep(tag)
+        if tag in (SHARED, OPTICAL_PATHS):
+            items: list[dict[str, Any]] = []
+            self._elements[tag] = {"vr": "SQ", "Value": items}
+            return _items(items, _SHOWING if tag == SHARED else _OF_A_PATH)
+        if tag == PER_FRAME:
+            return _items(self._frames, _SHOWING)
+        return None
+
+    def _keep(self, tag: str) -> Events:
+        self._elements[tag] = yield from _built("start_map", None)
 
 
-def _items(items: list[dict[str, Any]], wanted: frozenset[str]) -> _Events:
+def _items(items: list[dict[str, Any]], wanted: frozenset[str]) -> Events:
     """Read a sequence that has just begun (``{"vr": "SQ", "Value": [{…}, …]}``): of each item the *wanted* elements."""
     while True:
         event, key = yield
         if event == "end_map":
             return
         event, _ = yield
-        if event not in _OPEN:
+        if event not in OPEN:
             continue
         if key != "Value":
-            yield from _skip()
+            yield from skip()
             continue
         while True:
             event, _ = yield
@@ -171,7 +135,7 @@ def _items(items: list[dict[str, Any]], wanted: frozenset[str]) -> _Events:
                 items.append(item)
 
 
-def _item(item: dict[str, Any], wanted: frozenset[str]) -> _Events:
+def _item(item: dict[str, Any], wanted: frozenset[str]) -> Events:
     while True:
         event, tag = yield
         if event == "end_map":
@@ -179,8 +143,8 @@ def _item(item: dict[str, Any], wanted: frozenset[str]) -> _Events:
         event, value = yield
         if tag in wanted:
             item[tag] = yield from _built(event, value)
-        elif event in _OPEN:
-            yield from _skip()
+        elif event in OPEN:
+            yield from skip()
 
 
 def _built(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
@@ -189,18 +153,7 @@ def _built(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
     depth = 0
     while True:
         builder.event(event, value)
-        depth += (event in _OPEN) - (event in _CLOSE)
+        depth += (event in OPEN) - (event in CLOSE)
         if depth == 0:
             return builder.value
         event, value = yield
-
-
-def _skip() -> _Events:
-    """Drop what has just begun."""
-    depth = 1
-    while depth:
-        event, _ = yield
-        if event in _OPEN:
-            depth += 1
-        elif event in _CLOSE:
-            depth -= 1

@@ -18,11 +18,12 @@ from typing import Any, Optional
 
 import attrs
 
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.attributes import downsampled_answer
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.imaging.decode import decode, reduced
-from twistedproxy.imaging.description import BadDescription, Description
+from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
 from twistedproxy.imaging.facts import PixelFacts
@@ -37,7 +38,7 @@ from twistedproxy.imaging.whole import Canvas
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
 
-_EXPECTED = (BadImage, BadProfile, BadDescription)
+_EXPECTED = (BadImage, BadProfile, BadMetadata)
 
 
 @attrs.define(eq=False)
@@ -190,4 +191,4 @@ def _downsample(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     try:
         return downsampled_answer(blobs[0], head["factor"])
     except ValueError as error:
-        raise BadDescription("the origin's answer is no DICOM JSON") from error
+        raise BadMetadata("the origin's answer is no DICOM JSON") from error

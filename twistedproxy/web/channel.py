@@ -78,10 +78,8 @@ class ProxyChannel(HTTPChannel):
             self._HTTPChannel__first_line == 1  # type: ignore[attr-defined]
             and self.persistent
             and not (
-                self._head_begun
-                or self.requests
+                self.requests
                 or self._buffer
-                or self._dataBuffer
                 or self._busyReceiving
                 or self._waitingForTransport
                 or self.connections.closing

@@ -22,7 +22,8 @@ from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Cache, Reading
 from twistedproxy.dicom.address import Instance
-from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.entries import METADATA

@@ -14,7 +14,8 @@ from twisted.web.iweb import IPolicyForHTTPS
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.dicom.metadata import BadMetadata, InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
+from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.origin.http.answers import Budget, InstanceStream, found_instance
 from twistedproxy.origin.http.dialect import Stores

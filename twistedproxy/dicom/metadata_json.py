@@ -1,0 +1,87 @@
+"""DICOM JSON metadata (PS3.18 annex F) event by event, as they come: who reads takes some elements and drops the rest.
+
+A reader of an element is a generator that is sent ijson's basic events. It begins after the event that opened the
+element, and returns with the one that closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Optional
+
+import ijson
+
+Events = Generator[None, tuple[str, Any], None]
+
+OPEN = frozenset(("start_map", "start_array"))
+CLOSE = frozenset(("end_map", "end_array"))
+
+
+class BadMetadata(ValueError):
+    """Metadata are no DICOM JSON, or say something impossible."""
+
+
+class MetadataEvents:
+    """Feed it the answer to a metadata request, an array of one object (of more the first counts), in chunks.
+
+    A subclass says in `element` what is read. *use_float*: numbers with a fraction are floats, else Decimals (and
+    then counts of any size can be read).
+    """
+
+    def __init__(self, use_float: bool = False) -> None:
+        self._complete = False
+        watcher = self._watch()
+        next(watcher)
+        self._json = ijson.basic_parse_coro(watcher, use_float=use_float)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes. Raises `BadMetadata`."""
+        if self._complete or not chunk:  # yajl takes an empty chunk for the end
+            return
+        try:
+            self._json.send(chunk)
+        except BadMetadata:
+            raise
+        except (ijson.JSONError, ValueError) as error:
+            if not self._complete:  # what follows the first object does not matter
+                raise BadMetadata("the metadata are no JSON") from error
+
+    def element(self, tag: str) -> Optional[Events]:
+        """The reader of a top-level element that has just begun; None drops it."""
+        return None
+
+    def check_complete(self) -> None:
+        """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
+        if not self._complete:
+            raise BadMetadata("the metadata ended too early")
+
+    def _watch(self) -> Events:
+        event, _ = yield
+        if event == "start_array":
+            event, _ = yield
+        if event != "start_map":
+            raise BadMetadata("the metadata hold no instance")
+        while True:
+            event, tag = yield
+            if event != "map_key":
+                break
+            event, _ = yield
+            if event == "start_map":
+                reader = self.element(tag)
+                yield from reader if reader is not None else skip()
+            elif event == "start_array":  # no element is one
+                yield from skip()
+        self._complete = True
+        while True:
+            yield
+
+
+def skip() -> Events:
+    """Drop what has just begun. Nearly all events come here."""
+    depth = 1
+    while depth:
+        event, _ = yield
+        if event in OPEN:
+            depth += 1
+        elif event in CLOSE:
+            depth -= 1
