@@ -34,6 +34,22 @@ PASSED_ON = (
 """Of the environment. The proxy's own options in it may hold secrets."""
 
 
+def child_command(module: str) -> list[str]:
+    """What runs *module*."""
+    # -P: no module comes from the folder that the proxy happens to run in
+    return [sys.executable, "-P", "-m", module]
+
+
+def child_environment() -> dict[str, str]:
+    """What a child may see of the environment, and where it finds this package."""
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # the proxy may have been started from a source tree that is not installed
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    passed["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"
+    return passed
+
+
 @implementer(ITransport)
 class _Pipe:
     """A child's descriptor that we write to, as the transport of a protocol."""
@@ -88,15 +104,8 @@ class ChildProcess(ProcessProtocol):
         environment: Optional[Mapping[str, str]] = None,
     ) -> None:
         """Start ``python -m module``; *descriptors* as in Twisted's ``childFDs``. Raises OSError."""
-        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        # the proxy may have been started from a source tree that is not installed
-        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
-        passed["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"
-        passed.update(environment or {})
-        # -P: no module comes from the folder that the proxy happens to run in
-        arguments = [sys.executable, "-P", "-m", module]
-        reactor.spawnProcess(self, sys.executable, arguments, passed, childFDs=dict(descriptors))
+        passed = {**child_environment(), **(environment or {})}
+        reactor.spawnProcess(self, sys.executable, child_command(module), passed, childFDs=dict(descriptors))
 
     @property
     def pid(self) -> Optional[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
+
+from twistedproxy.processes import child_command, child_environment
 
 DEADLINE = 180.0  # seconds; 3 to 6 are usual
 MAX_SAID = 4096  # bytes of what it says on its way out
@@ -51,8 +51,6 @@ class _Child(ProcessProtocol):
 async def run_maker(reactor: Any, folder: Path, command: Sequence[str] = ()) -> None:
     """Make the slide at *folder*. Raises `MakingFailed`, `twisted.internet.error` timeouts; cancelling ends the child."""
     child = _Child()
-    arguments = [*(command or (sys.executable, "-m", "twistedproxy.origin.sample")), str(folder)]
-    # The child finds this package where this process found it, installed or not.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
-    reactor.spawnProcess(child, arguments[0], arguments, environment)
+    arguments = [*(command or child_command("twistedproxy.origin.sample")), str(folder)]
+    reactor.spawnProcess(child, arguments[0], arguments, child_environment())
     await child.done.addTimeout(DEADLINE, reactor)
