@@ -228,6 +228,17 @@ class ListenTests(OptionsTestCase):
         settings = settings_of(*SAMPLE, *(f"--listen={endpoint}" for endpoint in endpoints))
         self.assertEqual(endpoints, settings.listen)
 
+    def test_paths(self) -> None:
+        """Paths become absolute, however they are written, for twistd changes its folder; what is too long for a
+        socket's path then is left alone."""
+        here = os.path.abspath("a b").replace(":", "\\:")
+        given = ("unix:a b:mode=600", "unix:address=a b", "haproxy:unix:a b", r"unix:/c\:d\=e", "unix:" + "x" * 107)
+        meant = (f"unix:{here}:mode=600", f"unix:address={here}", f"haproxy:unix:{here}", *given[3:])
+        if len(os.path.abspath("a b")) > 107:
+            meant = given
+        settings = settings_of(*SAMPLE, *(f"--listen={endpoint}" for endpoint in given))
+        self.assertEqual(meant, settings.listen)
+
     def test_refused(self) -> None:
         """What Twisted cannot build is refused."""
         self.assert_refused(

@@ -15,6 +15,7 @@ from twistedproxy.cache.none import NoCache
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames.forgetting import MAX_PENDING, RETRY_SECONDS, Forgetting, covers
 from twistedproxy.frames.grants import Grant, Grants
+from twistedproxy.siblings import NoSiblings
 
 ROOT = Scope(INSTANCE.origin, INSTANCE.root)
 STUDY = attrs.evolve(ROOT, study=INSTANCE.study)
@@ -109,12 +110,20 @@ class ForgettingTests(SynchronousTestCase):
             self.assertFalse(self.forgetting.is_pending(INSTANCE))
 
     def test_caller_gives_up(self) -> None:
-        """A caller that leaves while the cache is being told does not keep it from being told."""
+        """A caller that leaves while the cache is being told does not keep it, and other workers, from being told."""
+        heard: list[tuple[Scope, bool]] = []
+
+        class Heard(NoSiblings):
+            async def forget(self, scope: Scope, told: bool) -> None:
+                heard.append((scope, told))
+
+        self.forgetting = Forgetting(self.cache, self.grants, self.clock, Heard())
         self.cache.gate = Deferred()
         forgetting = self.forget(STUDY)
         forgetting.cancel()
         self.failureResultOf(forgetting, CancelledError)
         self.assertTrue(self.forgetting.is_pending(INSTANCE))
+        self.assertEqual([(STUDY, False)], heard)
         self.cache.gate = None
         self.clock.advance(RETRY_SECONDS)
         self.assertEqual([STUDY], self.cache.told)

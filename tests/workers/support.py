@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Optional
 
 import attrs
@@ -91,7 +94,7 @@ class WorkersCase(TestCase):
         self.frame_path = f"/dicomweb/{self.slide.resource}/frames/1"
         self.frame = self.slide.stored_frames()[0]
 
-    async def tearDown(self) -> None:
+    async def tearDown(self) -> None:  # type: ignore[override]
         await self.store.stop()
 
     async def proxy(self, *options: str, workers: int = 2) -> Proxy:
@@ -216,6 +219,34 @@ class Load:
         self._over = True
         for one in self._running:
             await within(one)
+
+
+def exchange(connection: socket.socket, path: str = "/healthz") -> bytes:
+    """What is answered to one request."""
+    with connection:
+        connection.settimeout(20)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def over_tcp(port: int, path: str = "/healthz") -> bytes:
+    return exchange(socket.create_connection(("127.0.0.1", port), timeout=20), path)
+
+
+def over_unix(address: Path) -> bytes:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(address))
+    return exchange(connection)
+
+
+def over_tls(port: int, trusted: Path) -> bytes:
+    context = ssl.create_default_context(cafile=str(trusted))
+    plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+    return exchange(context.wrap_socket(plain, server_hostname="proxy.test"))
 
 
 _COUNTER = re.compile(r"^(twistedproxy_\w+?(?:_total|_count|_bucket|_sum)(?:\{.*\})?) (\S+)$", re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import partial
 from typing import Any
 
 from hypothesis import given
@@ -57,7 +58,7 @@ class PeerCase(SynchronousTestCase):
         self.ends = [Echo(), Echo()]
         self.lost: list[int] = []
         self.pipes = [StringTransport(), StringTransport()]
-        self.peers = [Peer(end.handlers(), lambda i=i: self.lost.append(i)) for i, end in enumerate(self.ends)]
+        self.peers = [Peer(end.handlers(), partial(self.lost.append, i)) for i, end in enumerate(self.ends)]
         for one, pipe in zip(self.peers, self.pipes):
             one.makeConnection(pipe)
 

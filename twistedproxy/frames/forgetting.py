@@ -64,6 +64,8 @@ class Forgetting:
             told = await self._told(scope)
         except CancelledError:
             self.hear(scope, told=False)
+            telling = Deferred.fromCoroutine(self._siblings.forget(scope, False))
+            telling.addErrback(lambda failure: self._log.failure("other workers could not be told to forget", failure))
             raise
         if not told:
             self._log.warn("the cache could not be told to forget: it will be told again", scope=str(scope))

@@ -8,9 +8,10 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import SplitResult, urlsplit
 
 from twistedproxy.cache.address import CacheAddress, parse_cache
@@ -22,6 +23,12 @@ OWN_PATHS = ("healthz", "readyz", "metrics", "status.json")
 # Words of DICOMweb's own paths (PS3.18 table 10.1-1): a mount below them would hide resources of another.
 _DICOMWEB_WORDS = ("studies", "series", "instances", "frames", "rendered", "metadata", "bulkdata")
 MAX_SECRET_FILE = 64 * 1024
+MAX_SOCKET_PATH = 107  # bytes, unix(7); what fits only as a relative path stays one
+# Which arguments of endpoints are paths, by their names and by their places behind the kind.
+_ENDPOINT_PATHS: dict[str, Collection[object]] = {
+    "unix": ("address", 0),
+    "ssl": ("privateKey", 1, "certKey", 2, "extraCertChain", "dhParameters"),
+}
 
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+", re.ASCII)
 _CLEAN = re.compile(r"[\x21-\x7e]+", re.ASCII)
@@ -144,14 +151,35 @@ def parse_cache_address(text: str) -> CacheAddress:
 def parse_endpoint(text: str) -> str:
     """Check a Twisted server endpoint by building it, without listening, and give it back. Raises `Rejected`.
 
-    Certificates of ``ssl:`` are read on the way, and descriptors of ``systemd:`` looked up.
+    Certificates of ``ssl:`` are read on the way, and descriptors of ``systemd:`` looked up. Paths become absolute.
     """
     # Twisted itself finds a port that is out of range only when it listens.
     match = re.match(r"(tcp|tcp6|ssl|tls):(?:port=)?([^:]*)", text)
     if match and not (re.fullmatch(r"[0-9]{1,5}", match[2], re.ASCII) and int(match[2]) <= 65535):
         raise Rejected("the port must be a number from 0 to 65535")
     build_endpoint(text)
-    return text
+    return _with_absolute_paths(text)
+
+
+def _with_absolute_paths(endpoint: str) -> str:
+    """*endpoint* with the paths of sockets and certificates made absolute."""
+    parts = re.findall(r"(?:\\.|[^:\\])+", endpoint, re.DOTALL)
+    wrappers = sum(1 for _ in itertools.takewhile("haproxy".__eq__, parts))
+    kind, arguments = parts[wrappers], parts[wrappers + 1 :]
+    places = _ENDPOINT_PATHS.get(kind, {})
+    for place, argument in enumerate(arguments):
+        name, equals, _ = argument.partition("=")
+        path = argument[len(name) + 1 :] if equals else argument
+        if (name if equals else place) in places:
+            arguments[place] = name * bool(equals) + equals + _absolute(kind, path)
+    return ":".join([*parts[: wrappers + 1], *arguments])
+
+
+def _absolute(kind: str, quoted: str) -> str:
+    path = os.path.abspath(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
+    if kind == "unix" and len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        return quoted
+    return re.sub(r"([:\\=])", r"\\\1", path)
 
 
 def build_endpoint(text: str) -> object:
