@@ -67,6 +67,15 @@ class Canvas:
         return numpy.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+def resized(pixels: Pixels, rows: int, columns: int) -> Pixels:
+    """*pixels*, uint8, as *rows* x *columns*, averaged by area."""
+    height, width = pixels.shape[:2]
+    vertical, horizontal = Axis(height, rows, step=height / rows), Axis(width, columns, step=width / columns)
+    canvas = Canvas(Cut(vertical, horizontal, height, width, 1, 1, 1, rows, columns))
+    canvas.add(0, 0, pixels)
+    return canvas.finish()
+
+
 def _block(vertical: Axis, horizontal: Axis, cut: Cut, interpolation: str, scale: int) -> bool:
     """Whether every target pixel is a block of whole pixels of one frame."""
     return interpolation == "area" and all(

@@ -31,9 +31,8 @@ from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.grayscale import to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
-from twistedproxy.imaging.scaling import resize
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
-from twistedproxy.imaging.whole import Canvas
+from twistedproxy.imaging.whole import Canvas, resized
 
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
@@ -63,7 +62,7 @@ class _Picture:
     def _as_large_as_expected(self, shown: Any) -> Any:
         """A codec may have shrunk a frame by less than it was asked to."""
         rows, columns = reduced(self.facts, self.scale)
-        return shown if shown.shape[:2] == (rows, columns) else resize(shown, rows, columns)
+        return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
 
     def finish(self) -> bytes:
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
