@@ -36,25 +36,18 @@ class MemoryReading:
     total: int
     available: int
 
-    @property
-    def percent_used(self) -> float:
-        """The share in use, 0 to 100."""
-        return 100.0 * (self.total - self.available) / self.total if self.total else 100.0
-
 
 @attrs.frozen
-class _Hierarchy:
-    """Where one version of the memory controller keeps its figures."""
+class _MemoryFiles:
+    """The files in which one version of the memory controller keeps its figures."""
 
-    mount: str
     limit: str
     usage: str
     reclaimable: tuple[str, ...]
 
 
-_V2 = _Hierarchy("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
-_V1 = _Hierarchy(
-    "sys/fs/cgroup/memory",
+_V2 = _MemoryFiles("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+_V1 = _MemoryFiles(
     "memory.limit_in_bytes",
     "memory.usage_in_bytes",
     ("total_inactive_file", "total_active_file"),
@@ -71,30 +64,22 @@ def read_memory(
     """
     machine = virtual_memory()
     total, available = machine.total, machine.available
-    for hierarchy, folder in _memory_groups(root):
-        limit = _number(folder / hierarchy.limit)
+    for version, folder in control_groups(root, "memory"):
+        files = _V1 if version == 1 else _V2
+        limit = _number(folder / files.limit)
         if limit is None or limit >= _UNLIMITED:
             continue
         total = min(total, limit)
-        usage = _number(folder / hierarchy.usage)
+        usage = _number(folder / files.usage)
         if usage is not None:
-            held = max(0, usage - _reclaimable(folder / "memory.stat", hierarchy.reclaimable))
+            held = max(0, usage - _reclaimable(folder / "memory.stat", files.reclaimable))
             available = min(available, max(0, limit - held))
     return MemoryReading(total, min(available, total))
 
 
-def memory_limit(root: Path = Path("/")) -> int:
-    """All memory that this process could ever have, in bytes."""
-    return read_memory(root).total
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """The memory that could be had now, in bytes."""
-    return read_memory(root).available
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[_Hierarchy, Path]]:
-    """Every control group from this process's own up to the top: a limit of any of them holds."""
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """Every control group of *controller* around this process: a limit of any of them holds. Each as its version
+    (1 or 2) and its folder, from the process's own group up to the top."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -102,15 +87,14 @@ def _memory_groups(root: Path) -> Iterator[tuple[_Hierarchy, Path]]:
     for line in lines:
         number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         if number == "0" and not controllers:
-            hierarchy = _V2
-        elif "memory" in controllers.split(","):
-            hierarchy = _V1
+            version, mount = 2, root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            version, mount = 1, root / "sys/fs/cgroup" / controller
         else:
             continue
-        mount = root / hierarchy.mount
         folder = mount / path.lstrip("/")
         # In a container the path may be the host's, which is not visible here: its top is then our group.
-        yield from ((hierarchy, place) for place in (folder, *folder.parents) if place.is_relative_to(mount))
+        yield from ((version, place) for place in (folder, *folder.parents) if place.is_relative_to(mount))
 
 
 def _number(path: Path) -> int | None:

@@ -24,7 +24,6 @@ from twistedproxy.dicom.address import Instance, Scope
 FENCE_LENGTH = 8  # bytes; a late writer's stamp passes by chance once in 2**64
 DIGEST_LENGTH = 15  # bytes: 20 base64 characters without padding, 120 bits against made-up collisions
 TOKEN_LENGTH = 12  # bytes of randomness in a generation
-GENERATIONS = 4  # of root, study, series, instance
 KNOWN_INSTANCES = 4096  # whose keys stay computed: about 1 kB each
 
 _PERSON = b"twistedproxy"

@@ -175,20 +175,6 @@ _TABLE = [
 _BY_UID = {syntax.uid: syntax for syntax in _TABLE}
 
 # PS3.18 table 8.7.3-5, optionality D: what a media type means when no transfer syntax goes with it.
-_DEFAULT_UID = {
-    OCTET_STREAM: EXPLICIT_VR_LITTLE_ENDIAN,
-    "image/jpeg": JPEG_LOSSLESS_SV1,
-    "image/dicom-rle": RLE_LOSSLESS,
-    "image/jls": JPEG_LS_LOSSLESS,
-    "image/jp2": JPEG_2000_LOSSLESS,
-    "image/jpx": JPEG_2000_PART_2_LOSSLESS,
-    "image/jphc": HTJ2K_LOSSLESS,
-    "image/jxl": JPEG_XL_LOSSLESS,
-    "video/mpeg": f"{_MPEG4}0",
-    "video/mp4": f"{_MPEG4}2",
-    "video/h265": f"{_MPEG4}7",
-}
-
 _CANONICAL = {
     "image/x-dicom-rle": "image/dicom-rle",  # until 2023; wsidicom asks for it still
     "image/rle": "image/dicom-rle",
@@ -224,11 +210,6 @@ def canonical_media_type(media_type: str) -> str:
     """The name that this module uses for a media type (without parameters); lower-cased, others unchanged."""
     lowered = media_type.lower()
     return _CANONICAL.get(lowered, lowered)
-
-
-def default_uid(media_type: str) -> str | None:
-    """The transfer syntax that a media type alone means (PS3.18 table 8.7.3-5), None where it means none."""
-    return _DEFAULT_UID.get(canonical_media_type(media_type))
 
 
 def uids_of(media_type: str) -> tuple[str, ...]:

@@ -61,10 +61,6 @@ class PixelFacts:
     single_frame: bool = False
 
     @property
-    def monochrome(self) -> bool:
-        return self.photometric_interpretation in MONOCHROME
-
-    @property
     def signed(self) -> bool:
         return self.pixel_representation == 1
 

@@ -18,7 +18,7 @@ from typing import Optional
 
 import psutil
 
-from twistedproxy.machine import MemoryReading, read_memory
+from twistedproxy.machine import MemoryReading, control_groups, read_memory
 from twistedproxy.prefetch.gates import LoadReading
 
 FRESH_SECONDS = 1.0
@@ -72,23 +72,8 @@ def cpu_count(root: Path = ROOT) -> float:
 
 def cpu_quotas(root: Path = ROOT) -> Iterator[float]:
     """Every quota around this process, in CPUs. What cannot be read is left out."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        if number == "0" and not controllers:
-            mount, read = root / "sys/fs/cgroup", _quota_v2
-        elif "cpu" in controllers.split(","):
-            mount, read = root / "sys/fs/cgroup/cpu", _quota_v1
-        else:
-            continue
-        folder = mount / path.lstrip("/")
-        # A quota of any group above holds too. In a container the path may be the host's: the top is then our group.
-        for place in (folder, *folder.parents):
-            if place.is_relative_to(mount):
-                yield from _some_quota(read, place)
+    for version, folder in control_groups(root, "cpu"):
+        yield from _some_quota(_quota_v1 if version == 1 else _quota_v2, folder)
 
 
 def _some_quota(read: Callable[[Path], float], place: Path) -> Iterator[float]:
