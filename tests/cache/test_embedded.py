@@ -119,14 +119,18 @@ class EmbeddedServerTests(Folder):
             await self.server(binary="/bin/false")
         self.assertEqual(self.folders(), [])
 
+    def proxy(self, watch: str) -> subprocess.Popen[bytes]:
+        """A process that starts a server, which notices its end by *watch*."""
+        return subprocess.Popen(
+            [sys.executable, "-c", PROXY, str(self.base), watch],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
     async def test_it_ends_with_a_proxy_that_is_killed(self) -> None:
         """After kill -9 of the proxy its server is gone, and its folder with the next start."""
         for watch in ("pdeathsig", "pipe"):
-            proxy = subprocess.Popen(
-                [sys.executable, "-c", PROXY, str(self.base), watch],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
+            proxy = self.proxy(watch)
             try:
                 assert proxy.stdout is not None
                 socket, pid = proxy.stdout.readline().split()

@@ -174,7 +174,6 @@ _TABLE = [
 
 _BY_UID = {syntax.uid: syntax for syntax in _TABLE}
 
-# PS3.18 table 8.7.3-5, optionality D: what a media type means when no transfer syntax goes with it.
 _CANONICAL = {
     "image/x-dicom-rle": "image/dicom-rle",  # until 2023; wsidicom asks for it still
     "image/rle": "image/dicom-rle",
