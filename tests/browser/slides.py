@@ -50,7 +50,7 @@ def as_jpeg2000(files: list[Path], folder: Path) -> list[Path]:
         frames = generate_frames(data.PixelData, number_of_frames=int(data.NumberOfFrames))
         pixels = (imagecodecs.jpeg_decode(frame) for frame in frames)
         data.PixelData = encapsulate(
-            [imagecodecs.jpeg2k_encode(one, codecformat="j2k", level=LEVEL, mct=True) for one in pixels]
+            [bytes(imagecodecs.jpeg2k_encode(one, codecformat="j2k", level=LEVEL, mct=True)) for one in pixels]
         )
         written.append(folder / f"{data.SOPInstanceUID}.dcm")
         data.save_as(written[-1], enforce_file_format=True)
