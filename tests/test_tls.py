@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 from twisted.internet.threads import deferToThread
@@ -28,11 +31,11 @@ class TlsTests(TestCase):
         self.folder.mkdir()
         certificate(self.folder, "localhost")
 
-    async def start(self) -> Proxy:
+    async def start(self, *options: str, cache: str = "memory") -> Proxy:
         self.tls_port = free_port()
         files = f"privateKey={self.folder / 'key.pem'}:certKey={self.folder / 'cert.pem'}"
         listen = f"ssl:{self.tls_port}:interface=127.0.0.1:{files}"
-        proxy = await Proxy.started("--origin", "sample:", "--cache", "memory", "--listen", listen)
+        proxy = await Proxy.started("--origin", "sample:", "--cache", cache, "--listen", listen, *options)
         self.addCleanup(proxy.remove)
         return proxy
 
@@ -72,8 +75,6 @@ class TlsTests(TestCase):
         await self.start()
 
         def look() -> tuple[object, object]:
-            import socket
-
             context = self.context()
             context.set_alpn_protocols(["h2", "http/1.1"])
             with context.wrap_socket(
@@ -108,3 +109,24 @@ class TlsTests(TestCase):
             text=True,
         )
         self.assertTrue(run.stdout.endswith(" 1.1 200"), run.stdout + run.stderr)
+
+    async def test_renewed(self) -> None:
+        """A reload makes new connections see a renewed certificate."""
+        if shutil.which("redis-server") is None and shutil.which("valkey-server") is None:
+            raise SkipTest("workers need a cache server")
+        proxy = await self.start("--workers", "2", cache="embedded")
+
+        def serial() -> object:
+            with socket.create_connection(("localhost", self.tls_port), 20) as raw:
+                context = ssl._create_unverified_context()
+                with context.wrap_socket(raw, server_hostname="localhost") as connection:
+                    return connection.getpeercert(binary_form=True)
+
+        before = await deferToThread(serial)
+        certificate(self.folder, "localhost")
+        self.assertEqual(await deferToThread(serial), before)
+        proxy.send(signal.SIGHUP)
+        while True:  # the test's deadline ends it
+            if all([await deferToThread(serial) != before for _ in range(4)]):
+                break
+            await deferToThread(time.sleep, 0.1)
