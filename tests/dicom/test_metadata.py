@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.dicom import metadata_json
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
@@ -110,6 +111,25 @@ class ReadingTests(SynchronousTestCase):
         for text in (5, "x" * 1000):
             error = self.assertRaises(BadMetadata, parse, changed(t00080016=element("UI", text)))
             self.assertIn("(0008,0016)", str(error))
+
+    def test_huge_numbers(self) -> None:
+        """A number that no attribute can have makes the metadata bad, wherever it stands; it does not end the process,
+        as it would in a parser that makes integers of any size."""
+        for number in (b"9" * 400, b"9" * 5000, b"-" + b"1" * 100_000, b"1e400", b"1e999999999999999999999"):
+            for tag in (b"00280008", b"00091001"):
+                answer = b'[{"%s": {"vr": "IS", "Value": [%s]}}]' % (tag, number)
+                self.assertRaises(BadMetadata, parse, answer)
+
+    def test_a_long_value(self) -> None:
+        """A value that takes the parser more and more time with each piece is given up; many short ones are not."""
+        self.patch(metadata_json, "MAX_VALUE", 1000)
+        piece = b"A" * 100
+        parser = MetadataParser()
+        parser.feed(b'[{"00282000": {"vr": "OB", "InlineBinary": "')
+        for _ in range(10):
+            parser.feed(piece)
+        self.assertRaises(BadMetadata, parser.feed, piece)
+        self.assertEqual(parse(changed(t00081140=element("SQ", *[{"00091001": element("LO", "x" * 90)}] * 50))), FACTS)
 
     def test_order_of_transfer_syntaxes(self) -> None:
         """(0002,0010) goes before (0008,3002), wherever it stands; an empty one does not count."""

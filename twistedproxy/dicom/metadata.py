@@ -165,7 +165,7 @@ def _integer(tag: str, value: Any) -> int:
     """US and IS come as numbers or as texts, depending on the store (PS3.18 table F.2.3-1 asks for numbers)."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, bool) or not 0 <= number <= MAX_INTEGER or number != int(number):
         raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is no count")

@@ -67,7 +67,7 @@ class Description(MetadataEvents):
     """Reads what pictures need of an instance from the answer to a metadata request."""
 
     def __init__(self) -> None:
-        super().__init__(use_float=True)
+        super().__init__()
         self._elements: dict[str, Any] = {}
         self._frames: list[dict[str, Any]] = []
 
