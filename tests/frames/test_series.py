@@ -91,13 +91,14 @@ class SeriesTests(SynchronousTestCase):
 
     def test_no_answer(self) -> None:
         """A page, a redirect, too much, or what is no UID is the origin's fault, and is not remembered."""
-        self.patch(series, "MAX_ANSWER", 1000)
+        self.patch(series, "MAX_ANSWER", 1_000_000)
         for status, body in (
             (200, b"<html>"),
             (302, b""),
-            (200, b" " * 1001),
+            (200, b" " * 1_000_001),
             (200, found(in_series="../x")),
             (200, b'{"a": 1}'),
+            (200, b"[" * 900_000),
             (200, b'[{"00080018": {"vr": "UI"}}]'),
         ):
             self.origin.status, self.origin.body = status, body

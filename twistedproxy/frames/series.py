@@ -86,7 +86,7 @@ def _series_in(answer: bytes, sop: str) -> str:
                 series = attributes["0020000E"]["Value"][0]
                 Instance("", "", "1", series, "1")
                 return str(series)
-    except (ValueError, LookupError, TypeError, InvalidUID):
+    except (ValueError, LookupError, TypeError, InvalidUID, RecursionError):
         raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON") from None
     body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
     raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)

@@ -473,7 +473,13 @@ class MetadataTests(StoreTestCase):
         ):
             self.store.fail(fault)
             self.assertFalse(await self.origin.readable(self.instance, ANYONE), fault)
-        for fault in (faults.Answer(500), faults.html(), faults.Reset(), faults.Answer(200, (), b"x" * 3 * MB)):
+        for fault in (
+            faults.Answer(500),
+            faults.html(),
+            faults.Reset(),
+            faults.Answer(200, (), b"x" * 3 * MB),
+            faults.Answer(200, (), b"[" * 900_000),
+        ):
             self.store.heal()
             self.store.fail(fault, times=None)
             with self.assertRaises(OriginError):

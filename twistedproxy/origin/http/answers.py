@@ -231,5 +231,5 @@ async def found_instance(answer: Answer, sop: str) -> bool:
     try:
         matches = json.loads(await read_all(answer.body, MAX_SEARCH_ANSWER) or b"[]")
         return any(sop in match.get("00080018", {}).get("Value", ()) for match in matches)
-    except (ValueError, AttributeError, TypeError) as bad:  # StreamTooLong is a ValueError
+    except (ValueError, AttributeError, TypeError, RecursionError) as bad:  # StreamTooLong is a ValueError
         raise OriginBadAnswer("the origin's answer is no search result") from bad
