@@ -34,7 +34,7 @@ BELOW = {
 }
 """What each room may import, itself and what all share apart."""
 
-SHARED = {"logs", "machine", "metrics", "processes", "settings", "siblings", "streams", "waits"}
+SHARED = {"log_json", "logs", "machine", "metrics", "processes", "settings", "siblings", "streams", "waits"}
 """Small modules beside the rooms that any of them may import, and that import no room."""
 
 EXCEPTIONS = {

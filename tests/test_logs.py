@@ -17,17 +17,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 import twistedproxy
-from twistedproxy.logs import (
-    MAX_LINES,
-    MAX_TEXT,
-    AccessLog,
-    LoggedService,
-    LogOutput,
-    check_destination,
-    json_line,
-    json_observer,
-    twistd_output,
-)
+from twistedproxy.log_json import MAX_TEXT, json_line, json_observer
+from twistedproxy.logs import MAX_LINES, AccessLog, LoggedService, LogOutput, check_destination, twistd_output
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 TREE = str(Path(twistedproxy.__file__).parents[1])

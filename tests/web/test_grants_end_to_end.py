@@ -18,7 +18,7 @@ from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.waiting import wait_until
 from tests.web.support import ALICE, MALLORY, ProxyCase, RunningProxy, logged, token
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.logs import json_line
+from twistedproxy.log_json import json_line
 
 SECRET = b"a key that both proxies have, of 32 bytes or more"
 HIT = "twistedproxy; hit"
