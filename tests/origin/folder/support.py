@@ -37,11 +37,11 @@ class FolderTestCase(TestCase):
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
 
-    async def serve(self) -> FolderOrigin:
-        """Serve the folder as it is now, until the test ends."""
+    async def serve(self, interval: float = 0.1) -> FolderOrigin:
+        """Serve the folder as it is now, until the test ends; look at it every *interval* seconds."""
         from twisted.internet import reactor
 
-        origin = folder_origin(f"file:{self.folder}", reactor)
+        origin = folder_origin(f"file:{self.folder}", reactor, interval)
         await origin.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(origin.stop()))
         return origin

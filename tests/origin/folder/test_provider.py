@@ -41,7 +41,7 @@ class ChangeTests(FolderTestCase):
 
     async def test_new_file_is_found_when_asked_for(self) -> None:
         """An instance that was just put into the folder is served without waiting for the next look."""
-        origin = await self.serve()
+        origin = await self.serve(interval=600.0)
         made = slide(self.folder / "new.dcm", 1, 1, tile=32)
         # A look was just made; the one that is asked for comes a moment after it.
         await wait_until(lambda: origin._reactor.seconds() - origin._watch._ended > 1.0)

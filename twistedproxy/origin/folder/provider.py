@@ -234,14 +234,14 @@ class FolderOrigin:
         return self._watch
 
 
-def folder_origin(url: str, reactor: Any) -> FolderOrigin:
-    """The origin of ``file:PATH``."""
+def folder_origin(url: str, reactor: Any, interval: float = INTERVAL) -> FolderOrigin:
+    """The origin of ``file:PATH``. *interval*: seconds between two looks at the folder."""
     path = url.removeprefix("file:")
 
     async def locate() -> str:
         return path
 
-    return FolderOrigin(url, locate, reactor)
+    return FolderOrigin(url, locate, reactor, interval=interval)
 
 
 def _store_target(raw_path: bytes) -> Optional[str]:
