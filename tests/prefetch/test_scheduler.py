@@ -14,6 +14,7 @@ from twistedproxy.cache.address import NoAddress
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch import loads
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import JobKind
@@ -151,6 +152,21 @@ class OccasionTests(PrefetchCase):
         self.assertEqual({*priorities}, {Priority.DISPLAY, Priority.BLOCK})
         expected = {row * 200 + column + 1 for row in range(32) for column in range(32)}
         self.assertEqual(self.cached(), expected)
+
+    def test_tiny_frames(self) -> None:
+        """Of a region of millions of frames a bounded part is loaded, that which is seen first; it takes no time."""
+        self.origin.metadata_value = attrs.evolve(
+            SLIDE, frames=10**10, rows=1, columns=1, total_rows=10**5, total_columns=10**5
+        )
+        self.origin.held = []
+        self.patch(loads, "MAX_REGION_FRAMES", 100)
+        worker = self.worker()
+        self.ask(worker, 1)
+        self.assertEqual([(job.kind, job.total) for job in worker.jobs.running][1:], [(DISPLAY, 99)])
+        while self.origin.held:
+            self.origin.release()
+        self.assertEqual(self.origin.numbers(Priority.DISPLAY), list(range(2, 101)))
+        self.assertEqual([(job["kind"], job["total"]) for job in self.ended(worker)], [("display", 99), ("block", 100)])
 
     def test_hot_answers_prolong_nothing(self) -> None:
         """A hit does not prolong a frame's time."""

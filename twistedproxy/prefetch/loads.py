@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -31,6 +32,10 @@ from twistedproxy.prefetch.locks import LoadLock
 from twistedproxy.prefetch.plan import Kind, Plan
 from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
 from twistedproxy.settings import Settings
+
+MAX_REGION_FRAMES = 16_384
+"""The most frames that a block or display load takes, of larger regions those that come first: 8000 pixels squared of
+frames of 64. Metadata that tell of frames of one pixel must not make lists of 64 million numbers."""
 
 
 @attrs.frozen
@@ -133,9 +138,10 @@ class Loads:
         )
         on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
         runs = decided.in_load_order(decided.display if is_display else decided.block)
+        first = islice(numbers(runs), MAX_REGION_FRAMES)
         try:
             won = await load.claim(
-                [number for number in numbers(runs) if number not in on_their_way], stop_at_claimed=is_display
+                [number for number in first if number not in on_their_way], stop_at_claimed=is_display
             )
             job.total = len(won)
             if won:
