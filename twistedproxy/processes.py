@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +34,19 @@ PASSED_ON = (
     "SSL_CERT_DIR",
 )
 """Of the environment. The proxy's own options in it may hold secrets."""
+
+
+OPEN_FILES = 65536
+"""Connections and files of one process: far above 1024, the usual limit at first, for programs that use select(2)."""
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files to `OPEN_FILES`, or as far as the system lets. Children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def child_command(module: str) -> list[str]:

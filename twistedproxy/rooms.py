@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -49,7 +48,7 @@ from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.server import Connections
 from twistedproxy.web.status import AdminRoutes, StatusPages
 from twistedproxy.web.warming import Warming
-from twistedproxy.workers.sockets import listen_on
+from twistedproxy.workers.sockets import listen, listen_on
 
 _log = Logger()
 
@@ -197,7 +196,7 @@ class Rooms:
 
     async def _listen_at(self, text: str, site: Any) -> None:
         if self._first_socket is None:
-            self._ports.append(await serverFromString(self._reactor, text).listen(site))
+            self._ports.append(await listen(self._reactor, text, site))
         else:
             descriptor = self._first_socket + len(self._ports)
             self._ports.append(await listen_on(self._reactor, text, descriptor, site))

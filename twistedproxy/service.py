@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
+from twistedproxy.processes import allow_open_files
 from twistedproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def makeService(options: Options) -> IService:
     """The service that twistd runs."""
     from twisted.internet import reactor
 
+    allow_open_files()
     twistd_options = getattr(options, "parent", None)
     output = twistd_output(options.settings.log_format, twistd_options)
     service = LoggedService(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -49,12 +50,13 @@ class AdoptTests(TestCase):
         from twisted.internet import reactor
 
         parent: Any = await bind(reactor, description)
-        self.addCleanup(lambda: parent.connected and parent.stopListening())
-        ports = []
+        ports: list[Any] = []
         for name in (b"one", b"two"):
             factory = Factory.forProtocol(Hello)
             factory.name = name  # type: ignore[attr-defined]
             ports.append(await listen_on(reactor, description, os.dup(parent.fileno()), factory))
+        for port in (parent, *ports):
+            self.addCleanup(lambda port: port.connected and port.stopListening(), port)
         return parent, ports
 
     def heard(self, address: Any) -> bytes:
@@ -75,6 +77,26 @@ class AdoptTests(TestCase):
         await two.stopListening()
         with self.assertRaises(ConnectionRefusedError):
             self.heard(address)
+
+    async def test_burst(self) -> None:
+        """Hundreds of clients may come while nobody accepts, and none of them has to try again; a description may
+        say otherwise."""
+        parent, ports = await self.shared("tcp:0:interface=127.0.0.1")
+        for port in ports:
+            port.stopReading()
+        address = ("127.0.0.1", parent.getHost().port)
+        clients = [socket.socket() for _ in range(300)]
+        try:
+            for client in clients:
+                client.settimeout(0.5)  # the second try would come after 1 s
+                client.connect(address)
+        finally:
+            for client in clients:
+                client.close()
+        few, _ = await self.shared("tcp:0:interface=127.0.0.1:backlog=1")
+        with contextlib.ExitStack() as stack, self.assertRaises(TimeoutError):
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(("127.0.0.1", few.getHost().port), 0.2))
 
     async def test_unix(self) -> None:
         """A socket's file keeps its mode, and its place until the parent stops, whatever becomes of workers."""

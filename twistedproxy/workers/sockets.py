@@ -20,14 +20,31 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted, where the description does not say. With Twisted's 50, 5,000 clients that
+come at once took 72 s instead of 0.4: each one too many tries again after a second."""
+
 _SYSTEMD = re.compile(r"((?:haproxy:)*)systemd:.*", re.DOTALL)
+
+
+async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> IListeningPort:
+    """Listen as *description* says, in one process. Raises what keeps it from that."""
+    port = await serverFromString(reactor, description).listen(factory)
+    _deepen(port, description)
+    return port
+
+
+def _deepen(port: Any, description: str) -> None:
+    """Give a socket that we made our own backlog, if its description does not give it another."""
+    if "backlog=" not in description and not _SYSTEMD.match(description) and hasattr(port, "socket"):
+        port.socket.listen(BACKLOG)  # once more: the last number counts
 
 
 async def bind(reactor: Any, description: str) -> IListeningPort:
     """Bind, and accept nothing: the port of a parent. Raises what keeps it from being bound."""
     factory = Factory()
     factory.noisy = False
-    port: Any = await serverFromString(reactor, description).listen(factory)
+    port: Any = await listen(reactor, description, factory)
     port.stopReading()
     port._shouldShutdown = False  # closing it must not end what workers still accept
     return port  # type: ignore[no-any-return]
@@ -38,6 +55,7 @@ async def listen_on(reactor: Any, description: str, descriptor: int, factory: IP
     # Systemd's descriptors are the parent's. What would be bound here instead does not matter, for nothing is.
     described = _SYSTEMD.sub(r"\1tcp:0", description)
     port = await serverFromString(_Adopting(reactor, descriptor), described).listen(factory)
+    _deepen(port, description)
     os.close(descriptor)  # the port has a duplicate
     return port
 
@@ -61,7 +79,7 @@ class _Adopting:
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, *_more: Any, **_named: Any) -> IListeningPort:
         return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
 
-    def _adopt(self, factory: Any, backlog: int = 50) -> IListeningPort:
+    def _adopt(self, factory: Any, backlog: int = BACKLOG) -> IListeningPort:
         family = _family(self._descriptor)
         if family != socket.AF_UNIX:
             return self._reactor.adoptStreamPort(self._descriptor, family, factory)  # type: ignore[no-any-return]
