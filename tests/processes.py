@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -201,3 +202,29 @@ class Store(Child):
                 return line
             time.sleep(0.02)
         raise RuntimeError("the simulated store did not start: " + self.output()[-3000:])
+
+
+class MemoryWatch:
+    """The most resident memory of a process while this is open, above what it had before. Bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self.before = self.most = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.01):
+            self.most = max(self.most, self._process.memory_info().rss)
+
+    @property
+    def growth(self) -> int:
+        return self.most - self.before

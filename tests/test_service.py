@@ -5,14 +5,12 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-import threading
 
-import psutil
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
-from tests.processes import Child, Proxy
+from tests.processes import Child, MemoryWatch, Proxy
 from tests.stores.http_server import Seen
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
@@ -156,33 +154,6 @@ class FailedStartTests(ProcessCase):
         self.assertFalse((child.folder / "proxy.pid").exists())
 
 
-class Watch:
-    """The most resident memory of a process while this is open."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._before = self._most = self._process.memory_info().rss
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.01):
-            self._most = max(self._most, self._process.memory_info().rss)
-
-    @property
-    def growth(self) -> int:
-        """Bytes."""
-        return self._most - self._before
-
-
 class MemoryTests(ProcessCase):
     """What passes through does not stay."""
 
@@ -191,7 +162,7 @@ class MemoryTests(ProcessCase):
     async def test_down(self) -> None:
         """A large answer takes no more memory than a small one, at full speed."""
         proxy = await self.started()
-        with Watch(proxy.pid) as watch:
+        with MemoryWatch(proxy.pid) as watch:
             read = await deferToThread(_download, proxy.port, self.SIZE)
         self.assertEqual(self.SIZE, read)
         self.assertLess(watch.growth, MAX_GROWTH)
@@ -199,7 +170,7 @@ class MemoryTests(ProcessCase):
     async def test_up(self) -> None:
         """Nor does a large upload."""
         proxy = await self.started()
-        with Watch(proxy.pid) as watch:
+        with MemoryWatch(proxy.pid) as watch:
             status = await deferToThread(_upload, proxy.port, self.SIZE)
         self.assertTrue(status.startswith(b"HTTP/1.1 200"), status)
         self.assertEqual(self.SIZE, self.store.requests[-1].body_bytes)
@@ -210,7 +181,7 @@ class MemoryTests(ProcessCase):
         proxy = await self.started()
         waits: list[Seen] = []
         gate = self.store.hold(lambda seen: not waits.append(seen))  # type: ignore[func-returns-value]
-        with Watch(proxy.pid) as watch:
+        with MemoryWatch(proxy.pid) as watch:
             uploading = deferToThread(_upload, proxy.port, self.SIZE)
             await gate.reached()
             before = -1

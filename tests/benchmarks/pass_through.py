@@ -9,47 +9,18 @@ import argparse
 import http.client
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
 from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, table
-from tests.processes import Child, Proxy, Store
+from tests.processes import Child, MemoryWatch, Proxy, Store
 from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
 
 LIMIT = 64 << 20  # bytes by which the proxy's resident memory may grow
 PATH = "/dicomweb/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
-
-
-class Watch:
-    """The most resident memory that a process had while this was open, above what it had before. Bytes."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self.before = self.most = self._process.memory_info().rss
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.02):
-            self.most = max(self.most, self._process.memory_info().rss)
-
-    @property
-    def growth(self) -> int:
-        return self.most - self.before
 
 
 def download(proxy: Proxy, size: int) -> None:
@@ -122,7 +93,7 @@ def run(proxy: Proxy, store_url: str, size: int) -> int:
     growths = []
     for name, move in (("down", download), ("up", upload)):
         start = time.perf_counter()
-        with Watch(proxy.pid) as watch:
+        with MemoryWatch(proxy.pid) as watch:
             move(proxy, size)
         seconds = time.perf_counter() - start
         growths.append(watch.growth)

@@ -15,6 +15,14 @@ from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
 def certificate(folder: Path, host: str) -> Any:
     """Write ``cert.pem`` and ``key.pem`` for *host* into *folder*; return the trust root that accepts it."""
+    pem, key = self_signed(host)
+    (folder / "cert.pem").write_bytes(pem)
+    (folder / "key.pem").write_bytes(key)
+    return trustRootFromCertificates([Certificate.loadPEM(pem)])
+
+
+def self_signed(host: str) -> tuple[bytes, bytes]:
+    """A certificate for *host*, and its key, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -30,9 +38,6 @@ def certificate(folder: Path, host: str) -> Any:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    (folder / "cert.pem").write_bytes(pem)
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return made.public_bytes(serialization.Encoding.PEM), key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return trustRootFromCertificates([Certificate.loadPEM(pem)])

@@ -9,26 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.frames.support import JPEG
+from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.grid import Region, numbers
 from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand
 from twistedproxy.settings import Settings
 
-JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
-# 200 x 100 frames of 256 px: more than a block of 8000 px holds, enough for a display load.
-SLIDE = InstanceMetadata(
-    frames=20_000,
-    rows=256,
-    columns=256,
-    total_rows=25_600,
-    total_columns=51_200,
-    organization="TILED_FULL",
-    transfer_syntax=JPEG_BASELINE,
-)
-LOOP = InstanceMetadata(frames=100, rows=480, columns=640, transfer_syntax=JPEG_BASELINE)
 IDLE = LoadReading(cpu_percent=0.0, memory_percent=0.0)
 
 
@@ -108,7 +98,7 @@ class Nothing(PlanTests):
         """Metadata without a syntax leaves it to what the frames turned out to be; without that: nothing."""
         silent = attrs.evolve(SLIDE, transfer_syntax=None)
         self.assertNothing(decide(silent), Reason.SYNTAX_UNKNOWN)
-        self.assertEqual(decide(silent, transfer_syntax=JPEG_BASELINE).kind, Kind.WHOLE)
+        self.assertEqual(decide(silent, transfer_syntax=JPEG).kind, Kind.WHOLE)
         self.assertNothing(decide(silent, transfer_syntax="1.2.840.10008.1.2.4.100"), Reason.SYNTAX_NOT_SUPPORTED)
 
     def test_too_few_frames(self) -> None:
@@ -221,7 +211,7 @@ class Whole(PlanTests):
         self.assertPlanned(decide(packed), Kind.BLOCK, Reason.PACKED_FRAMES)
         self.assertPlanned(decide(attrs.evolve(packed, frames=100), (1,)), Kind.BLOCK, Reason.PACKED_FRAMES)
         self.assertEqual(decide(attrs.evolve(packed, bits_allocated=16)).kind, Kind.WHOLE)
-        self.assertEqual(decide(attrs.evolve(packed, transfer_syntax=JPEG_BASELINE)).kind, Kind.WHOLE)
+        self.assertEqual(decide(attrs.evolve(packed, transfer_syntax=JPEG)).kind, Kind.WHOLE)
 
 
 class Displays(PlanTests):
@@ -322,7 +312,7 @@ class ByHand(PlanTests):
         self.assertEqual(plan_by_hand(Settings(whole_instance=False), LOOP).kind, Kind.SMALL)
         silent = attrs.evolve(SLIDE, transfer_syntax=None)
         self.assertNothing(plan_by_hand(Settings(), silent), Reason.SYNTAX_UNKNOWN)
-        self.assertEqual(plan_by_hand(Settings(), silent, JPEG_BASELINE).kind, Kind.WHOLE)
+        self.assertEqual(plan_by_hand(Settings(), silent, JPEG).kind, Kind.WHOLE)
         packed = attrs.evolve(SLIDE, bits_allocated=1)
         self.assertEqual(plan_by_hand(Settings(), packed).kind, Kind.WHOLE)
         packed = attrs.evolve(packed, transfer_syntax=EXPLICIT)

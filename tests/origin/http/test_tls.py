@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.trial.unittest import TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
+from tests.cache.certificates import self_signed
 from tests.origin.http.wire import Head, Wire, WireServer
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.http.transport import Transport
 from twistedproxy.streams import read_all
 
 MB = 1 << 20
-
-
-def certificate(name: str) -> PrivateCertificate:
-    """A certificate for *name* that signs itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    text = made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return PrivateCertificate.loadPEM(text)
 
 
 class TLSTests(TestCase):
@@ -58,7 +32,7 @@ class TLSTests(TestCase):
             else:
                 wire.answer(b"200 OK", b"secret")
 
-        made = certificate(name)
+        made = PrivateCertificate.loadPEM(b"".join(self_signed(name)))
         self.server = WireServer(script)
         port: Any = reactor.listenSSL(0, self.server, made.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(lambda: maybeDeferred(port.stopListening))
