@@ -55,33 +55,38 @@ class OwnRedisTests(TestCase):
             time.sleep(0.02)
 
     async def test_everything(self) -> None:
-        """Frames are cached, an instance is loaded whole, and forgotten, with the rights that the login has."""
+        """Frames are cached, instances loaded whole and by blocks, and forgotten, with the rights that the login has."""
         self.start_redis()
         await deferToThread(self.wait_for_redis)
         environment = {
             "SSL_CERT_FILE": str(self.folder / "cert.pem"),
             "TWISTEDPROXY_CACHE": f"rediss://twistedproxy:a-long-random-password@localhost:{self.port}/0",
         }
-        made = slides.slide(self.folder / "slide.dcm", 10, 10, 64)
-        store = Store(str(made.path))
-        self.addCleanup(store.remove)
-        url = await deferToThread(store.wait_until_ready)
-        more = ("--hot-memory", "0", "--workers", "2", "--whole-instance-max-cpu", "100")
-        proxy = await Proxy.started("--origin", url, *more, environment=environment)
-        self.addCleanup(proxy.remove)
-        ask = client(self, f"{proxy.url}/dicomweb")
-        await ask.frames(made.resource, [1])
-        await self.whole_load(client(self, proxy.url))
-        answer = await ask.frames(made.resource, range(1, 101))
-        self.assertEqual((answer.frames(), answer.headers["cache-status"]), (made.stored_frames(), "twistedproxy; hit"))
-        deleted = await ask.request("DELETE", f"/{made.resource}")
-        self.assertLess(deleted.status, 300)
-        self.assertEqual((await ask.frames(made.resource, [1])).status, 404)
-        for word in ("NOPERM", "WRONGPASS", "NOAUTH"):
-            self.assertNotIn(word, proxy.output())
+        for name, kind, size in (("a", "whole", "8000"), ("b", "block", "256")):
+            made = slides.slide(self.folder / f"{name}.dcm", 10, 10, 64)
+            store = Store(str(made.path))
+            self.addCleanup(store.remove)
+            url = await deferToThread(store.wait_until_ready)
+            more = ("--hot-memory", "0", "--workers", "2", "--whole-instance-max-cpu", "100", "--block-pixels", size)
+            more += ("--whole-instance", "on" if kind == "whole" else "off")
+            proxy = await Proxy.started("--origin", url, *more, environment=environment)
+            self.addCleanup(proxy.remove)
+            ask = client(self, f"{proxy.url}/dicomweb")
+            await ask.frames(made.resource, [1])
+            await self.load(client(self, proxy.url), kind)
+            count = 100 if kind == "whole" else 4
+            answer = await ask.frames(made.resource, range(1, count + 1))
+            self.assertEqual(answer.headers["cache-status"], "twistedproxy; hit")
+            self.assertEqual(answer.frames(), made.stored_frames()[:count])
+            deleted = await ask.request("DELETE", f"/{made.resource}")
+            self.assertLess(deleted.status, 300)
+            self.assertEqual((await ask.frames(made.resource, [1])).status, 404)
+            proxy.stop()
+            for word in ("NOPERM", "WRONGPASS", "NOAUTH", "ACL", "the server answered"):
+                self.assertNotIn(word, proxy.output())
 
-    async def whole_load(self, root: Client) -> None:
-        """Return once an instance was loaded whole."""
+    async def load(self, root: Client, kind: str) -> None:
+        """Return once an instance was loaded."""
         while True:  # the test's deadline ends it
             status = (await root.get("/status.json")).json()
             self.assertEqual((status["cache"]["connected"], status["cache"]["policy"]), (True, "allkeys-lru"))
@@ -89,4 +94,4 @@ class OwnRedisTests(TestCase):
             if results:
                 break
             await deferToThread(time.sleep, 0.05)
-        self.assertEqual(results, [("whole", "done")])
+        self.assertEqual(results, [(kind, "done")])
