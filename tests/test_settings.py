@@ -38,6 +38,12 @@ DEFAULTS = {
     "prefetch_trigger": 0.5,
     "reap_interval": 60.0,
     "recache_after": 300.0,
+    "render_max_frames": 500,
+    "render_max_pixels": 64_000_000,
+    "render_max_whole_frames": 20_000,
+    "render_queue": 64,
+    "render_timeout": 60.0,
+    "render_workers": 2,
     "secret_file": None,
     "stop_deadline": 30.0,
     "trusted_proxy": (),
@@ -55,7 +61,8 @@ class SettingsTests(SynchronousTestCase):
     def test_defaults(self) -> None:
         """Every default is the documented one."""
         settings = Settings()
-        self.assertEqual(DEFAULTS, {name: getattr(settings, name) for name in DEFAULTS})
+        fields = {field.name for field in attrs.fields(Settings)} - {"cache", "cache_memory", "secret"}
+        self.assertEqual(DEFAULTS, {name: getattr(settings, name) for name in fields})
         self.assertEqual("embedded", settings.cache.where)
 
     def test_every_field_has_its_option(self) -> None:
