@@ -11,6 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.origin.http.wire import Head, Script, Wire, WireServer
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.origin.http import exchange
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.transport import Transport
@@ -294,9 +295,26 @@ class ConnectionTests(TransportTestCase):
         while not wire.gone:
             await self.pause()
 
+    async def test_a_head_without_end(self) -> None:
+        """Fields, folded lines or interim answers without end are given up: nothing else would bound their memory."""
+        for text in (b"X: " + b"y" * 1000 + b"\r\n", b" " + b"y" * 1000 + b"\r\n", b"\r\nHTTP/1.1 103 x\r\n"):
+
+            async def script(wire: Wire, head: Head, text: bytes = text) -> None:
+                wire.send(b"HTTP/1.1 103 x\r\nX: y\r\n" + text * (2 * exchange.MAX_HEAD // len(text)))
+                await wire.lost()
+
+            self.serve(script)
+            with self.assertRaises(OriginUnreachable):
+                await self.get()
+
     async def test_nonsense(self) -> None:
         """What is no HTTP, or stops in the headers, is an unreachable origin."""
-        for text in (b"SSH-2.0-OpenSSH_9\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 abc x\r\n\r\n"):
+        for text in (
+            b"SSH-2.0-OpenSSH_9\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Le",
+            b"HTTP/1.1 abc x\r\n\r\n",
+            b"HTTP/1.1 099 x\r\n\r\n",
+        ):
 
             async def script(wire: Wire, head: Head, text: bytes = text) -> None:
                 wire.send(text)

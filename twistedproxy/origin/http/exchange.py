@@ -14,7 +14,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web import http_headers
-from twisted.web._newclient import HTTP11ClientProtocol, Request, RequestNotSent
+from twisted.web._newclient import HTTP11ClientProtocol, HTTPClientParser, Request, RequestNotSent
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
@@ -23,6 +23,9 @@ from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
+
+MAX_HEAD = 256 * 1024
+"""Bytes of an answer's head, interim answers counted; twisted.web bounds a line of it only. nginx takes 8 kB at most."""
 
 
 class Answer:
@@ -91,6 +94,7 @@ class Exchange:
         sent = connection.request(request)
         parser = connection._parser
         assert parser is not None
+        _bound_head(parser)
         answered: Deferred[IResponse] = Deferred(lambda _: sent.cancel())
         if upload is not None:
             self._hear_early_refusal(connection, upload, answered)
@@ -112,6 +116,10 @@ class Exchange:
         finally:
             watch.stop()
             self._running.waiting.discard(answered)
+            vars(parser).pop("lineReceived", None)  # it refers to the parser
+        if response.code < 200:
+            connection.transport.abortConnection()  # type: ignore[union-attr]
+            raise OriginUnreachable(f"the origin's answer has status {response.code}, which is none")
         return self._answer(connection, response, list(parser.connHeaders.getRawHeaders(b"connection", [])))
 
     def _hear_early_refusal(
@@ -157,6 +165,24 @@ class Exchange:
         self._running.bodies.add(body)
         response.deliverBody(body)
         return answer
+
+
+class _HeadTooLong(ValueError):
+    """An answer's head has more than `MAX_HEAD` bytes."""
+
+
+def _bound_head(parser: HTTPClientParser) -> None:
+    """Have *parser* raise, which ends its connection, where a head does not end."""
+    received, left = parser.lineReceived, MAX_HEAD
+
+    def line_received(line: bytes) -> None:
+        nonlocal left
+        left -= len(line) + 2
+        if left < 0:
+            raise _HeadTooLong
+        received(line)
+
+    parser.lineReceived = line_received  # type: ignore[method-assign]
 
 
 class _Watch:
