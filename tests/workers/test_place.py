@@ -46,7 +46,7 @@ class PlaceCase(SynchronousTestCase):
         self.clock = Clock()
         self.starts: list[float] = []
         self.results: list[Any] = []
-        self.place = Place(self.clock, self.start)  # type: ignore[arg-type]
+        self.place = Place(self.clock, self.start, self.start)
 
     async def start(self) -> Any:
         self.starts.append(self.clock.seconds())

