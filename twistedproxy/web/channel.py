@@ -30,6 +30,9 @@ PROGRESS = 64 * 1024
 
 _REFUSAL = b"HTTP/1.1 %d %s\r\nContent-Type: " + CONTENT_TYPE + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
 
+LENGTH_DIGITS = 18
+"""Digits of a Content-Length: enough for any body, and for a number of 64 bits."""
+
 
 class ProxyChannel(HTTPChannel):
     """One HTTP/1.1 connection."""
@@ -116,6 +119,19 @@ class ProxyChannel(HTTPChannel):
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
             return False
         return version == b"HTTP/1.1"
+
+    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+        """Whether a request may go on that has this field (RFC 9112 section 6).
+
+        twisted.web takes ``identity``, which is no transfer coding any more and which others read as they like, and
+        stumbles over a length of thousands of digits.
+        """
+        unknown = header == b"Transfer-Encoding" and data.lower() != b"chunked"
+        if unknown or (header == b"Content-Length" and len(data) > LENGTH_DIGITS):
+            self._respondToBadRequestAndDisconnect()
+            self.length = None
+            return False
+        return bool(super()._maybeChooseTransferDecoder(header, data))
 
     def _send100Continue(self) -> None:
         """Not before somebody wants the body: a refusal spares the client the sending."""
