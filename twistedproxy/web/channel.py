@@ -13,15 +13,17 @@ This leans on private attributes of `HTTPChannel`; Twisted is pinned below its n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 from twisted.internet.interfaces import ITCPTransport
 from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
+from twistedproxy.web.at_once import write_at_once
 from twistedproxy.web.connections import NEVER, Connections
 from twistedproxy.web.problems import CONTENT_TYPE, Problem
 
@@ -43,6 +45,8 @@ class ProxyChannel(HTTPChannel):
     lingering = False
     """Whether all that still comes is swallowed until the connection ends."""
     _client: Optional[str] = None
+    _head = b""
+    """The head of an answer, on its way."""
     _head_begun = False
     _body_paused = False
     _continue_due = False
@@ -166,6 +170,26 @@ class ProxyChannel(HTTPChannel):
         super().allContentReceived()
 
     # What the client takes.
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Hold the head back: what of the body is written at the same time goes out with it. See `send_head`."""
+        lines = [b"%s: %s\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
+        self._head = b"%s %s %s\r\n%s\r\n" % (version, code, reason, b"".join(lines))
+
+    def write(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if head:
+            write_at_once(self.transport, head, data)
+        else:
+            super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
+
+    def send_head(self) -> None:
+        """Send a head that nothing was written behind."""
+        if self._head:
+            self.write(b"")
 
     def pauseProducing(self) -> None:
         if self.write_deadline == NEVER:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import attrs
-from twisted.internet import tcp
 from twisted.web import http, server
 
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
+from twistedproxy.web.at_once import write_at_once
 from twistedproxy.web.conditional import matches_none
 from twistedproxy.web.hot import HotAnswer, HotResponses
 from twistedproxy.web.hot_heads import GET, Heads
@@ -58,13 +58,13 @@ class HotServer:
         whole, unchanged = self._start_lines()
         if matches_none(head.if_none_match, answer.etag):
             status, size = 304, 0
-            send(channel.transport, unchanged + _head_of_304(answer))
+            write_at_once(channel.transport, unchanged, _head_of_304(answer))
         elif method is GET:
             status, size = 200, len(answer.body)
-            send(channel.transport, b"".join((whole, answer.head, answer.body)))
+            write_at_once(channel.transport, whole, answer.head, answer.body)
         else:
             status, size = 200, 0
-            send(channel.transport, whole + answer.head)
+            write_at_once(channel.transport, whole, answer.head)
         seconds = self.seconds() - began
         self.metrics.request_finished(answer.route, method.decode("ascii"), status, OUTCOME, seconds, size)
         self.access_log.request(method, target, status, size, seconds, OUTCOME, head.client or channel.client)
@@ -104,18 +104,3 @@ class HotServer:
 def _head_of_304(answer: HotAnswer) -> bytes:
     """The fields of *answer* that its 304 has: those that do not tell of a body."""
     return b"".join(line for line in answer.head.splitlines(keepends=True) if not line.startswith(_NOT_OF_304))
-
-
-def send(transport: Any, data: bytes) -> None:
-    """Write *data*, at once if the kernel takes it.
-
-    Transports write when the reactor comes round again, for which they must be put on its list and taken off it: two
-    system calls and a turn, a quarter of all that a hot response costs.
-    """
-    if isinstance(transport, tcp.Connection) and not (transport.dataBuffer or transport._tempDataBuffer):
-        sent = transport.writeSomeData(data)
-        if sent == len(data):
-            return
-        if isinstance(sent, int):  # else the connection is lost: the write below finds that out too, and tells of it
-            data = data[sent:]
-    transport.write(data)

@@ -74,8 +74,10 @@ class StreamingRequest(Request):
             self.path = self.uri.partition(b"?")[0]
         elif not self.uri.startswith(b"/") and self.uri != b"*":
             self.refused = bad_request(f"the request target {shown(self.uri)} does not start with a slash")
-        if self.refused is not None or not _is_utf8(unquote_to_bytes(self.path)):
-            self.path = _ROUTED_NOWHERE  # Klein would answer in HTML; the routes judge `uri`
+        if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
+            # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found
+            # by their path: twisted.web need not decode the others.
+            self.path = _ROUTED_NOWHERE
         super().process()
 
     def getRequestHostname(self) -> bytes:
@@ -110,6 +112,8 @@ class StreamingRequest(Request):
         if not self.startedWriting and self._body_is_coming() and not self._disconnected:
             self.channel.close_after_answer(self)
         super().write(data)
+        if self.channel is not None:
+            self.channel.send_head()
 
     def _cleanup(self) -> None:
         if self._body_is_coming():
