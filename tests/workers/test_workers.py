@@ -133,7 +133,8 @@ class FamilyTests(WorkersCase):
         await wait_until(lambda: len(loaders() - {killed}) == 2, "another loader")
         answer = await client(self, proxy.url, ALICE).get(f"{self.frame_path}/rendered", {"Accept": "image/png"})
         self.assertEqual(answer.status, 200)
-        self.assertEqual(len(proxy.family()), 8, "parent, cache, two workers, a spare, two loaders, a renderer")
+        everybody = "parent, cache, two workers, a spare, two loaders, a renderer"
+        await wait_until(lambda: len(proxy.family()) == 8, everybody)
         await deferToThread(proxy.kill)
         await wait_until(lambda: not proxy.strays(), "all are gone", GONE_SECONDS)
 
