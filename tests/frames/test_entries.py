@@ -54,6 +54,11 @@ class FrameTests(SynchronousTestCase):
         """One frame packed alone is what it is among many."""
         self.assertEqual(pack_frame(Frame(b"a", JPEG)), pack_frames([b"a", b"b"], JPEG)[0])
 
+    def test_no_uid(self) -> None:
+        """What is no UID, or would be read as a shorter one, is not packed."""
+        for uid in ("", "1" * 65, "1" * 130, "1" * 300, "1.2\n", "\u0661"):
+            self.assertRaises(ValueError, pack_frames, [b"a"], uid)
+
     def test_broken(self) -> None:
         """Too few bytes, or a UID that is none, are told, not shown."""
         for value in (b"", b"\x05123", b"\x02\xff\xfe", b"\x85123"):

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Optional
 
+from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.origin.interface import Caller
 
@@ -47,8 +48,8 @@ def pack_frame(frame: Frame) -> bytes:
 
 
 def pack_frames(frames: Sequence[bytes], transfer_syntax: str, prefetched: bool = False) -> list[bytes]:
-    """Many frames of one instance, like `pack_frame`."""
-    uid = transfer_syntax.encode("ascii")
+    """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
+    uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
     head = b"%c%s" % (len(uid) | (_PREFETCHED if prefetched else 0), uid)
     return [head + frame for frame in frames]
 

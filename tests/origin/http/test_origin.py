@@ -293,6 +293,8 @@ class FaultTests(StoreTestCase):
             faults.TooFewParts(),
             faults.TooManyParts(),
             faults.WrongPartType(),
+            faults.WrongPartType("image/jpeg; transfer-syntax=" + "1" * 130),
+            faults.WrongPartType('image/jpeg; transfer-syntax="1.2;\x7f"'),
             faults.redirect("http://127.0.0.1:1/"),
         )
         for fault in cases:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Optional
 
+from twistedproxy.dicom.address import InvalidUID, validate_uid
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Part, PartCollector, PartData, PartStart
@@ -106,7 +107,10 @@ async def _read_single(answer: Answer, media_type: MediaType, budget: Budget) ->
 def _frame(part: Part, outer: MediaType, stored: Optional[str]) -> Frame:
     if not part.data:
         raise OriginBadAnswer("the origin sent an empty frame")
-    return Frame(part.data, frame_uid(_transfer_syntax(part, outer, stored)))
+    try:
+        return Frame(part.data, validate_uid(frame_uid(_transfer_syntax(part, outer, stored))))
+    except InvalidUID as bad:
+        raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
 
 
 def _transfer_syntax(part: Part, outer: MediaType, stored: Optional[str]) -> str:
