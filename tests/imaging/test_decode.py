@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.imaging.damage import codecs, damaged
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
+from twistedproxy.imaging import service
 from twistedproxy.imaging.decode import can_decode, decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
@@ -246,6 +247,11 @@ class RefusedTests(SynchronousTestCase):
         facts = PixelFacts(60_000, 60_000)
         for syntax in filter(can_decode, map(str, syntaxes._BY_UID)):
             self.assertRaises(ImageTooLarge, decode, b"", syntax, facts, max_pixels=MAX_PIXELS)
+
+    def test_known_beforehand(self) -> None:
+        """The proxy, which loads no codec, knows which frames its children decode."""
+        for syntax in syntaxes._BY_UID:
+            self.assertEqual(can_decode(syntax), service.can_decode(syntax), syntax)
 
     def test_cut_off(self) -> None:
         """Half of a frame is no frame."""

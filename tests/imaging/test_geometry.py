@@ -33,7 +33,7 @@ def slide(rows: int, columns: int, tile: int, tile_rows: Optional[int] = None, p
     grid = -(-rows // tile_rows) * -(-columns // tile)
     return InstanceMetadata(
         frames=grid * planes, rows=tile_rows, columns=tile, total_rows=rows, total_columns=columns,
-        organization="TILED_FULL", focal_planes=planes, samples_per_pixel=3,
+        organization="TILED_FULL", samples_per_pixel=3,
     )  # fmt: skip
 
 

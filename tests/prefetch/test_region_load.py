@@ -227,7 +227,7 @@ class EndToEndTests(PrefetchCase):
 
     def test_focal_planes(self) -> None:
         """Of three focal planes, the square stays in that of the request."""
-        planes = attrs.evolve(SLIDE, frames=60_000, focal_planes=3)
+        planes = attrs.evolve(SLIDE, frames=60_000)
         self.check(planes, (20_001,), (40_000,), (20_000,), (60_000,))
 
     def test_fewer_frames_than_the_grid(self) -> None:

@@ -103,7 +103,6 @@ def instances(draw: st.DrawFn) -> tuple[InstanceMetadata, int]:
             total_rows=high * rows - draw(st.integers(0, rows - 1)),
             total_columns=wide * columns - draw(st.integers(0, columns - 1)),
             organization=draw(st.sampled_from(["TILED_FULL", None])),
-            focal_planes=planes,
         )
     else:
         metadata = InstanceMetadata(frames=draw(st.integers(1, 1500)), rows=rows, columns=columns)
@@ -266,7 +265,7 @@ class Squares(SynchronousTestCase):
 
     def test_three_focal_planes(self) -> None:
         """Of three focal planes, the square stays in the one of the request, also at its edges."""
-        planes = attrs.evolve(SLIDE, frames=30_000, focal_planes=3)
+        planes = attrs.evolve(SLIDE, frames=30_000)
         middle = screen(planes, number(50, 60, plane=1)).display()
         self.assertEqual(list(middle), rectangle(range(47, 59), range(57, 69), plane=1))
         first = screen(planes, number(0, 0, plane=1)).display()
@@ -276,7 +275,7 @@ class Squares(SynchronousTestCase):
 
     def test_optical_paths(self) -> None:
         """Optical paths repeat the grid like focal planes."""
-        paths = attrs.evolve(SLIDE, frames=20_000, optical_paths=2)
+        paths = attrs.evolve(SLIDE, frames=20_000)
         display = screen(paths, number(99, 0, plane=1)).display()
         self.assertEqual(list(display), rectangle(range(88, 100), range(12), plane=1))
 

@@ -30,8 +30,8 @@ class InstanceMetadata:
     """Facts of one instance. Sizes in pixels; None where the metadata does not say.
 
     *total_rows*, *total_columns*: TotalPixelMatrixRows/Columns (0048,0007), (0048,0006).
-    *organization*: DimensionOrganizationType (0020,9311). *focal_planes*: TotalPixelMatrixFocalPlanes (0048,0303).
-    *optical_paths*: NumberOfOpticalPaths (0048,0302). *transfer_syntax*: (0002,0010) or (0008,3002), else None;
+    *organization*: DimensionOrganizationType (0020,9311).
+    *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: *frames* tells.
     """
 
     frames: int
@@ -40,8 +40,6 @@ class InstanceMetadata:
     total_rows: Optional[int] = None
     total_columns: Optional[int] = None
     organization: Optional[str] = None
-    focal_planes: int = 1
-    optical_paths: int = 1
     samples_per_pixel: int = 1
     bits_allocated: int = 8
     bits_stored: int = 8
@@ -133,14 +131,11 @@ FIELDS = {
     "00209311": "organization",
     "00480006": "total_columns",
     "00480007": "total_rows",
-    "00480302": "optical_paths",
-    "00480303": "focal_planes",
 }
 TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
 _OPTICAL_PATHS = "00480105"
 _ICC_PROFILE = "00282000"
 _ELEMENT_VALUES = frozenset(("Value", "InlineBinary", "BulkDataURI"))
-_AT_LEAST_ONE = frozenset(("frames", "focal_planes", "optical_paths"))
 
 
 def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMetadata:
@@ -152,8 +147,7 @@ def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMet
             continue
         name = FIELDS[tag]
         facts[name] = _integer(tag, value) if int in FIELD_TYPES[name] else _text(tag, value)
-    for name in _AT_LEAST_ONE & facts.keys():
-        facts[name] = max(facts[name], 1)
+    facts["frames"] = max(facts["frames"], 1)
     for tag in TRANSFER_SYNTAX_TAGS:
         if values.get(tag):
             facts["transfer_syntax"] = _text(tag, values[tag])

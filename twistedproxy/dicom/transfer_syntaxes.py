@@ -48,8 +48,8 @@ END_OF_IMAGE = b"\xff\xd9"
 class TransferSyntax:
     """How a data set and its pixel data are encoded.
 
-    *encapsulated*: pixel data comes in fragments (PS3.5 section A.4). *lossy*: it may have lost something; a
-    syntax that allows both is lossy here. *deflated*: the whole data set is (PS3.5 section A.5).
+    *encapsulated*: pixel data comes in fragments (PS3.5 section A.4). *deflated*: the whole data set is
+    (PS3.5 section A.5).
     *end_marker*: the bytes that every frame ends with (a pad byte may follow), None where there are none.
     *frames_separable*: whether frames can be told apart without decoding.
     """
@@ -58,7 +58,6 @@ class TransferSyntax:
     name: str
     media_type: str = OCTET_STREAM
     encapsulated: bool = False
-    lossy: bool = False
     implicit_vr: bool = False
     big_endian: bool = False
     deflated: bool = False
@@ -75,19 +74,17 @@ class TransferSyntax:
 
 
 def _encapsulated(
-    uid: str, name: str, media_type: str, *, lossy: bool, end_marker: bytes | None = None, frames: bool = True
+    uid: str, name: str, media_type: str, *, end_marker: bytes | None = None, frames: bool = True
 ) -> TransferSyntax:
-    return TransferSyntax(
-        uid, name, media_type, encapsulated=True, lossy=lossy, end_marker=end_marker, frames_separable=frames
-    )
+    return TransferSyntax(uid, name, media_type, encapsulated=True, end_marker=end_marker, frames_separable=frames)
 
 
-def _jpeg_family(media_type: str, *, lossy: bool, names: dict[str, str]) -> list[TransferSyntax]:
-    return [_encapsulated(uid, name, media_type, lossy=lossy, end_marker=END_OF_IMAGE) for uid, name in names.items()]
+def _jpeg_family(media_type: str, names: dict[str, str]) -> list[TransferSyntax]:
+    return [_encapsulated(uid, name, media_type, end_marker=END_OF_IMAGE) for uid, name in names.items()]
 
 
 def _video(media_type: str, names: dict[str, str]) -> list[TransferSyntax]:
-    return [_encapsulated(uid, name, media_type, lossy=True, frames=False) for uid, name in names.items()]
+    return [_encapsulated(uid, name, media_type, frames=False) for uid, name in names.items()]
 
 
 _MPEG4 = "1.2.840.10008.1.2.4.10"
@@ -97,51 +94,42 @@ _TABLE = [
     TransferSyntax(EXPLICIT_VR_LITTLE_ENDIAN, "Explicit VR Little Endian"),
     TransferSyntax(DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "Deflated Explicit VR Little Endian", deflated=True),
     TransferSyntax(EXPLICIT_VR_BIG_ENDIAN, "Explicit VR Big Endian", big_endian=True),
-    _encapsulated(
-        ENCAPSULATED_UNCOMPRESSED, "Encapsulated Uncompressed Explicit VR Little Endian", OCTET_STREAM, lossy=False
-    ),
-    _encapsulated(DEFLATED_IMAGE_FRAME, "Deflated Image Frame Compression", OCTET_STREAM, lossy=False),
-    _encapsulated(RLE_LOSSLESS, "RLE Lossless", "image/dicom-rle", lossy=False),
+    _encapsulated(ENCAPSULATED_UNCOMPRESSED, "Encapsulated Uncompressed Explicit VR Little Endian", OCTET_STREAM),
+    _encapsulated(DEFLATED_IMAGE_FRAME, "Deflated Image Frame Compression", OCTET_STREAM),
+    _encapsulated(RLE_LOSSLESS, "RLE Lossless", "image/dicom-rle"),
     *_jpeg_family(
         "image/jpeg",
-        lossy=True,
-        names={
+        {
             JPEG_BASELINE: "JPEG Baseline (Process 1)",
             JPEG_EXTENDED: "JPEG Extended (Process 2 and 4)",
             "1.2.840.10008.1.2.4.53": "JPEG Spectral Selection, Non-Hierarchical (Process 6 and 8)",
             JPEG_PROGRESSIVE: "JPEG Full Progression, Non-Hierarchical (Process 10 and 12)",
-        },
-    ),
-    *_jpeg_family(
-        "image/jpeg",
-        lossy=False,
-        names={
             JPEG_LOSSLESS: "JPEG Lossless, Non-Hierarchical (Process 14)",
             JPEG_LOSSLESS_SV1: "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14, Selection Value 1)",
         },
     ),
-    *_jpeg_family("image/jls", lossy=False, names={JPEG_LS_LOSSLESS: "JPEG-LS Lossless"}),
-    *_jpeg_family("image/jls", lossy=True, names={JPEG_LS_NEAR_LOSSLESS: "JPEG-LS Lossy (Near-Lossless)"}),
-    *_jpeg_family("image/jp2", lossy=False, names={JPEG_2000_LOSSLESS: "JPEG 2000 (Lossless Only)"}),
-    *_jpeg_family("image/jp2", lossy=True, names={JPEG_2000: "JPEG 2000"}),
+    *_jpeg_family(
+        "image/jls", {JPEG_LS_LOSSLESS: "JPEG-LS Lossless", JPEG_LS_NEAR_LOSSLESS: "JPEG-LS Lossy (Near-Lossless)"}
+    ),
+    *_jpeg_family("image/jp2", {JPEG_2000_LOSSLESS: "JPEG 2000 (Lossless Only)", JPEG_2000: "JPEG 2000"}),
     *_jpeg_family(
         "image/jpx",
-        lossy=False,
-        names={JPEG_2000_PART_2_LOSSLESS: "JPEG 2000 Part 2 Multi-component (Lossless Only)"},
-    ),
-    *_jpeg_family("image/jpx", lossy=True, names={JPEG_2000_PART_2: "JPEG 2000 Part 2 Multi-component"}),
-    *_jpeg_family(
-        "image/jphc",
-        lossy=False,
-        names={
-            HTJ2K_LOSSLESS: "High-Throughput JPEG 2000 (Lossless Only)",
-            HTJ2K_LOSSLESS_RPCL: "High-Throughput JPEG 2000 with RPCL Options (Lossless Only)",
+        {
+            JPEG_2000_PART_2_LOSSLESS: "JPEG 2000 Part 2 Multi-component (Lossless Only)",
+            JPEG_2000_PART_2: "JPEG 2000 Part 2 Multi-component",
         },
     ),
-    *_jpeg_family("image/jphc", lossy=True, names={HTJ2K: "High-Throughput JPEG 2000"}),
-    _encapsulated(JPEG_XL_LOSSLESS, "JPEG XL Lossless", "image/jxl", lossy=False),
-    _encapsulated(JPEG_XL_RECOMPRESSION, "JPEG XL JPEG Recompression", "image/jxl", lossy=True),
-    _encapsulated(JPEG_XL, "JPEG XL", "image/jxl", lossy=True),
+    *_jpeg_family(
+        "image/jphc",
+        {
+            HTJ2K_LOSSLESS: "High-Throughput JPEG 2000 (Lossless Only)",
+            HTJ2K_LOSSLESS_RPCL: "High-Throughput JPEG 2000 with RPCL Options (Lossless Only)",
+            HTJ2K: "High-Throughput JPEG 2000",
+        },
+    ),
+    _encapsulated(JPEG_XL_LOSSLESS, "JPEG XL Lossless", "image/jxl"),
+    _encapsulated(JPEG_XL_RECOMPRESSION, "JPEG XL JPEG Recompression", "image/jxl"),
+    _encapsulated(JPEG_XL, "JPEG XL", "image/jxl"),
     *_video(
         "video/mpeg",
         {
