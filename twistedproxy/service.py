@@ -41,9 +41,6 @@ START_FAILED = 1
 START_GRACE = 2.0
 """Seconds that a part which is just starting gets to finish that when all is to stop; then it is cancelled."""
 
-STEP_SECONDS = 10.0
-"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
-
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

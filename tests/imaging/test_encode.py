@@ -15,9 +15,10 @@ from wsidicom_data import TestData
 from tests.imaging.damage import codecs, damaged
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.colour import TARGETS, convert_colours
-from twistedproxy.imaging.encode import MEDIA_TYPES, encode
+from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.service import PICTURE_TYPES
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 
 CRAYONS = TEST_FILES[0].with_name("crayons.icc").read_bytes()
@@ -39,12 +40,12 @@ def read(data: bytes, media_type: str) -> numpy.ndarray:
 
 
 class EncodeTests(SynchronousTestCase):
-    """Pictures of every type."""
+    """Pictures of every type that is offered."""
 
     def test_every_type(self) -> None:
         """Gray and colour come out near what went in; PNG exactly."""
         for pixels in (tile(), tile()[:, :, 1]):
-            for media_type in MEDIA_TYPES:
+            for media_type in PICTURE_TYPES:
                 shown = read(encode(pixels, media_type), media_type)
                 if shown.shape != pixels.shape:  # WebP and GIF have no gray of their own
                     shown = shown[:, :, 0]
@@ -82,7 +83,7 @@ class EncodeTests(SynchronousTestCase):
 
     def test_same_bytes(self) -> None:
         """The same picture twice is the same bytes."""
-        for media_type in MEDIA_TYPES:
+        for media_type in PICTURE_TYPES:
             self.assertEqual(*(encode(tile(), media_type, icc=profile_of("srgb")) for _ in range(2)))
 
     def test_refused(self) -> None:

@@ -142,6 +142,3 @@ _ENCODERS: dict[str, tuple[Encoder, int]] = {
     "image/jxl": (_jxl, 1 << 18),
     "image/jp2": (_jp2, 1 << 18),
 }
-
-MEDIA_TYPES = tuple(_ENCODERS)
-"""What pictures can be made as."""
