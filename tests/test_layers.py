@@ -34,7 +34,18 @@ BELOW = {
 }
 """What each room may import, itself and what all share apart."""
 
-SHARED = {"log_json", "logs", "machine", "metrics", "processes", "settings", "siblings", "streams", "waits"}
+SHARED = {
+    "listening",
+    "log_json",
+    "logs",
+    "machine",
+    "metrics",
+    "processes",
+    "settings",
+    "siblings",
+    "streams",
+    "waits",
+}
 """Small modules beside the rooms that any of them may import, and that import no room."""
 
 EXCEPTIONS = {
@@ -45,8 +56,6 @@ EXCEPTIONS = {
     ("twistedproxy.options.table", "twistedproxy.cache.address"),
     # What workers tell each other is about instances.
     ("twistedproxy.siblings", "twistedproxy.dicom.address"),
-    # A worker's rooms listen on sockets that the parent opened.
-    ("twistedproxy.rooms", "twistedproxy.workers.sockets"),
 }
 
 PURE = ("dicom", "prefetch.plan", "prefetch.regions", "prefetch.grid", "prefetch.gates")

@@ -25,6 +25,7 @@ from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.reader import FrameReader
 from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.imaging.open import open_imaging
+from twistedproxy.listening import listen, listen_on
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.interface import Caller
@@ -48,7 +49,6 @@ from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.server import Connections
 from twistedproxy.web.status import AdminRoutes, StatusPages
 from twistedproxy.web.warming import Warming
-from twistedproxy.workers.sockets import listen, listen_on
 
 _log = Logger()
 

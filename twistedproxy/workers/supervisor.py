@@ -23,6 +23,7 @@ from twisted.logger import Logger
 
 from twistedproxy.cache.address import EmbeddedAddress
 from twistedproxy.cache.embedded import EmbeddedServer, find_server
+from twistedproxy.listening import bind
 from twistedproxy.logs import LogOutput
 from twistedproxy.processes import ChildProcess
 from twistedproxy.settings import Settings
@@ -32,7 +33,6 @@ from twistedproxy.workers.exchange import Exchange, Member
 from twistedproxy.workers.log_lines import LogLines
 from twistedproxy.workers.peer import CallFailed, Handler, Peer
 from twistedproxy.workers.place import Place, StartFailed
-from twistedproxy.workers.sockets import bind
 
 START_SECONDS = 120.0
 """How long a worker may take until it listens: a folder of many files takes a while to index."""

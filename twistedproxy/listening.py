@@ -1,4 +1,4 @@
-"""Listening sockets that several processes share: the parent binds them, workers accept on them.
+"""Listening sockets: of one process, or shared by several: then the parent binds them, and workers accept on them.
 
 Any endpoint description works, TLS and systemd's sockets too: Twisted builds what is above the socket in each
 worker from the same description, and only the binding is taken away from it. What a socket has besides (its backlog,

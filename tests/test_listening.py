@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 from tests.processes import Child, free_port
 from tests.waiting import wait_until, within
 from tests.workers.support import MEMORY, NO_PREFETCH, WorkersCase, over_tcp, over_unix
-from twistedproxy.workers.sockets import bind, listen_on
+from twistedproxy.listening import bind, listen_on
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
