@@ -104,6 +104,16 @@ class OneProxyTests(GrantCase):
         self.assert_refused(await self.frame(proxy, ALICE, 2))
         self.assert_refused(await self.frame(proxy, ALICE, 1))
 
+    async def test_a_refusal_in_passing_ends_a_grant(self) -> None:
+        """Once the origin refuses a caller the metadata, the very next request for a frame is refused, hot ones too."""
+        proxy = await self.started(hot_memory=1 << 24)
+        for _ in range(3):
+            await self.frame(proxy, ALICE)
+        self.origin.allow(token(ALICE), self.other.sop)
+        self.assertEqual((await self.frame(proxy, ALICE)).status, 200)
+        self.assertEqual((await proxy.client(ALICE).get(f"/{self.slide.resource}/metadata")).status, 403)
+        self.assert_refused(await self.frame(proxy, ALICE))
+
     async def test_renewal(self) -> None:
         """A grant in use is renewed in the background by a search; the one who asked does not wait for it."""
         proxy = await self.started()

@@ -84,6 +84,12 @@ class Descriptions:
         reading = await self.read(target.instance)
         return Watch(self, target, caller, request.method, target.instance, reading)
 
+    async def revoke(self, request: Request, target: Target) -> None:
+        """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
+        if target.resource.series is not None and target.resource.sop is not None:
+            caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+            await self.access.revoke(caller, target.instance)
+
     async def read(self, instance: Instance) -> Reading:
         """What the cache holds of the metadata of *instance*."""
         if self.reader.forgetting.is_pending(instance):

@@ -43,6 +43,8 @@ Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 _NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
+_READING = frozenset({Kind.METADATA, Kind.INSTANCE})
+_NOT_ALLOWED = frozenset({401, 403})
 _LOCATIONS = frozenset({b"location", b"content-location"})
 # Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
@@ -71,6 +73,8 @@ class PassThrough:
             response = await self._change(target, onward)
         else:
             response = await target.origin.forward(onward)
+        if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
+            await self.descriptions.revoke(request, target)
         size = response.length
         if watch is not None and watch.understands(response):
             body = await watch.follow(response, outside)
