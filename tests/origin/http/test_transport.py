@@ -10,6 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.origin.http.wire import Head, Script, Wire, WireServer
+from tests.waiting import wait_until
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
 from twistedproxy.origin.http.bodies import HIGH_WATER
@@ -107,6 +108,12 @@ class TransportTestCase(TestCase):
         from twisted.internet import reactor
 
         await deferLater(reactor, seconds)  # type: ignore[arg-type]
+
+    async def arrived(self, text: bytes) -> None:
+        """Return once an open connection of the server has *text*."""
+        await wait_until(
+            lambda: any(text in wire.buffer and not wire.gone for wire in self.server.connections), repr(text)
+        )
 
     async def get(self, target: bytes = b"/x") -> Answer:
         return await self.transport.request(b"GET", target, ())
@@ -468,7 +475,7 @@ class BodyTests(TransportTestCase):
         ended: list[bool] = []
         server = self.serve(script)
         answer = await self.transport.request(b"GET", b"/", (), on_end=lambda: ended.append(True))
-        await self.pause(0.05)
+        await wait_until(lambda: answer.body._size >= HIGH_WATER, "as much as is kept")
         answer.body.close()
         answer.body.close()
         self.assertEqual(ended, [True])
@@ -600,7 +607,7 @@ class UploadTests(TransportTestCase):
             stream = HandStream()
             running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, length))
             stream.feed(b"part")
-            await self.pause(0.05)
+            await self.arrived(b"part")
             stream.fail(ConnectionError("the client left"))
             with self.subTest(length=length):
                 with self.assertRaises(ConnectionError):
@@ -639,7 +646,7 @@ class UploadTests(TransportTestCase):
         stream = HandStream()
         stream.feed(b"part")
         running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, None))
-        await self.pause(0.05)
+        await self.arrived(b"part")
         running.cancel()
         with self.assertRaises(CancelledError):
             await running
