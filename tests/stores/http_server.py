@@ -122,10 +122,6 @@ class Exchange:
         """End the connection once all that was written is sent."""
         self.connection.close()
 
-    def has_left(self) -> bool:
-        """Whether the connection is gone."""
-        return self.connection.lost
-
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
