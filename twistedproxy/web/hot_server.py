@@ -24,8 +24,8 @@ from twistedproxy.web.hot import HotAnswer, HotResponses
 from twistedproxy.web.hot_heads import GET, Heads
 
 KEEP_SECONDS = 60.0
-"""How long an answer is kept at most. A hit does not prolong a frame's time in the cache, which is not told here: so
-the cache is asked again every minute."""
+"""How long an answer is kept at most; then the cache is asked again. When a frame's time in the cache ends is not told
+here, and what a load takes back, because it turned out wrong, is taken back in the cache only."""
 
 OUTCOME = "hot"
 
