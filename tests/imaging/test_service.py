@@ -39,7 +39,7 @@ SLIDE = attrs.evolve(
     samples_per_pixel=3,
     photometric_interpretation="YBR_FULL_422",
 )
-LIMITS = Limits(pixels=1 << 22, frames=20, whole_frames=1000)
+LIMITS = Limits(pixels=1 << 22, frames=20, whole_frames=1000, answer=1 << 20)
 
 
 @attrs.define(eq=False)
@@ -188,6 +188,15 @@ class RefusalTests(ServiceCase):
         self.assertIn("99", self._refused(TooManyFrames, self.whole("viewport=9,9")))
         self.use(SLIDE, attrs.evolve(LIMITS, pixels=256 * 255))
         self._refused(PictureTooLarge, self.frames([1], "viewport=9,9"))
+
+    def test_large_answers(self) -> None:
+        """Pictures that are too many bytes together are not all made; those asked for again count again."""
+        self.use(SLIDE, attrs.evolve(LIMITS, answer=3 * len(b"picture 1")))
+        self.successResultOf(self.frames([1, 2, 1], "viewport=9,9"))
+        self.assertIn("27 bytes", self._refused(PictureTooLarge, self.frames([1, 2, 1, 1], "viewport=9,9")))
+        before = len(self.pool.told)
+        self._refused(PictureTooLarge, self.frames([*range(3, 20)], "viewport=9,9"))
+        self.assertLess(len(self.pool.told) - before, 9)
 
     def test_a_list_as_long_as_allowed(self) -> None:
         """Undownsampled frames need one each: the limit of a list alone bounds them."""

@@ -16,5 +16,7 @@ def open_imaging(reactor: Any, settings: Settings, reader: FrameReader, cache: C
     if settings.render_workers == 0:
         return None
     pool = RenderPool(reactor, settings.render_workers, settings.render_queue, settings.render_timeout)
-    limits = Limits(settings.render_max_pixels, settings.render_max_frames, settings.render_max_whole_frames)
+    limits = Limits(
+        settings.render_max_pixels, settings.render_max_frames, settings.render_max_whole_frames, settings.max_answer
+    )
     return PictureService(reader, cache, pool, limits, settings.frame_ttl)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Optional
@@ -67,7 +68,7 @@ class TooManyFrames(ValueError):
 
 
 class PictureTooLarge(ValueError):
-    """A picture has more pixels than a setting allows."""
+    """A picture has more pixels, or several together have more bytes, than a setting allows."""
 
 
 @attrs.frozen
@@ -100,11 +101,12 @@ class Pictures:
 @attrs.frozen
 class Limits:
     """*pixels*: of one picture, and of one stored frame. *frames*: stored frames of one request for frames.
-    *whole_frames*: of a picture of a whole instance."""
+    *whole_frames*: of a picture of a whole instance. *answer*: bytes of several pictures together."""
 
     pixels: int
     frames: int
     whole_frames: int
+    answer: int
 
 
 _Key = tuple[Instance, Optional[Fence], bytes]
@@ -219,11 +221,19 @@ class PictureService:
         data: dict[int, bytes] = {}
         counts = {"cached": 0, "made": 0, "shared": 0}
         left = iter(tasks.items())
+        times = Counter(numbers)
+        size = 0
 
         async def some() -> None:
+            nonlocal size
             for number, task in left:
                 data[number], how = await self._picture(task)
                 counts[how] += 1
+                size += len(data[number]) * times[number]
+                if size > self.limits.answer and len(numbers) > 1:
+                    raise PictureTooLarge(
+                        f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
+                    )
 
         await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
         one = next(iter(tasks.values()))
