@@ -202,7 +202,7 @@ class PictureService:
         needed = sum(cut.source_count(request.rendering.interpolation) for cut in cuts.values())
         if needed > max(self.limits.frames, len(numbers)):
             raise TooManyFrames(
-                f"these {len(numbers)} frames need {needed} stored frames; at most {self.limits.frames} are read for one "
+                f"what was asked for is made of {needed} stored frames; at most {self.limits.frames} are read for one "
                 "request: ask for fewer frames, or at a smaller factor of a smaller level"
             )
         return cuts

@@ -31,6 +31,15 @@ SHOWN_LENGTH = 120  # characters of a bad value in an error
 _FOREIGN_VARIABLE = re.compile(ENVIRONMENT_PREFIX + r"(?:SERVICE_(?:HOST|PORT)|PORT|NAME|ENV)(?:_.*)?")
 
 
+def print_versions() -> None:
+    """What ``--version`` says."""
+    try:
+        own = version("twistedproxy")
+    except PackageNotFoundError:  # run from the source tree
+        own = "not installed"
+    print(f"twistedproxy: {own}\nTwisted: {version('twisted')}")
+
+
 class Options(usage.Options):
     """All options of the proxy. After parsing, `settings` holds the outcome."""
 
@@ -71,11 +80,7 @@ class Options(usage.Options):
 
     def opt_version(self) -> None:
         """Display the versions of twistedproxy and Twisted and exit."""
-        try:
-            own = version("twistedproxy")
-        except PackageNotFoundError:  # run from the source tree
-            own = "not installed"
-        print(f"twistedproxy: {own}\nTwisted: {version('twisted')}")
+        print_versions()
         sys.exit(0)
 
     def parseArgs(self, *arguments: str) -> None:

@@ -101,7 +101,8 @@ class Children:
         try:
             await self._configure(child)
         except Exception as error:
-            self._log.warn("a loader could not be started: {reason}", reason=str(error) or type(error).__name__)
+            if not self._stopped:
+                self._log.warn("a loader could not be started: {reason}", reason=str(error) or type(error).__name__)
             child.process.kill()
         await child.process.ended()
         self._ready = self._spawned = None

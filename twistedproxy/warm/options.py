@@ -9,6 +9,7 @@ from pathlib import Path
 
 from twisted.python import usage
 
+from twistedproxy.options.command import print_versions
 from twistedproxy.warm.targets import NoTarget, Target
 
 MAX_JOBS = 64
@@ -50,6 +51,11 @@ class Options(usage.Options):
         self._environment = environment
         self.headers: list[tuple[str, str]] = []
         self.targets: list[Target] = []
+
+    def opt_version(self) -> None:
+        """Display the versions of twistedproxy and Twisted and exit."""
+        print_versions()
+        sys.exit(0)
 
     def opt_header(self, line: str) -> None:
         """Header to send, 'Name: value'; may be repeated. Others see it in the process list: not for tokens"""

@@ -24,18 +24,18 @@ def announce(settings: Settings, hosts: Sequence[Any], mounts: Mounts) -> None:
                 "--admin-listen gives them a listener of their own",
                 address=str(host),
             )
-    for host in hosts[:-1] if admin else hosts:
-        _announce_listener(host, mounts)
+    for description, host in zip(settings.listen, hosts):
+        _announce_listener("https" if description.startswith("ssl:") else "http", host, mounts)
 
 
-def _announce_listener(host: Any, mounts: Mounts) -> None:
+def _announce_listener(scheme: str, host: Any, mounts: Mounts) -> None:
     name = getattr(host, "name", None)
     if name is not None:
         _log.info("listening on unix:{path}", path=name.decode() if isinstance(name, bytes) else name)
         return
     address = f"[{host.host}]" if ":" in host.host else host.host
     for mount in mounts.all:
-        base = f"http://{address}:{host.port}{mount.prefix}"
+        base = f"{scheme}://{address}:{host.port}{mount.prefix}"
         _log.info("{base} stands for {origin}", base=base, origin=mount.origin.url)
         for path in mount.origin.examples():
             _log.info("try {url}", url=f"{base}/{path}")

@@ -103,7 +103,7 @@ class FolderOrigin:
     def status(self) -> dict[str, object]:
         watch = self._watching()
         return {
-            "provider": "folder",
+            "kind": "folder",
             "instances": watch.catalog.size,
             "unreadable_files": watch.unreadable,
             "duplicates": len(watch.catalog.duplicates),
