@@ -193,9 +193,10 @@ class RefusalTests(ServiceCase):
         """Pictures that are too many bytes together are not all made; those asked for again count again."""
         self.use(SLIDE, attrs.evolve(LIMITS, answer=3 * len(b"picture 1")))
         self.successResultOf(self.frames([1, 2, 1], "viewport=9,9"))
-        self.assertIn("27 bytes", self._refused(PictureTooLarge, self.frames([1, 2, 1, 1], "viewport=9,9")))
+        refused = self.failureResultOf(self.frames([1, 2, 1, 1], "viewport=9,9"), PictureTooLarge)
+        self.assertIn("27 bytes", str(refused.value))
         before = len(self.pool.told)
-        self._refused(PictureTooLarge, self.frames([*range(3, 20)], "viewport=9,9"))
+        self.failureResultOf(self.frames([*range(3, 20)], "viewport=9,9"), PictureTooLarge)
         self.assertLess(len(self.pool.told) - before, 9)
 
     def test_a_list_as_long_as_allowed(self) -> None:
