@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
+import twistedproxy
 from twistedproxy.cache.address import parse_cache
 from twistedproxy.options.table import OPTIONS
 from twistedproxy.settings import SECRET_BYTES, Settings
@@ -69,6 +73,16 @@ class SettingsTests(SynchronousTestCase):
         """Fields and options are the same, but for the key itself, which comes from a file."""
         fields = {field.name for field in attrs.fields(Settings)}
         self.assertEqual(fields - {"secret"}, {option.field for option in OPTIONS})
+
+    def test_every_field_is_read(self) -> None:
+        """No setting is without effect; the secret file's is on the key, when options are read."""
+        read: set[str] = set()
+        for path in Path(twistedproxy.__file__).parent.rglob("*.py"):
+            if path.name != "settings.py" and path.parent.name != "options":
+                nodes = list(ast.walk(ast.parse(path.read_bytes())))
+                read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+                read |= {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        self.assertEqual({"secret_file"}, {field.name for field in attrs.fields(Settings)} - read)
 
     def test_frozen(self) -> None:
         """A setting cannot change after the start."""
