@@ -609,16 +609,33 @@ class ForgettingTests(PassThroughCase):
         self.assertEqual(502, answer.status)
         self.assertEqual(1, len(await self.frame()))
 
-    async def test_client_leaves(self) -> None:
-        """And where the client does not wait for the answer."""
-        await self.begin()
+    async def deleted_in_passing(self) -> None:
+        """A client asks to delete the instance, and leaves before the store answers; then it does."""
         gate = self.store_.hold(lambda seen: seen.method == "DELETE")
         connection = await self.raw()
         connection.send(b"DELETE /dicomweb/%s HTTP/1.1\r\nHost: a\r\n\r\n" % self.slide.resource.encode())
         await gate.reached()
         await connection.close()
         await self.settled()
-        self.assertEqual(1, len(await self.frame()))
+        self.assertEqual([], await self.frame(), "nobody knows yet what the store will do")
+        gate.release()
+        await wait_until(
+            lambda: self.counted('twistedproxy_origin_operation_seconds_count{operation="forward",outcome="ok"'),
+            "the answer",
+        )
+
+    async def test_client_leaves(self) -> None:
+        """And where the client does not wait for the answer: as soon as it comes."""
+        await self.begin()
+        await self.deleted_in_passing()
+        await self.frame(404)
+
+    async def test_a_stranger_leaves(self) -> None:
+        """But nothing is forgotten where the store refused it: strangers do not empty the cache by leaving early."""
+        await self.begin()
+        self.store_.fail(faults.Answer(401), lambda seen: seen.method == "DELETE")
+        await self.deleted_in_passing()
+        self.assertEqual([], await self.frame())
 
     async def test_half_an_upload(self) -> None:
         """Half an upload stores nothing, so it makes nothing old: a client with a bad line does not empty the cache."""

@@ -14,6 +14,7 @@ from typing import Optional
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from twistedproxy.dicom.address import Scope
@@ -102,8 +103,30 @@ class PassThrough:
         length = getattr(upload, "length", None)
         return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
 
-    async def _change(self, target: Target, onward: OriginRequest) -> OriginResponse:
+    def _change(self, target: Target, onward: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and forget what it touched before the answer is given.
+
+        Once all of it was sent, the answer is waited for also where the client leaves: only that tells whether anything
+        changed, and a stranger who leaves at once must not have everything forgotten.
+        """
+        changing = Deferred.fromCoroutine(self._changed(target, onward))
+        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(onward) else changing.cancel())
+
+        def answered(response: OriginResponse) -> None:
+            if waiter.called:
+                response.body.close()
+            else:
+                waiter.callback(response)
+
+        def failed(failure: Failure) -> None:
+            if not waiter.called:
+                waiter.errback(failure)
+
+        changing.addCallbacks(answered, failed)
+        return waiter
+
+    async def _changed(self, target: Target, onward: OriginRequest) -> OriginResponse:
+        """The same, for as long as it takes.
 
         Where no answer tells, because none came or it broke off, the store may have done all that was asked.
         """
@@ -113,7 +136,7 @@ class PassThrough:
             touched, response = await self._touched(target, addressed, onward, response)
         except (OriginBusy, OriginRefused):  # nothing was sent
             raise
-        except Exception:  # also where the client left
+        except Exception:
             if _was_sent(onward):
                 await self.forgetting.forget(addressed)
             raise
