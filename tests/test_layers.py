@@ -30,7 +30,7 @@ BELOW = {
     "rooms": STORES | {"frames", "prefetch", "imaging", "web"},
     "options": set(),
     "service": STORES | {"rooms", "workers", "options"},
-    "warm": DICOM,
+    "warm": DICOM | {"options"},
 }
 """What each room may import, itself and what all share apart."""
 
