@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.access import RENEWAL_PAUSE, Access
+from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, Access
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
@@ -70,6 +70,16 @@ class AccessCase(SynchronousTestCase):
 
 class AskTests(AccessCase):
     """Winning a grant."""
+
+    def test_a_clock_set_back(self) -> None:
+        """A clock that is set back by more than a little ends the grants of a worker; else they would last that longer."""
+        now = 1_000_000.0
+        self.access.wall_clock = lambda: now
+        self.successResultOf(self.ask())
+        now -= CLOCK_SLACK
+        self.assertIsNotNone(self.access.known(ALICE, INSTANCE))
+        now -= TTL
+        self.assertIsNone(self.access.known(ALICE, INSTANCE))
 
     def test_one_request_for_one_credential(self) -> None:
         """Callers of one credential share a request, each with a Deferred of its own; others have theirs."""

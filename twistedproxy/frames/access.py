@@ -33,6 +33,9 @@ METADATA_SECONDS = 24 * 3600.0
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
 
+CLOCK_SLACK = 30.0
+"""Seconds by which the clock may be set back under a grant; by more, and it would last that much longer."""
+
 DENIALS = frozenset({401, 403, 404, 410})
 """How origins say that a caller may not read, or that there is nothing to read."""
 
@@ -53,7 +56,9 @@ class Access:
 
     def known(self, caller: Caller, instance: Instance) -> Optional[Grant]:
         """The grant that this worker remembers."""
-        return self.grants.find(caller, instance, self.wall_clock())
+        now = self.wall_clock()
+        grant = self.grants.find(caller, instance, now)
+        return None if grant is not None and grant.expires > now + self.ttl + CLOCK_SLACK else grant
 
     @staticmethod
     def entry_names(caller: Caller) -> tuple[bytes, bytes]:
@@ -64,9 +69,10 @@ class Access:
         """The grant that another worker, or an earlier life, left in the cache."""
         packed, metadata = reading.entries.get(grant_name(caller)), metadata_in(reading)
         expires = unpack_grant(packed) if packed is not None else None
-        if expires is None or metadata is None or expires <= self.wall_clock():
+        now = self.wall_clock()
+        if expires is None or metadata is None or expires <= now:
             return None
-        grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), reading.fence)
+        grant = Grant(metadata, min(expires, now + self.ttl), reading.fence)
         self.grants.add(caller, instance, grant)
         return grant
 
