@@ -83,7 +83,7 @@ class RunningServer(ProcessProtocol):
         self.socket = str(self.folder / "socket")
         self.output = b""
         self._over: Deferred[None] = Deferred()
-        own = ["--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", "--appendonly", "no"]
+        own = ["--port", "0", "--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", "--appendonly", "no"]
         self._command = [binary, *own, *arguments]
         if configuration:
             file = self.folder / "server.conf"

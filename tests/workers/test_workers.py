@@ -152,7 +152,8 @@ class SharedTests(WorkersCase):
         [[one, *_], [other, *_]] = (await self.callers(proxy, pids)).values()
         await self.all_know(one, other)
         self.assertEqual(len(self.store.lines("metadata")), 1)
-        self.assertEqual(len(self.store.lines("/frames/")), 1)
+        # the first answer does not wait for the cache to have taken the frame: the other worker may fetch it too
+        self.assertIn(len(self.store.lines("/frames/")), (1, 2))
         await self.numbers_add_up(one, other)
         await self.refused_together(one, other)
         await self.all_know(one, other)

@@ -94,7 +94,7 @@ class Access:
         try:
             metadata = await origin.metadata(instance, caller)
         except OriginRefused as refused:
-            if refused.status in DENIALS:
+            if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
             raise
         return {key: await self.record(instance, caller, metadata, reading)}
@@ -116,6 +116,12 @@ class Access:
             ]
         )
         return grant
+
+    def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
+        """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""
+        cache_was_asked = reading.fence is not None
+        known = self.known(caller, instance) is not None or grant_name(caller) in reading.entries
+        return known or not cache_was_asked
 
     def _learned(self, instance: Instance, caller: Caller, reading: Reading) -> Optional[str]:
         known = self.known(caller, instance)
