@@ -83,7 +83,9 @@ class RunningServer(ProcessProtocol):
         self.socket = str(self.folder / "socket")
         self.output = b""
         self._over: Deferred[None] = Deferred()
-        own = ["--port", "0", "--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", "--appendonly", "no"]
+        own = ["--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", "--appendonly", "no"]
+        if "--port" not in arguments and "port" not in configuration:
+            own += ["--port", "0"]  # else it would listen at its well-known port, on all addresses
         self._command = [binary, *own, *arguments]
         if configuration:
             file = self.folder / "server.conf"
