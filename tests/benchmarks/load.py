@@ -42,7 +42,16 @@ def load(
             return _with_python(url, paths, headers, connections, seconds, core, Path(folder))
         script = Path(folder) / "ask.lua"
         script.write_text(_lua(paths, headers))
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "--latency",
+            "-s",
+            str(script),
+            url,
+        ]
         return _read(_output(pinned(command, core)))
 
 
