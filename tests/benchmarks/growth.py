@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import slides
 from tests.benchmarks.hot import HEADERS, processor_seconds
 from tests.benchmarks.load import load
-from tests.benchmarks.measuring import Fetcher, end_in_order, median, table
+from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, table
 from tests.processes import Child, Proxy, Store, free_port, pinned
 from tests.web.hot_support import ACCEPT, HotProxy, request
 from twistedproxy.cache.embedded import find_server
@@ -66,8 +66,7 @@ def _frames(rounds: int, seconds: int) -> float:
         print("there is no cache server to fill")
         return 1.0
     cores = sorted(os.sched_getaffinity(0))
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             made = slides.slide(Path(folder) / "slide.dcm", 10, 10)
             port = free_port()
@@ -96,10 +95,6 @@ def _frames(rounds: int, seconds: int) -> float:
                     spent = processor_seconds(proxy) + processor_seconds(redis) - before
                     costs.setdefault(size, []).append(spent / (rate * seconds) * 1e6)
             return _show("frames in the cache", costs)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def _fill(port: int, held: int, size: int) -> None:

@@ -20,7 +20,7 @@ from tests import slides
 from tests.benchmarks import nginx
 from tests.benchmarks.klein_ratio import failures, p99
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, table
+from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, stopped_at_the_end, table
 from tests.processes import Child, Proxy, Store
 
 LEAST = 0.4  # of nginx's requests a second
@@ -40,14 +40,9 @@ def main(arguments: list[str]) -> int:
         print("there is no nginx to compare with")
         return 0
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             return run(Path(folder), children, options)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(folder: Path, children: list[Child], options: Any) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from tests import slides
-from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, table
-from tests.processes import Child, Proxy, Store
+from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, table
+from tests.processes import Proxy, Store
 
 ALLOWED = 1.25  # of --hot-memory
 MIB = 1 << 20
@@ -29,8 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--churn", type=int, default=1024, help="MiB of answers that come by")
     options = parser.parse_args(arguments)
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             made = slides.slide(Path(folder) / "slide.dcm", 10, 10)
             store = Store(str(made.path))
@@ -39,10 +38,6 @@ def main(arguments: list[str]) -> int:
             children.append(proxy)
             proxy.wait_until_ready()
             return run(proxy, f"dicomweb/{made.resource}/frames/", options.hot_memory * MIB, options.churn * MIB)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(proxy: Proxy, below: str, hot_memory: int, churn: int) -> int:

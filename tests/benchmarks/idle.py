@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from tests.benchmarks.load import load
-from tests.benchmarks.measuring import Fetcher, end_in_order, table
-from tests.processes import Child, Proxy, Store
+from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, table
+from tests.processes import Proxy, Store
 
 SLOWER = 1.5  # times: what 5,000 and 200 others may cost in requests a second
 LATE = 2.0  # seconds after the deadline in which a slow one must be gone
@@ -82,8 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         store = Store()
         children.append(store)
         url = store.wait_until_ready()
@@ -91,10 +90,6 @@ def main(arguments: Sequence[str]) -> int:
         children.append(proxy)
         proxy.wait_until_ready()
         return run(proxy, options)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(proxy: Proxy, options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, table
+from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, stopped_at_the_end, table
 from tests.processes import Child, Proxy, Store, free_port, pinned
 
 LIMIT = 2.0  # a cached frame through Klein costs at most this many bare Klein routes
@@ -34,14 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             return run(Path(folder), children, options)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(folder: Path, children: list[Child], options: Any) -> int:

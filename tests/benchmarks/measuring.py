@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Optional
 from urllib.parse import urlsplit
 
 import attrs
 
 from tests.clients import split_multipart
+from tests.processes import Child
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DECOMPRESSED = 'multipart/related; type="application/octet-stream"'
@@ -72,6 +74,19 @@ class Fetcher:
 def end_in_order() -> None:
     """Make SIGTERM raise SystemExit, so that what was started is stopped and what was written is removed."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+
+
+@contextlib.contextmanager
+def stopped_at_the_end() -> Iterator[list[Child]]:
+    """A list for the processes that are started: at the end they are stopped and what they left is removed, the last
+    one first."""
+    children: list[Child] = []
+    try:
+        yield children
+    finally:
+        for child in reversed(children):
+            child.stop()
+            child.remove()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, table
-from tests.processes import Child, MemoryWatch, Proxy, Store
+from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, stopped_at_the_end, table
+from tests.processes import MemoryWatch, Proxy, Store
 from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
 
@@ -71,8 +71,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         store = Store()
         children.append(store)
         url = store.wait_until_ready()
@@ -80,10 +79,6 @@ def main(arguments: list[str]) -> int:
         children.append(proxy)
         proxy.wait_until_ready()
         return run(proxy, url, options.size)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(proxy: Proxy, store_url: str, size: int) -> int:

@@ -26,7 +26,7 @@ import attrs
 from tests import slides
 from tests.benchmarks import contenders, nginx, wrk
 from tests.benchmarks.contenders import HOT, KLEIN, NAMES, NGINX, PROXIES, Contender, Field
-from tests.benchmarks.measuring import AS_STORED, Fetched, Fetcher, end_in_order, median, table
+from tests.benchmarks.measuring import AS_STORED, Fetched, Fetcher, end_in_order, median, stopped_at_the_end, table
 from tests.processes import Child, Store
 
 HEADERS = {"Accept": AS_STORED, "Authorization": "Bearer c41f0a9b5d"}
@@ -208,14 +208,9 @@ def main(arguments: list[str]) -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # the servers inherit it
     end_in_order()
-    children: list[Child] = []
-    try:
+    with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             return run(Path(folder), children, chosen, options)
-    finally:
-        for child in reversed(children):
-            child.stop()
-            child.remove()
 
 
 def run(folder: Path, children: list[Child], chosen: Sequence[str], options: Any) -> int:
