@@ -64,17 +64,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "ask.lua"
         script.write_text(_asking(paths, headers) + _DONE)
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{max(1, round(seconds))}s",
-            "--timeout",
-            "30s",
-            "-s",
-            str(script),
-            url,
-        ]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
         output = subprocess.run(
             pinned(command, core), check=True, capture_output=True, text=True, env=python_environment()
         ).stdout
