@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
-from twistedproxy.processes import allow_open_files
+from twistedproxy.processes import allow_open_files, leave_loaded_alone
 from twistedproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class ProxyService(Service):
 
             self._rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
         await self._rooms.start()
+        leave_loaded_alone()
 
     def _parent(self) -> _Proxy:
         from twistedproxy.workers.supervisor import Supervisor

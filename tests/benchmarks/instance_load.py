@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import re
 import shutil
 import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,7 +130,17 @@ class Bench:
         self.trigger()
         answered = time.perf_counter()
         self.wait_for(self.made.frames)
-        return time.perf_counter() - start, answered - start
+        took = time.perf_counter() - start
+        self.wait_until_quiet()  # what is forgotten under a load would be the load's end
+        return took, answered - start
+
+    def wait_until_quiet(self) -> None:
+        """Wait until no prefetch runs."""
+        deadline = time.perf_counter() + WAIT_SECONDS
+        while json.load(urllib.request.urlopen(f"{self.proxy.url}/status.json", timeout=TIMEOUT))["jobs"]["running"]:
+            if time.perf_counter() > deadline:
+                raise RuntimeError("a prefetch never ended")
+            time.sleep(0.002)
 
     def wait_for(self, number: int) -> None:
         deadline = time.perf_counter() + WAIT_SECONDS

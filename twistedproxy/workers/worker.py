@@ -21,6 +21,7 @@ from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.logs import AccessLog, begin_logging
 from twistedproxy.origin.errors import OriginError
+from twistedproxy.processes import leave_loaded_alone
 from twistedproxy.settings import Settings
 from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
@@ -67,6 +68,7 @@ class Worker:
             await rooms.start()
         except EXPECTED as error:
             raise CallFailed(str(error) or type(error).__name__) from None
+        leave_loaded_alone()
 
     async def _join(self) -> None:
         await self.peer.call("join")
