@@ -35,6 +35,7 @@ BELOW = {
 """What each room may import, itself and what all share apart."""
 
 SHARED = {
+    "at_once",
     "listening",
     "log_json",
     "logs",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from twistedproxy.cache.batches import SECOND_LOOK_SECONDS, BatchProtocol, Patience
 from twistedproxy.cache.interface import CacheUnavailable
@@ -16,11 +18,16 @@ from twistedproxy.cache.interface import CacheUnavailable
 SILENCE, TOTAL = 1.0, 5.0
 
 
-class Wire(StringTransport):
+@implementer(ITCPTransport)
+class Wire(StringTransport):  # type: ignore[misc]
     """Tells the protocol when it is aborted."""
 
     protocol: BatchProtocol
     aborted = False
+    no_delay = False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -51,6 +58,10 @@ class PatienceTests(SynchronousTestCase):
         self.assertIsInstance(error, Exception)
         self.assertEqual(values, [None, b""])
         self.assertEqual((self.wire.value(), self.protocol.outstanding), (b"ABC", 0))
+
+    def test_a_command_does_not_wait_for_the_one_before(self) -> None:
+        """The kernel is told not to hold small writes back until the server has acknowledged what is on its way."""
+        self.assertTrue(self.wire.no_delay)
 
     def test_silence_ends_the_connection(self) -> None:
         """All that is outstanding fails, once the server has been silent for its time and a second look."""

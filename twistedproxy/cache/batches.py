@@ -15,9 +15,10 @@ from typing import Any, Optional
 import attrs
 import txredisapi  # type: ignore[import-untyped]
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, ITCPTransport
 from twisted.python.failure import Failure
 
+from twistedproxy.at_once import write_at_once
 from twistedproxy.cache.interface import CacheUnavailable
 
 # After a stall of our own reactor the timer runs before the socket is read: look again this much later.
@@ -56,6 +57,12 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         self._gave_up = False
         self.lost: Optional[Callable[[str], None]] = None
 
+    def connectionMade(self) -> None:
+        """Let no command wait until the server has acknowledged the one before (RFC 896)."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        super().connectionMade()
+
     def send(self, wire: bytes, count: int) -> Deferred[list[object]]:
         """Write *count* commands; the Deferred fires with as many replies, or fails with `CacheUnavailable`."""
         now = self._clock.seconds()
@@ -64,7 +71,7 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         batch = _Batch(count, len(wire), now)
         self._batches.append(batch)
         self.outstanding += batch.size
-        self.transport.write(wire)
+        write_at_once(self.transport, wire)
         if self._timer is None:
             self._timer = self._clock.callLater(self._patience.silence, self._look)
         return batch.done

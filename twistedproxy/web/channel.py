@@ -23,7 +23,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
-from twistedproxy.web.at_once import write_at_once
+from twistedproxy.at_once import write_at_once
 from twistedproxy.web.connections import NEVER, Connections
 from twistedproxy.web.problems import CONTENT_TYPE, Problem
 

@@ -14,11 +14,11 @@ from typing import Any, Optional
 import attrs
 from twisted.web import http, server
 
+from twistedproxy.at_once import write_at_once
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
-from twistedproxy.web.at_once import write_at_once
 from twistedproxy.web.conditional import matches_none
 from twistedproxy.web.hot import HotAnswer, HotResponses
 from twistedproxy.web.hot_heads import GET, Heads

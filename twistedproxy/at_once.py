@@ -1,7 +1,8 @@
 """Writing at once what the kernel takes at once.
 
 A transport writes when the reactor comes round again, for which it must be put on the reactor's list and taken off it:
-two system calls and a turn, a quarter of all that a hot response costs. Most answers fit into the socket's buffer.
+two system calls and a turn, a quarter of all that a hot response costs. Most answers, and commands to the cache, fit
+into the socket's buffer.
 
 This leans on private attributes of Twisted's transports; Twisted is pinned below its next major version for that.
 """

@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
 from tests.waiting import wait_until
-from twistedproxy.web.at_once import MOST, write_at_once
+from twistedproxy.at_once import MOST, write_at_once
 
 LARGE = bytes(range(256)) * (8 << 10)  # 2 MiB: more than a socket takes at once
 
