@@ -214,6 +214,16 @@ class AnswerTests(PassThroughCase):
             self.assertEqual((302, expected), (answer.status, answer.headers["location"]))
         self.assertEqual(2, len(self.store_.requests))
 
+    async def test_redirects_out_of_the_root(self) -> None:
+        """A redirect to something else at the store is a 502 that does not say where to."""
+        await self.begin()
+        for told in (f"http://127.0.0.1:{self.store_.port}/app", "/app", "http://127.0.0.1:1/"):
+            self.store_.fail(faults.redirect(told, 307))
+            answer = await self.ask.get("/studies")
+            self.assertEqual((502, "application/problem+json"), (answer.status, answer.headers["content-type"]))
+            self.assertNotIn("location", answer.headers)
+            self.assertNotIn(b"app", answer.body)
+
     async def test_absolute_form(self) -> None:
         """A target with scheme and host is answered like its path."""
         await self.begin()

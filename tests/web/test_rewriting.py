@@ -82,12 +82,6 @@ class UrlMapTests(SynchronousTestCase):
         for url in ("http://other/studies/1", "http://pacs.evil/studies/1", "UR", ""):
             self.assertEqual(urls.rewrite(url), url)
 
-    def test_headers(self) -> None:
-        """Location is rewritten; bytes that are no URL pass."""
-        urls = UrlMap(ORIGIN, PROXY)
-        self.assertEqual(urls.rewrite_header(ORIGIN.encode() + b"/studies/1"), PROXY.encode() + b"/studies/1")
-        self.assertEqual(urls.rewrite_header(b"\xff"), b"\xff")
-
 
 class JsonTests(SynchronousTestCase):
     def test_only_urls_change(self) -> None:

@@ -1,7 +1,8 @@
 """Everything below a mount that is no frame: handed on as it is, both ways, as it comes.
 
 - The caller's headers go along but for hop-by-hop ones and Host; the origin's come back likewise.
-- Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy.
+- Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy; what
+  else the store's host has is not shown (`twistedproxy.web.locations`).
 - A STOW or DELETE forgets what it touched before it is answered.
 - A metadata answer that passes is the caller's grant for that instance, and is not asked for again.
 - What describes instances is asked for without a content coding, to be looked into, and compressed here.
@@ -28,6 +29,7 @@ from twistedproxy.web.codings import altered
 from twistedproxy.web.compression import compress
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
+from twistedproxy.web.locations import located
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.problems import not_acceptable
@@ -46,7 +48,6 @@ _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _READING = frozenset({Kind.METADATA, Kind.INSTANCE})
 _NOT_ALLOWED = frozenset({401, 403})
-_LOCATIONS = frozenset({b"location", b"content-location"})
 # Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
@@ -74,6 +75,9 @@ class PassThrough:
             response = await self._change(target, onward)
         else:
             response = await target.origin.forward(onward)
+        response = located(
+            response, UrlMap(target.origin.url, outside), target.origin.url + onward.path.decode("ascii")
+        )
         if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
             await self.descriptions.revoke(request, target)
         size = response.length
@@ -87,7 +91,7 @@ class PassThrough:
             raise not_acceptable(["application/dicom+json"])
         if describing:
             response = await compress(response, request, size, self.descriptions.clock)
-        await self._send(request, target, response, outside)
+        await self._send(request, response)
 
     @staticmethod
     def _onward(request: Request, target: Target, identity: bool) -> OriginRequest:
@@ -162,9 +166,8 @@ class PassThrough:
         return touched_by_store(answer, addressed) if told else [addressed], attrs.evolve(response, body=body)
 
     @staticmethod
-    async def _send(request: Request, target: Target, response: OriginResponse, outside: str) -> None:
+    async def _send(request: Request, response: OriginResponse) -> None:
         request.setResponseCode(response.status)
-        urls = UrlMap(target.origin.url, outside)
         for name in _OF_THE_ORIGIN:
             if any(theirs.lower() == name for theirs, _ in response.headers):
                 request.responseHeaders.removeHeader(name)
@@ -172,8 +175,7 @@ class PassThrough:
         for name, value in response.headers:
             lower = name.lower()
             if lower not in ours and lower != b"content-length":
-                shown = urls.rewrite_header(value) if lower in _LOCATIONS else value
-                request.responseHeaders.addRawHeader(name, shown)
+                request.responseHeaders.addRawHeader(name, value)
         if response.length is not None:
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % response.length])
         request.responseHeaders.addRawHeader(b"Cache-Status", b"twistedproxy; fwd=bypass")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Optional, Protocol
 from urllib.parse import urlsplit
 
 import attrs
@@ -53,7 +53,12 @@ class UrlMap:
     base_to: str
 
     def rewrite(self, url: str) -> str:
-        """*url* below the mount, or as it came if it is not the origin's.
+        """*url* below the mount, or as it came if it is not the origin's."""
+        shown = self.below(url)
+        return url if shown is None else shown
+
+    def below(self, url: str) -> Optional[str]:
+        """*url* below the mount, None if it is not the origin's.
 
         A store behind another proxy calls itself by another scheme and host. That is believed where the path is
         the origin's and leads to ``/studies``: bulk data may well lie elsewhere. A path alone is the origin's own;
@@ -63,29 +68,22 @@ class UrlMap:
             return self.base_to + url[len(self.base_from) :]
         try:
             parts, base_path = urlsplit(url), urlsplit(self.base_from).path
-            same_host = not parts.netloc or _authority(url) == _authority(self.base_from)
+            same_host = not parts.netloc or authority(url) == authority(self.base_from)
         except ValueError:
-            return url
+            return None
         below = parts.path[len(base_path) :]
         if parts.scheme not in ("http", "https", "") or not parts.path.startswith("/"):
-            return url
+            return None
         if not parts.path.startswith(base_path) or below[:1] not in ("", "/"):
-            return url
+            return None
         if not same_host and (not base_path or "/studies" not in below):
-            return url
+            return None
         query = f"?{parts.query}" if parts.query else ""
         fragment = f"#{parts.fragment}" if parts.fragment else ""
         return self.base_to + below + query + fragment
 
-    def rewrite_header(self, value: bytes) -> bytes:
-        """The same for Location and Content-Location."""
-        try:
-            return self.rewrite(value.decode("ascii")).encode("ascii")
-        except UnicodeError:
-            return value
 
-
-def _authority(url: str) -> tuple[str, int | None]:
+def authority(url: str) -> tuple[str, int | None]:
     """Host and port; whether the scheme is http or https does not matter where the port is the scheme's own."""
     parts = urlsplit(url)
     port = parts.port

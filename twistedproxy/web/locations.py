@@ -1,0 +1,90 @@
+"""Where a store's answers send callers: Location and Content-Location (RFC 9110 sections 10.2.2 and 8.7).
+
+Rules kept here:
+- what lies below the origin's root is named below the mount, whether it came as a URL, as a path or relative to what
+  was asked;
+- the rest of the store's host, on any port, is not shown: no caller can go there. A redirect there is a 502, for without
+  its Location it would be nothing; on other answers the field is left out. This machine's own names count as the
+  store's, and so does what is no http(s) URL or what readers of URLs take differently;
+- other hosts stay, and so does the very place that the caller asked: a signed URL of a storage service, a page to log in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Optional
+from urllib.parse import unquote, urljoin, urlsplit
+
+import attrs
+from twisted.logger import Logger
+
+from twistedproxy.origin.interface import OriginResponse
+from twistedproxy.web.problems import bad_gateway
+from twistedproxy.web.rewriting import UrlMap, authority
+
+_log = Logger()
+
+_FIELDS = frozenset({b"location", b"content-location"})
+# RFC 9110 section 15.4; 304 leads nowhere.
+_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # browsers drop some, and take a backslash for a slash
+
+
+def located(response: OriginResponse, urls: UrlMap, asked: str) -> OriginResponse:
+    """*response* as callers may see where it leads. *asked*: the URL at the origin that it answers.
+
+    Raises `Problem` 502 for a redirect into the store's own; the body is closed then.
+    """
+    headers = []
+    for name, value in response.headers:
+        if (lower := name.lower()) in _FIELDS:
+            shown = _shown(value.decode("latin-1"), urls, asked)
+            if shown is not None:
+                headers.append((name, shown.encode("latin-1")))
+            elif lower == b"location" and response.status in _REDIRECTS:
+                response.body.close()
+                _log.warn("{origin} redirects out of its root: callers get 502", origin=urls.base_from)
+                raise bad_gateway("the origin redirects to a place of its own that cannot be reached through the proxy")
+        else:
+            headers.append((name, value))
+    return attrs.evolve(response, headers=tuple(headers))
+
+
+def _shown(value: str, urls: UrlMap, asked: str) -> Optional[str]:
+    """The URL reference *value* as callers may see it; None if they may not."""
+    if _AMBIGUOUS.search(value):
+        return None
+    try:
+        whole = urljoin(asked, value)
+        parts = urlsplit(whole)
+        host = _host(whole)
+        if not _climbs(parts.path) and (below := urls.below(whole)) is not None:
+            return below
+        if parts.scheme not in ("http", "https") or not host:
+            return None
+        if authority(whole) == authority(urls.base_to):
+            return whole
+        return None if host == _host(urls.base_from) or _is_here(host) else value
+    except ValueError:
+        return None
+
+
+def _climbs(path: str) -> bool:
+    """Whether dot segments are in *path*: a reader of the URL may leave the root by them."""
+    return any(segment in (".", "..") for segment in unquote(path).split("/"))
+
+
+def _host(url: str) -> str:
+    return (urlsplit(url).hostname or "").rstrip(".")
+
+
+def _is_here(host: str) -> bool:
+    """Whether *host* names the machine that reads the name."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
