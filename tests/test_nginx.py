@@ -1,4 +1,4 @@
-"""README.md's nginx.conf, run: a real nginx in front of a whole proxy, browsers' protocols in front of that.
+"""deploy/nginx.conf, run: a real nginx in front of a whole proxy, browsers' protocols in front of that.
 
 Only places are changed in it: ports, files, and the user, where the tests have no right to them.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import shutil
 import socket
 import ssl
@@ -33,14 +32,11 @@ DEPLOY = Path(__file__).parents[1] / "deploy"
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
-def shown(name: str) -> str:
-    """A file as README.md shows it."""
-    found = re.search(
-        rf"<!-- file: deploy/{re.escape(name)} -->\n```\w*\n(.*?)```\n", README.read_text("utf-8"), re.DOTALL
-    )
-    if found is None:
-        raise AssertionError(f"README.md does not show {name}")
-    return found[1]
+def deployed(name: str) -> str:
+    """A file that README.md hands to those who run the proxy."""
+    if not DEPLOY.exists():
+        raise SkipTest("the tests are run without their tree")
+    return (DEPLOY / name).read_text("utf-8")
 
 
 def replaced(text: str, *pairs: tuple[str, str]) -> str:
@@ -58,7 +54,7 @@ def _curl_knows_http2() -> bool:
 
 
 class Terminator(Child):
-    """nginx with README.md's configuration, in front of a unix socket at *path*."""
+    """nginx with its configuration, in front of a unix socket at *path*."""
 
     def __init__(self, folder: Path, path: str) -> None:
         self.folder_, self.port, self.plain_port = folder, free_port(), free_port()
@@ -67,7 +63,7 @@ class Terminator(Child):
             f"    {name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         text = replaced(
-            shown("nginx.conf"),
+            deployed("nginx.conf"),
             ("user www-data;\n", "daemon off;\n" + ("user root;\n" if os.getuid() == 0 else "")),
             ("worker_processes auto;", "worker_processes 1;"),
             ("worker_rlimit_nofile 65536;\n", ""),
@@ -234,9 +230,10 @@ class NginxTests(ProxyCase):
 class FileTests(SynchronousTestCase):
     """README.md and the files of `deploy/`."""
 
-    def test_same(self) -> None:
-        """README.md shows every file as it is."""
+    def test_linked(self) -> None:
+        """README.md links to every file."""
         if not DEPLOY.exists():
             raise SkipTest("the tests are run without their tree")
+        readme = README.read_text("utf-8")
         for path in sorted(DEPLOY.iterdir()):
-            self.assertEqual(shown(path.name), path.read_text("utf-8"), path.name)
+            self.assertIn(f"(deploy/{path.name})", readme)

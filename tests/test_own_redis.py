@@ -1,4 +1,4 @@
-"""README.md's redis.conf and users.acl, run: a Redis server with TLS and one login, and a whole proxy that uses it.
+"""deploy/redis.conf and redis-users.acl, run: a Redis server with TLS and one login, and a whole proxy that uses it.
 
 Only places are changed in them.
 """
@@ -17,7 +17,7 @@ from tests import slides
 from tests.cache.certificates import certificate
 from tests.clients import Client, client
 from tests.processes import READY_SECONDS, Child, Proxy, Store, free_port
-from tests.test_nginx import replaced, shown
+from tests.test_nginx import deployed, replaced
 
 
 class OwnRedisTests(TestCase):
@@ -30,9 +30,9 @@ class OwnRedisTests(TestCase):
         self.addCleanup(shutil.rmtree, self.folder, True)
         certificate(self.folder, "localhost")
         self.port = free_port()
-        (self.folder / "users.acl").write_text(shown("redis-users.acl"))
+        (self.folder / "users.acl").write_text(deployed("redis-users.acl"))
         text = replaced(
-            shown("redis.conf"),
+            deployed("redis.conf"),
             ("bind 10.0.0.5", "bind 127.0.0.1"),
             ("tls-port 6380", f"tls-port {self.port}"),
             ("/etc/redis/ca.pem", f"{self.folder}/cert.pem"),
