@@ -166,6 +166,8 @@ class Rooms:
             self.connections.start()
             if self._joining is not None:
                 await self._joining()
+            if self.imaging is not None:
+                self.imaging.pool.start()
             await self._listen()
 
     def _start_prefetch(self) -> None:

@@ -172,7 +172,7 @@ class Settings:
     """Processes that decode and encode pictures, of each worker, at once; 0: none, pictures are the origin's to make."""
 
     render_queue: int = 64
-    """Pictures that wait for a process; beyond: 503. About as many as a viewer asks for at once."""
+    """Pictures that wait for a process, in each worker; beyond: 503. About as many as a viewer asks for at once."""
 
     render_timeout: float = 60.0
     """Seconds for one piece of work in a process: a decoder that does not come back ends with it."""

@@ -190,6 +190,48 @@ class HeldTests(PoolCase):
         await pool.call({"op": "echo"})
 
 
+class ReadyTests(PoolCase):
+    """Children that are there before anybody asks."""
+
+    def kept(self, workers: int = 2) -> RenderPool:
+        """A pool that has children ready."""
+        self.patch(sys.modules["twistedproxy.imaging.pool"], "FIRST_SECONDS", 0.0)
+        pool = self.pool(workers)
+        pool.start()
+        return pool
+
+    async def test_first(self) -> None:
+        """One child is ready without a call, and does the first."""
+        pool = self.kept()
+        await wait_until(lambda: pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+        (pid,) = pool.pids
+        self.assertEqual((await pool.call({"op": "echo"})).head["pid"], pid)
+        self.assertEqual(pool.pids, [pid])
+
+    async def test_replaced(self) -> None:
+        """A child that ends has another in its place without a call, and never more than may be."""
+        pool = self.kept(workers=1)
+        await wait_until(lambda: pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+        pids = pool.pids
+        await self.assertFailure(started(pool.call({"op": "crash"})), ChildDied)
+        await wait_until(lambda: pool.pids != pids and pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+
+    async def test_does_not_come_up(self) -> None:
+        """A first child that cannot start is not tried again and again: the next call tells."""
+        pool = self.kept()
+        pool.module = "tests.imaging.no_such_module"
+        await wait_until(lambda: pool._not_before > 0)
+        self.assertEqual(pool.pids, [])
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+
+    async def test_stopped_before(self) -> None:
+        """A pool that stops before its first child has started leaves none, and no timer."""
+        pool = self.pool()
+        pool.start()
+        await pool.stop()
+        self.assertEqual(pool.pids, [])
+
+
 class EndTests(PoolCase):
     """Ends."""
 

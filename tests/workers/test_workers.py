@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import stat
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,25 +120,38 @@ def install(source: Path, target: Path) -> None:
         (target / name).write_bytes((source / name).read_bytes())
 
 
+def children_of(pids: Iterable[int], room: str) -> set[int]:
+    """The living children of the processes *pids* that run a module of *room*."""
+    found = set()
+    for child in (child for pid in pids for child in psutil.Process(pid).children()):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any(f"twistedproxy.{room}." in argument for argument in child.cmdline()):
+                found.add(child.pid)
+    return found
+
+
 class FamilyTests(WorkersCase):
     """Who depends on whom."""
 
     async def test_family(self) -> None:
-        """A worker whose loader is killed starts another. When the parent is killed, all end soon: workers, their
-        loaders and renderers, the cache server."""
+        """A worker whose loader or renderer is killed starts another. When the parent is killed, all end soon: workers,
+        their loaders and renderers, the cache server."""
         proxy = await self.proxy("--prefetch", "on")
         pids = await self.workers(proxy)
-        loaders = lambda: {child.pid for pid in pids for child in psutil.Process(pid).children()}  # noqa: E731
-        await wait_until(lambda: len(loaders()) == 2, "two loaders")
-        killed = loaders().pop()
-        os.kill(killed, signal.SIGKILL)
-        await wait_until(lambda: len(loaders() - {killed}) == 2, "another loader")
+        for room in ("prefetch", "imaging"):
+            await self._replaced(pids, room)
         answer = await client(self, proxy.url, ALICE).get(f"{self.frame_path}/rendered", {"Accept": "image/png"})
         self.assertEqual(answer.status, 200)
-        everybody = "parent, cache, two workers, a spare, two loaders, a renderer"
-        await wait_until(lambda: len(proxy.family()) == 8, everybody)
+        everybody = "parent, cache, two workers, a spare, two loaders, two renderers"
+        await wait_until(lambda: len(proxy.family()) == 9, everybody)
         await deferToThread(proxy.kill)
         await wait_until(lambda: not proxy.strays(), "all are gone", GONE_SECONDS)
+
+    async def _replaced(self, pids: Iterable[int], room: str) -> None:
+        await wait_until(lambda: len(children_of(pids, room)) == 2, f"one child of each worker, {room}")
+        killed = children_of(pids, room).pop()
+        os.kill(killed, signal.SIGKILL)
+        await wait_until(lambda: len(children_of(pids, room) - {killed}) == 2, f"another, {room}")
 
 
 class SharedTests(WorkersCase):

@@ -12,7 +12,7 @@ from twistedproxy.settings import Settings
 
 
 def open_imaging(reactor: Any, settings: Settings, reader: FrameReader, cache: Cache) -> Optional[PictureService]:
-    """The service that makes pictures; None where there are no workers for it. Children start when they are needed."""
+    """The service that makes pictures; None where there are no workers for it. Its pool's `start` has a child ready early."""
     if settings.render_workers == 0:
         return None
     pool = RenderPool(reactor, settings.render_workers, settings.render_queue, settings.render_timeout)

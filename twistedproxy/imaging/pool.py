@@ -1,5 +1,7 @@
-"""The proxy's end of its rendering children: few, started when first needed, used again.
+"""The proxy's end of its rendering children: few, used again, started as they are needed but for the first.
 
+- The first is started before anybody needs it, and one that ends has another in its place: whoever asks for a picture
+  does not wait for a start.
 - A child does one call at a time; who finds none free waits in a queue that has a limit.
 - A child that ends fails the call that it was at, and those alone that need what it held; another one is started.
 - A call that takes too long ends its child, for nothing else stops a decoder. A call that nobody waits for any more may
@@ -26,6 +28,9 @@ MODULE = "twistedproxy.imaging.child"
 
 START_SECONDS = 30.0
 """How long a child may take to start: about half a second where nothing else runs."""
+
+FIRST_SECONDS = 1.0
+"""How long after the proxy's start its first child is started: it must not slow that, nor the first frames."""
 
 GRACE_SECONDS = 2.0
 """How long a call may go on that nobody waits for any more."""
@@ -137,8 +142,23 @@ class RenderPool:
     _children: list[_Child] = attrs.field(init=False, factory=list)
     _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
     _not_before: float = attrs.field(init=False, default=0.0)
+    _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
+
+    def start(self) -> None:
+        """From now on have children ready before they are needed."""
+        self._first = self.reactor.callLater(FIRST_SECONDS, self._start_first)
+
+    def _start_first(self) -> None:
+        if not self._children:
+            self._start_spare()
+
+    def _start_spare(self) -> None:
+        try:
+            self._start_one()
+        except PoolBusy:
+            return  # the log says why; the next call tries again
 
     @property
     def pids(self) -> list[int]:
@@ -274,6 +294,8 @@ class RenderPool:
         except PoolBusy as busy:
             for waiting in list(self._waiting):
                 self._fail(waiting, busy)
+        if self._first is not None and child.ready and not self._waiting:
+            self._start_spare()
 
     def _fail(self, waiting: _Waiting, error: PoolError) -> None:
         self._waiting.remove(waiting)
@@ -292,6 +314,8 @@ class RenderPool:
     async def stop(self) -> None:
         """End all children. Who waits is told."""
         self._stopped = True
+        if self._first is not None and self._first.active():
+            self._first.cancel()
         for waiting in list(self._waiting):
             self._fail(waiting, PoolBusy("the proxy is stopping"))
         for child in list(self._children):

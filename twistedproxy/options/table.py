@@ -223,10 +223,15 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "render-workers",
         whole(0, MAX_WORKERS, "processes"),
-        "Processes that make pictures, of each worker; 0: pictures are the origin's to make",
+        "Processes that make pictures, of each worker; one is always ready, with 55 MB. 0: pictures are the origin's to make",
         "N",
     ),
-    Option("render-queue", whole(1, 100_000, "pictures"), "Pictures that may wait to be made; beyond: 503", "N"),
+    Option(
+        "render-queue",
+        whole(1, 100_000, "pictures"),
+        "Pictures that may wait to be made, in each worker; beyond: 503",
+        "N",
+    ),
     Option("render-timeout", _DEADLINE, "For one piece of work on a picture", "S"),
     Option("render-max-pixels", whole(1, unit="pixels"), "One picture, and one stored frame; above: refused", "N"),
     Option(
