@@ -132,7 +132,7 @@ class Rooms:
             pictures,
             self.imaging,
             SeriesLookup(time.monotonic, settings.grant_ttl),
-            PassThrough(self.forgetting, descriptions),
+            PassThrough(self.forgetting, descriptions, settings.trusted_proxy),
             status,
             Warming(self.reader, self.scheduler, self.jobs, reactor),
             hot_server,

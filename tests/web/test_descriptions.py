@@ -260,8 +260,12 @@ class GrantTests(DescribedCase):
 
     async def test_other_headers(self) -> None:
         """A header that may have moved the origin, and makes no caller, makes no grant: others don't send it."""
-        for name in ("X-Api-Key", "X-Forwarded-For", "X-Remote-User"):
+        for name in ("X-Api-Key", "X-Remote-User"):
             self.assertEqual(await self.after(**{name.replace("-", "_"): "10.0.0.1"}), 2, name)
+
+    async def test_headers_that_stay_behind(self) -> None:
+        """A header that does not go on has moved nobody."""
+        self.assertEqual(await self.after(X_Forwarded_For="192.0.2.9", X_HTTP_Method_Override="DELETE"), 1)
 
     async def test_parts_of_metadata(self) -> None:
         """An answer to a request for a part of the metadata makes no grant and leaves nothing wrong behind."""

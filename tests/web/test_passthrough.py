@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import socket
 import ssl
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,51 @@ class AnswerTests(PassThroughCase):
         await connection.end()
         self.assertEqual(("", "c"), (self.seen.header("X-Hop"), self.seen.header("X-End")))
 
+    async def test_another_request(self) -> None:
+        """What makes another request of it stays behind, also where a server takes an underscore for a dash: a GET that
+        a store takes for a DELETE would leave the cache as it is."""
+        await self.begin()
+        names = ("X-HTTP-Method-Override", "X-Http-Method", "X-Method-Override", "X_HTTP_Method_Override")
+        told = {
+            "X-Original-URL": "/app",
+            "X-Rewrite-URL": "/app",
+            "Content_Length": "5",
+            **dict.fromkeys(names, "DELETE"),
+        }
+        await self.ask.get("/studies", told)
+        for name in told:
+            self.assertEqual("", self.seen.header(name), name)
+
+    async def test_strangers_forwarding_headers(self) -> None:
+        """What a stranger says of proxies and clients stays behind, but a credential whatever its name."""
+        await self.begin(credential_header=("X-Forwarded-User",))
+        told = dict.fromkeys(("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X_Forwarded_User", "X-Real-IP"), "a")
+        await self.ask.get("/studies", {**told, "X-Forwarded-User": "alice"})
+        for name in told:
+            self.assertEqual("", self.seen.header(name), name)
+        self.assertEqual("alice", self.seen.header("X-Forwarded-User"))
+
+    async def test_trusted_forwarding_headers(self) -> None:
+        """What a trusted proxy says goes on, but for another method."""
+        await self.begin(trusted_proxy=(ip_network("127.0.0.0/8"),))
+        told = {"X-Forwarded-For": "192.0.2.9", "X-Forwarded-Proto": "https", "Forwarded": "for=192.0.2.9"}
+        await self.ask.get("/studies", {**told, "X-Forwarded-Method": "DELETE"})
+        for name, value in told.items():
+            self.assertEqual(value, self.seen.header(name))
+        self.assertEqual("", self.seen.header("X-Forwarded-Method"))
+
+    async def test_via(self) -> None:
+        """The store learns by which HTTP the proxy was asked, and by whom it was before."""
+        await self.begin()
+        answer = await self.ask.get("/studies")
+        self.assertEqual("1.1 twistedproxy", self.seen.header("Via"))
+        self.assertNotIn("via", answer.headers)
+        connection = await self.raw()
+        connection.send(b"GET /dicomweb/studies HTTP/1.0\r\nVia: 1.1 edge\r\n\r\n")
+        await connection.end()
+        via = [value for name, value in self.seen.headers if name.lower() == "via"]
+        self.assertEqual(["1.1 edge", "1.0 twistedproxy"], via)
+
     async def test_said_once(self) -> None:
         """Date, Server and content type are the store's; what it does not say is not made up."""
         await self.begin()
@@ -258,6 +304,15 @@ class AnswerTests(PassThroughCase):
 
 class FailureTests(PassThroughCase):
     """The origin fails, or the client leaves."""
+
+    async def test_statuses_that_are_none(self) -> None:
+        """A status that HTTP has not is a 502."""
+        await self.begin()
+        for status in (600, 999):
+            self.store_.fail(faults.Answer(status, (("X-Odd", "1"),), b"odd"))
+            answer = await self.ask.get("/studies/1.2/series")
+            self.expect_problem(502, answer)
+            self.assertNotIn("x-odd", answer.headers)
 
     def expect_problem(self, status: int, answer: Answer) -> None:
         self.assertEqual((status, "application/problem+json"), (answer.status, answer.headers["content-type"]))

@@ -28,7 +28,7 @@ from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.reader import FrameReader, Wanted
-from twistedproxy.origin.interface import Caller, OriginResponse
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.described import Form, form_of, instances_in, transform_of
@@ -75,11 +75,11 @@ class Descriptions:
     credentials: Credentials
     clock: IReactorTime
 
-    async def watch(self, request: Request, target: Target) -> Watch:
-        """Get ready for the answer to *request*. To be called before the origin is asked: a grant holds only
-        for what the cache knew then."""
+    async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
+        """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
+        grant holds only for what the cache knew then."""
         caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
-        if not self._would_grant(request, target):
+        if not self._would_grant(handed_on, target):
             return Watch(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)
         return Watch(self, target, caller, request.method, target.instance, reading)
@@ -96,14 +96,14 @@ class Descriptions:
             return Reading(None, {})
         return await self.cache.get_many(instance, [METADATA])
 
-    def _would_grant(self, request: Request, target: Target) -> bool:
+    def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
         resource = target.resource
-        if request.method != b"GET" or resource.kind is not Kind.METADATA or not (resource.series and resource.sop):
+        if handed_on.method != b"GET" or resource.kind is not Kind.METADATA or not (resource.series and resource.sop):
             return False
         if any(not field.lower().startswith(b"accept=") for field in target.query.split(b"&") if field):
             return False
-        names = [name.lower() for name, _ in request.requestHeaders.getAllRawHeaders()]
-        return self.credentials.are_all(name for name in names if not _is_harmless(name))
+        names = [name.lower() for name, _ in handed_on.headers]
+        return handed_on.body is None and self.credentials.are_all(name for name in names if not _is_harmless(name))
 
 
 def _is_harmless(name: bytes) -> bool:

@@ -64,7 +64,7 @@ def outside(
     """
     host = validated_host(_text(lines[-1])) if (lines := headers(b"Host")) else default_host
     seen = Outside("https" if secure else "http", _with_port(host, default_host), "", peer or "")
-    if not trusted or not _is_trusted(peer, trusted):
+    if not trusted or not is_trusted(peer, trusted):
         return seen
     hops = _x_forwarded(headers) or _forwarded(headers)
     first = _first_trusted(hops, trusted)
@@ -115,7 +115,7 @@ def _first_trusted(hops: Sequence[Hop], trusted: Sequence[Network]) -> Hop | Non
     chosen = None
     for hop in reversed(hops):
         chosen = hop
-        if not _is_trusted(_address_text(hop.get("for", "")), trusted):
+        if not is_trusted(_address_text(hop.get("for", "")), trusted):
             break
     return chosen
 
@@ -172,7 +172,7 @@ def _address(node: str) -> Address | None:
     return mapped or address
 
 
-def _is_trusted(peer: str | None, trusted: Iterable[Network]) -> bool:
+def is_trusted(peer: str | None, trusted: Iterable[Network]) -> bool:
     """A peer on a unix socket is on this host: trusted where loopback is."""
     address = _LOOPBACK if peer is None else _address(peer)
     return address is not None and any(address in network for network in trusted)

@@ -1,6 +1,7 @@
 """Everything below a mount that is no frame: handed on as it is, both ways, as it comes.
 
-- The caller's headers go along but for hop-by-hop ones and Host; the origin's come back likewise.
+- The caller's headers go along but for hop-by-hop ones and some (`twistedproxy.web.onward`); the origin's come back
+  but for hop-by-hop ones.
 - Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy; what
   else the store's host has is not shown (`twistedproxy.web.locations`).
 - A STOW or DELETE forgets what it touched before it is answered.
@@ -10,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Optional
 
 import attrs
@@ -29,8 +30,10 @@ from twistedproxy.web.codings import altered
 from twistedproxy.web.compression import compress
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
+from twistedproxy.web.forwarded import Network
 from twistedproxy.web.locations import located
 from twistedproxy.web.mounts import Target
+from twistedproxy.web.onward import onward
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.problems import not_acceptable
 from twistedproxy.web.rewriting import UrlMap
@@ -42,8 +45,6 @@ MAX_STORE_ANSWER = 16 << 20
 
 Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 
-# The proxy's own business on this hop; hop-by-hop headers are taken out where the origin is spoken to.
-_NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _READING = frozenset({Kind.METADATA, Kind.INSTANCE})
@@ -55,10 +56,11 @@ _SHARED = frozenset({b"vary", b"cache-status"})
 
 @attrs.frozen
 class PassThrough:
-    """Hands requests on. *descriptions* looks at answers that describe instances."""
+    """Hands requests on. *descriptions* looks at answers that describe instances; *trusted*: see `onward`."""
 
     forgetting: Forgetting
     descriptions: Descriptions
+    trusted: Sequence[Network] = ()
 
     async def answer(
         self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None
@@ -69,14 +71,14 @@ class PassThrough:
         Raises the errors of `twistedproxy.origin.errors`, before anything was written.
         """
         describing = is_describing(request.method, target.resource.kind)
-        watch = await self.descriptions.watch(request, target) if describing else None
-        onward = self._onward(request, target, identity=describing)
+        handed_on = onward(request, target, describing, self.descriptions.credentials.headers, self.trusted)
+        watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
-            response = await self._change(target, onward)
+            response = await self._change(target, handed_on)
         else:
-            response = await target.origin.forward(onward)
+            response = await target.origin.forward(handed_on)
         response = located(
-            response, UrlMap(target.origin.url, outside), target.origin.url + onward.path.decode("ascii")
+            response, UrlMap(target.origin.url, outside), target.origin.url + handed_on.path.decode("ascii")
         )
         if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
             await self.descriptions.revoke(request, target)
@@ -93,28 +95,14 @@ class PassThrough:
             response = await compress(response, request, size, self.descriptions.clock)
         await self._send(request, response)
 
-    @staticmethod
-    def _onward(request: Request, target: Target, identity: bool) -> OriginRequest:
-        headers = [
-            (name, value)
-            for name, values in request.requestHeaders.getAllRawHeaders()
-            if (lower := name.lower()) not in _NOT_FORWARDED and not (identity and lower == b"accept-encoding")
-            for value in values
-        ]
-        if identity:
-            headers.append((b"Accept-Encoding", b"identity"))
-        upload: Optional[ByteStream] = getattr(request, "upload", None)
-        length = getattr(upload, "length", None)
-        return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
-
-    def _change(self, target: Target, onward: OriginRequest) -> Deferred[OriginResponse]:
+    def _change(self, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and forget what it touched before the answer is given.
 
         Once all of it was sent, the answer is waited for also where the client leaves: only that tells whether anything
         changed, and a stranger who leaves at once must not have everything forgotten.
         """
-        changing = Deferred.fromCoroutine(self._changed(target, onward))
-        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(onward) else changing.cancel())
+        changing = Deferred.fromCoroutine(self._changed(target, handed_on))
+        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(handed_on) else changing.cancel())
 
         def answered(response: OriginResponse) -> None:
             if waiter.called:
@@ -129,19 +117,19 @@ class PassThrough:
         changing.addCallbacks(answered, failed)
         return waiter
 
-    async def _changed(self, target: Target, onward: OriginRequest) -> OriginResponse:
+    async def _changed(self, target: Target, handed_on: OriginRequest) -> OriginResponse:
         """The same, for as long as it takes.
 
         Where no answer tells, because none came or it broke off, the store may have done all that was asked.
         """
         addressed = target.resource.scope(target.origin.url)
         try:
-            response = await target.origin.forward(onward)
-            touched, response = await self._touched(target, addressed, onward, response)
+            response = await target.origin.forward(handed_on)
+            touched, response = await self._touched(target, addressed, handed_on, response)
         except (OriginBusy, OriginRefused):  # nothing was sent
             raise
         except Exception:
-            if _was_sent(onward):
+            if _was_sent(handed_on):
                 await self.forgetting.forget(addressed)
             raise
         try:
@@ -153,12 +141,12 @@ class PassThrough:
 
     @staticmethod
     async def _touched(
-        target: Target, addressed: Scope, onward: OriginRequest, response: OriginResponse
+        target: Target, addressed: Scope, handed_on: OriginRequest, response: OriginResponse
     ) -> tuple[list[Scope], OriginResponse]:
         """What a request changed that got *response*, and the response with a body that is still whole."""
         if 400 <= response.status < 500 and response.status != 409:
             return [], response
-        if onward.method == b"DELETE" or target.resource.kind not in (Kind.STUDIES, Kind.STUDY):
+        if handed_on.method == b"DELETE" or target.resource.kind not in (Kind.STUDIES, Kind.STUDY):
             return [addressed], response
         answer, whole = await hold(response.body, MAX_STORE_ANSWER)
         told = whole and response.status < 500
@@ -182,6 +170,6 @@ class PassThrough:
         await send_stream(request, response.body)
 
 
-def _was_sent(onward: OriginRequest) -> bool:
+def _was_sent(handed_on: OriginRequest) -> bool:
     """Whether the origin may have got all of a request."""
-    return onward.body is None or (isinstance(onward.body, Upload) and onward.body.taken)
+    return handed_on.body is None or (isinstance(handed_on.body, Upload) and handed_on.body.taken)

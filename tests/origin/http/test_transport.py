@@ -216,6 +216,19 @@ class RequestTests(TransportTestCase):
         self.assertEqual((answer.status, [value for _, value in answer.headers]), (200, [b"1"]))
         await read_all(answer.body, MB)
 
+    async def test_statuses_that_are_none(self) -> None:
+        """Statuses that HTTP has not are no answer, and their connection is not kept."""
+        for status in (b"600", b"999", b"1000", b"0", b"-200"):
+
+            async def script(wire: Wire, head: Head, status: bytes = status) -> None:
+                wire.answer(status + b" Odd", b"body")
+
+            server = self.serve(script)
+            for _ in range(2):
+                with self.assertRaises(OriginUnreachable):
+                    await self.get()
+            self.assertEqual(2, len(server.connections))
+
     async def test_redirects_are_answers(self) -> None:
         """A redirect comes back as it came; nobody follows it."""
 

@@ -117,7 +117,7 @@ class Exchange:
             watch.stop()
             self._running.waiting.discard(answered)
             vars(parser).pop("lineReceived", None)  # it refers to the parser
-        if response.code < 200:
+        if not 200 <= response.code < 600:  # RFC 9110 section 15: clients must not be given others
             connection.transport.abortConnection()  # type: ignore[union-attr]
             raise OriginUnreachable(f"the origin's answer has status {response.code}, which is none")
         return self._answer(connection, response, list(parser.connHeaders.getRawHeaders(b"connection", [])))

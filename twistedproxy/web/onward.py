@@ -1,0 +1,64 @@
+"""A caller's request as the store gets it.
+
+Rules kept here:
+- a field that makes another request of it than the one that was judged here stays behind: a GET that a store takes for
+  a DELETE would leave the cache as it is, X-Original-URL would lead out of the mount. Some servers read an underscore
+  in a field's name as a dash;
+- Forwarded, X-Forwarded-* and the like are what a trusted proxy says; from others they stay behind, for anybody can
+  write them. A header that the operator named as a credential goes on, whatever its name;
+- the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
+  Cache-Status names it there;
+- hop-by-hop fields are taken out where the origin is spoken to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from twisted.web.server import Request
+
+from twistedproxy.origin.interface import OriginRequest
+from twistedproxy.streams import ByteStream
+from twistedproxy.web.forwarded import Network, is_trusted
+from twistedproxy.web.mounts import Target
+
+PSEUDONYM = b"twistedproxy"
+
+# The proxy's own business on this hop.
+_MADE_ANEW = frozenset({b"host", b"content-length", b"expect"})
+_OVERRIDES = frozenset(
+    b"x-http-method-override x-http-method x-method-override x-forwarded-method x-original-url x-rewrite-url".split()
+)
+_OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
+
+
+def onward(
+    request: Request, target: Target, identity: bool, credentials: Sequence[bytes] = (), trusted: Sequence[Network] = ()
+) -> OriginRequest:
+    """What to hand on of *request*, its body still to be pulled.
+
+    *identity*: the answer must come in no content coding. *credentials*: the headers that make a caller; *trusted*: the
+    networks whose proxies are believed.
+    """
+    named = frozenset(name.lower() for name in credentials)
+    believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
+    headers = [
+        (name, value)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        if (lower := name.lower()) in named or _goes_on(lower, identity, believed)
+        for value in values
+    ]
+    if identity:
+        headers.append((b"Accept-Encoding", b"identity"))
+    headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
+    upload: Optional[ByteStream] = getattr(request, "upload", None)
+    length = getattr(upload, "length", None)
+    return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
+
+
+def _goes_on(lower: bytes, identity: bool, believed: bool) -> bool:
+    dashed = lower.replace(b"_", b"-")
+    if dashed in _MADE_ANEW or dashed in _OVERRIDES or (identity and lower == b"accept-encoding"):
+        return False
+    return believed or not (dashed in _OF_PROXIES or dashed.startswith(b"x-forwarded"))
