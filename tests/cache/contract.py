@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.cache.support import A
-from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.interface import Cache, Head
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.dicom.address import Instance, Scope
 
@@ -102,6 +102,18 @@ class CacheContract:
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
         await self.cache.get_many(A, [])
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
+
+    async def test_how_entries_begin_is_told_with_their_sizes(self) -> None:
+        """Of long entries the first bytes come, of short ones all; what readers would not find has no head."""
+        await self.put(A, {b"1": b"one" + b"x" * 1000, b"2": b"two", b"3": b""})
+        heads = await self.cache.heads(A, [b"1", b"4", b"3", b"2", b"1"], 4)
+        self.assertEqual(heads.fence, (await self.cache.get_many(A, [])).fence)
+        expected = {b"1": Head(b"onex", 1003), b"2": Head(b"two", 3), b"3": Head(b"", 0)}
+        self.assertEqual(heads.entries, expected)
+        await self.cache.forget(A.scope)
+        self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {})
+        await self.put(A, {b"2": b"two"})
+        self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {b"2": expected[b"2"]})
 
     async def test_entries_are_taken_back(self) -> None:
         """A removed entry is gone, its neighbour stays."""

@@ -34,6 +34,22 @@ class Reading:
     entries: Mapping[bytes, bytes]
 
 
+@attrs.frozen
+class Head:
+    """How an entry begins, and how many bytes it has in all."""
+
+    start: bytes
+    size: int
+
+
+@attrs.frozen
+class Heads:
+    """What `Cache.heads` found. *fence* as in `Reading`."""
+
+    fence: Optional[Fence]
+    entries: Mapping[bytes, Head]
+
+
 class Cache(Protocol):
     """Entries below instances, claims and locks."""
 
@@ -48,6 +64,9 @@ class Cache(Protocol):
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """Those of *names* that `get_many` would find, without their bytes. None where the cache can't be asked."""
+
+    async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
+        """The first *length* bytes (all of a shorter one) and the sizes of the entries that `get_many` would find."""
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]

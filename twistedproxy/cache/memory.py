@@ -12,7 +12,7 @@ from typing import Optional
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.interface import Fence, Reading
+from twistedproxy.cache.interface import Fence, Head, Heads, Reading
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.observer import CacheObserver, NullObserver
@@ -53,6 +53,19 @@ class MemoryCache:
             return set()
         stored = ((name, self._store.get(keys.entry + name, now)) for name in names)
         return {name for name, value in stored if value is not None and value.startswith(fence)}
+
+    async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        keys = instance_keys(instance)
+        fence = fence_of([self._store.get(key, now) for key in keys.generations])
+        heads: dict[bytes, Head] = {}
+        for name in names:
+            stored = self._store.get(keys.entry + name, now)
+            if stored is not None and fence is not None and stored.startswith(fence):
+                heads[name] = Head(stored[len(fence) : len(fence) + length], len(stored) - len(fence))
+        self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - now)
+        return Heads(fence, heads)
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
@@ -141,7 +154,7 @@ class MemoryCache:
         self._observer.cache_operation(name, "ok" if worked else "failed", self._reactor.seconds() - began)
 
 
-def read_outcome(names: Sequence[bytes], found: Mapping[bytes, bytes]) -> str:
+def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:
     """``hit`` (all of *names*), ``partial`` or ``miss``."""
     if len(found) >= len(set(names)):
         return "hit"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Optional
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.interface import Fence, Reading
+from twistedproxy.cache.interface import Fence, Heads, Reading
 from twistedproxy.dicom.address import Instance, Scope
 
 
@@ -26,6 +26,10 @@ class NoCache:
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """Nothing."""
         return set()
+
+    async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
+        """Nothing."""
+        return Heads(None, {})
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]

@@ -22,7 +22,7 @@ from twistedproxy.cache import resp
 from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.endpoints import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
-from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading
+from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
     InstanceKeys,
@@ -148,6 +148,28 @@ class RedisCache:
         if fence is None or replies is None:
             return set()
         return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
+
+    async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
+        """See `Cache`. On the connection for reads: a caller waits."""
+        began = self._reactor.seconds()
+        keys = instance_keys(instance)
+        last = b"%d" % (FENCE_LENGTH + length - 1)
+        commands = [resp.command(b"MGET", *keys.generations)]
+        commands += [resp.command(b"GETRANGE", keys.entry + name, b"0", last) for name in names]
+        commands += [resp.command(b"STRLEN", keys.entry + name) for name in names]
+        try:
+            generations, *replies = await self._reads.send(b"".join(commands), len(commands))
+        except CacheUnavailable as error:
+            self._complaints.complain("heads", str(error))
+            self._observer.cache_operation("heads", "failed", self._reactor.seconds() - began)
+            return Heads(None, {})
+        fence = fence_of(generations) if isinstance(generations, list) else None
+        heads: dict[bytes, Head] = {}
+        for name, start, size in zip(names, replies, replies[len(names) :]):
+            if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
+                heads[name] = Head(start[FENCE_LENGTH:], size - FENCE_LENGTH)
+        self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
+        return Heads(fence, heads)
 
     async def put_many(
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
