@@ -55,6 +55,16 @@ class ProcessCase(TestCase):
             self.assertNotIn(word, proxy.output())
 
 
+class StartTests(ProcessCase):
+    """A start that goes well."""
+
+    async def test_announced(self) -> None:
+        """One process says where to go, and nothing of what cannot be reached from elsewhere."""
+        proxy = await self.started()
+        await wait_until(lambda: f"{proxy.url}/dicomweb stands for {self.store.url}" in proxy.output(), "a line")
+        self.assertNotIn("can be reached from elsewhere", proxy.output())
+
+
 class StopTests(ProcessCase):
     """SIGTERM."""
 

@@ -7,10 +7,13 @@ its file's mode and life) stays as the parent made it.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
 import socket
 import stat
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet import tcp, unix
@@ -23,6 +26,9 @@ from twisted.python.failure import Failure
 BACKLOG = 1024
 """Connections that may wait to be accepted, where the description does not say. With Twisted's 50, 5,000 clients that
 come at once took 72 s instead of 0.4: each one too many tries again after a second."""
+
+Listening = Callable[[str, IProtocolFactory], Awaitable[IListeningPort]]
+"""Listens as a description says. Raises what keeps it from that."""
 
 _SYSTEMD = re.compile(r"((?:haproxy:)*)systemd:.*", re.DOTALL)
 
@@ -58,6 +64,17 @@ async def listen_on(reactor: Any, description: str, descriptor: int, factory: IP
     _deepen(port, description)
     os.close(descriptor)  # the port has a duplicate
     return port
+
+
+def listening_anew(reactor: Any) -> Listening:
+    """For one process, which binds what it listens on."""
+    return functools.partial(listen, reactor)
+
+
+def listening_on(reactor: Any, first: int) -> Listening:
+    """On sockets that are open already, from the descriptor *first* on, each call on the next."""
+    descriptors = itertools.count(first)
+    return lambda description, factory: listen_on(reactor, description, next(descriptors), factory)
 
 
 class _Adopting:

@@ -25,7 +25,7 @@ from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.reader import FrameReader
 from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.imaging.open import open_imaging
-from twistedproxy.listening import listen, listen_on
+from twistedproxy.listening import Listening, listening_anew
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.interface import Caller
@@ -38,7 +38,6 @@ from twistedproxy.prefetch.loaders import InProcessLoader
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.siblings import NoSiblings, Siblings
-from twistedproxy.web.announcing import announce
 from twistedproxy.web.app import ProxyRoutes
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.hot import HotResponses
@@ -62,8 +61,8 @@ STEP_SECONDS = 10.0
 class Rooms:
     """All parts of one proxy.
 
-    A worker has *siblings*, and *first_socket*: its listening sockets are open already, from that descriptor on, in
-    the order of the settings. *joining* is waited for just before it listens.
+    A worker has *siblings*, and sockets that are open already: *listen* listens on these as a description says.
+    *joining* is waited for just before.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class Rooms:
         settings: Settings,
         access_log: Optional[AccessLog] = None,
         siblings: Optional[Siblings] = None,
-        first_socket: Optional[int] = None,
+        listen: Optional[Listening] = None,
         joining: Optional[Callable[[], Awaitable[None]]] = None,
     ) -> None:
         siblings = siblings or NoSiblings()
-        self._first_socket = first_socket
+        self._listen_as = listen or listening_anew(reactor)
         self._joining = joining
         access_log = access_log or AccessLog()
         self.stopping = False
@@ -166,9 +165,9 @@ class Rooms:
             self.connections.start()
             if self._joining is not None:
                 await self._joining()
+            await self._listen()
             if self.imaging is not None:
                 self.imaging.pool.start()
-            await self._listen()
 
     def _start_prefetch(self) -> None:
         self._cache_use.start()
@@ -193,15 +192,13 @@ class Rooms:
         if self._settings.admin_listen is not None:
             site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
             await self._listen_at(self._settings.admin_listen, site)
-        if self._first_socket is None:
-            announce(self._settings, [port.getHost() for port in self._ports], self.mounts)
 
     async def _listen_at(self, text: str, site: Any) -> None:
-        if self._first_socket is None:
-            self._ports.append(await listen(self._reactor, text, site))
-        else:
-            descriptor = self._first_socket + len(self._ports)
-            self._ports.append(await listen_on(self._reactor, text, descriptor, site))
+        self._ports.append(await self._listen_as(text, site))
+
+    def hosts(self) -> list[Any]:
+        """Where it listens, in the order of the settings."""
+        return [port.getHost() for port in self._ports]
 
     async def stop(self, idle_seconds: float = 0.0) -> None:
         """Stop all parts; running answers may finish until the deadline, idle connections stay for *idle_seconds*."""

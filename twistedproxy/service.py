@@ -27,6 +27,7 @@ from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
 from twistedproxy.processes import allow_open_files, leave_loaded_alone
 from twistedproxy.settings import Settings
+from twistedproxy.web.announcing import announce, served
 
 if TYPE_CHECKING:
     from twistedproxy.workers.supervisor import Supervisor
@@ -151,19 +152,23 @@ class ProxyService(Service):
 
     async def _start(self) -> None:
         if self._settings.workers > 1:
-            self._rooms = self._parent()
+            await self._start_parent()
         else:
-            from twistedproxy.rooms import Rooms
-
-            self._rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
-        await self._rooms.start()
+            await self._start_proxy()
         leave_loaded_alone()
 
-    def _parent(self) -> _Proxy:
+    async def _start_parent(self) -> None:
         from twistedproxy.workers.supervisor import Supervisor
 
-        self._supervisor = Supervisor(self._reactor, self._settings, self._output)
-        return self._supervisor
+        self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output)
+        await self._supervisor.start()
+
+    async def _start_proxy(self) -> None:
+        from twistedproxy.rooms import Rooms
+
+        self._rooms = rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
+        await rooms.start()
+        announce(self._settings, rooms.hosts(), served(rooms.mounts))
 
     def reload(self) -> None:
         """Replace the workers, where there are any."""

@@ -27,7 +27,7 @@ class FakeWorker:
         self._mood = ""
         self.peer = Peer({"start": self.start, "drain": self.drain}, lambda: os._exit(0))
 
-    async def start(self, settings: str) -> None:
+    async def start(self, settings: str) -> list[dict[str, Any]]:
         self._mood = Path(MOOD).read_text()  # noqa: ASYNC240 - a few bytes, and nobody waits
         if self._mood == "refuses":
             raise CallFailed("the origin has gone fishing")
@@ -40,6 +40,7 @@ class FakeWorker:
         await self.peer.call("join")
         if self._mood == "crashes later":
             self._reactor.callLater(0.01, os._exit, 4)
+        return [{"prefix": "/dicomweb", "origin": "fake:", "examples": ["studies"]}]
 
     async def drain(self, idle_seconds: float) -> None:
         if self._mood != "stays":

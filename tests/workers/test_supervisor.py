@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
+from twisted.logger import formatEvent
 from twisted.trial.unittest import TestCase
 
 from tests.processes import TREE, free_port
@@ -73,6 +74,29 @@ class StartTests(SupervisorCase):
         self.assertEqual(len(parent.pids()), 2)
         children = set(self.children()) - self.before
         self.assertEqual((len(children), set(parent.pids()) - children), (3, set()), "a spare one too")
+        await self.stopped(parent)
+
+    async def test_announced(self) -> None:
+        """Where to go and what to mind is said once, not by each worker, nor by those that come later."""
+        with logged() as events:
+            parent = await self.started(listen=("tcp:0:interface=127.0.0.1", "tcp:0:interface=0.0.0.0"))
+            gone = parent.pids()[0]
+            os.kill(gone, signal.SIGKILL)
+            await wait_until(lambda: gone not in parent.pids() and len(parent.pids()) == 2, "another worker")
+        here, everywhere = (port.getHost().port for port in parent._ports)
+        said = [formatEvent(event) for event in events if event.get("log_namespace") == "twistedproxy.service"]
+        self.assertIn(
+            f"IPv4Address(type='TCP', host='0.0.0.0', port={everywhere}) can be reached from elsewhere", said[0]
+        )
+        self.assertEqual(
+            said[1:],
+            [
+                f"http://127.0.0.1:{here}/dicomweb stands for fake:",
+                f"try http://127.0.0.1:{here}/dicomweb/studies",
+                f"http://0.0.0.0:{everywhere}/dicomweb stands for fake:",
+                f"try http://0.0.0.0:{everywhere}/dicomweb/studies",
+            ],
+        )
         await self.stopped(parent)
 
     async def failed(self, **settings: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -183,15 +182,6 @@ class AdminRoutes:
             answer_error(request, method_not_allowed(["GET", "HEAD"]))
         else:
             answer_error(request, not_found("there is nothing here but /metrics, /status.json, /healthz and /readyz"))
-
-
-def is_beyond_loopback(address: object) -> bool:
-    """Whether others than this machine can reach a listener at *address* (its `getHost`). A unix socket: no."""
-    host = getattr(address, "host", None)
-    try:
-        return host is not None and not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
 
 
 def _count(value: object) -> int:

@@ -28,6 +28,7 @@ from twistedproxy.logs import LogOutput
 from twistedproxy.processes import ChildProcess
 from twistedproxy.settings import Settings
 from twistedproxy.waits import all_or_none
+from twistedproxy.web.announcing import Served, announce
 from twistedproxy.workers import worker
 from twistedproxy.workers.exchange import Exchange, Member
 from twistedproxy.workers.log_lines import LogLines
@@ -62,6 +63,7 @@ class Supervisor:
         self._module = module
         self._server: Optional[EmbeddedServer] = None
         self._ports: list[IListeningPort] = []
+        self._served: list[dict[str, Any]] = []
         self._exchange = Exchange(reactor)
         self._places = [Place(reactor, self._started, self._restarted) for _ in range(settings.workers)]
         self._spare: Optional[tuple[Member, LogLines]] = None
@@ -80,8 +82,8 @@ class Supervisor:
             raise RuntimeError(f"a worker could not be started: {error}") from None
         self._have_spare()
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
-        for port in self._ports:
-            _log.info("listening at {address}", address=str(port.getHost()))
+        hosts = [port.getHost() for port in self._ports]
+        announce(self._settings, hosts, [Served(**each) for each in self._served])
 
     def pids(self) -> list[int]:
         """The living workers, those that finish among them."""
@@ -141,7 +143,8 @@ class Supervisor:
     async def _told_to_start(self, member: Member, log: LogLines) -> Member:
         packed = base64.b64encode(pickle.dumps(self._worker_settings())).decode("ascii")
         try:
-            await member.process.conversation.call("start", settings=packed).addTimeout(START_SECONDS, self._reactor)
+            started = member.process.conversation.call("start", settings=packed)
+            self._served = await started.addTimeout(START_SECONDS, self._reactor)
         except CallFailed as error:
             reason = str(error)
         except ConnectionLost:

@@ -13,16 +13,19 @@ import signal
 import sys
 from typing import Any, Optional
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.listening import listening_on
 from twistedproxy.logs import AccessLog, begin_logging
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.processes import leave_loaded_alone
 from twistedproxy.settings import Settings
+from twistedproxy.web.announcing import served
 from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
 
@@ -56,19 +59,21 @@ class Worker:
         names = ("start", "drain", "forget", "revoke", "snapshot", "status")
         self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
 
-    async def start(self, settings: str) -> None:
-        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent."""
+    async def start(self, settings: str) -> list[dict[str, Any]]:
+        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent. What is `served` then."""
         unpacked: Settings = pickle.loads(base64.b64decode(settings))  # noqa: S301 - from our own parent's pipe
         output = begin_logging(unpacked.log_format, sys.stdout)
         siblings = SiblingsByParent(self.peer, self._reactor, self._counted)
+        listen = listening_on(self._reactor, FIRST_SOCKET)
         try:
             rooms = self._rooms = self._make_rooms(
-                self._reactor, unpacked, AccessLog(output), siblings, FIRST_SOCKET, self._join
+                self._reactor, unpacked, AccessLog(output), siblings, listen, self._join
             )
             await rooms.start()
         except EXPECTED as error:
             raise CallFailed(str(error) or type(error).__name__) from None
         leave_loaded_alone()
+        return [attrs.asdict(each) for each in served(rooms.mounts)]
 
     async def _join(self) -> None:
         await self.peer.call("join")
