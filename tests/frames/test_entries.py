@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -10,14 +12,18 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.entries import (
     METADATA,
     BadEntry,
+    expires_of,
+    expiry,
     frame_name,
     grant_name,
     pack_frame,
     pack_frames,
     pack_grant,
+    pack_picture,
     rendered_name,
     unpack_frame,
     unpack_grant,
+    unpack_picture,
     was_prefetched,
 )
 
@@ -42,27 +48,49 @@ class FrameTests(SynchronousTestCase):
     """A frame's entry."""
 
     @given(
-        strategies.binary(max_size=300), strategies.sampled_from([JPEG, "1." + "2" * 62, "1"]), strategies.booleans()
+        strategies.binary(max_size=300),
+        strategies.sampled_from([JPEG, "1." + "2" * 62, "1"]),
+        strategies.booleans(),
+        strategies.floats(min_value=0),
     )
-    def test_round_trip(self, data: bytes, uid: str, prefetched: bool) -> None:
+    def test_round_trip(self, data: bytes, uid: str, prefetched: bool, expires: float) -> None:
         """What was packed is unpacked, prefetched or not, whatever the bytes and the length of the UID."""
-        (packed,) = pack_frames([data], uid, prefetched)
+        (packed,) = pack_frames([data], uid, expires, prefetched)
+        self.assertEqual(expires_of(packed), expires)
         self.assertEqual(unpack_frame(packed), Frame(data, uid))
         self.assertEqual(was_prefetched(packed), prefetched)
 
     def test_one_and_many(self) -> None:
         """One frame packed alone is what it is among many."""
-        self.assertEqual(pack_frame(Frame(b"a", JPEG)), pack_frames([b"a", b"b"], JPEG)[0])
+        self.assertEqual(pack_frame(Frame(b"a", JPEG), 5.0), pack_frames([b"a", b"b"], JPEG, 5.0)[0])
 
     def test_no_uid(self) -> None:
         """What is no UID, or would be read as a shorter one, is not packed."""
         for uid in ("", "1" * 65, "1" * 130, "1" * 300, "1.2\n", "\u0661"):
-            self.assertRaises(ValueError, pack_frames, [b"a"], uid)
+            self.assertRaises(ValueError, pack_frames, [b"a"], uid, 5.0)
 
     def test_broken(self) -> None:
         """Too few bytes, or a UID that is none, are told, not shown."""
-        for value in (b"", b"\x05123", b"\x02\xff\xfe", b"\x85123"):
+        for end in (b"", b"\x05123", b"\x02\xff\xfe", b"\x85123"):
+            self.assertRaises(BadEntry, unpack_frame, b"12345678" + end)
+        for value in (b"", b"1234567"):
             self.assertRaises(BadEntry, unpack_frame, value)
+            self.assertRaises(BadEntry, expires_of, value)
+            self.assertFalse(was_prefetched(value))
+
+    def test_expiry(self) -> None:
+        """An entry ends after its seconds, or never."""
+        self.assertEqual((expiry(100.0, 0.25), expiry(100.0, None)), (100.25, math.inf))
+
+
+class PictureTests(SynchronousTestCase):
+    """A picture's entry."""
+
+    def test_round_trip(self) -> None:
+        """The picture and its expiry come back; too few bytes are told."""
+        for picture in (b"", b"picture"):
+            self.assertEqual(unpack_picture(pack_picture(picture, 5.25)), (picture, 5.25))
+        self.assertRaises(BadEntry, unpack_picture, b"1234567")
 
 
 class GrantTests(SynchronousTestCase):

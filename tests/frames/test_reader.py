@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frames
-from twistedproxy.frames.entries import frame_name
+from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
 from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
@@ -99,6 +101,75 @@ class ReadThroughTests(ReaderCase):
         wanted = Wanted(self.origin, INSTANCE, (1,), ALICE, check)  # type: ignore[arg-type]
         self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), KeyError)
         self.assertEqual(self.origin.asked_for("frames"), [])
+
+
+class ExpiryTests(ReaderCase):
+    """An answer says when the first of its frames ends."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.room.clock.advance(1000.0)
+
+    def put(self, number: int, expires: float) -> None:
+        """Another host writes a frame that ends then."""
+        packed = {frame_name(number): pack_frame(frames(number)[0], expires)}
+        fence = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, []))).fence
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.put_many(INSTANCE, fence, packed, None)))
+
+    def test_fetched(self) -> None:
+        """What was fetched just now ends after the whole time of frames."""
+        self.assertEqual(self.got(1).expires, 4600.0)
+
+    def test_read_prolongs_nothing(self) -> None:
+        """What was cached ends when it was to end at first, however often it is read; a list with its first frame."""
+        self.got(1)
+        self.room.clock.advance(100.0)
+        for _again in range(3):
+            self.assertEqual(self.got(1).expires, 4600.0)
+        self.assertEqual(self.got(2).expires, 4700.0)
+        self.assertEqual((self.got(2, 1).expires, self.got(3, 1).expires), (4600.0, 4600.0))
+        self.put(4, 1200.0)
+        self.assertEqual(self.got(2, 4, 3).expires, 1200.0)
+
+    def test_really_ends_then(self) -> None:
+        """The cache has the frame until the answer's expiry, and not at it."""
+        expires = self.got(1).expires
+        self.room.clock.advance(expires - self.room.clock.seconds() - 0.25)
+        self.assertEqual(self.got(1).cached, 1)
+        self.room.clock.advance(0.25)
+        self.assertEqual(self.got(1).fetched, 1)
+
+    def test_slow_origin(self) -> None:
+        """A frame's time begins when it has come, and is the same for who joined late."""
+        self.origin.gate = Deferred()
+        asked = [self.ask(1)]
+        self.room.clock.advance(5.0)
+        asked.append(self.ask(1, 2))
+        self.room.clock.advance(5.0)
+        self.origin.gate.callback(None)
+        self.assertEqual([self.successResultOf(one).expires for one in asked], [4610.0, 4610.0])
+        self.assertEqual(self.got(1, 2).expires, 4610.0)
+
+    def test_wrong_clock(self) -> None:
+        """A writer whose clock is far ahead prolongs nothing beyond the time of frames from now."""
+        self.put(1, 1e9)
+        self.assertEqual(self.got(1).expires, 4600.0)
+
+    def test_no_expiry(self) -> None:
+        """Where frames have no end, answers have none."""
+        self.reader.frame_seconds = None
+        self.assertEqual((self.got(1).expires, self.got(1).expires), (math.inf, math.inf))
+
+    def test_earlier_layout(self) -> None:
+        """An entry without an expiry, as they were once, is not there: it is neither misread nor in the way."""
+        self.got(2)
+        cache = self.room.cache
+        fence = self.successResultOf(Deferred.fromCoroutine(cache.get_many(INSTANCE, []))).fence
+        old = {b"f1": b"%c%s" % (len(JPEG), JPEG.encode("ascii")) + b"old frame"}
+        self.successResultOf(Deferred.fromCoroutine(cache.put_many(INSTANCE, fence, old, 3600.0)))
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(cache.present(INSTANCE, [frame_name(1)]))), set())
+        answer = self.got(1)
+        self.assertEqual((answer.frames, answer.cached, answer.fetched), (frames(1), 0, 1))
 
 
 class SharingTests(ReaderCase):

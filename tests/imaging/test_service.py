@@ -229,6 +229,22 @@ class SharingTests(ServiceCase):
         self.assertEqual(again.data, [first.data[1], first.data[0], first.data[0]])
         self.assertEqual((again.cached, again.made, len(self.pool.told)), (2, 0, 2))
 
+    def test_expiry(self) -> None:
+        """Pictures say when the first of them ends in the cache; that they are read prolongs nothing."""
+        self.assertEqual(self.successResultOf(self.frames([1], media_type="image/png")).expires, 600.0)
+        self.room.clock.advance(100.0)
+        self.assertEqual(self.successResultOf(self.frames([2], media_type="image/png")).expires, 700.0)
+        again = self.successResultOf(self.frames([2, 1], media_type="image/png"))
+        self.assertEqual((again.cached, again.expires), (2, 600.0))
+        self.room.clock.advance(500.0)
+        self.assertEqual(self.successResultOf(self.frames([1, 2], media_type="image/png")).made, 1)
+
+    def test_expiry_of_stored(self) -> None:
+        """A picture that is a stored frame ends with that frame."""
+        self.assertEqual(self.successResultOf(self.frames([1])).expires, 3600.0)
+        self.room.clock.advance(100.0)
+        self.assertEqual(self.successResultOf(self.frames([2, 1])).expires, 3600.0)
+
     def test_fresh(self) -> None:
         """Who wants nothing cached gets nothing cached, and leaves nothing."""
         self.assertEqual(self.successResultOf(self.frames([1], "disable_caching=1", "image/png")).made, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Optional
 
@@ -14,7 +15,7 @@ from tests.prefetch.support import MIB, PrefetchCase
 from tests.slides import Made, OffsetTable, loop, slide
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.entries import frame_name, unpack_frame, was_prefetched
+from twistedproxy.frames.entries import expires_of, frame_name, unpack_frame, was_prefetched
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import BATCH_BYTES, BATCH_SECONDS, InstanceLoad, Loaded
@@ -206,6 +207,16 @@ class ProvisionalTests(LoadCase):
         stream.give(self.data[len(self.data) // 2 :])
         stream.end()
         self.successResultOf(loading)
+
+    def test_expiry(self) -> None:
+        """Frames say when their time in the cache ends, by the wall clock when they were written; or that it never does."""
+        self.clock.advance(100.0)
+        for seconds, expires in ((3600.0, 4724.0), (None, math.inf)):
+            frames = ProvisionalFrames(self.cache, INSTANCE, self.fence(), seconds, lambda *_: None)
+            frames.wall_clock = lambda: 1024.0 + self.clock.seconds()
+            self.now(frames.write([b"one", b"two"], 6, JPEG))
+            self.now(frames.finish())
+            self.assertEqual([expires_of(entry) for entry in self.entries(2).values()], [expires, expires])
 
     def test_stream_breaks(self) -> None:
         """The stream breaks."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.frames.support import INSTANCE
 from tests.prefetch.support import SLIDE, PrefetchCase, content
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.frames.entries import expires_of, frame_name, pack_frames
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.errors import LoadFailed
 from twistedproxy.prefetch.region_load import CLAIM_SECONDS, SIDE_BY_SIDE, RegionLoad
@@ -35,7 +37,7 @@ class RegionCase(PrefetchCase):
         self.told: list[tuple[int, int]] = []
 
     def put(self, *numbers: int) -> None:
-        entries = pack_frames([content(number) for number in numbers], self.origin.syntax)
+        entries = pack_frames([content(number) for number in numbers], self.origin.syntax, math.inf)
         self.now(self.cache.put_many(INSTANCE, self.fence(), dict(zip(map(frame_name, numbers), entries)), 3600.0))
 
     def claimed(self, load: RegionLoad, *numbers: int, stop: bool = False) -> list[int]:
@@ -166,6 +168,14 @@ class RunTests(RegionCase):
         self.failureResultOf(running, CancelledError)
         self.assertEqual((self.origin.cancelled, self.clock.getDelayedCalls()), (SIDE_BY_SIDE, []))
         self.assertEqual(len(self.claimed(self.load(), *range(1, 25))), 24)
+
+    def test_expiry(self) -> None:
+        """Each frame says when its time in the cache ends."""
+        self.clock.advance(100.0)
+        load = attrs.evolve(self.load(), wall_clock=lambda: 1024.0 + self.clock.seconds())
+        self.now(load.run([4, 5]))
+        reading = self.now(self.cache.get_many(INSTANCE, [frame_name(4), frame_name(5)]))
+        self.assertEqual([expires_of(entry) for entry in reading.entries.values()], [4724.0, 4724.0])
 
     def test_a_cache_that_takes_nothing(self) -> None:
         """When the cache takes no frames the load ends: the rest would be fetched in vain."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import attrs
@@ -530,7 +531,7 @@ class RegionJobTests(PrefetchCase):
         asked = len(self.origin.asked)
         self.assertEqual(asked, 2, "dear frames are asked for one by one: the whole instance must not wait for them")
         task = worker.whole.tasks[0]
-        entries = pack_frames([content(number) for number in range(1, 20_001)], JPEG, prefetched=True)
+        entries = pack_frames([content(number) for number in range(1, 20_001)], JPEG, math.inf, prefetched=True)
         names = [frame_name(number) for number in range(1, 20_001)]
         self.now(self.cache.put_many(INSTANCE, task.fence, dict(zip(names, entries)), 3600.0))
         self.origin.release()

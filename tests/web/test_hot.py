@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
+from collections.abc import Sequence
 from typing import Optional
 
+import attrs
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -14,17 +17,36 @@ from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Grant
 from twistedproxy.origin.interface import Caller
-from twistedproxy.web.hot import CHECK_SECONDS, MAX_ANSWER, OVERHEAD, SHARE, HotAnswer, HotResponses, Key
+from twistedproxy.web.hot import (
+    CHECK_SECONDS,
+    MAX_ANSWER,
+    OVERHEAD,
+    SHARE,
+    TAKEN_BACK_SECONDS,
+    HotAnswer,
+    HotResponses,
+    Key,
+)
 
 FENCE = b"fence one"
 OTHER = Instance(INSTANCE.origin, "", "1.2", "1.2.3", "1.2.3.5")
 TTL = 600.0
+BEGAN = 1024.0  # the wall clock is that far before the other one
 LONG = 3600.0  # seconds; longer than all else here
 
 
 def key(number: int = 1) -> Key:
     """The key of one answer."""
     return b"/frames/%06d" % number, b"*/*", b""
+
+
+@attrs.frozen
+class Made:
+    """What an answer was made of."""
+
+    fence: bytes
+    prefetched: Sequence[int]
+    expires: float
 
 
 class HotCase(SynchronousTestCase):
@@ -34,16 +56,20 @@ class HotCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.access = Access(NoCache(), self.clock.seconds, TTL)
+        self.access = Access(NoCache(), self.wall, TTL)
         self.hot = HotResponses(self.max_bytes, self.access, self.clock.seconds)
         self.grant()
         self.check()
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return BEGAN + self.clock.seconds()
 
     def grant(
         self, caller: Caller = ALICE, instance: Instance = INSTANCE, seconds: float = TTL, fence: bytes = FENCE
     ) -> None:
         """Give *caller* a grant."""
-        self.access.grants.add(caller, instance, Grant(METADATA, self.clock.seconds() + seconds, fence))
+        self.access.grants.add(caller, instance, Grant(METADATA, self.wall() + seconds, fence))
 
     def check(self, fence: Optional[bytes] = FENCE, instance: Instance = INSTANCE) -> None:
         """The cache is asked and answers at once."""
@@ -56,9 +82,11 @@ class HotCase(SynchronousTestCase):
         fence: bytes = FENCE,
         instance: Instance = INSTANCE,
         seconds: float = LONG,
+        prefetched: Sequence[int] = (),
     ) -> None:
-        """An answer of the ordinary way comes by."""
-        self.hot.keep(key(number), instance, fence, "frames", b'"tag"', b"Fields: 1\r\n\r\n", body, seconds)
+        """An answer of the ordinary way comes by, whose source ends in *seconds* by the wall clock."""
+        source = Made(fence, prefetched, self.wall() + seconds)
+        self.hot.keep(key(number), instance, source, "frames", b'"tag"', b"Fields: 1\r\n\r\n", body)
 
     def find(self, number: int = 1, caller: Caller = ALICE) -> Optional[HotAnswer]:
         """The answer as a request would get it."""
@@ -227,6 +255,46 @@ class ExpiryTests(HotCase):
         self.assertFalse(self.found())
         self.assertEqual((0, 0), (len(self.hot), self.hot.used))
 
+    def test_ended_already(self) -> None:
+        """What has come to its end, by the clock of who wrote it, is not kept."""
+        for seconds in (0.0, -5.0):
+            self.keep(seconds=seconds)
+            self.assertEqual((0, 0), (len(self.hot), self.hot.used))
+
+    def test_without_end(self) -> None:
+        """What never ends in the cache stays."""
+        self.keep(seconds=math.inf)
+        self.clock.advance(1e9)
+        self.grant()
+        self.check()
+        self.assertTrue(self.found())
+
+    def test_may_be_taken_back(self) -> None:
+        """Frames that a load may yet take back are asked for again in time, or before, where they end before."""
+        self.keep(1, prefetched=[1])
+        self.keep(2, seconds=3.0, prefetched=[1])
+        self.clock.advance(2.75)
+        self.assertTrue(self.found(2))
+        self.clock.advance(0.25)
+        self.assertFalse(self.found(2))
+        self.clock.advance(TAKEN_BACK_SECONDS - 3.25)
+        self.check()
+        self.assertTrue(self.found(1))
+        self.clock.advance(0.25)
+        self.assertFalse(self.found(1))
+
+    def test_clock_set_back(self) -> None:
+        """Where the clock is set back, nothing lasts longer for it: not an answer, and not what is known of a fence."""
+        self.clock.rightNow = 100.0
+        self.check()
+        self.keep(1)
+        self.clock.rightNow = 50.0
+        self.keep(2)
+        self.assertEqual((False, False), (self.found(1), self.found(2)))
+        self.check()
+        self.assertEqual((False, True), (self.found(1), self.found(2)))
+        self.assertEqual(1, len(self.hot))
+
     def test_kept_again(self) -> None:
         """Read anew, it lasts anew."""
         self.keep(seconds=2.0)
@@ -321,14 +389,14 @@ class BoundTests(HotCase):
         """What many small answers really take is no more than what is counted, and not much less."""
         hot = HotResponses(64 << 20, self.access, self.clock.seconds)
         hot.checked(INSTANCE, FENCE, hot.ticket())
+        source = Made(FENCE, (), self.wall() + LONG)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         before, _ = tracemalloc.get_traced_memory()
         for number in range(20_000):
             whole = (b"/frames/%d" % number, b"multipart/related; n=%d" % number, b"")
-            hot.keep(
-                whole, INSTANCE, FENCE, "frames", b'"%d"' % number, b"Field: %d\r\n\r\n" % number, b"%d" % number, LONG
-            )
+            tag, head = b'"%d"' % number, b"Field: %d\r\n\r\n" % number
+            hot.keep(whole, INSTANCE, source, "frames", tag, head, b"%d" % number)
         taken = tracemalloc.get_traced_memory()[0] - before
         self.assertEqual(20_000, len(hot))
         self.assertLess(taken, hot.used)

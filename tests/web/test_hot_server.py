@@ -11,13 +11,14 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.clients import RawConnection
-from tests.frames.support import INSTANCE
+from tests.frames.support import INSTANCE, JPEG, frames
 from tests.waiting import wait_until
-from tests.web.hot_support import ALICE, FRAMES, MALLORY, HotProxy, request
+from tests.web.hot_support import ALICE, BEGAN, FRAMES, MALLORY, HotProxy, request
 from tests.web.support import STORED, ProxyCase
 from twistedproxy.dicom.address import Scope
+from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.settings import MIB
-from twistedproxy.web.hot import CHECK_SECONDS
+from twistedproxy.web.hot import CHECK_SECONDS, TAKEN_BACK_SECONDS
 
 MANY = 2000  # requests: their answers are far more than the kernel's buffers hold
 
@@ -109,6 +110,62 @@ class WorkerTests(SynchronousTestCase):
         self.proxy.clock.advance(CHECK_SECONDS + 0.01)
         self.assertEqual("hit", self.proxy.get(1).outcome)
         self.assertEqual("hot", self.proxy.get(2).outcome)
+
+    def test_expiry(self) -> None:
+        """A hot answer ends with the first of its frames in the cache, and no answer prolongs a frame's time."""
+        self.proxy = HotProxy(self, 64 * MIB, grant_ttl=600.0, frame_ttl=100.0)
+        outcome = self.outcome
+        self.assertEqual(("miss", "hot"), (outcome(1), outcome(1)))
+        self.proxy.clock.advance(50.0)
+        self.assertEqual(("miss", "hit", "hot", "hot"), (outcome(2), outcome("1,2"), outcome("1,2"), outcome(1)))
+        self.proxy.clock.advance(48.0)
+        self.assertEqual(("miss", "hot", "hot", "hot"), (outcome(3), outcome(2), outcome(1), outcome("1,2")))
+        self.proxy.clock.advance(1.75)
+        self.assertEqual(("hot", "hot", "hot"), (outcome(1), outcome("1,2"), outcome(2)))
+        self.proxy.clock.advance(0.25)
+        self.assertEqual(("hot", "miss", "hit"), (outcome(2), outcome(1), outcome("1,2")))
+        self.assertEqual(("hot", "hot", "hot"), (outcome(2), outcome(1), outcome("1,2")))
+
+    def test_expiry_of_pictures(self) -> None:
+        """So does a frame that is given as its own picture."""
+        self.proxy = HotProxy(self, 64 * MIB, grant_ttl=600.0, frame_ttl=100.0)
+        asked = "1/rendered"
+        self.assertEqual("miss", self.outcome(asked, accept="image/jpeg"))
+        self.proxy.clock.advance(98.0)
+        self.assertEqual("hit", self.outcome(1))
+        self.assertEqual("hot", self.outcome(asked, accept="image/jpeg"))
+        self.proxy.clock.advance(2.0)
+        self.assertEqual("miss", self.outcome(asked, accept="image/jpeg"))
+
+    def test_short_time(self) -> None:
+        """Frames that are in the cache for less than a second are hot for as long."""
+        self.proxy = HotProxy(self, 64 * MIB, grant_ttl=600.0, frame_ttl=0.5)
+        self.assertEqual(("miss", "hot"), (self.outcome(1), self.outcome(1)))
+        self.proxy.clock.advance(0.25)
+        self.assertEqual("hot", self.outcome(1))
+        self.proxy.clock.advance(0.25)
+        self.assertEqual("miss", self.outcome(1))
+
+    def test_taken_back(self) -> None:
+        """Frames that a load took back, because it turned out wrong, are hot for a minute at most; others stay."""
+        cache = self.proxy.rooms.cache
+        packed = pack_frames([frames(3)[0].data], JPEG, BEGAN + 3600.0, prefetched=True)
+        fence = self.now(cache.get_many(INSTANCE, [])).fence
+        self.now(cache.put_many(INSTANCE, fence, {frame_name(3): packed[0]}, 3600.0))
+        self.assertEqual(("hit", "hot"), (self.outcome(3), self.outcome(3)))
+        self.now(cache.remove(INSTANCE, [frame_name(1), frame_name(3)]))
+        self.proxy.clock.advance(TAKEN_BACK_SECONDS - 0.25)
+        self.assertEqual(("miss", "hot"), (self.outcome(2), self.outcome(3)))
+        self.proxy.clock.advance(0.25)
+        self.assertEqual(("miss", "hot"), (self.outcome(3), self.outcome(1)))
+
+    def outcome(self, asked: object, **more: str) -> str:
+        """What the log says of one request."""
+        return self.proxy.get(asked, **more).outcome
+
+    def now(self, coroutine: Any) -> Any:
+        """The result of what does not wait."""
+        return self.successResultOf(ensureDeferred(coroutine))
 
     def test_pages(self) -> None:
         """Each page's origin has its own answer."""

@@ -1,11 +1,17 @@
 """The names and the layout of what is kept below an instance in the cache.
 
-One byte tells the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered answer.
+- One byte tells the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered answer.
+- It tells the layout, too: who changes how an entry is laid out changes its name, so that what another version wrote is
+  not there, for readers and for prefetch, and that version finds nothing of ours either.
+- Frames, and pictures that were made here, say when their time in the cache ends, for who holds them elsewhere. That
+  is by the writer's clock. On a host whose clock is behind the writer's, what is held outlives its entry by as much, and
+  by no more than the time that entries have: hosts of one cache keep their clocks together, as grants need it, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from typing import Optional
@@ -24,8 +30,8 @@ class BadEntry(ValueError):
 
 
 def frame_name(number: int) -> bytes:
-    """The name of frame *number* (from 1): 2 to 5 bytes."""
-    return b"f%x" % number
+    """The name of frame *number* (from 1): 2 to 5 bytes. (``f``: frames without their expiry.)"""
+    return b"F%x" % number
 
 
 def grant_name(caller: Caller) -> bytes:
@@ -38,33 +44,52 @@ def rendered_name(what: bytes) -> bytes:
     return b"r" + hashlib.blake2b(what, digest_size=16).digest()
 
 
+_LENGTH = _EXPIRY.size
+_UID = _LENGTH + 1
+"""Where a frame's entry has the length of the UID, and the UID."""
+
 _PREFETCHED = 0x80
-"""Set in the first byte of a frame that was loaded before anybody asked. A UID has at most 64 characters."""
+"""Set in the length byte of a frame that was loaded before anybody asked. A UID has at most 64 characters."""
 
 
-def pack_frame(frame: Frame) -> bytes:
-    """One length byte, the transfer syntax UID, the frame's bytes."""
-    return pack_frames([frame.data], frame.transfer_syntax)[0]
+def expiry(now: float, seconds: Optional[float]) -> float:
+    """When an entry ends that is written *now*, or later, for *seconds*; infinity where that is None.
+
+    To be taken before the entry is written: then it never says later than the cache does.
+    """
+    return math.inf if seconds is None else now + seconds
 
 
-def pack_frames(frames: Sequence[bytes], transfer_syntax: str, prefetched: bool = False) -> list[bytes]:
+def pack_frame(frame: Frame, expires: float) -> bytes:
+    """The expiry (8 bytes), one length byte, the transfer syntax UID, the frame's bytes. *expires*: see `expiry`."""
+    return pack_frames([frame.data], frame.transfer_syntax, expires)[0]
+
+
+def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[bytes]:
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
-    head = b"%c%s" % (len(uid) | (_PREFETCHED if prefetched else 0), uid)
+    head = b"%s%c%s" % (_EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
     return [head + frame for frame in frames]
+
+
+def expires_of(value: bytes) -> float:
+    """When a frame's entry ends, as its writer saw it: seconds since the epoch, or infinity."""
+    if len(value) < _EXPIRY.size:
+        raise BadEntry("an entry is too short for its expiry")
+    return float(_EXPIRY.unpack_from(value)[0])
 
 
 def was_prefetched(value: bytes) -> bool:
     """Whether a frame's entry was written before anybody asked for it."""
-    return bool(value) and value[0] >= _PREFETCHED
+    return len(value) > _LENGTH and value[_LENGTH] >= _PREFETCHED
 
 
 def unpack_frame(value: bytes) -> Frame:
     """The frame that `pack_frame` packed."""
-    end = 1 + (value[0] & ~_PREFETCHED) if value else 1
+    end = _UID + (value[_LENGTH] & ~_PREFETCHED) if len(value) > _LENGTH else _UID
     if len(value) < end:
         raise BadEntry("a frame's entry is too short")
-    return Frame(value[end:], _uid(value[1:end]))
+    return Frame(value[end:], _uid(value[_UID:end]))
 
 
 _uids: dict[bytes, str] = {}
@@ -80,6 +105,16 @@ def _uid(raw: bytes) -> str:
         if len(_uids) < 256:  # there are some sixty transfer syntaxes
             _uids[raw] = uid
     return uid
+
+
+def pack_picture(picture: bytes, expires: float) -> bytes:
+    """The expiry (8 bytes), the bytes of a picture that was made here. *expires*: see `expiry`."""
+    return _EXPIRY.pack(expires) + picture
+
+
+def unpack_picture(value: bytes) -> tuple[bytes, float]:
+    """The picture that `pack_picture` packed, and when it ends. Raises `BadEntry`."""
+    return value[_EXPIRY.size :], expires_of(value)
 
 
 def pack_grant(expires: float) -> bytes:

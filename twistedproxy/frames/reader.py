@@ -4,10 +4,12 @@
 - No frame leaves this module without a grant of that caller for that instance.
 - Who waits for a frame that is on its way joins that fetch; nobody fetches it twice.
 - A failing cache costs speed only.
+- An answer says when the first of its frames ends in the cache; that it was read prolongs nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional, Protocol
 
@@ -20,7 +22,15 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.frames.access import DENIALS, Access
-from twistedproxy.frames.entries import BadEntry, frame_name, pack_frame, unpack_frame, was_prefetched
+from twistedproxy.frames.entries import (
+    BadEntry,
+    expires_of,
+    expiry,
+    frame_name,
+    pack_frame,
+    unpack_frame,
+    was_prefetched,
+)
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
@@ -60,7 +70,8 @@ class FrameAnswer:
     """The frames in the order asked for, and where they came from, counted by number:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
     *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
-    were loaded before anybody asked."""
+    were loaded before anybody asked. *expires*: when the first of them ends in the cache, in seconds since the epoch;
+    infinity: never."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
@@ -69,6 +80,7 @@ class FrameAnswer:
     shared: int
     fence: Optional[Fence] = None
     prefetched: Sequence[int] = ()
+    expires: float = math.inf
 
     @property
     def stored(self) -> bool:
@@ -106,7 +118,8 @@ class NoWatch:
 
 
 _Key = tuple[Instance, Optional[Fence], int]
-_Frames = Mapping[_Key, Frame]
+_Fetched = tuple[Frame, float]  # and when it ends in the cache, see `expiry`
+_Frames = Mapping[_Key, _Fetched]
 
 
 @attrs.define(eq=False)
@@ -121,7 +134,7 @@ class FrameReader:
     max_answer: int
     answered: Optional[Answered] = None
     watch: FenceWatch = attrs.Factory(NoWatch)
-    _in_flight: InFlight[_Key, Frame] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[_Key, _Fetched] = attrs.field(init=False, factory=InFlight)
 
     async def read(self, wanted: Wanted) -> FrameAnswer:
         """Answer *wanted*.
@@ -132,21 +145,34 @@ class FrameReader:
         names = [frame_name(number) for number in numbers]
         grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
         self._check(wanted, grant.metadata)
-        frames = self._cached(numbers, names, reading)
+        frames, expires = self._cached(numbers, names, reading)
         cached = len(frames)
         missing = [number for number in numbers if number not in frames]
         shared = 0
         if missing:
             fetched, shared = await self._from_origin(wanted, grant, reading.fence, missing)
-            frames.update(fetched)
+            frames.update({number: frame for number, (frame, _) in fetched.items()})
+            expires = min(expires, *[ends for _, ends in fetched.values()])
         ordered = [frames[number] for number in wanted.numbers]
         if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
             raise AnswerTooLarge(self._too_large())
         prefetched = [number for number, name in zip(numbers, names) if was_prefetched(reading.entries.get(name, b""))]
-        answer = FrameAnswer(ordered, grant.metadata, cached, len(missing) - shared, shared, reading.fence, prefetched)
+        answer = FrameAnswer(
+            ordered,
+            grant.metadata,
+            cached,
+            len(missing) - shared,
+            shared,
+            reading.fence,
+            prefetched,
+            min(expires, self._expiry()),  # a writer whose clock was wrong: no longer than if it were written now
+        )
         if self.answered is not None and wanted.prefetch:
             self.answered(wanted, answer)
         return answer
+
+    def _expiry(self) -> float:
+        return expiry(self.access.wall_clock(), self.frame_seconds)
 
     def numbers_in_flight(self, instance: Instance) -> set[int]:
         """The frames of *instance* that are being fetched for callers of this worker."""
@@ -188,8 +214,10 @@ class FrameReader:
         return f"the frames asked for are more than {self.max_answer} bytes together: ask for fewer at once"
 
     @staticmethod
-    def _cached(numbers: Sequence[int], names: Sequence[bytes], reading: Reading) -> dict[int, Frame]:
+    def _cached(numbers: Sequence[int], names: Sequence[bytes], reading: Reading) -> tuple[dict[int, Frame], float]:
+        """The frames that were found, and when the first of them ends."""
         frames = {}
+        expires = math.inf
         for number, name in zip(numbers, names):
             packed = reading.entries.get(name)
             if packed is not None:
@@ -197,11 +225,12 @@ class FrameReader:
                     frames[number] = unpack_frame(packed)
                 except BadEntry:
                     continue
-        return frames
+                expires = min(expires, expires_of(packed))
+        return frames, expires
 
     async def _from_origin(
         self, wanted: Wanted, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
-    ) -> tuple[dict[int, Frame], int]:
+    ) -> tuple[dict[int, _Fetched], int]:
         """The missing frames, and how many of them came from fetches that were under way already."""
         running = self._in_flight.running((wanted.instance, fence, number) for number in missing)
         alone = [number for number in missing if (wanted.instance, fence, number) not in running]
@@ -219,7 +248,7 @@ class FrameReader:
         return {number: frames[number] for number in missing}, len(missing) - len(alone)
 
     async def _join(
-        self, fetch: Fetch[_Key, Frame], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
+        self, fetch: Fetch[_Key, _Fetched], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
     ) -> _Frames:
         try:
             return await fetch.wait()
@@ -231,7 +260,7 @@ class FrameReader:
             if refused.status not in DENIALS or fetch.owner == wanted.caller.credential:
                 raise
         frames, _ = await self._from_origin(wanted, grant, fence, numbers)
-        return {(wanted.instance, fence, number): frame for number, frame in frames.items()}
+        return {(wanted.instance, fence, number): fetched for number, fetched in frames.items()}
 
     def _start(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> Deferred[_Frames]:
         instance = wanted.instance
@@ -244,12 +273,13 @@ class FrameReader:
                 if refused.status in (401, 403):
                     await self.access.revoke(wanted.caller, instance)
                 raise
-            return {(instance, fence, number): frame for number, frame in frames.items()}
+            expires = self._expiry()  # before it is written: the cache keeps it a little longer
+            return {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
 
         async def keep(frames: _Frames) -> None:
-            entries = {frame_name(key[2]): pack_frame(frame) for key, frame in frames.items()}
+            entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in frames.items()}
             await self.cache.put_many(instance, fence, entries, self.frame_seconds)
-            any_frame = next(iter(frames.values()))
+            any_frame, _ = next(iter(frames.values()))
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
         keys = [(instance, fence, number) for number in numbers]

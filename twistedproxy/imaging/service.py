@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -28,7 +29,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
     OCTET_STREAM,
     lookup,
 )
-from twistedproxy.frames.entries import rendered_name
+from twistedproxy.frames.entries import BadEntry, expiry, pack_picture, rendered_name, unpack_picture
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
 from twistedproxy.imaging.geometry import (
@@ -46,8 +47,8 @@ from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.waits import all_or_none
 
-VERSION = b"1"
-"""Part of every picture's name: to be raised when pictures come out otherwise."""
+VERSION = b"2"
+"""Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 BATCH = 64
 """Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
@@ -96,6 +97,10 @@ class Pictures:
     shared: int
     fence: Optional[Fence] = None
     """That of the cache when it was read, None where it could not be."""
+    prefetched: Sequence[int] = ()
+    """Of pictures that are stored frames: the numbers of those that were loaded before anybody asked."""
+    expires: float = math.inf
+    """When the first of them ends in the cache, in seconds since the epoch; infinity: never."""
 
 
 @attrs.frozen
@@ -110,6 +115,7 @@ class Limits:
 
 
 _Key = tuple[Instance, Optional[Fence], bytes]
+_Made = tuple[bytes, float]  # a picture, and when it ends in the cache
 
 
 @attrs.frozen
@@ -133,7 +139,7 @@ class PictureService:
     limits: Limits
     seconds: Optional[float]
     _facts: FactsReader = attrs.field(init=False)
-    _in_flight: InFlight[_Key, bytes] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[_Key, _Made] = attrs.field(init=False, factory=InFlight)
     _places: DeferredSemaphore = attrs.field(init=False)
     _numbers: int = attrs.field(init=False, default=1 << 32)  # those of descriptions are below
 
@@ -167,7 +173,16 @@ class PictureService:
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
         data = [frame.data for frame in answer.frames]
-        return Pictures(data, answer.metadata, answer.cached, answer.fetched, answer.shared, answer.fence)
+        return Pictures(
+            data,
+            answer.metadata,
+            answer.cached,
+            answer.fetched,
+            answer.shared,
+            answer.fence,
+            answer.prefetched,
+            answer.expires,
+        )
 
     async def whole(self, request: Request) -> Pictures:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
@@ -223,11 +238,13 @@ class PictureService:
         left = iter(tasks.items())
         times = Counter(numbers)
         size = 0
+        expires = math.inf
 
         async def some() -> None:
-            nonlocal size
+            nonlocal size, expires
             for number, task in left:
-                data[number], how = await self._picture(task)
+                (data[number], ends), how = await self._picture(task)
+                expires = min(expires, ends)
                 counts[how] += 1
                 size += len(data[number]) * times[number]
                 if size > self.limits.answer and len(numbers) > 1:
@@ -237,22 +254,38 @@ class PictureService:
 
         await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
         one = next(iter(tasks.values()))
-        return Pictures([data[number] for number in numbers], one.metadata, **counts, fence=one.reading.fence)
+        return Pictures(
+            [data[number] for number in numbers],
+            one.metadata,
+            counts["cached"],
+            counts["made"],
+            counts["shared"],
+            one.reading.fence,
+            expires=min(expires, self._expiry()),  # a writer's clock may have been wrong
+        )
 
-    async def _picture(self, task: _Task) -> tuple[bytes, str]:
-        cached = task.reading.entries.get(task.name)
+    def _expiry(self) -> float:
+        return expiry(self.reader.access.wall_clock(), self.seconds)
+
+    async def _picture(self, task: _Task) -> tuple[_Made, str]:
+        cached = _cached(task)
         if cached is not None:
             return cached, "cached"
+
+        async def make() -> _Made:
+            picture = await self._make(task)
+            return picture, self._expiry()  # before it is written: the cache keeps it a little longer
+
         if task.request.fresh:
-            return await self._make(task), "made"
+            return await make(), "made"
         instance, fence, name = key = (task.request.instance, task.reading.fence, task.name)
 
-        async def keep(picture: bytes) -> None:
-            await self.cache.put_many(instance, fence, {name: picture}, self.seconds)
+        async def keep(made: _Made) -> None:
+            await self.cache.put_many(instance, fence, {name: pack_picture(*made)}, self.seconds)
 
         caller = task.request.caller
-        picture, joined = await shared(self._in_flight, key, caller, lambda: self._make(task), keep)
-        return picture, "shared" if joined else "made"
+        made, joined = await shared(self._in_flight, key, caller, make, keep)
+        return made, "shared" if joined else "made"
 
     async def _make(self, task: _Task) -> bytes:
         request, cut = task.request, task.cut
@@ -343,6 +376,15 @@ class PictureService:
             raise
         finally:
             self._places.release()
+
+
+def _cached(task: _Task) -> Optional[_Made]:
+    """The picture among what was read from the cache."""
+    entry = task.reading.entries.get(task.name)
+    try:
+        return unpack_picture(entry) if entry is not None else None
+    except BadEntry:
+        return None
 
 
 def _name(what: bytes, rendering: Rendering) -> bytes:

@@ -1,12 +1,15 @@
 """Frames of an instance on their way into the cache, which may yet turn out wrong.
 
 - They are served as soon as they are written; when the load fails, every one of them is taken back.
+- Each says when its time in the cache ends.
 - The cache sets the pace: at most `OUTSTANDING_BYTES` wait for it, whatever an instance or a frame measures.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Optional
 
 import attrs
@@ -14,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.address import Instance
-from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.prefetch.errors import LoadFailed
 from twistedproxy.prefetch.jobs import Progress
 
@@ -30,6 +33,7 @@ class ProvisionalFrames:
     """Writes frames 1, 2, 3... of *instance* under *fence* for *seconds* (None: no expiry).
 
     *written*, *size*: how many frames were sent, and their bytes. *progress* hears of those that are in the cache.
+    *wall_clock* gives seconds since the epoch.
     """
 
     cache: Cache
@@ -39,6 +43,7 @@ class ProvisionalFrames:
     progress: Progress
     written: int = 0
     size: int = 0
+    wall_clock: Callable[[], float] = time.time
     _outstanding: int = 0
     _taken: int = 0
     _taken_size: int = 0
@@ -49,7 +54,8 @@ class ProvisionalFrames:
         """Send the next *frames*, *size* bytes together; waits while too many are on their way. Raises `LoadFailed`."""
         first = self.written + 1
         names = map(frame_name, range(first, first + len(frames)))
-        entries = dict(zip(names, pack_frames(frames, transfer_syntax, prefetched=True)))
+        expires = expiry(self.wall_clock(), self.seconds)
+        entries = dict(zip(names, pack_frames(frames, transfer_syntax, expires, prefetched=True)))
         self.written += len(frames)
         self.size += size
         self._outstanding += size

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
 import attrs
@@ -19,7 +20,7 @@ from twisted.internet.task import LoopingCall
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.errors import LoadFailed
@@ -42,7 +43,7 @@ class RegionLoad:
     """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*.
 
     *side_by_side*: origin requests at once. *claims_lost*: frames that others were loading. *spared*: claimed ones that
-    others brought before we asked for them.
+    others brought before we asked for them. *wall_clock* gives seconds since the epoch.
     """
 
     cache: Cache
@@ -56,6 +57,7 @@ class RegionLoad:
     side_by_side: int = SIDE_BY_SIDE
     claims_lost: int = 0
     spared: int = 0
+    wall_clock: Callable[[], float] = time.time
     _token: bytes = attrs.Factory(lambda: os.urandom(12))
     _frames: int = 0
     _bytes: int = 0
@@ -111,7 +113,8 @@ class RegionLoad:
             self.wanted.instance, numbers, self.wanted.caller, self.metadata, self.priority
         )
         syntax = next(iter(frames.values())).transfer_syntax
-        packed = pack_frames([frame.data for frame in frames.values()], syntax, prefetched=True)
+        expires = expiry(self.wall_clock(), self.seconds)
+        packed = pack_frames([frame.data for frame in frames.values()], syntax, expires, prefetched=True)
         entries = {frame_name(number): value for number, value in zip(frames, packed)}
         if not await self.cache.put_many(self.wanted.instance, self.fence, entries, self.seconds):
             raise LoadFailed("the cache did not take the frames")

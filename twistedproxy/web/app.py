@@ -114,7 +114,7 @@ class ProxyRoutes:
         _set_outcome(request, cache_outcome(answer))
         sent = await self._answers.send(request, answer, form)
         if sent is not None:
-            self.hot.keep(request, wanted.instance, answer.fence, "frames", sent)
+            self.hot.keep(request, wanted.instance, answer, "frames", sent)
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")

@@ -3,15 +3,16 @@
 - An answer is given only to a caller whose grant for that very instance holds now; the grant is looked up each time.
 - It goes with its instance: what is forgotten, or has another fence than before, takes its answers with it. What was
   last asked of the cache more than `CHECK_SECONDS` ago is answered the ordinary way, which asks again.
-- It ends when it is told to, and no hit prolongs it.
+- It ends when the first of what it was made of ends in the cache, and no hit prolongs it. That moment is told by the
+  clock of whoever wrote the entry; from then on the time that is left counts.
 - The bytes that are kept are bounded: keys, heads and bookkeeping counted; least recently used goes first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Optional
+from collections.abc import Callable, Collection
+from typing import Optional, Protocol
 
 import attrs
 
@@ -24,6 +25,10 @@ from twistedproxy.origin.interface import Caller
 
 CHECK_SECONDS = 4.0
 """How old the knowledge of an instance's fence may be: another host's STOW is felt within 5 s."""
+
+TAKEN_BACK_SECONDS = 60.0
+"""How long an answer of frames that were loaded before anybody asked is kept at most; then the cache is asked again. A
+load that turns out wrong takes its frames back, and does that in the cache only: the instance keeps its fence."""
 
 OVERHEAD = 900
 """Bytes that one answer takes besides its own: objects, hash tables, what allocators round up."""
@@ -40,6 +45,18 @@ SHARE = 16
 
 Key = tuple[bytes, bytes, bytes]
 """Request target, Accept, Origin: as they came, empty where they did not."""
+
+
+class Source(Protocol):
+    """What an answer was made of. *fence*: that of the cache when it was read. *prefetched*: frames that were loaded
+    before anybody asked. *expires*: when the first of all ends in the cache, in seconds since the epoch."""
+
+    @property
+    def fence(self) -> Optional[Fence]: ...
+    @property
+    def prefetched(self) -> Collection[int]: ...
+    @property
+    def expires(self) -> float: ...
 
 
 @attrs.define(eq=False)
@@ -61,12 +78,14 @@ class HotAnswer:
     etag: bytes
     head: bytes
     body: bytes
+    kept: float
     expires: float
     size: int
 
 
 class HotResponses:
-    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds that only go forward."""
+    """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds; where it is set back, answers
+    from before count no more."""
 
     def __init__(self, max_bytes: int, access: Access, clock: Callable[[], float]) -> None:
         self._max_instances = max_bytes // SHARE // INSTANCE_BYTES
@@ -90,10 +109,10 @@ class HotResponses:
         if answer is None:
             return None
         now = self._clock()
-        if answer.expires <= now:
+        if not answer.kept <= now < answer.expires:
             self._drop(key)
             return None
-        if answer.of.checked_until < now or not self._granted(answer.of, caller):
+        if not now <= answer.of.checked_until <= now + CHECK_SECONDS or not self._granted(answer.of, caller):
             return None
         self._answers.move_to_end(key)
         return answer
@@ -122,7 +141,9 @@ class HotResponses:
             known = None
         if known is None:
             known = self._known[instance] = _Known(instance, fence, asked)
-        known.checked_until = max(known.checked_until, asked + CHECK_SECONDS)
+        until = asked + CHECK_SECONDS
+        if not until <= known.checked_until <= self._clock() + CHECK_SECONDS:
+            known.checked_until = until
         self._known.move_to_end(instance)
         if len(self._known) > self._max_instances:
             self._forget(next(iter(self._known)))
@@ -131,21 +152,24 @@ class HotResponses:
         self,
         key: Key,
         instance: Instance,
-        fence: Fence,
+        source: Source,
         route: str,
         etag: bytes,
         head: bytes,
         body: bytes,
-        seconds: float,
     ) -> None:
-        """Keep an answer for *seconds*, if the instance still has that *fence*."""
+        """Keep an answer until its *source* ends, if the instance still has that fence."""
         of = self._known.get(instance)
+        seconds = source.expires - self._access.wall_clock()
+        if source.prefetched:
+            seconds = min(seconds, TAKEN_BACK_SECONDS)
         size = len(head) + len(body) + len(etag) + sum(map(len, key)) + OVERHEAD
-        if of is None or of.fence != fence or size > self.max_answer:
+        if of is None or of.fence != source.fence or size > self.max_answer or not seconds > 0:
             return
         if key in self._answers:
             self._drop(key)
-        self._answers[key] = HotAnswer(of, route, etag, head, body, self._clock() + seconds, size)
+        now = self._clock()
+        self._answers[key] = HotAnswer(of, route, etag, head, body, now, now + seconds, size)
         of.keys.add(key)
         self.used += size
         while self.used > self._max_bytes:

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import attrs
 from twisted.web import http, server
 
 from twistedproxy.at_once import write_at_once
-from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.web.conditional import matches_none
-from twistedproxy.web.hot import HotAnswer, HotResponses
+from twistedproxy.web.hot import HotAnswer, HotResponses, Source
 from twistedproxy.web.hot_heads import GET, Heads
-
-KEEP_SECONDS = 60.0
-"""How long an answer is kept at most; then the cache is asked again. When a frame's time in the cache ends is not told
-here, and what a load takes back, because it turned out wrong, is taken back in the cache only."""
 
 OUTCOME = "hot"
 
@@ -79,9 +74,9 @@ class HotServer:
             self._start = b"HTTP/1.1 200 OK\r\n" + fields, b"HTTP/1.1 304 Not Modified\r\n" + fields
         return self._start
 
-    def keep(self, request: Any, instance: Instance, fence: Optional[Fence], route: str, body: Sequence[bytes]) -> None:
+    def keep(self, request: Any, instance: Instance, source: Source, route: str, body: Sequence[bytes]) -> None:
         """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*."""
-        if not self.hot.max_answer or fence is None or request.method != b"GET" or request.code != 200:
+        if not self.hot.max_answer or source.fence is None or request.method != b"GET" or request.code != 200:
             return
         accept = request.requestHeaders.getRawHeaders(b"Accept") or [b""]
         origin = request.requestHeaders.getRawHeaders(b"Origin") or [b""]
@@ -98,7 +93,7 @@ class HotServer:
         (etag,) = headers.getRawHeaders(b"ETag")
         key = (request.uri, accept[0], origin[0])
         head = b"".join((*lines, b"\r\n"))
-        self.hot.keep(key, instance, fence, route, etag, head, b"".join(body), KEEP_SECONDS)
+        self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
 
 
 def _head_of_304(answer: HotAnswer) -> bytes:

@@ -17,7 +17,6 @@ from typing import Any, NoReturn, Optional
 import attrs
 from twisted.web.server import Request
 
-from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import build
@@ -49,6 +48,7 @@ from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_al
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.conditional import entity_tag
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
+from twistedproxy.web.hot import Source
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.passthrough import Alteration
 from twistedproxy.web.paths import Kind
@@ -64,7 +64,7 @@ MAX_DESCRIPTION = 64 << 20
 """Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
 
 
-Keep = Callable[[Request, Instance, Optional[Fence], str, Sequence[bytes]], None]
+Keep = Callable[[Request, Instance, Source, str, Sequence[bytes]], None]
 """Keeps what was written as a hot response."""
 
 Make = Callable[[PictureService, service.Request], Coroutine[Any, Any, Pictures]]
@@ -98,7 +98,7 @@ class RenderedAnswers:
         _note(request, cache_outcome(answer))
         sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
         if sent is not None:
-            self.keep(request, wanted.instance, answer.fence, "frames_rendered", sent)
+            self.keep(request, wanted.instance, answer, "frames_rendered", sent)
 
     async def frames_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
         """``…/frames/{list}/rendered`` (PS3.18 section 10.4.1.1.6)."""
@@ -240,7 +240,7 @@ class RenderedAnswers:
         ranged = len(made.data) == 1
         sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
         if sent is not None and not asked.fresh and not asked.annotations:
-            self.keep(request, wanted.instance, made.fence, form.route, sent)
+            self.keep(request, wanted.instance, made, form.route, sent)
 
 
 async def _described(ours: PictureService, factor: float, body: ByteStream) -> ByteStream:
