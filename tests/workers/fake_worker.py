@@ -25,7 +25,7 @@ class FakeWorker:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._mood = ""
-        self.peer = Peer({"start": self.start, "drain": self.drain}, lambda: os._exit(0))
+        self.peer = Peer({"start": self.start, "ping": self.ping, "drain": self.drain}, lambda: os._exit(0))
 
     async def start(self, settings: str) -> list[dict[str, Any]]:
         self._mood = Path(MOOD).read_text()  # noqa: ASYNC240 - a few bytes, and nobody waits
@@ -41,6 +41,9 @@ class FakeWorker:
         if self._mood == "crashes later":
             self._reactor.callLater(0.01, os._exit, 4)
         return [{"prefix": "/dicomweb", "origin": "fake:", "examples": ["studies"]}]
+
+    async def ping(self) -> None:
+        pass
 
     async def drain(self, idle_seconds: float) -> None:
         if self._mood != "stays":

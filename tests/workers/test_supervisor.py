@@ -19,7 +19,7 @@ from tests.web.support import logged
 from tests.workers import fake_worker
 from twistedproxy.cache.address import EmbeddedAddress, NoAddress
 from twistedproxy.settings import Settings
-from twistedproxy.workers import supervisor
+from twistedproxy.workers import supervisor, watch
 from twistedproxy.workers.supervisor import Supervisor
 
 
@@ -166,6 +166,18 @@ class WatchTests(SupervisorCase):
         os.kill(max(set(self.children()) - self.before - set(parent.pids())), signal.SIGKILL)
         os.kill(stays, signal.SIGKILL)
         await wait_until(lambda: stays not in parent.pids() and len(parent.pids()) == 2, "another worker, without it")
+        await self.stopped(parent)
+
+    async def test_hangs(self) -> None:
+        """A worker that is stopped from outside answers nobody: it is killed and replaced, and the log says so."""
+        self.patch(watch, "PING_SECONDS", 0.25)
+        parent = await self.started()
+        hangs = parent.pids()[0]
+        with logged() as events:
+            os.kill(hangs, signal.SIGSTOP)
+            await wait_until(lambda: hangs not in parent.pids() and len(parent.pids()) == 2, "another worker")
+        self.assertEqual([event["pid"] for event in events if event.get("event") == "worker_hangs"], [hangs])
+        self.assertEqual(len([event for event in events if event.get("event") == "worker_ended"]), 1)
         await self.stopped(parent)
 
     async def test_crash_loop(self) -> None:

@@ -5,7 +5,8 @@
   The sockets stay open meanwhile, and no connection is refused.
 - One process more waits with everything imported: a worker that was killed has a successor in a tenth of a second
   where a new process takes 1.4 to 2.1 s on a busy machine.
-- What goes between workers is `Exchange`'s business, how a place is kept filled is `Place`'s.
+- What goes between workers is `Exchange`'s business, how a place is kept filled is `Place`'s, and who hangs is found
+  by `Watch`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from twistedproxy.workers.exchange import Exchange, Member
 from twistedproxy.workers.log_lines import LogLines
 from twistedproxy.workers.peer import CallFailed, Handler, Peer
 from twistedproxy.workers.place import Place, StartFailed
+from twistedproxy.workers.watch import Watch
 
 START_SECONDS = 120.0
 """How long a worker may take until it listens: a folder of many files takes a while to index."""
@@ -65,6 +67,7 @@ class Supervisor:
         self._ports: list[IListeningPort] = []
         self._served: list[dict[str, Any]] = []
         self._exchange = Exchange(reactor)
+        self._watch = Watch(reactor, lambda: self._exchange.members)
         self._places = [Place(reactor, self._started, self._restarted) for _ in range(settings.workers)]
         self._spare: Optional[tuple[Member, LogLines]] = None
         self._reload_wanted = False
@@ -76,6 +79,7 @@ class Supervisor:
         for description in self._descriptions():
             if not self.stopping:
                 self._ports.append(await bind(self._reactor, description))
+        self._watch.start()
         try:
             await all_or_none([Deferred.fromCoroutine(place.fill()) for place in self._places])
         except StartFailed as error:
@@ -251,6 +255,9 @@ class Supervisor:
             stopping = port.stopListening()
             if isinstance(stopping, Deferred):
                 await stopping
-        await all_or_none(ending)
+        try:
+            await all_or_none(ending)
+        finally:
+            self._watch.stop()
         if self._server is not None:
             await self._server.stop()

@@ -7,6 +7,7 @@ is sent SIGTERM, and when the pipe ends: with its parent, whatever way that ends
 from __future__ import annotations
 
 import base64
+import faulthandler
 import os
 import pickle
 import signal
@@ -34,6 +35,9 @@ CONTROL_OUT = 4
 FIRST_SOCKET = 5
 """File descriptors: the pipe from and to the parent, then the sockets, in the order of the settings."""
 
+STACKS_SIGNAL = signal.SIGUSR2
+"""Has it print where all its threads are, even where no Python code gets to run any more."""
+
 ORPHAN_SECONDS = 3.0
 """How long running answers may go on once the parent has gone."""
 
@@ -56,7 +60,7 @@ class Worker:
         self._make_rooms = Rooms
         self._rooms: Optional[Rooms] = None
         self._ending = False
-        names = ("start", "drain", "forget", "revoke", "snapshot", "status")
+        names = ("start", "ping", "drain", "forget", "revoke", "snapshot", "status")
         self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
 
     async def start(self, settings: str) -> list[dict[str, Any]]:
@@ -77,6 +81,9 @@ class Worker:
 
     async def _join(self) -> None:
         await self.peer.call("join")
+
+    async def ping(self) -> None:
+        """The parent asks for a sign of life (`twistedproxy.workers.watch`)."""
 
     async def drain(self, idle_seconds: float) -> None:
         """Accept no more, let running answers finish, and end. Idle connections stay for *idle_seconds*."""
@@ -128,9 +135,10 @@ def main() -> None:
 
     worker = Worker(reactor)
     stdio.StandardIO(worker.peer, stdin=CONTROL_IN, stdout=CONTROL_OUT)  # type: ignore[call-arg]
-    # the terminal's Ctrl-C and a reload are for the parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    faulthandler.register(STACKS_SIGNAL)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        # the terminal's Ctrl-C, a reload, another log file: all are for the parent
+        signal.signal(number, signal.SIG_IGN)
 
     def install() -> None:
         # Behind Twisted's own: those notice that children end, and must be there.
