@@ -34,13 +34,13 @@ class KeyTests(SynchronousTestCase):
     def test_every_part_of_an_instance_counts(self) -> None:
         """A change in any part, or of where one part ends and the next begins, makes another key."""
         others = [
-            attrs.evolve(A, origin=A.origin + "/x"),
+            attrs.evolve(A, origin=A.origin + "x"),
             attrs.evolve(A, root="/x"),
             attrs.evolve(A, study="1"),
             attrs.evolve(A, series="1"),
             attrs.evolve(A, sop="1"),
-            Instance("ab", "c", "1", "2", "3"),
-            Instance("a", "bc", "1", "2", "3"),
+            Instance("a", "/b", "12", "3", "4"),
+            Instance("a", "/b", "1", "23", "4"),
         ]
         self.assertEqual(len({instance_keys(one).entry for one in (A, *others)}), 8)
 
@@ -53,6 +53,13 @@ class KeyTests(SynchronousTestCase):
             A.scope,
         ]
         self.assertEqual(tuple(map(scope_key, scopes)), instance_keys(A).generations)
+
+    def test_one_place(self) -> None:
+        """What is one instance at the store has one key, wherever the origin's URL ends."""
+        short = Instance("http://pacs.test", "/dicom-web", A.study, A.series, A.sop)
+        long = Instance("http://pacs.test/dicom-web", "", A.study, A.series, A.sop)
+        self.assertEqual(instance_keys(short), instance_keys(long))
+        self.assertEqual(scope_key(Scope(short.origin, short.root)), scope_key(Scope(long.origin, long.root)))
 
     def test_a_fence_needs_all_generations(self) -> None:
         """One missing: none. Each counts, and so does where one ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import socket
 import ssl
 from ipaddress import ip_network
@@ -24,6 +25,7 @@ from tests.stores.http_server import Seen
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from tests.web.support import ProxyCase, RunningProxy
+from twistedproxy.settings import Mount
 
 BIG = "/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
 STOW = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=stow'}
@@ -711,6 +713,38 @@ class ForgettingTests(PassThroughCase):
         await connection.close()
         await self.settled()
         self.assertEqual([], await self.frame())
+
+
+class TwoMountsTests(PassThroughCase):
+    """One store behind two mounts, at its DICOMweb root and above it."""
+
+    async def both(self, **settings: Any) -> tuple[Client, Client]:
+        """Clients below the root's mount, and below that of the whole store's."""
+        self.store_ = self.store()
+        above = self.store_.server.replace("http:", "HTTP:") + "/"
+        mounts = (Mount("/dicomweb", self.store_.url), Mount("/all", above))
+        self.running = await self.proxy(self.store_, origin=mounts, **settings)
+        return self.running.client(), self.running.client(prefix="/all" + self.store_.dialect.root)
+
+    async def test_shared(self) -> None:
+        """What was cached through one is there through the other, and so is the grant."""
+        root, above = await self.both()
+        for ask in (root, above):
+            self.assertEqual(self.stored[:1], (await ask.frames(self.slide.resource, [1])).frames())
+        self.assertEqual(1, len(self.store_.seen("/frames/")))
+
+    async def test_forgotten(self) -> None:
+        """What was deleted or stored through one is no longer known through the other, whatever kept it."""
+        for hot_memory, order in itertools.product((0, 64 << 20), (1, -1)):
+            asks, changes = (await self.both(hot_memory=hot_memory))[::order]
+            for _ in range(2):
+                await asks.frames(self.slide.resource, [1])
+            self.assertEqual(1, len(self.store_.seen("/frames/")))
+            await changes.request("POST", "/studies", STOW, stow_body(self.slide.path.read_bytes()))
+            self.assertEqual(self.stored[:1], (await asks.frames(self.slide.resource, [1])).frames())
+            self.assertEqual(2, len(self.store_.seen("/frames/")))
+            await changes.request("DELETE", f"/studies/{self.slide.study}")
+            self.assertEqual(404, (await asks.frames(self.slide.resource, [1])).status)
 
 
 class TLSTests(PassThroughCase):

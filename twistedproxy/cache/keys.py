@@ -3,6 +3,7 @@
 Rules kept here:
 - A key is ``tp`` + kind + ``{digest}`` + name. The digest is base64url, so the first ``}`` is the
   hash tag's own (Redis Cluster specification, "Hash tags") whatever bytes a name holds.
+- An instance goes by its `place`: through whichever mount it was asked for, it has one key, and is forgotten.
 - Entries, claims, locks and generations are different kinds: none is ever mistaken for another.
 - An entry's value is its stamp (the fence it was written under, 8 bytes) and then its bytes.
 """
@@ -51,13 +52,13 @@ class InstanceKeys:
 @lru_cache(maxsize=KNOWN_INSTANCES)
 def instance_keys(instance: Instance) -> InstanceKeys:
     """The keys of *instance*. Cached: a reader asks once for each frame."""
-    parts = (instance.origin, instance.root, instance.study, instance.series, instance.sop)
+    parts = (instance.place, instance.study, instance.series, instance.sop)
     tag = _tag(parts)
     return InstanceKeys(
         entry=b"tpf" + tag,
         claim=b"tpc" + tag,
         lock=b"tpl" + tag,
-        generations=tuple(_generation(parts[:length]) for length in range(2, len(parts) + 1)),
+        generations=tuple(_generation(parts[:length]) for length in range(1, len(parts) + 1)),
     )
 
 
@@ -67,7 +68,7 @@ def scope_key(scope: Scope) -> bytes:
     named = [level for level in levels if level is not None]
     if levels[: len(named)] != tuple(named):
         raise ValueError(f"{scope!r} names a level without the one above it")
-    return _generation((scope.origin, scope.root, *named))
+    return _generation((scope.place, *named))
 
 
 def new_generation() -> bytes:

@@ -46,6 +46,7 @@ class Instance:
 
     *origin* is the URL that the operator gave for the store; *root* is the rest of the
     path down to ``/studies`` ("" for most stores, ``/projects/…/dicomWeb`` below Google's).
+    Two that are one at the store, for origins may lie within each other, have the same `place`.
     """
 
     origin: str
@@ -53,6 +54,11 @@ class Instance:
     study: str = attrs.field(validator=_uid_field)
     series: str = attrs.field(validator=_uid_field)
     sop: str = attrs.field(validator=_uid_field)
+
+    @property
+    def place(self) -> str:
+        """The URL that ``/studies`` follows, wherever the origin's ends in it: what is kept of an instance goes by that."""
+        return self.origin + self.root
 
     @property
     def path(self) -> str:
@@ -82,3 +88,8 @@ class Scope:
     study: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
     series: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
     sop: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
+
+    @property
+    def place(self) -> str:
+        """As of an `Instance`."""
+        return self.origin + self.root

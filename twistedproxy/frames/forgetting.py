@@ -1,4 +1,4 @@
-"""Forgetting what a STOW or a DELETE has made old.
+"""Forgetting what a STOW or a DELETE has made old, through whichever mount it was asked for.
 
 The cache ends the scope's generation, which every worker and host sees with its next reading. While the cache
 cannot be told, the scope stays *pending* here: it is told again until it knows, and nothing of the scope is read
@@ -30,10 +30,8 @@ MAX_PENDING = 1000
 
 def covers(scope: Scope, instance: Instance) -> bool:
     """Whether *instance* lies in *scope*."""
-    return (scope.origin, scope.root) == (instance.origin, instance.root) and all(
-        wanted is None or wanted == has
-        for wanted, has in ((scope.study, instance.study), (scope.series, instance.series), (scope.sop, instance.sop))
-    )
+    below = ((scope.sop, instance.sop), (scope.series, instance.series), (scope.study, instance.study))
+    return all(wanted is None or wanted == has for wanted, has in below) and scope.place == instance.place
 
 
 class Forgetting:
@@ -83,7 +81,7 @@ class Forgetting:
     def _insist_on(self, scope: Scope) -> None:
         if len(self._pending) >= MAX_PENDING:
             scope = Scope(scope.origin, scope.root)
-            for narrower in [one for one in self._pending if (one.origin, one.root) == (scope.origin, scope.root)]:
+            for narrower in [one for one in self._pending if one.place == scope.place]:
                 del self._pending[narrower]
         self._pending[scope] = None
         if self._insisting is None:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
@@ -15,7 +15,7 @@ from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.http.transport import Transport
+from twistedproxy.origin.http.transport import Transport, normal_url
 from twistedproxy.streams import BytesStream, read_all
 
 MB = 1 << 20
@@ -689,6 +689,19 @@ class UploadTests(TransportTestCase):
         stream.feed(b"end")
         stream.end()
         self.assertEqual((await running).status, 200)
+
+
+class URLTests(SynchronousTestCase):
+    def test_normal(self) -> None:
+        """One origin has one URL, however it was written; paths are told apart by every letter."""
+        for url, expected in (
+            ("HTTP://Pacs.test:80/DICOM-web/", "http://pacs.test/DICOM-web"),
+            ("https://pacs.test:443", "https://pacs.test"),
+            ("https://pacs.test:80/a%2Fb//", "https://pacs.test:80/a%2Fb"),
+            ("http://[::1]:8042/x", "http://[::1]:8042/x"),
+        ):
+            self.assertEqual(expected, normal_url(url))
+            self.assertEqual(expected, normal_url(expected))
 
 
 class BadURLTests(TransportTestCase):

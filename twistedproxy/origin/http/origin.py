@@ -24,7 +24,7 @@ from twistedproxy.origin.http.frames import NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
 from twistedproxy.origin.http.retry import drain
-from twistedproxy.origin.http.transport import Transport
+from twistedproxy.origin.http.transport import Transport, normal_url
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
@@ -51,7 +51,7 @@ class HTTPOrigin:
         observer: Optional[Observer] = None,
         policy: Optional[IPolicyForHTTPS] = None,
     ) -> None:
-        self.url = url
+        self.url = normal_url(url)
         self._clock: IReactorTime = reactor
         self._concurrency = settings.origin_concurrency
         self._observer: Observer = observer or NoObserver()

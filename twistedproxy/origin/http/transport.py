@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Optional
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
 
 from twisted.internet.defer import CancelledError
@@ -38,6 +38,7 @@ from twistedproxy.streams import ByteStream
 REPEATABLE = frozenset({b"GET", b"HEAD"})
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
 USER_AGENT = b"twistedproxy"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _VISIBLE = re.compile(rb"\A/[\x21-\x7e]*\Z")
 _TOKEN = re.compile(rb"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 
@@ -168,19 +169,32 @@ class _Pool(HTTPConnectionPool):
             super()._putConnection(key, connection)
 
 
+def normal_url(url: str) -> str:
+    """*url*, of an origin, as others may write it too: scheme and host in lower case, no default port, no slash at its
+    end (RFC 3986 section 6.2). Raises ValueError for what is no http(s) URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{_host(parts)}{parts.path.rstrip('/')}"
+
+
+def _host(parts: SplitResult) -> str:
+    """The value of Host for a URL of *parts*. Raises ValueError for what is no http(s) URL of a host."""
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{parts.geturl()!r} is no http or https URL with a host")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return name if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f"{name}:{parts.port}"
+
+
 def _where(
     reactor: IReactorTCP, url: str, connect_timeout: float, policy: Optional[IPolicyForHTTPS]
 ) -> tuple[bytes, bytes, IStreamClientEndpoint]:
     """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for what is no http(s) URL."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no http or https URL with a host")
+    host = _host(parts)
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("an origin's URL has no user, query or fragment")
     secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    host = name if port == (443 if secure else 80) else f"{name}:{port}"
+    assert parts.hostname is not None
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
     endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, parts.hostname, port, timeout=connect_timeout)
     if secure:
         creator = (policy or BrowserLikePolicyForHTTPS()).creatorForNetloc(parts.hostname.encode("ascii"), port)
