@@ -141,7 +141,7 @@ class RedisCache:
         """See `Cache`. Only the stamps are read."""
         keys = instance_keys(instance)
         commands = [resp.command(b"MGET", *keys.generations)]
-        commands += [resp.command(b"GETRANGE", keys.entry + name, b"0", b"%d" % (FENCE_LENGTH - 1)) for name in names]
+        commands += resp.for_each(b"GETRANGE", keys.entries(names), b"0", b"%d" % (FENCE_LENGTH - 1))
         replies = await self._timed("present", commands)
         generations = replies[0] if replies else None
         fence = fence_of(generations) if isinstance(generations, list) else None
@@ -155,8 +155,9 @@ class RedisCache:
         keys = instance_keys(instance)
         last = b"%d" % (FENCE_LENGTH + length - 1)
         commands = [resp.command(b"MGET", *keys.generations)]
-        commands += [resp.command(b"GETRANGE", keys.entry + name, b"0", last) for name in names]
-        commands += [resp.command(b"STRLEN", keys.entry + name) for name in names]
+        entries = keys.entries(names)
+        commands += resp.for_each(b"GETRANGE", entries, b"0", last)
+        commands += resp.for_each(b"STRLEN", entries)
         try:
             generations, *replies = await self._reads.send(b"".join(commands), len(commands))
         except CacheUnavailable as error:
@@ -198,9 +199,8 @@ class RedisCache:
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""
-        claim = instance_keys(instance).claim
-        commands = [resp.set_if_absent(claim + name, token, seconds) for name in names]
-        replies = await self._timed("claim", commands)
+        keys = instance_keys(instance).claims(names)
+        replies = await self._timed("claim", resp.set_if_absent(keys, token, seconds))
         return {name for name, reply in zip(names, replies or ()) if reply == b"OK"}
 
     async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
@@ -215,7 +215,8 @@ class RedisCache:
 
     async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
         """See `Cache`. Not taken where the server can't be asked."""
-        replies = await self._timed("lock", [resp.set_if_absent(instance_keys(instance).lock + name, token, seconds)])
+        key = instance_keys(instance).lock + name
+        replies = await self._timed("lock", resp.set_if_absent([key], token, seconds))
         return replies == [b"OK"]
 
     async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
@@ -249,8 +250,9 @@ class RedisCache:
         """Begin the generations that are missing. Set only if absent: all who race for it get the same fence.
         None where a full server takes none."""
         root, *below = keys.generations
-        commands = [resp.set_if_absent(root, new_generation(), None)]
-        commands += [resp.set_if_absent(key, new_generation(), GENERATION_SECONDS) for key in below]
+        commands = resp.set_if_absent([root], new_generation(), None)
+        for key in below:
+            commands += resp.set_if_absent([key], new_generation(), GENERATION_SECONDS)
         commands.append(resp.command(b"MGET", *keys.generations))
         replies = await self._reads.send(b"".join(commands), len(commands))
         self._look_for_errors("get_many", replies)

@@ -43,11 +43,17 @@ def set_entries(stamp: bytes, entries: Iterable[tuple[bytes, bytes]], seconds: O
     return pieces
 
 
-def set_if_absent(key: bytes, value: bytes, seconds: Optional[float]) -> bytes:
-    """SET that answers OK where *key* was absent, else nil."""
-    if seconds is None:
-        return command(b"SET", key, value, b"NX")
-    return command(b"SET", key, value, b"NX", b"PX", milliseconds(seconds))
+def for_each(name: bytes, keys: Iterable[bytes], *arguments: bytes) -> list[bytes]:
+    """The same command for each of *keys*: what they have in common is made once."""
+    head = b"*%d\r\n$%d\r\n%b\r\n" % (len(arguments) + 2, len(name), name)
+    tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
+    return [b"%b$%d\r\n%b%b" % (head, len(key), key, tail) for key in keys]
+
+
+def set_if_absent(keys: Iterable[bytes], value: bytes, seconds: Optional[float]) -> list[bytes]:
+    """SETs that answer OK where the key was absent, else nil."""
+    expiry = () if seconds is None else (b"PX", milliseconds(seconds))
+    return for_each(b"SET", keys, value, b"NX", *expiry)
 
 
 def delete_if_ours(keys: Sequence[bytes], token: bytes) -> bytes:

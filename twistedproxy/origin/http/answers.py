@@ -69,67 +69,93 @@ async def read_frames(answer: Answer, count: int, stored: Optional[str], budget:
     """The *count* frames of an answer, in order. *stored*: the instance's transfer syntax where it is known."""
     try:
         media_type = content_type(answer)
+        labels = _Labels(media_type, stored)
         if media_type.is_multipart:
-            parts = await _read_parts(answer, media_type, count, budget)
+            frames = await _read_parts(answer, labels, count, budget)
         else:
-            parts = [await _read_single(answer, media_type, budget)]
+            frames = [await _read_single(answer, labels, budget)]
     except BadMultipart as bad:
         raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
     finally:
         answer.body.close()
-    if len(parts) != count:
-        raise OriginBadAnswer(f"the origin sent {len(parts)} of {count} frames")
-    return [_frame(part, media_type, stored) for part in parts]
+    if len(frames) != count:
+        raise OriginBadAnswer(f"the origin sent {len(frames)} of {count} frames")
+    return frames
 
 
-async def _read_parts(answer: Answer, media_type: MediaType, count: int, budget: Budget) -> list[Part]:
+async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[Frame]:
     # One part more than asked for is enough to know that the answer is wrong.
-    collector = PartCollector(media_type.boundary, UNLIMITED, count + 1)
-    parts: list[Part] = []
+    collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
+    frames: list[Frame] = []
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
-        parts += collector.feed(chunk)
+        frames += map(labels.frame, collector.feed(chunk))
     collector.close()
-    return parts
+    return frames
 
 
-async def _read_single(answer: Answer, media_type: MediaType, budget: Budget) -> Part:
-    _frame_type(media_type)  # a page for people need not be read
+async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
+    _frame_type(labels.outer)  # a page for people need not be read
     chunks: list[bytes] = []
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
         chunks.append(chunk)
     if not answer.framed:
         raise OriginBadAnswer("the origin's answer does not show where it ends")
-    return Part({"content-type": (first(answer.headers, b"content-type") or b"").decode("latin-1")}, b"".join(chunks))
+    return labels.frame(Part({}, b"".join(chunks)))
 
 
-def _frame(part: Part, outer: MediaType, stored: Optional[str]) -> Frame:
-    if not part.data:
-        raise OriginBadAnswer("the origin sent an empty frame")
+class _Labels:
+    """Makes frames of the parts of one answer. *stored*: the instance's transfer syntax where it is known.
+
+    Nearly always all parts say the same: what it means is worked out once.
+    """
+
+    def __init__(self, outer: MediaType, stored: Optional[str]) -> None:
+        self.outer = outer
+        self._stored = stored
+        self._said: Optional[str] = None
+        self._kind = ""
+        self._uid: Optional[str] = None
+
+    def frame(self, part: Part) -> Frame:
+        """The frame in a *part*; one without headers is what the answer is. Raises `OriginBadAnswer`."""
+        if not part.data:
+            raise OriginBadAnswer("the origin sent an empty frame")
+        said = part.headers.get("content-type", "")
+        if said != self._said:
+            self._read(part)
+            self._said = said
+        return Frame(part.data, self._uid or _uid(self._shown(part.data)))
+
+    def _read(self, part: Part) -> None:
+        media_type = part.media_type or self.outer
+        self._kind = _frame_type(media_type)
+        uid = next(
+            (uid for uid in (media_type.transfer_syntax, self.outer.transfer_syntax) if uid and uid != "*"), None
+        )
+        if uid is None and self._stored is not None and media_type_of(self._stored) == self._kind:
+            uid = self._stored
+        self._uid = None if uid is None else _uid(uid)
+
+    def _shown(self, data: bytes) -> str:
+        """The transfer syntax that a frame's bytes show, where nothing says it."""
+        shown = sniff(data[:SNIFF_BYTES])
+        if shown is None:
+            if self._kind == OCTET_STREAM:
+                # Not stored so, or not known: bytes without a signature are native ones.
+                return EXPLICIT_VR_LITTLE_ENDIAN
+            raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
+        if self._stored is not None and media_type_of(self._stored) == media_type_of(shown):
+            return self._stored
+        return shown
+
+
+def _uid(uid: str) -> str:
     try:
-        return Frame(part.data, validate_uid(frame_uid(_transfer_syntax(part, outer, stored))))
+        return validate_uid(frame_uid(uid))
     except InvalidUID as bad:
         raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
-
-
-def _transfer_syntax(part: Part, outer: MediaType, stored: Optional[str]) -> str:
-    media_type = part.media_type or outer
-    kind = _frame_type(media_type)
-    for said in (media_type.transfer_syntax, outer.transfer_syntax):
-        if said and said != "*":
-            return said
-    if stored is not None and media_type_of(stored) == kind:
-        return stored
-    shown = sniff(part.data[:SNIFF_BYTES])
-    if shown is None:
-        if kind == OCTET_STREAM:
-            # Not stored so, or not known: bytes without a signature are native ones.
-            return EXPLICIT_VR_LITTLE_ENDIAN
-        raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
-    if stored is not None and media_type_of(stored) == media_type_of(shown):
-        return stored
-    return shown
 
 
 def _frame_type(media_type: MediaType) -> str:

@@ -1,0 +1,39 @@
+"""What the parts of an answer say that they are."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.http.answers import Budget, read_frames
+from twistedproxy.origin.http.exchange import Answer
+from twistedproxy.streams import BytesStream
+
+JPEG, JPEG_2000, JPEG_LS = (f"1.2.840.10008.1.2.4.{tail}" for tail in (50, 91, 80))
+RELATED = b"multipart/related; boundary=B"
+
+
+class LabelTests(SynchronousTestCase):
+    """Each frame has the transfer syntax that its own part says."""
+
+    def read(self, *labels: str, stored: Optional[str] = None) -> Deferred[list[Frame]]:
+        parts = [b"--B\r\nContent-Type: %b\r\n\r\nframe\r\n" % label.encode("ascii") for label in labels]
+        body = BytesStream(*parts, b"--B--\r\n")
+        answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
+        return Deferred.fromCoroutine(read_frames(answer, len(labels), stored, Budget(None, len(labels))))
+
+    def test_each_its_own(self) -> None:
+        """Parts of one answer may differ: what one of them said is not taken for what the next one says."""
+        first, second = f"image/jpeg; transfer-syntax={JPEG}", f"image/jp2; transfer-syntax={JPEG_2000}"
+        found = self.successResultOf(self.read(first, first, second, "image/jls", first, stored=JPEG_LS))
+        self.assertEqual([frame.transfer_syntax for frame in found], [JPEG, JPEG, JPEG_2000, JPEG_LS, JPEG])
+
+    def test_what_is_no_frame(self) -> None:
+        """A part among good ones that is no frame makes all of the answer bad."""
+        good = f"image/jpeg; transfer-syntax={JPEG}"
+        for bad in ("text/html", "image/jpeg; transfer-syntax=no-uid"):
+            self.failureResultOf(self.read(good, bad, good), OriginBadAnswer)
