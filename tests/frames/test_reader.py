@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -149,6 +150,23 @@ class ExpiryTests(ReaderCase):
         self.origin.gate.callback(None)
         self.assertEqual([self.successResultOf(one).expires for one in asked], [4610.0, 4610.0])
         self.assertEqual(self.got(1, 2).expires, 4610.0)
+
+    def test_slow_cache(self) -> None:
+        """Who joins while a frame that has come is being written gets no more of its time than who fetched it."""
+        written: Deferred[None] = Deferred()
+        put_many = self.room.cache.put_many
+
+        async def slow(*arguments: Any) -> bool:
+            await written
+            return await put_many(*arguments)
+
+        self.got(2)  # the grant
+        self.patch(self.room.cache, "put_many", slow)
+        self.assertEqual(self.got(1).expires, 4600.0)
+        self.room.clock.advance(5.0)
+        late = self.got(1)
+        self.assertEqual((late.shared, late.expires), (1, 4600.0))
+        written.callback(None)
 
     def test_wrong_clock(self) -> None:
         """A writer whose clock is far ahead prolongs nothing beyond the time of frames from now."""
