@@ -65,6 +65,20 @@ class JobBookTests(SynchronousTestCase):
         self.assertIn('prefetch_jobs_total{kind="block",result="done"} 1.0', rendered)
         self.assertIn('prefetch_frames_total{kind="block"} 100.0', rendered)
 
+    def test_taken_back(self) -> None:
+        """Frames that a failed or stopped whole-instance load took back are not counted; those of a block stay, and are."""
+        for kind, result in (
+            (JobKind.WHOLE, Result.FAILED),
+            (JobKind.WHOLE, Result.STOPPED),
+            (JobKind.BLOCK, Result.FAILED),
+        ):
+            job = self.jobs.start(INSTANCE, kind, "x", 100)
+            job.frames = 40
+            self.jobs.end(job, result)
+        rendered = self.metrics.render().decode()
+        self.assertIn('prefetch_frames_total{kind="whole"} 0.0', rendered)
+        self.assertIn('prefetch_frames_total{kind="block"} 40.0', rendered)
+
     def test_reaped(self) -> None:
         """Ended jobs are dropped after an interval, running ones never."""
         self.jobs.start_reaping()

@@ -63,6 +63,12 @@ class Job:
     result: Optional[Result] = None
     running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
 
+    @property
+    def kept(self) -> int:
+        """How many of its frames stay in the cache, now that it has ended: those of a whole-instance load that did not
+        come to its good end were taken back."""
+        return 0 if self.kind is JobKind.WHOLE and self.result is not Result.DONE else self.frames
+
     def fields(self, now: float) -> dict[str, object]:
         """What ``/status.json`` and the log say of it."""
         return {
@@ -122,7 +128,7 @@ class JobBook:
         self._running.remove(job)
         self._ended.append(job)
         self._metrics.count("prefetch_jobs", (job.kind.value, result.value))
-        self._metrics.count("prefetch_frames", (job.kind.value,), job.frames)
+        self._metrics.count("prefetch_frames", (job.kind.value,), job.kept)
         self._log.emit(
             LogLevel.warn if result is Result.FAILED else LogLevel.info,
             "prefetch {result}: {kind} of {instance}, {frames} of {total} frames, {bytes} bytes in {seconds} s: {reason}",
