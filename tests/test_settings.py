@@ -30,6 +30,7 @@ DEFAULTS = {
     "listen": ("tcp:8080:interface=127.0.0.1",),
     "log_format": "text",
     "max_answer": 268_435_456,
+    "answer_memory": 536_870_912,
     "max_frames_per_request": 500,
     "max_jobs": 1,
     "origin": (),

@@ -19,6 +19,7 @@ from twistedproxy.cache.open import open_cache
 from twistedproxy.cache.use import CacheUse
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.access import Access
+from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials, normal_key
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.pictures import PictureReader
@@ -95,6 +96,7 @@ class Rooms:
         self.access = Access(self.cache, time.time, settings.grant_ttl, siblings=siblings)
         self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)
         self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
+        self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
         self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
         descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
@@ -128,6 +130,7 @@ class Rooms:
             self.mounts,
             credentials,
             self.reader,
+            self.answer_memory,
             pictures,
             self.imaging,
             SeriesLookup(time.monotonic, settings.grant_ttl),
@@ -146,6 +149,7 @@ class Rooms:
         """This worker's part of ``/status.json``."""
         worker: dict[str, Any] = {"pid": os.getpid(), "connections": len(self.connections)}
         worker["grants"] = len(self.access.grants)
+        worker["answers"] = {"held_bytes": self.answer_memory.used, "waiting": self.answer_memory.waiting}
         if self.imaging is not None:
             worker["rendering"] = self.imaging.pool.status()
         return {"worker": worker, "jobs": self.jobs.status()}

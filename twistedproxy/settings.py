@@ -103,7 +103,11 @@ class Settings:
     """Frames in one list: some clients ask for 400."""
 
     max_answer: int = 256 * MIB
-    """Bytes of one answer of several frames: it is put together in memory."""
+    """Bytes of one answer of several frames. A long list is sent in pieces; pictures are put together in memory."""
+
+    answer_memory: int = 512 * MIB
+    """Bytes of answers that each worker holds at once until clients have taken them; small answers are not counted. Who
+    finds no room waits, and gets a 503 in the end. An answer larger than all of it is given when no other is held."""
 
     client_timeout: float = 30.0
     """Seconds for a request's head, and for each 64 kB of its body: slow senders hold connections."""

@@ -144,7 +144,35 @@ class FrameReader:
         numbers = tuple(dict.fromkeys(wanted.numbers))
         names = [frame_name(number) for number in numbers]
         grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
-        self._check(wanted, grant.metadata)
+        self.check(wanted, grant.metadata)
+        answer = await self._answer(wanted, grant, reading, numbers, names)
+        self.tell(wanted, answer)
+        return answer
+
+    async def more(self, wanted: Wanted, grant: Grant, fence: Optional[Fence]) -> FrameAnswer:
+        """A part of an answer to a caller with *grant* that began under *fence*; what its fence is now, the part says.
+
+        Raises what `read` does. Nobody hears of it.
+        """
+        numbers = tuple(dict.fromkeys(wanted.numbers))
+        names = [frame_name(number) for number in numbers]
+        reading = Reading(None, {})
+        if fence is not None:
+            if self.forgetting.is_pending(wanted.instance):
+                return FrameAnswer((), grant.metadata, 0, 0, 0)
+            reading = await self.cache.get_many(wanted.instance, names)
+            if reading.fence is not None and reading.fence != fence:
+                return FrameAnswer((), grant.metadata, 0, 0, 0, reading.fence)
+        return await self._answer(wanted, grant, attrs.evolve(reading, fence=fence), numbers, names)
+
+    def tell(self, wanted: Wanted, answer: FrameAnswer) -> None:
+        """Tell who hears of answered requests."""
+        if self.answered is not None and wanted.prefetch:
+            self.answered(wanted, answer)
+
+    async def _answer(
+        self, wanted: Wanted, grant: Grant, reading: Reading, numbers: Sequence[int], names: Sequence[bytes]
+    ) -> FrameAnswer:
         frames, expires = self._cached(numbers, names, reading)
         cached = len(frames)
         missing = [number for number in numbers if number not in frames]
@@ -155,9 +183,9 @@ class FrameReader:
             expires = min(expires, *[ends for _, ends in fetched.values()])
         ordered = [frames[number] for number in wanted.numbers]
         if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
-            raise AnswerTooLarge(self._too_large())
+            raise AnswerTooLarge(self.too_large())
         prefetched = [number for number, name in zip(numbers, names) if was_prefetched(reading.entries.get(name, b""))]
-        answer = FrameAnswer(
+        return FrameAnswer(
             ordered,
             grant.metadata,
             cached,
@@ -167,9 +195,6 @@ class FrameReader:
             prefetched,
             min(expires, self._expiry()),  # a writer whose clock was wrong: no longer than if it were written now
         )
-        if self.answered is not None and wanted.prefetch:
-            self.answered(wanted, answer)
-        return answer
 
     def _expiry(self) -> float:
         return expiry(self.access.wall_clock(), self.frame_seconds)
@@ -201,16 +226,18 @@ class FrameReader:
             self.access.renew_if_spent(origin, instance, caller, grant)
         return grant, reading
 
-    def _check(self, wanted: Wanted, metadata: InstanceMetadata) -> None:
+    def check(self, wanted: Wanted, metadata: InstanceMetadata) -> None:
+        """Raise what keeps *wanted* from being answered, as far as the metadata tell."""
         wanted.check(metadata)
         last = max(wanted.numbers)
         if last > metadata.frames:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
         length = _native_frame_length(metadata)
         if length is not None and len(wanted.numbers) > 1 and len(wanted.numbers) * length > self.max_answer:
-            raise AnswerTooLarge(self._too_large())
+            raise AnswerTooLarge(self.too_large())
 
-    def _too_large(self) -> str:
+    def too_large(self) -> str:
+        """What `AnswerTooLarge` says."""
         return f"the frames asked for are more than {self.max_answer} bytes together: ask for fewer at once"
 
     @staticmethod
@@ -243,7 +270,7 @@ class FrameReader:
         try:
             results = await all_or_none(waits)
         except StreamTooLong:
-            raise AnswerTooLarge(self._too_large()) from None
+            raise AnswerTooLarge(self.too_large()) from None
         frames = {key[2]: frame for result in results for key, frame in result.items()}
         return {number: frames[number] for number in missing}, len(missing) - len(alone)
 

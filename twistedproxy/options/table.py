@@ -186,6 +186,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("max-frames-per-request", whole(1, 100_000, "frames"), "Frames in one request's list", "N"),
     Option("max-answer", size(MIB), "One answer of several frames; above: 413", "SIZE"),
+    Option(
+        "answer-memory",
+        size(MIB),
+        "Memory for answers above 1M until clients have taken them, in each worker; who finds no room waits, then gets a 503",
+        "SIZE",
+    ),
     Option("client-timeout", _DEADLINE, "For a request's head, and for each 64 kB of its body", "S"),
     Option("stop-deadline", seconds(0), "For running answers at an orderly stop", "S"),
     Option("origin-concurrency", whole(1, 10_000, "requests"), "Requests at one origin at once", "N"),

@@ -16,8 +16,11 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials
+from twistedproxy.frames.lists import ListReader
 from twistedproxy.frames.pictures import PictureReader
+from twistedproxy.frames.pieces import FramePieces
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.imaging.service import PictureService
@@ -53,6 +56,7 @@ class ProxyRoutes:
         mounts: Mounts,
         credentials: Credentials,
         reader: FrameReader,
+        memory: AnswerMemory,
         pictures: PictureReader,
         imaging: Optional[PictureService],
         series: SeriesLookup,
@@ -68,6 +72,8 @@ class ProxyRoutes:
         self.mounts = mounts
         self.credentials = credentials
         self.reader = reader
+        self.lists = ListReader(reader)
+        self.memory = memory
         self.series = series
         self.pass_through = pass_through
         self.status = status
@@ -78,7 +84,7 @@ class ProxyRoutes:
         self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
-        self._rendered = RenderedAnswers(self._answers, pictures, imaging, hot.keep)
+        self._rendered = RenderedAnswers(self._answers, pictures, imaging, memory, hot.keep)
 
     @app.route(f"/{Kind.FRAMES.value}", methods=_READ)
     @answered("frames")
@@ -106,15 +112,21 @@ class ProxyRoutes:
                 form_of(metadata, metadata.transfer_syntax)
 
         wanted = await self._wanted(request, target, numbers, check)
-        answer = await self.reader.read(wanted)
-        form = form_of(answer.metadata, transfer_syntax_of(answer.frames))
-        if not form.as_stored:
-            await self._rendered.transcoded(request, wanted, form)
-            return
-        _set_outcome(request, cache_outcome(answer))
-        sent = await self._answers.send(request, answer, form)
-        if sent is not None:
-            self.hot.keep(request, wanted.instance, answer, "frames", sent)
+        with self.memory.hold() as held:
+            answer = await self.lists.read(wanted, held)
+            told = answer.answer if isinstance(answer, FramePieces) else answer
+            form = form_of(told.metadata, transfer_syntax_of(told.frames))
+            if form.as_stored:
+                _set_outcome(request, cache_outcome(told))
+                if isinstance(answer, FramePieces):
+                    await self._answers.send_pieces(request, answer, form)
+                    return
+                sent = await self._answers.send(request, answer, form)
+                if sent is not None:
+                    self.hot.keep(request, wanted.instance, answer, "frames", sent)
+                return
+        del answer, told  # what was read as stored is not held beside what is made of it
+        await self._rendered.transcoded(request, wanted, form)
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")

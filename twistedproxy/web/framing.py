@@ -9,12 +9,15 @@ import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.dicom.multipart_writer import MultipartForm
 from twistedproxy.frames.pictures import PictureAnswer
+from twistedproxy.frames.pieces import FramePieces
 from twistedproxy.frames.reader import FrameAnswer
-from twistedproxy.web.conditional import ByteRange, entity_tag, matches_none, requested_range
+from twistedproxy.web.conditional import ByteRange, matches_none, requested_range
+from twistedproxy.web.digests import multipart_of, tag_of
 from twistedproxy.web.negotiation import FrameForm
-from twistedproxy.web.sending import send_bytes
+from twistedproxy.web.pieces import PiecesBody, boundary_of
+from twistedproxy.web.sending import send_bytes, send_stream
 
 
 @attrs.frozen
@@ -27,7 +30,7 @@ class FrameAnswers:
     async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
         """Write *answer* in *form*; return what `send_body` does."""
         if form.multipart:
-            body = build([frame.data for frame in answer.frames], form.media_type, form.transfer_syntax)
+            body = await multipart_of([frame.data for frame in answer.frames], form.media_type, form.transfer_syntax)
             return await self.send_body(
                 request, body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii"), cache_status(answer),
                 ranged=len(answer.frames) == 1,
@@ -39,8 +42,25 @@ class FrameAnswers:
     ) -> Optional[Sequence[bytes]]:
         """Write one frame, or one picture, as it is; return what `send_body` does."""
         return await self.send_body(
-            request, content_type, [data], entity_tag(content_type, [data]), status, ranged=True
+            request, content_type, [data], await tag_of(content_type, [data]), status, ranged=True
         )
+
+    async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:
+        """Write a long list of frames in *form* as its frames come. Raises what breaks it, with the answer begun."""
+        multipart = MultipartForm.of(form.media_type, form.transfer_syntax, boundary_of(pieces))
+        set_header = request.responseHeaders.setRawHeaders
+        set_header(b"Cache-Status", [cache_status(pieces.answer)])
+        request.responseHeaders.addRawHeader(b"Vary", self.vary)
+        set_header(b"Cache-Control", [self.cache_control])
+        set_header(b"Content-Type", [multipart.content_type])
+        sizes = pieces.frame_sizes
+        if sizes is not None:
+            set_header(b"Content-Length", [b"%d" % multipart.length(sizes)])
+        if request.method == b"HEAD":
+            pieces.close()
+            request.write(b"")
+            return
+        await send_stream(request, PiecesBody(pieces, multipart))
 
     async def send_body(
         self, request: Request, content_type: bytes, chunks: Sequence[bytes], etag: bytes, status: bytes, ranged: bool
@@ -63,7 +83,7 @@ class FrameAnswers:
         if ranged:
             set_header(b"Accept-Ranges", [b"bytes"])
         if part is not None:
-            chunks = [b"".join(chunks)[part.start : part.stop]]
+            chunks = _cut(chunks, part)
             size = part.stop - part.start
             set_header(b"Content-Range", [part.content_range])
             request.setResponseCode(206)
@@ -71,6 +91,15 @@ class FrameAnswers:
         set_header(b"Content-Length", [b"%d" % size])
         await send_bytes(request, chunks)
         return chunks if part is None else None
+
+
+def _cut(chunks: Sequence[bytes], part: ByteRange) -> list[bytes]:
+    """What lies in *part* of *chunks*; of large ones no more is copied."""
+    cut, at = [], 0
+    for chunk in chunks:
+        cut.append(chunk[max(0, part.start - at) : max(0, part.stop - at)])
+        at += len(chunk)
+    return cut
 
 
 def cache_status(answer: FrameAnswer) -> bytes:

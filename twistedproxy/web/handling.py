@@ -15,6 +15,8 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from twistedproxy.frames.answer_memory import RETRY_AFTER, NoRoom
+from twistedproxy.frames.pieces import AnswerBroken
 from twistedproxy.frames.reader import AnswerTooLarge, NoSuchFrame
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
@@ -123,7 +125,7 @@ def client_of(request: Request) -> str:
 def answer_error(request: Request, error: Exception) -> None:
     """Make the answer that *error* calls for."""
     if request.startedWriting:
-        if isinstance(error, (OriginError, Problem)):
+        if isinstance(error, (OriginError, Problem, AnswerBroken, AnswerTooLarge)):
             _log.warn("an answer broke off: {reason}", reason=str(error))
         else:
             _log.failure("an answer broke off")
@@ -153,6 +155,8 @@ def problem_of(error: Exception) -> Problem:
             return problems.not_found(str(error))
         case AnswerTooLarge():
             return Problem(413, str(error))
+        case NoRoom() | AnswerBroken():
+            return problems.unavailable(str(error), RETRY_AFTER)
         case OriginError():
             return problems.from_origin_error(error)
     _log.failure("a request failed for a reason of our own")

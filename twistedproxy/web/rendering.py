@@ -19,16 +19,18 @@ from twisted.web.server import Request
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart_writer import build
 from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     JPEG_BASELINE,
     JPEG_XL,
     JPEG_XL_RECOMPRESSION,
+    OCTET_STREAM,
     lookup,
 )
+from twistedproxy.frames.answer_memory import AnswerMemory, Held
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
+from twistedproxy.frames.sizes import expected, most
 from twistedproxy.imaging import service
 from twistedproxy.imaging.attributes import ASKED_FOR
 from twistedproxy.imaging.geometry import CannotRender
@@ -46,7 +48,7 @@ from twistedproxy.imaging.pool import CallFailed, ChildDied, PoolBusy, PoolError
 from twistedproxy.imaging.service import PICTURE_TYPES, Pictures, PictureService, PictureTooLarge, TooManyFrames
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
 from twistedproxy.web import negotiation, problems
-from twistedproxy.web.conditional import entity_tag
+from twistedproxy.web.digests import multipart_of, tag_of
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
 from twistedproxy.web.hot import Source
 from twistedproxy.web.mounts import Target
@@ -86,11 +88,13 @@ def _form(form: negotiation.FrameForm) -> Form:
 
 @attrs.frozen
 class RenderedAnswers:
-    """Answers requests for pictures. *pictures*: what the origin renders. *ours*: None where nothing is rendered here."""
+    """Answers requests for pictures. *pictures*: what the origin renders. *ours*: None where nothing is rendered here.
+    *memory*: for what is held of answers."""
 
     answers: FrameAnswers
     pictures: PictureReader
     ours: Optional[PictureService]
+    memory: AnswerMemory
     keep: Keep
 
     async def _as_stored(self, request: Request, wanted: Wanted) -> None:
@@ -139,17 +143,19 @@ class RenderedAnswers:
             if await self._decodes(self.ours, wanted):
                 raise
             return False
-        try:
-            made = await make(self.ours, _request(wanted, asked, media_type, _check_decodable))
-        except _NotDecodable:
-            return False
-        except CallFailed as failed:
-            if failed.kind == "NotDecodable":
+        with self.memory.hold() as held:
+            await self._take(held, wanted, media_type)
+            try:
+                made = await make(self.ours, _request(wanted, asked, media_type, _check_decodable))
+            except _NotDecodable:
                 return False
-            raise_problem(failed)
-        except _FAILURES as error:
-            raise_problem(error)
-        await self._send(request, wanted, made, Form(route, media_type, multipart), asked)
+            except CallFailed as failed:
+                if failed.kind == "NotDecodable":
+                    return False
+                raise_problem(failed)
+            except _FAILURES as error:
+                raise_problem(error)
+            await self._send(request, wanted, held, made, Form(route, media_type, multipart), asked)
         return True
 
     async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
@@ -161,20 +167,24 @@ class RenderedAnswers:
         form = negotiation.choose_frames(
             accept, JPEG_BASELINE, len(wanted.numbers), (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
         )  # fmt: skip
-        try:
-            made = await self.ours.frames(_request(wanted, asked, form.media_type, _check_depth), wanted.numbers)
-        except (CallFailed, *_FAILURES) as error:
-            raise_problem(error)
-        await self._send(request, wanted, made, _form(form), asked)
+        with self.memory.hold() as held:
+            await self._take(held, wanted, form.media_type)
+            try:
+                made = await self.ours.frames(_request(wanted, asked, form.media_type, _check_depth), wanted.numbers)
+            except (CallFailed, *_FAILURES) as error:
+                raise_problem(error)
+            await self._send(request, wanted, held, made, _form(form), asked)
 
     async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
         """``…/frames/{list}`` in a transfer syntax of `producible`."""
         assert self.ours is not None, "nothing is producible without"
-        try:
-            made = await self.ours.frames(_request(wanted, Asked(Rendering()), form.media_type), wanted.numbers)
-        except (CallFailed, *_FAILURES) as error:
-            raise_problem(error)
-        await self._send(request, wanted, made, _form(form), Asked(Rendering()))
+        with self.memory.hold() as held:
+            await self._take(held, wanted, form.media_type)
+            try:
+                made = await self.ours.frames(_request(wanted, Asked(Rendering()), form.media_type), wanted.numbers)
+            except (CallFailed, *_FAILURES) as error:
+                raise_problem(error)
+            await self._send(request, wanted, held, made, _form(form), Asked(Rendering()))
 
     def producible(self, metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
         """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
@@ -217,12 +227,26 @@ class RenderedAnswers:
             if _is_stored(negotiation.parse_accept(accept, negotiation.query_accept(query)), grant.metadata):
                 await self._as_stored(request, wanted)
                 return
-        answer = await self.pictures.read(Picture(wanted, query, accept or b""))
-        _note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
-        rendered = answer.rendered
-        await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+        with self.memory.hold() as held:
+            await self._take(held, wanted)
+            answer = await self.pictures.read(Picture(wanted, query, accept or b""))
+            _note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
+            rendered = answer.rendered
+            held.set(len(rendered.data))
+            await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
-    async def _send(self, request: Request, wanted: Wanted, made: Pictures, form: Form, asked: Asked) -> None:
+    async def _take(self, held: Held, wanted: Wanted, media_type: str = "") -> None:
+        """Wait for room for a list of pictures: compressed ones are taken to have what the frames probably have."""
+        if len(wanted.numbers) > 1:
+            reader = self.pictures.reader
+            grant, _ = await reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+            each = most(grant.metadata) if media_type == OCTET_STREAM else expected(grant.metadata)
+            await held.take(min(len(wanted.numbers) * each, reader.max_answer))
+
+    async def _send(
+        self, request: Request, wanted: Wanted, held: Held, made: Pictures, form: Form, asked: Asked
+    ) -> None:
+        held.set(sum(map(len, made.data)))
         if asked.annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(asked.annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
@@ -231,12 +255,12 @@ class RenderedAnswers:
         status = pictures_status(made, asked.fresh)
         chunks: Sequence[bytes]
         if form.multipart:
-            body = build(made.data, form.media_type, form.transfer_syntax)
+            body = await multipart_of(made.data, form.media_type, form.transfer_syntax)
             content_type, chunks, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
         else:
             label = f"; transfer-syntax={form.transfer_syntax}" if form.transfer_syntax is not None else ""
             content_type, chunks = f"{form.media_type}{label}".encode("ascii"), made.data
-            etag = entity_tag(content_type, chunks)
+            etag = await tag_of(content_type, chunks)
         ranged = len(made.data) == 1
         sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
         if sent is not None and not asked.fresh and not asked.annotations:

@@ -1,0 +1,119 @@
+"""The memory for answers on their way: what clients have not taken yet, of all answers of a worker together.
+
+- Who wants more than there is room for waits for it, in turn, not for ever, and not in a crowd without bound.
+- Small answers wait for nobody and count for nothing: their number is bounded by that of connections.
+- What turned out larger than it was thought to be is counted as what it is, and those who come later wait.
+- What is larger than all there is, is let in when it is alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+SMALL = 1 << 20
+"""Bytes of an answer that are not worth counting."""
+
+MAX_WAITING = 256
+"""Answers that wait for room; beyond, callers are told to come again."""
+
+WAIT_SECONDS = 20.0
+"""How long an answer waits for room: shorter than clients give up after."""
+
+RETRY_AFTER = 5
+"""Seconds after which callers who found no room may come again."""
+
+
+class NoRoom(Exception):
+    """There was no memory for an answer, not even after a while."""
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    size: int
+    room: Deferred[None]
+
+
+@attrs.define(eq=False)
+class AnswerMemory:
+    """At most *max_bytes* of answers. *clock* keeps the deadline of those who wait."""
+
+    clock: IReactorTime
+    max_bytes: int
+    used: int = attrs.field(init=False, default=0)
+    _waiting: deque[_Waiter] = attrs.field(init=False, factory=deque)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return len(self._waiting)
+
+    def hold(self) -> Held:
+        """What one answer holds: nothing yet."""
+        return Held(self)
+
+    async def take(self, size: int) -> None:
+        """Count *size* bytes as soon as there is room. Raises `NoRoom`."""
+        if not self._waiting and self._fits(size):
+            self.used += size
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            raise NoRoom("too many large answers are waiting")
+        waiter = _Waiter(size, Deferred(self._leave))
+        self._waiting.append(waiter)
+        late = self.clock.callLater(WAIT_SECONDS, self._too_late, waiter)
+        try:
+            await waiter.room
+        finally:
+            if late.active():
+                late.cancel()
+
+    def change(self, by: int) -> None:
+        """Count *by* bytes more, or less, at once."""
+        self.used += by
+        while self._waiting and self._fits(self._waiting[0].size):
+            waiter = self._waiting.popleft()
+            self.used += waiter.size
+            waiter.room.callback(None)
+
+    def _fits(self, size: int) -> bool:
+        return not self.used or self.used + size <= self.max_bytes
+
+    def _too_late(self, waiter: _Waiter) -> None:
+        self._waiting.remove(waiter)
+        waiter.room.errback(NoRoom("there is no memory for an answer of this size now"))
+        self.change(0)  # who waited behind may be smaller
+
+    def _leave(self, room: Deferred[None]) -> None:
+        self._waiting = deque(waiter for waiter in self._waiting if waiter.room is not room)
+        self.change(0)
+
+
+@attrs.define(eq=False)
+class Held:
+    """What one answer holds, as a context manager that gives it back."""
+
+    memory: AnswerMemory
+    size: int = 0
+
+    async def take(self, size: int) -> None:
+        """Wait until *size* bytes may be held, once for each answer. Raises `NoRoom`."""
+        if size > SMALL:
+            await self.memory.take(size)
+            self.size = size
+
+    def set(self, size: int) -> None:
+        """Say what is really held."""
+        counted = size if size > SMALL else 0
+        if counted != self.size:
+            by, self.size = counted - self.size, counted
+            self.memory.change(by)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.set(0)
