@@ -379,6 +379,11 @@ class ValueTests(OptionsTestCase):
         self.assertIn("No such file", self.refused(*SAMPLE, "--secret-file=/no/such/file"))
         self.assertIn("directory", self.refused(*SAMPLE, "--secret-file=/"))
 
+    def test_folder(self) -> None:
+        """A folder is kept with its whole path; what is none is refused."""
+        self.assertEqual(os.getcwd(), settings_of(*SAMPLE, "--icc-profiles=.").icc_profiles)
+        self.assert_refused("icc-profiles", __file__, "/no/such/folder")
+
     def test_repeated_values_count_once(self) -> None:
         """The same value twice is one value."""
         settings = settings_of(*SAMPLE, "--listen=tcp:1", "--listen=tcp:1")

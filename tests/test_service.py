@@ -10,10 +10,12 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
+from tests.imaging.test_profiles import profile_folder
 from tests.processes import Child, MemoryWatch, Proxy
 from tests.stores.http_server import Seen
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
+from twistedproxy.imaging.icc import profile_of
 
 BIG = b"/dicomweb/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
 MIB = 1 << 20
@@ -150,6 +152,14 @@ class FailedStartTests(ProcessCase):
         line = await self.failed("--cache", "memory", "--listen", "unix:/nonexistent/socket")
         self.assertIn("twistedproxy could not start", line)
         self.assertIn("/nonexistent/socket", line)
+
+    async def test_profiles(self) -> None:
+        """A file that is no ICC profile, or one of CMYK values, ends the start with a line that names it."""
+        wrong = profile_of("srgb").replace(b"RGB ", b"CMYK", 1)
+        for name, profile in (("text", b"no profile"), ("cmyk", wrong), ("cut", profile_of("srgb")[:400])):
+            folder = profile_folder(self.mktemp(), {name: profile})
+            line = await self.failed("--cache", "memory", "--icc-profiles", folder)
+            self.assertIn(f"could not start: --icc-profiles: {folder}: {name} ", line)
 
     async def test_pid_file(self) -> None:
         """A start that failed leaves no pid file that would be in the way of the next."""

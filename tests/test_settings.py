@@ -28,6 +28,7 @@ DEFAULTS = {
     "grant_ttl": 600.0,
     "hot_memory": 268_435_456,
     "listen": ("tcp:8080:interface=127.0.0.1",),
+    "icc_profiles": None,
     "log_format": "text",
     "max_answer": 268_435_456,
     "answer_memory": 536_870_912,

@@ -167,11 +167,11 @@ class Rooms:
         if not self.stopping:
             self._start_prefetch()
             self.connections.start()
+            if self.imaging is not None:
+                await self.imaging.start()
             if self._joining is not None:
                 await self._joining()
             await self._listen()
-            if self.imaging is not None:
-                self.imaging.pool.start()
 
     def _start_prefetch(self) -> None:
         self._cache_use.start()

@@ -190,6 +190,9 @@ class Settings:
     render_max_whole_frames: int = 20_000
     """Stored frames that a picture of a whole instance may need: more is what smaller levels are for."""
 
+    icc_profiles: Optional[str] = None
+    """The folder of ICC profiles of one's own, by name; None: those that are made here."""
+
     # Logs.
 
     log_format: str = "text"

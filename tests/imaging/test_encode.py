@@ -156,7 +156,7 @@ class ColourTests(SynchronousTestCase):
 
     def test_own(self) -> None:
         """Profiles of one's own go before those made here."""
-        pixels, profile = convert_colours(tile(), b"", "adobergb", {"adobergb": CRAYONS})
+        pixels, profile = convert_colours(tile(), b"", "adobergb", CRAYONS)
         self.assertEqual(profile, CRAYONS)
         self.assertTrue((pixels != convert_colours(tile(), b"", "adobergb")[0]).any())
 

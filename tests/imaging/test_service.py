@@ -128,7 +128,7 @@ class SourceTests(ServiceCase):
         self.assertEqual(self.room.origin.asked_for("frames"), [(23, 24, 33, 34)])
         self.assertEqual(self.heard, [(23, 24, 33, 34)])
         ((head, blobs),) = self.pool.told
-        self.assertEqual((head["op"], head["scale"], blobs), ("picture", 2, 5))
+        self.assertEqual((head["op"], head["scale"], blobs), ("picture", 2, 6))
         self.assertEqual([list(tile[1:]) for tile in head["tiles"]], [[512, 512], [512, 768], [768, 512], [768, 768]])
 
     def test_filters_that_reach(self) -> None:

@@ -15,10 +15,14 @@ from PIL import Image, ImageCms
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
+from tests.imaging.test_decode import TEST_FILES
+from tests.imaging.test_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy
 from twistedproxy.imaging.colour import convert_colours
+from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.profiles import OwnProfiles
 from twistedproxy.settings import Mount
 
 JPEG_UID = "1.2.840.10008.1.2.4.50"
@@ -311,6 +315,27 @@ class ColourTests(RenderingCase):
             self.assertEqual(name, ImageCms.getProfileDescription(io.BytesIO(goal)))
         answer = await client.get(f"{path}?iccprofile=srgb&embed_iccprofile=false", png)
         self.assertNotIn("icc_profile", opened(answer.body).info)
+
+    async def test_own_profiles(self) -> None:
+        """Profiles of one's own replace ours, and have names of their own; their pictures are cached apart from ours."""
+        own = {"srgb": profile_of("rommrgb"), "scanner-7": TEST_FILES[0].with_name("crayons.icc").read_bytes()}
+        made = slide(self.mktemp(), 1, 1, 64, "raw")
+        client = await self.shown(made, icc_profiles=profile_folder(self.mktemp(), own))
+        source = pydicom.dcmread(made.path).OpticalPathSequence[0].ICCProfile.rstrip(b"\0")
+        stored = numpy.frombuffer(made.stored_frames()[0], numpy.uint8).reshape(64, 64, 3)
+        for path in (f"/{made.resource}/frames/1/rendered", f"/{made.resource}/rendered"):
+            for name, profile in own.items():
+                picture = opened((await client.get(f"{path}?iccprofile={name}", {"Accept": "image/png"})).body)
+                self.assertEqual(picture.info["icc_profile"], profile)
+                self.assertTrue((numpy.asarray(picture) == convert_colours(stored, source, name, profile)[0]).all())
+        answer = await client.get(f"/{made.resource}/frames/1?iccprofile=scanner-7")
+        self.assertEqual(answer.status, 200)
+        answer = await client.get(f"{path}?iccprofile=scanner-8")
+        self.assertEqual((answer.status, "scanner-7" in answer.json()["detail"]), (400, True))
+        assert self.proxied.rooms.imaging is not None
+        self.proxied.rooms.imaging.profiles = OwnProfiles()  # as on a host without them
+        answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
+        self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 
     async def test_deep_gray(self) -> None:
         """Gray of 16 bits is shown through the window that is asked for."""

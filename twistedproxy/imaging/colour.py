@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -26,24 +25,25 @@ TARGETS = tuple(SPACES)
 MAX_TRANSFORMS = 16  # a scanner has one profile: source and target pairs in use at a time
 MAX_PROFILE = 16 << 20  # bytes; scanners' have up to 1 MB
 
-_NONE: Mapping[str, bytes] = {}
 
-
-def convert_colours(
-    array: Pixels, profile: bytes, target: str, own: Mapping[str, bytes] = _NONE
-) -> tuple[Pixels, bytes]:
+def convert_colours(array: Pixels, profile: bytes, target: str, own: bytes = b"") -> tuple[Pixels, bytes]:
     """(rows, columns, 3) of 8-bit RGB in another colour space, and that space's profile.
 
-    *profile* is the source's, b"" for none. *target* is one of `TARGETS`, or of *own*: profiles by name, which go
-    before those that are made here. Raises BadProfile.
+    *profile* is the source's, b"" for none. *target* is one of `TARGETS`; *own*, if not b"", is a profile that goes
+    before the one that is made here. Raises BadProfile.
     """
-    goal = own.get(target) or profile_of(target)
+    goal = own or profile_of(target)
     source = profile or profile_of("srgb")
     if source == goal:
         return array, goal
     picture = Image.fromarray(numpy.ascontiguousarray(array))
     ImageCms.applyTransform(picture, _transform(source, goal), inPlace=True)
     return numpy.asarray(picture), goal
+
+
+def check_target(profile: bytes) -> None:
+    """Raise BadProfile for a profile that pictures cannot be converted to."""
+    _transform(profile_of("srgb"), profile)
 
 
 @functools.lru_cache(MAX_TRANSFORMS)

@@ -128,14 +128,17 @@ class Asked:
     given: frozenset[str] = frozenset()
 
 
-def parse_query(query: bytes, known: Collection[str] = RENDERED) -> Asked:
-    """Read a raw query string; only *known* parameters count. Raises `BadParameter`."""
+def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Collection[str] = PROFILES) -> Asked:
+    """Read a raw query string; only *known* parameters count. *profiles*: what ``iccprofile`` may be.
+
+    Raises `BadParameter`.
+    """
     fields = _fields(query, known)
 
     def read(name: str, parse: Callable[[str, str], T], default: T) -> T:
         return parse(name, fields[name]) if name in fields else default
 
-    profile = read("iccprofile", _one_of(PROFILES), "no")
+    profile = read("iccprofile", _one_of(profiles), "no")
     embed = read("embed_iccprofile", _boolean, True)
     if profile == "no" or (profile == "yes" and not embed):
         profile, embed = "no", False

@@ -18,6 +18,7 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
@@ -42,7 +43,8 @@ from twistedproxy.imaging.geometry import (
 )
 from twistedproxy.imaging.instance_facts import FACTS, FactsReader
 from twistedproxy.imaging.parameters import Rendering
-from twistedproxy.imaging.pool import Held, RenderPool
+from twistedproxy.imaging.pool import CallFailed, Held, PoolError, RenderPool
+from twistedproxy.imaging.profiles import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.waits import all_or_none
@@ -131,13 +133,15 @@ class _Task:
 
 @attrs.define(eq=False)
 class PictureService:
-    """Makes pictures. *seconds*: how long they stay in the cache (None: no expiry)."""
+    """Makes pictures. *seconds*: how long they stay in the cache (None: no expiry). *folder*: of ICC profiles."""
 
     reader: FrameReader
     cache: Cache
     pool: RenderPool
     limits: Limits
     seconds: Optional[float]
+    folder: Optional[str] = None
+    profiles: OwnProfiles = attrs.field(init=False, factory=OwnProfiles)
     _facts: FactsReader = attrs.field(init=False)
     _in_flight: InFlight[_Key, _Made] = attrs.field(init=False, factory=InFlight)
     _places: DeferredSemaphore = attrs.field(init=False)
@@ -146,6 +150,24 @@ class PictureService:
     def __attrs_post_init__(self) -> None:
         self._facts = FactsReader(self.cache, self.pool)
         self._places = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
+
+    async def start(self) -> None:
+        """Have a child ready, and read the folder of profiles. Raises `BadProfiles`."""
+        self.pool.start()
+        if self.folder is not None:
+            try:
+                self.profiles = await self._checked_profiles(self.folder)
+            except (BadProfiles, PoolError) as error:
+                raise BadProfiles(f"--icc-profiles: {error}") from None
+
+    async def _checked_profiles(self, folder: str) -> OwnProfiles:
+        profiles = await deferToThread(read_profiles, folder)
+        for name, profile in profiles.by_name.items():
+            try:
+                await self.pool.call({"op": "profile"}, [profile])
+            except CallFailed as failed:
+                raise BadProfiles(f"{folder}: {name} is no profile to convert to: {failed}") from None
+        return profiles
 
     async def metadata(self, request: Request) -> InstanceMetadata:
         """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""
@@ -158,7 +180,7 @@ class PictureService:
         Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
         raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
         """
-        names = {number: _name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)}
+        names = {number: self._name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)}
         metadata, reading = await self._granted(request, list(names.values()))
         if request.rendering.changes_nothing and _is_as_stored(metadata, request.rendering.media_type):
             return await self._as_stored(request, numbers)
@@ -169,6 +191,11 @@ class PictureService:
             for number in names
         }  # fmt: skip
         return await self._pictures(tasks, numbers)
+
+    def _name(self, what: bytes, rendering: Rendering) -> bytes:
+        """The name of a picture in the cache."""
+        own = self.profiles.digest(rendering.profile)
+        return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), own)))
 
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
@@ -186,7 +213,7 @@ class PictureService:
 
     async def whole(self, request: Request) -> Pictures:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
-        name = _name(b"whole", request.rendering)
+        name = self._name(b"whole", request.rendering)
         metadata, reading = await self._granted(request, [name])
         cut = Downsampled.of(metadata, request.rendering.downsample).whole().shown(request.rendering.viewport)
         self._check_pixels(cut)
@@ -300,7 +327,8 @@ class PictureService:
         frames = await self._read(task, tiles)
         head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles)
         head |= {"op": "picture", "tiles": _places(tiles, frames)}
-        return (await self.pool.call(head, [facts, *(frame.data for frame in frames)])).blobs[0]
+        own = self.profiles.get(rendering.profile)
+        return (await self.pool.call(head, [facts, own, *(frame.data for frame in frames)])).blobs[0]
 
     async def _unchanged(self, task: _Task, tile: Tile) -> Optional[bytes]:
         """The picture where it is the stored frame, or the same in another wrapping."""
@@ -363,7 +391,8 @@ class PictureService:
                     coming = Deferred.fromCoroutine(self._read(task, batch))
                 if held is None:
                     head, facts = await self._head(task, frames[0].transfer_syntax, read)
-                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts])
+                    own = self.profiles.get(task.request.rendering.profile)
+                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts, own])
                 head = {"op": "add", "number": number, "tiles": _places(read, frames)}
                 await held.call(head, [frame.data for frame in frames])
             assert held is not None, "there are more tiles than none"
@@ -385,10 +414,6 @@ def _cached(task: _Task) -> Optional[_Made]:
         return unpack_picture(entry) if entry is not None else None
     except BadEntry:
         return None
-
-
-def _name(what: bytes, rendering: Rendering) -> bytes:
-    return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key())))
 
 
 def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:

@@ -1,9 +1,11 @@
 """What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
 
 Operations (``op``), each with its byte strings:
-- ``picture`` [facts, frame…]: a whole picture at once; ``begin`` [facts], ``add`` [frame…], ``finish``, ``drop``: the same
-  for pictures of many frames, which the child holds by a number meanwhile;
+- ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
+  ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
+  operator's own to convert to, b"" for none;
 - ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
+- ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
 - ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
@@ -21,7 +23,7 @@ import attrs
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.attributes import downsampled_answer
-from twistedproxy.imaging.colour import convert_colours
+from twistedproxy.imaging.colour import check_target, convert_colours
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
@@ -49,6 +51,7 @@ class _Picture:
     facts: PixelFacts
     scale: int
     max_pixels: int
+    own_profile: bytes = b""
     pixels: Any = None
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
@@ -68,7 +71,7 @@ class _Picture:
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
-            pixels, profile = convert_colours(pixels, profile, rendering.profile)
+            pixels, profile = convert_colours(pixels, profile, rendering.profile, self.own_profile)
         if rendering.media_type == OCTET_STREAM:
             return bytes(pixels.tobytes())
         embedded = profile if rendering.embed and pixels.ndim == 3 else None
@@ -88,6 +91,7 @@ class Work:
             "finish": self._finish,
             "drop": self._drop,
             "native": _native,
+            "profile": _profile,
             "transcode": _transcode,
             "describe": self._describe,
             "downsample": _downsample,
@@ -107,13 +111,13 @@ class Work:
             return _failed("Unexpected", f"{type(error).__name__}: {error}"[:500])
 
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        picture = _picture_of(head, blobs[0])
-        _add_all(picture, head, blobs[1:])
+        picture = _picture_of(head, *blobs[:2])
+        _add_all(picture, head, blobs[2:])
         return picture.finish()
 
     def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         _make_room(self._held)
-        self._held[head["number"]] = _picture_of(head, blobs[0])
+        self._held[head["number"]] = _picture_of(head, *blobs)
         return b""
 
     def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
@@ -154,14 +158,14 @@ def _failed(kind: str, text: str) -> Message:
     return Message({"error": {"kind": kind, "text": text}})
 
 
-def _picture_of(head: Mapping[str, Any], facts: bytes) -> _Picture:
+def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
     rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
     scale, values = head["scale"], head["cut"]
     canvas = None
     if values is not None:
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
         canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale)
-    return _Picture(canvas, rendering, PixelFacts.from_bytes(facts), scale, head["max_pixels"])
+    return _Picture(canvas, rendering, PixelFacts.from_bytes(facts), scale, head["max_pixels"], own_profile)
 
 
 def _window_of(values: Optional[dict[str, Any]]) -> Optional[Window]:
@@ -180,6 +184,11 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
     data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return data
+
+
+def _profile(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    check_target(blobs[0])
+    return b""
 
 
 def _transcode(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:

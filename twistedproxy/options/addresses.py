@@ -114,6 +114,11 @@ def _folder(path: str) -> str:
         path = path[2:]
         if not path.startswith("/"):
             raise Rejected("file: takes a path of this machine")
+    return parse_folder(path)
+
+
+def parse_folder(path: str) -> str:
+    """The path of a folder that is there, absolute. Raises `Rejected`."""
     if not path or "\0" in path:
         raise Rejected("the folder is missing")
     path = os.path.abspath(os.path.expanduser(path))

@@ -94,6 +94,7 @@ _ORIGIN = Kind(addresses.parse_origin, addresses.ORIGIN_ACCEPTED)
 _ENDPOINT = Kind(addresses.parse_endpoint, "a Twisted server endpoint such as tcp:8080:interface=127.0.0.1")
 _CACHE = Kind(addresses.parse_cache_address, ACCEPTED, show=lambda address: address.where)
 _CORS = Kind(addresses.parse_cors_origin, addresses.CORS_ACCEPTED)
+_FOLDER = Kind(addresses.parse_folder, "the path of a folder that can be read")
 _FILE = Kind(addresses.parse_file, "the path of a readable file of 32 bytes to 64 kB")
 _HEADER = token("the name of a request header", _header_refused)
 _COOKIE = token("the name of a cookie")
@@ -251,6 +252,13 @@ OPTIONS: tuple[Option, ...] = (
         whole(1, unit="frames"),
         "Stored frames that a picture of a whole instance may need",
         "N",
+    ),
+    Option(
+        "icc-profiles",
+        _FOLDER,
+        "Folder with ICC profiles of your own, NAME.icc for iccprofile=NAME; srgb.icc and the like replace ours",
+        "FOLDER",
+        default="none",
     ),
     Option("log-format", choice("text", "json"), "text, or JSON lines: structured fields, no secrets", "text|json"),
 )

@@ -37,7 +37,7 @@ from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list
-from twistedproxy.web.rendering import RenderedAnswers, asked_frames, without_accept
+from twistedproxy.web.rendering import RenderedAnswers, without_accept
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
 
@@ -92,7 +92,7 @@ class ProxyRoutes:
         """Frames as stored (DICOM PS3.18 section 10.4.1.1.6)."""
         self._note_client(request)
         target = self._target(request, Kind.FRAMES)
-        asked = asked_frames(target.query) if target.query else None
+        asked = self._rendered.asked_frames(target.query) if target.query else None
         if asked is not None and not asked.given and without_accept(target.query):
             await self._hand_on(request, target)  # asks for something of the origin's own
             return

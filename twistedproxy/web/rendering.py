@@ -11,7 +11,7 @@ Rules kept here:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, NoReturn, Optional
 
 import attrs
@@ -37,6 +37,7 @@ from twistedproxy.imaging.geometry import CannotRender
 from twistedproxy.imaging.parameters import (
     DESCRIBING,
     FRAMES,
+    PROFILES,
     RENDERED,
     Asked,
     BadParameter,
@@ -136,7 +137,7 @@ class RenderedAnswers:
         if self.ours is None:
             return False
         try:
-            asked = asked_of(query, RENDERED)
+            asked = asked_of(query, RENDERED, self.ours.profiles.names)
             accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
             media_type, multipart = choose_picture(accepted, single)
         except Problem:  # it may be right for what the origin makes
@@ -185,6 +186,10 @@ class RenderedAnswers:
             except (CallFailed, *_FAILURES) as error:
                 raise_problem(error)
             await self._send(request, wanted, held, made, _form(form), Asked(Rendering()))
+
+    def asked_frames(self, query: bytes) -> Asked:
+        """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""
+        return asked_of(query, FRAMES, self.ours.profiles.names if self.ours is not None else PROFILES)
 
     def producible(self, metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
         """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
@@ -279,17 +284,12 @@ async def _described(ours: PictureService, factor: float, body: ByteStream) -> B
     return BytesStream(made.blobs[0])
 
 
-def asked_of(query: bytes, known: frozenset[str]) -> Asked:
+def asked_of(query: bytes, known: frozenset[str], profiles: Collection[str] = PROFILES) -> Asked:
     """What a query asks for. Raises `Problem` 400."""
     try:
-        return parse_query(query, known)
+        return parse_query(query, known, profiles)
     except BadParameter as error:
         raise problems.bad_request(str(error)) from None
-
-
-def asked_frames(query: bytes) -> Asked:
-    """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""
-    return asked_of(query, FRAMES)
 
 
 def without_accept(query: bytes) -> bytes:

@@ -1,0 +1,84 @@
+"""ICC profiles of one's own: files of a folder, each asked for by its name without the ending.
+
+Rules kept here:
+- a folder is read once, at the start; what is wrong with it is said then, in one line that names the file;
+- a name that is one of ours (``srgb``) stands for the folder's profile from then on;
+- pictures are kept under what is in a profile, not under its name: hosts of one cache may have other folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import attrs
+
+from twistedproxy.imaging.parameters import PROFILES
+
+ENDINGS = (".icc", ".icm")
+MAX_PROFILES = 64
+MAX_PROFILE = 16 << 20
+"""Bytes of a profile; scanners' have up to 1 MB, those of displays with tables some 3 MB."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
+_NOT_PROFILES = frozenset(("no", "yes"))
+"""Values of ``iccprofile`` that mean something else."""
+
+
+class BadProfiles(ValueError):
+    """A folder that cannot be used; `str()` says which file of it, and why."""
+
+
+@attrs.frozen
+class OwnProfiles:
+    """Profiles by name."""
+
+    by_name: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def names(self) -> Collection[str]:
+        """All that ``iccprofile`` may be, ours first."""
+        return tuple(dict.fromkeys((*PROFILES, *sorted(self.by_name))))
+
+    def get(self, name: str) -> bytes:
+        """The profile *name*; b"" where the folder has none."""
+        return self.by_name.get(name, b"")
+
+    def digest(self, name: str) -> bytes:
+        """What tells the profile *name* from all others; b"" where the folder has none."""
+        profile = self.get(name)
+        return hashlib.blake2b(profile, digest_size=16).digest() if profile else b""
+
+
+def read_profiles(folder: str) -> OwnProfiles:
+    """The profiles in *folder*; other files are left alone. It blocks. Raises `BadProfiles`."""
+    try:
+        paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError as error:
+        raise BadProfiles(f"{folder}: {error.strerror or 'unreadable'}") from None
+    if not paths:
+        raise BadProfiles(f"{folder}: there is no file that ends with {' or '.join(ENDINGS)}")
+    if len(paths) > MAX_PROFILES:
+        raise BadProfiles(f"{folder}: there are {len(paths)} profiles; at most {MAX_PROFILES} are accepted")
+    found: dict[str, bytes] = {}
+    for path in paths:
+        name = path.stem.lower()
+        if not _NAME.fullmatch(name) or name in _NOT_PROFILES:
+            raise BadProfiles(f"{path}: names of up to 32 letters, digits, - and _ are accepted, but not no and yes")
+        if name in found:
+            raise BadProfiles(f"{path}: another file has the name {name} too")
+        found[name] = _read(path)
+    return OwnProfiles(found)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROFILE + 1)
+    except OSError as error:
+        raise BadProfiles(f"{path}: {error.strerror or 'unreadable'}") from None
+    if not 0 < len(data) <= MAX_PROFILE:
+        raise BadProfiles(f"{path}: a profile has from 1 to {MAX_PROFILE} bytes")
+    return data
