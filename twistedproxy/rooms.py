@@ -122,7 +122,8 @@ class Rooms:
         hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)
         heads = Heads(credentials, heads_memory, settings.trusted_proxy)
         self.reader.watch = hot
-        self.forgetting.also.append(hot.forget)
+        series = SeriesLookup(time.monotonic, settings.grant_ttl)
+        self.forgetting.also += [hot.forget, series.forget]
         hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter)
         self.connections = Connections(reactor, settings.client_timeout, hot_server if settings.hot_memory else None)
         self._routes = ProxyRoutes(
@@ -133,7 +134,7 @@ class Rooms:
             self.answer_memory,
             pictures,
             self.imaging,
-            SeriesLookup(time.monotonic, settings.grant_ttl),
+            series,
             PassThrough(self.forgetting, descriptions, settings.trusted_proxy),
             status,
             Warming(self.reader, self.scheduler, self.jobs, reactor),

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, MALLORY
-from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames import series
 from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
@@ -72,6 +72,43 @@ class SeriesTests(SynchronousTestCase):
         self.origin.status, self.origin.body = 403, b"no"
         self.assertEqual(self.failureResultOf(self.find(MALLORY), OriginRefused).value.status, 403)
         self.assertEqual(self.failureResultOf(self.find(root="/other"), OriginRefused).value.status, 403)
+
+    def test_forgotten(self) -> None:
+        """What a STOW or DELETE may have changed is searched for again, at whichever level it was; the rest is not."""
+        whole = Scope(INSTANCE.origin, INSTANCE.root)
+        study = attrs.evolve(whole, study=INSTANCE.study)
+        series_ = attrs.evolve(study, series=INSTANCE.series)
+        other_mount = Scope("http://store.test", "/dicom-web", INSTANCE.study)
+        moved = attrs.evolve(INSTANCE.scope, series="9")
+        for scope in (whole, study, series_, INSTANCE.scope, other_mount, moved):
+            self.successResultOf(self.find())
+            self.origin.requests.clear()
+            self.lookup.forget(scope)
+            self.successResultOf(self.find())
+            self.assertEqual(len(self.origin.requests), 1, scope)
+        elsewhere = (
+            Scope("http://other.test", ""),
+            attrs.evolve(study, study="9"),
+            attrs.evolve(series_, series="9"),
+            attrs.evolve(INSTANCE.scope, sop="9"),
+        )
+        for scope in elsewhere:
+            self.lookup.forget(scope)
+        self.successResultOf(self.find())
+        self.assertEqual(len(self.origin.requests), 1)
+
+    def test_forgotten_meanwhile(self) -> None:
+        """A search under way when something is forgotten is neither joined by who comes later nor remembered."""
+        self.origin.gate = old = Deferred()
+        before = self.find()
+        self.lookup.forget(INSTANCE.scope)
+        self.origin.gate, self.origin.body = None, found(in_series="1.9")
+        self.assertEqual(self.successResultOf(self.find()).series, "1.9")
+        self.lookup.forget(INSTANCE.scope)
+        old.callback(None)
+        self.successResultOf(before)
+        self.origin.body = found(in_series="1.10")
+        self.assertEqual(self.successResultOf(self.find()).series, "1.10")
 
     def test_shared(self) -> None:
         """Who asks meanwhile waits for the same search; who leaves ends only its own wait."""

@@ -633,6 +633,24 @@ class ForgettingTests(PassThroughCase):
         self.assertEqual(204, (await self.ask.request("DELETE", study)).status)
         await self.frame(404)
 
+    async def test_series_of_a_short_path(self) -> None:
+        """The series that was looked up for a path without one is looked up again."""
+        await self.begin()
+        search = f"GET /studies/{self.slide.study}/instances?SOPInstanceUID={self.slide.sop}"
+        path = f"/studies/{self.slide.study}/instances/{self.slide.sop}/frames/1"
+
+        async def searched(status: int) -> int:
+            before = len(self.store_.seen("/instances"))
+            self.assertEqual(status, (await self.ask.get(path)).status)
+            lines = self.store_.lines("/instances")[before:]
+            return sum(line.startswith(search) for line in lines)
+
+        self.assertEqual([1, 0], [await searched(200), await searched(200)])
+        await self.ask.request("POST", "/studies", STOW, stow_body(self.slide.path.read_bytes()))
+        self.assertEqual([1, 0], [await searched(200), await searched(200)])
+        await self.ask.request("DELETE", f"/{self.slide.resource}")
+        self.assertEqual(1, await searched(404))
+
     async def test_refused(self) -> None:
         """A change that the store refuses touches nothing."""
         await self.begin()

@@ -1,4 +1,8 @@
-"""The short path ``studies/{}/instances/{}/frames/…`` lacks the series: a search with the caller's own headers finds it."""
+"""The short path ``studies/{}/instances/{}/frames/…`` lacks the series: a search with the caller's own headers finds it.
+
+What was found is remembered until a STOW or DELETE may have changed it. A search that is under way then says what was
+before: it is neither remembered nor joined.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Optional
 
 from twisted.internet.defer import Deferred
 
-from twistedproxy.dicom.address import Instance, InvalidUID
+from twistedproxy.dicom.address import Instance, InvalidUID, Scope
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest
@@ -21,7 +25,7 @@ MAX_REMEMBERED = 10_000
 MAX_ANSWER = 1 << 20
 """Bytes of the answer to a search for one instance."""
 
-_Key = tuple[bytes, str, str, str, str]
+_Key = tuple[bytes, str, str, str]  # credential, place (see `Instance`), study, instance
 
 
 class SeriesLookup:
@@ -41,21 +45,33 @@ class SeriesLookup:
         Raises the errors of `twistedproxy.origin.errors`; `OriginRefused` with 404 where the search finds nothing.
         """
         assert study is not None and sop is not None
-        key = (caller.credential, origin.url, root, study, sop)
+        key = (caller.credential, origin.url + root, study, sop)
         expires, series = self._found.get(key, (0.0, ""))
         if expires <= self._clock():
-            series = await self._find(key, origin, caller)
+            series = await self._find(key, origin, root, caller)
         return Instance(origin.url, root, study, series, sop)
 
-    def _find(self, key: _Key, origin: Origin, caller: Caller) -> Deferred[str]:
+    def forget(self, scope: Scope) -> None:
+        """Remember nothing of *scope* any more: one pass, for the rare STOW and DELETE."""
+        self._searching = InFlight()
+        for key in [key for key, (_, series) in self._found.items() if _lies_in(scope, key, series)]:
+            del self._found[key]
+
+    def _find(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Deferred[str]:
         """Search, or wait for the same caller's search that is under way."""
         fetch = self._searching.running([key]).get(key)
-        found = fetch.wait() if fetch is not None else self._searching.start([key], self._search(key, origin, caller))
+        if fetch is not None:
+            found = fetch.wait()
+        else:
+            found = self._searching.start([key], self._search(key, origin, root, caller))
         return found.addCallback(lambda series: series[key])
 
-    async def _search(self, key: _Key, origin: Origin, caller: Caller) -> Mapping[_Key, str]:
-        _, _, root, study, sop = key
+    async def _search(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Mapping[_Key, str]:
+        _, _, study, sop = key
+        searching = self._searching
         series = await self._ask(origin, root, study, sop, caller)
+        if self._searching is not searching:  # something was forgotten meanwhile
+            return {key: series}
         self._found[key] = (self._clock() + self._seconds, series)
         self._found.move_to_end(key)
         while len(self._found) > MAX_REMEMBERED:
@@ -76,6 +92,13 @@ class SeriesLookup:
         if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
             raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
         return _series_in(answer, sop)
+
+
+def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
+    """Whether *scope* may concern what was found. An instance in it may have been in another series before."""
+    _, place, study, sop = key
+    within = scope.sop == sop if scope.sop is not None else scope.series in (None, series)
+    return within and scope.study in (None, study) and scope.place == place
 
 
 def _series_in(answer: bytes, sop: str) -> str:
