@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGTERM
@@ -17,6 +16,7 @@ from tests.live import LiveCase
 from tests.processes import Proxy
 from tests.slides import ENCODINGS, Made, OffsetTable, loop, multi_frame, slide
 from tests.stores.orthanc import Orthanc, basic
+from twistedproxy.cache.embedded import find_server
 
 HIT = "twistedproxy; hit"
 ANN = {"Authorization": basic("ann", "a-secret-of-hers")}
@@ -136,9 +136,9 @@ class RefusedTests(OrthancCase):
 
     async def setting(self) -> tuple[Orthanc, list[str]]:
         """An Orthanc that ann may read, and options of proxies that share a Redis server and a key."""
-        binary = shutil.which("redis-server") or shutil.which("valkey-server")
+        binary = find_server()
         if binary is None:
-            raise SkipTest("no redis-server")
+            raise SkipTest("no cache server")
         self.redis = RunningServer(binary)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.redis.stop()))
         await self.redis.start()

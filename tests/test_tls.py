@@ -17,6 +17,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.cache.certificates import certificate
 from tests.processes import Proxy, free_port
+from twistedproxy.cache.embedded import find_server
 
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
@@ -116,7 +117,7 @@ class TlsTests(TestCase):
 
     async def test_renewed(self) -> None:
         """A reload makes new connections see a renewed certificate."""
-        if shutil.which("redis-server") is None and shutil.which("valkey-server") is None:
+        if find_server() is None:
             raise SkipTest("workers need a cache server")
         proxy = await self.start("--workers", "2", cache="embedded")
 

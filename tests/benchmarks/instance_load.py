@@ -30,6 +30,7 @@ from tests.processes import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
 from twistedproxy.cache import resp
+from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.keys import instance_keys, scope_key
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.entries import frame_name
@@ -50,7 +51,7 @@ class Redis(Child):
     def __init__(self, *options: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="redis-"))
         self.path = str(self.place / "socket")
-        server = shutil.which("redis-server") or shutil.which("valkey-server")
+        server = find_server()
         if server is None:
             raise SystemExit("redis-server or valkey-server is needed")
         super().__init__([server, "--port", "0", "--unixsocket", self.path, "--save", "", *options])

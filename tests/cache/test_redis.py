@@ -13,8 +13,9 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint, serverFromString
 from twisted.logger import LogEvent, globalLogPublisher
+from twisted.protocols.portforward import ProxyFactory
 from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.cache.certificates import certificate
@@ -354,19 +355,26 @@ class AddressTests(Servers):
 
     async def test_tls_is_verified(self) -> None:
         """A server whose certificate was signed by one we trust is used; any other, or another name, is not."""
-        port = free_port()
         folder = tempfile.mkdtemp(prefix="cache-test-")
         self.addCleanup(shutil.rmtree, folder)
         trusted = certificate(Path(folder), "localhost")
-        tls = ["--tls-port", str(port), "--port", "0", "--bind", "127.0.0.1", "--tls-auth-clients", "no"]
-        files = ["--tls-cert-file", f"{folder}/cert.pem", "--tls-key-file", f"{folder}/key.pem"]
-        await self.server(*tls, *files, "--tls-ca-cert-file", f"{folder}/cert.pem")
+        port = await self.behind_tls(Path(folder))
         self.patch(redis, "START_SECONDS", 1.0)
         good = await self.open(RedisAddress("localhost", port, tls=True), trust_root=trusted)
         self.assertTrue(await put(good, {b"1": b"one"}))
         for name, more in (("localhost", {}), ("127.0.0.1", {"trust_root": trusted})):
             bad = await self.open(RedisAddress(name, port, tls=True), **more)
             self.assertIsNone((await bad.get_many(A, [b"1"])).fence, name)
+
+    async def behind_tls(self, folder: Path) -> int:
+        """The port of a server behind TLS, with the certificate in *folder*; the servers of some packages have none."""
+        inner = free_port()
+        await self.server("--port", str(inner), "--bind", "127.0.0.1")
+        files = f"privateKey={folder}/key.pem:certKey={folder}/cert.pem"
+        endpoint = serverFromString(installed_reactor(), f"ssl:0:interface=127.0.0.1:{files}")
+        listening = await endpoint.listen(ProxyFactory("127.0.0.1", inner))
+        self.addCleanup(listening.stopListening)
+        return int(listening.getHost().port)
 
     async def test_sentinels_name_the_master(self) -> None:
         """The cache goes where they say."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,7 +15,7 @@ from tests.slides import Made, slide
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.embedded import packaged_server
+from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.redis import RedisCache, redis_cache
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.access import Access
@@ -40,7 +39,7 @@ HALF = 1_300_000  # bytes: two batches and more are in the cache then
 
 def server_binary() -> str:
     """Redis or Valkey."""
-    binary = shutil.which("redis-server") or shutil.which("valkey-server") or packaged_server()
+    binary = find_server()
     if binary is None:
         raise SkipTest("no Redis or Valkey server")
     return binary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from typing import Any
 
 import attrs
@@ -18,6 +17,7 @@ from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.waiting import wait_until
 from tests.web.support import ALICE, MALLORY, ProxyCase, RunningProxy, logged, token
 from twistedproxy.cache.address import UnixAddress
+from twistedproxy.cache.embedded import find_server
 from twistedproxy.log_json import json_line
 
 SECRET = b"a key that both proxies have, of 32 bytes or more"
@@ -183,11 +183,11 @@ class SharedCacheTests(GrantCase):
 
     async def server(self) -> UnixAddress:
         """A private server."""
-        binary = shutil.which("redis-server") or shutil.which("valkey-server")
+        binary = find_server()
         if binary is None:
             from unittest import SkipTest
 
-            raise SkipTest("no redis-server")
+            raise SkipTest("no cache server")
         self.redis = RunningServer(binary)
         await self.redis.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(self.redis.stop()))

@@ -1,0 +1,166 @@
+"""What callers of cached frames notice while pictures are made as fast as the machine lets them.
+
+One caller asks for cached frames, one after the other: hot ones, and ones from Redis. Meanwhile others ask for pictures
+that have to be made anew each time, more of them at once than there are rendering children. In turns; medians.
+Run: ``python -m tests.benchmarks.render_load``; more options of the proxy after ``--``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import psutil
+
+from tests import slides
+from tests.benchmarks.load import Load, load
+from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, table
+from tests.processes import Child, Proxy, Store
+
+MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
+ASKING = 8  # for pictures at once
+PICTURE = "rendered?downsample=2&quality=90&disable_caching=true"
+SETTLING = 1.0  # seconds until the children are at work
+
+
+class Pictures:
+    """Callers that ask for pictures without a pause. *made*: how many they got."""
+
+    def __init__(self, url: str, resource: str, frames: int) -> None:
+        self.url, self.resource, self.frames = url, resource, frames
+        self.made = 0
+        self.refused: Optional[int] = None
+        self._over = threading.Event()
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Ask for as long as this lasts."""
+        self._over.clear()
+        threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(ASKING)]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(SETTLING)
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask(self, number: int) -> None:
+        fetcher = Fetcher(self.url)
+        while not self._over.is_set():
+            number = number % self.frames + 1
+            status = fetcher.get(f"{self.resource}/frames/{number}/{PICTURE}").status
+            if status == 200:
+                self.made += 1
+            else:
+                self.refused = status
+        fetcher.close()
+
+
+def measure(name: str, folder: Path, options: Any, *more: str) -> tuple[list[object], float]:
+    """A row, and how many times longer the slowest hundredth of cached frames takes while pictures are made."""
+    looked_at = slides.slide(folder / f"{name}.dcm", 8, 8)
+    with stopped_at_the_end() as children:
+        proxy = started(children, looked_at.path, options, *more)
+        resource = f"/dicomweb/{looked_at.resource}/frames"
+        paths = [f"{resource}/{number}" for number in range(1, 10)]
+        warm(f"{proxy.url}/dicomweb", looked_at.resource)
+        pictures = Pictures(f"{proxy.url}/dicomweb", looked_at.resource, 16)
+        quiet: list[Load] = []
+        busy: list[Load] = []
+        used = made = 0.0
+        for _ in range(options.rounds):
+            quiet.append(ask(proxy.url, paths, options))
+            with pictures.wanted():
+                before, begun, pictures.made = time.perf_counter(), rendering_seconds(proxy), 0
+                busy.append(ask(proxy.url, paths, options))
+                took = time.perf_counter() - before
+                used += (rendering_seconds(proxy) - begun) / took
+                made += pictures.made / took
+        if pictures.refused:
+            raise RuntimeError(f"a picture was answered with {pictures.refused}")
+    slow = [median([one.p99 or 0.0 for one in loads]) for loads in (quiet, busy)]
+    figures = [f"{value:.2f}" for value in (*slow, slow[1] / slow[0])]
+    rates = [f"{median([one.per_second for one in loads]):,.0f}" for loads in (quiet, busy)]
+    return [name, *figures, *rates, f"{made / options.rounds:.0f}", f"{used / options.rounds:.2f}"], slow[1] / slow[0]
+
+
+def started(children: list[Child], path: Path, options: Any, *more: str) -> Proxy:
+    """A proxy in front of a store that has *path*, both ready."""
+    store = Store(str(path))
+    children.append(store)
+    proxy = Proxy("--origin", store.wait_until_ready(), *more, *options.proxy)
+    children.append(proxy)
+    return proxy.wait_until_ready()
+
+
+def warm(url: str, resource: str) -> None:
+    """Have the frames in the cache, the frequent ones hot, and the rendering children running."""
+    fetcher = Fetcher(url)
+    for number in [*range(1, 65)] * 2:
+        fetcher.get(f"{resource}/frames/{number}", {"Accept": "image/jpeg"})
+    for number in range(1, 9):
+        fetcher.get(f"{resource}/frames/{number}/{PICTURE}")
+    fetcher.close()
+
+
+def ask(url: str, paths: Sequence[str], options: Any) -> Load:
+    """One caller's requests."""
+    got = load(url, paths, {"Accept": "image/jpeg"}, connections=1, seconds=options.seconds)
+    if got.failed or got.p99 is None:
+        raise RuntimeError(f"{got.failed} answers were no 200, or nothing was measured")
+    return got
+
+
+def rendering_seconds(proxy: Proxy) -> float:
+    """What the rendering children have used of the processors."""
+    used = 0.0
+    for process in proxy.family():
+        try:
+            if "twistedproxy.imaging.child" in process.cmdline():
+                times = process.cpu_times()
+                used += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return used
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render_load", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
+    options = parser.parse_args()
+    end_in_order()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = [
+            measure("hot", Path(folder), options),
+            measure("Redis", Path(folder), options, "--hot-memory", "0"),
+        ]
+    heads = [
+        "frames",
+        "p99 ms",
+        "while rendering",
+        "times",
+        "requests/s",
+        "while rendering",
+        "pictures/s",
+        "cores used",
+    ]
+    print(table(heads, [row for row, _ in measured]))
+    worst = max(times for _, times in measured)
+    print(f"\nat most {worst:.1f} times (limit {MOST})")
+    return int(worst > MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
