@@ -35,12 +35,14 @@ BELOW = {
 """What each room may import, itself and what all share apart."""
 
 SHARED = {
+    "announcing",
     "at_once",
     "listening",
     "log_json",
     "logs",
     "machine",
     "metrics",
+    "privileges",
     "processes",
     "settings",
     "siblings",

@@ -23,6 +23,8 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from twistedproxy.settings import Settings
+
 BACKLOG = 1024
 """Connections that may wait to be accepted, where the description does not say. With Twisted's 50, 5,000 clients that
 come at once took 72 s instead of 0.4: each one too many tries again after a second."""
@@ -31,6 +33,12 @@ Listening = Callable[[str, IProtocolFactory], Awaitable[IListeningPort]]
 """Listens as a description says. Raises what keeps it from that."""
 
 _SYSTEMD = re.compile(r"((?:haproxy:)*)systemd:.*", re.DOTALL)
+
+
+def descriptions(settings: Settings) -> list[str]:
+    """Of all listeners, an admin's last: the order in which sockets are handed on."""
+    admin = settings.admin_listen
+    return [*settings.listen, *([admin] if admin is not None else [])]
 
 
 async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> IListeningPort:

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from twistedproxy.announcing import Served
 from twistedproxy.cache.open import open_cache
 from twistedproxy.cache.use import CacheUse
 from twistedproxy.dicom.address import Instance
@@ -200,6 +201,10 @@ class Rooms:
 
     async def _listen_at(self, text: str, site: Any) -> None:
         self._ports.append(await self._listen_as(text, site))
+
+    def served(self) -> list[Served]:
+        """What its mounts stand for, once it has been started."""
+        return [Served(mount.prefix, mount.origin.url, mount.origin.examples()) for mount in self.mounts.all]
 
     def hosts(self) -> list[Any]:
         """Where it listens, in the order of the settings."""

@@ -23,11 +23,13 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedproxy.announcing import announce
+from twistedproxy.listening import descriptions
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
+from twistedproxy.privileges import Ports, changes_user, move_home
 from twistedproxy.processes import allow_open_files, leave_loaded_alone
 from twistedproxy.settings import Settings
-from twistedproxy.web.announcing import announce, served
 
 if TYPE_CHECKING:
     from twistedproxy.workers.supervisor import Supervisor
@@ -54,7 +56,7 @@ def makeService(options: Options) -> IService:
     output = twistd_output(options.settings.log_format, twistd_options)
     service = LoggedService(output)
     _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
-    proxy = ProxyService(reactor, options.settings, output=output)
+    proxy = ProxyService(reactor, options.settings, output=output, changes_user=changes_user(twistd_options))
     _ReloadSignal(proxy).setServiceParent(service)
     proxy.setServiceParent(service)
     return service
@@ -122,7 +124,10 @@ class _Proxy(Protocol):
 
 
 class ProxyService(Service):
-    """One proxy: its rooms, in order. *leave* is called with the reason where it cannot start."""
+    """One proxy: its rooms, in order. *leave* is called with the reason where it cannot start.
+
+    *changes_user*: twistd will, between `privilegedStartService` and `startService`.
+    """
 
     def __init__(
         self,
@@ -130,6 +135,7 @@ class ProxyService(Service):
         settings: Settings,
         leave: Callable[[str], None] = _leave,
         output: Optional[LogOutput] = None,
+        changes_user: bool = False,
     ) -> None:
         self._reactor = reactor
         self._output = output
@@ -138,10 +144,20 @@ class ProxyService(Service):
         self._rooms: Optional[_Proxy] = None
         self._starting: Optional[Deferred[None]] = None
         self._supervisor: Optional[Supervisor] = None
+        self._changes_user = changes_user
+        self._ports = Ports(reactor)
+
+    def privilegedStartService(self) -> None:
+        """Bind, where it will not be allowed to later."""
+        super().privilegedStartService()
+        if self._changes_user:
+            self._ports.bind_early(descriptions(self._settings))
 
     def startService(self) -> None:
         """Start in order, in the background of the reactor."""
         super().startService()
+        if self._changes_user:
+            move_home()
         # A start may fail at once, and a reactor that does not run yet cannot be stopped.
         self._reactor.callWhenRunning(self._begin)
 
@@ -160,15 +176,15 @@ class ProxyService(Service):
     async def _start_parent(self) -> None:
         from twistedproxy.workers.supervisor import Supervisor
 
-        self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output)
+        self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output, self._ports.bind)
         await self._supervisor.start()
 
     async def _start_proxy(self) -> None:
         from twistedproxy.rooms import Rooms
 
-        self._rooms = rooms = Rooms(self._reactor, self._settings, AccessLog(self._output))
+        self._rooms = rooms = Rooms(self._reactor, self._settings, AccessLog(self._output), listen=self._ports.listen)
         await rooms.start()
-        announce(self._settings, rooms.hosts(), served(rooms.mounts))
+        announce(self._settings, rooms.hosts(), rooms.served())
 
     def reload(self) -> None:
         """Replace the workers, where there are any."""
@@ -202,3 +218,4 @@ class ProxyService(Service):
             await self._starting.addTimeout(START_GRACE, self._reactor, lambda *_: None)
         if self._rooms is not None:
             await self._rooms.stop()
+        await self._ports.close()

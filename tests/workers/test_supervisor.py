@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.waiting import wait_until, within
 from tests.web.support import logged
 from tests.workers import fake_worker
 from twistedproxy.cache.address import EmbeddedAddress, NoAddress
+from twistedproxy.listening import bind
 from twistedproxy.settings import Settings
 from twistedproxy.workers import supervisor, watch
 from twistedproxy.workers.supervisor import Supervisor
@@ -51,7 +53,9 @@ class SupervisorCase(TestCase):
             "listen": ("tcp:0:interface=127.0.0.1",),
             "stop_deadline": 0.1,
         }
-        found = Supervisor(reactor, Settings(**{**known, **settings}), None, fake_worker.__name__)
+        found = Supervisor(
+            reactor, Settings(**{**known, **settings}), None, partial(bind, reactor), fake_worker.__name__
+        )
         self.addCleanup(lambda: Deferred.fromCoroutine(found.stop()))
         return found
 

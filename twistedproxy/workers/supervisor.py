@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+from collections.abc import Awaitable, Callable
 from typing import Any, Optional
 
 import attrs
@@ -22,14 +23,14 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from twistedproxy.announcing import Served, announce
 from twistedproxy.cache.address import EmbeddedAddress
 from twistedproxy.cache.embedded import EmbeddedServer, find_server
-from twistedproxy.listening import bind
+from twistedproxy.listening import descriptions
 from twistedproxy.logs import LogOutput
 from twistedproxy.processes import ChildProcess
 from twistedproxy.settings import Settings
 from twistedproxy.waits import all_or_none
-from twistedproxy.web.announcing import Served, announce
 from twistedproxy.workers import worker
 from twistedproxy.workers.exchange import Exchange, Member
 from twistedproxy.workers.log_lines import LogLines
@@ -52,16 +53,22 @@ _log = Logger()
 class Supervisor:
     """Starts, watches and ends the workers of *settings*. *output*: where their log lines go, which come ready-made.
 
-    *module*: what a worker runs.
+    *bind*: how to bind as a description says; *module*: what a worker runs.
     """
 
     def __init__(
-        self, reactor: Any, settings: Settings, output: Optional[LogOutput], module: str = worker.__name__
+        self,
+        reactor: Any,
+        settings: Settings,
+        output: Optional[LogOutput],
+        bind: Callable[[str], Awaitable[IListeningPort]],
+        module: str = worker.__name__,
     ) -> None:
         self.stopping = False
         self._reactor = reactor
         self._settings = settings
         self._output = output
+        self._bind = bind
         self._module = module
         self._server: Optional[EmbeddedServer] = None
         self._ports: list[IListeningPort] = []
@@ -76,9 +83,9 @@ class Supervisor:
     async def start(self) -> None:
         """Start the cache, bind, and wait until all workers listen. Raises what keeps them from it."""
         await self._start_cache()
-        for description in self._descriptions():
+        for description in descriptions(self._settings):
             if not self.stopping:
-                self._ports.append(await bind(self._reactor, description))
+                self._ports.append(await self._bind(description))
         self._watch.start()
         try:
             await all_or_none([Deferred.fromCoroutine(place.fill()) for place in self._places])
@@ -93,10 +100,6 @@ class Supervisor:
         """The living workers, those that finish among them."""
         members = [member for member in self._exchange.members if member.joined]
         return [member.process.pid for member in members if member.process.pid is not None]
-
-    def _descriptions(self) -> list[str]:
-        admin = self._settings.admin_listen
-        return [*self._settings.listen, *([admin] if admin is not None else [])]
 
     async def _start_cache(self) -> None:
         if not isinstance(self._settings.cache, EmbeddedAddress):

@@ -26,7 +26,6 @@ from twistedproxy.logs import AccessLog, begin_logging
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.processes import leave_loaded_alone
 from twistedproxy.settings import Settings
-from twistedproxy.web.announcing import served
 from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
 
@@ -64,7 +63,7 @@ class Worker:
         self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
 
     async def start(self, settings: str) -> list[dict[str, Any]]:
-        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent. What is `served` then."""
+        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent. What is served then."""
         unpacked: Settings = pickle.loads(base64.b64decode(settings))  # noqa: S301 - from our own parent's pipe
         output = begin_logging(unpacked.log_format, sys.stdout)
         siblings = SiblingsByParent(self.peer, self._reactor, self._counted)
@@ -77,7 +76,7 @@ class Worker:
         except EXPECTED as error:
             raise CallFailed(str(error) or type(error).__name__) from None
         leave_loaded_alone()
-        return [attrs.asdict(each) for each in served(rooms.mounts)]
+        return [attrs.asdict(each) for each in rooms.served()]
 
     async def _join(self) -> None:
         await self.peer.call("join")

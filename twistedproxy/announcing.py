@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 from twisted.logger import Logger
 
 from twistedproxy.settings import Settings
-
-if TYPE_CHECKING:
-    from twistedproxy.web.mounts import Mounts
 
 _log = Logger(namespace="twistedproxy.service")
 
@@ -24,11 +21,6 @@ class Served:
     prefix: str
     origin: str
     examples: Sequence[str]
-
-
-def served(mounts: Mounts) -> list[Served]:
-    """What is there once the origins have been started."""
-    return [Served(mount.prefix, mount.origin.url, mount.origin.examples()) for mount in mounts.all]
 
 
 def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served]) -> None:
