@@ -16,8 +16,9 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.waiting import wait_until
+from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.imaging.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
-from twistedproxy.imaging.pool import CallFailed, ChildDied, PoolBusy, PoolTimeout, RenderPool
+from twistedproxy.imaging.pool import RenderPool
 
 STUB = "tests.imaging.stub_child"
 
@@ -154,7 +155,7 @@ class CallTests(PoolCase):
 
     async def test_cancelled_and_hanging(self) -> None:
         """A call that nobody waits for and that does not end takes its child along."""
-        self.patch(sys.modules["twistedproxy.imaging.pool"], "GRACE_SECONDS", 0.1)
+        self.patch(sys.modules["twistedproxy.imaging.child_process"], "GRACE_SECONDS", 0.1)
         pool = self.pool(workers=1)
         await pool.call({"op": "echo"})
         pids = pool.pids

@@ -12,10 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameAnswer, NoSuchFrame, Wanted
-from twistedproxy.imaging.geometry import CannotRender
+from twistedproxy.imaging.errors import CallFailed, CannotRender, PoolBusy
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import parse_query
-from twistedproxy.imaging.pool import CallFailed, PoolBusy
 from twistedproxy.imaging.service import (
     BATCH,
     Limits,

@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.whole: one frame made smaller. What is put together of several is tested with the geometry."""
+"""twistedproxy.imaging.whole: one frame made smaller. What is put together of several is tested with downsampled instances."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from typing import Any, Optional
 
 from twistedproxy.dicom.metadata import from_values
 from twistedproxy.dicom.metadata_json import BadMetadata
-from twistedproxy.imaging.geometry import CannotRender, Downsampled
+from twistedproxy.imaging.downsampled import Downsampled
+from twistedproxy.imaging.errors import CannotRender
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""

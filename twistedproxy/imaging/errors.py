@@ -17,3 +17,35 @@ class NotDecodable(BadImage):
 
 class BadProfile(Exception):
     """An ICC profile that cannot be read or does not fit the picture, or a name that stands for no profile."""
+
+
+class CannotRender(ValueError):
+    """The picture asked for cannot be made of this instance, or not within the limits; `str()` says why."""
+
+
+class NoSuchVirtualFrame(LookupError):
+    """A frame number is past the frames that the downsampled instance has."""
+
+
+class PoolError(Exception):
+    """A call was not done; `str()` is fit for a caller's eyes."""
+
+
+class PoolBusy(PoolError):
+    """The queue is full, or no child comes up: come back later."""
+
+
+class PoolTimeout(PoolError):
+    """The call took too long."""
+
+
+class ChildDied(PoolError):
+    """The child ended in the middle of the call, most likely because of what it was given."""
+
+
+class CallFailed(PoolError):
+    """The child says that it could not do the call. *kind*: the name of the error."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind

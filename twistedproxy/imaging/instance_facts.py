@@ -23,8 +23,9 @@ from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.imaging.description import InstanceFacts
+from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.pool import CallFailed, Held, RenderPool
+from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest

@@ -4,8 +4,6 @@
   does not wait for a start.
 - A child does one call at a time; who finds none free waits in a queue that has a limit.
 - A child that ends fails the call that it was at, and those alone that need what it held; another one is started.
-- A call that takes too long ends its child, for nothing else stops a decoder. A call that nobody waits for any more may
-  end by itself within `GRACE_SECONDS`, as nearly all do: starting a child takes longer.
 - A child ends with the proxy, whatever way that ends.
 """
 
@@ -17,116 +15,28 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.imaging.messages import BadMessage, Message, MessageReader
-from twistedproxy.processes import ChildProcess
+from twistedproxy.imaging.child_process import CRASHED, RenderingChild
+from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolError
+from twistedproxy.imaging.messages import Message
 
 MODULE = "twistedproxy.imaging.child"
-
-START_SECONDS = 30.0
-"""How long a child may take to start: about half a second where nothing else runs."""
 
 FIRST_SECONDS = 1.0
 """How long after the proxy's start its first child is started: it must not slow that, nor the first frames."""
 
-GRACE_SECONDS = 2.0
-"""How long a call may go on that nobody waits for any more."""
-
 RETRY_SECONDS = 5.0
 """How long no child is started after one did not come up; a Retry-After, too."""
-
-MAX_SAID = 1000
-"""Characters of what a child prints that the log takes at once."""
-
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""A child is one worker: libraries that start a thread for each CPU would take all of them."""
-
-
-class PoolError(Exception):
-    """A call was not done; `str()` is fit for a caller's eyes."""
-
-
-class PoolBusy(PoolError):
-    """The queue is full, or no child comes up: come back later."""
-
-
-class PoolTimeout(PoolError):
-    """The call took too long."""
-
-
-class ChildDied(PoolError):
-    """The child ended in the middle of the call, most likely because of what it was given."""
-
-
-class CallFailed(PoolError):
-    """The child says that it could not do the call. *kind*: the name of the error."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-class _Child(Protocol):
-    """The conversation with one child. *busy*: at a call, or starting."""
-
-    _log = Logger()
-
-    def __init__(self, pool: RenderPool) -> None:
-        self._pool = pool
-        self._reader = MessageReader()
-        self.process = ChildProcess(self, hears=0, speaks=1, said=self._said)
-        self.ready = False
-        self.busy = True
-        self.reply: Optional[Deferred[Message]] = None
-
-    @property
-    def alive(self) -> bool:
-        return self.process.alive
-
-    def _said(self, _descriptor: int, data: bytes) -> None:
-        self._log.warn("a rendering child said: {text}", text=data.decode("utf-8", "replace").strip()[:MAX_SAID])
-
-    def dataReceived(self, data: bytes) -> None:
-        try:
-            for message in self._reader.feed(data):
-                self._hear(message)
-        except BadMessage as error:
-            self._log.warn("a rendering child was not understood: {reason}", reason=str(error))
-            self.process.kill()
-
-    def _hear(self, message: Message) -> None:
-        self.ready = True
-        reply, self.reply = self.reply, None
-        self.busy = False
-        if reply is not None:
-            reply.callback(message)
-        self._pool.freed()
-
-    def send(self, message: Message) -> Deferred[Message]:
-        """Have the child do a call. The Deferred is the child's own."""
-        self.busy = True
-        self.reply = Deferred()
-        transport: Any = self.transport
-        for piece in message.packed():
-            transport.write(piece)
-        return self.reply
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        reply, self.reply = self.reply, None
-        if reply is not None:
-            reply.errback(ChildDied("the picture could not be made: a decoder crashed"))
-        self._pool.ended(self, reason)
 
 
 @attrs.define(eq=False)
 class _Waiting:
     """Who waits for a child; *child*: for that one alone."""
 
-    turn: Deferred[_Child]
-    child: Optional[_Child]
+    turn: Deferred[RenderingChild]
+    child: Optional[RenderingChild]
 
 
 @attrs.define(eq=False)
@@ -139,7 +49,7 @@ class RenderPool:
     queue: int
     seconds: float
     module: str = MODULE
-    _children: list[_Child] = attrs.field(init=False, factory=list)
+    _children: list[RenderingChild] = attrs.field(init=False, factory=list)
     _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
     _not_before: float = attrs.field(init=False, default=0.0)
     _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
@@ -177,55 +87,17 @@ class RenderPool:
         """
         child = await self._child(held)
         try:
-            return _checked(await self._answer(child, Message(head, blobs)))
+            return _checked(await child.call(Message(head, blobs), self.seconds))
         except CancelledError:
-            self._give_up(child)
+            child.give_up()
             raise
 
-    def _answer(self, child: _Child, message: Message) -> Deferred[Message]:
-        """The child's reply, by a Deferred that can be cancelled without the call."""
-        waiter: Deferred[Message] = Deferred()
-        deadline = self.reactor.callLater(self.seconds, self._too_long, child, waiter)
-
-        def tell(outcome: Any) -> None:
-            if deadline.active():
-                deadline.cancel()
-            if not waiter.called:
-                waiter.callback(outcome)  # a Failure goes on as one
-
-        child.send(message).addBoth(tell)
-        return waiter
-
-    def _too_long(self, child: _Child, waiter: Deferred[Message]) -> None:
-        child.process.kill()
-        if not waiter.called:
-            waiter.errback(PoolTimeout(f"the picture was not made within {self.seconds:g} s"))
-
-    def _give_up(self, child: _Child) -> None:
-        """Nobody waits for what *child* does."""
-        reply = child.reply
-        if reply is None:
-            return
-
-        def end() -> None:
-            if child.reply is reply:
-                child.process.kill()
-
-        grace = self.reactor.callLater(GRACE_SECONDS, end)
-
-        def done(outcome: Any) -> Any:
-            if grace.active():
-                grace.cancel()
-            return outcome
-
-        reply.addBoth(done)
-
-    async def _child(self, held: Optional[Held]) -> _Child:
+    async def _child(self, held: Optional[Held]) -> RenderingChild:
         """A child that is free."""
         if self._stopped:
             raise PoolBusy("the proxy is stopping")
         if held is not None and not held.child.alive:
-            raise ChildDied("the picture could not be made: a decoder crashed")
+            raise ChildDied(CRASHED)
         child = self._free(held.child if held is not None else None)
         if child is not None:
             return child
@@ -242,7 +114,7 @@ class RenderPool:
                 self._waiting.remove(waiting)
             raise
 
-    def _free(self, wanted: Optional[_Child]) -> Optional[_Child]:
+    def _free(self, wanted: Optional[RenderingChild]) -> Optional[RenderingChild]:
         for child in self._children:
             if not child.busy and child.alive and wanted in (None, child):
                 child.busy = True
@@ -257,9 +129,9 @@ class RenderPool:
             if not self._children:
                 raise PoolBusy("no rendering child could be started")
             return
-        child = _Child(self)
+        child = RenderingChild(self.reactor, self._freed, self._ended)
         try:
-            child.process.spawn(self.reactor, self.module, {0: "w", 1: "r", 2: "r"}, ONE_THREAD)
+            child.spawn(self.module)
         except OSError as error:  # no more processes, no memory
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
             self._log.warn("a rendering child could not be started: {reason}", reason=str(error))
@@ -267,10 +139,8 @@ class RenderPool:
                 raise PoolBusy("no rendering child could be started") from None
             return
         self._children.append(child)
-        late = self.reactor.callLater(START_SECONDS, lambda: None if child.ready else child.process.kill())
-        child.process.ended().addCallback(lambda _: late.cancel() if late.active() else None)
 
-    def freed(self) -> None:
+    def _freed(self) -> None:
         """A child has become free: who waits longest for it goes next."""
         for waiting in list(self._waiting):
             child = self._free(waiting.child)
@@ -278,7 +148,7 @@ class RenderPool:
                 self._waiting.remove(waiting)
                 waiting.turn.callback(child)
 
-    def ended(self, child: _Child, reason: Failure) -> None:
+    def _ended(self, child: RenderingChild, reason: Failure) -> None:
         """A child is gone."""
         self._children.remove(child)
         if self._stopped:
@@ -287,7 +157,7 @@ class RenderPool:
         if not child.ready:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         for waiting in [one for one in self._waiting if one.child is child]:
-            self._fail(waiting, ChildDied("the picture could not be made: a decoder crashed"))
+            self._fail(waiting, ChildDied(CRASHED))
         try:
             if self._waiting:
                 self._start_one()
@@ -305,9 +175,9 @@ class RenderPool:
         """Do a call after which the child holds something that later calls are about. `Held.forget` ends that."""
         child = await self._child(None)
         try:
-            _checked(await self._answer(child, Message(head, blobs)))
+            _checked(await child.call(Message(head, blobs), self.seconds))
         except CancelledError:
-            self._give_up(child)
+            child.give_up()
             raise
         return Held(self, child)
 
@@ -328,7 +198,7 @@ class Held:
     """A child that holds something for one picture. Others use the child too, between two calls."""
 
     pool: RenderPool
-    child: _Child
+    child: RenderingChild
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         """See `RenderPool.call`."""

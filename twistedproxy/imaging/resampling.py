@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy
 
-from twistedproxy.imaging.geometry import SUPPORT, Axis
+from twistedproxy.imaging.cut import SUPPORT, Axis
 
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 Integers = numpy.ndarray[Any, numpy.dtype[numpy.int64]]

@@ -33,17 +33,12 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.frames.entries import BadEntry, expiry, pack_picture, rendered_name, unpack_picture
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
-from twistedproxy.imaging.geometry import (
-    CannotRender,
-    Cut,
-    Downsampled,
-    NoSuchVirtualFrame,
-    Tile,
-    decoder_scale,
-)
+from twistedproxy.imaging.cut import Cut, Tile, decoder_scale
+from twistedproxy.imaging.downsampled import Downsampled
+from twistedproxy.imaging.errors import CallFailed, CannotRender, NoSuchVirtualFrame, PoolError
 from twistedproxy.imaging.instance_facts import FACTS, FactsReader
 from twistedproxy.imaging.parameters import Rendering
-from twistedproxy.imaging.pool import CallFailed, Held, PoolError, RenderPool
+from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.profiles import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.interface import Caller, Origin

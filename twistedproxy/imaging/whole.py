@@ -14,7 +14,7 @@ from typing import Any, Optional
 import numpy
 from PIL import Image
 
-from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.resampling import Floats, Part, nearest, weights
 
 Pixels = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]

@@ -24,12 +24,12 @@ from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.attributes import downsampled_answer
 from twistedproxy.imaging.colour import check_target, convert_colours
+from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
 from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.grayscale import to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window

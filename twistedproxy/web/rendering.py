@@ -33,7 +33,7 @@ from twistedproxy.frames.reader import Wanted
 from twistedproxy.frames.sizes import expected, most
 from twistedproxy.imaging import service
 from twistedproxy.imaging.attributes import ASKED_FOR
-from twistedproxy.imaging.geometry import CannotRender
+from twistedproxy.imaging.errors import CallFailed, CannotRender, ChildDied, PoolBusy, PoolError, PoolTimeout
 from twistedproxy.imaging.parameters import (
     DESCRIBING,
     FRAMES,
@@ -45,7 +45,6 @@ from twistedproxy.imaging.parameters import (
     parse_query,
     without,
 )
-from twistedproxy.imaging.pool import CallFailed, ChildDied, PoolBusy, PoolError, PoolTimeout
 from twistedproxy.imaging.service import PICTURE_TYPES, Pictures, PictureService, PictureTooLarge, TooManyFrames
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
 from twistedproxy.web import negotiation, problems

@@ -13,14 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.attributes import downsampled, downsampled_answer
-from twistedproxy.imaging.geometry import (
-    CannotRender,
-    Cut,
-    Downsampled,
-    NoSuchVirtualFrame,
-    decoder_scale,
-    shrunk,
-)
+from twistedproxy.imaging.cut import Cut, decoder_scale
+from twistedproxy.imaging.downsampled import Downsampled, shrunk
+from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
 from twistedproxy.imaging.whole import Canvas
 
