@@ -241,6 +241,17 @@ class CacheContract:
         await self.cache.lock(A, b"whole", b"me", 0.2)
         await self.pass_time(lambda: self.cache.lock(A, b"whole", b"you", 60.0))
 
+    async def test_the_time_left_of_a_lock(self) -> None:
+        """Who did not get a lock can be told when it ends by itself; of one that nobody holds there is nothing to tell."""
+        self.assertIsNone(await self.cache.lock_left(A, b"whole"))
+        await self.cache.lock(A, b"whole", b"me", 60.0)
+        left = await self.cache.lock_left(A, b"whole")
+        assert left is not None
+        self.assertTrue(55.0 < left <= 60.0, left)
+        self.assertIsNone(await self.cache.lock_left(A, b"block"))
+        await self.cache.unlock(A, b"whole", b"me")
+        self.assertIsNone(await self.cache.lock_left(A, b"whole"))
+
     async def test_forgetting_leaves_claims_and_locks(self) -> None:
         """They belong to those who work, not to what is cached."""
         await self.cache.claim(A, [b"1"], b"me", 60.0)

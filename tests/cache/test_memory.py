@@ -146,5 +146,6 @@ class NoCacheTests(TestCase):
         self.assertFalse(await cache.put_many(A, b"12345678", {b"1": b"one"}, 60.0))
         self.assertEqual(await cache.claim(A, [b"1"], b"me", 5.0), set())
         self.assertFalse(await cache.lock(A, b"whole", b"me", 5.0))
+        self.assertIsNone(await cache.lock_left(A, b"whole"))
         await cache.forget(A.scope)
         await cache.ping()

@@ -207,6 +207,7 @@ class TroubleTests(Servers):
             self.assertFalse(await cache.put_many(A, b"12345678", {b"1": b"one"}, 60.0))
             self.assertEqual(await cache.claim(A, [b"1"], b"me", 60.0), set())
             self.assertFalse(await cache.lock(A, b"whole", b"me", 60.0))
+            self.assertIsNone(await cache.lock_left(A, b"whole"))
             await cache.unlock(A, b"whole", b"me")
             await cache.unclaim(A, [b"1"], b"me")
             await cache.renew_claims(A, [b"1"], b"me", 1.0)

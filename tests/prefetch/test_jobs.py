@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -114,6 +115,19 @@ class JobBookTests(SynchronousTestCase):
             self.jobs.end(self.jobs.start(INSTANCE, JobKind.DISPLAY, "x", 1), Result.DONE)
         self.assertEqual(len(self.jobs.status()["ended"]), MAX_ENDED)
 
+    def test_last(self) -> None:
+        """Of an instance the running load, of several that of the whole; then the one that ended last; then none."""
+        other = attrs.evolve(INSTANCE, sop="1.9")
+        self.jobs.start(other, JobKind.WHOLE, "x", 1000)
+        kinds = ((JobKind.BLOCK, 880), (JobKind.WHOLE, 100), (JobKind.DISPLAY, 144))
+        block, whole, display = (self.jobs.start(INSTANCE, kind, "x", total) for kind, total in kinds)
+        for job in (whole, block, display):
+            self.assertIs(self.jobs.last(INSTANCE), job)
+            self.jobs.end(job, Result.DONE)
+        self.assertIs(self.jobs.last(INSTANCE), display)
+        self.jobs.drop_ended(self.clock.seconds())
+        self.assertIsNone(self.jobs.last(INSTANCE))
+
     def test_drain(self) -> None:
         """Each who waits for the last job's end has a Deferred of their own."""
         self.successResultOf(self.jobs.drain())
@@ -143,8 +157,6 @@ class UsefulnessTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """Only so many instances are remembered; those asked for last stay."""
-        import attrs
-
         metrics = Metrics()
         usefulness = Usefulness(metrics)
         for number in range(MAX_INSTANCES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -16,10 +17,10 @@ from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import loads
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, NotStarted, Withdrawn
 from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import JobKind
-from twistedproxy.prefetch.scheduler import STOP_SECONDS, NotStarted
+from twistedproxy.prefetch.scheduler import STOP_SECONDS
 
 WHOLE, BLOCK, DISPLAY = JobKind.WHOLE, JobKind.BLOCK, JobKind.DISPLAY
 
@@ -353,9 +354,10 @@ class ByHandTests(PrefetchCase):
         """The lock holds for it; with ``again`` it does not."""
         other, worker = self.worker(), self.worker()
         self.successResultOf(self.hand(other))
+        self.clock.advance(100)
         refused = self.failureResultOf(self.hand(worker), NotStarted).value
-        self.assertEqual(refused.status, 409)
-        self.assertIn("300 s", str(refused))
+        self.assertEqual((refused.status, refused.reason, refused.retry_after), (409, "loaded-lately", 200.0))
+        self.assertIn("200 s", str(refused))
         self.successResultOf(self.hand(worker, again=True))
         self.assertEqual(len(worker.whole.tasks), 1)
         worker.whole.fail(LoadFailed("no"))
@@ -366,7 +368,8 @@ class ByHandTests(PrefetchCase):
         worker = self.worker(max_jobs=1)
         self.successResultOf(self.hand(worker))
         self.now(self.cache.forget(INSTANCE.scope))
-        self.assertEqual(self.failureResultOf(self.hand(worker, again=True), NotStarted).value.status, 503)
+        refused = self.failureResultOf(self.hand(worker, again=True), NotStarted).value
+        self.assertEqual((refused.status, refused.reason), (503, "jobs-busy"))
         self.assertFalse(self.locked())
 
     def test_running_already(self) -> None:
@@ -377,11 +380,54 @@ class ByHandTests(PrefetchCase):
             self.assertIs(self.successResultOf(self.hand(worker, again)), job)
         self.assertEqual(len(worker.whole.tasks), 1)
 
+    def test_running_by_now(self) -> None:
+        """A load that began while the cache was asked for the lock is the answer; if its own lock has run out, it gets
+        the one that was won."""
+        for lasts in (True, False):
+            self.setUp()
+            worker = self.worker(recache_after=10.0)
+            real, asked = self.cache.lock, Deferred[None]()
+
+            async def slow(*arguments: object, real: Any = real, asked: Any = asked) -> bool:
+                await asked
+                return bool(await real(*arguments))
+
+            self.patch(self.cache, "lock", slow)
+            asking = self.hand(worker)
+            self.patch(self.cache, "lock", real)
+            job = self.successResultOf(self.hand(worker))
+            self.clock.advance(0 if lasts else 11)
+            asked.callback(None)
+            self.assertIs(self.successResultOf(asking), job)
+            self.assertTrue(self.locked())
+            worker.whole.fail(LoadFailed("no"))
+            self.assertFalse(self.locked())
+
+    def test_stopped(self) -> None:
+        """Nothing is started by hand once all is to end, and no lock stays."""
+        worker = self.worker()
+        self.now(worker.scheduler.stop())
+        refused = self.failureResultOf(self.hand(worker), NotStarted).value
+        self.assertEqual((refused.status, refused.reason), (503, "stopping"))
+        self.assertFalse(self.locked())
+
+    def test_a_start_that_fails(self) -> None:
+        """A failure while starting gives the lock back."""
+        worker = self.worker()
+
+        def broken(*_arguments: object) -> None:
+            raise RuntimeError("cannot start")
+
+        self.patch(worker.jobs, "start", broken)
+        self.failureResultOf(self.hand(worker), RuntimeError)
+        self.assertFalse(self.locked())
+
     def test_nothing_to_load(self) -> None:
         """What can't be prefetched is refused with its reason; without a cache, too."""
         worker = self.worker()
         refused = self.failureResultOf(self.hand(worker, transfer_syntax="1.2.840.10008.1.2.4.100"), NotStarted).value
         self.assertEqual((refused.status, str(refused)), (409, "nothing is loaded: syntax-not-supported"))
+        self.assertEqual((refused.reason, refused.retry_after), ("syntax-not-supported", None))
         without = worker.scheduler.by_hand(self.wanted(1), SLIDE, None, False)
         self.assertEqual(self.failureResultOf(Deferred.fromCoroutine(without), NotStarted).value.status, 503)
 

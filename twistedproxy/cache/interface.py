@@ -92,6 +92,9 @@ class Cache(Protocol):
     async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
         """Give the lock back if *token* still holds it."""
 
+    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """Seconds until the lock *name* ends by itself. None where nobody holds it, or the cache can't be asked."""
+
     async def forget(self, scope: Scope) -> None:
         """End the generation of *scope*. Raises `CacheUnavailable` if the server could not be told."""
 

@@ -69,6 +69,13 @@ class LruStore:
         if item is not None:
             item.expires = now + seconds
 
+    def left(self, key: bytes, now: float) -> Optional[float]:
+        """Seconds that *key* still has; None where it is not held, or does not expire."""
+        item = self._items.get(key)
+        if item is None or item.expires is None or item.expires <= now:
+            return None
+        return item.expires - now
+
     def delete(self, key: bytes) -> None:
         """Drop *key* if it is held."""
         item = self._items.pop(key, None)

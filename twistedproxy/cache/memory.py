@@ -114,6 +114,10 @@ class MemoryCache:
         """See `Cache`."""
         self._give_back(instance_keys(instance).lock + name, token)
 
+    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """See `Cache`."""
+        return self._store.left(instance_keys(instance).lock + name, self._reactor.seconds())
+
     async def forget(self, scope: Scope) -> None:
         """See `Cache`. Never raises here, but for a scope that names a level without the one above it."""
         self._store.delete(scope_key(scope))

@@ -58,6 +58,10 @@ class NoCache:
     async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
         """Nothing to give back."""
 
+    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """Nobody holds it."""
+        return None
+
     async def forget(self, scope: Scope) -> None:
         """Nothing to forget."""
 

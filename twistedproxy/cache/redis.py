@@ -223,6 +223,12 @@ class RedisCache:
         """See `Cache`."""
         await self._timed("unlock", [resp.delete_if_ours([instance_keys(instance).lock + name], token)])
 
+    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """See `Cache`."""
+        replies = await self._timed("lock_left", [resp.command(b"PTTL", instance_keys(instance).lock + name)])
+        left = replies[0] if replies else None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
+
     async def forget(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
         key = scope_key(scope)

@@ -108,6 +108,13 @@ class JobBook:
         wanted = (kind, instance, fence)
         return next((job for job in self._running if (job.kind, job.instance, job.fence) == wanted), None)
 
+    def last(self, instance: Instance) -> Optional[Job]:
+        """The running job of an instance (of several, the largest), else the last that ended, as far as remembered."""
+        running = [job for job in self._running if job.instance == instance]
+        if running:
+            return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
+        return next((job for job in reversed(self._ended) if job.instance == instance), None)
+
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: display loads do not."""
         return sum(job.kind is not JobKind.DISPLAY for job in self._running)

@@ -22,11 +22,12 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameAnswer, FrameReader, Wanted
 from twistedproxy.metrics import Metrics
+from twistedproxy.prefetch.errors import NotStarted, Refusal
 from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.loads import Loads, Occasion
-from twistedproxy.prefetch.locks import LoadLock
+from twistedproxy.prefetch.locks import LoadLock, seconds_left
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand
 from twistedproxy.prefetch.usefulness import Usefulness
 from twistedproxy.settings import Settings
@@ -38,14 +39,6 @@ STOP_SECONDS = 6.0
 
 MAX_UNSUPPORTED = 10_000
 """Instances of which we remember that their syntax was complained of."""
-
-
-class NotStarted(Exception):
-    """A load that was asked for by hand can't be started. *status*: of HTTP."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 @attrs.define(eq=False)
@@ -137,39 +130,41 @@ class Scheduler:
 
     async def _begin(self, occasion: Occasion, decided: Plan) -> None:
         """Start what *decided* says, as far as the lock allows, and the display load that is not part of it."""
-        job = await self._start(occasion, decided)
-        if decided.display and (job is None or decided.kind is Kind.WHOLE) and not self._stopped:
+        try:
+            await self._start(occasion, decided)
+            alone = decided.kind is Kind.WHOLE
+        except NotStarted:
+            alone = True
+        if decided.display and alone and not self._stopped:
             await self.loads.display(occasion, decided)
 
-    async def _start(self, occasion: Occasion, decided: Plan) -> Optional[Job]:
-        """Start the whole-instance or block load, if it may be started now."""
-        lock = LoadLock(self.cache, occasion.instance, occasion.fence)
-        give_back = True
-        try:
-            if not await lock.take(self.settings.recache_after if decided.whole else BLOCK_LOCK_SECONDS):
-                give_back = False
-                self.metrics.count("prefetch_locks_lost")
-                return None
+    async def _start(self, occasion: Occasion, decided: Plan, again: bool = False) -> Job:
+        """Start the whole-instance or block load; *again*: whoever holds the lock. Raises `NotStarted`."""
+        async with LoadLock(self.cache, occasion.instance, occasion.fence) as lock:
+            locked = await lock.take(self.settings.recache_after if decided.whole else BLOCK_LOCK_SECONDS)
             running = self.jobs.find(occasion.instance, JobKind.WHOLE, occasion.fence)
+            if running is not None and locked:
+                running.lock = lock.keep()  # its own has run out
+            if not locked and not again:
+                self.metrics.count("prefetch_locks_lost")
             if running is not None:
-                running.lock, give_back = lock, False  # its own has run out
-                return None
-            if self._stopped or self._busy(occasion.instance):
-                return None
+                raise NotStarted(409, Refusal.RUNNING.value, "it is being loaded", running=running)
+            if not locked and not again:
+                raise NotStarted(409, Refusal.LOADED_LATELY.value, "it was loaded, or began to be, a short while ago")
+            self._check_room(occasion.instance)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
             job = self.loads.start_whole(occasion, decided, lock)
-            give_back = False
+            lock.keep()
             return job
-        finally:
-            if give_back:
-                await lock.give_back()
 
-    def _busy(self, instance: Instance) -> bool:
-        """Whether as many jobs run as may."""
+    def _check_room(self, instance: Instance) -> None:
+        """Raises `NotStarted` where as many jobs run as may, or all of them are to end."""
+        if self._stopped:
+            raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
         running = self.jobs.count()
         if running < self.settings.max_jobs:
-            return False
+            return
         self.metrics.count("prefetch_jobs_busy")
         self._log.info(
             "{instance} is not prefetched now: {jobs} jobs are running",
@@ -177,7 +172,8 @@ class Scheduler:
             instance=instance.path,
             jobs=running,
         )
-        return True
+        text = f"{running} jobs are running, as many as --max-jobs allows"
+        raise NotStarted(503, Refusal.JOBS_BUSY.value, text)
 
     async def by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
         """Start the whole-instance load that a caller (who has a grant) asks for; *again*: whoever holds the lock.
@@ -187,33 +183,27 @@ class Scheduler:
         decided = plan_by_hand(self.settings, metadata)
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         if decided.kind is Kind.NOTHING:
-            raise NotStarted(409, f"nothing is loaded: {decided.reason.value}")
+            raise NotStarted(409, decided.reason.value, f"nothing is loaded: {decided.reason.value}")
         if fence is None:
-            raise NotStarted(503, "the cache can't be reached")
-        occasion = Occasion(wanted, metadata, fence)
-        lock = LoadLock(self.cache, wanted.instance, fence)
-        give_back = True
+            raise NotStarted(503, Refusal.CACHE_UNREACHABLE.value, "the cache can't be reached")
+        running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
+        if running is not None:
+            return running
         try:
-            running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
-            locked = running is None and await lock.take(self.settings.recache_after)
-            # again, for others may have come while the cache was asked
-            running = running or self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
-            if running is not None:
-                return running
-            if not locked and not again:
-                raise NotStarted(409, self._too_soon())
-            if self._stopped or self._busy(wanted.instance):
-                raise NotStarted(503, f"{self.jobs.count()} jobs are running, as many as --max-jobs allows")
-            job = self.loads.start_whole(occasion, decided, lock)
-            give_back = False
-            return job
-        finally:
-            if give_back:
-                await lock.give_back()
+            return await self._start(Occasion(wanted, metadata, fence), decided, again)
+        except NotStarted as refused:
+            if refused.running is not None:
+                return refused.running
+            if refused.reason != Refusal.LOADED_LATELY.value:
+                raise
+        raise self._too_soon(await seconds_left(self.cache, wanted.instance, fence))
 
-    def _too_soon(self) -> str:
-        seconds = self.settings.recache_after
-        return f"it was loaded, or began to be, less than {seconds:g} s ago; ?again=1 loads it again"
+    def _too_soon(self, left: Optional[float]) -> NotStarted:
+        seconds = self.settings.recache_after if left is None else left
+        text = (
+            f"it was loaded, or began to be, a short while ago; in {seconds:.0f} s it can be again, with ?again=1 now"
+        )
+        return NotStarted(409, Refusal.LOADED_LATELY.value, text, seconds)
 
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""

@@ -74,7 +74,7 @@ class Warming:
             job = await self._patiently(instance)
         except Refused as refused:
             if refused.status == 409 and refused.reason == LOADED_LATELY:
-                self._leave_out(instance, "was loaded a short while ago, or is being loaded; --again loads it again")
+                self._leave_out(instance, _lately(refused.retry_after))
             elif refused.status == 409 and refused.reason in OF_THE_INSTANCE and target.sop is None:
                 self._leave_out(instance, refused.detail)
             else:
@@ -110,6 +110,11 @@ class Warming:
     def _fail(self, name: str, trouble: Trouble, instance: Found | None = None) -> None:
         self.failed += 1
         self.progress.failed(name, str(trouble), instance)
+
+
+def _lately(seconds: float | None) -> str:
+    when = "" if seconds is None else f", without it that goes in {seconds:g} s"
+    return f"was loaded a short while ago, or is being loaded; --again loads it again{when}"
 
 
 async def warm(reactor: Any, options: Options, out: TextIO, errors: TextIO) -> int:

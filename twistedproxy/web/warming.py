@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Optional
 
 import attrs
@@ -16,12 +17,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Fence
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.prefetch.errors import NotStarted
 from twistedproxy.prefetch.jobs import Job, JobBook
-from twistedproxy.prefetch.plan import Kind, plan_by_hand
-from twistedproxy.prefetch.scheduler import NotStarted, Scheduler
+from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.web.negotiation import parse_accept
 from twistedproxy.web.problems import Headers, Problem, bad_request, not_found, shown
 from twistedproxy.web.sending import send_stream
@@ -33,8 +33,6 @@ BUSY_RETRY_AFTER = 2
 """Seconds; an instance of 100 MB takes about one."""
 
 LINES = "application/x-ndjson"
-LOADED_LATELY = "loaded-lately"
-"""The reason of a refusal by the lock; the others are those of plans."""
 
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
 
@@ -88,14 +86,13 @@ class Warming:
         Raises `Problem` 404 where there is none, and the errors of `twistedproxy.origin.errors`.
         """
         await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-        running = self._running(wanted.instance)
-        if running is not None and asked.follow:
-            await _send_lines(request, JobLines(running, self.clock))
-            return
-        fields = running.fields(self.clock.seconds()) if running is not None else self._last(wanted.instance)
-        if fields is None:
+        job = self.jobs.last(wanted.instance)
+        if job is None:
             raise not_found("this worker knows of no load of this instance; POST starts one")
-        _send_json(request, fields)
+        if asked.follow and job.result is None:
+            await _send_lines(request, JobLines(job, self.clock))
+        else:
+            _send_json(request, job.fields(self.clock.seconds()))
 
     async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
         """The metadata with the transfer syntax, which some stores say of a frame only."""
@@ -108,25 +105,11 @@ class Warming:
         try:
             return await self.scheduler.by_hand(wanted, metadata, fence, again)
         except NotStarted as refused:
-            raise self._problem(refused, metadata) from refused
-
-    def _problem(self, refused: NotStarted, metadata: InstanceMetadata) -> Problem:
-        if refused.status != 409:
-            return Problem(refused.status, str(refused), headers=_retry_after(BUSY_RETRY_AFTER))
-        decided = plan_by_hand(self.scheduler.settings, metadata)
-        if decided.kind is Kind.NOTHING:  # will be so next time, too
-            return Problem(409, str(refused), members={"reason": decided.reason.value})
-        retry = _retry_after(self.scheduler.settings.recache_after)
-        return Problem(409, str(refused), members={"reason": LOADED_LATELY}, headers=retry)
-
-    def _running(self, instance: Instance) -> Optional[Job]:
-        """The running job of an instance; of several, that of the whole instance."""
-        running = [job for job in self.jobs.running if job.instance == instance]
-        return next((job for job in running if job.total == max(one.total for one in running)), None)
-
-    def _last(self, instance: Instance) -> Optional[dict[str, object]]:
-        ended = self.jobs.status()["ended"]
-        return next((fields for fields in reversed(ended) if fields["instance"] == instance.path), None)
+            retry = BUSY_RETRY_AFTER if refused.status == 503 else refused.retry_after
+            headers = () if retry is None else _retry_after(retry)
+            raise Problem(
+                refused.status, str(refused), members={"reason": refused.reason}, headers=headers
+            ) from refused
 
 
 class JobLines:
@@ -195,4 +178,4 @@ def _json(fields: dict[str, object]) -> bytes:
 
 
 def _retry_after(seconds: float) -> Headers:
-    return ((b"Retry-After", b"%d" % max(1, round(seconds))),)
+    return ((b"Retry-After", b"%d" % max(1, math.ceil(seconds))),)
