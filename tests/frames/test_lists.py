@@ -11,9 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
 from twistedproxy.cache.none import NoCache
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.frames import lists, pieces
+from twistedproxy.frames import answer_memory, lists, pieces
 from twistedproxy.frames.answer_memory import AnswerMemory, Held
-from twistedproxy.frames.entries import frame_name
+from twistedproxy.frames.entries import frame_name, pack_frame
+from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.lists import ListReader
 from twistedproxy.frames.pieces import AnswerBroken, FramePieces
 from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, NoSuchFrame, Wanted
@@ -79,6 +80,14 @@ class ShortTests(ListCase):
         self.cache(1, 2)
         answer = self.successResultOf(self.ask(2, 1))
         self.assertEqual(answer.frames, frames(2, 1))
+
+    def test_memory(self) -> None:
+        """What is held of it is counted as what it is."""
+        self.cache(1, 2)
+        self.patch(answer_memory, "SMALL", 0)
+        self.patch(lists, "SURELY_SHORT", 1 << 30)  # more than it is expected to be
+        self.successResultOf(self.ask(2, 1))
+        self.assertEqual((self.held.size, self.memory.used), (14, 14))
 
     def test_nothing_asked_where_it_is_surely_short(self) -> None:
         """A list that is short whatever its frames are is read at once."""
@@ -183,6 +192,15 @@ class RefusedTests(ListCase):
 
         return read
 
+    def test_too_large_to_be_read_whole(self) -> None:
+        """Who reads a list whole, for pictures, is refused before it is read, too."""
+        self.cache(1, 2, 3, 4)
+        self.use(27)
+        self.successResultOf(self.ask(1))
+        self.room.cache.get_many = self._reads_nothing(self.room.cache.get_many)  # type: ignore[method-assign]
+        wanted = Wanted(self.origin, INSTANCE, (1, 2, 3, 4), ALICE)  # type: ignore[arg-type]
+        self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), AnswerTooLarge)
+
     def test_turns_out_too_large(self) -> None:
         """What turns out too large is refused as soon as it does."""
         self.use(30)
@@ -237,6 +255,32 @@ class BrokenTests(ListCase):
         answer = self.long(1, 2, 3, 4)
         self.assertEqual(self.rest(answer), frames(1, 2, 3, 4))
         self.assertEqual(answer.answer.cached, 0)
+
+    def test_changed_before(self) -> None:
+        """What is cached of another generation than the caller's grant is for is not given under that grant."""
+        self.cache(1, 2, 3, 4)
+        heads = self.room.cache.heads
+
+        async def later(*arguments: Any) -> Any:
+            self.room.cache.heads = heads  # type: ignore[method-assign]
+            await self.room.cache.forget(INSTANCE.scope)
+            reading = await self.room.cache.get_many(INSTANCE, [])
+            secret = {frame_name(number): pack_frame(frame(9), 2e9) for number in (1, 2, 3, 4)}
+            await self.room.cache.put_many(INSTANCE, reading.fence, secret, 60.0)
+            return await heads(*arguments)
+
+        self.room.cache.heads = later  # type: ignore[method-assign]
+        self.origin.readers.clear()
+        self.failureResultOf(self.ask(1, 2, 3, 4), OriginRefused)
+
+    def test_being_changed(self) -> None:
+        """An instance that is about to be forgotten gives nothing more from the cache."""
+        self.cache(1, 2, 3, 4, 5, 6)
+        answer = self.long(1, 2, 3, 4, 5, 6)
+        self.next(answer)
+        self.patch(Forgetting, "is_pending", lambda *_: True)
+        self.next(answer)
+        self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 
     def test_another_size(self) -> None:
         """A frame that comes in another size than was told ends the answer: its length is out."""

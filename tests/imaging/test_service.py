@@ -198,6 +198,22 @@ class RefusalTests(ServiceCase):
         self.failureResultOf(self.frames([*range(3, 20)], "viewport=9,9"), PictureTooLarge)
         self.assertLess(len(self.pool.told) - before, 9)
 
+    def test_large_answers_from_the_cache(self) -> None:
+        """Cached pictures that are too many bytes together are not read; as many as allowed are."""
+        self.use(SLIDE, attrs.evolve(LIMITS, answer=3 * len(b"picture 1")))
+        self.successResultOf(self.frames([1, 2], "viewport=9,9"))
+        self.assertEqual(self.successResultOf(self.frames([1, 2, 1], "viewport=9,9")).cached, 2)
+        read: list[int] = []
+        get_many = self.room.cache.get_many
+
+        def counting(instance: Any, names: Any) -> Any:
+            read.append(len(names))
+            return get_many(instance, names)
+
+        self.room.cache.get_many = counting  # type: ignore[method-assign]
+        self.failureResultOf(self.frames([1, 2, 1, 1], "viewport=9,9"), PictureTooLarge)
+        self.assertEqual(read, [])
+
     def test_a_list_as_long_as_allowed(self) -> None:
         """Undownsampled frames need one each: the limit of a list alone bounds them."""
         self.assertEqual(len(self.successResultOf(self.frames(range(1, 31), media_type="image/png")).data), 30)

@@ -205,6 +205,16 @@ class ConditionTests(ProxyCase):
         self.assertNotIn("etag", past.headers)
         self.assertEqual((await self.get(Range="bytes=0-1", If_Range='"other"')).body, self.stored[0])
 
+    async def test_range_of_a_part(self) -> None:
+        """A range of one frame in multipart goes over the bytes of the whole body."""
+        await self.asked()
+        whole = (await self.client.frames(self.slide.resource, [1])).body
+        first = whole.index(self.stored[0])
+        for start, stop in ((0, 7), (first - 5, first + 5), (first, len(whole)), (len(whole) - 9, len(whole))):
+            headers = {"Accept": STORED, "Range": f"bytes={start}-{stop - 1}"}
+            part = await self.client.get(self.path, headers)
+            self.assertEqual((part.status, part.body), (206, whole[start:stop]))
+
     async def test_head(self) -> None:
         """HEAD has the headers of GET and no body; a Range is not for it."""
         await self.asked()

@@ -100,10 +100,11 @@ class Held:
     size: int = 0
 
     async def take(self, size: int) -> None:
-        """Wait until *size* bytes may be held, once for each answer. Raises `NoRoom`."""
+        """Wait until *size* bytes may be held. Raises `NoRoom`. Best before anything is held: who holds may keep out
+        himself."""
         if size > SMALL:
             await self.memory.take(size)
-            self.size = size
+            self.size += size
 
     def set(self, size: int) -> None:
         """Say what is really held."""

@@ -34,6 +34,7 @@ from twistedproxy.frames.entries import (
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
+from twistedproxy.frames.sizes import cached_sizes, most
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
@@ -143,6 +144,8 @@ class FrameReader:
         """
         numbers = tuple(dict.fromkeys(wanted.numbers))
         names = [frame_name(number) for number in numbers]
+        if len(numbers) > 1:
+            await self._check_sizes(wanted, numbers)
         grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
         self.check(wanted, grant.metadata)
         answer = await self._answer(wanted, grant, reading, numbers, names)
@@ -234,6 +237,15 @@ class FrameReader:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
         length = _native_frame_length(metadata)
         if length is not None and len(wanted.numbers) > 1 and len(wanted.numbers) * length > self.max_answer:
+            raise AnswerTooLarge(self.too_large())
+
+    async def _check_sizes(self, wanted: Wanted, numbers: Sequence[int]) -> None:
+        """Refuse what is cached and too large before it is read; the cache is asked only where that may be so."""
+        grant = self.access.known(wanted.caller, wanted.instance)
+        if grant is None or len(wanted.numbers) * most(grant.metadata) <= self.max_answer:
+            return
+        sizes = await cached_sizes(self.cache, wanted.instance, numbers)
+        if sum([sizes.of.get(number, 0) for number in wanted.numbers]) > self.max_answer:
             raise AnswerTooLarge(self.too_large())
 
     def too_large(self) -> str:

@@ -33,6 +33,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.frames.entries import BadEntry, expiry, pack_picture, rendered_name, unpack_picture
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
+from twistedproxy.frames.sizes import most
 from twistedproxy.imaging.cut import Cut, Tile, decoder_scale
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CallFailed, CannotRender, NoSuchVirtualFrame, PoolError
@@ -55,6 +56,9 @@ MADE_AT_ONCE = 4
 
 MAX_HELD = 8
 """Pictures of many frames that are made at once: children hold them meanwhile."""
+
+PACKED = 8
+"""Bytes that a cached picture has besides its own."""
 
 JPEG, JPEG_XL = "image/jpeg", "image/jxl"
 PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")
@@ -176,6 +180,7 @@ class PictureService:
         raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
         """
         names = {number: self._name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)}
+        await self._check_cached(request, [names[number] for number in numbers])
         metadata, reading = await self._granted(request, list(names.values()))
         if request.rendering.changes_nothing and _is_as_stored(metadata, request.rendering.media_type):
             return await self._as_stored(request, numbers)
@@ -191,6 +196,19 @@ class PictureService:
         """The name of a picture in the cache."""
         own = self.profiles.digest(rendering.profile)
         return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), own)))
+
+    async def _check_cached(self, request: Request, names: Sequence[bytes]) -> None:
+        """Refuse pictures that are cached and too large together before they are read."""
+        grant = self.reader.access.known(request.caller, request.instance)
+        many = len(names) > 1 and not request.fresh
+        if grant is None or not many or len(names) * most(grant.metadata) <= self.limits.answer:
+            return
+        heads = (await self.cache.heads(request.instance, list(dict.fromkeys(names)), 0)).entries
+        if sum([heads[name].size for name in names if name in heads]) > self.limits.answer + PACKED * len(names):
+            raise PictureTooLarge(self._too_large())
+
+    def _too_large(self) -> str:
+        return f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
 
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
@@ -270,9 +288,7 @@ class PictureService:
                 counts[how] += 1
                 size += len(data[number]) * times[number]
                 if size > self.limits.answer and len(numbers) > 1:
-                    raise PictureTooLarge(
-                        f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
-                    )
+                    raise PictureTooLarge(self._too_large())
 
         await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
         one = next(iter(tasks.values()))

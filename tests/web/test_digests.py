@@ -1,0 +1,48 @@
+"""Digests of large answers are those of small ones, made elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.web import digests
+from twistedproxy.web.conditional import entity_tag
+
+PARTS = [b"a" * 1000, b"", b"bc" * 700]
+
+
+class DigestTests(TestCase):
+    """An answer of 2,400 bytes."""
+
+    def setUp(self) -> None:
+        self.threads: list[int] = []
+
+    def watched(self, digest: Any) -> Any:
+        """*digest*, and who makes it."""
+
+        def made(*arguments: Any) -> Any:
+            self.threads.append(threading.get_ident())
+            return digest(*arguments)
+
+        return made
+
+    async def test_in_a_thread(self) -> None:
+        """What is large is digested in a thread, with the same result."""
+        self.patch(digests, "AT_ONCE", 2399)
+        self.patch(digests, "entity_tag", self.watched(entity_tag))
+        self.patch(digests, "parts_digest", self.watched(digests.parts_digest))
+        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS), entity_tag(b"image/jpeg", PARTS))
+        self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
+        self.assertEqual(len(self.threads), 2)
+        self.assertNotIn(threading.get_ident(), self.threads)
+
+    async def test_at_once(self) -> None:
+        """What is small is digested at once."""
+        self.patch(digests, "AT_ONCE", 2400)
+        self.patch(digests, "entity_tag", self.watched(entity_tag))
+        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS), entity_tag(b"image/jpeg", PARTS))
+        self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
+        self.assertEqual(self.threads, [threading.get_ident()])
