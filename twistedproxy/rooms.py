@@ -216,6 +216,7 @@ class Rooms:
         ports, self._ports = self._ports, []
         for port in ports:
             await self._ended("a listener", _stopped(port))
+        self._routes.warming.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)

@@ -6,14 +6,20 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests.clients import Client, RawConnection
+from tests.frames.support import INSTANCE
 from tests.slides import Made, slide
 from tests.stores.dialects import NO_SYNTAX
 from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from tests.web.support import ALICE, MALLORY, STORED, ProxyCase, RunningProxy, token
+from twistedproxy.metrics import Metrics
+from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
+from twistedproxy.web.warming import LINE_SECONDS, Warming
 
 JOB_FIELDS = {"instance", "kind", "frames", "total", "bytes", "seconds", "result", "reason"}
 
@@ -200,8 +206,61 @@ class FollowTests(WarmingCase):
         await proxy.rooms.scheduler.drain()
         self.assertEqual([job["result"] for job in proxy.rooms.jobs.status()["ended"]], ["done"])
 
+    async def test_orderly_stop(self) -> None:
+        """A proxy that is to stop gives a followed load up within its deadline: the answer says so, and ends whole."""
+        store = self.store(NO_SYNTAX, *self.slides())
+        gate = store.hold(lambda seen: seen.path.endswith(self.slide.sop))
+        proxy = await self.warm_proxy(store, stop_deadline=1.0)
+        connection = await RawConnection.open(proxy.port)
+        connection.send(self._post(proxy, "?follow=1"))
+        await connection.until(b'"result": null')
+        await gate.reached()
+        stopping = Deferred.fromCoroutine(proxy.rooms.stop())
+        await connection.until(b'"result": "stopped", "reason": "stopped"}\n\r\n0\r\n\r\n')
+        await stopping
+        await connection.close()
+        gate.release()
+
     def _post(self, proxy: RunningProxy, query: str) -> bytes:
         return f"POST /dicomweb{self.path}{query} HTTP/1.1\r\nHost: p\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+class StopTests(SynchronousTestCase):
+    """Lines about a job when it is too late for more of them."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.jobs = JobBook(self.clock, Metrics(), 60.0)
+        nobody: Any = None
+        self.warming = Warming(nobody, nobody, self.jobs, self.clock)
+        self.job = self.jobs.start(INSTANCE, JobKind.WHOLE, "asked-by-hand", 12)
+        self.lines = self.warming._lines(self.job)
+
+    def line(self) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self.lines.read())
+
+    def test_time_to_end(self) -> None:
+        """A followed job may end by itself in the first part of the deadline; then it is given up, and only then."""
+        given_up: list[bool] = []
+        self.job.running = Deferred(lambda _: given_up.append(True))
+        self.job.running.addErrback(lambda _: self.jobs.end(self.job, Result.STOPPED, "stopped"))
+        self.successResultOf(self.line())
+        self.warming.stop_within(10.0)
+        for _ in range(19):
+            waiting = self.line()
+            self.clock.advance(LINE_SECONDS)
+            self.assertIn(b'"result": null', self.successResultOf(waiting))
+        self.assertEqual(given_up, [])
+        waiting = self.line()
+        self.clock.advance(LINE_SECONDS)
+        self.assertIn(b'"result": "stopped"', self.successResultOf(waiting))
+        self.assertEqual((given_up, self.successResultOf(self.line())), ([True], b""))
+
+    def test_a_part_of_another_job(self) -> None:
+        """A display load that goes before another load can't be given up by itself: the answer ends without its result."""
+        self.warming.stop_within(0.0)
+        self.assertIn(b'"result": null', self.successResultOf(self.line()))
+        self.assertEqual(self.successResultOf(self.line()), b"")
 
 
 class TellTests(WarmingCase):

@@ -135,7 +135,7 @@ class Scheduler:
             alone = decided.kind is Kind.WHOLE
         except NotStarted:
             alone = True
-        if decided.display and alone and not self._stopped:
+        if decided.display and alone:
             await self.loads.display(occasion, decided)
 
     async def _start(self, occasion: Occasion, decided: Plan, again: bool = False) -> Job:

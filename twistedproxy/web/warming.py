@@ -2,6 +2,7 @@
 
 - Whoever asks needs a grant of their own, to start a load as well as to hear of one.
 - A job belongs to the proxy, not to the request: who asked may leave, and it goes on.
+- At an orderly stop a followed job has a part of the deadline to end; then it is given up, and its answer ends with that.
 - To follow a job is one answer that ends with it. Another request could meet another worker, which knows nothing of it.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Optional
 
 import attrs
@@ -28,6 +30,9 @@ from twistedproxy.web.sending import send_stream
 
 LINE_SECONDS = 0.25
 """From one line about a followed job to the next: a smooth bar, and no idle connection that something in between cuts."""
+
+SHARE_OF_STOP = 0.5
+"""Of the deadline of an orderly stop, what a followed job has left. What it wrote is removed in the rest."""
 
 BUSY_RETRY_AFTER = 2
 """Seconds; an instance of 100 MB takes about one."""
@@ -56,7 +61,7 @@ class Asked:
         return cls(**given)
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Warming:
     """Starts loads by hand and tells of them."""
 
@@ -64,6 +69,11 @@ class Warming:
     scheduler: Scheduler
     jobs: JobBook
     clock: IReactorTime
+    _give_up_at: float = attrs.field(init=False, default=math.inf)
+
+    def stop_within(self, seconds: float) -> None:
+        """Have all answers that follow a job ended in *seconds*."""
+        self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP
 
     async def start(self, request: Request, wanted: Wanted, asked: Asked, url: str) -> None:
         """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
@@ -76,7 +86,7 @@ class Warming:
         request.setResponseCode(202)
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
         if asked.follow:
-            await _send_lines(request, JobLines(job, self.clock))
+            await _send_lines(request, self._lines(job))
         else:
             _send_json(request, job.fields(self.clock.seconds()))
 
@@ -90,9 +100,12 @@ class Warming:
         if job is None:
             raise not_found("this worker knows of no load of this instance; POST starts one")
         if asked.follow and job.result is None:
-            await _send_lines(request, JobLines(job, self.clock))
+            await _send_lines(request, self._lines(job))
         else:
             _send_json(request, job.fields(self.clock.seconds()))
+
+    def _lines(self, job: Job) -> JobLines:
+        return JobLines(job, self.clock, lambda: self.clock.seconds() >= self._give_up_at)
 
     async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
         """The metadata with the transfer syntax, which some stores say of a frame only."""
@@ -113,11 +126,15 @@ class Warming:
 
 
 class JobLines:
-    """A job as a `ByteStream` of JSON lines, from now on to its end; the last line has the result."""
+    """A job as a `ByteStream` of JSON lines, from now on to its end; the last line has the result.
 
-    def __init__(self, job: Job, clock: IReactorTime) -> None:
+    Once it is *too_late* the job is given up.
+    """
+
+    def __init__(self, job: Job, clock: IReactorTime, too_late: Callable[[], bool] = lambda: False) -> None:
         self._job = job
         self._clock = clock
+        self._too_late = too_late
         self._begun = self._told_end = False
         self._waiter: Optional[Deferred[None]] = None
         if job.running is not None:
@@ -129,8 +146,13 @@ class JobLines:
             return b""
         if self._begun and self._job.result is None:
             await self._next_moment()
+        if self._job.result is None and self._too_late():
+            if self._job.running is None:  # a part of another job: it ends with that
+                self._told_end = True
+            else:
+                self._job.running.cancel()
         self._begun = True
-        self._told_end = self._job.result is not None
+        self._told_end = self._told_end or self._job.result is not None
         return _json(self._job.fields(self._clock.seconds()))
 
     def close(self) -> None:
