@@ -109,9 +109,8 @@ def run(proxy: Proxy, below: str, options: argparse.Namespace) -> int:
             answer = fetcher.get(target, {"Accept": AS_STORED})
             seconds.append(answer.seconds)
     fetcher.close()
-    size = len(answer.body)
+    status, size = answer.status, len(answer.body)
     rows.append(_row("1, fast", size / MIB / median(seconds), watch, bystander.stop()))
-    answer_status, answer = answer.status, None  # type: ignore[assignment]
     bystander = Bystander(proxy.url)
     bystander.start()
     began = time.monotonic()
@@ -128,7 +127,7 @@ def run(proxy: Proxy, below: str, options: argparse.Namespace) -> int:
     whole = [reader for reader in readers if reader.start_line.endswith(b" 200 OK") and reader.size > size]
     print(f"\n{len(whole)} of {len(readers)} slow readers had all of {size / MIB:,.0f} MiB; allowed: "
           f"{GROWTH * options.readers / MIB:,.0f} MiB, {LATE * 1e3:.0f} ms")  # fmt: skip
-    short = answer_status != 200 or len(whole) < len(readers)
+    short = status != 200 or len(whole) < len(readers)
     return int(short or watch.growth > GROWTH * options.readers or late > LATE)
 
 
