@@ -141,6 +141,21 @@ class StartTests(WarmingCase):
         self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(store.lines(), [])
 
+    async def test_pages_of_other_sites(self) -> None:
+        """A page of another site starts no load with its user's login, and nothing is asked of the origin; it may hear
+        what a load is at, if the login lets it read."""
+        store = self.store(NO_SYNTAX, *self.slides())
+        proxy = await self.warm_proxy(store, cors_origin=("https://viewer.test",))
+        client = proxy.client({"Cookie": "session=1"})
+        for headers in ({"Origin": "https://evil.test"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = await client.request("POST", self.path, headers)
+            self.assertEqual((answer.status, answer.headers["content-type"]), (403, "application/problem+json"))
+        self.assertEqual((store.lines(), proxy.rooms.jobs.status()["ended"]), ([], []))
+        own = {"Origin": proxy.url, "Sec-Fetch-Site": "same-origin"}
+        self.assertEqual((await client.request("POST", self.path, own)).status, 202)
+        await proxy.rooms.scheduler.drain()
+        self.assertEqual((await client.request("GET", self.path, {"Origin": "https://evil.test"})).status, 200)
+
     async def test_counted_and_open_to_pages(self) -> None:
         """It has a route of its own in the metrics, and pages that may read frames may read it."""
         store = self.store(NO_SYNTAX, *self.slides())

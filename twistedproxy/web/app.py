@@ -29,6 +29,7 @@ from twistedproxy.metrics import Metrics
 from twistedproxy.settings import Settings
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
+from twistedproxy.web.cross_site import refuse_cross_site
 from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, transfer_syntax_of
@@ -156,7 +157,9 @@ class ProxyRoutes:
         asked = Asked.of(target.query, _accept(request))
         wanted = await self._wanted(request, target, ())
         if request.method == b"POST":
-            url = self._outside(request).base + request.uri.partition(b"?")[0].decode("ascii")
+            seen = self._outside(request)
+            refuse_cross_site(request.requestHeaders.getRawHeaders, f"{seen.scheme}://{seen.host}", self.cors.origins)
+            url = seen.base + request.uri.partition(b"?")[0].decode("ascii")
             await self.warming.start(request, wanted, asked, url)
         else:
             await self.warming.tell(request, wanted, asked)
