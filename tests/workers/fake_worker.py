@@ -1,7 +1,8 @@
 """A worker that does what a file says, for tests of its parent: ``python -m tests.workers.fake_worker``.
 
 The file is `MOOD` in the current folder; it is read at the start. It holds one of
-``good``, ``refuses``, ``dies``, ``crashes later``, ``babbles``, ``stays`` (when it is told to end).
+``good``, ``refuses``, ``dies``, ``crashes later``, ``babbles``, ``chatters`` (more than a pipe holds), ``stays`` (when
+it is told to end).
 It imports nothing that is not needed: tests start dozens of it.
 """
 
@@ -17,6 +18,7 @@ from twistedproxy.workers.peer import CallFailed, Peer
 
 MOOD = "fake-worker-mood"
 CONTROL_IN, CONTROL_OUT = 3, 4
+CHATTER_LINES = 256  # of 1 kB; a pipe holds 64
 
 
 class FakeWorker:
@@ -37,6 +39,10 @@ class FakeWorker:
         if self._mood == "babbles":
             os.write(CONTROL_OUT, b"\0\0\0\5hello")
             await self.peer.call("join")
+        if self._mood == "chatters":
+            for descriptor in (1, 2):
+                for _ in range(CHATTER_LINES):
+                    os.write(descriptor, b"x" * 1023 + b"\n")
         await self.peer.call("join")
         if self._mood == "crashes later":
             self._reactor.callLater(0.01, os._exit, 4)

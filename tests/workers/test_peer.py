@@ -156,6 +156,9 @@ class SizeTests(PeerCase):
         self.assertEqual(self.successResultOf(call), {"a": 3})
 
 
+KEYS = (b'{"answer":[]}', b'{"call":{},"id":1,"with":{}}', b'{"call":"say","id":{},"with":{}}')
+
+
 class EndTests(PeerCase):
     """Lost connections, and others who talk nonsense."""
 
@@ -181,7 +184,17 @@ class EndTests(PeerCase):
 
     def test_nonsense(self) -> None:
         """Who sends what is no message is not spoken with any more."""
-        for data in (b"", b"{", b"[]", b"1", b'"call"', b'{"call":"say"}', b'{"call":"say","id":1,"with":3}', b"{}"):
+        for data in (
+            b"",
+            b"{",
+            b"[]",
+            b"1",
+            b'"call"',
+            b'{"call":"say"}',
+            b'{"call":"say","id":1,"with":3}',
+            b"{}",
+            *KEYS,
+        ):
             self.setUp()
             self.peers[0].dataReceived(framed(data))
             self.assertTrue(self.pipes[0].disconnecting, data)

@@ -12,7 +12,7 @@ import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import formatEvent
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.processes import TREE, free_port
 from tests.waiting import wait_until, within
@@ -39,6 +39,10 @@ class SupervisorCase(TestCase):
     def children(self) -> list[int]:
         """This process's living children."""
         return [child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    def family(self) -> set[int]:
+        """Those of them that came since the test began: workers, and the spare."""
+        return set(self.children()) - self.before
 
     def assert_nothing_left(self) -> None:
         self.assertEqual(set(self.children()) - self.before, set())
@@ -67,6 +71,21 @@ class SupervisorCase(TestCase):
     async def stopped(self, parent: Supervisor) -> None:
         await within(parent.stop())
         self.assert_nothing_left()
+
+
+class DividedTests(SynchronousTestCase):
+    """Requests at an origin."""
+
+    def test_shares(self) -> None:
+        """Workers have as many together as were asked for, but each has one."""
+        for asked, workers, shares in (
+            (20, 2, [10, 10]),
+            (20, 3, [7, 7, 6]),
+            (20, 12, [2] * 8 + [1] * 4),
+            (2, 3, [1, 1, 1]),
+        ):
+            settings = Settings(workers=workers, origin_concurrency=asked)
+            self.assertEqual([each.origin_concurrency for each in supervisor.divided(settings)], shares)
 
 
 class StartTests(SupervisorCase):
@@ -123,6 +142,15 @@ class StartTests(SupervisorCase):
         self.assertIn("exit code 3", reason)
         self.assertIn("Fatal: out of cheese", reason)
 
+    async def test_chattering(self) -> None:
+        """What workers print, more than a pipe holds, keeps nobody; every line of it arrives."""
+        self.mood.write_text("chatters")
+        with logged() as events:
+            parent = await self.started()
+            said = lambda: sum("x" * 1023 in formatEvent(event) for event in events)  # noqa: E731
+            await wait_until(lambda: said() == 4 * fake_worker.CHATTER_LINES, "all lines")
+        await self.stopped(parent)
+
     async def test_babbled(self) -> None:
         """One that talks nonsense is ended."""
         self.mood.write_text("babbles")
@@ -171,6 +199,26 @@ class WatchTests(SupervisorCase):
         os.kill(stays, signal.SIGKILL)
         await wait_until(lambda: stays not in parent.pids() and len(parent.pids()) == 2, "another worker, without it")
         await self.stopped(parent)
+
+    async def test_spare_killed(self) -> None:
+        """A spare process that ends has a successor, later; a worker that ends meanwhile has one at once."""
+        self.patch(supervisor, "SPARE_SECONDS", 3600.0)
+        parent = await self.started()
+        await self.kill_spare(parent)
+        gone = parent.pids()[0]
+        os.kill(gone, signal.SIGKILL)
+        await wait_until(lambda: gone not in parent.pids() and len(self.family()) == 3, "another worker and spare")
+        self.patch(supervisor, "SPARE_SECONDS", 0.01)
+        killed = await self.kill_spare(parent)
+        await wait_until(lambda: len(self.family() - {killed}) == 3, "another spare")
+        await self.stopped(parent)
+
+    async def kill_spare(self, parent: Supervisor) -> int:
+        [spare] = self.family() - set(parent.pids())
+        with logged() as events:
+            os.kill(spare, signal.SIGKILL)
+            await wait_until(lambda: [event for event in events if event.get("event") == "spare_ended"], "its end")
+        return spare
 
     async def test_hangs(self) -> None:
         """A worker that is stopped from outside answers nobody: it is killed and replaced, and the log says so."""
@@ -240,6 +288,23 @@ class ReloadTests(SupervisorCase):
         self.mood.write_text("good")
         parent.reload()
         await wait_until(lambda: len(parent.pids()) == 2 and not set(first) & set(parent.pids()), "new workers")
+        await self.stopped(parent)
+
+    async def test_killed_meanwhile(self) -> None:
+        """New and old workers that are killed while the others are replaced are not replaced twice, nor is the spare."""
+        parent = await self.started()
+        first = set(parent.pids())
+        with logged() as events:
+            parent.reload()
+            await wait_until(lambda: set(parent.pids()) - first, "a new worker")
+            for pid in parent.pids():
+                os.kill(pid, signal.SIGKILL)
+            done = lambda: [event for event in events if event.get("event") in ("reloaded", "reload_failed")]  # noqa: E731
+            await wait_until(done, "the reload is over")
+            await wait_until(lambda: len(parent.pids()) == 2 and parent._spare is not None, "all are there again")
+        known = {*parent.pids(), parent._spare[0].process.pid}  # type: ignore[index]
+        await wait_until(lambda: self.family() == known, "and nobody else")
+        self.assertFalse(first & set(parent.pids()))
         await self.stopped(parent)
 
     async def test_stopped_meanwhile(self) -> None:

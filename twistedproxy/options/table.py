@@ -195,7 +195,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("client-timeout", _DEADLINE, "For a request's head, and for each 64 kB of its body", "S"),
     Option("stop-deadline", seconds(0), "For running answers at an orderly stop", "S"),
-    Option("origin-concurrency", whole(1, 10_000, "requests"), "Requests at one origin at once", "N"),
+    Option(
+        "origin-concurrency",
+        whole(1, 10_000, "requests"),
+        "Requests at one origin at once, of all workers together: each has its share, at least one",
+        "N",
+    ),
     Option("origin-connect-timeout", _DEADLINE, "To a connection with an origin", "S"),
     Option("origin-timeout", _DEADLINE, "To the first byte of an origin's answer", "S"),
     Option("origin-stall-timeout", _DEADLINE, "Between two pieces of an origin's answer", "S"),

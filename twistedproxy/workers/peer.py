@@ -70,6 +70,8 @@ class Peer(Int32StringReceiver):
             else:
                 number, value, error = message["answer"], message.get("value"), message.get("error")
                 name = None
+            if not isinstance(number, int) or not isinstance(name, (str, type(None))):
+                raise TypeError("calls have names and numbers")
         except (ValueError, TypeError, KeyError, RecursionError) as wrong:
             self._log.error("another process said what is no message: {reason!r}", reason=wrong)
             self._close()

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any, Optional
@@ -20,7 +21,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 
 from twistedproxy.announcing import Served, announce
@@ -46,6 +47,9 @@ IDLE_SECONDS = 2.0
 
 KILL_SECONDS = 5.0
 """What a worker may take beyond the deadline for stopping."""
+
+SPARE_SECONDS = 10.0
+"""After which another spare process is tried where one ended: its end was not for a worker's sake."""
 
 _log = Logger()
 
@@ -75,8 +79,12 @@ class Supervisor:
         self._served: list[dict[str, Any]] = []
         self._exchange = Exchange(reactor)
         self._watch = Watch(reactor, lambda: self._exchange.members)
-        self._places = [Place(reactor, self._started, self._restarted) for _ in range(settings.workers)]
+        self._places = [
+            Place(reactor, functools.partial(self._started, settings), functools.partial(self._restarted, settings))
+            for settings in divided(settings)
+        ]
         self._spare: Optional[tuple[Member, LogLines]] = None
+        self._spare_due: Optional[IDelayedCall] = None
         self._reload_wanted = False
         self._reloading = False
 
@@ -115,40 +123,49 @@ class Supervisor:
 
     # One worker.
 
-    def _worker_settings(self) -> Settings:
-        """What one worker is told: the cache that is there, and its share of the origins' places."""
-        settings = self._settings
-        share = max(1, settings.origin_concurrency // settings.workers)
-        cache = settings.cache if self._server is None else self._server.address
-        return attrs.evolve(settings, cache=cache, origin_concurrency=share)
-
-    async def _started(self) -> Member:
+    async def _started(self, settings: Settings) -> Member:
         """A new worker that listens. Raises `StartFailed`."""
         if self.stopping:
             raise StartFailed("all is stopping")
-        return await self._told_to_start(*self._spawn())
+        return await self._told_to_start(settings, *self._spawn())
 
-    async def _restarted(self) -> Member:
+    async def _restarted(self, settings: Settings) -> Member:
         """Likewise, by the spare process where there is one."""
         spare, self._spare = self._spare, None
-        if spare is None or not spare[0].process.alive or self.stopping:
-            return await self._started()
         try:
-            return await self._told_to_start(*spare)
+            if spare is None or self.stopping:
+                return await self._started(settings)
+            return await self._told_to_start(settings, *spare)
         finally:
             self._have_spare()
 
     def _have_spare(self) -> None:
-        """Start a process that waits to be a worker."""
-        if self.stopping:
+        """Start a process that waits to be a worker, if none does."""
+        if self.stopping or self._spare is not None:
             return
+        if self._spare_due is not None and self._spare_due.active():
+            self._spare_due.cancel()
         try:
-            self._spare = self._spawn()
+            self._spare = spare = self._spawn()
         except StartFailed as error:
-            _log.warn("there is no spare process: {reason}", reason=str(error))
+            self._spare_later(str(error))
+        else:
+            spare[0].process.ended().addCallback(self._spare_ended, spare)
 
-    async def _told_to_start(self, member: Member, log: LogLines) -> Member:
-        packed = base64.b64encode(pickle.dumps(self._worker_settings())).decode("ascii")
+    def _spare_ended(self, _result: object, spare: tuple[Member, LogLines]) -> None:
+        if self._spare is spare:  # else it became a worker, or was ended
+            self._spare = None
+            self._spare_later(spare[0].process.reason)
+
+    def _spare_later(self, reason: str) -> None:
+        if not self.stopping:
+            _log.warn("there is no spare process: {reason}", reason=reason, event="spare_ended")
+            self._spare_due = self._reactor.callLater(SPARE_SECONDS, self._have_spare)
+
+    async def _told_to_start(self, settings: Settings, member: Member, log: LogLines) -> Member:
+        if self._server is not None:
+            settings = attrs.evolve(settings, cache=self._server.address)
+        packed = base64.b64encode(pickle.dumps(settings)).decode("ascii")
         try:
             started = member.process.conversation.call("start", settings=packed)
             self._served = await started.addTimeout(START_SECONDS, self._reactor)
@@ -248,6 +265,8 @@ class Supervisor:
     async def stop(self) -> None:
         """Let all workers finish, then end the cache."""
         self.stopping = True
+        if self._spare_due is not None and self._spare_due.active():
+            self._spare_due.cancel()
         for place in self._places:
             place.stop()
         ending = [
@@ -264,3 +283,12 @@ class Supervisor:
             self._watch.stop()
         if self._server is not None:
             await self._server.stop()
+
+
+def divided(settings: Settings) -> list[Settings]:
+    """What each worker is told: its share of the requests at an origin, at least one. The shares are those of all
+    together; only while one worker finishes in a reload, and the next has begun, there is one share more."""
+    share, left = divmod(settings.origin_concurrency, settings.workers)
+    return [
+        attrs.evolve(settings, origin_concurrency=max(1, share + (number < left))) for number in range(settings.workers)
+    ]

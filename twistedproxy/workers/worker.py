@@ -1,12 +1,14 @@
 """A worker: ``python -m twistedproxy.workers.worker``, started by the parent with its sockets open.
 
 It is told everything over the pipe, answers requests like a proxy of its own, and ends when it is told to, when it
-is sent SIGTERM, and when the pipe ends: with its parent, whatever way that ends.
+is sent SIGTERM, and when the pipe ends: with its parent, whatever way that ends. One that hangs then does not see the
+pipe end; on Linux the kernel tells it.
 """
 
 from __future__ import annotations
 
 import base64
+import ctypes
 import faulthandler
 import os
 import pickle
@@ -36,6 +38,8 @@ FIRST_SOCKET = 5
 
 STACKS_SIGNAL = signal.SIGUSR2
 """Has it print where all its threads are, even where no Python code gets to run any more."""
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 ORPHAN_SECONDS = 3.0
 """How long running answers may go on once the parent has gone."""
@@ -128,12 +132,23 @@ class Worker:
         self.end()
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process soon after its parent, also where no turn of the reactor does."""
+    if sys.platform != "linux":
+        return
+    seconds = int(ORPHAN_SECONDS) + 1
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGRTMIN, lambda *_: signal.alarm(seconds))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGRTMIN, 0, 0, 0)
+
+
 def main() -> None:
     """Serve until told to end."""
     from twisted.internet import reactor, stdio
 
     worker = Worker(reactor)
     stdio.StandardIO(worker.peer, stdin=CONTROL_IN, stdout=CONTROL_OUT)  # type: ignore[call-arg]
+    end_with_parent()
     faulthandler.register(STACKS_SIGNAL)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         # the terminal's Ctrl-C, a reload, another log file: all are for the parent
