@@ -125,11 +125,29 @@ class AddedTests(SynchronousTestCase):
         ).encode()
         self.assertGreater(len(body), 6 * MAX_HEAD)
         out = in_pieces(SyntaxAdder(KNOWN.get), body, *range(50_000, len(body), 50_000))
+        self.assertEqual(out, in_pieces(SyntaxAdder(KNOWN.get), body))
         documents = json.loads(out)
         self.assertEqual([d["00083002"]["Value"] for d in documents], [[JPEG], [JPEG], [RLE], [JPEG]])
         self.assertEqual(list(documents[0]), ["00080018", "00083002", "52009230"])
         self.assertEqual(documents[0]["52009230"], large["52009230"])
         self.assertEqual(len(out) - len(body), 3 * len(f',"00083002":{{"vr":"UI","Value":["{JPEG}"]}}') - 3)
+
+    def test_nested_deeply(self) -> None:
+        """Nor does it matter how deep sequences lie in each other, or how much of an object comes at once."""
+        deep: dict[str, Any] = {}
+        for _ in range(40):
+            deep = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **deep}]}}
+        documents = [
+            sop("1.2"),
+            {**deep, **sop("1.2")},
+            {**sop("1.3"), **NAME, "00400555": deep["00081140"]},
+            sop("1.3"),
+        ]
+        size = len(json.dumps(documents))
+        for cuts in ((), (size // 2,), range(100, size, 100)):
+            found = added(documents, KNOWN.get, *cuts)
+            self.assertEqual([one["00083002"]["Value"] for one in found], [[JPEG], [JPEG], [RLE], [RLE]])
+            self.assertEqual([{**one, **AVAILABLE} for one in found], [{**one, **AVAILABLE} for one in documents])
 
     def test_large_object_whose_tags_are_all_smaller(self) -> None:
         """An object that is cut off in the middle of a small tag is left alone, and stays valid."""

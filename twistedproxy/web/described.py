@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections.abc import Iterator
 from typing import Optional
 
 from twistedproxy.dicom.address import Instance, InvalidUID
@@ -90,25 +91,24 @@ class PartLengths:
         return rest
 
 
-def instances_in(answer: bytes, target: Target) -> list[Instance]:
+def instances_in(answer: bytes, target: Target) -> Iterator[Optional[Instance]]:
     """The first instances that a DICOM JSON *answer*, or the beginning of one, describes without a transfer syntax,
-    as far as it places them (PS3.18 annex F)."""
+    as far as it places them (PS3.18 annex F). None for each object in between: decoding many takes its time."""
     if b'"00080018"' not in answer or answer.lstrip()[:1] != b"[":
-        return []
+        return
     text = answer.decode("utf-8", "replace")
     decoder = json.JSONDecoder()
     position = text.index("[") + 1
-    instances: list[Instance] = []
-    while len(instances) < MAX_LOOKUPS:
+    found = 0
+    while found < MAX_LOOKUPS:
         step = _STEP.match(text, position)
         try:
             attributes, position = decoder.raw_decode(text, step.end() if step else position)
         except (ValueError, RecursionError):  # the end, or what is no JSON
             break
         instance = _placed(attributes, target)
-        if instance is not None:
-            instances.append(instance)
-    return instances
+        found += instance is not None
+        yield instance
 
 
 def _placed(attributes: object, target: Target) -> Optional[Instance]:

@@ -34,7 +34,7 @@ from twistedproxy.waits import all_or_none
 from twistedproxy.web.described import Form, form_of, instances_in, transform_of
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.paths import Kind
-from twistedproxy.web.rewriting import Transform
+from twistedproxy.web.transformed import STRETCH, TransformedStream
 
 _log = Logger()
 
@@ -42,10 +42,10 @@ HELD = 4 << 20
 """Bytes of one instance's metadata that are held back to know its transfer syntax before the first is sent on."""
 
 SEARCH_HELD = 256 << 10
-"""Bytes of other answers that are held back to find the instances in them: decoding them takes some 5 ms."""
+"""Bytes of other answers that are held back to find the instances in them."""
 
 PIECE = 64 << 10
-"""Bytes parsed or rewritten between two turns of the reactor: about a millisecond."""
+"""Bytes of metadata parsed between two turns of the reactor: 1.7 ms."""
 
 PROBE_SECONDS = 5.0
 """How long a metadata answer may wait for the frame that tells the transfer syntax. The frame comes all the same."""
@@ -145,11 +145,14 @@ class Watch:
                     syntaxes = await self._granted(self._instance, start)
                 else:
                     syntaxes = self._learned(self._instance)
-                    body = _Observed(body, self._record)
+                    body = _Observed(body, self._record, self._room.clock)
+                if len(start) > PIECE:
+                    await deferLater(self._room.clock, 0)
             except BaseException:
                 body.close()
                 raise
-        return _Transformed(body, transform_of(form, self._target.origin.url, outside, syntaxes.get))
+        transform = transform_of(form, self._target.origin.url, outside, syntaxes.get)
+        return TransformedStream(body, transform, self._room.clock)
 
     def _learned(self, instance: Instance) -> dict[str, str]:
         known = metadata_in(self._reading)
@@ -199,7 +202,14 @@ class Watch:
 
     async def _known_syntaxes(self, answer: bytes) -> dict[str, str]:
         """The transfer syntaxes that the cache knows, of the instances in *answer*."""
-        instances = instances_in(answer, self._target)
+        clock = self._room.clock
+        instances, begin = [], clock.seconds()
+        for instance in instances_in(answer, self._target):
+            if instance is not None:
+                instances.append(instance)
+            if clock.seconds() - begin > STRETCH:
+                await deferLater(clock, 0)
+                begin = clock.seconds()
         readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in instances])
         known = zip(instances, map(metadata_in, readings), strict=True)
         return {one.sop: found.transfer_syntax for one, found in known if found and found.transfer_syntax}
@@ -209,33 +219,15 @@ def _pieces(answer: bytes) -> list[bytes]:
     return [answer[start : start + PIECE] for start in range(0, len(answer), PIECE)]
 
 
-class _Transformed:
-    """A stream whose bytes pass a transformer."""
-
-    def __init__(self, source: ByteStream, transform: Transform) -> None:
-        self._source = source
-        self._transform: Optional[Transform] = transform
-
-    async def read(self) -> bytes:
-        while self._transform is not None:
-            chunk = await self._source.read()
-            if not chunk:
-                transform, self._transform = self._transform, None
-                return transform.close()
-            if transformed := self._transform.feed(chunk):
-                return transformed
-        return b""
-
-    def close(self) -> None:
-        self._source.close()
-
-
 class _Observed:
     """A stream of one instance's metadata that are read as they pass, and told of at the end."""
 
-    def __init__(self, source: ByteStream, tell: Callable[[InstanceMetadata], Awaitable[None]]) -> None:
+    def __init__(
+        self, source: ByteStream, tell: Callable[[InstanceMetadata], Awaitable[None]], clock: IReactorTime
+    ) -> None:
         self._source = source
         self._tell = tell
+        self._clock = clock
         self._parser: Optional[MetadataParser] = MetadataParser()
 
     async def read(self) -> bytes:
@@ -244,6 +236,7 @@ class _Observed:
             try:
                 if chunk:
                     self._parser.feed(chunk)
+                    await deferLater(self._clock, 0)
                 else:
                     parser, self._parser = self._parser, None
                     await self._tell(parser.close())

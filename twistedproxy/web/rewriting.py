@@ -66,8 +66,11 @@ class UrlMap:
         """
         if url.startswith(self.base_from) and url[len(self.base_from) : len(self.base_from) + 1] in ("", "/", "?"):
             return self.base_to + url[len(self.base_from) :]
+        base_path = urlsplit(self.base_from).path
+        if base_path not in url:  # saves taking apart the URLs of others
+            return None
         try:
-            parts, base_path = urlsplit(url), urlsplit(self.base_from).path
+            parts = urlsplit(url)
             same_host = not parts.netloc or authority(url) == authority(self.base_from)
         except ValueError:
             return None
@@ -98,7 +101,8 @@ def json_transform(base_from: str, base_to: str, add_syntax: str | SyntaxLookup 
     or None if that is not known; None adds nothing.
     """
     urls = JsonUrls(UrlMap(base_from.rstrip("/"), base_to.rstrip("/")))
-    return urls if add_syntax is None else Chain((SyntaxAdder(add_syntax), urls))
+    # In this order: what the adder holds it lets go of at once, and nobody then has to look through all of it.
+    return urls if add_syntax is None else Chain((urls, SyntaxAdder(add_syntax)))
 
 
 def xml_transform(base_from: str, base_to: str) -> Transform:

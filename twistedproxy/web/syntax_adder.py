@@ -8,8 +8,8 @@ Rules kept here:
   (0008,0018) and (0008,3002) where members are sorted as PS3.18 section F.2.2 wants; then it streams;
 - the member goes in front of the first greater tag, so sorted members stay sorted;
 - all else passes unchanged, byte for byte; what is no array or object of JSON passes as a whole;
-- where objects begin and end is found by counting brackets in pieces, with functions of `bytes`: a tokenizer in
-  Python takes ten times as long.
+- where objects end is found by one pattern for each that came as a whole, else by counting brackets in pieces, with
+  functions of `bytes`: a tokenizer in Python takes ten times as long.
 """
 
 from __future__ import annotations
@@ -22,16 +22,31 @@ from twistedproxy.dicom.address import InvalidUID, validate_uid
 
 SyntaxLookup = Callable[[str], Union[str, None]]
 
-MAX_HEAD = 256 * 1024  # bytes of an object that are held; scanning them takes some 10 ms at worst
+MAX_HEAD = 64 * 1024  # bytes of an object that are held; looking through them takes 3 ms at worst
 PIECE_SIZES = (64 * 1024, 4096, 512)  # what has an object's edge in it is cut smaller, and then read token by token
 
 _SOP_INSTANCE_UID = b"00080018"
 _TRANSFER_SYNTAX_UID = b"00020010"
 _AVAILABLE = b"00083002"
 _WANTED = (_SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID)
+_INTERESTING = frozenset({_AVAILABLE, *_WANTED})
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN = re.compile(_STRING + rb'|[{}\[\]"]', re.DOTALL)  # a lone quote: the string doesn't end in here
+_PLAIN_DEPTH = 20  # brackets within brackets that patterns see through: sequences in sequences in sequences
+
+
+def _balanced(depth: int) -> bytes:
+    """A pattern of what stands in brackets and has at most *depth* more within. No kind of bracket is told from another."""
+    within = rb'[^"{}\[\]]++|' + _STRING
+    deeper = rb"|" + _balanced(depth - 1) if depth else b""
+    return rb"[{\[](?:" + within + deeper + rb")*+[}\]]"
+
+
+_BETWEEN = re.compile(rb"[\s,]*+")
+_WHOLE = re.compile(_balanced(_PLAIN_DEPTH), re.DOTALL)
+_MEMBER_KEY = re.compile(rb'"[0-9A-Fa-f]{8}"\s*+:\s*+')
+_MEMBER_VALUE = re.compile(_balanced(_PLAIN_DEPTH - 1), re.DOTALL)
 _TAG = re.compile(rb'"([0-9A-Fa-f]{8})"')
 _FIRST_VALUE = re.compile(rb'"Value"\s*+:\s*+\[\s*+"([0-9.]{1,64})[ \0]*"')
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
@@ -66,7 +81,12 @@ class SyntaxAdder:
             return chunk
         cut = _whole_escapes(chunk, len(chunk))
         self._carry = chunk[cut:]
-        self._walk(chunk[:cut], 0)
+        position = 0
+        level = 0
+        while position < cut:
+            if self._outer is None and not self._in_string:
+                position, level = self._whole_objects(chunk, position, cut), 1
+            position = self._walk(chunk, position, cut, level)
         return self._taken()
 
     def close(self) -> bytes:
@@ -81,16 +101,30 @@ class SyntaxAdder:
         ready, self._out = b"".join(self._out), []
         return ready
 
-    def _walk(self, data: bytes, level: int) -> None:
-        """Go through *data* in pieces of that level's size."""
-        position = 0
-        while position < len(data):
-            cut = _whole_escapes(data, min(position + PIECE_SIZES[level], len(data)))
-            cut = cut if cut > position else len(data)  # nothing but backslashes
-            self._piece(data[position:cut], level)
-            position = cut
+    def _whole_objects(self, data: bytes, position: int, stop: int) -> int:
+        """Deal with the objects that are all there from *position* on, before *stop*; return where the last ends."""
+        while self._depth <= 1:
+            start = _end(_BETWEEN.match(data, position, stop), position)
+            match = _WHOLE.match(data, start, stop) if data[start : start + 1] == b"{" else None
+            if match is None or match.end() - start > MAX_HEAD:
+                break
+            self._out += (data[position:start], with_syntax(match.group(), self._syntax))
+            position = match.end()
+        return position
 
-    def _piece(self, piece: bytes, level: int) -> None:
+    def _walk(self, data: bytes, position: int, stop: int, level: int) -> int:
+        """Go on from *position* to *stop*, or to the end of the object that is open; return where that is. Pieces
+        have that level's size."""
+        while position < stop:
+            cut = _whole_escapes(data, min(position + PIECE_SIZES[level], stop))
+            cut = cut if cut > position else stop  # nothing but backslashes
+            position = self._piece(data, position, cut, level)
+            if position < cut:
+                break
+        return position
+
+    def _piece(self, data: bytes, position: int, cut: int, level: int) -> int:
+        piece = data[position:cut]
         closers, openers, in_string = _brackets(piece, self._in_string)
         if self._outer is None:
             no_edge = b"{" not in piece
@@ -100,14 +134,15 @@ class SyntaxAdder:
             self._depth += openers - closers
             self._in_string = in_string
             self._keep(piece)
-        elif level + 1 < len(PIECE_SIZES):
-            self._walk(piece, level + 1)
-        else:
-            self._read_tokens(piece)
-            self._in_string = in_string
+            return cut
+        if level + 1 < len(PIECE_SIZES):
+            return self._walk(data, position, cut, level + 1)
+        taken = self._read_tokens(piece)
+        self._in_string = in_string and taken == len(piece)
+        return position + taken
 
-    def _read_tokens(self, piece: bytes) -> None:
-        """Find the edges of objects in *piece*."""
+    def _read_tokens(self, piece: bytes) -> int:
+        """Find the edges of objects in *piece*; return where the first object ends, or how long the piece is."""
         kept = position = 0
         if self._in_string:
             rest = _REST_OF_STRING.match(piece)
@@ -126,11 +161,12 @@ class SyntaxAdder:
                 self._depth -= 1
                 if self._outer is not None and self._depth <= self._outer:
                     self._keep(piece[kept:position])
-                    kept = position
                     self._end_object()
+                    return position
             elif character == b'"':  # a string that the piece ends in
                 break
         self._keep(piece[kept:])
+        return len(piece)
 
     def _keep(self, piece: bytes) -> None:
         if self._head is None:
@@ -203,10 +239,29 @@ def _known_syntax(values: dict[bytes, bytes], syntax: str | SyntaxLookup) -> str
 
 
 def _members(text: bytes) -> Iterator[tuple[bytes, int, int | None]]:
-    """The members of an object: tag in upper case, where the key begins, where the value ends (None: not in *text*)."""
-    depth = 0
+    """The members of an object: tag in upper case, where the key begins, where the value ends (None: not in *text*).
+
+    Where the value of an uninteresting member ends is not looked for before the next member is wanted.
+    """
+    position = _end(_BETWEEN.match(text, 1), 1)
+    while key := _MEMBER_KEY.match(text, position):
+        tag = text[position + 1 : position + 9].upper()
+        if tag not in _INTERESTING:
+            yield tag, position, None
+        value = _MEMBER_VALUE.match(text, key.end())
+        if value is None:
+            break
+        if tag in _INTERESTING:
+            yield tag, position, value.end()
+        position = _end(_BETWEEN.match(text, value.end()), value.end())
+    yield from _members_by_tokens(text, position)
+
+
+def _members_by_tokens(text: bytes, position: int) -> Iterator[tuple[bytes, int, int | None]]:
+    """The same from *position* on, also where values are nested deeply or are not all there."""
+    depth = 1
     tag, start = b"", 0
-    for token in _TOKEN.finditer(text):
+    for token in _TOKEN.finditer(text, position):
         character = token.group()
         if character in (b"{", b"["):
             depth += 1
@@ -221,6 +276,10 @@ def _members(text: bytes) -> Iterator[tuple[bytes, int, int | None]]:
             break
     if tag:
         yield tag, start, None
+
+
+def _end(match: re.Match[bytes] | None, otherwise: int) -> int:
+    return match.end() if match is not None else otherwise
 
 
 def _brackets(piece: bytes, in_string: bool) -> tuple[int, int, bool]:
