@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any, Optional
 
@@ -218,14 +219,30 @@ class SeamTests(SynchronousTestCase):
         self.assertTrue((made[:, valid:] == made[:, valid - 1 : valid]).all())
 
     def test_missing_frames(self) -> None:
-        """Where an instance lacks frames its picture is white."""
-        metadata = InstanceMetadata(2, 8, 8, 16, 16, "TILED_FULL")
-        cut = Downsampled.of(metadata).whole()
-        canvas = Canvas(cut, "area")
-        for tile in cut.tiles("area"):
-            canvas.add(tile.top, tile.left, numpy.zeros((8, 8), numpy.uint8))
-        made = canvas.finish()
-        self.assertEqual((made[:8].max(), made[8:].min()), (0, 255))
+        """Where an instance lacks frames its picture is white, or what is said, as if the frames were there and even."""
+        for empty in ((255, 255, 255), (200, 20, 90)):
+            matrix = Matrix(slide(100, 130, 32))
+            missing = {1, 7, 8, 15, 16, 17, 18, 19, 20}
+            for number in missing:
+                row, column = divmod(number - 1, 5)
+                matrix.padded[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = empty
+            for factor, interpolation in itertools.product((1.0, 2.0, 3.7, 0.3), INTERPOLATIONS):
+                whole = Downsampled.of(matrix.metadata).whole()
+                cut = whole.shown(Viewport(round(130 / factor), round(100 / factor)))
+                canvas = Canvas(cut, interpolation, 1, empty)
+                for tile in cut.tiles(interpolation):
+                    if tile.number not in missing:
+                        part = matrix.padded[tile.top : tile.top + 32, tile.left : tile.left + 32]
+                        canvas.add(tile.top, tile.left, part)
+                self.assertLessEqual(
+                    differ(canvas.finish(), matrix.made(cut, interpolation)), 1, (factor, interpolation)
+                )
+
+    def test_no_frames(self) -> None:
+        """A picture of no frames at all has as many samples as it would have."""
+        cut = Downsampled.of(slide(16, 16, 8)).whole()
+        self.assertEqual(set(map(tuple, Canvas(cut, "area", 1, (1, 2, 3)).finish().reshape(-1, 3))), {(1, 2, 3)})
+        self.assertEqual(Canvas(cut, "area").finish().tolist(), [[255] * 16] * 16)
 
 
 class ViewportTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frame
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameAnswer, NoSuchFrame, Wanted
 from twistedproxy.imaging.errors import CallFailed, CannotRender, PoolBusy
@@ -24,8 +24,10 @@ from twistedproxy.imaging.service import (
     TooManyFrames,
     can_decode,
 )
+from twistedproxy.imaging.sparse import Placement, refusal
 from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
+from twistedproxy.streams import BytesStream
 
 SLIDE = attrs.evolve(
     METADATA,
@@ -49,6 +51,7 @@ class Played:
     gate: Optional[Deferred[None]] = None
     failure: Optional[Exception] = None
     cancelled: int = 0
+    places: bytes = b""
     workers: int = 2
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: object = None) -> Message:
@@ -61,7 +64,7 @@ class Played:
                 raise
         if self.failure is not None:
             raise self.failure
-        return Message({}, [b"picture %d" % len(self.told)])
+        return Message({}, [self.places if head["op"] == "placed" else b"picture %d" % len(self.told)])
 
     async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Played:
         await self.call(head, blobs)
@@ -76,11 +79,19 @@ class Played:
         return [head["op"] for head, _ in self.told]
 
 
+class Telling(MemoryOrigin):
+    """An origin that has metadata to hand on, which the children who get them make nothing of."""
+
+    async def forward(self, request: OriginRequest) -> OriginResponse:
+        self.asked.append(("forward", request.path))
+        return OriginResponse(200, (), BytesStream(b"[{}]"))
+
+
 class ServiceCase(SynchronousTestCase):
     """A service over a memory origin."""
 
     def setUp(self) -> None:
-        self.room = Room()
+        self.room = Room(origin=Telling())
         self.pool = Played()
         self.heard: list[tuple[int, ...]] = []
         self.use(SLIDE)
@@ -163,6 +174,33 @@ class SourceTests(ServiceCase):
         asked = self.room.origin.asked_for("frames")
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
+    def test_sparse(self) -> None:
+        """Virtual frames of a sparse instance are made of the frames that lie there, and so is the whole. Where they lie is
+        asked for once."""
+        self.use(attrs.evolve(SLIDE, organization="TILED_SPARSE", frames=3))
+        self.pool.places = Placement(1, [0, 11, 99], [3, 1, 2], (1, 2, 3)).to_bytes()
+        for number, needed in ((1, (3, 1)), (25, (2,)), (2, ())):
+            self.successResultOf(self.frames([number], "downsample=2"))
+            asked = self.room.origin.asked_for("frames")
+            self.assertEqual(asked[-1:] if needed else [], [needed] if needed else [])
+            head, blobs = self.pool.told[-1]
+            self.assertEqual((head["op"], head["background"], blobs), ("picture", (1, 2, 3), 2 + len(needed)))
+        self.failureResultOf(self.frames([26], "downsample=2"), NoSuchFrame)
+        self.successResultOf(self.whole("viewport=100,100"))
+        self.assertEqual(self.heard[-1], (3, 1, 2))
+        self.assertEqual(self.pool.operations.count("placed"), 1)
+
+    def test_sparse_and_in_no_grid(self) -> None:
+        """Where a sparse instance's frames lie in no grid, one of them stands for the whole; it is not downsampled, and
+        its metadata are not read again."""
+        self.use(attrs.evolve(SLIDE, organization="TILED_SPARSE", frames=3))
+        self.pool.places = refusal("in no grid")
+        for _ in range(2):
+            self.assertIn("in no grid", str(self.failureResultOf(self.frames([1], "downsample=2"), CannotRender).value))
+        self.successResultOf(self.whole())
+        self.assertEqual(self.room.origin.asked_for("frames"), [(1,)])
+        self.assertEqual(self.pool.operations.count("placed"), 1)
+
     def test_can_decode(self) -> None:
         """Video is not worth a try, nor what is not known; a syntax that nobody told is."""
         self.assertTrue(can_decode(JPEG) and can_decode(None))
@@ -222,11 +260,6 @@ class RefusalTests(ServiceCase):
         """Numbers past the end of the instance, or of the virtual one, are no frames."""
         self.assertIn("1 to 100", self._refused(NoSuchFrame, self.frames([101], media_type="image/png")))
         self.assertIn("1 to 25", self._refused(NoSuchFrame, self.frames([26], "downsample=2")))
-
-    def test_sparse(self) -> None:
-        """What has no order is not downsampled."""
-        self.use(attrs.evolve(SLIDE, organization="TILED_SPARSE"))
-        self._refused(CannotRender, self.frames([1], "downsample=2"))
 
     def test_no_grant(self) -> None:
         """Nobody gets a picture of what they may not read, however many of it there are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,56 @@ class WholeTests(RenderingCase):
         self.assertEqual((answer.status, "10000" in answer.json()["detail"]), (413, True))
         answer = await client.get(f"/{made.resource}/rendered?viewport=20,20")
         self.assertEqual((answer.status, "at most 8" in answer.json()["detail"]), (413, True))
+
+
+class SparseTests(RenderingCase):
+    """TILED_SPARSE instances."""
+
+    def painted(self, made: Made, positions: Sequence[tuple[int, int]], colour: tuple[int, int, int]) -> Any:
+        """The total pixel matrix of *made*, raw frames at *positions* of a grid of 4 x 5."""
+        total = numpy.full((4 * 64, 5 * 64, 3), colour, numpy.uint8)
+        for data, (row, column) in zip(made.stored_frames(), positions):
+            frame = numpy.frombuffer(data, numpy.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+            total[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64] = frame
+        return total
+
+    async def test_downsampled(self) -> None:
+        """Virtual frames and the whole are put together of the frames that there are; between them is the colour that the
+        metadata recommend, else white. The metadata agree."""
+        positions = ((3, 4), (0, 0), (1, 1), (2, 3), (0, 1))
+        red: dict[str, Any] = {"RecommendedAbsentPixelCIELabValue": [35579, 53664, 50858]}
+        for extra, colour in (({}, (255, 255, 255)), (red, (255, 0, 0))):
+            made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, positions=positions, extra=extra)
+            client = await self.shown(made)
+            metadata = (await client.get(f"/{made.resource}/metadata?downsample=2")).json()[0]
+            self.assertEqual(
+                [metadata[tag]["Value"][0] for tag in ("00209311", "00280008", "00480007", "00480006")],
+                ["TILED_FULL", 6, 128, 160],
+            )
+            total = Image.fromarray(self.painted(made, positions, colour))
+            expected = numpy.asarray(total.reduce(2)).astype(int)
+            for number in range(1, 7):
+                answer = await client.get(
+                    f"/{made.resource}/frames/{number}/rendered?downsample=2", {"Accept": "image/png"}
+                )
+                row, column = divmod(number - 1, 3)
+                part = expected[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+                got = pixels(answer.body)
+                self.assertEqual(got.shape, (64, 64, 3))
+                self.assertLessEqual(numpy.abs(got[:, : part.shape[1]] - part).max(), 1, number)
+            answer = await client.get(f"/{made.resource}/rendered?viewport=160,128", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
+            self.assertEqual((await client.get(f"/{made.resource}/frames/7?downsample=2")).status, 404)
+            answer = await client.get(f"/{made.resource}/frames/3/rendered", {"Accept": "image/png"})
+            self.assertTrue((pixels(answer.body) == self.painted(made, positions, colour)[64:128, 64:128]).all())
+
+    async def test_in_no_grid(self) -> None:
+        """Without places there is no smaller instance, but a picture: one frame of it."""
+        made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, extra={"PerFrameFunctionalGroupsSequence": None})
+        client = await self.shown(made)
+        answer = await client.get(f"/{made.resource}/frames/1?downsample=2")
+        self.assertEqual((answer.status, "TILED_SPARSE" in answer.json()["detail"]), (400, True))
+        self.assertEqual(opened((await client.get(f"/{made.resource}/rendered")).body).size, (64, 64))
 
 
 class ColourTests(RenderingCase):

@@ -3,7 +3,8 @@
 - TotalPixelMatrixColumns and -Rows, NumberOfFrames and PixelSpacing become those of the smaller instance; spacing grows
   by what the sizes shrank by, so their product, the imaged volume, stays (PS3.3 section C.8.12.4.1.2).
 - The frames of an instance that is not tiled shrink themselves: Rows and Columns.
-- Functional groups of each frame are dropped, for they describe frames that are no longer there (TILED_FULL needs none).
+- Functional groups of each frame are dropped, for they describe frames that are no longer there (TILED_FULL needs none;
+  what was TILED_SPARSE is TILED_FULL then, with empty frames where there was nothing).
 - ImageType says that the pixels are derived, and of a slide's level that it is resampled (PS3.3 section C.8.12.4.1.1).
 - What an answer does not say is not made up: a search that leaves sizes out leaves them out here.
 """
@@ -14,10 +15,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from twistedproxy.dicom.metadata import from_values
+from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender
+from twistedproxy.imaging.sparse import TILED_FULL, Placement, Positions, is_sparse
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
@@ -26,6 +28,7 @@ _IMAGE_TYPE = "00080008"
 _CLASS = "00080016"
 _ORGANIZATION = "00209311"
 _FRAMES, _ROWS, _COLUMNS, _SPACING = "00280008", "00280010", "00280011", "00280030"
+_PATHS, _FOCAL_PLANES = "00480302", "00480303"
 _TOTAL_COLUMNS, _TOTAL_ROWS = "00480006", "00480007"
 _SHARED, _PER_FRAME, _PIXEL_MEASURES = "52009229", "52009230", "00289110"
 _IMAGER_SPACING, _NOMINAL_SPACING = "00181164", "00182010"
@@ -49,21 +52,29 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     result = dict(attributes)
     try:
         facts = from_values({tag: value for tag in _READ if (value := _first(attributes, tag)) is not None}, False)
-        virtual = Downsampled.of(facts, factor)
+        if factor == 1.0:
+            return result
+        placement = _placement(attributes, facts)
+        virtual = Downsampled.of(placement.as_full(facts) if placement is not None else facts, factor)
     except (BadMetadata, CannotRender):
-        return result
-    if factor == 1.0:
         return result
     if not virtual.is_tiled and _first(attributes, _CLASS) == SLIDE_CLASS and _TOTAL_ROWS not in attributes:
         result.pop(_FRAMES, None)  # a search that leaves the matrix out: no telling how many are left
         return result
     result.pop(_PER_FRAME, None)
+    if placement is not None:
+        result[_ORGANIZATION] = {"vr": "CS", "Value": [TILED_FULL]}
+        if _PER_FRAME in attributes:  # what TILED_FULL must say (PS3.3 sections C.8.12.4 and C.8.12.5)
+            result[_FOCAL_PLANES] = {"vr": "UL", "Value": [placement.focal_planes]}
+            result[_PATHS] = {"vr": "UL", "Value": [placement.planes // placement.focal_planes]}
+        else:
+            result.pop(_FRAMES, None)  # a search: no telling how many planes there are
     _derive(result, virtual)
     if virtual.is_tiled:
         assert facts.total_rows is not None and facts.total_columns is not None
         sizes = {_TOTAL_ROWS: virtual.total_rows, _TOTAL_COLUMNS: virtual.total_columns}
         ratios = facts.total_rows / virtual.total_rows, facts.total_columns / virtual.total_columns
-        if _FRAMES in attributes:
+        if _FRAMES in result:
             sizes[_FRAMES] = virtual.frames
     else:
         sizes = {_ROWS: virtual.rows, _COLUMNS: virtual.columns}
@@ -72,6 +83,19 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
         result[tag] = {**attributes[tag], "Value": [size]}
     _widen(result, ratios)
     return result
+
+
+def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Optional[Placement]:
+    """Where the frames of a sparse instance lie; in a search, which does not say it, as if there were one plane.
+    Raises `CannotRender`."""
+    if not is_sparse(facts):
+        return None
+    if _PER_FRAME not in attributes:
+        return Placement(1, [], [])
+    positions = Positions(facts)
+    for groups in attributes[_PER_FRAME].get("Value", ()):
+        positions.add(groups)
+    return positions.placement()
 
 
 def _first(attributes: Mapping[str, Any], tag: str) -> Any:

@@ -104,7 +104,8 @@ class Cut:
             for axis, size in ((self.vertical, self.frame_rows), (self.horizontal, self.frame_columns))
         ) and (self.rows, self.columns) == (self.frame_rows, self.frame_columns)
 
-    def _runs(self, interpolation: str) -> tuple[range, range]:
+    def runs(self, interpolation: str) -> tuple[range, range]:
+        """The rows and the columns of the grid whose frames are needed."""
         low, high = self.vertical.reach(interpolation)
         left, right = self.horizontal.reach(interpolation)
         return (
@@ -114,12 +115,12 @@ class Cut:
 
     def source_count(self, interpolation: str) -> int:
         """How many stored frames are needed."""
-        rows, columns = self._runs(interpolation)
+        rows, columns = self.runs(interpolation)
         return len(rows) * len(columns)
 
     def tiles(self, interpolation: str) -> Iterator[Tile]:
         """The stored frames that are needed, row by row. Those that the instance lacks are left out."""
-        rows, columns = self._runs(interpolation)
+        rows, columns = self.runs(interpolation)
         for row in rows:
             for column in columns:
                 number = self.first_number + row * self.grid_columns + column

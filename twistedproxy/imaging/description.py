@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import attrs
-import ijson
 
-from twistedproxy.dicom.metadata_json import CLOSE, OPEN, Events, MetadataEvents, skip
+from twistedproxy.dicom.metadata_json import Events, MetadataEvents
+from twistedproxy.imaging.elements import read_items, read_value
 from twistedproxy.imaging.facts import PixelFacts
 
 SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
@@ -104,56 +104,10 @@ class Description(MetadataEvents):
         if tag in (SHARED, OPTICAL_PATHS):
             items: list[dict[str, Any]] = []
             self._elements[tag] = {"vr": "SQ", "Value": items}
-            return _items(items, _SHOWING if tag == SHARED else _OF_A_PATH)
+            return read_items(items.append, _SHOWING if tag == SHARED else _OF_A_PATH)
         if tag == PER_FRAME:
-            return _items(self._frames, _SHOWING)
+            return read_items(self._frames.append, _SHOWING)
         return None
 
     def _keep(self, tag: str) -> Events:
-        self._elements[tag] = yield from _built("start_map", None)
-
-
-def _items(items: list[dict[str, Any]], wanted: frozenset[str]) -> Events:
-    """Read a sequence that has just begun (``{"vr": "SQ", "Value": [{…}, …]}``): of each item the *wanted* elements."""
-    while True:
-        event, key = yield
-        if event == "end_map":
-            return
-        event, _ = yield
-        if event not in OPEN:
-            continue
-        if key != "Value":
-            yield from skip()
-            continue
-        while True:
-            event, _ = yield
-            if event == "end_array":
-                break
-            if event == "start_map":
-                item: dict[str, Any] = {}
-                yield from _item(item, wanted)
-                items.append(item)
-
-
-def _item(item: dict[str, Any], wanted: frozenset[str]) -> Events:
-    while True:
-        event, tag = yield
-        if event == "end_map":
-            return
-        event, value = yield
-        if tag in wanted:
-            item[tag] = yield from _built(event, value)
-        elif event in OPEN:
-            yield from skip()
-
-
-def _built(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
-    """The JSON value whose first event has just come."""
-    builder = ijson.ObjectBuilder()
-    depth = 0
-    while True:
-        builder.event(event, value)
-        depth += (event in OPEN) - (event in CLOSE)
-        if depth == 0:
-            return builder.value
-        event, value = yield
+        self._elements[tag] = yield from read_value("start_map", None)

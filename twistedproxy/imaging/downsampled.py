@@ -16,8 +16,7 @@ import attrs
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
-
-TILED_SPARSE = "TILED_SPARSE"
+from twistedproxy.imaging.sparse import TILED_SPARSE, is_sparse
 
 
 @attrs.frozen
@@ -43,8 +42,8 @@ class Downsampled:
         if metadata.rows < 1 or metadata.columns < 1:
             raise CannotRender("the metadata do not say how large a frame is")
         if not lies_in_order(metadata):
-            if factor > 1.0 and metadata.organization == TILED_SPARSE:
-                raise CannotRender("the frames of a TILED_SPARSE instance lie in no order: they cannot be downsampled")
+            if factor > 1.0 and is_sparse(metadata):
+                raise CannotRender("it must be known where the frames of a TILED_SPARSE instance lie")
             rows, columns = shrunk(metadata.rows, factor), shrunk(metadata.columns, factor)
             return cls(metadata, factor, False, rows, columns, rows, columns, metadata.frames)
         assert metadata.total_rows is not None and metadata.total_columns is not None

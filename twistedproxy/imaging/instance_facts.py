@@ -8,28 +8,25 @@
 from __future__ import annotations
 
 from typing import Optional
-from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet.defer import DeferredSemaphore
-from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.dicom.address import Instance
-from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.inflight import InFlight
+from twistedproxy.imaging.bulk_data import read_bulk_value
 from twistedproxy.imaging.description import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.metadata_feed import feed
 from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.sharing import shared
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest
-from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
+from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.interface import Caller, Origin
 
 FACTS = b"p1"
 """The name of an instance's facts in the cache, and the version of their form."""
@@ -37,10 +34,6 @@ FACTS = b"p1"
 REMEMBERED = 16 << 20
 """Bytes of facts that a worker remembers: some dozen slides with ICC profiles, or 20,000 images without."""
 
-PIECE = 1 << 20
-MAX_REFUSAL = 64 << 10
-MAX_BULK = 16 << 20
-"""Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
 MAX_BULK_VALUES = 8
 AT_ONCE = 8
 """Metadata that are read at once: each is held by a child meanwhile."""
@@ -48,7 +41,6 @@ AT_ONCE = 8
 _COLOUR = frozenset(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"))
 
 _Key = tuple[Instance, Optional[Fence]]
-_log = Logger()
 
 
 def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
@@ -77,7 +69,6 @@ class FactsReader:
 
     cache: Cache
     pool: RenderPool
-    _numbers: int = attrs.field(init=False, default=0)
     _remembered: LruStore = attrs.field(init=False, factory=lambda: LruStore(REMEMBERED))
     _in_flight: InFlight[_Key, InstanceFacts] = attrs.field(init=False, factory=InFlight)
     _places: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(AT_ONCE))
@@ -133,42 +124,27 @@ class FactsReader:
             self._remembered.put(name, facts.to_bytes(), 0.0, None)
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceFacts:
-        self._numbers += 1
-        number = self._numbers
-        path = f"{instance.root}/{instance.path}/metadata".encode("ascii")
-        body = await _opened(origin, path, b"", caller, b"application/dicom+json")
-        held: Optional[Held] = None
+        async def described(held: Held, number: int) -> InstanceFacts:
+            return await _described(origin, instance, caller, held, number)
+
         try:
-            while True:
-                piece, whole = await hold(body, PIECE)
-                head = {"op": "describe", "number": number}
-                if held is None:
-                    held = await self.pool.hold(head, [piece])
-                else:
-                    await held.call(head, [piece])
-                if whole:
-                    break
-            return await self._described(origin, instance, caller, held, number)
+            return await feed(self.pool, origin, instance, caller, {"op": "describe"}, described)
         except CallFailed as failed:
             raise OriginBadAnswer(f"the origin's metadata make no picture: {failed}") from None
-        finally:
-            body.close()
-            if held is not None:
-                held.forget({"op": "drop", "number": number})
 
-    @staticmethod
-    async def _described(
-        origin: Origin, instance: Instance, caller: Caller, held: Held, number: int
-    ) -> InstanceFacts:  # fmt: skip
-        values: dict[str, bytes] = {}
-        while True:
-            head = {"op": "described", "number": number, "uris": list(values)}
-            answer = await held.call(head, list(values.values()))
-            missing = [uri for uri in answer.head["uris"] if uri not in values][: MAX_BULK_VALUES - len(values)]
-            if not missing:
-                return InstanceFacts.from_bytes(answer.blobs[0])
-            for uri in missing:
-                values[uri] = await _bulk_value(origin, instance, caller, uri)
+
+async def _described(
+    origin: Origin, instance: Instance, caller: Caller, held: Held, number: int
+) -> InstanceFacts:  # fmt: skip
+    values: dict[str, bytes] = {}
+    while True:
+        head = {"op": "described", "number": number, "uris": list(values)}
+        answer = await held.call(head, list(values.values()))
+        missing = [uri for uri in answer.head["uris"] if uri not in values][: MAX_BULK_VALUES - len(values)]
+        if not missing:
+            return InstanceFacts.from_bytes(answer.blobs[0])
+        for uri in missing:
+            values[uri] = await read_bulk_value(origin, instance, caller, uri)
 
 
 def _in_cache(reading: Reading) -> Optional[InstanceFacts]:
@@ -179,64 +155,3 @@ def _in_cache(reading: Reading) -> Optional[InstanceFacts]:
         return InstanceFacts.from_bytes(packed)
     except ValueError:
         return None
-
-
-async def _opened(origin: Origin, path: bytes, query: bytes, caller: Caller, accept: bytes) -> ByteStream:
-    """The body of a successful answer to a GET of the caller. Raises the errors of `twistedproxy.origin.errors`."""
-    headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
-    response = await origin.forward(OriginRequest(b"GET", path, query, headers))
-    if response.status != 200:
-        try:
-            refusal = await read_all(response.body, MAX_REFUSAL)
-        except StreamTooLong:
-            refusal = b""
-        raise OriginRefused(response.status, response.headers, refusal)
-    return response.body
-
-
-async def _bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
-    """A value that the metadata point to; b"" where it cannot be had: the picture is made without it."""
-    place = _below(origin.url, instance.root, uri)
-    if place is None:
-        _log.info("a bulk data URI points elsewhere than to its store", instance=instance.path)
-        return b""
-    accept = b'multipart/related; type="application/octet-stream"'
-    headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
-    try:
-        response = await origin.forward(OriginRequest(b"GET", *place, headers))
-        data = await read_all(response.body, MAX_BULK)
-        if response.status != 200:
-            raise OriginBadAnswer(f"the origin answered {response.status}")
-        content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
-        return _only_part(content_type, data)
-    except (OriginError, StreamTooLong, ValueError) as error:
-        _log.info("bulk data could not be read: {reason}", reason=str(error), instance=instance.path)
-        return b""
-
-
-def _below(url: str, root: str, uri: str) -> Optional[tuple[bytes, bytes]]:
-    """Path and query of *uri* below the origin: many stores know themselves by another name than we do, so what follows
-    ``/studies/`` or ``/bulkdata/`` counts. None for what is no such place."""
-    if not uri.isascii() or ".." in uri:
-        return None
-    path, query = urlsplit(uri).path, urlsplit(uri).query
-    base = urlsplit(url).path.rstrip("/")
-    if path.startswith(f"{base}{root}/"):
-        return path[len(base) :].encode("ascii"), query.encode("ascii")
-    for service in ("/studies/", "/bulkdata/"):
-        if service in path:
-            return (root + path[path.index(service) :]).encode("ascii"), query.encode("ascii")
-    return None
-
-
-def _only_part(content_type: bytes, data: bytes) -> bytes:
-    """The value in an answer: the one part of a multipart one, or all of it."""
-    media_type = parse_media_type(content_type or b"application/octet-stream")
-    if not media_type.is_multipart:
-        return data
-    collector = PartCollector(media_type.boundary, MAX_BULK, 1)
-    parts = collector.feed(data)
-    collector.close()
-    if not parts:
-        raise BadMultipart("a multipart answer has no part")
-    return parts[0].data

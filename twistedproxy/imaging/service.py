@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Optional
 
@@ -42,10 +42,12 @@ from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.profiles import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.imaging.sharing import shared
+from twistedproxy.imaging.sparse import MAX_FRAMES, Placement, is_sparse
+from twistedproxy.imaging.sparse_places import PlacementReader
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.waits import all_or_none
 
-VERSION = b"2"
+VERSION = b"3"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 BATCH = 64
@@ -128,6 +130,21 @@ class _Task:
     reading: Reading
     cut: Cut
     name: bytes
+    placement: Optional[Placement] = None
+    """Where the frames of a sparse instance lie."""
+
+    def tiles(self) -> Iterator[Tile]:
+        """The stored frames that are needed, row by row."""
+        interpolation = self.request.rendering.interpolation
+        if self.placement is not None:
+            return self.placement.tiles(self.cut, interpolation)
+        return self.cut.tiles(interpolation)
+
+    def count(self, limit: int) -> int:
+        """How many they are, counted up to one more than *limit*."""
+        if self.placement is None:
+            return self.cut.source_count(self.request.rendering.interpolation)
+        return sum(1 for _ in islice(self.tiles(), limit + 1))
 
 
 @attrs.define(eq=False)
@@ -142,12 +159,14 @@ class PictureService:
     folder: Optional[str] = None
     profiles: OwnProfiles = attrs.field(init=False, factory=OwnProfiles)
     _facts: FactsReader = attrs.field(init=False)
+    _sparse: PlacementReader = attrs.field(init=False)
     _in_flight: InFlight[_Key, _Made] = attrs.field(init=False, factory=InFlight)
     _places: DeferredSemaphore = attrs.field(init=False)
     _numbers: int = attrs.field(init=False, default=1 << 32)  # those of descriptions are below
 
     def __attrs_post_init__(self) -> None:
         self._facts = FactsReader(self.cache, self.pool)
+        self._sparse = PlacementReader(self.cache, self.pool)
         self._places = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
 
     async def start(self) -> None:
@@ -184,12 +203,13 @@ class PictureService:
         metadata, reading = await self._granted(request, list(names.values()))
         if request.rendering.changes_nothing and _is_as_stored(metadata, request.rendering.media_type):
             return await self._as_stored(request, numbers)
-        virtual = Downsampled.of(metadata, request.rendering.downsample)
+        virtual, placement = await self._virtual(request, metadata, reading)
         cuts = self._cuts(request, virtual, list(names))
         tasks = {
-            number: _Task(request, metadata, reading, cuts[number], names[number])
+            number: _Task(request, metadata, reading, cuts[number], names[number], placement)
             for number in names
         }  # fmt: skip
+        self._check_count(tasks.values())
         return await self._pictures(tasks, numbers)
 
     def _name(self, what: bytes, rendering: Rendering) -> bytes:
@@ -228,15 +248,32 @@ class PictureService:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
         name = self._name(b"whole", request.rendering)
         metadata, reading = await self._granted(request, [name])
-        cut = Downsampled.of(metadata, request.rendering.downsample).whole().shown(request.rendering.viewport)
+        virtual, placement = await self._virtual(request, metadata, reading, whole=True)
+        cut = virtual.whole().shown(request.rendering.viewport)
         self._check_pixels(cut)
-        needed = cut.source_count(request.rendering.interpolation)
-        if needed > self.limits.whole_frames:
+        task = _Task(request, metadata, reading, cut, name, placement)
+        if task.count(self.limits.whole_frames) > self.limits.whole_frames:
             raise TooManyFrames(
-                f"the picture needs {needed} stored frames; at most {self.limits.whole_frames} are read for one of a whole "
+                f"the picture needs {task.count(MAX_FRAMES)} stored frames; at most {self.limits.whole_frames} are read for one of a whole "
                 "instance: ask for a smaller level, or for a region with viewport="
             )
-        return await self._pictures({1: _Task(request, metadata, reading, cut, name)}, [1])
+        return await self._pictures({1: task}, [1])
+
+    async def _virtual(
+        self, request: Request, metadata: InstanceMetadata, reading: Reading, whole: bool = False
+    ) -> tuple[Downsampled, Optional[Placement]]:
+        """The instance as it is asked for, and where its frames lie if that must be known."""
+        factor = request.rendering.downsample
+        if is_sparse(metadata) and (factor > 1.0 or whole):
+            try:
+                placement = await self._sparse.read(
+                    request.origin, request.instance, request.caller, reading.fence, metadata
+                )
+                return Downsampled.of(placement.as_full(metadata), factor), placement
+            except CannotRender:
+                if factor > 1.0:
+                    raise  # else one frame stands for the instance, as for what is not tiled
+        return Downsampled.of(metadata, factor), None
 
     async def _granted(self, request: Request, names: Sequence[bytes]) -> tuple[InstanceMetadata, Reading]:
         wanted = [FACTS, *names] if not request.fresh else [FACTS]
@@ -254,13 +291,16 @@ class PictureService:
             raise NoSuchFrame(str(error)) from None
         for cut in cuts.values():
             self._check_pixels(cut)
-        needed = sum(cut.source_count(request.rendering.interpolation) for cut in cuts.values())
-        if needed > max(self.limits.frames, len(numbers)):
+        return cuts
+
+    def _check_count(self, tasks: Collection[_Task]) -> None:
+        most = max(self.limits.frames, len(tasks))
+        needed = sum(task.count(most) for task in tasks)
+        if needed > most:
             raise TooManyFrames(
                 f"what was asked for is made of {needed} stored frames; at most {self.limits.frames} are read for one "
                 "request: ask for fewer frames, or at a smaller factor of a smaller level"
             )
-        return cuts
 
     def _check_pixels(self, cut: Cut) -> None:
         if cut.pixels > self.limits.pixels:
@@ -328,7 +368,7 @@ class PictureService:
     async def _make(self, task: _Task) -> bytes:
         request, cut = task.request, task.cut
         rendering = request.rendering
-        tiles = list(cut.tiles(rendering.interpolation))
+        tiles = list(task.tiles())
         if rendering.changes_nothing and cut.is_whole_frame and tiles:
             unchanged = await self._unchanged(task, tiles[0])
             if unchanged is not None:
@@ -381,6 +421,7 @@ class PictureService:
             "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
             "cut": None if cut.is_whole_frame else attrs.asdict(cut),
             "scale": scale,
+            "background": task.placement.background if task.placement is not None else None,
             "max_pixels": self.limits.pixels,
         }
         return head, facts.of(tiles[0].number if tiles else 1)

@@ -8,6 +8,7 @@ Operations (``op``), each with its byte strings:
 - ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
+- ``place`` [piece…], ``placed``: a sparse instance's metadata, piece by piece, then where its frames lie;
 - ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
@@ -20,6 +21,7 @@ from typing import Any, Optional
 
 import attrs
 
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.attributes import downsampled_answer
@@ -29,12 +31,13 @@ from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
-from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.facts import MONOCHROME, PixelFacts
 from twistedproxy.imaging.grayscale import to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
+from twistedproxy.imaging.sparse_description import SparseDescription
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
-from twistedproxy.imaging.whole import Canvas, resized
+from twistedproxy.imaging.whole import EMPTY, Canvas, resized
 
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
@@ -84,6 +87,7 @@ class Work:
     def __init__(self) -> None:
         self._held: dict[int, _Picture] = {}
         self._descriptions: dict[int, Description] = {}
+        self._sparse: dict[int, SparseDescription] = {}
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
             "begin": self._begin,
@@ -94,6 +98,8 @@ class Work:
             "profile": _profile,
             "transcode": _transcode,
             "describe": self._describe,
+            "place": self._place,
+            "placed": self._placed,
             "downsample": _downsample,
         }
 
@@ -130,6 +136,7 @@ class Work:
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         self._held.pop(head["number"], None)
         self._descriptions.pop(head["number"], None)
+        self._sparse.pop(head["number"], None)
         return b""
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
@@ -140,6 +147,18 @@ class Work:
         for piece in blobs:
             self._descriptions[number].feed(piece)
         return b""
+
+    def _place(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        number = head["number"]
+        if number not in self._sparse:
+            _make_room(self._sparse)
+            self._sparse[number] = SparseDescription(InstanceMetadata.from_bytes(head["metadata"].encode()))
+        for piece in blobs:
+            self._sparse[number].feed(piece)
+        return b""
+
+    def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        return self._sparse[head["number"]].packed()
 
     def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
         """The facts, and where the values are that the metadata only point to."""
@@ -160,12 +179,20 @@ def _failed(kind: str, text: str) -> Message:
 
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
     rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
-    scale, values = head["scale"], head["cut"]
+    scale, values, known = head["scale"], head["cut"], PixelFacts.from_bytes(facts)
     canvas = None
     if values is not None:
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
-        canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale)
-    return _Picture(canvas, rendering, PixelFacts.from_bytes(facts), scale, head["max_pixels"], own_profile)
+        canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale, _empty(head["background"], known))
+    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile)
+
+
+def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[int]:
+    """What a picture shows where frames are missing: as many samples as it has."""
+    red, green, blue = background or (EMPTY,) * 3
+    if facts.photometric_interpretation in MONOCHROME:
+        return [round(0.299 * red + 0.587 * green + 0.114 * blue)]
+    return [red, green, blue]
 
 
 def _window_of(values: Optional[dict[str, Any]]) -> Optional[Window]:

@@ -1,0 +1,71 @@
+"""Values that an instance's metadata only point to (BulkDataURI, PS3.18 annex F): ICC profiles, palettes, tables.
+
+They are fetched from the instance's own store with the caller's own headers, and nowhere else, wherever they point.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+from urllib.parse import urlsplit
+
+from twisted.logger import Logger
+
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.media_types import parse_media_type
+from twistedproxy.dicom.multipart import BadMultipart, PartCollector
+from twistedproxy.origin.errors import OriginBadAnswer, OriginError
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest
+from twistedproxy.streams import StreamTooLong, read_all
+
+MAX_BULK = 16 << 20
+"""Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
+
+_log = Logger()
+
+
+async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
+    """A value that the metadata point to; b"" where it cannot be had: the picture is made without it."""
+    place = _below(origin.url, instance.root, uri)
+    if place is None:
+        _log.info("a bulk data URI points elsewhere than to its store", instance=instance.path)
+        return b""
+    accept = b'multipart/related; type="application/octet-stream"'
+    headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
+    try:
+        response = await origin.forward(OriginRequest(b"GET", *place, headers))
+        data = await read_all(response.body, MAX_BULK)
+        if response.status != 200:
+            raise OriginBadAnswer(f"the origin answered {response.status}")
+        content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
+        return _only_part(content_type, data)
+    except (OriginError, StreamTooLong, ValueError) as error:
+        _log.info("bulk data could not be read: {reason}", reason=str(error), instance=instance.path)
+        return b""
+
+
+def _below(url: str, root: str, uri: str) -> Optional[tuple[bytes, bytes]]:
+    """Path and query of *uri* below the origin: many stores know themselves by another name than we do, so what follows
+    ``/studies/`` or ``/bulkdata/`` counts. None for what is no such place."""
+    if not uri.isascii() or ".." in uri:
+        return None
+    path, query = urlsplit(uri).path, urlsplit(uri).query
+    base = urlsplit(url).path.rstrip("/")
+    if path.startswith(f"{base}{root}/"):
+        return path[len(base) :].encode("ascii"), query.encode("ascii")
+    for service in ("/studies/", "/bulkdata/"):
+        if service in path:
+            return (root + path[path.index(service) :]).encode("ascii"), query.encode("ascii")
+    return None
+
+
+def _only_part(content_type: bytes, data: bytes) -> bytes:
+    """The value in an answer: the one part of a multipart one, or all of it."""
+    media_type = parse_media_type(content_type or b"application/octet-stream")
+    if not media_type.is_multipart:
+        return data
+    collector = PartCollector(media_type.boundary, MAX_BULK, 1)
+    parts = collector.feed(data)
+    collector.close()
+    if not parts:
+        raise BadMultipart("a multipart answer has no part")
+    return parts[0].data

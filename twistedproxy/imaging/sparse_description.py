@@ -1,0 +1,89 @@
+"""The metadata of a TILED_SPARSE instance (DICOM JSON, PS3.18 annex F), read as they come, down to its frames' places."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.metadata_json import Events, MetadataEvents
+from twistedproxy.imaging.elements import read_items, read_value
+from twistedproxy.imaging.errors import CannotRender
+from twistedproxy.imaging.sparse import WANTED, Positions, refusal
+
+PER_FRAME, ABSENT = "52009230", "00480015"
+
+Colour = tuple[int, int, int]
+
+
+class SparseDescription(MetadataEvents):
+    """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
+
+    def __init__(self, metadata: InstanceMetadata) -> None:
+        super().__init__()
+        self._refused = ""
+        self._positions: Optional[Positions] = None
+        self._absent: dict[str, Any] = {}
+        try:
+            self._positions = Positions(metadata)
+        except CannotRender as error:
+            self._refused = str(error)
+
+    def packed(self) -> bytes:
+        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
+        self.check_complete()
+        try:
+            if self._positions is None:
+                return refusal(self._refused)
+            return self._positions.placement(absent_colour(self._absent)).to_bytes()
+        except CannotRender as error:
+            return refusal(str(error))
+
+    def element(self, tag: str) -> Optional[Events]:
+        if tag == PER_FRAME and self._positions is not None:
+            return read_items(self._add, WANTED)
+        return self._keep_absent() if tag == ABSENT else None
+
+    def _add(self, groups: dict[str, Any]) -> None:
+        if self._positions is None:
+            return
+        try:
+            self._positions.add(groups)
+        except CannotRender as error:
+            self._refused, self._positions = str(error), None
+
+    def _keep_absent(self) -> Events:
+        self._absent = yield from read_value("start_map", None)
+
+
+def absent_colour(element: Any) -> Optional[Colour]:
+    """The 8-bit sRGB colour of Recommended Absent Pixel CIELab Value (0048,0015), as DICOM JSON; None for none.
+
+    PS3.3 section C.10.7.1.1: three US, L* from 0 to 100 as 0 to 65535, a* and b* from -128 to 127 as 0 to 65535, D50.
+    """
+    try:
+        light, a, b = (int(value) for value in element["Value"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    if not all(0 <= value <= 0xFFFF for value in (light, a, b)):
+        return None
+    return _srgb(light * 100 / 0xFFFF, a * 255 / 0xFFFF - 128, b * 255 / 0xFFFF - 128)
+
+
+_WHITE = (0.9642, 1.0, 0.8249)  # D50, ICC.1 section 7.2.16
+_FROM_D50 = (  # XYZ under D50 to linear sRGB: IEC 61966-2-1 with the Bradford adaptation
+    (3.1338561, -1.6168667, -0.4906146),
+    (-0.9787684, 1.9161415, 0.0334540),
+    (0.0719453, -0.2289914, 1.4052427),
+)
+
+
+def _srgb(light: float, a: float, b: float) -> Colour:
+    """CIE 15:2004 section 8.2.1, backwards, then IEC 61966-2-1."""
+    middle = (light + 16) / 116
+    terms = (middle + a / 500, middle, middle - b / 200)
+    xyz = [white * (t**3 if t > 6 / 29 else (t - 4 / 29) * 3 * (6 / 29) ** 2) for white, t in zip(_WHITE, terms)]
+    linear = [min(max(sum(w * value for w, value in zip(line, xyz)), 0.0), 1.0) for line in _FROM_D50]
+    red, green, blue = (
+        round(255 * (12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055)) for value in linear
+    )
+    return red, green, blue

@@ -1,0 +1,94 @@
+"""Where the frames of TILED_SPARSE instances lie: remembered, from the cache, else from the origin's metadata.
+
+- They are asked for with the caller's own headers, who has a grant; then they are in the cache, for all who have one.
+- That an instance has no grid is remembered, too: its metadata may be 400 MB.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import DeferredSemaphore
+
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.access import METADATA_SECONDS
+from twistedproxy.frames.inflight import InFlight
+from twistedproxy.imaging.errors import CallFailed
+from twistedproxy.imaging.metadata_feed import feed
+from twistedproxy.imaging.pool import Held, RenderPool
+from twistedproxy.imaging.sharing import shared
+from twistedproxy.imaging.sparse import Placement, read_placement
+from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.interface import Caller, Origin
+
+PLACES = b"s1"
+"""The name of a placement in the cache, and the version of its form."""
+
+REMEMBERED = 4
+"""Placements that a worker remembers, of up to 6 MB each."""
+
+AT_ONCE = 2
+"""Metadata that are read at once: each is held by a child meanwhile."""
+
+_Key = tuple[Instance, Optional[Fence]]
+
+
+@attrs.define(eq=False)
+class PlacementReader:
+    """Finds the placements of instances."""
+
+    cache: Cache
+    pool: RenderPool
+    _remembered: OrderedDict[_Key, Placement] = attrs.field(init=False, factory=OrderedDict)
+    _in_flight: InFlight[_Key, bytes] = attrs.field(init=False, factory=InFlight)
+    _turns: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(AT_ONCE))
+
+    async def read(
+        self, origin: Origin, instance: Instance, caller: Caller, fence: Optional[Fence], known: InstanceMetadata
+    ) -> Placement:
+        """The placement of *instance*, for a caller who has a grant. *fence*: that of the cache just now.
+
+        Raises `CannotRender` where the frames lie in no grid, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        """
+        key = (instance, fence)
+        found = self._remembered.get(key) if fence is not None else None
+        if found is None:
+            found = read_placement(await self._packed(origin, caller, key, known))
+        if fence is not None:
+            self._remembered[key] = found
+            self._remembered.move_to_end(key)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return found
+
+    async def _packed(self, origin: Origin, caller: Caller, key: _Key, known: InstanceMetadata) -> bytes:
+        instance, fence = key
+        reading = await self.cache.get_many(instance, [PLACES])
+        if PLACES in reading.entries and reading.fence == fence:
+            return reading.entries[PLACES]
+
+        async def work() -> bytes:
+            await self._turns.acquire()
+            try:
+                return await self._ask(origin, instance, caller, known)
+            finally:
+                self._turns.release()
+
+        async def keep(packed: bytes) -> None:
+            await self.cache.put_many(instance, fence, {PLACES: packed}, METADATA_SECONDS)
+
+        return (await shared(self._in_flight, key, caller, work, keep))[0]
+
+    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata) -> bytes:
+        async def placed(held: Held, number: int) -> bytes:
+            return (await held.call({"op": "placed", "number": number})).blobs[0]
+
+        head = {"op": "place", "metadata": known.to_bytes().decode()}
+        try:
+            return await feed(self.pool, origin, instance, caller, head, placed)
+        except CallFailed as failed:
+            raise OriginBadAnswer(f"the origin's metadata tell no places of frames: {failed}") from None
