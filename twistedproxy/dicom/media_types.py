@@ -48,6 +48,7 @@ class MediaType:
 
     @property
     def is_multipart(self) -> bool:
+        """Whether it is a type of several parts (RFC 2046 section 5.1), or a range of such types."""
         return self.type.startswith("multipart/")
 
     @property

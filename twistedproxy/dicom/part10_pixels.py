@@ -48,6 +48,7 @@ class NativeFrames:
 
     @property
     def complete(self) -> bool:
+        """Whether all frames have come."""
         return self._left == 0
 
     def feed(self, chunk: bytes) -> list[bytes]:

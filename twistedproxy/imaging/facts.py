@@ -62,6 +62,7 @@ class PixelFacts:
 
     @property
     def signed(self) -> bool:
+        """Whether stored values are in two's complement (PS3.3 section C.7.6.3.1, Pixel Representation)."""
         return self.pixel_representation == 1
 
     @property

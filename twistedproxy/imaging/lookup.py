@@ -27,6 +27,7 @@ class LookupTable:
 
     @property
     def entries(self) -> Words:
+        """The words of *data*, which are little endian."""
         return numpy.frombuffer(self.data, "<u2")
 
     def apply(self, values: numpy.ndarray[Any, Any]) -> Words:

@@ -48,6 +48,7 @@ class Occasion:
 
     @property
     def instance(self) -> Instance:
+        """The instance that was asked for."""
         return self.wanted.instance
 
 

@@ -87,9 +87,11 @@ class Connections:
         return self.seconds() + LINGER_SECONDS
 
     def add(self, connection: Connection) -> None:
+        """Look after a connection that was made."""
         self._open.add(connection)
 
     def discard(self, connection: Connection) -> None:
+        """Look no longer after one that is gone."""
         self._open.discard(connection)
         if not self._open:
             self._wake()

@@ -46,8 +46,10 @@ class Target:
 
     @property
     def origin(self) -> Origin:
+        """The store behind the mount."""
         return self.mount.origin
 
     @property
     def instance(self) -> Instance:
+        """The instance that the path names. `ValueError` where it names none (in full)."""
         return self.resource.instance(self.mount.origin.url)

@@ -61,10 +61,12 @@ def shown(text: str | bytes) -> str:
 
 
 def bad_request(detail: str) -> Problem:
+    """400; *detail* says what came."""
     return Problem(400, detail)
 
 
 def not_found(detail: str) -> Problem:
+    """404; *detail* says what is not there."""
     return Problem(404, detail)
 
 
@@ -95,6 +97,7 @@ def range_not_satisfiable(size: int) -> Problem:
 
 
 def bad_gateway(detail: str) -> Problem:
+    """502: the origin cannot be reached, or what it says cannot be given to the caller."""
     return Problem(502, detail)
 
 
@@ -104,6 +107,7 @@ def unavailable(detail: str, retry_after: int) -> Problem:
 
 
 def gateway_timeout(detail: str) -> Problem:
+    """504: the origin made no progress within a deadline."""
     return Problem(504, detail)
 
 

@@ -157,21 +157,25 @@ class AdminRoutes:
     @app.route("/healthz", methods=["GET", "HEAD"])
     @answered("healthz")
     async def healthz(self, request: Request) -> None:
+        """Whether the process lives."""
         await self.status.health(request)
 
     @app.route("/readyz", methods=["GET", "HEAD"])
     @answered("readyz")
     async def readyz(self, request: Request) -> None:
+        """Whether it can serve."""
         await self.status.ready(request)
 
     @app.route("/metrics", methods=["GET", "HEAD"])
     @answered("metrics")
     async def metrics_text(self, request: Request) -> None:
+        """Prometheus text."""
         await self.status.metrics_text(request)
 
     @app.route("/status.json", methods=["GET", "HEAD"])
     @answered("status")
     async def status_json(self, request: Request) -> None:
+        """What the proxy does."""
         await self.status.status_json(request)
 
     @app.handle_errors(HTTPException)

@@ -31,6 +31,7 @@ def accepted_types(request: OriginRequest) -> list[MediaType]:
 
 
 def accepts_json(types: list[MediaType]) -> bool:
+    """Whether DICOM JSON (PS3.18 annex F) is accepted."""
     # Clients merge a multipart type into requests for metadata; that it cannot be JSON is not meant.
     return not types or any(
         media_type.is_multipart or any(covers(media_type.type, offered) for offered in JSON_TYPES)
@@ -63,4 +64,5 @@ def _fits(accepted: MediaType, media_type: str, syntax: Optional[str]) -> bool:
 
 
 def offers(media_types: Iterable[str]) -> str:
+    """What a 406 says that there is: *media_types* as parts."""
     return ", ".join(f'multipart/related; type="{media_type}"' for media_type in media_types)

@@ -31,13 +31,16 @@ class Refusal(Exception):
 
     @property
     def body(self) -> bytes:
+        """The problem as JSON (RFC 9457)."""
         title = http.HTTPStatus(self.status).phrase
         return json.dumps({"title": title, "status": self.status, "detail": self.detail}).encode("ascii")
 
     def response(self) -> OriginResponse:
+        """The answer to a request that was handed on."""
         return answer(self.status, PROBLEM_JSON, self.body, self.headers)
 
     def error(self) -> OriginRefused:
+        """The error of a request of the proxy's own."""
         return OriginRefused(self.status, ((b"Content-Type", PROBLEM_JSON), *self.headers), self.body)
 
 
@@ -49,6 +52,7 @@ def shown(text: str | bytes) -> str:
 
 
 def no_such(what: str) -> Refusal:
+    """404; *what*: study, series, instance and so on."""
     return Refusal(404, f"there is no such {what} in the folder")
 
 
@@ -59,10 +63,12 @@ def not_allowed(methods: Iterable[str]) -> Refusal:
 
 
 def not_acceptable(available: str) -> Refusal:
+    """406 that lists the media types that there are."""
     return Refusal(406, f"nothing that Accept asks for is there; there is: {available}")
 
 
 def answer(status: int, content_type: bytes, body: bytes, headers: Headers = ()) -> OriginResponse:
+    """An answer whose *body* is there as a whole."""
     return streamed(status, content_type, BytesStream(body), len(body), headers)
 
 

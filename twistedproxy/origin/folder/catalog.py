@@ -28,6 +28,7 @@ class Catalog:
     duplicates: tuple[StoredFile, ...] = ()
 
     def get(self, study: str, series: str, sop: str) -> Optional[StoredFile]:
+        """The file of one instance, None where there is none."""
         return self.studies.get(study, {}).get(series, {}).get(sop)
 
     def files(self, study: str, series: Optional[str] = None, sop: Optional[str] = None) -> list[StoredFile]:

@@ -120,6 +120,7 @@ def _element_chunks(dataset: Dataset, tag: Any, uri: str) -> Iterator[bytes]:
 
 
 def dumps(value: Any) -> bytes:
+    """*value* as compact JSON in UTF-8; what UTF-8 cannot say (lone surrogates) as question marks."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -51,6 +51,7 @@ class FrameTable:
         return 8 * (len(self.starts) + len(self.lengths or ()))
 
     def bounds(self, number: int) -> tuple[int, int]:
+        """Where frame *number* (from 1) begins, and where the next one does."""
         return self.starts[number - 1], self.starts[number]
 
 
@@ -84,6 +85,7 @@ def item_header(raw: bytes, order: str) -> tuple[int, int]:
 
 
 def byte_order(pixels: PixelElement) -> str:
+    """As `struct` writes it."""
     return "<" if pixels.little_endian else ">"
 
 

@@ -27,6 +27,7 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
+        """The stamp of a file with that *status*."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -65,6 +66,7 @@ class StoredFile:
 
     @property
     def key(self) -> tuple[str, str, str]:
+        """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID."""
         return self.study, self.series, self.sop
 
     @property
@@ -80,5 +82,6 @@ class StoredFile:
 
     @property
     def deflated(self) -> bool:
+        """Whether all behind the file meta information is compressed (PS3.5 section A.5)."""
         known = lookup(self.transfer_syntax)
         return known is not None and known.deflated

@@ -28,6 +28,8 @@ _PER_FRAME = 0x52009230  # Per-Frame Functional Groups: as long as all else a th
 
 
 class Level(enum.Enum):
+    """What a search finds (PS3.18 section 10.6)."""
+
     STUDIES = "studies"
     SERIES = "series"
     INSTANCES = "instances"

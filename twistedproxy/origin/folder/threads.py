@@ -80,6 +80,7 @@ class Shared(Generic[T]):
         self.running = False
 
     def join(self) -> Deferred[T]:
+        """Wait for the run that is under way, or start one."""
         waiter: Deferred[T] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
         if not self.running:

@@ -48,6 +48,7 @@ class Watch:
 
     @property
     def catalog(self) -> Catalog:
+        """What the last look at the folder found."""
         return self._found.catalog
 
     @property
@@ -61,6 +62,7 @@ class Watch:
         return self._took
 
     def is_current(self, path: str, stamp: Stamp) -> bool:
+        """Whether the file at *path* was in the state *stamp* at the last look."""
         known = self._found.files.get(path)
         return known is not None and known.stamp == stamp
 

@@ -47,6 +47,7 @@ class Budget:
         self._left = UNLIMITED if limit is None else limit + PART_OVERHEAD * (frames + 1)
 
     def spend(self, count: int) -> None:
+        """Count bytes that came. Raises `StreamTooLong` once there are too many."""
         self._left -= count
         if self._left < 0:
             raise StreamTooLong(f"more than {self._limit} bytes")
@@ -176,6 +177,7 @@ def frame_uid(uid: str) -> str:
 
 
 def is_native(uid: str) -> bool:
+    """Whether frames in transfer syntax *uid* are plain pixels (PS3.5 section A.4 has the others)."""
     syntax = lookup(uid)
     return syntax is not None and not syntax.encapsulated
 

@@ -85,6 +85,7 @@ class Store:
 
     @property
     def frames_per_request(self) -> int:
+        """How many frames are best asked for at once."""
         return 1 if self.one_a_request else self.dialect.frames_per_request
 
     def candidates(self) -> list[Dialect]:
@@ -93,6 +94,7 @@ class Store:
         return [self.dialect, *(way for way in reversed(ways.values()) if way is not self.dialect)]
 
     def prove(self, dialect: Dialect) -> None:
+        """Remember that the store gives frames as stored when asked in *dialect*."""
         self.dialect = dialect
         self.proven = True
 

@@ -49,6 +49,7 @@ class FrameLoad:
     found: dict[int, Frame] = attrs.field(factory=dict)
 
     async def run(self, numbers: Sequence[int]) -> Mapping[int, Frame]:
+        """Fetch *numbers*. Raises what `Origin.frames` does."""
         pending = sorted(set(numbers))
         if pending and not self.store.proven:
             await self._find_dialect(pending[0])

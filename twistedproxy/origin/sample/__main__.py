@@ -12,6 +12,7 @@ from twistedproxy.origin.sample.place import is_complete, make
 
 
 def write(folder: Path) -> None:
+    """Write the files of all levels into *folder*."""
     from twistedproxy.origin.sample.instances import write_level
     from twistedproxy.origin.sample.pyramid import make_frames
     from twistedproxy.origin.sample.slide import LEVELS
@@ -21,6 +22,7 @@ def write(folder: Path) -> None:
 
 
 def main(folder: Path) -> int:
+    """Make the slide in *folder*, if it is not there; return the exit status."""
     if not is_complete(folder):
         try:
             make(folder, write)

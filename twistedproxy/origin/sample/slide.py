@@ -36,10 +36,12 @@ class SampleLevel:
 
     @property
     def frames(self) -> int:
+        """How many frames it has."""
         return self.columns * self.rows
 
     @property
     def file_name(self) -> str:
+        """Of its file, in the slide's folder."""
         return f"level-{self.number}.dcm"
 
     @property
