@@ -87,10 +87,22 @@ class FrameTests(OrthancCase):
         await self.assert_all_cached(store, proxy, made)
 
     async def test_frames_that_orthanc_cannot_give(self) -> None:
-        """Orthanc's refusal of frames that it cannot tell apart comes as it is, each time anew, and the whole
-        instance comes all the same."""
+        """Orthanc's refusal of frames that it cannot tell apart comes as it is; the whole instance comes all the same,
+        and from it the proxy has the frames: the next request gets them, and those of who had them loaded before."""
+        made = [self.slide(name) for name in NO_FRAMES]
+        store, proxy = await self.with_children(made)
+        *asked, warmed = made
+        for one in asked:
+            answer = await self.asking(proxy).frames(one.resource, [1])
+            self.assertEqual((answer.status, answer.json()["HttpError"]), (500, "Internal Server Error"))
+        self.assertEqual((await self.asking(proxy).request("POST", f"/{warmed.resource}/prefetch")).status, 202)
+        await self.assert_all_cached(store, proxy, made)
+
+    async def test_an_instance_whose_frames_orthanc_cannot_give(self) -> None:
+        """Such an instance comes as it is stored."""
         made = self.slide("htj2k")
-        store, proxy = await self.with_children([made])
+        store = await self.orthanc(made.path)
+        proxy = await self.proxy("--origin", store.url, "--prefetch", "off")
         for count in (1, 2):
             answer = await self.asking(proxy).frames(made.resource, [1])
             self.assertEqual((answer.status, answer.json()["HttpError"]), (500, "Internal Server Error"))

@@ -118,6 +118,7 @@ class Rooms:
             self.children if self.cache.shared else in_process,
         )
         self.reader.answered = self.scheduler.answered
+        self.reader.refused = self.scheduler.refused
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
         heads_memory = settings.hot_memory // HEADS_SHARE
         hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)

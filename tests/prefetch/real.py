@@ -128,6 +128,7 @@ class RealCase(TestCase):
             children,
         )
         reader.answered = scheduler.answered
+        reader.refused = scheduler.refused
         origin = HTTPOrigin(reactor, self.url, chosen)
         worker = Worker(cache, reader, scheduler, jobs, children, origin, forgetting)
         self.addCleanup(lambda: Deferred.fromCoroutine(worker.stop()))

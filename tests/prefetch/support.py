@@ -177,6 +177,7 @@ class PrefetchCase(SynchronousTestCase):
             Settings(**settings), self.cache, reader, metrics, self.clock, jobs, lambda: self.reading, small, whole
         )
         reader.answered = scheduler.answered
+        reader.refused = scheduler.refused
         return Worker(reader, scheduler, jobs, metrics, small, whole)
 
     def caller(self, name: str = "alice") -> Caller:

@@ -27,7 +27,6 @@ def decide(
     requested: tuple[int, ...] = (10_100,),
     load: Any = IDLE,
     from_origin: int | None = None,
-    transfer_syntax: str | None = None,
     one_frame_a_request: bool = False,
     **changed: Any,
 ) -> Plan:
@@ -37,7 +36,6 @@ def decide(
         requested,
         load,
         from_origin=from_origin,
-        transfer_syntax=transfer_syntax,
         one_frame_a_request=one_frame_a_request,
     )
 
@@ -94,12 +92,18 @@ class Nothing(PlanTests):
             decide(attrs.evolve(SLIDE, transfer_syntax="1.2.840.10008.1.2")), Kind.WHOLE, Reason.WHOLE_INSTANCE
         )
 
-    def test_syntax_unknown(self) -> None:
-        """Metadata without a syntax leaves it to what the frames turned out to be; without that: nothing."""
+    def test_syntax_known_to_the_file_only(self) -> None:
+        """Where nobody knows the syntax the file does: a whole-instance load, in this process or not, or nothing."""
         silent = attrs.evolve(SLIDE, transfer_syntax=None)
-        self.assertNothing(decide(silent), Reason.SYNTAX_UNKNOWN)
-        self.assertEqual(decide(silent, transfer_syntax=JPEG).kind, Kind.WHOLE)
-        self.assertNothing(decide(silent, transfer_syntax="1.2.840.10008.1.2.4.100"), Reason.SYNTAX_NOT_SUPPORTED)
+        small = attrs.evolve(silent, frames=1000, total_columns=25_600)
+        for metadata, kind in ((silent, Kind.WHOLE), (small, Kind.SMALL)):
+            planned = decide(metadata, (1,), display_min_frames=10)
+            self.assertEqual((planned.kind, planned.frames, len(planned.display)), (kind, metadata.frames, 0))
+            self.assertEqual(planned.no_display, Reason.SYNTAX_UNKNOWN)
+        for planned in (decide(silent, whole_instance=False), decide(silent, load=LoadReading(99.0, 0.0))):
+            self.assertNothing(planned, Reason.SYNTAX_UNKNOWN)
+        self.assertEqual(planned.not_whole, Reason.CPU_ABOVE_LIMIT)
+        self.assertNothing(decide(attrs.evolve(silent, frames=9), (1,)), Reason.TOO_FEW_FRAMES)
 
     def test_too_few_frames(self) -> None:
         """Fewer frames than the minimum: nothing; as many: a load."""
@@ -304,15 +308,19 @@ class ByHand(PlanTests):
         self.assertEqual(plan_by_hand(limits, SLIDE).frames, 20_000)
         self.assertPlanned(plan_by_hand(limits, attrs.evolve(LOOP, frames=2)), Kind.SMALL, Reason.ASKED_BY_HAND)
 
+    def test_syntax_known_to_the_file_only(self) -> None:
+        """Where nobody knows the transfer syntax the file says it, by hand too."""
+        silent = attrs.evolve(SLIDE, transfer_syntax=None)
+        self.assertPlanned(plan_by_hand(Settings(), silent), Kind.WHOLE, Reason.ASKED_BY_HAND)
+
     def test_what_it_does_not_pass(self) -> None:
         """Prefetch off, no cache, and frames that cannot be cut apart are a "no" by hand too."""
         self.assertNothing(plan_by_hand(Settings(prefetch=False), SLIDE), Reason.PREFETCH_OFF)
         self.assertNothing(plan_by_hand(Settings(cache=NoAddress()), SLIDE), Reason.NO_CACHE)
         self.assertNothing(plan_by_hand(Settings(whole_instance=False), SLIDE), Reason.WHOLE_INSTANCE_OFF)
         self.assertEqual(plan_by_hand(Settings(whole_instance=False), LOOP).kind, Kind.SMALL)
-        silent = attrs.evolve(SLIDE, transfer_syntax=None)
-        self.assertNothing(plan_by_hand(Settings(), silent), Reason.SYNTAX_UNKNOWN)
-        self.assertEqual(plan_by_hand(Settings(), silent, JPEG).kind, Kind.WHOLE)
+        video = attrs.evolve(SLIDE, transfer_syntax="1.2.840.10008.1.2.4.100")
+        self.assertNothing(plan_by_hand(Settings(), video), Reason.SYNTAX_NOT_SUPPORTED)
         packed = attrs.evolve(SLIDE, bits_allocated=1)
         self.assertEqual(plan_by_hand(Settings(), packed).kind, Kind.WHOLE)
         packed = attrs.evolve(packed, transfer_syntax=EXPLICIT)

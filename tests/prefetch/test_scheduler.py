@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
+from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.entries import frame_name, pack_frames
-from twistedproxy.origin.errors import OriginUnreachable
+from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import loads
 from twistedproxy.prefetch.errors import LoadFailed, NotStarted, Withdrawn
@@ -106,6 +107,19 @@ class OccasionTests(PrefetchCase):
         self.assertEqual([(event["instance"], event["transfer_syntax"]) for event in said], [(INSTANCE.path, video)])
         self.assertEqual(worker.jobs.running, [])
 
+    def test_syntax_of_the_frames(self) -> None:
+        """Where the metadata don't say a transfer syntax, it is that of the frames that came."""
+        self.origin.held = []
+        answer = self.ask(self.worker(prefetch=False), 1)
+        silent = attrs.evolve(answer, metadata=attrs.evolve(SLIDE, transfer_syntax=None))
+        worker = self.worker()
+        worker.scheduler.answered(self.wanted(1), silent)
+        self.assertEqual(self.running(worker), [WHOLE, DISPLAY])
+        self.assertEqual(worker.whole.tasks[0].metadata.transfer_syntax, JPEG)
+        video = Frame(b"a frame", "1.2.840.10008.1.2.4.100")
+        worker.scheduler.answered(self.wanted(1), attrs.evolve(silent, frames=[video]))
+        self.assertEqual(self.count(worker, "prefetch_plans", "nothing", "syntax-not-supported"), 1)
+
     def test_a_reading_that_fails(self) -> None:
         """A load reading that fails changes nothing; one that raises what it should not costs only the prefetch."""
         worker = self.worker()
@@ -189,6 +203,75 @@ class OccasionTests(PrefetchCase):
         self.assertEqual(self.count(worker, "prefetch_frames_used"), 2)
         frames = self.count(worker, "prefetch_frames", "block") + self.count(worker, "prefetch_frames", "display")
         self.assertEqual(frames, 32 * 32 - 1)
+
+
+class RefusedTests(PrefetchCase):
+    """Requests for frames that an origin doesn't want to answer."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        refusing = OriginRefused(500, (), b"")
+        self.refusing = refusing
+
+        class Refusing(type(self.origin)):  # type: ignore[misc]
+            async def frames(inner, *_arguments: object, **_more: object) -> object:
+                raise refusing
+
+        self.origin = Refusing(attrs.evolve(SLIDE, transfer_syntax=None))
+
+    def refused(self, worker: Worker, number: int) -> None:
+        asking = Deferred.fromCoroutine(worker.reader.read(self.wanted(number)))
+        self.assertIs(self.failureResultOf(asking, OriginRefused).value, self.refusing)
+
+    def test_whole_instance(self) -> None:
+        """Where nobody knows how frames are stored, the whole instance may come all the same: its file says it."""
+        worker = self.worker()
+        self.refused(worker, 1)
+        self.assertEqual(self.running(worker), [WHOLE])
+        self.assertIsNone(worker.whole.tasks[0].metadata.transfer_syntax)
+
+    def test_once(self) -> None:
+        """It is tried once in ``recache-after``, also if it failed: a store in trouble must not get whole instances to
+        send for each frame that it refuses."""
+        worker = self.worker(recache_after=100.0)
+        self.refused(worker, 1)
+        worker.whole.fail(LoadFailed("the origin answered 500"))
+        for number in range(2, 20):
+            self.refused(worker, number)
+        self.assertEqual(len(worker.whole.tasks), 1)
+        self.clock.advance(101)
+        self.refused(worker, 1)
+        self.assertEqual(len(worker.whole.tasks), 2)
+
+    def test_known_syntax(self) -> None:
+        """Where the syntax is known a refusal has other reasons, and loads nothing."""
+        self.origin.metadata_value = SLIDE
+        worker = self.worker()
+        self.refused(worker, 1)
+        self.assertEqual(worker.jobs.running, [])
+
+    def test_denied(self) -> None:
+        """Nothing is loaded for who may not read frames, or asks for some that there are not."""
+        worker = self.worker()
+        for status in (401, 403, 404):
+            self.refusing.status = status
+            self.refused(worker, status)
+        self.assertEqual((worker.jobs.running, worker.metrics.snapshot().get("prefetch_plans", [])), ([], []))
+
+    def test_stopped(self) -> None:
+        """Nothing is loaded any more once all is to end, or while the cache can't be reached."""
+        worker = self.worker()
+        worker.scheduler.refused(self.wanted(1), self.origin.metadata_value, None)
+        self.now(worker.scheduler.stop())
+        self.refused(worker, 1)
+        self.assertEqual((worker.whole.tasks, worker.metrics.snapshot().get("prefetch_plans", [])), ([], []))
+
+    def test_no_viewer(self) -> None:
+        """A request that no viewer made loads nothing."""
+        worker = self.worker()
+        asking = worker.reader.read(attrs.evolve(self.wanted(1), prefetch=False))
+        self.failureResultOf(Deferred.fromCoroutine(asking), OriginRefused)
+        self.assertEqual(worker.jobs.running, [])
 
 
 class LockTests(PrefetchCase):

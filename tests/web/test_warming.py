@@ -114,6 +114,24 @@ class StartTests(WarmingCase):
         self.assertEqual((answer.status, answer.json()["reason"]), (409, "prefetch-off"))
         self.assertNotIn("retry-after", answer.headers)
 
+    async def test_frames_that_the_store_cannot_give(self) -> None:
+        """A store that refuses single frames of an unknown transfer syntax may give the instance: the file says it."""
+        store = self.store(NO_SYNTAX, *self.slides())
+        store.fail(Answer(500), "/frames/", times=None)
+        proxy = await self.warm_proxy(store)
+        client = proxy.client()
+        last = json.loads((await client.request("POST", self.path + "?follow=1")).body.splitlines()[-1])
+        self.assertEqual((last["result"], last["frames"]), ("done", 12))
+        self.assertEqual((await client.frames(self.slide.resource, range(1, 13))).frames(), self.stored)
+
+    async def test_frames_that_the_store_denies(self) -> None:
+        """Who may not read frames loads no instance, whatever the metadata are open to."""
+        store = self.store(NO_SYNTAX, *self.slides())
+        store.fail(Answer(403), "/frames/", times=None)
+        proxy = await self.warm_proxy(store)
+        self.assertEqual((await proxy.client().request("POST", self.path)).status, 403)
+        self.assertEqual(proxy.rooms.jobs.status(), {"running": [], "ended": []})
+
     async def test_too_many_jobs(self) -> None:
         """With as many jobs as may run, it is 503 with a time to come back; afterwards it goes."""
         store = self.store(NO_SYNTAX, *(made := self.slides(2)))

@@ -93,6 +93,10 @@ Answered = Callable[[Wanted, FrameAnswer], None]
 """Hears of each answered request: the prefetch scheduler's ear."""
 
 
+Refused = Callable[[Wanted, InstanceMetadata, Optional[Fence]], None]
+"""Hears of each request for frames that an origin did not want to answer, though the caller may read the instance."""
+
+
 Ticket = tuple[int, float]
 """Tells a `FenceWatch` when the cache was asked."""
 
@@ -134,6 +138,7 @@ class FrameReader:
     frame_seconds: Optional[float]
     max_answer: int
     answered: Optional[Answered] = None
+    refused: Optional[Refused] = None
     watch: FenceWatch = attrs.Factory(NoWatch)
     _in_flight: InFlight[_Key, _Fetched] = attrs.field(init=False, factory=InFlight)
 
@@ -148,7 +153,12 @@ class FrameReader:
             await self._check_sizes(wanted, numbers)
         grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
         self.check(wanted, grant.metadata)
-        answer = await self._answer(wanted, grant, reading, numbers, names)
+        try:
+            answer = await self._answer(wanted, grant, reading, numbers, names)
+        except OriginRefused as refused:
+            if self.refused is not None and wanted.prefetch and refused.status not in DENIALS:
+                self.refused(wanted, grant.metadata, reading.fence)
+            raise
         self.tell(wanted, answer)
         return answer
 

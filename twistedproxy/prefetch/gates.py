@@ -94,16 +94,11 @@ def switched_off(settings: PrefetchSettings) -> Optional[Reason]:
     return Reason.NO_CACHE if isinstance(settings.cache, NoAddress) else None
 
 
-def _syntax(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[str]:
-    return metadata.transfer_syntax or transfer_syntax
-
-
-def unsupported(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[Reason]:
+def unsupported(metadata: InstanceMetadata) -> Optional[Reason]:
     """Frames that cannot be told apart without decoding are not prefetched."""
-    uid = _syntax(metadata, transfer_syntax)
-    if not uid:
+    if not metadata.transfer_syntax:
         return Reason.SYNTAX_UNKNOWN
-    syntax = transfer_syntaxes.lookup(uid)
+    syntax = transfer_syntaxes.lookup(metadata.transfer_syntax)
     return None if syntax and syntax.frames_separable else Reason.SYNTAX_NOT_SUPPORTED
 
 
@@ -112,9 +107,9 @@ def unsized(metadata: InstanceMetadata) -> Optional[Reason]:
     return None if metadata.rows > 0 and metadata.columns > 0 else Reason.FRAME_SIZE_UNKNOWN
 
 
-def packed(metadata: InstanceMetadata, transfer_syntax: Optional[str]) -> Optional[Reason]:
+def packed(metadata: InstanceMetadata) -> Optional[Reason]:
     """Native frames not made of whole bytes run into each other (PS3.5 section 8.1.1): no stream of them can be cut."""
-    syntax = transfer_syntaxes.lookup(_syntax(metadata, transfer_syntax) or "")
+    syntax = transfer_syntaxes.lookup(metadata.transfer_syntax or "")
     native = syntax is not None and not syntax.encapsulated
     return Reason.PACKED_FRAMES if native and metadata.frame_length is None else None
 

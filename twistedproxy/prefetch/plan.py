@@ -2,6 +2,8 @@
 
 Rules:
 - the questions (`twistedproxy.prefetch.gates`) are asked in one fixed order; a plan carries the reason of each "no";
+- a transfer syntax that nobody knows is no "no" to a whole-instance load, for the file itself says it, and such a load
+  writes nothing before that; frames around a request can't be loaded then, as where frames lie in no order;
 - who holds a lock, what runs already and what is cached is not asked here: that is the scheduler's.
 """
 
@@ -89,13 +91,12 @@ def plan(
     load: Load,
     *,
     from_origin: Optional[int] = None,
-    transfer_syntax: Optional[str] = None,
     one_frame_a_request: bool = False,
 ) -> Plan:
     """Decide what an answered request for the frames *requested* (no repeats) calls for.
 
-    *from_origin* is how many of them came from the origin (None: all); *transfer_syntax* what they turned out to be
-    stored in, for metadata that doesn't say; *one_frame_a_request* whether the origin serves single frames only.
+    *from_origin* is how many of them came from the origin (None: all); *one_frame_a_request* whether the origin serves
+    single frames only. The *metadata*'s transfer syntax: where the origin doesn't say it, that of the frames.
     """
     frames = [number for number in requested if 1 <= number <= metadata.frames]
     origin_share = 1.0 if from_origin is None or not requested else from_origin / len(requested)
@@ -103,30 +104,26 @@ def plan(
         (None if frames else Reason.NO_FRAMES_REQUESTED)
         or switched_off(settings)
         or (Reason.BELOW_TRIGGER if origin_share < settings.prefetch_trigger else None)
-        or unsupported(metadata, transfer_syntax)
+        or _refused_syntax(metadata)
         or (Reason.TOO_FEW_FRAMES if metadata.frames < settings.prefetch_min_frames else None)
         or unsized(metadata)
     )
     if refusal is not None:
         return Plan(Kind.NOTHING, refusal)
     screen = Screen(FrameGrid.of(metadata), min(frames), settings.display_pixels)
-    not_whole = packed(metadata, transfer_syntax)
+    only_whole = _only_whole(screen, metadata)
+    not_whole = packed(metadata)
     if not_whole is None and screen.grid.is_within(settings.block_pixels):
-        return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, one_frame_a_request)
+        return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, only_whole, one_frame_a_request)
     not_whole = not_whole or too_large(settings, metadata) or too_busy(settings, load)
     if not_whole is None:
-        return _whole(settings, Kind.WHOLE, Reason.WHOLE_INSTANCE, screen, one_frame_a_request)
-    return _block(settings, not_whole, screen, one_frame_a_request)
+        return _whole(settings, Kind.WHOLE, Reason.WHOLE_INSTANCE, screen, only_whole, one_frame_a_request)
+    return _block(settings, not_whole, screen, only_whole, one_frame_a_request)
 
 
-def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata, transfer_syntax: Optional[str] = None) -> Plan:
+def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan:
     """Decide on a whole-instance load that somebody asked for: the gates of size, CPU and memory stand open."""
-    refusal = (
-        switched_off(settings)
-        or unsupported(metadata, transfer_syntax)
-        or unsized(metadata)
-        or packed(metadata, transfer_syntax)
-    )
+    refusal = switched_off(settings) or _refused_syntax(metadata) or unsized(metadata) or packed(metadata)
     if refusal is not None:
         return Plan(Kind.NOTHING, refusal)
     if FrameGrid.of(metadata).is_within(settings.block_pixels):
@@ -136,27 +133,54 @@ def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata, transfe
     return Plan(Kind.WHOLE, Reason.ASKED_BY_HAND, metadata.frames)
 
 
-def _whole(settings: PrefetchSettings, kind: Kind, reason: Reason, screen: Screen, one_frame_a_request: bool) -> Plan:
-    display, no_display = _display(settings, screen, one_frame_a_request)
+def _refused_syntax(metadata: InstanceMetadata) -> Optional[Reason]:
+    reason = unsupported(metadata)
+    return None if reason is Reason.SYNTAX_UNKNOWN else reason
+
+
+def _only_whole(screen: Screen, metadata: InstanceMetadata) -> Optional[Reason]:
+    """Why the frames around a request can't be loaded by themselves."""
+    if screen.grid.tiling is Tiling.SPARSE:
+        return Reason.SPARSE
+    return unsupported(metadata)  # it is unknown: others were refused before
+
+
+def _whole(
+    settings: PrefetchSettings,
+    kind: Kind,
+    reason: Reason,
+    screen: Screen,
+    only_whole: Optional[Reason],
+    one_frame_a_request: bool,
+) -> Plan:
+    display, no_display = _display(settings, screen, only_whole, one_frame_a_request)
     # In this process the display load only goes first: of the same frames it would be the same load twice.
     if kind is Kind.SMALL and no_display is None and len(display) >= screen.grid.frames:
         display, no_display = Region(), Reason.DISPLAY_NOT_SMALLER
     return Plan(kind, reason, screen.grid.frames, Region(), display, None, no_display, screen)
 
 
-def _block(settings: PrefetchSettings, not_whole: Reason, screen: Screen, one_frame_a_request: bool) -> Plan:
-    if screen.grid.tiling is Tiling.SPARSE:
-        return Plan(Kind.NOTHING, Reason.SPARSE, not_whole=not_whole, no_display=Reason.SPARSE)
-    wanted, no_display = _display(settings, screen, one_frame_a_request)
+def _block(
+    settings: PrefetchSettings,
+    not_whole: Reason,
+    screen: Screen,
+    only_whole: Optional[Reason],
+    one_frame_a_request: bool,
+) -> Plan:
+    if only_whole is not None:
+        return Plan(Kind.NOTHING, only_whole, not_whole=not_whole, no_display=only_whole)
+    wanted, no_display = _display(settings, screen, None, one_frame_a_request)
     block, display = block_load(screen, settings.block_pixels, wanted, one_frame_a_request)
     if wanted and not display:
         no_display = Reason.DISPLAY_NOT_SMALLER
     return Plan(Kind.BLOCK, not_whole, len(block), block, display, not_whole, no_display, screen)
 
 
-def _display(settings: PrefetchSettings, screen: Screen, one_frame_a_request: bool) -> tuple[Region, Optional[Reason]]:
-    if screen.grid.tiling is Tiling.SPARSE:
-        return Region(), Reason.SPARSE
+def _display(
+    settings: PrefetchSettings, screen: Screen, only_whole: Optional[Reason], one_frame_a_request: bool
+) -> tuple[Region, Optional[Reason]]:
+    if only_whole is not None:
+        return Region(), only_whole
     if screen.grid.frames < settings.display_min_frames:
         return Region(), Reason.DISPLAY_TOO_FEW_FRAMES
     return display_load(screen, one_frame_a_request), None

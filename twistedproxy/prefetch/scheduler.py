@@ -37,8 +37,8 @@ BLOCK_LOCK_SECONDS = 3.0
 STOP_SECONDS = 6.0
 """How long jobs may take to end and clean up at an orderly stop. A cache that hangs is given up sooner."""
 
-MAX_UNSUPPORTED = 10_000
-"""Instances of which we remember that their syntax was complained of."""
+MAX_REMEMBERED = 10_000
+"""Instances of which we remember that their syntax was complained of, or that their frames were refused."""
 
 
 @attrs.define(eq=False)
@@ -58,6 +58,7 @@ class Scheduler:
     loads: Loads = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
+    _refused: dict[Instance, float] = attrs.field(init=False, factory=dict)
     _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
@@ -77,38 +78,60 @@ class Scheduler:
             return
         if not from_origin and self.settings.prefetch_trigger > 0:  # nearly every request
             return
+        syntax = answer.frames[0].transfer_syntax
+        metadata = answer.metadata
+        if metadata.transfer_syntax is None:
+            metadata = attrs.evolve(metadata, transfer_syntax=syntax)
+        self._consider(Occasion(wanted, metadata, answer.fence), from_origin)
+
+    def refused(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
+        """Hear of a request for frames that the origin did not want to answer. Never raises.
+
+        Where nobody knows how they are stored, that is often because the origin doesn't either, and gives the whole
+        instance all the same: it is loaded once in ``recache-after``, whatever comes of that.
+        """
+        if fence is None or self._stopped or metadata.transfer_syntax is not None:
+            return
+        now = self.clock.seconds()
+        last = self._refused.get(wanted.instance)
+        if last is not None and now - last < self.settings.recache_after:
+            return
+        if len(self._refused) >= MAX_REMEMBERED:
+            self._refused.clear()
+        self._refused[wanted.instance] = now
+        self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)))
+
+    def _consider(self, occasion: Occasion, from_origin: int) -> None:
         try:
-            decided = self._decide(wanted, answer, from_origin)
+            decided = self._decide(occasion, from_origin)
         except Exception:
             self._log.failure("a prefetch could not be planned")
             return
         if decided.kind is not Kind.NOTHING:
-            occasion = Occasion(wanted, _with_syntax(answer), answer.fence)
             self._in_background(self._begin(occasion, decided))
 
-    def _decide(self, wanted: Wanted, answer: FrameAnswer, from_origin: int) -> Plan:
-        requested = set(wanted.numbers)
+    def _decide(self, occasion: Occasion, from_origin: int) -> Plan:
+        wanted, metadata = occasion.wanted, occasion.metadata
         decided = plan(
             self.settings,
-            answer.metadata,
-            requested,
+            metadata,
+            set(wanted.numbers),
             self.load,
             from_origin=from_origin,
-            transfer_syntax=answer.frames[0].transfer_syntax,
             one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         self._log.debug(
             "{instance}: {kind}, {reason}", event="planned", instance=wanted.instance.path, **decided.fields()
         )
-        if decided.reason is Reason.SYNTAX_NOT_SUPPORTED:
-            self._say_once(wanted.instance, answer.metadata.transfer_syntax or answer.frames[0].transfer_syntax)
+        if decided.reason is Reason.SYNTAX_NOT_SUPPORTED and metadata.transfer_syntax is not None:
+            self._say_once(wanted.instance, metadata.transfer_syntax)
         return decided
 
     def _say_once(self, instance: Instance, uid: str) -> None:
         if instance in self._unsupported:
             return
-        if len(self._unsupported) >= MAX_UNSUPPORTED:
+        if len(self._unsupported) >= MAX_REMEMBERED:
             self._unsupported.clear()
         self._unsupported.add(instance)
         self._log.warn(
@@ -227,9 +250,3 @@ class Scheduler:
             await drained
         except defer.TimeoutError:
             self._log.warn("{jobs} prefetches did not end in time", jobs=len(self.jobs.running))
-
-
-def _with_syntax(answer: FrameAnswer) -> InstanceMetadata:
-    if answer.metadata.transfer_syntax is not None:
-        return answer.metadata
-    return attrs.evolve(answer.metadata, transfer_syntax=answer.frames[0].transfer_syntax)

@@ -22,9 +22,7 @@ WAIT_SECONDS = 2.0
 
 LOADED_LATELY = "loaded-lately"
 
-OF_THE_INSTANCE = frozenset(
-    {"syntax-unknown", "syntax-not-supported", "frame-size-unknown", "packed-frames", "too-few-frames", "sparse"}
-)
+OF_THE_INSTANCE = frozenset({"syntax-not-supported", "frame-size-unknown", "packed-frames", "too-few-frames", "sparse"})
 """Reasons against a load that lie in the instance: below a series or study they are no failure."""
 
 

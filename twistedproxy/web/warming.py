@@ -20,7 +20,9 @@ from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.access import DENIALS
 from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.prefetch.errors import NotStarted
 from twistedproxy.prefetch.jobs import Job, JobBook
 from twistedproxy.prefetch.scheduler import Scheduler
@@ -111,7 +113,12 @@ class Warming:
         """The metadata with the transfer syntax, which some stores say of a frame only."""
         if metadata.transfer_syntax is not None or not (metadata.rows and metadata.columns):
             return metadata
-        answer = await self.reader.read(attrs.evolve(wanted, numbers=(1,), prefetch=False))
+        try:
+            answer = await self.reader.read(attrs.evolve(wanted, numbers=(1,), prefetch=False))
+        except OriginRefused as refused:
+            if refused.status in DENIALS:
+                raise
+            return metadata  # a store that can't tell such frames apart: the file will say it
         return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
 
     async def _by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
