@@ -30,7 +30,7 @@ Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 Decoder = Callable[[bytes, PixelFacts, int], Pixels]
 
 SCALES = (1, 2, 4, 8)
-_COLOURS = frozenset({"RGB", "YBR_ICT", "YBR_RCT"}) | FULL | PARTIAL
+_COLOURS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
 
 
 def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: int, scale: int = 1) -> Pixels:
@@ -43,6 +43,8 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
     if scale not in SCALES:
         raise ValueError(f"no scale of {scale}")
     _check(facts, max_pixels)
+    if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
+        raise NotDecodable("XYB is a way of JPEG XL's to tell colours, and of nothing else")
     decoder = _DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
@@ -194,6 +196,7 @@ def _unpacked(segment: bytes, size: int) -> Pixels:
 
 _JPEGS = syntaxes.uids_of("image/jpeg")
 _JPEG_2000S = syntaxes.uids_of("image/jp2") + syntaxes.uids_of("image/jpx") + syntaxes.uids_of("image/jphc")
+_JPEG_XLS = syntaxes.uids_of("image/jxl")
 _DECODERS: dict[str, Decoder] = {
     syntaxes.IMPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.EXPLICIT_VR_LITTLE_ENDIAN: _native,
@@ -205,5 +208,5 @@ _DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(_JPEGS, codestreams.decode_jpeg),
     **dict.fromkeys(_JPEG_2000S, codestreams.decode_jpeg2000),
     **dict.fromkeys(syntaxes.uids_of("image/jls"), codestreams.decode_jpegls),
-    **dict.fromkeys(syntaxes.uids_of("image/jxl"), codestreams.decode_jpegxl),
+    **dict.fromkeys(_JPEG_XLS, codestreams.decode_jpegxl),
 }
