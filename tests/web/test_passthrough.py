@@ -165,6 +165,8 @@ class AnswerTests(PassThroughCase):
             "X-Original-URL": "/app",
             "X-Rewrite-URL": "/app",
             "Content_Length": "5",
+            "Transfer_Encoding": "chunked",
+            "Proxy": "http://evil.test",
             **dict.fromkeys(names, "DELETE"),
         }
         await self.ask.get("/studies", told)
@@ -200,6 +202,27 @@ class AnswerTests(PassThroughCase):
         await connection.end()
         via = [value for name, value in self.seen.headers if name.lower() == "via"]
         self.assertEqual(["1.1 edge", "1.0 twistedproxy"], via)
+
+    async def test_connection_names_too_much(self) -> None:
+        """What makes the caller goes on although Connection names it: else the store would judge another caller than
+        the one that gets a grant for its answer. What the proxy itself says goes on too."""
+        await self.begin()
+        connection = await self.raw()
+        connection.send(
+            b"GET /dicomweb/studies HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\nCookie: b=c\r\nVia: 1.1 edge\r\n"
+            b"Connection: close, Authorization, cookie\r\nConnection: Accept-Encoding,Via, Host\r\n\r\n"
+        )
+        await connection.end()
+        names = ("Authorization", "Cookie", "Accept-Encoding", "Via", "Host")
+        expected = ["Bearer a", "b=c", "identity", "1.1 twistedproxy", f"127.0.0.1:{self.store_.port}"]
+        self.assertEqual(expected, [self.seen.header(name) for name in names])
+
+    async def test_another_way_to_the_store(self) -> None:
+        """That the store can be reached elsewhere is nothing for callers: they would take it for the proxy."""
+        await self.begin()
+        self.store_.fail(faults.Answer(200, (("Alt-Svc", 'h3=":443"'), ("X-Store", "a")), b"x"))
+        answer = await self.ask.get("/studies")
+        self.assertEqual(("a", False), (answer.headers["x-store"], "alt-svc" in answer.headers))
 
     async def test_said_once(self) -> None:
         """Date, Server and content type are the store's; what it does not say is not made up."""

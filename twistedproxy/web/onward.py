@@ -2,13 +2,14 @@
 
 Rules kept here:
 - a field that makes another request of it than the one that was judged here stays behind: a GET that a store takes for
-  a DELETE would leave the cache as it is, X-Original-URL would lead out of the mount. Some servers read an underscore
-  in a field's name as a dash;
+  a DELETE would leave the cache as it is, X-Original-URL would lead out of the mount, Proxy would lead the store itself
+  astray where it is a CGI. Some servers read an underscore in a field's name as a dash: Transfer_Encoding is no other field;
 - Forwarded, X-Forwarded-* and the like are what a trusted proxy says; from others they stay behind, for anybody can
   write them. A header that the operator named as a credential goes on, whatever its name;
 - the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
   Cache-Status names it there;
-- hop-by-hop fields are taken out where the origin is spoken to.
+- fields of the hop stay on it (RFC 9110 section 7.6.1). But what makes the caller goes on although Connection names it:
+  the store must not judge another caller than the one that the answer is a grant for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Optional
 
 from twisted.web.server import Request
 
+from twistedproxy.origin.http.headers import HOP_BY_HOP
 from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.streams import ByteStream
 from twistedproxy.web.forwarded import Network, is_trusted
@@ -25,10 +27,9 @@ from twistedproxy.web.mounts import Target
 
 PSEUDONYM = b"twistedproxy"
 
-# The proxy's own business on this hop.
-_MADE_ANEW = frozenset({b"host", b"content-length", b"expect"})
-_OVERRIDES = frozenset(
-    b"x-http-method-override x-http-method x-method-override x-forwarded-method x-original-url x-rewrite-url".split()
+_STAY = HOP_BY_HOP | frozenset(
+    b"host content-length expect proxy x-http-method-override x-http-method x-method-override x-forwarded-method"
+    b" x-original-url x-rewrite-url".split()
 )
 _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
 
@@ -41,12 +42,15 @@ def onward(
     *identity*: the answer must come in no content coding. *credentials*: the headers that make a caller; *trusted*: the
     networks whose proxies are believed.
     """
-    named = frozenset(name.lower() for name in credentials)
+    callers = {b"cookie", *(name.lower() for name in credentials)}
+    stay = _named_by_connection(request)
+    if identity:
+        stay.add(b"accept-encoding")
     believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
     headers = [
         (name, value)
         for name, values in request.requestHeaders.getAllRawHeaders()
-        if (lower := name.lower()) in named or _goes_on(lower, identity, believed)
+        if (lower := name.lower()) in callers or (lower not in stay and _goes_on(lower, believed))
         for value in values
     ]
     if identity:
@@ -57,8 +61,13 @@ def onward(
     return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
 
 
-def _goes_on(lower: bytes, identity: bool, believed: bool) -> bool:
+def _named_by_connection(request: Request) -> set[bytes]:
+    lines = request.requestHeaders.getRawHeaders(b"Connection") or ()
+    return {token.strip().lower() for line in lines for token in line.split(b",")}
+
+
+def _goes_on(lower: bytes, believed: bool) -> bool:
     dashed = lower.replace(b"_", b"-")
-    if dashed in _MADE_ANEW or dashed in _OVERRIDES or (identity and lower == b"accept-encoding"):
+    if dashed in _STAY:
         return False
     return believed or not (dashed in _OF_PROXIES or dashed.startswith(b"x-forwarded"))

@@ -52,6 +52,8 @@ _NOT_ALLOWED = frozenset({401, 403})
 # Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
+# Another way to the origin (RFC 7838): callers would take it for one to the proxy.
+_NOT_HANDED_BACK = frozenset({b"content-length", b"alt-svc"})
 
 
 @attrs.frozen
@@ -162,7 +164,7 @@ class PassThrough:
         ours = {name.lower() for name, _ in request.responseHeaders.getAllRawHeaders()} - _SHARED
         for name, value in response.headers:
             lower = name.lower()
-            if lower not in ours and lower != b"content-length":
+            if lower not in ours and lower not in _NOT_HANDED_BACK:
                 request.responseHeaders.addRawHeader(name, value)
         if response.length is not None:
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % response.length])

@@ -140,9 +140,9 @@ class RequestTests(TransportTestCase):
         self.assertEqual([head.target for head in server.requests], [b"/pacs" + target for target in targets])
 
     async def test_target_with_a_line_end(self) -> None:
-        """What would break out of the request line is never sent."""
+        """What would break out of the request line, or of the target, is never sent."""
         server = self.serve(ok)
-        for target in (b"/a b", b"/a\r\nX: 1", b"/\xe9", b"x"):
+        for target in (b"/a b", b"/a\r\nX: 1", b"/\xe9", b"x", b"/a#b", b"/a?b#c"):
             with self.subTest(target=target):
                 with self.assertRaises(ValueError):
                     await self.get(target)

@@ -39,7 +39,7 @@ REPEATABLE = frozenset({b"GET", b"HEAD"})
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
 USER_AGENT = b"twistedproxy"
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_VISIBLE = re.compile(rb"\A/[\x21-\x7e]*\Z")
+_TARGET = re.compile(rb"\A/[\x21\x22\x24-\x7e]*\Z")  # visible ASCII, without a fragment (RFC 9112 section 3.2)
 _TOKEN = re.compile(rb"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 
 
@@ -90,8 +90,8 @@ class Transport:
         reading *body* raised.
         """
         target = self._base + target
-        if not _VISIBLE.match(target):
-            raise Unspeakable("a request target has visible ASCII characters only")
+        if not _TARGET.match(target):
+            raise Unspeakable("a request target has visible ASCII characters only, and no fragment")
         if not _TOKEN.match(method):
             raise Unspeakable("a method is a token")
         fields = http_headers.Headers()
