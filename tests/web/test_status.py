@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.clients import Answer
 from tests.stores import faults
 from tests.waiting import wait_until
-from tests.web.support import ProxyCase, RunningProxy, logged
+from tests.web.support import ProxyCase, RunningProxy
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.web import status
 
@@ -149,21 +149,6 @@ class AdminTests(ProxyCase):
         from tests.clients import client
 
         return client(self, f"http://127.0.0.1:{proxy.port_of(1)}")
-
-    async def test_warning(self) -> None:
-        """Pages on a listener beyond loopback are warned of at the start; elsewhere there is nothing to warn of."""
-        for listen, admin, warned in (
-            ("tcp:0:interface=0.0.0.0", None, True),
-            ("tcp:0", None, True),
-            ("tcp:0:interface=127.0.0.1", None, False),
-            ("tcp:0:interface=\\:\\:1", None, False),
-            ("tcp:0:interface=0.0.0.0", "tcp:0:interface=127.0.0.1", False),
-            ("tcp:0:interface=127.0.0.1", "tcp:0:interface=0.0.0.0", True),
-        ):
-            with logged() as events:
-                await self.proxy(self.store(), listen=(listen,), admin_listen=admin)
-            texts = [str(event.get("log_format")) for event in events]
-            self.assertEqual(any("name instances" in text for text in texts), warned, (listen, admin))
 
     async def test_in_flight_falls_back(self) -> None:
         """A caller that hangs up is counted, and no more in flight."""

@@ -315,13 +315,21 @@ class ReloadTests(SupervisorCase):
         await wait_until(lambda: set(parent.pids()) - first, "a new worker")
         await self.stopped(parent)
 
-    async def test_too_early_and_too_late(self) -> None:
-        """Before the workers are there, and after the end, a reload does nothing."""
+    async def test_too_early(self) -> None:
+        """What is asked for while the workers are being started is done once they are there."""
         parent = self.made()
+        starting = Deferred.fromCoroutine(parent.start())
         parent.reload()
+        first: set[int] = set()
+        starting.addCallback(lambda _: first.update(parent.pids()))
+        await within(starting)
+        await wait_until(lambda: len(parent.pids()) == 2 and not first & set(parent.pids()), "two others")
+        await self.stopped(parent)
+
+    async def test_too_late(self) -> None:
+        """After the end a reload does nothing."""
+        parent = self.made()
         await within(parent.start())
-        first = parent.pids()
         await self.stopped(parent)
         parent.reload()
-        self.assertEqual(len(first), 2)
         self.assert_nothing_left()

@@ -85,6 +85,7 @@ class Supervisor:
         ]
         self._spare: Optional[tuple[Member, LogLines]] = None
         self._spare_due: Optional[IDelayedCall] = None
+        self._started_all = False
         self._reload_wanted = False
         self._reloading = False
 
@@ -103,6 +104,8 @@ class Supervisor:
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
         hosts = [port.getHost() for port in self._ports]
         announce(self._settings, hosts, [Served(**each) for each in self._served])
+        self._started_all = True
+        self._reload_if_wanted()
 
     def pids(self) -> list[int]:
         """The living workers, those that finish among them."""
@@ -214,18 +217,18 @@ class Supervisor:
     # Reloading.
 
     def reload(self) -> None:
-        """Begin to replace all workers: what SIGHUP asks for. While that goes on already, once more after it."""
-        if self._ready():
-            self._reload_wanted = True
-            if not self._reloading:
-                self._reloading = True
-                Deferred.fromCoroutine(self._reload()).addErrback(self._reload_failed)
+        """Begin to replace all workers: what SIGHUP asks for. While they are still being started, or replaced already,
+        once more after it: some of them may have read what changed before it did."""
+        if self.stopping:
+            _log.info("nothing is reloaded: the workers are being ended")
+            return
+        self._reload_wanted = True
+        self._reload_if_wanted()
 
-    def _ready(self) -> bool:
-        if all(place.member is not None for place in self._places) and not self.stopping:
-            return True
-        _log.info("nothing is reloaded: the workers are being {what}", what="ended" if self.stopping else "started")
-        return False
+    def _reload_if_wanted(self) -> None:
+        if self._reload_wanted and self._started_all and not self._reloading and not self.stopping:
+            self._reloading = True
+            Deferred.fromCoroutine(self._reload()).addErrback(self._reload_failed)
 
     async def _reload(self) -> None:
         try:
