@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.web.test_rewriting import in_pieces
-from twistedproxy.web.syntax_adder import MAX_HEAD, SyntaxAdder, SyntaxLookup
+from twistedproxy.web.object_syntax import SyntaxLookup
+from twistedproxy.web.syntax_adder import MAX_HEAD, SyntaxAdder
 
 JPEG = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"

@@ -12,9 +12,9 @@ from twistedproxy.dicom.address import Instance, InvalidUID
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, parse_media_type
 from twistedproxy.origin.interface import Headers
 from twistedproxy.web.mounts import Target
+from twistedproxy.web.object_syntax import SyntaxLookup
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.rewriting import Chain, Transform, json_transform, xml_transform
-from twistedproxy.web.syntax_adder import SyntaxLookup
 
 MAX_LOOKUPS = 64
 """Instances of one answer whose transfer syntax is looked up: search pages of viewers are not longer."""

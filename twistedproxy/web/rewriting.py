@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from twistedproxy.web.syntax_adder import SyntaxAdder, SyntaxLookup
+from twistedproxy.web.object_syntax import SyntaxLookup
+from twistedproxy.web.syntax_adder import SyntaxAdder
 
 MAX_HELD = 16 * 1024  # bytes of one member that are kept while its end has not come; a URL is shorter
 
