@@ -23,7 +23,7 @@ from tests.imaging.damage import codecs, damaged
 from tests.imaging.exact_jpeg import exact_planes
 from tests.slides import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging import service
+from twistedproxy.imaging import forms
 from twistedproxy.imaging.decode import can_decode, decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
@@ -345,7 +345,7 @@ class RefusedTests(SynchronousTestCase):
     def test_known_beforehand(self) -> None:
         """The proxy, which loads no codec, knows which frames its children decode."""
         for syntax in syntaxes._BY_UID:
-            self.assertEqual(can_decode(syntax), service.can_decode(syntax), syntax)
+            self.assertEqual(can_decode(syntax), forms.can_decode(syntax), syntax)
 
     def test_cut_off(self) -> None:
         """Half of a frame is no frame."""

@@ -12,19 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameAnswer, NoSuchFrame, Wanted
-from twistedproxy.imaging.errors import CallFailed, CannotRender, PoolBusy
+from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
+from twistedproxy.imaging.forms import can_decode
+from twistedproxy.imaging.making import BATCH
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import parse_query
-from twistedproxy.imaging.service import (
-    BATCH,
-    Limits,
-    PictureService,
-    PictureTooLarge,
-    Request,
-    TooManyFrames,
-    can_decode,
-)
+from twistedproxy.imaging.service import PictureService
 from twistedproxy.imaging.sparse import Placement, refusal
+from twistedproxy.imaging.tasks import Limits, Request
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream

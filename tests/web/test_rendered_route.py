@@ -89,7 +89,7 @@ class OriginPictureTests(RenderedCase):
         gate = store.hold("/rendered")
         asked = [Deferred.fromCoroutine(client.get(self.path)) for _ in range(3)]
         await gate.reached()
-        fetches = self.running.rooms._routes._rendered.pictures._in_flight._fetches
+        fetches = self.running.rooms._routes._rendered.by_origin.pictures._in_flight._fetches
         await wait_until(lambda: [len(fetch._waiters) for fetch in fetches.values()] == [3])
         gate.release()
         answers = await gatherResults(asked)

@@ -384,7 +384,7 @@ class ColourTests(RenderingCase):
         answer = await client.get(f"{path}?iccprofile=scanner-8")
         self.assertEqual((answer.status, "scanner-7" in answer.json()["detail"]), (400, True))
         assert self.proxied.rooms.imaging is not None
-        self.proxied.rooms.imaging.profiles = OwnProfiles()  # as on a host without them
+        self.proxied.rooms.imaging.planner.profiles = OwnProfiles()  # as on a host without them
         answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 

@@ -49,3 +49,11 @@ class CallFailed(PoolError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class TooManyFrames(ValueError):
+    """A picture, or a list of them, needs more stored frames than a setting allows."""
+
+
+class PictureTooLarge(ValueError):
+    """A picture has more pixels, or several together have more bytes, than a setting allows."""

@@ -7,7 +7,8 @@ from typing import Any, Optional
 from twistedproxy.cache.interface import Cache
 from twistedproxy.frames.reader import FrameReader
 from twistedproxy.imaging.pool import RenderPool
-from twistedproxy.imaging.service import Limits, PictureService
+from twistedproxy.imaging.service import PictureService
+from twistedproxy.imaging.tasks import Limits
 from twistedproxy.settings import Settings
 
 

@@ -36,9 +36,12 @@ from twistedproxy.web.framing import FrameAnswers, cache_outcome, transfer_synta
 from twistedproxy.web.handling import answer_unrouted, answered
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
+from twistedproxy.web.origin_pictures import OriginPictures
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list
-from twistedproxy.web.rendering import RenderedAnswers, without_accept
+from twistedproxy.web.picture_answers import PictureAnswers
+from twistedproxy.web.picture_requests import without_accept
+from twistedproxy.web.rendering import RenderedAnswers
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
 
@@ -85,7 +88,12 @@ class ProxyRoutes:
         self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
-        self._rendered = RenderedAnswers(self._answers, pictures, imaging, memory, hot.keep)
+        self._rendered = RenderedAnswers(
+            PictureAnswers(self._answers, hot.keep),
+            OriginPictures(self._answers, pictures, memory, hot.keep),
+            imaging,
+            memory,
+        )
 
     @app.route(f"/{Kind.FRAMES.value}", methods=_READ)
     @answered("frames")

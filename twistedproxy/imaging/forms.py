@@ -1,0 +1,59 @@
+"""The forms that pictures have, and which stored frames are such pictures already."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import attrs
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_BASELINE,
+    JPEG_PROGRESSIVE,
+    JPEG_XL_RECOMPRESSION,
+    lookup,
+)
+
+JPEG, JPEG_XL = "image/jpeg", "image/jxl"
+PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")
+"""What pictures can be made as, the preferred first (DICOM PS3.18 table 8.7.4-1, and what browsers show)."""
+
+
+def is_same_picture(metadata: InstanceMetadata, media_type: str) -> bool:
+    """Whether a stored frame is the picture of it in *media_type*, as it is or losslessly wrapped: what a browser makes of
+    its bytes is what DICOM says. (A JPEG of RGB components, a palette or a window would come out otherwise.)"""
+    jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
+    recompressed = metadata.transfer_syntax == JPEG_XL_RECOMPRESSION
+    if not (jpeg or recompressed) or media_type not in (JPEG, JPEG_XL):
+        return False
+    return metadata.photometric_interpretation.startswith("YBR_FULL") or (
+        metadata.photometric_interpretation == "MONOCHROME2" and metadata.bits_stored == 8
+    )
+
+
+def is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
+    """Whether a stored frame's bytes are the picture of it."""
+    jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
+    return (media_type == JPEG) == jpeg and is_same_picture(metadata, media_type)
+
+
+def can_decode(transfer_syntax: Optional[str]) -> bool:
+    """Whether pictures can be made of frames in that transfer syntax: not of video. An unknown one: to be tried."""
+    syntax = lookup(transfer_syntax) if transfer_syntax is not None else None
+    return transfer_syntax is None or (syntax is not None and syntax.frames_separable)
+
+
+def producible(metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
+    """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
+    syntax = lookup(stored)
+    if syntax is None or not can_decode(stored):
+        return ()
+    if metadata.transfer_syntax != stored:
+        metadata = attrs.evolve(metadata, transfer_syntax=stored)
+    native = (EXPLICIT_VR_LITTLE_ENDIAN,) if metadata.bits_allocated >= 8 else ()
+    if is_same_picture(metadata, "image/jxl") and stored == JPEG_BASELINE:
+        return (JPEG_XL_RECOMPRESSION, *native)
+    if is_same_picture(metadata, "image/jpeg") and stored == JPEG_XL_RECOMPRESSION:
+        return (JPEG_BASELINE, *native)
+    return native if syntax.encapsulated or syntax.big_endian else ()

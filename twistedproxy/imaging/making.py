@@ -1,0 +1,162 @@
+"""One picture: the stored frames that it needs, and what children are told to make of them, with no more work than it takes.
+
+- What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
+- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
+  which stored frames a picture needed.
+- A picture of many frames is held by one child, while the next batch of frames is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Optional
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredSemaphore
+
+from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, OCTET_STREAM
+from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.imaging.cut import Tile, decoder_scale
+from twistedproxy.imaging.forms import is_as_stored, is_same_picture
+from twistedproxy.imaging.instance_facts import FactsReader
+from twistedproxy.imaging.pool import Held, RenderPool
+from twistedproxy.imaging.tasks import Task
+
+BATCH = 64
+"""Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
+
+MAX_HELD = 8
+"""Pictures of many frames that are made at once: children hold them meanwhile."""
+
+
+@attrs.frozen
+class Made:
+    """A picture. *forwarded*: whether the origin was asked for a frame of it."""
+
+    data: bytes
+    forwarded: bool
+
+
+@attrs.define
+class _Asked:
+    """Whether the origin was asked, so far."""
+
+    origin: bool = False
+
+
+@attrs.define(eq=False)
+class Maker:
+    """Makes pictures one by one. *max_pixels*: of one stored frame."""
+
+    reader: FrameReader
+    pool: RenderPool
+    facts: FactsReader
+    max_pixels: int
+    _turns: DeferredSemaphore = attrs.field(init=False)
+    _numbers: int = attrs.field(init=False, default=1 << 32)  # those of metadata are below
+
+    def __attrs_post_init__(self) -> None:
+        self._turns = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
+
+    async def make(self, task: Task) -> Made:
+        """Make a picture. Raises `PoolError`, and what reading frames raises."""
+        asked = _Asked()
+        return Made(await self._picture(task, asked), asked.origin)
+
+    async def _picture(self, task: Task, asked: _Asked) -> bytes:
+        request, cut = task.request, task.cut
+        rendering = request.rendering
+        tiles = list(task.tiles())
+        if rendering.changes_nothing and cut.is_whole_frame and tiles:
+            unchanged = await self._unchanged(task, tiles[0], asked)
+            if unchanged is not None:
+                return unchanged
+        if len(tiles) > BATCH:
+            return await self._in_batches(task, tiles, asked)
+        frames = await self._read(task, tiles, asked)
+        head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles)
+        head |= {"op": "picture", "tiles": _places(tiles, frames)}
+        return (await self.pool.call(head, [facts, task.own_profile, *(frame.data for frame in frames)])).blobs[0]
+
+    async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[bytes]:
+        """The picture where it is the stored frame, or the same in another wrapping."""
+        media_type = task.request.rendering.media_type
+        if media_type == OCTET_STREAM:
+            (frame,) = await self._read(task, [tile], asked)
+            _, facts = await self._head(task, frame.transfer_syntax, [tile])
+            head = {"op": "native", "transfer_syntax": frame.transfer_syntax, "max_pixels": self.max_pixels}
+            return (await self.pool.call(head, [facts, frame.data])).blobs[0]
+        if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
+            return None
+        (frame,) = await self._read(task, [tile], asked)
+        metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
+        if not is_same_picture(metadata, media_type):
+            return None
+        if is_as_stored(metadata, media_type):
+            return bytes(frame.data)
+        return (await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data])).blobs[0]
+
+    async def _read(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Sequence[Any]:
+        """The stored frames of *tiles*."""
+        if not tiles:
+            return []
+        request = task.request
+        numbers = tuple(tile.number for tile in tiles)
+        answer = await self.reader.read(Wanted(request.origin, request.instance, numbers, request.caller))
+        asked.origin = asked.origin or answer.fetched + answer.shared > 0
+        return answer.frames
+
+    async def _head(self, task: Task, transfer_syntax: str, tiles: Sequence[Tile]) -> tuple[dict[str, Any], bytes]:
+        """What a child must know of a picture, and the facts of its instance."""
+        request, cut = task.request, task.cut
+        colour = request.rendering.profile != "no"
+        facts = await self.facts.read(
+            request.origin, request.instance, request.caller, task.reading, colour, task.metadata
+        )  # fmt: skip
+        scale = 1
+        if transfer_syntax == JPEG_BASELINE and request.rendering.interpolation == "area":
+            scale = decoder_scale(cut, request.rendering.viewport is not None)
+        head = {
+            "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
+            "cut": None if cut.is_whole_frame else attrs.asdict(cut),
+            "scale": scale,
+            "background": task.placement.background if task.placement is not None else None,
+            "max_pixels": self.max_pixels,
+        }
+        return head, facts.of(tiles[0].number if tiles else 1)
+
+    async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> bytes:
+        """A picture of many frames: a child holds it while they come, row by row."""
+        await self._turns.acquire()
+        held: Optional[Held] = None
+        self._numbers += 1
+        number = self._numbers
+        try:
+            left = iter(tiles)
+            batch = list(islice(left, BATCH))
+            coming = Deferred.fromCoroutine(self._read(task, batch, asked))
+            while batch:
+                frames, read = await coming, batch
+                batch = list(islice(left, BATCH))
+                if batch:  # the next come while these are drawn
+                    coming = Deferred.fromCoroutine(self._read(task, batch, asked))
+                if held is None:
+                    head, facts = await self._head(task, frames[0].transfer_syntax, read)
+                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts, task.own_profile])
+                head = {"op": "add", "number": number, "tiles": _places(read, frames)}
+                await held.call(head, [frame.data for frame in frames])
+            assert held is not None, "there are more tiles than none"
+            return (await held.call({"op": "finish", "number": number})).blobs[0]
+        except BaseException:
+            coming.addErrback(lambda _failure: None)
+            coming.cancel()
+            if held is not None:
+                held.forget({"op": "drop", "number": number})
+            raise
+        finally:
+            self._turns.release()
+
+
+def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:
+    return [(frame.transfer_syntax, tile.top, tile.left) for tile, frame in zip(tiles, frames)]

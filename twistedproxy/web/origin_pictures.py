@@ -1,0 +1,63 @@
+"""Pictures of frames that are not made here: the stored frame where it is the picture asked for, else the origin's, kept."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import attrs
+from twisted.web.server import Request
+
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.answer_memory import AnswerMemory
+from twistedproxy.frames.pictures import Picture, PictureReader
+from twistedproxy.frames.reader import Wanted
+from twistedproxy.web import negotiation
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
+from twistedproxy.web.picture_answers import Keep, note, take_room
+from twistedproxy.web.picture_requests import without_accept
+from twistedproxy.web.problems import Problem
+
+ORIGIN_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
+"""What origins render to (PS3.18 table 8.7.4-1)."""
+
+
+@attrs.frozen
+class OriginPictures:
+    """Answers with what *pictures* reads."""
+
+    answers: FrameAnswers
+    pictures: PictureReader
+    memory: AnswerMemory
+    keep: Keep
+
+    async def answer(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
+        """``…/frames/{list}/rendered``, as the origin understands *query* and *accept*."""
+        if len(wanted.numbers) == 1 and not without_accept(query):
+            grant, _ = await self.pictures.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+            if _is_stored(negotiation.parse_accept(accept, negotiation.query_accept(query)), grant.metadata):
+                await self._as_stored(request, wanted)
+                return
+        with self.memory.hold() as held:
+            await take_room(self.pictures.reader, held, wanted)
+            answer = await self.pictures.read(Picture(wanted, query, accept or b""))
+            note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
+            rendered = answer.rendered
+            held.set(len(rendered.data))
+            await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+
+    async def _as_stored(self, request: Request, wanted: Wanted) -> None:
+        answer = await self.pictures.reader.read(wanted)
+        note(request, cache_outcome(answer))
+        sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
+        if sent is not None:
+            self.keep(request, wanted.instance, answer, "frames_rendered", sent)
+
+
+def _is_stored(accepted: negotiation.Wanted, metadata: InstanceMetadata) -> bool:
+    """Whether the stored frame is the picture that is accepted."""
+    if metadata.transfer_syntax is None:
+        return False
+    try:
+        return negotiation.choose_rendered(accepted, metadata.transfer_syntax, ORIGIN_TYPES).as_stored
+    except Problem:  # the origin may know how to make what we have not heard of
+        return False
