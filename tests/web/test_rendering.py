@@ -28,7 +28,9 @@ from twistedproxy.settings import Mount
 
 JPEG_UID = "1.2.840.10008.1.2.4.50"
 NATIVE = 'multipart/related; type="application/octet-stream"'
-HIT = "twistedproxy; hit"
+HIT, MISS = "twistedproxy; hit", "twistedproxy; fwd=uri-miss; stored"
+RENDERED = "twistedproxy; hit; detail=rendered"
+"""Made just now, of frames that were cached."""
 
 
 def opened(data: bytes) -> Image.Image:
@@ -153,10 +155,32 @@ class FormTests(RenderingCase):
         made_by = sorted(answer.headers["cache-status"] for answer in answers)
         self.assertEqual(sum("collapsed" in status for status in made_by), 3, made_by)
         self.assertEqual((await client.get(path + "?quality=95&interpolation=cubic")).headers["cache-status"], HIT)
-        self.assertNotEqual((await client.get(path + "?quality=50")).headers["cache-status"], HIT)
+        self.assertEqual((await client.get(path + "?quality=50")).headers["cache-status"], RENDERED)
         for _ in range(2):
             fresh = await client.get(path + "?quality=30&disable_caching=true")
-            self.assertEqual(fresh.headers["cache-status"], "twistedproxy; fwd=request")
+            self.assertEqual(fresh.headers["cache-status"], RENDERED)
+
+    async def test_cache_status(self) -> None:
+        """Whether the origin was asked for frames is told apart from whether the picture was made just now."""
+        made = slide(self.mktemp(), 2, 4, 64, "raw")
+        client = await self.shown(made)
+        frames = f"/{made.resource}/frames"
+        for path, status in (
+            (f"{frames}/1/rendered", MISS),
+            (f"{frames}/1/rendered", HIT),
+            (f"{frames}/1/rendered?viewport=9,9", RENDERED),
+            (f"{frames}/2/rendered?disable_caching=true", "twistedproxy; fwd=request"),
+            (f"{frames}/2/rendered?disable_caching=true", RENDERED),
+            (f"{frames}/1,3/rendered", "twistedproxy; fwd=partial; stored"),
+            (f"{frames}/2,4/rendered", "twistedproxy; fwd=partial; stored"),
+            (f"{frames}/5,6/rendered", MISS),
+            (f"/{made.resource}/rendered?viewport=20,20", MISS),
+            (f"/{made.resource}/rendered?viewport=30,30", RENDERED),
+            (f"{frames}/1?downsample=2", RENDERED),
+            (f"{frames}/1?downsample=2", HIT),
+        ):
+            answer = await client.get(path)
+            self.assertEqual((answer.status, answer.headers["cache-status"]), (200, status), path)
 
     async def test_annotations(self) -> None:
         """Annotations are not drawn, and the answer says so."""

@@ -68,7 +68,7 @@ class PictureAnswers:
             words = ", ".join(asked.annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
-        note(request, "hit" if not made.made + made.shared else "collapsed" if made.shared else "miss")
+        note(request, _outcome(made))
         status = pictures_status(made, asked.fresh)
         chunks: Sequence[bytes]
         if form.multipart:
@@ -85,10 +85,15 @@ class PictureAnswers:
 
 
 def pictures_status(made: Pictures, fresh: bool = False) -> bytes:
-    """The Cache-Status of an answer (RFC 9211)."""
-    if not made.made and not made.shared:
-        return b"twistedproxy; hit"
-    forward = b"request" if fresh else b"partial" if made.cached else b"uri-miss"
+    """The Cache-Status of an answer (RFC 9211).
+
+    ``fwd`` says that a request went on to the origin (section 2.2). A picture that is made of cached frames needs none: it
+    is a hit, and ``detail`` says that it was made just now (section 2.8).
+    """
+    if not made.forwarded:
+        return b"twistedproxy; hit; detail=rendered" if made.made or made.shared else b"twistedproxy; hit"
+    here = made.cached + made.made + made.shared - made.forwarded
+    forward = b"request" if fresh else b"partial" if here else b"uri-miss"
     stored = b"" if fresh else b"; stored"
     collapsed = b"; collapsed" if made.shared else b""
     return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
@@ -122,6 +127,13 @@ async def take_room(reader: FrameReader, held: Held, wanted: Wanted, media_type:
         grant, _ = await reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         each = most(grant.metadata) if media_type == OCTET_STREAM else expected(grant.metadata)
         await held.take(min(len(wanted.numbers) * each, reader.max_answer))
+
+
+def _outcome(made: Pictures) -> str:
+    """The same in one word, for metrics and the log."""
+    if not made.forwarded:
+        return "rendered" if made.made or made.shared else "hit"
+    return "collapsed" if made.shared else "miss"
 
 
 def note(request: Any, outcome: str) -> None:
