@@ -20,7 +20,7 @@ from tests.imaging.test_decode import TEST_FILES
 from tests.imaging.test_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.waiting import wait_until
-from tests.web.support import ALICE, ProxyCase, RunningProxy
+from tests.web.support import ALICE, ProxyCase, RunningProxy, token
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.imaging.icc import profile_of
 from twistedproxy.imaging.profiles import OwnProfiles
@@ -316,6 +316,60 @@ class WholeTests(RenderingCase):
         self.assertEqual((answer.status, "10000" in answer.json()["detail"]), (413, True))
         answer = await client.get(f"/{made.resource}/rendered?viewport=20,20")
         self.assertEqual((answer.status, "at most 8" in answer.json()["detail"]), (413, True))
+
+
+class ThumbnailTests(RenderingCase):
+    """Small pictures."""
+
+    async def test_sizes(self) -> None:
+        """A thumbnail is as large as fits 256 pixels, or what is asked for, and never larger than what it shows."""
+        made = slide(self.mktemp(), 5, 8, 64)
+        client = await self.shown(made)
+        for path, size in (
+            ("thumbnail", (256, 160)),
+            ("thumbnail?viewport=80,80", (80, 50)),
+            ("frames/7/thumbnail", (64, 64)),
+            ("frames/7,1/thumbnail?viewport=32,99", (32, 32)),
+        ):
+            answer = await client.get(f"/{made.resource}/{path}")
+            self.assertEqual((answer.status, answer.headers["content-type"]), (200, "image/jpeg"), path)
+            self.assertEqual(opened(answer.body).size, size, path)
+            self.assertEqual((await client.get(f"/{made.resource}/{path}")).headers["cache-status"], HIT)
+        self.assertLessEqual(numpy.abs(pixels(answer.body).mean() - pixels(made.stored_frames()[6]).mean()), 2)
+        self.assertEqual(self.behind.lines("thumbnail"), [])
+        picture = await client.get(f"/{made.resource}/thumbnail", {"Accept": "image/png"})
+        whole = numpy.asarray(Image.fromarray(matrix(made)).reduce(2)).astype(int)
+        self.assertLess(numpy.abs(pixels(picture.body) - whole).mean(), 2)  # chroma is averaged by the decoder
+
+    async def test_short_path(self) -> None:
+        """The series may be left out where frames are named."""
+        made = slide(self.mktemp(), 1, 2, 64)
+        client = await self.shown(made)
+        answer = await client.get(f"/studies/{made.study}/instances/{made.sop}/frames/2/thumbnail")
+        self.assertEqual((answer.status, opened(answer.body).size), (200, (64, 64)))
+
+    async def test_by_the_store(self) -> None:
+        """Those of a study or series are the store's, and so are all where nothing is rendered here."""
+        made = slide(self.mktemp(), 1, 2, 64)
+        client = await self.shown(made)
+        series = made.resource.rpartition("/instances/")[0]
+        paths = [f"/{series}/thumbnail?viewport=9,9", f"/studies/{made.study}/thumbnail"]
+        for path in paths:
+            self.assertEqual((await client.get(path)).headers["cache-status"], "twistedproxy; fwd=bypass")
+        self.assertEqual(self.behind.lines("thumbnail"), [f"GET {path}" for path in paths])
+        client = await self.shown(made, render_workers=0)
+        for path in (f"/{made.resource}/thumbnail", f"/{made.resource}/frames/1/thumbnail"):
+            await client.get(path)
+            self.assertEqual(self.behind.lines("thumbnail")[-1], f"GET {path}")
+
+    async def test_refused(self) -> None:
+        """What is no frame list, or past the end, is refused here; who has no grant gets none."""
+        made = slide(self.mktemp(), 1, 2, 64)
+        client = await self.shown(made)
+        for path, status in (("frames/0/thumbnail", 400), ("frames/3/thumbnail", 404), ("thumbnail?viewport=0", 400)):
+            self.assertEqual((await client.get(f"/{made.resource}/{path}")).status, status, path)
+        self.behind.allow(token(ALICE))
+        self.assertEqual((await self.proxied.client().get(f"/{made.resource}/thumbnail")).status, 401)
 
 
 class SparseTests(RenderingCase):

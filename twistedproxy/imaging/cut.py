@@ -140,6 +140,8 @@ class Cut:
                 f"{self.columns} x {self.rows} pixels"
             )
         scale = min(viewport.width / width, viewport.height / height)
+        if not viewport.enlarge:
+            scale = min(scale, 1.0)
         columns = min(viewport.width, max(1, round(width * scale)))
         rows = min(viewport.height, max(1, round(height * scale)))
         return attrs.evolve(

@@ -61,7 +61,8 @@ class Viewport:
     """Where a region of the picture is shown (PS3.18 section 8.3.5.1.3).
 
     *width*, *height*: of the viewport, in pixels. *x*, *y*: the region's top left corner. *region_width*,
-    *region_height*: its size, below 0 to flip it; None: up to the picture's right or bottom edge.
+    *region_height*: its size, below 0 to flip it; None: up to the picture's right or bottom edge. *enlarge*: whether a region
+    that is smaller than the viewport is made larger; it always is where a caller asks for a viewport.
     """
 
     width: int
@@ -70,6 +71,7 @@ class Viewport:
     y: float = 0.0
     region_width: Optional[float] = None
     region_height: Optional[float] = None
+    enlarge: bool = True
 
 
 @attrs.frozen

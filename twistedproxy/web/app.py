@@ -157,6 +157,21 @@ class ProxyRoutes:
         if not await self._rendered.instance_rendered(request, wanted, target.query, _accept(request)):
             await self._hand_on(request, target)
 
+    @app.route(f"/{Kind.THUMBNAIL.value}", methods=_READ)
+    @answered("thumbnail")
+    async def thumbnail(self, request: Request) -> None:
+        """A small picture of an instance, or of frames (DICOM PS3.18 section 10.4, Thumbnail Resources); of what is larger, the origin's."""
+        self._note_client(request)
+        target = self._target(request, Kind.THUMBNAIL)
+        resource = target.resource
+        if resource.sop is not None:
+            frames = resource.frame_list
+            numbers = parse_frame_list(frames, self.settings.max_frames_per_request)[:1] if frames else ()
+            wanted = await self._wanted(request, target, numbers)
+            if await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
+                return
+        await self._hand_on(request, target)
+
     @app.route(f"/{Kind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")
     async def prefetch(self, request: Request) -> None:

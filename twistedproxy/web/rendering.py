@@ -26,7 +26,7 @@ from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.imaging import forms, tasks
 from twistedproxy.imaging.errors import CallFailed
-from twistedproxy.imaging.parameters import FRAMES, PROFILES, RENDERED, Asked, Rendering
+from twistedproxy.imaging.parameters import FRAMES, PROFILES, RENDERED, Asked, Rendering, Viewport
 from twistedproxy.imaging.service import PictureService
 from twistedproxy.imaging.tasks import Pictures
 from twistedproxy.web import negotiation, problems
@@ -44,6 +44,9 @@ from twistedproxy.web.picture_requests import (
     request_of,
 )
 from twistedproxy.web.problems import Problem
+
+THUMBNAIL = Viewport(256, 256, enlarge=False)
+"""How large a thumbnail is unless its size is asked for: twice what lists of series show, for dense screens."""
 
 Make = Callable[[PictureService, tasks.Request], Coroutine[Any, Any, Pictures]]
 
@@ -76,6 +79,15 @@ class RenderedAnswers:
 
         return await self._rendered(request, wanted, query, accept, "instance_rendered", True, make)
 
+    async def thumbnail(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
+        """``…/thumbnail`` of an instance, or of frames, whose first one stands for all (PS3.18 section 10.4, Thumbnail Resources): one small
+        picture. False, and nothing is written, where that is the origin's to make."""
+
+        async def make(ours: PictureService, what: tasks.Request) -> Pictures:
+            return await ours.frames(what, wanted.numbers) if wanted.numbers else await ours.whole(what)
+
+        return await self._rendered(request, wanted, query, accept, "thumbnail", True, make, THUMBNAIL)
+
     async def _rendered(
         self,
         request: Request,
@@ -85,12 +97,16 @@ class RenderedAnswers:
         route: str,
         single: bool,
         make: Make,
+        viewport: Optional[Viewport] = None,
     ) -> bool:
-        """Answer with what *make* makes; False, and nothing is written, where that is the origin's to make."""
+        """Answer with what *make* makes; False, and nothing is written, where that is the origin's to make. *viewport*: where
+        the query has none."""
         if self.ours is None:
             return False
         try:
             asked = asked_of(query, RENDERED, self.ours.planner.profiles.names)
+            if asked.rendering.viewport is None and viewport is not None:
+                asked = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, viewport=viewport))
             accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
             media_type, multipart = choose_picture(accepted, single)
         except Problem:  # it may be right for what the origin makes
