@@ -8,6 +8,7 @@ from typing import Any, Optional
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE, JPEG
@@ -221,6 +222,13 @@ class PrefetchCase(SynchronousTestCase):
         if taken:
             self.now(self.cache.unlock(INSTANCE, name, b"test"))
         return not taken
+
+    def events(self) -> list[dict[str, Any]]:
+        """What is logged from now on."""
+        events: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        return events
 
     def running(self, worker: Worker) -> list[JobKind]:
         return [job.kind for job in worker.jobs.running]

@@ -95,6 +95,19 @@ class JobBookTests(SynchronousTestCase):
         self.jobs.stop_reaping()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_reaped_and_told(self) -> None:
+        """Of each job that is dropped the log says how it ended."""
+        self.jobs.start_reaping()
+        job = self.jobs.start(INSTANCE, JobKind.WHOLE, "x", 100)
+        job.frames, job.bytes = 100, 5000
+        self.clock.advance(3)
+        self.jobs.end(job, Result.DONE)
+        self.clock.advance(117)
+        (dropped,) = self.logged("job_dropped")
+        told = [dropped[name] for name in ("instance", "kind", "frames", "bytes", "seconds", "result")]
+        self.assertEqual(told, [INSTANCE.path, "whole", 100, 5000, 3.0, "done"])
+        self.jobs.stop_reaping()
+
     def test_the_reaper_lives_on(self) -> None:
         """What goes wrong in the loop's body is logged and does not end it."""
 

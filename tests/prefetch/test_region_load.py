@@ -72,6 +72,11 @@ class ClaimTests(RegionCase):
         self.assertEqual(self.claimed(self.load(), 1, 2, 3, 4, 5, stop=True), [])
         self.assertEqual(self.claimed(self.load(), 4, 5, 2, stop=True), [4, 5])
 
+    def test_a_block_goes_on(self) -> None:
+        """A block load whose first frame is another's loads the others."""
+        self.claimed(self.load(), 1, 2)
+        self.assertEqual(self.claimed(self.load(), 1, 2, 3, 4, 5), [3, 4, 5])
+
     def test_first_of_the_square_is_cached(self) -> None:
         """That the first frame of the square is cached stops no display load."""
         self.put(1)
@@ -284,6 +289,42 @@ class EndToEndTests(PrefetchCase):
         self.ask(worker, 10_100)
         rows = [(number - 1) // 200 for number in self.origin.numbers(Priority.BLOCK)]
         self.assertEqual(list(dict.fromkeys(rows))[:6], [50, 51, 52, 53, 54, 55])
+
+    def test_one_screen_one_load(self) -> None:
+        """Who comes to a screen that another worker loads starts no display load there."""
+        self.origin.held = []
+        first, second = self.worker(), self.worker()
+        self.ask(first, 10_100)
+        loading = len(self.origin.numbers(Priority.DISPLAY))
+        self.assertGreater(loading, 100)
+        self.ask(second, 10_101)
+        self.assertEqual([job["kind"] for job in self.ended(second)], ["display"])
+        self.assertEqual(len(self.origin.numbers(Priority.DISPLAY)), loading)
+
+    def test_a_block_beside_others(self) -> None:
+        """A block load takes what others have not claimed, also where that is its first frame; nobody's is taken twice."""
+        names = [frame_name(number) for number in (2, 3, 300)]
+        self.now(self.cache.claim(INSTANCE, names, b"somebody", 5.0))
+        self.ask(self.worker(whole_instance=False, display_min_frames=1 << 20), 1)
+        self.assertEqual(self.cached(), square(SLIDE, 1, 8000, 3000) - {2, 3, 300})
+
+    def test_the_frames_of_the_request(self) -> None:
+        """The frames of the request itself are left alone, also where they are not in the cache yet."""
+        answer = self.ask(self.worker(prefetch=False), 1, 2)
+        self.now(self.cache.remove(INSTANCE, [frame_name(1), frame_name(2)]))
+        worker = self.worker(whole_instance=False)
+        worker.scheduler.answered(self.wanted(1, 2), answer)
+        self.assertEqual(self.cached(), square(SLIDE, 1, 8000, 3000) - {1, 2})
+
+    def test_lifetime(self) -> None:
+        """Frames of block and display loads end when ``frame-ttl`` has passed, and not before; below 0: never."""
+        for seconds, left in ((600.0, 0), (None, 1024)):
+            self.setUp()
+            self.ask(self.worker(whole_instance=False, frame_ttl=seconds), 1)
+            self.clock.advance(599)
+            self.assertGreaterEqual(len(self.cached()), 1023)
+            self.clock.advance(2)
+            self.assertLessEqual(abs(len(self.cached()) - left), 1)  # the requested one is the reader's
 
     def test_what_is_on_its_way(self) -> None:
         """What a caller of this worker is fetching already is not loaded beside that."""

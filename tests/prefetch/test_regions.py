@@ -241,6 +241,7 @@ class Squares(SynchronousTestCase):
         """Half a screen is rounded down in pixels, then up in frames: half of 1025 px is 512, two frames."""
         at = screen(SLIDE, number(50, 60), 1025)
         self.assertEqual(list(at.display()), rectangle(range(49, 54), range(59, 64)))
+        self.assertEqual(list(at.square(1000)), rectangle(range(49, 53), range(59, 63)))
 
     def test_frames_of_1024_pixels(self) -> None:
         """Frames of 1024 px: a block is 8 x 8 from 3 before the request, a display 3 x 3 from the request."""

@@ -75,6 +75,16 @@ class OccasionTests(PrefetchCase):
         self.ask(worker, 1, 5)
         self.assertIn(WHOLE, self.running(worker))
 
+    def test_plan_in_the_log(self) -> None:
+        """What was planned is logged with its reason, and with those against what was thought of."""
+        events = self.events()
+        worker = self.worker()
+        self.reading = LoadReading(95.0, 0.0)
+        self.ask(worker, 1)
+        said = [event for event in events if event.get("event") == "planned"]
+        told = [(event["instance"], event["kind"], event["reason"], event["not_whole"]) for event in said]
+        self.assertEqual(told, [(INSTANCE.path, "block", "cpu-above-limit", "cpu-above-limit")])
+
     def test_no_prefetch_wanted(self) -> None:
         """A request that no viewer made, and one that the cache heard nothing of, start nothing."""
         worker = self.worker()
@@ -96,11 +106,7 @@ class OccasionTests(PrefetchCase):
         video = "1.2.840.10008.1.2.4.100"
         self.origin.metadata_value = attrs.evolve(LOOP, transfer_syntax=video)
         worker = self.worker()
-        from twisted.logger import globalLogPublisher
-
-        events: list[dict[str, object]] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        events = self.events()
         for number in (1, 2, 3):
             self.assertEqual(len(self.ask(worker, number).frames), 1)
         said = [event for event in events if event.get("event") == "syntax_not_supported"]
@@ -357,6 +363,19 @@ class LockTests(PrefetchCase):
         self.assertEqual(self.running(worker), [BLOCK, DISPLAY])
         self.assertFalse(self.locked())
 
+    def test_block_lock_of_the_dead(self) -> None:
+        """The lock of a worker that is gone before its block began is free after three seconds."""
+        worker = self.worker(whole_instance=False)
+
+        async def gone(*_arguments: object) -> None: ...
+
+        self.patch(self.cache, "unlock", gone)
+        self.ask(worker, 1)
+        self.clock.advance(2.9)
+        self.assertTrue(self.locked())
+        self.clock.advance(0.2)
+        self.assertFalse(self.locked())
+
     def test_own_load_running(self) -> None:
         """Won, but the load runs here already: the lock is kept, and given back if that load fails."""
         worker = self.worker(max_jobs=5, recache_after=10.0, display_min_frames=1 << 20)
@@ -391,11 +410,14 @@ class LockTests(PrefetchCase):
     def test_max_jobs(self) -> None:
         """With ``max-jobs`` running the lock is given back, and only the display load starts; it isn't counted."""
         worker = self.worker(max_jobs=1, recache_after=10.0)
+        events = self.events()
         self.ask(worker, 1)
         self.now(self.cache.forget(INSTANCE.scope))
         self.ask(worker, 15_000)
         self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
         self.assertEqual(self.count(worker, "prefetch_jobs_busy"), 1)
+        said = [(event["instance"], event["jobs"]) for event in events if event.get("event") == "jobs_busy"]
+        self.assertEqual(said, [(INSTANCE.path, 1)])
         self.assertFalse(self.locked())
         worker.whole.finish()
         self.ask(worker, 15_001)
@@ -549,6 +571,26 @@ class EndTests(PrefetchCase):
         self.origin.release()
         self.successResultOf(draining)
         self.assertEqual(worker.jobs.running, [])
+
+    def test_drain_and_what_is_about_to_start(self) -> None:
+        """``drain`` waits for a load that is only asking for its lock, too."""
+        worker = self.worker(display_min_frames=1 << 20)
+        taking: Deferred[None] = Deferred()
+        real = self.cache.lock
+
+        async def slow(*arguments: object) -> bool:
+            await taking
+            return await real(*arguments)  # type: ignore[arg-type]
+
+        self.patch(self.cache, "lock", slow)
+        self.ask(worker, 1)
+        self.assertEqual(worker.jobs.running, [])
+        draining = Deferred.fromCoroutine(worker.scheduler.drain())
+        self.assertNoResult(draining)
+        taking.callback(None)
+        self.assertNoResult(draining)
+        worker.whole.finish()
+        self.successResultOf(draining)
 
     def test_stop(self) -> None:
         """Stopping ends all jobs, gives locks and claims back, and starts nothing more."""
