@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
-from tests.cache.support import alive
+from tests.cache.support import alive, ask
 from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside, server_binary
 from tests.slides import slide
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
 from twistedproxy.cache.embedded import EmbeddedServer
 from twistedproxy.cache.embedded_cache import EmbeddedCache
+from twistedproxy.frames.entries import frame_name
+from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch import child_process, children
+from twistedproxy.settings import Settings
 
 MIB = 1 << 20
 
@@ -195,11 +200,18 @@ class FaultTests(ChildCase):
     async def test_child_killed(self) -> None:
         """The child is killed in mid-load: what it wrote is gone, another child comes, the next load works."""
         store = self.store()
-        worker = await self.worker(socket=(await self.redis()).socket)
+        server = await self.redis()
+        worker = await self.worker(socket=server.socket)
+        heard: list[object] = []
+        worker.forgetting.also.append(heard.append)
         gate = await self.half(worker, store)
         child = await worker.child()
         os.kill(child, signal.SIGKILL)
         await self.failed(worker, "the loader ended")
+        self.assertEqual(heard, [self.instance.scope], "hot responses, too, must not have what nobody vouches for")
+        left = await ask(server.socket, b"KEYS", b"tpf*")
+        frames = [key for key in left if key.partition(b"}")[2].startswith(frame_name(1)[:1])]
+        self.assertLessEqual(len(frames), 1, "what nobody can see takes memory")
         gate.release()
         self.assertNotEqual(await worker.child(), child)
         await self.works_again(worker)
@@ -318,6 +330,28 @@ class FaultTests(ChildCase):
         worker.children._ready.process.transport.closeStdin()  # type: ignore[union-attr]
         await wait_until(lambda: gone(child), "the child's end")
         self.assertEqual(await self.cached(looker), 0)
+
+
+class RetryTests(SynchronousTestCase):
+    """How often a child is tried again."""
+
+    def test_slows_down(self) -> None:
+        """Each try that comes to nothing makes the pause to the next one twice as long, up to a bound."""
+        clock = Clock()
+        tries: list[float] = []
+
+        def none(_reactor: object) -> None:
+            tries.append(clock.seconds())
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        self.patch(child_process.LoaderChild, "spawn", none)
+        nothing: Any = None
+        starting = children.Children(clock, nothing, Settings(), Metrics())
+        starting.start()
+        clock.pump([0.25] * 500)
+        self.assertEqual(tries, [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 121.5])
+        self.successResultOf(Deferred.fromCoroutine(starting.stop()))
+        self.assertEqual(clock.getDelayedCalls(), [])
 
 
 class StartTests(RealCase):

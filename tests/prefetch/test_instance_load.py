@@ -88,6 +88,16 @@ class SlowCache(MemoryCache):
         return await super().remove(instance, names)
 
 
+class LateCache(SlowCache):
+    """Has frames only when the test says so."""
+
+    async def put_many(self, instance, fence, entries, seconds):  # type: ignore[no-untyped-def]
+        waiter: Deferred[None] = Deferred()
+        self.waiting.append(waiter)
+        await waiter
+        return await MemoryCache.put_many(self, instance, fence, entries, seconds)
+
+
 class LoadCase(PrefetchCase):
     """One load into the cache in memory."""
 
@@ -331,6 +341,26 @@ class ProvisionalTests(LoadCase):
             waiter.callback(None)
         loading.cancel()
         self.failureResultOf(loading, Withdrawn)
+
+    def test_what_is_still_on_its_way(self) -> None:
+        """Frames that are on their way to the cache when the load fails are taken back when they have come there."""
+        for give_up in (False, True):
+            self.setUp()
+            cache = self.cache = LateCache(self.clock, 64 * MIB).setup()
+            stream = Pieces()
+            loading = self.begin(stream, self.facts, cache)
+            stream.give(self.data[: len(self.data) // 2])
+            self.clock.advance(BATCH_SECONDS)
+            stream.give(self.data[len(self.data) // 2 : -2000])
+            self.assertNotEqual(cache.waiting, [])
+            if give_up:
+                loading.cancel()
+            else:
+                stream.end(OriginUnreachable("broke off"))
+            for waiter in cache.waiting:
+                waiter.callback(None)
+            self.failureResultOf(loading, CancelledError if give_up else Withdrawn)
+            self.assertEqual(self.entries(12), {})
 
     def test_nothing_written(self) -> None:
         """What fails before anything was written is no more than a failure: nobody was given a frame."""

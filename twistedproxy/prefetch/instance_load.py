@@ -93,7 +93,6 @@ class InstanceLoad:
         if pending:
             await self._write(pending, size, parser)
         await self.frames.finish()
-        self._check(parser)
 
     async def _write(self, frames: list[bytes], size: int, parser: Part10Stream) -> None:
         if not self.frames.written:
