@@ -164,8 +164,8 @@ class RegionLoad:
     async def _unclaim(self, numbers: Iterable[int]) -> None:
         for part in _slices(list(numbers), SLICE_OF_CLAIMS):
             names = [frame_name(number) for number in part]
+            # No turn of the reactor here: this is also the way out of a load that nobody holds any more.
             await self.cache.unclaim(self.wanted.instance, names, self._token)
-            await self._turn()
 
     async def _turn(self) -> None:
         """After a slice. A cache in this process lets nobody else run while it is asked: the reactor turns here then."""
