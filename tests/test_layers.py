@@ -37,6 +37,7 @@ BELOW = {
 SHARED = {
     "announcing",
     "at_once",
+    "background",
     "listening",
     "log_json",
     "logs",

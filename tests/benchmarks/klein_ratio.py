@@ -21,7 +21,7 @@ from tests.benchmarks.load import Load, load
 from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, stopped_at_the_end, table
 from tests.processes import Child, Proxy, Store, free_port, pinned
 
-LIMIT = 2.0  # a cached frame through Klein costs at most this many bare Klein routes
+LIMIT = 1.67  # bare Klein routes: at least 0.6 of its requests a second
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ whatever way that ends.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from twisted.logger import (
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
+from twistedproxy.background import stand_back
 from twistedproxy.cache.redis import RedisCache, redis_cache
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -38,9 +38,6 @@ from twistedproxy.prefetch.local_file import LocalFile
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
-
-NICENESS = 10
-"""How far a load stands back where there is not enough CPU: callers' frames come first (nice(2))."""
 
 PROGRESS_SECONDS = 0.1
 """How often a load says how far it is."""
@@ -161,8 +158,7 @@ def main() -> None:
     """Serve the proxy at standard input and output until it goes."""
     from twisted.internet import reactor, stdio
 
-    with contextlib.suppress(OSError):  # a sandbox may forbid it
-        os.nice(NICENESS)
+    stand_back()
     # Ctrl-C in a terminal is for the proxy, which ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
