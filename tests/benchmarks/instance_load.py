@@ -251,7 +251,7 @@ def others(stack: ExitStack, folder: Path, made: Made, options: Any) -> tuple[li
 
 
 def _p99(one: Bench, paths: Sequence[str], busy: bool, options: Any) -> float:
-    """One caller's requests, one after the other, while instances load without a pause, or don't."""
+    """One caller's requests, one after the other on each connection, while instances load without a pause, or don't."""
     import threading
 
     over = threading.Event()
@@ -266,7 +266,7 @@ def _p99(one: Bench, paths: Sequence[str], busy: bool, options: Any) -> float:
         thread.start()
         time.sleep(0.2)
     try:
-        measured = load(one.proxy.url, paths, {"Accept": "image/jpeg"}, connections=1, seconds=2, core=options.core)
+        measured = load(one.proxy.url, paths, {"Accept": "image/jpeg"}, options.connections, 2, options.core)
     finally:
         over.set()
         if busy:
@@ -332,6 +332,7 @@ def report(folder: Path, options: Any) -> Iterator[bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.instance_load", description=__doc__)
     parser.add_argument("--side", type=int, default=100, help="frames along the side of the slide")
+    parser.add_argument("--connections", type=int, default=1, help="of the other caller, of cached frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", type=float, default=2.0, help="GB of the large instance; 0: none")
     parser.add_argument("--core", type=int, default=None, help="processor core of the proxy, its child and wrk")

@@ -1,6 +1,6 @@
 """What callers of cached frames notice while pictures are made as fast as the machine lets them.
 
-One caller asks for cached frames, one after the other: hot ones, and ones from Redis. Meanwhile others ask for pictures
+A caller asks for cached frames, one after the other on each connection: hot ones, and ones from Redis. Meanwhile others ask for pictures
 that have to be made anew each time, more of them at once than there are rendering children. In turns; medians.
 Run: ``python -m tests.benchmarks.render_load``; more options of the proxy after ``--``.
 """
@@ -114,7 +114,7 @@ def warm(url: str, resource: str) -> None:
 
 def ask(url: str, paths: Sequence[str], options: Any) -> Load:
     """One caller's requests."""
-    got = load(url, paths, {"Accept": "image/jpeg"}, connections=1, seconds=options.seconds)
+    got = load(url, paths, {"Accept": "image/jpeg"}, options.connections, options.seconds)
     if got.failed or got.p99 is None:
         raise RuntimeError(f"{got.failed} answers were no 200, or nothing was measured")
     return got
@@ -135,6 +135,7 @@ def rendering_seconds(proxy: Proxy) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render_load", description=__doc__)
+    parser.add_argument("--connections", type=int, default=1, help="of the caller of cached frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
