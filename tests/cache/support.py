@@ -17,10 +17,11 @@ from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SkipTest
 
 from twistedproxy.cache import resp, with_parent
 from twistedproxy.cache.batches import Patience
-from twistedproxy.cache.embedded import answers
+from twistedproxy.cache.embedded import answers, find_server
 from twistedproxy.cache.endpoints import HELLO
 from twistedproxy.cache.link import Link
 from twistedproxy.dicom.address import Instance
@@ -63,6 +64,14 @@ async def ask(path: str, *arguments: bytes) -> Any:
         return (await connection.send(resp.command(*arguments), 1))[0]
     finally:
         await connection.stop()
+
+
+def any_server() -> str:
+    """The binary of a server that speaks the Redis protocol; skips the test where there is none."""
+    binary = find_server()
+    if binary is None:
+        raise SkipTest("no Redis or Valkey server")
+    return binary
 
 
 def alive(pid: int) -> bool:

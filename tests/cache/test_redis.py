@@ -20,11 +20,11 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.cache.certificates import certificate
 from tests.cache.contract import CacheContract
-from tests.cache.support import A, RunningServer, ask, installed_reactor, until
+from tests.cache.support import A, RunningServer, any_server, ask, installed_reactor, until
 from twistedproxy.cache import link, redis, resp
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
 from twistedproxy.cache.batches import Patience
-from twistedproxy.cache.embedded import EmbeddedServer, find_server, packaged_server
+from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
 from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.cache.endpoints import Greeting
 from twistedproxy.cache.interface import Cache, CacheUnavailable
@@ -38,11 +38,6 @@ def needs(binary: Optional[str]) -> str:
     if binary is None:
         raise SkipTest("no such server here")
     return binary
-
-
-def any_server() -> str:
-    """A server's binary."""
-    return needs(find_server())
 
 
 class Servers(TestCase):

@@ -8,14 +8,13 @@ from typing import Any, Optional
 import attrs
 import psutil
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SkipTest, TestCase
+from twisted.trial.unittest import TestCase
 
-from tests.cache.support import RunningServer, alive
+from tests.cache.support import RunningServer, alive, any_server
 from tests.slides import Made, slide
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.redis import RedisCache, redis_cache
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.access import Access
@@ -35,14 +34,6 @@ from twistedproxy.settings import Settings
 TOKEN = "d41f6e0c-alice-token"
 SIDE = 16  # frames: 256 of 8.7 kB, some batches
 HALF = 1_300_000  # bytes: two batches and more are in the cache then
-
-
-def server_binary() -> str:
-    """Redis or Valkey."""
-    binary = find_server()
-    if binary is None:
-        raise SkipTest("no Redis or Valkey server")
-    return binary
 
 
 @attrs.define(eq=False)
@@ -77,7 +68,7 @@ class RealCase(TestCase):
 
     async def redis(self, *arguments: str) -> RunningServer:
         """A server of the test's own."""
-        server = await RunningServer(server_binary(), "--port", "0", *arguments).start()
+        server = await RunningServer(any_server(), "--port", "0", *arguments).start()
         self.addCleanup(lambda: Deferred.fromCoroutine(server.stop()))
         return server
 

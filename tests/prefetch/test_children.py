@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.cache.support import alive, ask
-from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside, server_binary
+from tests.cache.support import alive, any_server, ask
+from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside
 from tests.slides import slide
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
@@ -264,7 +264,7 @@ class FaultTests(ChildCase):
         from twisted.internet import reactor
 
         store = self.store()
-        server = EmbeddedServer(reactor, server_binary(), 64 * MIB, base=Path(tempfile.mkdtemp()))
+        server = EmbeddedServer(reactor, any_server(), 64 * MIB, base=Path(tempfile.mkdtemp()))
         cache = EmbeddedCache(reactor, server)
         worker = await self.worker(cache)
         gate = await self.half(worker, store)

@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import LogEvent, eventAsText
 
-from tests.cache.support import RunningServer, ask
+from tests.cache.support import RunningServer, any_server, ask
 from tests.clients import Answer
 from tests.slides import slide
 from tests.stores import faults
@@ -17,7 +17,6 @@ from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.waiting import wait_until
 from tests.web.support import ALICE, MALLORY, ProxyCase, RunningProxy, logged, token
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.embedded import find_server
 from twistedproxy.log_json import json_line
 
 SECRET = b"a key that both proxies have, of 32 bytes or more"
@@ -183,12 +182,7 @@ class SharedCacheTests(GrantCase):
 
     async def server(self) -> UnixAddress:
         """A private server."""
-        binary = find_server()
-        if binary is None:
-            from unittest import SkipTest
-
-            raise SkipTest("no cache server")
-        self.redis = RunningServer(binary)
+        self.redis = RunningServer(any_server())
         await self.redis.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(self.redis.stop()))
         return UnixAddress(self.redis.socket)
