@@ -345,6 +345,11 @@ class AttributeTests(SynchronousTestCase):
             for tag in ("00080018", "00280010", "00280011"):
                 self.assertEqual(made[tag], LEVEL[tag])
 
+    def test_spacing_that_is_no_number(self) -> None:
+        """What cannot be counted with is left as it is."""
+        odd = {**LEVEL, "00280030": {"vr": "DS", "Value": [10**400, 1]}}
+        self.assertEqual(downsampled(odd, 2.0)["00280030"], odd["00280030"])
+
     def test_loop(self) -> None:
         """What is not tiled keeps its frames, which are smaller."""
         loop = {"00280008": {"vr": "IS", "Value": [5]}, "00280010": {"vr": "US", "Value": [480]},

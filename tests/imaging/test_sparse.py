@@ -72,13 +72,15 @@ class PlacementTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """Frames beside the grid, outside of it or without a place, too many and too few are refused in words."""
-        beside, outside, without = groups(1, 1), groups(10, 0), groups(1, 1)
+        beside, outside, without, endless = groups(1, 1), groups(10, 0), groups(1, 1), groups(1, 1)
+        endless["0048021A"]["Value"][0]["0048021F"]["Value"] = [float("inf")]
         beside["0048021A"]["Value"][0]["0048021F"]["Value"] = [10]
         without["0048021A"] = {"vr": "SQ"}
         for frame, words in (
             (beside, "no grid"),
             (outside, "outside"),
             (without, "do not say where frame 1 lies"),
+            (endless, "do not say where frame 1 lies"),
             ({}, "1"),
         ):
             self.assertIn(words, str(self.assertRaises(CannotRender, placed, frame)))
@@ -187,5 +189,13 @@ class ColourTests(SynchronousTestCase):
 
     def test_none(self) -> None:
         """What is no colour is none."""
-        for element in ({}, {"Value": [1, 2]}, {"Value": [1, 2, 70000]}, {"Value": ["a", 1, 1]}, [], None):
+        for element in (
+            {},
+            {"Value": [1, 2]},
+            {"Value": [1, 2, 70000]},
+            {"Value": ["a", 1, 1]},
+            {"Value": [float("inf"), 1, 1]},
+            [],
+            None,
+        ):
             self.assertIsNone(absent_colour(element))

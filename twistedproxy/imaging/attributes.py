@@ -143,6 +143,6 @@ def _wider(element: Any, ratios: tuple[float, float]) -> Optional[dict[str, Any]
         return None
     try:
         spacing = [float(f"{float(value) * ratio:.10g}") for value, ratio in zip(values, ratios)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return {**element, "Value": spacing}

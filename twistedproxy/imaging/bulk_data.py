@@ -48,7 +48,11 @@ def _below(url: str, root: str, uri: str) -> Optional[tuple[bytes, bytes]]:
     ``/studies/`` or ``/bulkdata/`` counts. None for what is no such place."""
     if not uri.isascii() or ".." in uri:
         return None
-    path, query = urlsplit(uri).path, urlsplit(uri).query
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # brackets that hold no address
+        return None
+    path, query = parts.path, parts.query
     base = urlsplit(url).path.rstrip("/")
     if path.startswith(f"{base}{root}/"):
         return path[len(base) :].encode("ascii"), query.encode("ascii")

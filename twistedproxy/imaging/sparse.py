@@ -142,7 +142,7 @@ class Positions:
             row, column = int(position[_ROW]["Value"][0]), int(position[_COLUMN]["Value"][0])
             z = float((position.get(_Z) or {}).get("Value", (0.0,))[0])
             path = str(groups[PATH]["Value"][0][_PATH_NAME]["Value"][0]) if PATH in groups else ""
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
             raise CannotRender(f"the metadata do not say where frame {number} lies: it is TILED_SPARSE") from None
         self._places.append(self._place(number, row, column))
         self._planes.append(self._known.setdefault((path, z), len(self._known)))

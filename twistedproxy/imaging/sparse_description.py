@@ -62,7 +62,7 @@ def absent_colour(element: Any) -> Optional[Colour]:
     """
     try:
         light, a, b = (int(value) for value in element["Value"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
     if not all(0 <= value <= 0xFFFF for value in (light, a, b)):
         return None
