@@ -88,11 +88,11 @@ class Downsampled:
             plane, top, left, min(self.rows, self.total_rows - top), min(self.columns, self.total_columns - left)
         )  # fmt: skip
 
-    def whole(self, plane: int = 0) -> Cut:
-        """All of one plane as one picture; of an instance that is not tiled, one frame."""
+    def whole(self) -> Cut:
+        """All of the first plane as one picture; of an instance that is not tiled, one frame."""
         if not self.is_tiled:
-            return self._by_itself(plane + 1)
-        cut = self._of_plane(plane, 0, 0, self.total_rows, self.total_columns)
+            return self._by_itself(1)
+        cut = self._of_plane(0, 0, 0, self.total_rows, self.total_columns)
         return attrs.evolve(cut, rows=self.total_rows, columns=self.total_columns)
 
     def _by_itself(self, number: int) -> Cut:

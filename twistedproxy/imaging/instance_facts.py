@@ -90,7 +90,10 @@ class FactsReader:
         plain = None if colour and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
-        found = self._in_memory(instance, reading) or _in_cache(reading)
+        found = self._in_memory(instance, reading)
+        if found is not None:
+            return found
+        found = _in_cache(reading)
         if found is not None:
             self._remember(instance, reading.fence, found)
             return found
@@ -110,7 +113,7 @@ class FactsReader:
         return (await shared(self._in_flight, key, caller, work, keep))[0]
 
     def _name(self, instance: Instance, fence: Optional[Fence]) -> bytes:
-        return b"%s %s%s/%s" % (fence or b"", instance.origin.encode(), instance.root.encode(), instance.path.encode())
+        return b"%s %s/%s" % (fence or b"", instance.place.encode(), instance.path.encode())
 
     def _in_memory(self, instance: Instance, reading: Reading) -> Optional[InstanceFacts]:
         if reading.fence is None:

@@ -36,6 +36,11 @@ class OwnProfiles:
     """Profiles by name."""
 
     by_name: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
+    _digests: Mapping[str, bytes] = attrs.field(init=False, repr=False, eq=False)
+
+    @_digests.default
+    def _make_digests(self) -> Mapping[str, bytes]:  # once: each frame's name in the cache has one
+        return {name: hashlib.blake2b(data, digest_size=16).digest() for name, data in self.by_name.items()}
 
     @property
     def names(self) -> Collection[str]:
@@ -48,8 +53,7 @@ class OwnProfiles:
 
     def digest(self, name: str) -> bytes:
         """What tells the profile *name* from all others; b"" where the folder has none."""
-        profile = self.get(name)
-        return hashlib.blake2b(profile, digest_size=16).digest() if profile else b""
+        return self._digests.get(name, b"")
 
 
 def read_profiles(folder: str) -> OwnProfiles:
