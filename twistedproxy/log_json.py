@@ -74,14 +74,22 @@ def json_line(event: LogEvent) -> str:
         return _encode(fields) + "\n"
     except Exception as error:
         return (
-            json.dumps({"time": time_of(event), "level": "error", "namespace": __name__, "message": repr(error)}) + "\n"
+            json.dumps(
+                {
+                    "time": time_of(event.get("log_time") or 0.0),
+                    "level": "error",
+                    "namespace": __name__,
+                    "message": repr(error),
+                }
+            )
+            + "\n"
         )
 
 
 def _fields(event: LogEvent) -> dict[str, object]:
     level = event.get("log_level")
     fields: dict[str, object] = {
-        "time": time_of(event),
+        "time": time_of(event.get("log_time") or 0.0),
         "level": level.name if level is not None else "info",
         "namespace": str(event.get("log_namespace") or event.get("log_system") or "-"),
         "message": redacted(formatEvent(event)),
@@ -95,10 +103,9 @@ def _fields(event: LogEvent) -> dict[str, object]:
     return fields
 
 
-def time_of(event: LogEvent) -> str:
-    """When it happened, as a line has it."""
-    seconds = event.get("log_time")
-    moment = datetime.datetime.fromtimestamp(seconds if seconds is not None else 0.0, datetime.timezone.utc)
+def time_of(seconds: float) -> str:
+    """A moment, in seconds since the epoch, as a line has it."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

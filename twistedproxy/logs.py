@@ -190,8 +190,7 @@ class AccessLog:
         if self._output is None:
             self.log.emit(LogLevel.info, "{log_text}", log_text=text, **fields)
             return
-        event = {"log_time": self._clock(), "log_level": LogLevel.info, "log_namespace": _ACCESS}
-        known = {"time": time_of(event), "level": "info", "namespace": _ACCESS, "message": redacted(text)}
+        known = {"time": time_of(self._clock()), "level": "info", "namespace": _ACCESS, "message": redacted(text)}
         self._output.write(json.dumps({**known, **fields}, separators=(",", ":")) + "\n")
 
     def _now(self) -> str:

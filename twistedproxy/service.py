@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -196,12 +195,10 @@ class ProxyService(Service):
     def _start_failed(self, failure: Failure) -> None:
         if not self.running:
             return
-        from twistedproxy.cache.interface import CacheUnavailable
-        from twistedproxy.origin.errors import OriginError
+        from twistedproxy.workers.worker import EXPECTED
 
         reason = failure.getErrorMessage()
-        expected = (OSError, RuntimeError, ValueError, CannotListenError, CacheUnavailable, OriginError)
-        if failure.check(*expected) is None:
+        if failure.check(*EXPECTED) is None:
             _log.failure("twistedproxy could not start", failure)
         _log.critical("twistedproxy could not start: {reason}", reason=reason)
         self._leave(reason)

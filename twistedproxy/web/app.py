@@ -32,7 +32,7 @@ from twistedproxy.web.cors import Cors, is_preflight
 from twistedproxy.web.cross_site import refuse_cross_site
 from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
-from twistedproxy.web.framing import FrameAnswers, cache_outcome, transfer_syntax_of
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, note_outcome, transfer_syntax_of
 from twistedproxy.web.handling import answer_unrouted, answered
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
@@ -126,7 +126,7 @@ class ProxyRoutes:
             told = answer.answer if isinstance(answer, FramePieces) else answer
             form = form_of(told.metadata, transfer_syntax_of(told.frames))
             if form.as_stored:
-                _set_outcome(request, cache_outcome(told))
+                note_outcome(request, cache_outcome(told))
                 if isinstance(answer, FramePieces):
                     await self._answers.send_pieces(request, answer, form)
                     return
@@ -305,10 +305,6 @@ class ProxyRoutes:
 def _accept(request: Request) -> Optional[bytes]:
     values = request.requestHeaders.getRawHeaders(b"Accept")
     return b", ".join(values) if values else None
-
-
-def _set_outcome(request: Any, outcome: str) -> None:
-    request.cache_outcome = outcome
 
 
 def _vary(settings: Settings) -> bytes:

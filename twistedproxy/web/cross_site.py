@@ -9,12 +9,10 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Optional
+from collections.abc import Collection
 
+from twistedproxy.web.forwarded import HeaderLookup
 from twistedproxy.web.problems import Problem
-
-HeaderLookup = Callable[[bytes], Optional[Sequence[bytes]]]
 
 
 def refuse_cross_site(headers: HeaderLookup, own: str, listed: Collection[bytes]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import attrs
 from twisted.web.server import Request
@@ -129,6 +129,11 @@ def cache_outcome(answer: FrameAnswer) -> str:
     if answer.fetched:
         return "partial" if answer.cached else "miss"
     return "hit"
+
+
+def note_outcome(request: Any, outcome: str) -> None:
+    """Keep what the cache did, in one word, for metrics and the log."""
+    request.cache_outcome = outcome
 
 
 def transfer_syntax_of(frames: Sequence[Frame]) -> str:

@@ -12,8 +12,8 @@ from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
 from twistedproxy.web import negotiation
-from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, picture_status
-from twistedproxy.web.picture_answers import Keep, note, take_room
+from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, note_outcome, picture_status
+from twistedproxy.web.picture_answers import Keep, take_room
 from twistedproxy.web.picture_requests import without_accept
 from twistedproxy.web.problems import Problem
 
@@ -40,14 +40,14 @@ class OriginPictures:
         with self.memory.hold() as held:
             await take_room(self.pictures.reader, held, wanted)
             answer = await self.pictures.read(Picture(wanted, query, accept or b""))
-            note(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
+            note_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
             rendered = answer.rendered
             held.set(len(rendered.data))
             await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
     async def _as_stored(self, request: Request, wanted: Wanted) -> None:
         answer = await self.pictures.reader.read(wanted)
-        note(request, cache_outcome(answer))
+        note_outcome(request, cache_outcome(answer))
         sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
         if sent is not None:
             self.keep(request, wanted.instance, answer, "frames_rendered", sent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Optional
+from typing import NoReturn, Optional
 
 import attrs
 from twisted.web.server import Request
@@ -27,7 +27,7 @@ from twistedproxy.imaging.parameters import Asked
 from twistedproxy.imaging.tasks import Pictures
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.digests import multipart_of, tag_of
-from twistedproxy.web.framing import FrameAnswers
+from twistedproxy.web.framing import FrameAnswers, note_outcome
 from twistedproxy.web.hot import Source
 from twistedproxy.web.problems import Problem
 
@@ -68,7 +68,7 @@ class PictureAnswers:
             words = ", ".join(asked.annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
-        note(request, _outcome(made))
+        note_outcome(request, _outcome(made))
         status = pictures_status(made, asked.fresh)
         chunks: Sequence[bytes]
         if form.multipart:
@@ -134,8 +134,3 @@ def _outcome(made: Pictures) -> str:
     if not made.forwarded:
         return "rendered" if made.made or made.shared else "hit"
     return "collapsed" if made.shared else "miss"
-
-
-def note(request: Any, outcome: str) -> None:
-    """Say what the cache did, for metrics and the log."""
-    request.cache_outcome = outcome

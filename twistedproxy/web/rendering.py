@@ -137,24 +137,29 @@ class RenderedAnswers:
         form = negotiation.choose_frames(
             accept, JPEG_BASELINE, len(wanted.numbers), (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
         )  # fmt: skip
-        with self.memory.hold() as held:
-            await take_room(self.ours.reader, held, wanted, form.media_type)
-            try:
-                made = await self.ours.frames(request_of(wanted, asked, form.media_type, check_depth), wanted.numbers)
-            except (CallFailed, *FAILURES) as error:
-                raise_problem(error)
-            await self.sending.send(request, wanted.instance, held, made, form_of_frames(form), asked)
+        await self._frames(self.ours, request, wanted, asked, form, check_depth)
 
     async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
         """``…/frames/{list}`` in a transfer syntax of `producible`."""
         assert self.ours is not None, "nothing is producible without"
+        await self._frames(self.ours, request, wanted, Asked(Rendering()), form)
+
+    async def _frames(
+        self,
+        ours: PictureService,
+        request: Request,
+        wanted: Wanted,
+        asked: Asked,
+        form: negotiation.FrameForm,
+        check: Optional[Callable[[InstanceMetadata], None]] = None,
+    ) -> None:
         with self.memory.hold() as held:
-            await take_room(self.ours.reader, held, wanted, form.media_type)
+            await take_room(ours.reader, held, wanted, form.media_type)
             try:
-                made = await self.ours.frames(request_of(wanted, Asked(Rendering()), form.media_type), wanted.numbers)
-            except (CallFailed, *FAILURES) as error:
+                made = await ours.frames(request_of(wanted, asked, form.media_type, check), wanted.numbers)
+            except FAILURES as error:
                 raise_problem(error)
-            await self.sending.send(request, wanted.instance, held, made, form_of_frames(form), Asked(Rendering()))
+            await self.sending.send(request, wanted.instance, held, made, form_of_frames(form), asked)
 
     def asked_frames(self, query: bytes) -> Asked:
         """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""

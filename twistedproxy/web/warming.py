@@ -138,7 +138,7 @@ class JobLines:
     Once it is *too_late* the job is given up.
     """
 
-    def __init__(self, job: Job, clock: IReactorTime, too_late: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, job: Job, clock: IReactorTime, too_late: Callable[[], bool]) -> None:
         self._job = job
         self._clock = clock
         self._too_late = too_late

@@ -97,7 +97,9 @@ class Exchange:
 
     def _telling(self, asking: Member, name: str) -> Callable[..., Awaitable[None]]:
         async def tell(**arguments: Any) -> None:
-            await all_or_none([self._one(self._tell, one, name, arguments) for one in self._others(asking)])
+            await all_or_none(
+                [Deferred.fromCoroutine(self._tell(one, name, arguments)) for one in self._others(asking)]
+            )
 
         return tell
 
@@ -112,7 +114,7 @@ class Exchange:
             return  # it is going
 
     async def _answers(self, asking: Member, name: str) -> list[Any]:
-        asked = [self._one(self._answer, one, name) for one in self._others(asking)]
+        asked = [Deferred.fromCoroutine(self._answer(one, name)) for one in self._others(asking)]
         return [answer for answer in await all_or_none(asked) if answer is not None]
 
     async def _answer(self, member: Member, name: str) -> Optional[Any]:
@@ -125,7 +127,7 @@ class Exchange:
 
     async def _snapshots(self, asking: Member) -> list[Snapshot]:
         asked = self._others(asking)
-        answers = await all_or_none([self._one(self._answer, one, "snapshot") for one in asked])
+        answers = await all_or_none([Deferred.fromCoroutine(self._answer(one, "snapshot")) for one in asked])
         for member, answer in zip(asked, answers, strict=True):
             member.counted = answer or member.counted
         # who ended while we waited is among those of the past by now
@@ -136,10 +138,6 @@ class Exchange:
         return member.process.conversation.call(name, **arguments).addTimeout(  # type: ignore[no-any-return]
             ANSWER_SECONDS, self._reactor
         )
-
-    @staticmethod
-    def _one(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        return Deferred.fromCoroutine(function(*arguments))
 
 
 def _lasting(snapshot: Snapshot) -> Snapshot:

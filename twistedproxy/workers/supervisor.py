@@ -146,8 +146,7 @@ class Supervisor:
         """Start a process that waits to be a worker, if none does."""
         if self.stopping or self._spare is not None:
             return
-        if self._spare_due is not None and self._spare_due.active():
-            self._spare_due.cancel()
+        self._cancel_spare_due()
         try:
             self._spare = spare = self._spawn()
         except StartFailed as error:
@@ -159,6 +158,10 @@ class Supervisor:
         if self._spare is spare:  # else it became a worker, or was ended
             self._spare = None
             self._spare_later(spare[0].process.reason)
+
+    def _cancel_spare_due(self) -> None:
+        if self._spare_due is not None and self._spare_due.active():
+            self._spare_due.cancel()
 
     def _spare_later(self, reason: str) -> None:
         if not self.stopping:
@@ -268,8 +271,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Let all workers finish, then end the cache."""
         self.stopping = True
-        if self._spare_due is not None and self._spare_due.active():
-            self._spare_due.cancel()
+        self._cancel_spare_due()
         for place in self._places:
             place.stop()
         ending = [
