@@ -21,8 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import slides
 from tests.benchmarks.hot import HEADERS, processor_seconds
 from tests.benchmarks.load import load
-from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, table
-from tests.processes import Child, Proxy, Store, free_port, pinned
+from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, store_and_proxy, table
+from tests.processes import Child, free_port, pinned
 from tests.web.hot_support import ACCEPT, HotProxy, request
 from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.keys import instance_keys
@@ -72,13 +72,9 @@ def _frames(rounds: int, seconds: int) -> float:
             port = free_port()
             redis = Child(pinned([server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], cores[0]))
             children.append(redis)
-            store = Store(str(made.path), core=cores[-1])
-            children.append(store)
-            url = store.wait_until_ready()
             cache = f"redis://127.0.0.1:{port}"
-            proxy = Proxy("--origin", url, "--cache", cache, "--hot-memory", "0", core=cores[0])
-            children.append(proxy)
-            proxy.wait_until_ready()
+            more = ("--cache", cache, "--hot-memory", "0")
+            _, proxy = store_and_proxy(children, [made.path], *more, store_core=cores[-1], core=cores[0])
             paths = [f"/dicomweb/{made.resource}/frames/{number}" for number in range(1, 65)]
             fetcher = Fetcher(proxy.url)
             for path in paths * 2:

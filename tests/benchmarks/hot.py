@@ -20,8 +20,17 @@ from tests import slides
 from tests.benchmarks import nginx
 from tests.benchmarks.klein_ratio import failures, p99
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, stopped_at_the_end, table
-from tests.processes import Child, Proxy, Store
+from tests.benchmarks.measuring import (
+    AS_STORED,
+    Fetcher,
+    alternating,
+    end_in_order,
+    median,
+    stopped_at_the_end,
+    store_and_proxy,
+    table,
+)
+from tests.processes import Child
 
 LEAST = 0.4  # of nginx's requests a second
 MOST = 3.0  # times nginx's milliseconds at the 99th percentile
@@ -50,12 +59,7 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = cores[0], cores[-1]
     made = slides.slide(folder / "slide.dcm", 10, 10)
-    store = Store(str(made.path), core=client_core)
-    children.append(store)
-    store_url = store.wait_until_ready()
-    proxy = Proxy("--origin", store_url, *options.proxy, core=server_core)
-    children.append(proxy)
-    proxy.wait_until_ready()
+    store_url, proxy = store_and_proxy(children, [made.path], *options.proxy, store_core=client_core, core=server_core)
     mark = nginx.Nginx(store_url)
     children.append(mark)
     mark.wait_until_ready()

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from tests import slides
-from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, table
-from tests.processes import Proxy, Store
+from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.processes import Proxy
 
 ALLOWED = 1.25  # of --hot-memory
 MIB = 1 << 20
@@ -32,11 +32,7 @@ def main(arguments: list[str]) -> int:
     with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             made = slides.slide(Path(folder) / "slide.dcm", 10, 10)
-            store = Store(str(made.path))
-            children.append(store)
-            proxy = Proxy("--origin", store.wait_until_ready(), "--hot-memory", f"{options.hot_memory}M")
-            children.append(proxy)
-            proxy.wait_until_ready()
+            _, proxy = store_and_proxy(children, [made.path], "--hot-memory", f"{options.hot_memory}M")
             return run(proxy, f"dicomweb/{made.resource}/frames/", options.hot_memory * MIB, options.churn * MIB)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from tests.benchmarks.load import load
-from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, table
-from tests.processes import Proxy, Store
+from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.processes import Proxy
 
 SLOWER = 1.5  # times: what 5,000 and 200 others may cost in requests a second
 LATE = 2.0  # seconds after the deadline in which a slow one must be gone
@@ -83,12 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     end_in_order()
     with stopped_at_the_end() as children:
-        store = Store()
-        children.append(store)
-        url = store.wait_until_ready()
-        proxy = Proxy("--origin", url, "--client-timeout", str(options.client_timeout), *options.proxy)
-        children.append(proxy)
-        proxy.wait_until_ready()
+        _, proxy = store_and_proxy(children, [], "--client-timeout", str(options.client_timeout), *options.proxy)
         return run(proxy, options)
 
 

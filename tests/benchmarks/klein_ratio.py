@@ -18,8 +18,17 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import AS_STORED, Fetcher, alternating, end_in_order, median, stopped_at_the_end, table
-from tests.processes import Child, Proxy, Store, free_port, pinned
+from tests.benchmarks.measuring import (
+    AS_STORED,
+    Fetcher,
+    alternating,
+    end_in_order,
+    median,
+    stopped_at_the_end,
+    store_and_proxy,
+    table,
+)
+from tests.processes import Child, Proxy, free_port, pinned
 
 LIMIT = 1.67  # bare Klein routes: at least 0.6 of its requests a second
 
@@ -44,11 +53,7 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = cores[0], cores[-1]
     made = slides.slide(folder / "slide.dcm", 10, 10)
-    store = Store(str(made.path), core=client_core)
-    children.append(store)
-    proxy = Proxy("--origin", store.wait_until_ready(), *options.proxy, core=server_core)
-    children.append(proxy)
-    proxy.wait_until_ready()
+    _, proxy = store_and_proxy(children, [made.path], *options.proxy, store_core=client_core, core=server_core)
     if options.cache_elsewhere:
         for child in psutil.Process(proxy.pid).children(recursive=True):
             child.cpu_affinity([client_core])

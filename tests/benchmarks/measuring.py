@@ -9,13 +9,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Optional
 from urllib.parse import urlsplit
 
 import attrs
 
 from tests.clients import split_multipart
-from tests.processes import Child
+from tests.processes import Child, Proxy, Store
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DECOMPRESSED = 'multipart/related; type="application/octet-stream"'
@@ -87,6 +88,23 @@ def stopped_at_the_end() -> Iterator[list[Child]]:
         for child in reversed(children):
             child.stop()
             child.remove()
+
+
+def store_and_proxy(
+    children: list[Child],
+    paths: Sequence[Path],
+    *options: str,
+    store_core: Optional[int] = None,
+    core: Optional[int] = None,
+) -> tuple[str, Proxy]:
+    """Start a store that has the files at *paths*, and a proxy with *options* in front of it; both are added to *children*.
+    The store's URL, and the proxy, which is ready."""
+    store = Store(*map(str, paths), core=store_core)
+    children.append(store)
+    url = store.wait_until_ready()
+    proxy = Proxy("--origin", url, *options, core=core)
+    children.append(proxy)
+    return url, proxy.wait_until_ready()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, stopped_at_the_end, table
-from tests.processes import MemoryWatch, Proxy, Store
+from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.processes import MemoryWatch, Proxy
 from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
 
@@ -72,12 +72,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     end_in_order()
     with stopped_at_the_end() as children:
-        store = Store()
-        children.append(store)
-        url = store.wait_until_ready()
-        proxy = Proxy("--origin", url, *options.proxy)
-        children.append(proxy)
-        proxy.wait_until_ready()
+        url, proxy = store_and_proxy(children, [], *options.proxy)
         return run(proxy, url, options.size)
 
 

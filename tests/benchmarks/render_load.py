@@ -21,8 +21,8 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, table
-from tests.processes import Child, Proxy, Store
+from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, store_and_proxy, table
+from tests.processes import Proxy
 
 MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
 ASKING = 8  # for pictures at once
@@ -69,7 +69,7 @@ def measure(name: str, folder: Path, options: Any, *more: str) -> tuple[list[obj
     """A row, and how many times longer the slowest hundredth of cached frames takes while pictures are made."""
     looked_at = slides.slide(folder / f"{name}.dcm", 8, 8)
     with stopped_at_the_end() as children:
-        proxy = started(children, looked_at.path, options, *more)
+        _, proxy = store_and_proxy(children, [looked_at.path], *more, *options.proxy)
         resource = f"/dicomweb/{looked_at.resource}/frames"
         paths = [f"{resource}/{number}" for number in range(1, 10)]
         warm(f"{proxy.url}/dicomweb", looked_at.resource)
@@ -91,15 +91,6 @@ def measure(name: str, folder: Path, options: Any, *more: str) -> tuple[list[obj
     figures = [f"{value:.2f}" for value in (*slow, slow[1] / slow[0])]
     rates = [f"{median([one.per_second for one in loads]):,.0f}" for loads in (quiet, busy)]
     return [name, *figures, *rates, f"{made / options.rounds:.0f}", f"{used / options.rounds:.2f}"], slow[1] / slow[0]
-
-
-def started(children: list[Child], path: Path, options: Any, *more: str) -> Proxy:
-    """A proxy in front of a store that has *path*, both ready."""
-    store = Store(str(path))
-    children.append(store)
-    proxy = Proxy("--origin", store.wait_until_ready(), *more, *options.proxy)
-    children.append(proxy)
-    return proxy.wait_until_ready()
 
 
 def warm(url: str, resource: str) -> None:

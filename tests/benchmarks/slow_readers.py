@@ -15,8 +15,17 @@ import time
 from pathlib import Path
 
 from tests import slides
-from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, stopped_at_the_end, table
-from tests.processes import MemoryWatch, Proxy, Store
+from tests.benchmarks.measuring import (
+    AS_STORED,
+    TIMEOUT,
+    Fetcher,
+    end_in_order,
+    median,
+    stopped_at_the_end,
+    store_and_proxy,
+    table,
+)
+from tests.processes import MemoryWatch, Proxy
 
 MIB = 1 << 20
 SIDE = 1024  # pixels: a frame of 8 bits a pixel is a MiB
@@ -84,13 +93,8 @@ def main(arguments: list[str]) -> int:
     end_in_order()
     with stopped_at_the_end() as children, tempfile.TemporaryDirectory() as folder:
         made = slides.loop(Path(folder) / "loop.dcm", options.frames, SIDE, SIDE, "raw-gray")
-        store = Store(str(made.path))
-        children.append(store)
-        url = store.wait_until_ready()
         more = ("--cache-memory", f"{2 * options.frames + 64}M", "--prefetch", "off", *options.proxy)
-        proxy = Proxy("--origin", url, *more)
-        children.append(proxy)
-        proxy.wait_until_ready()
+        _, proxy = store_and_proxy(children, [made.path], *more)
         return run(proxy, f"dicomweb/{made.resource}/frames/", options)
 
 
