@@ -123,6 +123,8 @@ class ProxyTests(RealCase):
 
     async def test_interrupted(self) -> None:
         """Ctrl-C, which reaches the child too, ends both in order."""
+        # A shell has what it starts in the background ignore the signal, and children inherit that.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
         await self.setUpAll("--stop-deadline", "2")
         (proxy,) = self.proxies
         gate = await self.half(proxy)
