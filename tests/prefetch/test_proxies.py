@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tests.slides import slide
 from tests.waiting import wait_until, within
 from tests.web.support import ProxyCase
 from twistedproxy.cache.address import EmbeddedAddress
+from twistedproxy.processes import leave_loaded_alone
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -178,6 +180,11 @@ class StallTests(ProxyCase):
     """While an instance loads, nobody waits for the reactor."""
 
     timeout = 120
+
+    def setUp(self) -> None:
+        super().setUp()
+        leave_loaded_alone()  # as a proxy does at its start: here it would be what all other tests have loaded, too
+        self.addCleanup(gc.unfreeze)
 
     async def stall(self, **settings: Any) -> float:
         """The most seconds of work (of this process, so that a busy machine makes no difference) between two turns of
