@@ -34,7 +34,7 @@ class DigestTests(TestCase):
         self.patch(digests, "AT_ONCE", 2399)
         self.patch(digests, "entity_tag", self.watched(entity_tag))
         self.patch(digests, "parts_digest", self.watched(digests.parts_digest))
-        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS), entity_tag(b"image/jpeg", PARTS))
+        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS, 2399), entity_tag(b"image/jpeg", PARTS))
         self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(len(self.threads), 2)
         self.assertNotIn(threading.get_ident(), self.threads)
@@ -43,6 +43,6 @@ class DigestTests(TestCase):
         """What is small is digested at once."""
         self.patch(digests, "AT_ONCE", 2400)
         self.patch(digests, "entity_tag", self.watched(entity_tag))
-        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS), entity_tag(b"image/jpeg", PARTS))
+        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS, 2400), entity_tag(b"image/jpeg", PARTS))
         self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(self.threads, [threading.get_ident()])

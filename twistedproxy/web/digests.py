@@ -14,12 +14,16 @@ from twistedproxy.dicom.multipart_writer import MultipartBody, build, parts_dige
 from twistedproxy.web.conditional import entity_tag
 
 AT_ONCE = 8 << 20
-"""Bytes that are digested in the reactor's thread: 10 ms. To hand work to a thread costs 0.1 ms and a turn."""
+"""Bytes of frames that are digested in the reactor's thread: 10 ms. To hand work to a thread costs 0.1 ms and a turn,
+and lists of 100 frames come a fifth slower."""
+
+PICTURE_AT_ONCE = 256 << 10
+"""The same of a picture, 0.3 ms: larger ones are few, and take long to be made."""
 
 
-async def tag_of(content_type: bytes, chunks: Sequence[bytes]) -> bytes:
-    """The `entity_tag` of an answer."""
-    if sum(map(len, chunks)) <= AT_ONCE:
+async def tag_of(content_type: bytes, chunks: Sequence[bytes], at_once: int) -> bytes:
+    """The `entity_tag` of an answer; of more than *at_once* bytes it is made in a thread."""
+    if sum(map(len, chunks)) <= at_once:
         return entity_tag(content_type, chunks)
     return await deferToThread(entity_tag, content_type, chunks)
 

@@ -14,7 +14,7 @@ from twistedproxy.frames.pictures import PictureAnswer
 from twistedproxy.frames.pieces import FramePieces
 from twistedproxy.frames.reader import FrameAnswer
 from twistedproxy.web.conditional import ByteRange, matches_none, requested_range
-from twistedproxy.web.digests import multipart_of, tag_of
+from twistedproxy.web.digests import AT_ONCE, multipart_of, tag_of
 from twistedproxy.web.negotiation import FrameForm
 from twistedproxy.web.pieces import PiecesBody, boundary_of
 from twistedproxy.web.sending import send_bytes, send_stream
@@ -42,7 +42,7 @@ class FrameAnswers:
     ) -> Optional[Sequence[bytes]]:
         """Write one frame, or one picture, as it is; return what `send_body` does."""
         return await self.send_body(
-            request, content_type, [data], await tag_of(content_type, [data]), status, ranged=True
+            request, content_type, [data], await tag_of(content_type, [data], AT_ONCE), status, ranged=True
         )
 
     async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:

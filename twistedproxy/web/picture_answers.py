@@ -26,7 +26,7 @@ from twistedproxy.imaging.errors import (
 from twistedproxy.imaging.parameters import Asked
 from twistedproxy.imaging.tasks import Pictures
 from twistedproxy.web import negotiation, problems
-from twistedproxy.web.digests import multipart_of, tag_of
+from twistedproxy.web.digests import PICTURE_AT_ONCE, multipart_of, tag_of
 from twistedproxy.web.framing import FrameAnswers, note_outcome
 from twistedproxy.web.hot import Source
 from twistedproxy.web.problems import Problem
@@ -77,7 +77,7 @@ class PictureAnswers:
         else:
             label = f"; transfer-syntax={form.transfer_syntax}" if form.transfer_syntax is not None else ""
             content_type, chunks = f"{form.media_type}{label}".encode("ascii"), made.data
-            etag = await tag_of(content_type, chunks)
+            etag = await tag_of(content_type, chunks, PICTURE_AT_ONCE)
         ranged = len(made.data) == 1
         sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
         if sent is not None and not asked.fresh and not asked.annotations:
