@@ -38,6 +38,8 @@ SHARED = {
     "announcing",
     "at_once",
     "background",
+    "cpus",
+    "demand",
     "listening",
     "log_json",
     "logs",

@@ -39,6 +39,13 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(1, self.sample("requests_total", route="frames", method="GET", status="4xx"))
         self.assertEqual(30, self.sample("client_bytes_total", direction="out"))
 
+    def test_from_cache(self) -> None:
+        """What the cache answered alone, from memory or a server, is counted by itself, over all routes."""
+        for route in ("frames", "rendered"):
+            for outcome in ("hit", "hot", "miss", "partial", "rendered", "collapsed", ""):
+                self.metrics.request_finished(route, "GET", 200, outcome, 0.001, 10)
+        self.assertEqual(4, self.metrics.answered_from_cache())
+
     def test_latencies(self) -> None:
         """Seconds fall into buckets that count everything below them, bounds included."""
         for seconds in (0.0004, 0.001, 0.0011, 500.0):

@@ -22,6 +22,8 @@ from prometheus_client.registry import Collector
 # Seconds: a hot answer takes well below a millisecond, a slow store's a minute.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"))
+FROM_CACHE = frozenset(("hit", "hot"))
+"""Outcomes of requests that were answered without an origin, and without making anything."""
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 Snapshot = dict[str, list[list[Any]]]
@@ -79,7 +81,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[tuple[str, ...], Row]] = {name: {} for name in FAMILIES}
-        self._bound: dict[tuple[str, str, int, str], tuple[Row, Row]] = {}
+        self._bound: dict[tuple[str, str, int, str], tuple[Row, Row, Row]] = {}
+        self._from_cache: Row = [0.0]
+        self._otherwise: Row = [0.0]
         for name, family in FAMILIES.items():
             if family.kind in ("counter", "gauge") and not family.labels:
                 self._row(name, ())  # 0 from the beginning: what appears late looks like no increase to Prometheus
@@ -105,11 +109,16 @@ class Metrics:
         bound = self._bound.get((route, method, status, outcome))
         if bound is None:
             bound = self._bind(route, method, status, outcome)
-        count, histogram = bound
+        count, tally, histogram = bound
         count[0] += 1
+        tally[0] += 1
         histogram[bisect_left(BUCKETS, seconds)] += 1
         histogram[_SUM] += seconds
         self._bytes_out[0] += bytes_out
+
+    def answered_from_cache(self) -> float:
+        """How many requests were, so far."""
+        return self._from_cache[0]
 
     def bytes_received(self, size: int) -> None:
         """Bytes of a request's body came from a client."""
@@ -174,13 +183,14 @@ class Metrics:
             row = rows[labels] = [0.0] * (_HISTOGRAM_NUMBERS if described.kind == "histogram" else 1)
         return row
 
-    def _bind(self, route: str, method: str, status: int, outcome: str) -> tuple[Row, Row]:
-        """The two rows of a kind of request, found once. Unknown methods share a row, and nothing keeps them apart."""
+    def _bind(self, route: str, method: str, status: int, outcome: str) -> tuple[Row, Row, Row]:
+        """The rows of a kind of request, found once. Unknown methods share a row, and nothing keeps them apart."""
         if method not in METHODS:
             method = "other"
         cache = outcome or "none"
         bound = (
             self._row("requests", (route, method, f"{status // 100}xx")),
+            self._from_cache if outcome in FROM_CACHE else self._otherwise,
             self._row("request_seconds", (route, cache)),
         )
         if method != "other":

@@ -18,6 +18,8 @@ from twisted.logger import Logger
 from twistedproxy.announcing import Served
 from twistedproxy.cache.open import open_cache
 from twistedproxy.cache.use import CacheUse
+from twistedproxy.cpus import cpu_count
+from twistedproxy.demand import Demand
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.answer_memory import AnswerMemory
@@ -84,6 +86,7 @@ class Rooms:
         self._reactor = reactor
         self._settings = settings
         self.metrics = Metrics()
+        self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
         self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
         self.mounts = Mounts(
             Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics))
@@ -99,10 +102,10 @@ class Rooms:
         self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
         self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
-        self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
+        self.imaging = open_imaging(reactor, settings, self.reader, self.cache, self.demand)
         descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
-        self.children = Children(reactor, self.cache, settings, self.metrics)
+        self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)
         in_process = InProcessLoader(self.cache, reactor)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         load = LoadReader(self._cache_use.on_this_machine)
@@ -152,6 +155,7 @@ class Rooms:
         """This worker's part of ``/status.json``."""
         worker: dict[str, Any] = {"pid": os.getpid(), "connections": len(self.connections)}
         worker["grants"] = len(self.access.grants)
+        worker["cached_answers_per_second"] = round(self.demand.per_second, 1)
         worker["answers"] = {"held_bytes": self.answer_memory.used, "waiting": self.answer_memory.waiting}
         if self.imaging is not None:
             worker["rendering"] = self.imaging.pool.status()
@@ -177,6 +181,7 @@ class Rooms:
             await self._listen()
 
     def _start_prefetch(self) -> None:
+        self.demand.start()
         self._cache_use.start()
         self.jobs.start_reaping()
         reason = switched_off(self._settings)
@@ -189,6 +194,7 @@ class Rooms:
         await self.scheduler.stop()
         await self.children.stop()
         self.jobs.stop_reaping()
+        self.demand.stop()
         self._cache_use.stop()
 
     async def _listen(self) -> None:

@@ -16,6 +16,7 @@ from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import UnixAddress
 from twistedproxy.cache.redis import RedisCache, redis_cache
+from twistedproxy.demand import Demand
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name
@@ -106,7 +107,8 @@ class RealCase(TestCase):
         forgetting = Forgetting(cache, access.grants, reactor)
         reader = FrameReader(cache, access, forgetting, 3600.0, 1 << 28)
         jobs = JobBook(reactor, metrics, 60.0)
-        children = Children(reactor, cache, chosen, metrics)
+        demand = Demand(reactor, metrics.answered_from_cache, 2.0)
+        children = Children(reactor, cache, chosen, metrics, demand)
         scheduler = Scheduler(
             chosen,
             cache,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
 from twistedproxy.cache.embedded import EmbeddedServer
 from twistedproxy.cache.embedded_cache import EmbeddedCache
+from twistedproxy.demand import Demand, Level
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.metrics import Metrics
-from twistedproxy.prefetch import child_process, children
+from twistedproxy.prefetch import child_process, children, pace
 from twistedproxy.settings import Settings
 
 MIB = 1 << 20
@@ -53,6 +55,22 @@ class LoadTests(ChildCase):
         instances = [seen for seen in store.requests if seen.path.endswith(self.slide.sop)]
         self.assertEqual(len(instances), 1)
         self.assertEqual(instances[0].header("Authorization"), f"Bearer {TOKEN}")
+
+    async def test_rests(self) -> None:
+        """While callers want much, a child's loads rest after each chunk, and all frames come nonetheless."""
+        self.store()
+        worker = await self.worker(socket=(await self.redis()).socket)
+        await worker.child()
+        self.patch(pace, "REST_SECONDS", dict.fromkeys(Level, 0.02))
+        for hears in worker.children.demand.changed:
+            hears()
+        began = time.monotonic()
+        await self.ask(worker, 7)
+        await self.ended(worker)
+        chunks = sum(map(len, self.frames)) // 65536
+        self.assertGreater(chunks, 20)
+        self.assertGreaterEqual(time.monotonic() - began, chunks * 0.02)
+        await self.complete(worker)
 
     async def test_formats(self) -> None:
         """Native, JPEG 2000, JPEG-LS, RLE and HTJ2K: all frames from the cache equal pydicom's, the origin stopped."""
@@ -346,7 +364,7 @@ class RetryTests(SynchronousTestCase):
 
         self.patch(child_process.LoaderChild, "spawn", none)
         nothing: Any = None
-        starting = children.Children(clock, nothing, Settings(), Metrics())
+        starting = children.Children(clock, nothing, Settings(), Metrics(), Demand(clock, lambda: 0.0, 2.0))
         starting.start()
         clock.pump([0.25] * 500)
         self.assertEqual(tries, [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 121.5])

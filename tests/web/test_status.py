@@ -11,6 +11,7 @@ from tests.stores import faults
 from tests.waiting import wait_until
 from tests.web.support import ProxyCase, RunningProxy
 from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.demand import Level
 from twistedproxy.web import status
 
 
@@ -98,6 +99,23 @@ class StatusTests(ProxyCase):
         self.assertEqual((found["cache"]["provider"], found["cache"]["connected"]), ("memory", True))
         self.assertGreater(found["workers"][0]["pid"], 0)
         self.assertEqual(found["jobs"], {"running": [], "ended": []})
+
+    async def test_demand(self) -> None:
+        """How many answers callers get from the cache is seen, told, and heard of by those who stand back; that of the
+        origin is none of them."""
+        proxy = await self.proxy(self.store())
+        heard: list[Level] = []
+        proxy.rooms.demand.changed.append(lambda: heard.append(proxy.rooms.demand.level))
+        client, root = proxy.client(), proxy.client(prefix="")
+        await client.frames(self.slide.resource, [1])
+        self.assertEqual(proxy.rooms.metrics.answered_from_cache(), 0)
+        for _ in range(40):
+            await client.frames(self.slide.resource, [1])
+        await wait_until(lambda: heard, "some demand")
+        self.assertGreater(heard[0], Level.LITTLE)
+        (worker,) = (await root.get("/status.json")).json()["workers"]
+        self.assertGreater(worker["cached_answers_per_second"], 0)
+        await wait_until(lambda: heard[-1] is Level.LITTLE, "the end of it")
 
     async def test_metrics(self) -> None:
         """Prometheus reads them, and they count what happened."""

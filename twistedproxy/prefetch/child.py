@@ -35,6 +35,7 @@ from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import InstanceLoad
 from twistedproxy.prefetch.local_file import LocalFile
+from twistedproxy.prefetch.pace import Pace
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
@@ -56,6 +57,7 @@ class ChildProtocol(amp.AMP):
         self._reactor = reactor
         self._cache: Optional[RedisCache] = None
         self._settings = Settings()
+        self._pace = Pace(reactor)
         self._origins: dict[str, HTTPOrigin] = {}
         self._loads: dict[int, Deferred[dict[str, Any]]] = {}
         self._alone = False
@@ -105,7 +107,8 @@ class ChildProtocol(amp.AMP):
         frames = ProvisionalFrames(
             self._cache, address, fence, lifetime, lambda *told: done.__setitem__(slice(2), told)
         )
-        load = InstanceLoad(frames, InstanceMetadata.from_bytes(metadata), self._reactor)
+        expected, pace = InstanceMetadata.from_bytes(metadata), self._pace
+        load = InstanceLoad(frames, expected, self._reactor, pace.breathe, lambda: pace.batch_bytes)
         stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
         telling = LoopingCall(self._tell, number, done)
         telling.start(PROGRESS_SECONDS, now=False)
@@ -127,6 +130,11 @@ class ChildProtocol(amp.AMP):
     def _tell(self, number: int, done: list[int]) -> None:
         if not self._alone:
             self.callRemote(commands.Progress, number=number, frames=done[0], bytes=done[1])
+
+    @commands.Rest.responder
+    def rest(self, seconds: float) -> dict[str, Any]:
+        self._pace.rest = seconds
+        return {}
 
     @commands.Stop.responder
     def stop(self, number: int) -> dict[str, Any]:

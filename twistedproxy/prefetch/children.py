@@ -2,6 +2,7 @@
 
 - A child that ends takes its loads with it, which fail and say so.
 - Starting again and again without success slows down instead of storming.
+- Loads rest while callers want much.
 - A child ends with the proxy, whatever way that ends: its standard input does.
 """
 
@@ -19,6 +20,7 @@ from twisted.logger import Logger
 from twisted.protocols import amp
 
 from twistedproxy.cache.interface import Cache
+from twistedproxy.demand import Demand
 from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.child_process import LoaderChild
@@ -26,6 +28,7 @@ from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import Progress
 from twistedproxy.prefetch.loaders import LoadTask
+from twistedproxy.prefetch.pace import rest_seconds
 from twistedproxy.prefetch.provisional import remove_frames
 from twistedproxy.settings import Settings
 
@@ -52,6 +55,7 @@ class Children:
     cache: Cache
     settings: Settings
     metrics: Metrics
+    demand: Demand
     _ready: Optional[LoaderChild] = attrs.field(init=False, default=None)
     _spawned: Optional[LoaderChild] = attrs.field(init=False, default=None)
     _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
@@ -60,6 +64,9 @@ class Children:
     _stopped: bool = attrs.field(init=False, default=False)
     _keeping: Optional[Deferred[None]] = attrs.field(init=False, default=None)
     _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        self.demand.changed.append(self._tell_pace)
 
     def start(self) -> None:
         """Start a child in the background."""
@@ -118,10 +125,15 @@ class Children:
         )
         await _Outcome(configured).wait().addTimeout(CONFIGURE_SECONDS, self.reactor)
         self._ready = child
+        self._tell_pace()
         self.metrics.set("prefetch_children", 1)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(None)
+
+    def _tell_pace(self) -> None:
+        if self._ready is not None:
+            self._ready.callRemote(commands.Rest, seconds=rest_seconds(self.demand))
 
     async def _child(self) -> LoaderChild:
         """The child, once there is one. Raises `LoadFailed` where none comes."""

@@ -63,6 +63,14 @@ class Progress(amp.Command):
     requiresAnswer = False
 
 
+class Rest(amp.Command):
+    """To the child: how many seconds loads rest after each chunk from now on."""
+
+    arguments: ClassVar[list[Any]] = [(b"seconds", amp.Float())]
+    response: ClassVar[list[Any]] = []
+    requiresAnswer = False
+
+
 class Stop(amp.Command):
     """To the child: give a load up. Its `Load` is answered with an error once what it wrote is removed."""
 

@@ -17,11 +17,9 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10 import Part10Stream
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.pace import BATCH_BYTES
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.streams import ByteStream
-
-BATCH_BYTES = 512 * 1024
-"""Frames that go to the cache together."""
 
 BATCH_SECONDS = 0.1
 """How long frames of a slow origin wait for others to go with."""
@@ -40,13 +38,15 @@ class Loaded:
 class InstanceLoad:
     """One load into *frames*, which are new. *expected*: what the metadata said of the instance.
 
-    *breathe* is called after each chunk; what it returns is awaited, so that others get their turn.
+    *breathe* is called after each chunk; what it returns is awaited, so that others get their turn. *batch_bytes*: of
+    frames that go to the cache together.
     """
 
     frames: ProvisionalFrames
     expected: InstanceMetadata
     clock: IReactorTime
     breathe: Callable[[], Optional[Awaitable[None]]] = lambda: None
+    batch_bytes: Callable[[], int] = lambda: BATCH_BYTES
 
     async def run(self, stream: ByteStream) -> Loaded:
         """Load all of *stream*, and close it.
@@ -84,7 +84,7 @@ class InstanceLoad:
                     due = self.clock.seconds() + BATCH_SECONDS
                 pending += frames
                 size += sum(map(len, frames))
-                if size >= BATCH_BYTES or self.clock.seconds() >= due:
+                if size >= self.batch_bytes() or self.clock.seconds() >= due:
                     await self._write(pending, size, parser)
                     pending, size = [], 0
             breath = self.breathe()
