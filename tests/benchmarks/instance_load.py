@@ -15,16 +15,17 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests import slides
-from tests.benchmarks.load import load
+from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, table
 from tests.processes import Child, Proxy, Store
 from tests.slides import Made
@@ -43,6 +44,9 @@ ANSWER_SECONDS = 0.05  # a store that takes longer for one frame is not what a l
 SLOW = 20_000_000  # bytes a second of the slowed store
 QUIET_SECONDS = 0.05  # between two looks whether a prefetch still runs: a look is work for the proxy
 OTHER = "2.25.1111"  # the instance that others look at meanwhile
+MOST_TIMES = 2.0  # that they may wait longer beside loads
+SECONDS = 3  # that they ask
+SETTLING = 0.2  # seconds until a load is under way
 MIB = 1 << 20
 
 
@@ -236,43 +240,41 @@ def large(path: Path, size: int) -> Made:
     return Made(path, empty.study, empty.series, empty.sop, rows * 100, 256, 256, empty.encoding)
 
 
-def others(stack: ExitStack, folder: Path, made: Made, options: Any) -> tuple[list[float], list[float]]:
-    """Milliseconds at the 99th percentile of cached frames without a load and beside loads, in turns."""
+def others(stack: ExitStack, folder: Path, made: Made, options: Any) -> Iterator[tuple[Caller, float, float, float]]:
+    """Each kind of caller, its milliseconds at the 99th percentile of cached frames without a load and beside loads, in
+    turns, and the seconds that a load takes then."""
     looked_at = slides.slide(folder / "other.dcm", 3, 3, sop=OTHER)  # fewer frames than are prefetched
     one = bench(stack, simulated(stack, made.path, looked_at.path), made, options)
     Fetcher(f"{one.proxy.url}/dicomweb").frames(looked_at.resource, range(1, 10))
     paths = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, 10)]
-    one.patience = QUIET_SECONDS  # how long loads take is not asked for here
-    quiet, beside = [], []
-    for _ in range(options.rounds):
-        for busy, results in ((False, quiet), (True, beside)):
-            results.append(_p99(one, paths, busy, options))
-    return quiet, beside
+    one.patience = QUIET_SECONDS
+    for caller in CALLERS:
+        quiet, beside, took = [], [], []
+        for _ in range(options.rounds):
+            quiet.append(caller.ask(one.proxy.url, paths, {"Accept": "image/jpeg"}, SECONDS, options.core))
+            with loads(one, took):
+                beside.append(caller.ask(one.proxy.url, paths, {"Accept": "image/jpeg"}, SECONDS, options.core))
+        yield caller, of_all(quiet), of_all(beside), median(took)
 
 
-def _p99(one: Bench, paths: Sequence[str], busy: bool, options: Any) -> float:
-    """One caller's requests, one after the other on each connection, while instances load without a pause, or don't."""
-    import threading
-
+@contextmanager
+def loads(one: Bench, took: list[float]) -> Iterator[None]:
+    """Have the instance loaded again and again, without a pause. *took*: the seconds of each load."""
     over = threading.Event()
 
     def keep_loading() -> None:
         while not over.is_set():
             one.forget(everything=False)
-            one.load()
+            took.append(one.load()[0])
 
     thread = threading.Thread(target=keep_loading)
-    if busy:
-        thread.start()
-        time.sleep(0.2)
+    thread.start()
+    time.sleep(SETTLING)
     try:
-        measured = load(one.proxy.url, paths, {"Accept": "image/jpeg"}, options.connections, 2, options.core)
+        yield
     finally:
         over.set()
-        if busy:
-            thread.join()
-    assert measured.p99 is not None and not measured.failed, measured
-    return measured.p99
+        thread.join()
 
 
 def report(folder: Path, options: Any) -> Iterator[bool]:
@@ -311,11 +313,12 @@ def report(folder: Path, options: Any) -> Iterator[bool]:
         print(f"store at {SLOW / 1e6:.0f} MB/s: frame 2 in the cache after {share:.1%} of the time", flush=True)
         yield share < 0.1
     with ExitStack() as stack:
-        quiet, beside = others(stack, folder, made, options)
-        ratio = median(beside) / median(quiet)
-        print(f"cached frames of another, p99: {median(quiet):.2f} ms; beside loads {median(beside):.2f} ms "
-              f"({ratio:.2f}x)", flush=True)  # fmt: skip
-        yield ratio <= 2
+        rows = []
+        for caller, quiet, beside, took in others(stack, folder, made, options):
+            times = beside / quiet
+            rows.append([caller.name, *(f"{value:.2f}" for value in (quiet, beside, times, took))])
+            yield times <= MOST_TIMES
+    print(table(["cached frames of another", "p99 ms", "beside loads", "times", "a load takes s"], rows), flush=True)
     if options.large:
         made = large(folder / "large.dcm", int(options.large * 1e9))
         size = made.path.stat().st_size
@@ -332,7 +335,6 @@ def report(folder: Path, options: Any) -> Iterator[bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.instance_load", description=__doc__)
     parser.add_argument("--side", type=int, default=100, help="frames along the side of the slide")
-    parser.add_argument("--connections", type=int, default=1, help="of the other caller, of cached frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", type=float, default=2.0, help="GB of the large instance; 0: none")
     parser.add_argument("--core", type=int, default=None, help="processor core of the proxy, its child and wrk")

@@ -1,7 +1,8 @@
 """What callers of cached frames notice while pictures are made as fast as the machine lets them.
 
-A caller asks for cached frames, one after the other on each connection: hot ones, and ones from Redis. Meanwhile others ask for pictures
-that have to be made anew each time, more of them at once than there are rendering children. In turns; medians.
+Callers of several kinds ask for cached frames: hot ones, and ones from Redis. Meanwhile others ask for pictures that have
+to be made anew each time, more of them at once than there are rendering children. In turns; medians. The limit is for
+callers as viewers are, those at a pace and those with a browser's connections.
 Run: ``python -m tests.benchmarks.render_load``; more options of the proxy after ``--``.
 """
 
@@ -20,13 +21,14 @@ from typing import Any, Optional
 import psutil
 
 from tests import slides
-from tests.benchmarks.load import Load, load
-from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, store_and_proxy, table
+from tests.benchmarks.callers import CALLERS, Caller, of_all
+from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
 from tests.processes import Proxy
 
 MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
 ASKING = 8  # for pictures at once
 PICTURE = "rendered?viewport=1500,1500&disable_caching=true"  # of the whole instance: little to ask, much to do
+JPEG = {"Accept": "image/jpeg"}
 SETTLING = 1.0  # seconds until the children are at work
 
 
@@ -65,50 +67,49 @@ class Pictures:
         fetcher.close()
 
 
-def measure(name: str, folder: Path, options: Any, *more: str) -> tuple[list[object], float]:
-    """A row, and how many times longer the slowest hundredth of cached frames takes while pictures are made."""
+def measure(name: str, folder: Path, options: Any, *more: str) -> Iterator[tuple[list[object], float]]:
+    """Rows, one for each kind of caller, and how many times longer the slowest hundredth of cached frames takes while
+    pictures are made; 0.0 for callers that are no viewers."""
     looked_at = slides.slide(folder / f"{name}.dcm", 8, 8)
     with stopped_at_the_end() as children:
         _, proxy = store_and_proxy(children, [looked_at.path], *more, *options.proxy)
-        resource = f"/dicomweb/{looked_at.resource}/frames"
-        paths = [f"{resource}/{number}" for number in range(1, 10)]
+        paths = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, 10)]
         warm(f"{proxy.url}/dicomweb", looked_at.resource)
         pictures = Pictures(f"{proxy.url}/dicomweb", looked_at.resource)
-        quiet: list[Load] = []
-        busy: list[Load] = []
-        used = made = 0.0
-        for _ in range(options.rounds):
-            quiet.append(ask(proxy.url, paths, options))
-            with pictures.wanted():
-                before, begun, pictures.made = time.perf_counter(), rendering_seconds(proxy), 0
-                busy.append(ask(proxy.url, paths, options))
-                took = time.perf_counter() - before
-                used += (rendering_seconds(proxy) - begun) / took
-                made += pictures.made / took
-        if pictures.refused:
-            raise RuntimeError(f"a picture was answered with {pictures.refused}")
-    slow = [median([one.p99 or 0.0 for one in loads]) for loads in (quiet, busy)]
-    figures = [f"{value:.2f}" for value in (*slow, slow[1] / slow[0])]
-    rates = [f"{median([one.per_second for one in loads]):,.0f}" for loads in (quiet, busy)]
-    return [name, *figures, *rates, f"{made / options.rounds:.0f}", f"{used / options.rounds:.2f}"], slow[1] / slow[0]
+        for caller in CALLERS:
+            slow, rates = beside_pictures(caller, proxy, paths, pictures, options)
+            times = slow[1] / slow[0]
+            figures = [f"{value:.2f}" for value in (*slow, times)]
+            yield [f"{name}: {caller.name}", *figures, *rates], times if caller.typical else 0.0
+
+
+def beside_pictures(
+    caller: Caller, proxy: Proxy, paths: Sequence[str], pictures: Pictures, options: Any
+) -> tuple[list[float], list[str]]:
+    """Milliseconds at the 99th percentile without and beside pictures; pictures a second, and processors used for them."""
+    quiet, busy = [], []
+    used = made = 0.0
+    for _ in range(options.rounds):
+        quiet.append(caller.ask(proxy.url, paths, JPEG, options.seconds))
+        with pictures.wanted():
+            before, begun, pictures.made = time.perf_counter(), rendering_seconds(proxy), 0
+            busy.append(caller.ask(proxy.url, paths, JPEG, options.seconds))
+            took = time.perf_counter() - before
+            used += (rendering_seconds(proxy) - begun) / took
+            made += pictures.made / took
+    if pictures.refused:
+        raise RuntimeError(f"a picture was answered with {pictures.refused}")
+    return [of_all(quiet), of_all(busy)], [f"{made / options.rounds:.0f}", f"{used / options.rounds:.2f}"]
 
 
 def warm(url: str, resource: str) -> None:
     """Have the frames in the cache, the frequent ones hot, and the rendering children running."""
     fetcher = Fetcher(url)
     for number in [*range(1, 65)] * 2:
-        fetcher.get(f"{resource}/frames/{number}", {"Accept": "image/jpeg"})
+        fetcher.get(f"{resource}/frames/{number}", JPEG)
     for _ in range(4):
         fetcher.get(f"{resource}/{PICTURE}")
     fetcher.close()
-
-
-def ask(url: str, paths: Sequence[str], options: Any) -> Load:
-    """One caller's requests."""
-    got = load(url, paths, {"Accept": "image/jpeg"}, options.connections, options.seconds)
-    if got.failed or got.p99 is None:
-        raise RuntimeError(f"{got.failed} answers were no 200, or nothing was measured")
-    return got
 
 
 def rendering_seconds(proxy: Proxy) -> float:
@@ -126,7 +127,6 @@ def rendering_seconds(proxy: Proxy) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render_load", description=__doc__)
-    parser.add_argument("--connections", type=int, default=1, help="of the caller of cached frames")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
@@ -134,19 +134,10 @@ def main() -> int:
     end_in_order()
     with tempfile.TemporaryDirectory() as folder:
         measured = [
-            measure("hot", Path(folder), options),
-            measure("Redis", Path(folder), options, "--hot-memory", "0"),
+            *measure("hot", Path(folder), options),
+            *measure("Redis", Path(folder), options, "--hot-memory", "0"),
         ]
-    heads = [
-        "frames",
-        "p99 ms",
-        "while rendering",
-        "times",
-        "requests/s",
-        "while rendering",
-        "pictures/s",
-        "cores used",
-    ]
+    heads = ["cached frames", "p99 ms", "while rendering", "times", "pictures/s", "cores used"]
     print(table(heads, [row for row, _ in measured]))
     worst = max(times for _, times in measured)
     print(f"\nat most {worst:.1f} times (limit {MOST})")
