@@ -170,18 +170,22 @@ class ProxyService(Service):
             await self._start_parent()
         else:
             await self._start_proxy()
-        leave_loaded_alone()
 
     async def _start_parent(self) -> None:
         from twistedproxy.workers.supervisor import Supervisor
 
         self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output, self._ports.bind)
         await self._supervisor.start()
+        leave_loaded_alone()
 
     async def _start_proxy(self) -> None:
         from twistedproxy.rooms import Rooms
 
-        self._rooms = rooms = Rooms(self._reactor, self._settings, AccessLog(self._output), listen=self._ports.listen)
+        async def joining() -> None:
+            leave_loaded_alone()
+
+        output, listen = AccessLog(self._output), self._ports.listen
+        self._rooms = rooms = Rooms(self._reactor, self._settings, output, listen=listen, joining=joining)
         await rooms.start()
         announce(self._settings, rooms.hosts(), rooms.served())
 

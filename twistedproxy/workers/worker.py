@@ -79,10 +79,10 @@ class Worker:
             await rooms.start()
         except EXPECTED as error:
             raise CallFailed(str(error) or type(error).__name__) from None
-        leave_loaded_alone()
         return [attrs.asdict(each) for each in rooms.served()]
 
     async def _join(self) -> None:
+        leave_loaded_alone()
         await self.peer.call("join")
 
     async def ping(self) -> None:
