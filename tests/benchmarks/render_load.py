@@ -2,7 +2,7 @@
 
 Callers of several kinds ask for cached frames: hot ones, and ones from Redis. Meanwhile others ask for pictures that have
 to be made anew each time, more of them at once than there are rendering children. In turns; medians. The limit is for
-callers as viewers are, those at a pace and those with a browser's connections.
+callers as viewers are, those at a pace.
 Run: ``python -m tests.benchmarks.render_load``; more options of the proxy after ``--``.
 """
 
@@ -24,6 +24,7 @@ from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
 from tests.processes import Proxy
+from twistedproxy.background import stand_back
 
 MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
 ASKING = 8  # for pictures at once
@@ -57,6 +58,7 @@ class Pictures:
                 thread.join()
 
     def _ask(self) -> None:
+        stand_back()  # of this thread: others' computers are not the server's, and take what is left of it here
         fetcher = Fetcher(self.url)
         while not self._over.is_set():
             status = fetcher.get(f"{self.resource}/{PICTURE}").status
