@@ -92,7 +92,10 @@ class _Connection:
 
     def complete(self) -> bool:
         """Take what came; whether that was all."""
-        self.answer += self.socket.recv(1 << 20)
+        came = self.socket.recv(1 << 20)
+        if not came:
+            raise ConnectionError("the server closed the connection")
+        self.answer += came
         if not self.size and (end := self.answer.find(b"\r\n\r\n")) >= 0:
             length = self.answer[:end].lower().partition(b"content-length:")[2].split(b"\r\n")[0]
             self.size = end + 4 + int(length)

@@ -127,6 +127,28 @@ class CallTests(PoolCase):
         self.assertEqual((await waiting).blobs[0], b"x")
         hanging.addErrback(lambda failure: failure.trap(ChildDied))
 
+    async def test_one_of_two_dies(self) -> None:
+        """Who waits for a place, while callers want much, gets it when the child that had it dies: in the other one."""
+        pool = self.pool(workers=2)
+        slow = {"op": "slow", "seconds": 0.05}
+        await gatherResults([started(pool.call(slow)) for _ in range(4)])
+        first, second = pool.pids
+        self.want(Level.SOME)
+        hanging, waiting = started(pool.call({"op": "hang"})), started(pool.call({"op": "echo"}))
+        os.kill(first, signal.SIGKILL)
+        await self.assertFailure(hanging, ChildDied)
+        self.assertEqual((await waiting).head["pid"], second)
+
+    async def test_all_of_them_go_on(self) -> None:
+        """When callers want little again, as many children are started as there may be and have something to do."""
+        pool = self.pool(workers=3)
+        self.want(Level.SOME)
+        calls = [started(pool.call({"op": "slow", "seconds": 0.05})) for _ in range(6)]
+        self.assertEqual(len(pool.pids), 1)
+        self.want(Level.LITTLE)
+        self.assertEqual(len(pool.pids), 3)
+        await gatherResults(calls)
+
     async def test_full_queue(self) -> None:
         """Beyond the queue's limit a call is refused at once; those in the queue are all done."""
         pool = self.pool(workers=1, queue=3)

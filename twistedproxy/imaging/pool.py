@@ -172,8 +172,13 @@ class RenderPool:
 
     def _demand_changed(self) -> None:
         self._freed()
-        if self._waiting and self._room and not self._stopped:
-            self._start_spare()
+        for _ in self._for_any():
+            if self._room and not self._stopped:
+                self._start_spare()
+
+    def _for_any(self) -> list[_Waiting]:
+        """Those who wait for whichever child."""
+        return [waiting for waiting in self._waiting if waiting.child is None]
 
     def _ended(self, child: RenderingChild, reason: Failure) -> None:
         """A child is gone."""
@@ -185,8 +190,9 @@ class RenderPool:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         for waiting in [one for one in self._waiting if one.child is child]:
             self._fail(waiting, ChildDied(CRASHED))
+        self._freed()  # its place may be another's now
         try:
-            if self._waiting:
+            if self._for_any() and self._room:
                 self._start_one()
         except PoolBusy as busy:
             for waiting in list(self._waiting):

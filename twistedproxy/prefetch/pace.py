@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twistedproxy.demand import Demand, Level
 
 REST_SECONDS = {Level.LITTLE: 0.0, Level.SOME: 0.001, Level.MUCH: 0.002}
-"""The rest after each chunk that the origin sends, 64 kB at most."""
+"""The rest after each chunk: 64 kB at most from a store, 512 kB from a file."""
 
 ENOUGH_CPUS = 4.0
 """One each for the proxy, the cache server and the loader, and one for the kernel's work: then nobody is in the way."""
