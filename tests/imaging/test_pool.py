@@ -138,6 +138,7 @@ class CallTests(PoolCase):
         os.kill(first, signal.SIGKILL)
         await self.assertFailure(hanging, ChildDied)
         self.assertEqual((await waiting).head["pid"], second)
+        self.assertEqual(pool.pids, [second], "without waiting for a new one")
 
     async def test_all_of_them_go_on(self) -> None:
         """When callers want little again, as many children are started as there may be and have something to do."""
