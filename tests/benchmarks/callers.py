@@ -27,7 +27,7 @@ import attrs
 
 from tests.benchmarks.load import Load, load
 from tests.benchmarks.measuring import median, percentile
-from tests.processes import python_environment, tied
+from tests.processes import pinned, python_environment, tied
 
 BROWSER = 6  # connections that browsers open to one host
 SOON = 0.05  # seconds until the first request
@@ -36,13 +36,11 @@ PRIORITY = 5  # of SCHED_RR; any goes before what has none
 
 @attrs.frozen
 class Caller:
-    """Who asks on *connections*: *per_second* times, or (None) without a pause on each. *typical*: as
-    viewers would; who asks without a pause takes a processor for itself, and shares the rest with the work beside."""
+    """Who asks on *connections*: *per_second* times, or (None) without a pause on each."""
 
     name: str
     connections: int
     per_second: Optional[float] = None
-    typical: bool = True
 
     def ask(
         self, url: str, paths: Sequence[str], headers: Mapping[str, str], seconds: int, core: Optional[int] = None
@@ -51,7 +49,7 @@ class Caller:
         if self.per_second is None:
             return load(url, paths, headers, self.connections, seconds, core)
         work = [url, paths, dict(headers), self.connections, self.per_second, seconds]
-        command = tied([sys.executable, "-m", "tests.benchmarks.callers"])
+        command = tied(pinned([sys.executable, "-m", "tests.benchmarks.callers"], core))
         environment = python_environment()
         output = subprocess.run(
             command, input=json.dumps(work).encode(), check=True, capture_output=True, env=environment
@@ -64,8 +62,8 @@ CALLERS = (
     Caller("a viewer, 50 a second", BROWSER, 50),
     Caller("four viewers, 200 a second", BROWSER, 200),
     Caller("twenty viewers, 1,000 a second", BROWSER, 1000),
-    Caller("6 connections without a pause", BROWSER, typical=False),
-    Caller("1 connection without a pause", 1, typical=False),
+    Caller("6 connections without a pause", BROWSER),
+    Caller("1 connection without a pause", 1),
 )
 
 

@@ -1,8 +1,7 @@
 """What callers of cached frames notice while pictures are made as fast as the machine lets them.
 
 Callers of several kinds ask for cached frames: hot ones, and ones from Redis. Meanwhile others ask for pictures that have
-to be made anew each time, more of them at once than there are rendering children. In turns; medians. The limit is for
-callers as viewers are, those at a pace.
+to be made anew each time, more of them at once than there are rendering children. In turns; medians.
 Run: ``python -m tests.benchmarks.render_load``; more options of the proxy after ``--``.
 """
 
@@ -71,7 +70,7 @@ class Pictures:
 
 def measure(name: str, folder: Path, options: Any, *more: str) -> Iterator[tuple[list[object], float]]:
     """Rows, one for each kind of caller, and how many times longer the slowest hundredth of cached frames takes while
-    pictures are made; 0.0 for callers that are no viewers."""
+    pictures are made."""
     looked_at = slides.slide(folder / f"{name}.dcm", 8, 8)
     with stopped_at_the_end() as children:
         _, proxy = store_and_proxy(children, [looked_at.path], *more, *options.proxy)
@@ -82,7 +81,7 @@ def measure(name: str, folder: Path, options: Any, *more: str) -> Iterator[tuple
             slow, rates = beside_pictures(caller, proxy, paths, pictures, options)
             times = slow[1] / slow[0]
             figures = [f"{value:.2f}" for value in (*slow, times)]
-            yield [f"{name}: {caller.name}", *figures, *rates], times if caller.typical else 0.0
+            yield [f"{name}: {caller.name}", *figures, *rates], times
 
 
 def beside_pictures(
