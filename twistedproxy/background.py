@@ -12,7 +12,7 @@ def stand_back() -> None:
     """Run only where nothing else wants to, of what shares this process's control group or session (sched(7)).
 
     Niceness alone is not enough: on Linux a nice process still keeps its CPU for the milliseconds of its turn when
-    another one wakes up. SCHED_IDLE gives it up at once. Who runs beside us in a group of their own, a store on the same
+    another one wakes up. SCHED_IDLE nearly always gives it up at once (`twistedproxy.demand`: what is done about the rest). Who runs beside us in a group of their own, a store on the same
     host say, shares the CPU with our group as before.
     """
     with contextlib.suppress(OSError):  # a sandbox may forbid either

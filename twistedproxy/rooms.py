@@ -49,7 +49,7 @@ from twistedproxy.web.hot_heads import Heads
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mount, Mounts
 from twistedproxy.web.passthrough import PassThrough
-from twistedproxy.web.server import Connections
+from twistedproxy.web.server import Connections, ProxySite
 from twistedproxy.web.status import AdminRoutes, StatusPages
 from twistedproxy.web.warming import Warming
 
@@ -198,8 +198,6 @@ class Rooms:
         self._cache_use.stop()
 
     async def _listen(self) -> None:
-        from twistedproxy.web.server import ProxySite
-
         for text in self._settings.listen:
             await self._listen_at(text, ProxySite(self._routes.resource(), self.connections, self._reactor))
         if self._settings.admin_listen is not None:

@@ -38,7 +38,7 @@ class PaceTests(SynchronousTestCase):
         """Without a rest there is nothing to wait for, and batches are large."""
         pace = Pace(Clock())
         self.assertIsNone(pace.breathe())
-        self.assertEqual(pace.batch_bytes, BATCH_BYTES)
+        self.assertEqual(pace.batch_bytes(), BATCH_BYTES)
 
     def test_resting(self) -> None:
         """With one, each breath takes so long, and batches are small; a change holds from the next breath on."""
@@ -50,6 +50,6 @@ class PaceTests(SynchronousTestCase):
         self.assertNoResult(breath)
         clock.advance(0.02)
         self.assertTrue(breath.called)
-        self.assertEqual(pace.batch_bytes, SMALL_BATCH_BYTES)
+        self.assertEqual(pace.batch_bytes(), SMALL_BATCH_BYTES)
         pace.rest = 0.0
         self.assertIsNone(pace.breathe())

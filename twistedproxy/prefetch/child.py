@@ -107,8 +107,8 @@ class ChildProtocol(amp.AMP):
         frames = ProvisionalFrames(
             self._cache, address, fence, lifetime, lambda *told: done.__setitem__(slice(2), told)
         )
-        expected, pace = InstanceMetadata.from_bytes(metadata), self._pace
-        load = InstanceLoad(frames, expected, self._reactor, pace.breathe, lambda: pace.batch_bytes)
+        expected = InstanceMetadata.from_bytes(metadata)
+        load = InstanceLoad(frames, expected, self._reactor, self._pace.breathe, self._pace.batch_bytes)
         stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
         telling = LoopingCall(self._tell, number, done)
         telling.start(PROGRESS_SECONDS, now=False)
