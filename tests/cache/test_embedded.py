@@ -75,6 +75,13 @@ class EmbeddedServerTests(Folder):
             self.assertEqual(await ask(server.address.path, b"CONFIG", b"GET", option), [option, value])
         self.assertEqual(os.listdir(folder), ["socket"])
 
+    async def test_its_place_among_processes(self) -> None:
+        """The terminal's signals do not reach it; what stands back in our session stands back for it, too."""
+        server = await self.server()
+        assert server.pid is not None
+        self.assertEqual(os.getsid(server.pid), os.getsid(0))
+        self.assertEqual(os.getpgid(server.pid), server.pid)
+
     async def test_stopping_leaves_nothing(self) -> None:
         """No process, no folder; with either way of watching."""
         for watch in ("pdeathsig", "pipe"):

@@ -26,8 +26,11 @@ PARENT_IS_GONE = 3  # exit status
 def main(arguments: list[str]) -> int:
     """Run the command line described above."""
     parent, how, *command = arguments
-    # A session of its own: Ctrl-C in the terminal is for the parent, which ends us when it no longer needs us.
-    os.setsid()
+    # A process group of its own: Ctrl-C in the terminal is for the parent, which ends us when it no longer needs us.
+    # No session of its own: Linux shares the processors among sessions first (sched(7), autogroup), so that what works
+    # in the background of the parent's session would not stand back for us. With one, answers from here beside rendering
+    # took 3.7 ms at the 99th percentile, not 2.5 (one connection without a pause).
+    os.setpgrp()
     if how == "pipe":
         return beside(command)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
