@@ -9,8 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.digest import content_digest
 from twistedproxy.frames.entries import (
     METADATA,
+    PICTURE_HEAD,
     BadEntry,
     expires_of,
     expiry,
@@ -87,10 +89,13 @@ class PictureTests(SynchronousTestCase):
     """A picture's entry."""
 
     def test_round_trip(self) -> None:
-        """The picture and its expiry come back; too few bytes are told."""
+        """The picture, its digest and its expiry come back; too few bytes are told."""
+        digest = content_digest([b"picture"])
         for picture in (b"", b"picture"):
-            self.assertEqual(unpack_picture(pack_picture(picture, 5.25)), (picture, 5.25))
-        self.assertRaises(BadEntry, unpack_picture, b"1234567")
+            packed = pack_picture(picture, digest, 5.25)
+            self.assertEqual(len(packed), PICTURE_HEAD + len(picture))
+            self.assertEqual(unpack_picture(packed), (picture, digest, 5.25))
+        self.assertRaises(BadEntry, unpack_picture, bytes(PICTURE_HEAD - 1))
 
 
 class GrantTests(SynchronousTestCase):

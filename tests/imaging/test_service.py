@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.digest import content_digest
 from twistedproxy.frames.reader import FrameAnswer, NoSuchFrame, Wanted
 from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
 from twistedproxy.imaging.forms import can_decode
@@ -59,7 +60,8 @@ class Played:
                 raise
         if self.failure is not None:
             raise self.failure
-        return Message({}, [self.places if head["op"] == "placed" else b"picture %d" % len(self.told)])
+        made = self.places if head["op"] == "placed" else b"picture %d" % len(self.told)
+        return Message({"digest": content_digest([made]).hex()}, [made])
 
     async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Played:
         await self.call(head, blobs)

@@ -21,10 +21,12 @@ from tests.imaging.test_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy, token
+from twistedproxy.digest import content_digest
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.imaging.icc import profile_of
 from twistedproxy.imaging.profiles import OwnProfiles
 from twistedproxy.settings import Mount
+from twistedproxy.web.conditional import entity_tag
 
 JPEG_UID = "1.2.840.10008.1.2.4.50"
 NATIVE = 'multipart/related; type="application/octet-stream"'
@@ -87,6 +89,22 @@ class FormTests(RenderingCase):
         self.assertLessEqual(numpy.abs(imagecodecs.jpegxl_decode(answer.body).astype(int) - expected).mean(), 5)
         answer = await client.get(f"/{made.resource}/frames/2/rendered", {"Accept": "image/gif"})
         self.assertEqual(opened(answer.body).size, (64, 64))
+
+    async def test_etags(self) -> None:
+        """A picture has the ETag that follows from its type and bytes, whether it was just made or comes from the cache."""
+        made = slide(self.mktemp(), 2, 2, 64, "jpeg")
+        client = await self.shown(made, hot_memory=0)
+        for resource, media_type in (
+            ("frames/1/rendered", "image/png"),
+            ("frames/1/rendered", "image/jxl"),  # transcoded
+            ("frames/1/rendered", "image/jpeg"),  # as stored
+            ("rendered", "image/jpeg"),
+        ):
+            path, seen = f"/{made.resource}/{resource}", set()
+            for query in ("", "", "?disable_caching=true"):
+                answer = await client.get(path + query, {"Accept": media_type})
+                seen.add(answer.headers["etag"].encode())
+            self.assertEqual(seen, {entity_tag(media_type.encode(), content_digest([answer.body]))}, path)
 
     async def test_negotiation(self) -> None:
         """Weights decide; JPEG where anything will do; what there is not is a 406 that lists what there is."""

@@ -18,6 +18,7 @@ from typing import Optional
 
 from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.digest import DIGEST_BYTES
 from twistedproxy.origin.interface import Caller
 
 METADATA = b"m"
@@ -107,14 +108,21 @@ def _uid(raw: bytes) -> str:
     return uid
 
 
-def pack_picture(picture: bytes, expires: float) -> bytes:
-    """The expiry (8 bytes), the bytes of a picture that was made here. *expires*: see `expiry`."""
-    return _EXPIRY.pack(expires) + picture
+PICTURE_HEAD = _EXPIRY.size + DIGEST_BYTES
+"""Bytes that a picture's entry has besides those of the picture."""
 
 
-def unpack_picture(value: bytes) -> tuple[bytes, float]:
-    """The picture that `pack_picture` packed, and when it ends. Raises `BadEntry`."""
-    return value[_EXPIRY.size :], expires_of(value)
+def pack_picture(picture: bytes, digest: bytes, expires: float) -> bytes:
+    """The expiry (8 bytes), the `content_digest` (16 bytes), the bytes of a picture that was made here. *expires*: see
+    `expiry`."""
+    return b"".join((_EXPIRY.pack(expires), digest, picture))
+
+
+def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:
+    """The picture that `pack_picture` packed, its digest, and when it ends. Raises `BadEntry`."""
+    if len(value) < PICTURE_HEAD:
+        raise BadEntry("a picture's entry is too short")
+    return value[PICTURE_HEAD:], value[_EXPIRY.size : PICTURE_HEAD], expires_of(value)
 
 
 def pack_grant(expires: float) -> bytes:

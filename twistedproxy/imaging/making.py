@@ -16,10 +16,12 @@ import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, OCTET_STREAM
+from twistedproxy.frames.digests import digest_of
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.imaging.cut import Tile, decoder_scale
 from twistedproxy.imaging.forms import is_as_stored, is_same_picture
 from twistedproxy.imaging.instance_facts import FactsReader
+from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.pool import Held, RenderPool
 from twistedproxy.imaging.tasks import Task
 
@@ -32,10 +34,16 @@ MAX_HELD = 8
 
 @attrs.frozen
 class Made:
-    """A picture. *forwarded*: whether the origin was asked for a frame of it."""
+    """A picture, and its `content_digest`. *forwarded*: whether the origin was asked for a frame of it."""
 
     data: bytes
-    forwarded: bool
+    digest: bytes
+    forwarded: bool = False
+
+    @classmethod
+    def of(cls, answer: Message) -> Made:
+        """The picture in a child's answer."""
+        return cls(answer.blobs[0], bytes.fromhex(answer.head["digest"]))
 
 
 @attrs.define
@@ -62,9 +70,9 @@ class Maker:
     async def make(self, task: Task) -> Made:
         """Make a picture. Raises `PoolError`, and what reading frames raises."""
         asked = _Asked()
-        return Made(await self._picture(task, asked), asked.origin)
+        return attrs.evolve(await self._picture(task, asked), forwarded=asked.origin)
 
-    async def _picture(self, task: Task, asked: _Asked) -> bytes:
+    async def _picture(self, task: Task, asked: _Asked) -> Made:
         request, cut = task.request, task.cut
         rendering = request.rendering
         tiles = list(task.tiles())
@@ -77,16 +85,16 @@ class Maker:
         frames = await self._read(task, tiles, asked)
         head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles)
         head |= {"op": "picture", "tiles": _places(tiles, frames)}
-        return (await self.pool.call(head, [facts, task.own_profile, *(frame.data for frame in frames)])).blobs[0]
+        return Made.of(await self.pool.call(head, [facts, task.own_profile, *(frame.data for frame in frames)]))
 
-    async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[bytes]:
+    async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[Made]:
         """The picture where it is the stored frame, or the same in another wrapping."""
         media_type = task.request.rendering.media_type
         if media_type == OCTET_STREAM:
             (frame,) = await self._read(task, [tile], asked)
             _, facts = await self._head(task, frame.transfer_syntax, [tile])
             head = {"op": "native", "transfer_syntax": frame.transfer_syntax, "max_pixels": self.max_pixels}
-            return (await self.pool.call(head, [facts, frame.data])).blobs[0]
+            return Made.of(await self.pool.call(head, [facts, frame.data]))
         if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
             return None
         (frame,) = await self._read(task, [tile], asked)
@@ -94,8 +102,8 @@ class Maker:
         if not is_same_picture(metadata, media_type):
             return None
         if is_as_stored(metadata, media_type):
-            return bytes(frame.data)
-        return (await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data])).blobs[0]
+            return Made(frame.data, await digest_of(frame.data))
+        return Made.of(await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data]))
 
     async def _read(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Sequence[Any]:
         """The stored frames of *tiles*."""
@@ -126,7 +134,7 @@ class Maker:
         }
         return head, facts.of(tiles[0].number if tiles else 1)
 
-    async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> bytes:
+    async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
         """A picture of many frames: a child holds it while they come, row by row."""
         await self._turns.acquire()
         held: Optional[Held] = None
@@ -147,7 +155,7 @@ class Maker:
                 head = {"op": "add", "number": number, "tiles": _places(read, frames)}
                 await held.call(head, [frame.data for frame in frames])
             assert held is not None, "there are more tiles than none"
-            return (await held.call({"op": "finish", "number": number})).blobs[0]
+            return Made.of(await held.call({"op": "finish", "number": number}))
         except BaseException:
             coming.addErrback(lambda _failure: None)
             coming.cancel()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import attrs
@@ -40,46 +41,39 @@ class Message:
 
 
 class MessageReader:
-    """Feed it what comes, in any pieces; it gives whole messages."""
+    """Feed it what comes, in any pieces; it gives whole messages. Large byte strings are copied once, as they come: at the
+    end of one of some MB there is nothing left to do that takes long."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
-        self._head: dict[str, Any] | None = None
-        self._lengths: list[int] = []
-        self._needed = _LENGTH.size
-        self._begun = False
+        self._messages: list[Message] = []
+        self._parts = self._parse()
+        self._missing = next(self._parts)  # bytes of the part that comes now
+        self._part = BytesIO()
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Raises `BadMessage`."""
-        self._held += data
-        while len(self._held) >= self._needed:
-            if not self._begun:
-                (self._needed,) = _LENGTH.unpack(self._take(_LENGTH.size))
-                self._begun = True
-                if self._needed > MAX_HEADER:
-                    raise BadMessage("a message's head is too long")
-            elif self._head is None:
-                self._head, self._lengths = _read_head(self._take(self._needed))
-                self._needed = sum(self._lengths)
-            else:
-                message = Message(self._head, self._blobs())
-                self._head, self._begun, self._needed = None, False, _LENGTH.size
-                yield message
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that *data* completes. Raises `BadMessage`."""
+        view = memoryview(data)
+        while len(view) >= self._missing:
+            self._part.write(view[: self._missing])
+            view = view[self._missing :]
+            part, self._part = self._part, BytesIO()
+            self._missing = self._parts.send(part.getvalue())  # which makes no copy
+        self._part.write(view)
+        self._missing -= len(view)
+        messages, self._messages = self._messages, []
+        return messages
 
-    def _take(self, size: int) -> bytes:
-        taken = bytes(memoryview(self._held)[:size])
-        del self._held[:size]
-        return taken
-
-    def _blobs(self) -> list[bytes]:
-        blobs, place = [], 0
-        view = memoryview(self._held)
-        for length in self._lengths:
-            blobs.append(bytes(view[place : place + length]))
-            place += length
-        view.release()
-        del self._held[:place]
-        return blobs
+    def _parse(self) -> Generator[int, bytes, None]:
+        """Says how long the next part is, and is sent it."""
+        while True:
+            (length,) = _LENGTH.unpack((yield _LENGTH.size))
+            if length > MAX_HEADER:
+                raise BadMessage("a message's head is too long")
+            head, lengths = _read_head((yield length))
+            blobs = [b""] * len(lengths)
+            for place, size in enumerate(lengths):
+                blobs[place] = yield size
+            self._messages.append(Message(head, blobs))
 
 
 def read_message(read: Callable[[int], bytes]) -> Message | None:

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.entries import BadEntry, expiry, pack_picture, unpack_picture
+from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, expiry, pack_picture, unpack_picture
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.frames.sizes import most
@@ -39,18 +39,17 @@ from twistedproxy.waits import all_or_none
 MADE_AT_ONCE = 4
 """Pictures of one request that are made side by side: one list must not take all places in the queue."""
 
-PACKED = 8
-"""Bytes that a cached picture has besides its own."""
-
 
 _Key = tuple[Instance, Optional[Fence], bytes]
 
 
 @attrs.frozen
 class _Kept:
-    """A picture, when it ends in the cache, and whether the origin was asked for frames of it just now."""
+    """A picture with its `content_digest`, when it ends in the cache, and whether the origin was asked for frames of it
+    just now."""
 
     data: bytes
+    digest: bytes
     expires: float
     forwarded: bool = False
 
@@ -108,7 +107,7 @@ class PictureService:
         if grant is None or not many or len(names) * most(grant.metadata) <= self.limits.answer:
             return
         heads = (await self.cache.heads(request.instance, list(dict.fromkeys(names)), 0)).entries
-        if sum([heads[name].size for name in names if name in heads]) > self.limits.answer + PACKED * len(names):
+        if sum([heads[name].size for name in names if name in heads]) > self.limits.answer + PICTURE_HEAD * len(names):
             raise PictureTooLarge(self._too_large())
 
     def _too_large(self) -> str:
@@ -127,7 +126,7 @@ class PictureService:
             forwarded,
             answer.fence,
             answer.prefetched,
-            answer.expires,
+            expires=answer.expires,
         )
 
     async def whole(self, request: Request) -> Pictures:
@@ -145,7 +144,7 @@ class PictureService:
 
     async def _pictures(self, tasks: Mapping[int, Task], numbers: Sequence[int]) -> Pictures:
         """All pictures of one request, a few at a time."""
-        data: dict[int, bytes] = {}
+        pictures: dict[int, _Kept] = {}
         counts = {"cached": 0, "made": 0, "shared": 0, "forwarded": 0}
         left = iter(tasks.items())
         times = Counter(numbers)
@@ -156,24 +155,25 @@ class PictureService:
             nonlocal size, expires
             for number, task in left:
                 picture, how = await self._picture(task)
-                data[number] = picture.data
+                pictures[number] = picture
                 expires = min(expires, picture.expires)
                 counts[how] += 1
                 counts["forwarded"] += picture.forwarded
-                size += len(data[number]) * times[number]
+                size += len(picture.data) * times[number]
                 if size > self.limits.answer and len(numbers) > 1:
                     raise PictureTooLarge(self._too_large())
 
         await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
         one = next(iter(tasks.values()))
         return Pictures(
-            [data[number] for number in numbers],
+            [pictures[number].data for number in numbers],
             one.metadata,
             counts["cached"],
             counts["made"],
             counts["shared"],
             counts["forwarded"],
             one.reading.fence,
+            digests=[pictures[number].digest for number in numbers],
             expires=min(expires, self._expiry()),  # a writer's clock may have been wrong
         )
 
@@ -188,14 +188,16 @@ class PictureService:
         async def make() -> _Kept:
             made = await self._maker.make(task)
             # before it is written: the cache keeps it a little longer
-            return _Kept(made.data, self._expiry(), made.forwarded)
+            return _Kept(made.data, made.digest, self._expiry(), made.forwarded)
 
         if task.request.fresh:
             return await make(), "made"
         instance, fence, name = key = (task.request.instance, task.reading.fence, task.name)
 
         async def keep(made: _Kept) -> None:
-            await self.cache.put_many(instance, fence, {name: pack_picture(made.data, made.expires)}, self.seconds)
+            await self.cache.put_many(
+                instance, fence, {name: pack_picture(made.data, made.digest, made.expires)}, self.seconds
+            )
 
         caller = task.request.caller
         made, joined = await shared(self._in_flight, key, caller, make, keep)

@@ -101,7 +101,8 @@ class Limits:
 
 @attrs.frozen
 class Pictures:
-    """Bytes of pictures in the order asked for, and where they came from, counted by number: *cached* from the cache,
+    """Bytes of pictures in the order asked for, with the `content_digest` of each, or without where they were not made, and
+    where they came from, counted by number: *cached* from the cache,
     *made* for this request, *shared* with another that asked for the same. *forwarded*: those of the made and the shared
     for which the origin was asked for frames."""
 
@@ -115,5 +116,6 @@ class Pictures:
     """That of the cache when it was read, None where it could not be."""
     prefetched: Sequence[int] = ()
     """Of pictures that are stored frames: the numbers of those that were loaded before anybody asked."""
+    digests: Sequence[bytes] = ()
     expires: float = math.inf
     """When the first of them ends in the cache, in seconds since the epoch; infinity: never."""

@@ -1,6 +1,6 @@
 """What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
 
-Operations (``op``), each with its byte strings:
+Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal:
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
@@ -24,6 +24,7 @@ import attrs
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.digest import content_digest
 from twistedproxy.imaging.attributes import downsampled_answer
 from twistedproxy.imaging.colour import check_target, convert_colours
 from twistedproxy.imaging.cut import Axis, Cut
@@ -41,6 +42,9 @@ from twistedproxy.imaging.whole import EMPTY, Canvas, resized
 
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
+
+_PICTURES = ("picture", "finish", "native", "transcode")
+"""Operations whose result is for callers, who also get its digest: one more piece of work that is not the proxy's."""
 
 _EXPECTED = (BadImage, BadProfile, BadMetadata)
 
@@ -108,7 +112,9 @@ class Work:
         try:
             if message.head["op"] == "described":
                 return self._described(message.head, message.blobs)
-            return Message({}, [self._operations[message.head["op"]](message.head, message.blobs)])
+            made = self._operations[message.head["op"]](message.head, message.blobs)
+            digest = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
+            return Message(digest, [made])
         except _EXPECTED as error:
             return _failed(type(error).__name__, str(error))
         except MemoryError:

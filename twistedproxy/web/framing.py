@@ -10,11 +10,11 @@ from twisted.web.server import Request
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import MultipartForm
+from twistedproxy.frames.digests import digest_of, multipart_of
 from twistedproxy.frames.pictures import PictureAnswer
 from twistedproxy.frames.pieces import FramePieces
 from twistedproxy.frames.reader import FrameAnswer
-from twistedproxy.web.conditional import ByteRange, matches_none, requested_range
-from twistedproxy.web.digests import AT_ONCE, multipart_of, tag_of
+from twistedproxy.web.conditional import ByteRange, entity_tag, matches_none, requested_range
 from twistedproxy.web.negotiation import FrameForm
 from twistedproxy.web.pieces import PiecesBody, boundary_of
 from twistedproxy.web.sending import send_bytes, send_stream
@@ -42,7 +42,7 @@ class FrameAnswers:
     ) -> Optional[Sequence[bytes]]:
         """Write one frame, or one picture, as it is; return what `send_body` does."""
         return await self.send_body(
-            request, content_type, [data], await tag_of(content_type, [data], AT_ONCE), status, ranged=True
+            request, content_type, [data], entity_tag(content_type, await digest_of(data)), status, ranged=True
         )
 
     async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:

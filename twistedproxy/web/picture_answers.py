@@ -11,6 +11,7 @@ from twisted.web.server import Request
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.frames.answer_memory import Held
+from twistedproxy.frames.digests import digest_of, multipart_of
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.frames.sizes import expected, most
 from twistedproxy.imaging.errors import (
@@ -26,7 +27,7 @@ from twistedproxy.imaging.errors import (
 from twistedproxy.imaging.parameters import Asked
 from twistedproxy.imaging.tasks import Pictures
 from twistedproxy.web import negotiation, problems
-from twistedproxy.web.digests import PICTURE_AT_ONCE, multipart_of, tag_of
+from twistedproxy.web.conditional import entity_tag
 from twistedproxy.web.framing import FrameAnswers, note_outcome
 from twistedproxy.web.hot import Source
 from twistedproxy.web.problems import Problem
@@ -77,7 +78,8 @@ class PictureAnswers:
         else:
             label = f"; transfer-syntax={form.transfer_syntax}" if form.transfer_syntax is not None else ""
             content_type, chunks = f"{form.media_type}{label}".encode("ascii"), made.data
-            etag = await tag_of(content_type, chunks, PICTURE_AT_ONCE)
+            digest = made.digests[0] if made.digests else await digest_of(made.data[0])
+            etag = entity_tag(content_type, digest)
         ranged = len(made.data) == 1
         sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
         if sent is not None and not asked.fresh and not asked.annotations:

@@ -8,10 +8,12 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from twistedproxy.dicom.multipart_writer import build
-from twistedproxy.web import digests
-from twistedproxy.web.conditional import entity_tag
+from twistedproxy.digest import content_digest
+from twistedproxy.frames import digests
 
 PARTS = [b"a" * 1000, b"", b"bc" * 700]
+PICTURE = b"".join(PARTS)
+DIGEST = content_digest(PARTS)
 
 
 class DigestTests(TestCase):
@@ -32,9 +34,9 @@ class DigestTests(TestCase):
     async def test_in_a_thread(self) -> None:
         """What is large is digested in a thread, with the same result."""
         self.patch(digests, "AT_ONCE", 2399)
-        self.patch(digests, "entity_tag", self.watched(entity_tag))
+        self.patch(digests, "content_digest", self.watched(content_digest))
         self.patch(digests, "parts_digest", self.watched(digests.parts_digest))
-        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS, 2399), entity_tag(b"image/jpeg", PARTS))
+        self.assertEqual(await digests.digest_of(PICTURE), DIGEST)
         self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(len(self.threads), 2)
         self.assertNotIn(threading.get_ident(), self.threads)
@@ -42,7 +44,7 @@ class DigestTests(TestCase):
     async def test_at_once(self) -> None:
         """What is small is digested at once."""
         self.patch(digests, "AT_ONCE", 2400)
-        self.patch(digests, "entity_tag", self.watched(entity_tag))
-        self.assertEqual(await digests.tag_of(b"image/jpeg", PARTS, 2400), entity_tag(b"image/jpeg", PARTS))
+        self.patch(digests, "content_digest", self.watched(content_digest))
+        self.assertEqual(await digests.digest_of(PICTURE), DIGEST)
         self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(self.threads, [threading.get_ident()])

@@ -1,6 +1,7 @@
 """Digests of answers, made so that nobody else waits for them: those of large ones in a thread.
 
-hashlib lets other threads run while it works; a millisecond for each MB.
+hashlib lets other threads run while it works; a millisecond for each MB. Pictures bring theirs with them: who made them
+made it, too.
 """
 
 from __future__ import annotations
@@ -11,21 +12,18 @@ from typing import Optional
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.dicom.multipart_writer import MultipartBody, build, parts_digest
-from twistedproxy.web.conditional import entity_tag
+from twistedproxy.digest import content_digest
 
 AT_ONCE = 8 << 20
 """Bytes of frames that are digested in the reactor's thread: 10 ms. To hand work to a thread costs 0.1 ms and a turn,
 and lists of 100 frames come a fifth slower."""
 
-PICTURE_AT_ONCE = 256 << 10
-"""The same of a picture, 0.3 ms: larger ones are few, and take long to be made."""
 
-
-async def tag_of(content_type: bytes, chunks: Sequence[bytes], at_once: int) -> bytes:
-    """The `entity_tag` of an answer; of more than *at_once* bytes it is made in a thread."""
-    if sum(map(len, chunks)) <= at_once:
-        return entity_tag(content_type, chunks)
-    return await deferToThread(entity_tag, content_type, chunks)
+async def digest_of(content: bytes) -> bytes:
+    """The `content_digest` of one frame or picture."""
+    if len(content) <= AT_ONCE:
+        return content_digest([content])
+    return await deferToThread(content_digest, [content])
 
 
 async def multipart_of(parts: Sequence[bytes], media_type: str, transfer_syntax: Optional[str]) -> MultipartBody:
