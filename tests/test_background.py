@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+import sys
 from unittest import SkipTest
 
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
 from tests.processes import end, tied
 from tests.waiting import wait_until
+from twistedproxy.background import TURN_SECONDS, short_turns
 from twistedproxy.processes import child_command, child_environment
+
+CPU_SECONDS = 0.2
+
+BUSY = f"""
+import contextlib, hashlib, resource, sys
+from twistedproxy.background import short_turns
+
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime, usage.ru_nvcsw
+
+with short_turns() if sys.argv[1] == "short" else contextlib.nullcontext():
+    begun, switched = used()
+    while used()[0] - begun < {CPU_SECONDS}:
+        hashlib.pbkdf2_hmac("sha256", b"one call of a library", b"that takes long", 50_000)
+    seconds, switches = used()
+print((switches - switched) / (seconds - begun))
+"""
+"""Prints how often in a second of its CPU it gave that up."""
+
+
+class ShortTurnsTests(TestCase):
+    """`short_turns`, around calls of some 20 ms."""
+
+    async def switches(self, how: str) -> float:
+        """How often in a second of its CPU a process gives that up."""
+        output, errors, status = await getProcessOutputAndValue(
+            sys.executable, ["-P", "-c", BUSY, how], env=child_environment()
+        )
+        self.assertEqual((errors, status), (b"", 0))
+        return float(output)
+
+    async def test_sleeps(self) -> None:
+        """A process gives its CPU up again and again; without, it keeps it."""
+        self.assertGreater(await self.switches("short"), 0.5 / TURN_SECONDS)
+        self.assertLess(await self.switches("long"), 0.1 / TURN_SECONDS)
+
+    def test_ends(self) -> None:
+        """There are no alarms once the work is done, or has failed."""
+        handler = signal.getsignal(signal.SIGALRM)
+        with contextlib.suppress(ZeroDivisionError), short_turns():
+            self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[1], TURN_SECONDS)
+            raise ZeroDivisionError
+        self.assertEqual(signal.getitimer(signal.ITIMER_REAL), (0.0, 0.0))
+        signal.signal(signal.SIGALRM, handler)
 
 
 class StandBackTests(TestCase):

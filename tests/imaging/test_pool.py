@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import numpy
+import psutil
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -17,10 +21,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.waiting import wait_until
+from twistedproxy.background import TURN_SECONDS
 from twistedproxy.demand import Demand, Level
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.imaging.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
-from twistedproxy.imaging.pool import RenderPool
+from twistedproxy.imaging.pool import MODULE, RenderPool
 
 STUB = "tests.imaging.stub_child"
 
@@ -289,6 +294,25 @@ class ReadyTests(PoolCase):
         pool.start()
         await pool.stop()
         self.assertEqual(pool.pids, [])
+
+
+class TurnTests(PoolCase):
+    """The real child, at work."""
+
+    async def test_short(self) -> None:
+        """It gives its CPU up again and again, also inside of a codec's calls."""
+        pool = self.pool(workers=1)
+        pool.module = MODULE
+        noise = numpy.frombuffer(random.Random(1).randbytes(12 << 20), numpy.uint8).reshape(2048, 2048, 3)
+        jpeg = imagecodecs.jpeg8_encode(noise)
+        call = {"op": "transcode", "media_type": "image/jxl"}
+        await pool.call(call, [jpeg])  # what is loaded and begun only once
+        child = psutil.Process(pool.pids[0])
+        before, begun = child.num_ctx_switches().voluntary, sum(child.cpu_times()[:2])
+        await pool.call(call, [jpeg])
+        used = sum(child.cpu_times()[:2]) - begun
+        self.assertGreater(used, 0.1)
+        self.assertGreater(child.num_ctx_switches().voluntary - before, 0.5 * used / TURN_SECONDS)
 
 
 class EndTests(PoolCase):

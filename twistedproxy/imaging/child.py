@@ -15,7 +15,7 @@ import resource
 import signal
 from typing import Any
 
-from twistedproxy.background import stand_back
+from twistedproxy.background import short_turns, stand_back
 from twistedproxy.imaging.messages import Message, read_message
 
 ADDRESS_SPACE = 8 << 30
@@ -37,7 +37,9 @@ def main() -> None:
     work = Work()
     _write(target, Message({"ready": True}))
     while (message := read_message(source.read)) is not None:
-        _write(target, work.answer(message))
+        with short_turns():
+            answer = work.answer(message)
+        _write(target, answer)
 
 
 def _die_with_parent() -> None:
