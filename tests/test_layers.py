@@ -40,6 +40,7 @@ SHARED = {
     "background",
     "cpus",
     "demand",
+    "digest",
     "listening",
     "log_json",
     "logs",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import struct
+import sys
 import termios
 from typing import Any
 from unittest import SkipTest
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
 from tests.waiting import wait_until
 from twistedproxy.imaging.messages import Message
-from twistedproxy.processes import PIPE_BYTES, READ_BYTES, ChildProcess
+from twistedproxy.processes import PIPE_BYTES, READ_BYTES, ChildProcess, child_environment
 
 ECHO = "tests.imaging.stub_child"
 
@@ -27,6 +29,40 @@ class Pieces(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.pieces.append(data)
+
+
+FREED = """
+import resource, sys
+from twistedproxy.processes import keep_freed_memory
+
+def faults():
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [bytes(15_000) for _ in range(500)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults()
+print(faults())
+"""
+"""Prints how many pages the system had to find when 7.5 MB were needed for the second time."""
+
+
+class MemoryTests(TestCase):
+    """`keep_freed_memory`."""
+
+    async def faults(self, how: str) -> int:
+        output, errors, status = await getProcessOutputAndValue(
+            sys.executable, ["-P", "-c", FREED, how], env=child_environment()
+        )
+        self.assertEqual((errors, status), (b"", 0))
+        return int(output)
+
+    async def test_kept(self) -> None:
+        """What was freed is used again without the system's help."""
+        if await self.faults("as it is") < 1000:
+            raise SkipTest("this C library keeps what is freed anyway")
+        self.assertLess(await self.faults("kept"), 100)
 
 
 class PipeTests(TestCase):

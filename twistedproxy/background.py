@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 NICENESS = 19
 
-TURN_SECONDS = 0.001
+TURN_SECONDS = 0.0005
 """The longest that such work keeps a CPU which another process of its session waits for."""
 
 _PR_SET_TIMERSLACK = 29  # linux/prctl.h
@@ -37,8 +37,8 @@ def short_turns() -> Iterator[None]:
 
     Linux picks even a SCHED_IDLE process now and then although another could run (it counts what each had so far), and
     lets it be until the next tick of its clock, up to 4 ms at the usual 250 Hz. Beside a rendering child that was 2 % of
-    all time: answers of the cache server took 2.0-2.7 ms at the 99th percentile (one connection without a pause; 0.5 ms
-    without rendering), and take 1.0 ms so. A picture takes some 5 % longer.
+    all time: answers from the cache server took 2.0-2.7 ms at the 99th percentile (one connection without a pause, two
+    CPUs; 0.5 ms without rendering), and take 0.8-0.9 ms so. A picture takes some 5-10 % longer.
     """
     _sleep_at_alarms()
     signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS, TURN_SECONDS)

@@ -1,8 +1,8 @@
-"""How much callers want of this worker now: work ahead, and work on pictures, stands back while they want much.
+"""How much callers want of this worker now: work ahead takes rests while they want much.
 
-What is counted are answers from the cache: their callers expect them at once, and there are many of them. Being nice
-alone does not keep them from waiting: where there are few CPUs, the kernel gives one that a background process has
-back only after up to a tick of its clock, a few milliseconds, now and then.
+What is counted are answers from the cache: their callers expect them at once, and there are many of them. That loads
+stand back (`twistedproxy.background`) does not keep them from waiting where there are few CPUs: what loads have the store,
+the cache server and the kernel do does not stand back.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Rooms:
         self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
         self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
-        self.imaging = open_imaging(reactor, settings, self.reader, self.cache, self.demand)
+        self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
         descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
         self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)

@@ -27,7 +27,7 @@ from twistedproxy.listening import descriptions
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
 from twistedproxy.privileges import Ports, changes_user, move_home
-from twistedproxy.processes import allow_open_files, leave_loaded_alone
+from twistedproxy.processes import allow_open_files, keep_freed_memory, leave_loaded_alone
 from twistedproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class ProxyService(Service):
         from twistedproxy.rooms import Rooms
 
         async def joining() -> None:
+            keep_freed_memory()
             leave_loaded_alone()
 
         output, listen = AccessLog(self._output), self._ports.listen

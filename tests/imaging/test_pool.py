@@ -17,12 +17,10 @@ import psutil
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.waiting import wait_until
 from twistedproxy.background import TURN_SECONDS
-from twistedproxy.demand import Demand, Level
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.imaging.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
 from twistedproxy.imaging.pool import MODULE, RenderPool
@@ -67,19 +65,10 @@ class PoolCase(TestCase):
 
     timeout = 30
 
-    def setUp(self) -> None:
-        self.demand = Demand(Clock(), lambda: 0.0, 2.0)
-
-    def want(self, level: Level) -> None:
-        """Callers want so much from the cache now."""
-        self.demand.level = level
-        for hears in self.demand.changed:
-            hears()
-
     def pool(self, workers: int = 2, queue: int = 10, seconds: float = 20.0) -> RenderPool:
         from twisted.internet import reactor
 
-        pool = RenderPool(reactor, workers, queue, seconds, self.demand, STUB)
+        pool = RenderPool(reactor, workers, queue, seconds, STUB)
         self.addCleanup(lambda: Deferred.fromCoroutine(pool.stop()))
         return pool
 
@@ -107,53 +96,6 @@ class CallTests(PoolCase):
         answers = await gatherResults([started(pool.call({"op": "slow", "seconds": 0.05})) for _ in range(6)])
         self.assertEqual(len({answer.head["pid"] for answer in answers}), 2)
         self.assertEqual(len(pool.pids), 2)
-
-    async def test_callers_first(self) -> None:
-        """While callers want much from the cache, one of two CPUs is left to that."""
-        pool = self.pool(workers=2)
-        slow = {"op": "slow", "seconds": 0.05}
-        await gatherResults([started(pool.call(slow)) for _ in range(4)])
-        self.assertEqual(len(pool.pids), 2)
-        self.want(Level.SOME)
-        answers = await gatherResults([started(pool.call(slow)) for _ in range(4)])
-        self.assertEqual(len({answer.head["pid"] for answer in answers}), 1)
-        self.want(Level.LITTLE)
-        answers = await gatherResults([started(pool.call(slow)) for _ in range(4)])
-        self.assertEqual(len({answer.head["pid"] for answer in answers}), 2)
-
-    async def test_callers_have_gone(self) -> None:
-        """Who waits because callers wanted much goes on, in a child that is started for it, once they don't."""
-        pool = self.pool(workers=2)
-        self.want(Level.MUCH)
-        hanging, waiting = started(pool.call({"op": "hang"})), started(pool.call({"op": "echo"}, [b"x"]))
-        await wait_until(lambda: pool.status()["waiting"] == 1, "one at work, one in the queue")
-        self.assertEqual(len(pool.pids), 1)
-        self.want(Level.LITTLE)
-        self.assertEqual((await waiting).blobs[0], b"x")
-        hanging.addErrback(lambda failure: failure.trap(ChildDied))
-
-    async def test_one_of_two_dies(self) -> None:
-        """Who waits for a place, while callers want much, gets it when the child that had it dies: in the other one."""
-        pool = self.pool(workers=2)
-        slow = {"op": "slow", "seconds": 0.05}
-        await gatherResults([started(pool.call(slow)) for _ in range(4)])
-        first, second = pool.pids
-        self.want(Level.SOME)
-        hanging, waiting = started(pool.call({"op": "hang"})), started(pool.call({"op": "echo"}))
-        os.kill(first, signal.SIGKILL)
-        await self.assertFailure(hanging, ChildDied)
-        self.assertEqual((await waiting).head["pid"], second)
-        self.assertEqual(pool.pids, [second], "without waiting for a new one")
-
-    async def test_all_of_them_go_on(self) -> None:
-        """When callers want little again, as many children are started as there may be and have something to do."""
-        pool = self.pool(workers=3)
-        self.want(Level.SOME)
-        calls = [started(pool.call({"op": "slow", "seconds": 0.05})) for _ in range(6)]
-        self.assertEqual(len(pool.pids), 1)
-        self.want(Level.LITTLE)
-        self.assertEqual(len(pool.pids), 3)
-        await gatherResults(calls)
 
     async def test_full_queue(self) -> None:
         """Beyond the queue's limit a call is refused at once; those in the queue are all done."""

@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
     parent, how, *command = arguments
     # A process group of its own: Ctrl-C in the terminal is for the parent, which ends us when it no longer needs us.
     # No session of its own: Linux shares the processors among sessions first (sched(7), autogroup), so that what works
-    # in the background of the parent's session would not stand back for us. With one, answers from here beside rendering
-    # took 3.7 ms at the 99th percentile, not 2.5 (one connection without a pause).
+    # in the background of the parent's session would not stand back for us. Beside rendering that was 1.5 times as long
+    # a wait, and is a tenth since `twistedproxy.background.short_turns`.
     os.setpgrp()
     if how == "pipe":
         return beside(command)

@@ -3,7 +3,6 @@
 - The first is started before anybody needs it, and one that ends has another in its place: whoever asks for a picture
   does not wait for a start.
 - A child does one call at a time; who finds none free waits in a queue that has a limit.
-- While callers want much from the cache, one CPU is left to that: fewer children work at once, but always one.
 - A child that ends fails the call that it was at, and those alone that need what it held; another one is started.
 - A child ends with the proxy, whatever way that ends.
 """
@@ -19,7 +18,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.demand import Demand, Level
 from twistedproxy.imaging.child_process import CRASHED, RenderingChild
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolError
 from twistedproxy.imaging.messages import Message
@@ -50,7 +48,6 @@ class RenderPool:
     workers: int
     queue: int
     seconds: float
-    demand: Demand
     module: str = MODULE
     _children: list[RenderingChild] = attrs.field(init=False, factory=list)
     _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
@@ -58,9 +55,6 @@ class RenderPool:
     _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
-
-    def __attrs_post_init__(self) -> None:
-        self.demand.changed.append(self._demand_changed)
 
     def start(self) -> None:
         """From now on have children ready before they are needed."""
@@ -83,11 +77,8 @@ class RenderPool:
 
     def status(self) -> dict[str, object]:
         """Facts for ``/status.json``."""
-        return {"children": len(self._children), "busy": self._busy, "waiting": len(self._waiting)}
-
-    @property
-    def _busy(self) -> int:
-        return sum(child.busy for child in self._children)
+        busy = sum(child.busy for child in self._children)
+        return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[Held] = None) -> Message:
         """Have a child do something; *held*: the child that holds what it is about.
@@ -112,7 +103,7 @@ class RenderPool:
             return child
         if len(self._waiting) >= self.queue:
             raise PoolBusy(f"{self.queue} pictures wait to be made already")
-        if held is None and self._room:
+        if held is None:
             self._start_one()
         waiting = _Waiting(Deferred(), held.child if held is not None else None)
         self._waiting.append(waiting)
@@ -123,20 +114,7 @@ class RenderPool:
                 self._waiting.remove(waiting)
             raise
 
-    @property
-    def _at_once(self) -> int:
-        """How many children may work at once."""
-        if self.demand.level is Level.LITTLE:
-            return self.workers
-        return max(1, min(self.workers, int(self.demand.cpus) - 1))
-
-    @property
-    def _room(self) -> bool:
-        return self._busy < self._at_once
-
     def _free(self, wanted: Optional[RenderingChild]) -> Optional[RenderingChild]:
-        if not self._room:
-            return None
         for child in self._children:
             if not child.busy and child.alive and wanted in (None, child):
                 child.busy = True
@@ -170,16 +148,6 @@ class RenderPool:
                 self._waiting.remove(waiting)
                 waiting.turn.callback(child)
 
-    def _demand_changed(self) -> None:
-        self._freed()
-        for _ in self._for_any():
-            if self._room and not self._stopped:
-                self._start_spare()
-
-    def _for_any(self) -> list[_Waiting]:
-        """Those who wait for whichever child."""
-        return [waiting for waiting in self._waiting if waiting.child is None]
-
     def _ended(self, child: RenderingChild, reason: Failure) -> None:
         """A child is gone."""
         self._children.remove(child)
@@ -190,9 +158,8 @@ class RenderPool:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         for waiting in [one for one in self._waiting if one.child is child]:
             self._fail(waiting, ChildDied(CRASHED))
-        self._freed()  # its place may be another's now
         try:
-            if self._for_any() and self._room:
+            if self._waiting:
                 self._start_one()
         except PoolBusy as busy:
             for waiting in list(self._waiting):

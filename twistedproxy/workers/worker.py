@@ -26,7 +26,7 @@ from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.listening import listening_on
 from twistedproxy.logs import AccessLog, begin_logging
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.processes import leave_loaded_alone
+from twistedproxy.processes import keep_freed_memory, leave_loaded_alone
 from twistedproxy.settings import Settings
 from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
@@ -82,6 +82,7 @@ class Worker:
         return [attrs.asdict(each) for each in rooms.served()]
 
     async def _join(self) -> None:
+        keep_freed_memory()
         leave_loaded_alone()
         await self.peer.call("join")
 
