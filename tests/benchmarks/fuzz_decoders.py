@@ -1,10 +1,9 @@
 """Damaged frames of every codec, decoded in child processes.
 
-    python -m tests.benchmarks.fuzz_decoders [--frames 10000] [--seed 0] [--codec NAME]
-
 Each codec has a child of its own, which is started again behind the frame that killed it. Said of each: how many
 frames were refused, how many decoded all the same (leaked: with memory that was not theirs), how many killed the child (with their seeds), the slowest, and
 how far the child's memory grew after its first tenth. A child may take 4 GB of address space and 20 s a frame.
+Run: ``python -m tests.benchmarks.fuzz_decoders``.
 """
 
 from __future__ import annotations

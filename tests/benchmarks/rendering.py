@@ -1,10 +1,9 @@
 """Rendered frames a second on one core, beside a plain Pillow loop over the same frames.
 
-    python -m tests.benchmarks.rendering [--seconds 2]
-
 Frames are 256 x 256 pieces of tissue. A downsampled frame is made of as many stored ones as it covers, in both loops.
 Time is the thread's own processor time: other work on the machine does not count. The loops take turns; the best
 turn of each counts.
+Run: ``python -m tests.benchmarks.rendering``.
 """
 
 from __future__ import annotations
