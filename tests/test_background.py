@@ -50,8 +50,8 @@ class ShortTurnsTests(TestCase):
 
     async def test_sleeps(self) -> None:
         """A process gives its CPU up again and again; without, it keeps it."""
-        self.assertGreater(await self.switches("short"), 0.5 / TURN_SECONDS)
-        self.assertLess(await self.switches("long"), 0.1 / TURN_SECONDS)
+        self.assertGreater(await self.switches("short"), 0.25 / TURN_SECONDS)
+        self.assertLess(await self.switches("long"), 0.05 / TURN_SECONDS)
 
     def test_ends(self) -> None:
         """There are no alarms once the work is done, or has failed."""

@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
     parent, how, *command = arguments
     # A process group of its own: Ctrl-C in the terminal is for the parent, which ends us when it no longer needs us.
     # No session of its own: Linux shares the processors among sessions first (sched(7), autogroup), so that what works
-    # in the background of the parent's session would not stand back for us. Beside rendering that was 1.5 times as long
-    # a wait, and is a tenth since `twistedproxy.background.short_turns`.
+    # in the background of the parent's session would not stand back for us. Beside rendering, callers waited 1.5 times as
+    # long for what we hold (with `twistedproxy.background.short_turns`: 1.1 times).
     os.setpgrp()
     if how == "pipe":
         return beside(command)
