@@ -40,18 +40,20 @@ def short_turns() -> Iterator[None]:
     all time: answers from the cache server took 2.0-2.7 ms at the 99th percentile (one connection without a pause, two
     CPUs; 0.5 ms without rendering), and take 0.8-0.9 ms so. A picture takes some 5-10 % longer.
     """
-    _sleep_at_alarms()
-    signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS, TURN_SECONDS)
+    with contextlib.suppress(OSError, AttributeError):  # another C library, or a sandbox: then without
+        _sleep_at_alarms()
+        signal.setitimer(signal.ITIMER_REAL, TURN_SECONDS, TURN_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(OSError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _sleep_at_alarms() -> None:
     """Have usleep(3) itself as the handler: one of Python's would have to wait for the end of the library's call.
 
-    It takes the signal's number, 14, for microseconds. signal(3) has interrupted system calls go on.
+    It takes the signal's number, 14, for microseconds. signal(3) has reads and writes go on that it interrupts.
     """
     library = ctypes.CDLL(None)
     library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)

@@ -96,6 +96,7 @@ class PictureTests(SynchronousTestCase):
             self.assertEqual(len(packed), PICTURE_HEAD + len(picture))
             self.assertEqual(unpack_picture(packed), (picture, digest, 5.25))
         self.assertRaises(BadEntry, unpack_picture, bytes(PICTURE_HEAD - 1))
+        self.assertRaises(ValueError, pack_picture, b"picture", b"short", 5.25)
 
 
 class GrantTests(SynchronousTestCase):

@@ -23,7 +23,7 @@ def main() -> None:
         if what == "slow":
             time.sleep(message.head["seconds"])
         if what == "garbage":
-            sys.stdout.buffer.write(b"\xff" * 100)
+            sys.stdout.buffer.write(b"\xff" * (1 << 20))
             sys.stdout.buffer.flush()
             continue
         if what == "fail":

@@ -92,14 +92,15 @@ class FormTests(RenderingCase):
 
     async def test_etags(self) -> None:
         """A picture has the ETag that follows from its type and bytes, whether it was just made or comes from the cache."""
-        made = slide(self.mktemp(), 2, 2, 64, "jpeg")
-        client = await self.shown(made, hot_memory=0)
-        for resource, media_type in (
-            ("frames/1/rendered", "image/png"),
-            ("frames/1/rendered", "image/jxl"),  # transcoded
-            ("frames/1/rendered", "image/jpeg"),  # as stored
-            ("rendered", "image/jpeg"),
+        many, one = slide(self.mktemp(), 2, 2, 64, "jpeg"), slide(self.mktemp(), 1, 1, 64, "jpeg")
+        for made, resource, media_type in (
+            (many, "frames/1/rendered", "image/png"),
+            (many, "frames/1/rendered", "image/jxl"),  # transcoded
+            (many, "frames/1/rendered", "image/jpeg"),  # as stored
+            (many, "rendered", "image/jpeg"),
+            (one, "rendered", "image/jpeg"),  # as stored, too
         ):
+            client = await self.shown(made, hot_memory=0)
             path, seen = f"/{made.resource}/{resource}", set()
             for query in ("", "", "?disable_caching=true"):
                 answer = await client.get(path + query, {"Accept": media_type})

@@ -1,7 +1,7 @@
 """Digests of answers, made so that nobody else waits for them: those of large ones in a thread.
 
-hashlib lets other threads run while it works; a millisecond for each MB. Pictures bring theirs with them: who made them
-made it, too.
+hashlib lets other threads run while it works; a millisecond for each MB. A single picture brings its own along: the child that
+made the one made the other.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ PICTURE_HEAD = _EXPIRY.size + DIGEST_BYTES
 
 def pack_picture(picture: bytes, digest: bytes, expires: float) -> bytes:
     """The expiry (8 bytes), the `content_digest` (16 bytes), the bytes of a picture that was made here. *expires*: see
-    `expiry`."""
+    `expiry`. Raises ValueError for what is no digest."""
+    if len(digest) != DIGEST_BYTES:  # the picture would be read from a wrong place
+        raise ValueError("a picture's digest has another length")
     return b"".join((_EXPIRY.pack(expires), digest, picture))
 
 

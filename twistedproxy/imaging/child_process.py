@@ -48,7 +48,7 @@ class RenderingChild(Protocol):
         self._reactor = reactor
         self._freed = freed
         self._ended = ended
-        self._reader = MessageReader()
+        self._reader: Optional[MessageReader] = MessageReader()
         self.process = ChildProcess(self, hears=0, speaks=1, said=self._said)
         self.ready = False
         self.busy = True
@@ -115,11 +115,14 @@ class RenderingChild(Protocol):
         self._log.warn("a rendering child said: {text}", text=data.decode("utf-8", "replace").strip()[:MAX_SAID])
 
     def dataReceived(self, data: bytes) -> None:
+        if self._reader is None:
+            return  # what was in its pipe when it was ended
         try:
             for message in self._reader.feed(data):
                 self._hear(message)
         except BadMessage as error:
             self._log.warn("a rendering child was not understood: {reason}", reason=str(error))
+            self._reader = None
             self.process.kill()
 
     def _hear(self, message: Message) -> None:

@@ -41,8 +41,8 @@ class Message:
 
 
 class MessageReader:
-    """Feed it what comes, in any pieces; it gives whole messages. Large byte strings are copied once, as they come: at the
-    end of one of some MB there is nothing left to do that takes long."""
+    """Feed it what comes, in any pieces; it gives whole messages. Byte strings are put together as they come: at the end of one
+    of many MB there is nothing left to do that takes long."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
@@ -51,7 +51,7 @@ class MessageReader:
         self._part = BytesIO()
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that *data* completes. Raises `BadMessage`."""
+        """The messages that *data* completes. Raises `BadMessage`, after which it must not be fed any more."""
         view = memoryview(data)
         while len(view) >= self._missing:
             self._part.write(view[: self._missing])

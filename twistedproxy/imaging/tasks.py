@@ -101,10 +101,9 @@ class Limits:
 
 @attrs.frozen
 class Pictures:
-    """Bytes of pictures in the order asked for, with the `content_digest` of each, or without where they were not made, and
-    where they came from, counted by number: *cached* from the cache,
-    *made* for this request, *shared* with another that asked for the same. *forwarded*: those of the made and the shared
-    for which the origin was asked for frames."""
+    """Bytes of pictures in the order asked for, and where they came from, counted by number: *cached* from the cache, *made*
+    for this request, *shared* with another that asked for the same. *forwarded*: those of the made and the shared for which
+    the origin was asked for frames. *digests*: the `content_digest` of each; none where they are stored frames."""
 
     data: Sequence[bytes]
     metadata: InstanceMetadata
