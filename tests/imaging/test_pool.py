@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 import imagecodecs
 import numpy
@@ -24,6 +25,7 @@ from twistedproxy.background import TURN_SECONDS
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.imaging.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
 from twistedproxy.imaging.pool import MODULE, RenderPool
+from twistedproxy.processes import child_environment
 
 STUB = "tests.imaging.stub_child"
 
@@ -238,25 +240,50 @@ class ReadyTests(PoolCase):
         self.assertEqual(pool.pids, [])
 
 
+RIVAL = """
+import os, sys
+from twistedproxy.background import stand_back
+stand_back()
+print("ready", flush=True)
+while os.getppid() == int(sys.argv[1]):
+    pass
+"""
+"""Wants all of a CPU, and stands back as much as a rendering child does."""
+
+
 class TurnTests(PoolCase):
     """The real child, at work."""
 
     timeout = 120  # it runs only where nothing else wants to
 
+    def rival(self) -> int:
+        """The process that runs `RIVAL` until the test ends."""
+        command = [sys.executable, "-P", "-c", RIVAL, str(os.getpid())]
+        process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        assert process.stdout is not None
+        self.addCleanup(process.stdout.close)
+        self.assertEqual(process.stdout.readline(), b"ready\n")
+        return process.pid
+
     async def test_short(self) -> None:
-        """It gives its CPU up again and again, also inside of a codec's calls."""
+        """It lets others have its CPU each time, also inside of a codec's calls."""
+        if not hasattr(os, "sched_setaffinity"):
+            raise SkipTest("this system lets no process choose its CPU")
         pool = self.pool(workers=1, seconds=90.0)
         pool.module = MODULE
+        await pool.call({"op": "drop", "number": 0})  # it has come up
         noise = numpy.frombuffer(random.Random(1).randbytes(12 << 20), numpy.uint8).reshape(2048, 2048, 3)
         jpeg = imagecodecs.jpeg8_encode(noise)
-        call = {"op": "transcode", "media_type": "image/jxl"}
-        await pool.call({"op": "drop", "number": 0})  # it has come up
         child = psutil.Process(pool.pids[0])
-        before, begun = child.num_ctx_switches().voluntary, sum(child.cpu_times()[:2])
-        await pool.call(call, [jpeg])
+        for pid in (child.pid, self.rival()):
+            os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))])
+        before, begun = child.num_ctx_switches().involuntary, sum(child.cpu_times()[:2])
+        await pool.call({"op": "transcode", "media_type": "image/jxl"}, [jpeg])
         used = sum(child.cpu_times()[:2]) - begun
         self.assertGreater(used, 0.1)
-        self.assertGreater(child.num_ctx_switches().voluntary - before, 0.25 * used / TURN_SECONDS)
+        self.assertGreater(child.num_ctx_switches().involuntary - before, 0.5 * used / TURN_SECONDS)
 
 
 class EndTests(PoolCase):
@@ -273,6 +300,16 @@ class EndTests(PoolCase):
         await self.assertFailure(waiting, PoolBusy)
         await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
         self.assertRaises(ProcessLookupError, os.kill, pid, 0)
+
+    async def test_interrupted(self) -> None:
+        """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""
+        pool = self.pool(workers=1)
+        pool.module = MODULE
+        await pool.call({"op": "drop", "number": 0})
+        (child,) = pool.pids
+        os.kill(child, signal.SIGINT)
+        await pool.call({"op": "drop", "number": 0})
+        self.assertEqual(pool.pids, [child])
 
     async def test_no_child_comes_up(self) -> None:
         """Where children do not start, calls fail at once for a while, instead of starting one after the other."""

@@ -28,6 +28,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     """Serve until standard input ends."""
     _die_with_parent()
+    # Ctrl-C in a terminal is for the proxy, which ends us in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = _own_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
