@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.waiting import wait_until
 from twistedproxy.background import TURN_SECONDS
+from twistedproxy.imaging import child_process
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.imaging.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
 from twistedproxy.imaging.pool import MODULE, RenderPool
@@ -251,10 +252,13 @@ while os.getppid() == int(sys.argv[1]):
 """Wants all of a CPU, and stands back as much as a rendering child does."""
 
 
-class TurnTests(PoolCase):
+class RealChildTests(PoolCase):
     """The real child, at work."""
 
     timeout = 120  # it runs only where nothing else wants to
+
+    def setUp(self) -> None:
+        self.patch(child_process, "START_SECONDS", 90.0)
 
     def rival(self) -> int:
         """The process that runs `RIVAL` until the test ends."""
@@ -285,6 +289,16 @@ class TurnTests(PoolCase):
         self.assertGreater(used, 0.1)
         self.assertGreater(child.num_ctx_switches().involuntary - before, 0.5 * used / TURN_SECONDS)
 
+    async def test_interrupted(self) -> None:
+        """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""
+        pool = self.pool(workers=1, seconds=90.0)
+        pool.module = MODULE
+        await pool.call({"op": "drop", "number": 0})
+        (child,) = pool.pids
+        os.kill(child, signal.SIGINT)
+        await pool.call({"op": "drop", "number": 0})
+        self.assertEqual(pool.pids, [child])
+
 
 class EndTests(PoolCase):
     """Ends."""
@@ -300,16 +314,6 @@ class EndTests(PoolCase):
         await self.assertFailure(waiting, PoolBusy)
         await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
         self.assertRaises(ProcessLookupError, os.kill, pid, 0)
-
-    async def test_interrupted(self) -> None:
-        """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""
-        pool = self.pool(workers=1)
-        pool.module = MODULE
-        await pool.call({"op": "drop", "number": 0})
-        (child,) = pool.pids
-        os.kill(child, signal.SIGINT)
-        await pool.call({"op": "drop", "number": 0})
-        self.assertEqual(pool.pids, [child])
 
     async def test_no_child_comes_up(self) -> None:
         """Where children do not start, calls fail at once for a while, instead of starting one after the other."""
