@@ -24,6 +24,9 @@ from typing import Optional
 
 import psutil
 from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
+
+from twistedproxy.processes import child_environment
 
 STOP_SECONDS = 15.0  # an orderly end after SIGTERM; SIGKILL follows
 READY_SECONDS = 30.0
@@ -65,6 +68,15 @@ def python_environment(more: Optional[Mapping[str, str]] = None) -> dict[str, st
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("TWISTEDPROXY_")}
     path = [str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", **(more or {})}
+
+
+async def printed(program: str, *arguments: str) -> str:
+    """What *program*, Python that finds what a child of the proxy finds, prints. Raises AssertionError where it fails or says
+    anything else."""
+    command = ["-P", "-c", program, *arguments]
+    output, errors, status = await getProcessOutputAndValue(sys.executable, command, env=child_environment())
+    assert (errors, status) == (b"", 0), (errors, status)
+    return output.decode()
 
 
 class Child:

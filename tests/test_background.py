@@ -6,13 +6,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from unittest import SkipTest
 
-from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
-from tests.processes import end, tied
+from tests.processes import end, printed, tied
 from tests.waiting import wait_until
 from twistedproxy.background import TURN_SECONDS, short_turns
 from twistedproxy.processes import child_command, child_environment
@@ -52,11 +50,7 @@ class ShortTurnsTests(TestCase):
 
     async def turns(self, how: str) -> float:
         """How many turns a process has in a second of its CPU."""
-        output, errors, status = await getProcessOutputAndValue(
-            sys.executable, ["-P", "-c", BUSY, how], env=child_environment()
-        )
-        self.assertEqual((errors, status), (b"", 0))
-        return float(output)
+        return float(await printed(BUSY, how))
 
     async def test_yields(self) -> None:
         """Others get a CPU that they want each time; without, at the ticks of the kernel's clock."""

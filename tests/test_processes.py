@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import struct
-import sys
 import termios
 from typing import Any
 from unittest import SkipTest
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
-from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
+from tests.processes import printed
 from tests.waiting import wait_until
 from twistedproxy.imaging.messages import Message
-from twistedproxy.processes import PIPE_BYTES, READ_BYTES, ChildProcess, child_environment
+from twistedproxy.processes import PIPE_BYTES, READ_BYTES, ChildProcess
 
 ECHO = "tests.imaging.stub_child"
 
@@ -37,7 +36,7 @@ from twistedproxy.processes import keep_freed_memory
 
 def faults():
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    pieces = [bytes(int(sys.argv[2])) for _ in range(int(sys.argv[3]))]
+    pieces = [b"x" * int(sys.argv[2]) for _ in range(int(sys.argv[3]))]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
 
 if sys.argv[1] == "kept":
@@ -51,11 +50,7 @@ class MemoryTests(TestCase):
     """`keep_freed_memory`."""
 
     async def faults(self, how: str, size: int, count: int) -> int:
-        output, errors, status = await getProcessOutputAndValue(
-            sys.executable, ["-P", "-c", FREED, how, str(size), str(count)], env=child_environment()
-        )
-        self.assertEqual((errors, status), (b"", 0))
-        return int(output)
+        return int(await printed(FREED, how, str(size), str(count)))
 
     async def test_kept(self) -> None:
         """What was freed is used again without the system's help, by the frames of a slide and by a radiograph."""
