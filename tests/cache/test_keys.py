@@ -61,6 +61,18 @@ class KeyTests(SynchronousTestCase):
         self.assertEqual(instance_keys(short), instance_keys(long))
         self.assertEqual(scope_key(Scope(short.origin, short.root)), scope_key(Scope(long.origin, long.root)))
 
+    def test_one_store(self) -> None:
+        """Other paths of a host have entries of their own, and the same generations: what is stored by one is invalidated
+        below all. Another host, and another folder, have others."""
+        read, write = (Instance("http://pacs.test/dw", root, *A.uids) for root in ("/wadors", "/stowrs"))
+        mounted = Instance("http://pacs.test/dw/wadors", "", *A.uids)
+        self.assertNotEqual(instance_keys(read).entry, instance_keys(write).entry)
+        for one in (write, mounted):
+            self.assertEqual(instance_keys(read).generations, instance_keys(one).generations)
+        folders = [Instance(f"file:/{name}", "", *A.uids) for name in "ab"]
+        others = [*folders, Instance("http://pacs.test:8080/dw", "/wadors", *A.uids)]
+        self.assertEqual(len({instance_keys(one).generations for one in (read, *others)}), 4)
+
     def test_a_fence_needs_all_generations(self) -> None:
         """One missing: none. Each counts, and so does where one ends."""
         self.assertIsNone(fence_of([b"a", None, b"c", b"d"]))

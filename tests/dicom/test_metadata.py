@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 from hypothesis import given, settings
@@ -62,9 +62,9 @@ FACTS = InstanceMetadata(
 )
 
 
-def parse(answer: object, size: int = 1 << 20) -> InstanceMetadata:
+def parse(answer: object, size: int = 1 << 20, uids: Optional[tuple[str, str, str]] = None) -> InstanceMetadata:
     data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    parser = MetadataParser()
+    parser = MetadataParser(uids)
     for start in range(0, len(data), size):
         parser.feed(data[start : start + size])
     return parser.close()
@@ -149,11 +149,27 @@ class ReadingTests(SynchronousTestCase):
             self.assertEqual(parse(answer).has_icc_profile, expected, (paths, top))
         self.assertFalse(parse([{"00480106": element("SQ", {"00282000": inline})}]).has_icc_profile)
 
-    def test_several_objects(self) -> None:
-        """Of several instances the first counts, even if what follows is broken; a bare object is read too."""
-        self.assertEqual(parse([SLIDE, {}]), FACTS)
-        self.assertEqual(parse(json.dumps([SLIDE]).encode()[:-1] + b", nonsense"), FACTS)
-        self.assertEqual(parse(SLIDE), FACTS)
+    def test_not_one_object(self) -> None:
+        """Metadata of one instance are an array of one object: a gateway's refusal is none, nor is a search's answer."""
+        for answer in ([SLIDE, {}], [SLIDE, SLIDE], SLIDE, {"error": "access denied"}, [[SLIDE]]):
+            self.assertRaises(BadMetadata, parse, answer)
+        self.assertRaises(BadMetadata, parse, json.dumps([SLIDE]).encode()[:-1] + b", nonsense")
+
+    def test_of_the_instance(self) -> None:
+        """Only the metadata of the instance that was asked for are its metadata: study, series and instance are theirs."""
+        uids = ("1.2", "1.2.3", "1.2.3.4")
+        right = {"t0020000D": "1.2", "t0020000E": "1.2.3", "t00080018": "1.2.3.4"}
+        elements = {name: element("UI", value) for name, value in right.items()}
+        data = json.dumps(changed(**elements)).encode()
+        for size in (1, len(data)):
+            self.assertEqual(parse(data, size, uids), FACTS)
+        for name in right:
+            for wrong in (element("UI", "1.2.3.5"), element("UI"), element("UI", ""), element("UI", 5), {"vr": "UI"}):
+                self.assertRaises(BadMetadata, parse, changed(**{**elements, name: wrong}), 1 << 20, uids)
+            missing = {other: value for other, value in elements.items() if other != name}
+            self.assertRaises(BadMetadata, parse, changed(**missing), 1 << 20, uids)
+        nested = {**SLIDE, "00081115": element("SQ", {name[1:]: value for name, value in elements.items()})}
+        self.assertRaises(BadMetadata, parse, [nested], 1 << 20, uids)
 
     def test_no_instance(self) -> None:
         """An empty array, an error page, another JSON and nothing at all are errors."""
@@ -161,12 +177,11 @@ class ReadingTests(SynchronousTestCase):
             self.assertRaises(BadMetadata, parse, answer)
 
     def test_every_truncation(self) -> None:
-        """An answer that ends within its instance is an error."""
+        """An answer that ends within its array is an error."""
         data = json.dumps(changed(t00480105=element("SQ"))).encode()
-        for length in range(0, len(data) - 1, 7):
+        for length in [*range(0, len(data) - 1, 7), len(data) - 2, len(data) - 1]:
             self.assertRaises(BadMetadata, parse, data[:length])
-        self.assertRaises(BadMetadata, parse, data[:-2])
-        self.assertEqual(parse(data[:-1]).frames, 10000)
+        self.assertEqual(parse(data + b"\r\n").frames, 10000)
 
     @settings(max_examples=200, deadline=None)
     @given(

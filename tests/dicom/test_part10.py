@@ -129,6 +129,22 @@ class EveryEncoding(SynchronousTestCase):
                 slide(path, 2, 2, encoding.side or 33, name, OffsetTable.NONE, 3)
                 self.assert_same(path)
 
+    def test_uids(self) -> None:
+        """The file says which instance it is, as soon as that has come and after its last frame."""
+        made = slide(self.folder / "uids", 1, 2, 33)
+        stream = Part10Stream()
+        self.assertEqual(stream.uids, ("", "", ""))
+        for byte in made.path.read_bytes():
+            stream.feed(bytes([byte]))
+            if all(stream.uids):
+                break
+        self.assertIsNone(stream.metadata)
+        uids = (made.study, made.series, made.sop)
+        self.assertEqual(stream.uids, uids)
+        stream = Part10Stream()
+        stream.feed(made.path.read_bytes())
+        self.assertEqual(stream.uids, uids)
+
     def test_every_cut(self) -> None:
         """Small files of every encoding, cut in two at every byte and read byte by byte."""
         for name, encoding in ENCODINGS.items():

@@ -38,7 +38,8 @@ def frames(*numbers: int) -> list[Frame]:
 
 @attrs.define(eq=False)
 class MemoryOrigin:
-    """Lets *readers* read; notes what it was asked for. *gate*: what frame requests wait for."""
+    """Lets *readers* read; notes what it was asked for. *gate*: what frame requests wait for. *failure*, *refusal*: what
+    becomes of frames, and of metadata, for those who may read."""
 
     readers: set[bytes] = attrs.Factory(lambda: {ALICE.credential})
     metadata_value: InstanceMetadata = METADATA
@@ -46,6 +47,7 @@ class MemoryOrigin:
     gate: Optional[Deferred[None]] = None
     cancelled: int = 0
     failure: Optional[Exception] = None
+    refusal: Optional[Exception] = None
     url: str = INSTANCE.origin
 
     def _check(self, caller: Caller) -> None:
@@ -55,11 +57,9 @@ class MemoryOrigin:
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         self.asked.append(("metadata", caller.credential))
         self._check(caller)
+        if self.refusal is not None:
+            raise self.refusal
         return self.metadata_value
-
-    async def readable(self, instance: Instance, caller: Caller) -> bool:
-        self.asked.append(("readable", caller.credential))
-        return caller.credential in self.readers
 
     async def frames(
         self,

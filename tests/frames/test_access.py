@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, Access
+from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, RENEWED_BY_METADATA, Access
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.origin.errors import OriginBusy, OriginRefused
+from twistedproxy.origin.errors import OriginBadAnswer, OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller
 
 TTL = 600.0
@@ -22,10 +22,9 @@ TTL = 600.0
 
 @attrs.define(eq=False)
 class SlowOrigin(MemoryOrigin):
-    """Metadata and searches wait for *answer*; *error* is what they end with."""
+    """Metadata wait for *answer*."""
 
     answer: Optional[Deferred[None]] = None
-    error: Optional[Exception] = None
 
     async def metadata(self, instance: object, caller: Caller) -> InstanceMetadata:
         if self.answer is not None:
@@ -33,12 +32,6 @@ class SlowOrigin(MemoryOrigin):
             await self.answer
             self.asked.pop()
         return await super().metadata(instance, caller)  # type: ignore[arg-type]
-
-    async def readable(self, instance: object, caller: Caller) -> bool:
-        found = await super().readable(instance, caller)  # type: ignore[arg-type]
-        if self.error is not None:
-            raise self.error
-        return found
 
 
 class AccessCase(SynchronousTestCase):
@@ -153,10 +146,6 @@ class RenewalTests(AccessCase):
         self.grant = self.successResultOf(self.ask())
         self.clock.advance(0.8 * TTL)
 
-    def searches(self) -> int:
-        """How often the origin was asked."""
-        return len(self.origin.asked_for("readable"))
-
     def test_renewed(self) -> None:
         """A spent grant is replaced by one that lasts as long again, for other workers too."""
         self.renew(self.grant)
@@ -166,24 +155,59 @@ class RenewalTests(AccessCase):
         found = self.worker().from_reading(ALICE, INSTANCE, self.reading())
         self.assertEqual(found.expires if found else None, 1.8 * TTL)
 
+    def test_by_the_thing_itself(self) -> None:
+        """Only an answer that gives the instance renews: its metadata, or a frame where these may be large."""
+        self.renew(self.grant)
+        self.assertEqual(self.origin.asked[1:], [("metadata", ALICE.credential)])
+        self.origin.metadata_value = attrs.evolve(METADATA, frames=RENEWED_BY_METADATA + 1)
+        grant = self.successResultOf(self.ask())
+        self.origin.asked.clear()
+        self.clock.advance(0.8 * TTL)
+        self.renew(grant)
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+        self.assertGreater(self.grant_end(), grant.expires)
+
+    def test_frame_refused_for_another_reason(self) -> None:
+        """A store that gives no single frames may give metadata."""
+        self.origin.metadata_value = attrs.evolve(METADATA, frames=RENEWED_BY_METADATA + 1)
+        grant = self.successResultOf(self.ask())
+        self.clock.advance(0.8 * TTL)
+        for failure in (OriginRefused(406, (), b""), OriginRefused(404, (), b""), OriginBadAnswer("a page")):
+            self.origin.failure = failure
+            self.origin.asked.clear()
+            self.renew(grant)
+            self.assertEqual(self.origin.asked_for("metadata"), [ALICE.credential])
+            grant = self.access.known(ALICE, INSTANCE) or grant
+            self.clock.advance(0.8 * TTL)
+
     def test_denied(self) -> None:
-        """After a denial nobody asks again until the grant's end."""
-        self.origin.readers.clear()
-        for _ in range(5):
-            self.renew(self.grant)
-            self.clock.advance(10)
-        self.assertEqual(self.searches(), 1)
+        """A denial ends the grant at once, here and in the cache, by metadata and by a frame."""
+        for frames in (1, RENEWED_BY_METADATA + 1):
+            self.origin.readers.add(ALICE.credential)
+            self.origin.metadata_value = attrs.evolve(METADATA, frames=frames)
+            grant = self.successResultOf(self.ask())
+            self.clock.advance(0.8 * TTL)
+            self.origin.readers.clear()
+            self.renew(grant)
+            self.assertIsNone(self.access.known(ALICE, INSTANCE))
+            self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
 
     def test_failed(self) -> None:
         """After a failure it is tried again, but not with every request."""
-        self.origin.error = OriginBusy("later")
+        self.origin.refusal = OriginBusy("later")
         for _ in range(5):
             self.renew(self.grant)
-        self.assertEqual(self.searches(), 1)
-        self.origin.error = None
+        self.assertEqual(len(self.origin.asked_for("metadata")), 2)  # one won the grant
+        self.origin.refusal = None
         self.clock.advance(RENEWAL_PAUSE)
         self.renew(self.grant)
-        self.assertEqual(self.searches(), 2)
+        self.assertEqual(len(self.origin.asked_for("metadata")), 3)
+
+    def grant_end(self) -> float:
+        """When the grant that is known ends."""
+        known = self.access.known(ALICE, INSTANCE)
+        assert known is not None
+        return known.expires
 
 
 class GrantsTests(SynchronousTestCase):

@@ -47,12 +47,16 @@ class CoversTests(SynchronousTestCase):
         """A scope covers what lies in it, at each level, and nothing else."""
         for scope in (ROOT, STUDY, SERIES, INSTANCE.scope):
             self.assertTrue(covers(scope, INSTANCE))
-        for origin, root in (("http://store.test", "/dicom-web"), ("", INSTANCE.origin)):
-            self.assertTrue(covers(Scope(origin, root, INSTANCE.study), INSTANCE), "another mount of the same store")
+        for origin, root in (
+            ("http://store.test", "/dicom-web"),
+            ("http://store.test", ""),
+            (INSTANCE.origin, "/stowrs"),
+        ):
+            self.assertTrue(covers(Scope(origin, root, INSTANCE.study), INSTANCE), "another path of the same store")
         for scope in (
             Scope("http://other", ""),
-            Scope("http://store.test", ""),
-            Scope(INSTANCE.origin, "/projects/a"),
+            Scope("http://store.test:8042/dicom-web", ""),
+            Scope("file:/store.test/dicom-web", ""),
             attrs.evolve(STUDY, study="1.3"),
             attrs.evolve(SERIES, series="1.3"),
             attrs.evolve(INSTANCE.scope, sop="1.3"),

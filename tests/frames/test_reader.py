@@ -288,25 +288,24 @@ class GrantTests(ReaderCase):
         self.failureResultOf(self.ask(1, reader=self.room.reader()), OriginRefused)
 
     def test_grant_is_renewed(self) -> None:
-        """A grant that is used when three quarters are spent is renewed by a search, and lasts on."""
+        """A grant that is used when three quarters are spent is renewed, and lasts on."""
         self.got(1)
         self.room.clock.advance(440)
         self.got(1)
-        self.assertEqual(self.origin.asked_for("readable"), [])
+        self.assertEqual(self.origin.asked_for("metadata"), [ALICE.credential])
         self.room.clock.advance(20)
         self.got(1)
-        self.assertEqual(self.origin.asked_for("readable"), [ALICE.credential])
+        self.assertEqual(self.origin.asked_for("metadata"), 2 * [ALICE.credential])
         self.room.clock.advance(300)
         self.got(1)
-        self.assertEqual(self.origin.asked_for("metadata"), [ALICE.credential])
+        self.assertEqual(self.origin.asked_for("metadata"), 2 * [ALICE.credential])
 
-    def test_no_renewal_for_the_refused(self) -> None:
-        """A renewal that the origin denies leaves the grant to its end."""
+    def test_denied_renewal(self) -> None:
+        """A renewal that the origin denies ends the grant for the next request."""
         self.got(1)
         self.origin.readers.clear()
         self.room.clock.advance(460)
         self.assertEqual(self.got(1).frames, frames(1))
-        self.room.clock.advance(140)
         self.failureResultOf(self.ask(1), OriginRefused)
 
     def test_forgotten(self) -> None:

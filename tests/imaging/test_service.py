@@ -81,7 +81,7 @@ class Telling(MemoryOrigin):
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         self.asked.append(("forward", request.path))
-        return OriginResponse(200, (), BytesStream(b"[{}]"))
+        return OriginResponse(200, ((b"Content-Type", b"application/dicom+json"),), BytesStream(b"[{}]"))
 
 
 class ServiceCase(SynchronousTestCase):

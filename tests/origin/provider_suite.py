@@ -95,19 +95,13 @@ class OriginSuite:
                 (metadata.frames, metadata.rows, metadata.columns), (len(one.frames), one.rows, one.columns)
             )
 
-    async def test_readable(self) -> None:
-        """A caller may read what is there."""
-        origin, known = await self.started()
-        self.assertTrue(await origin.readable(known[0].at(origin), CALLER))
-
     async def test_unknown_instance(self) -> None:
-        """An instance that is not there is refused with the origin's own answer, and is not readable."""
+        """An instance that is not there is refused with the origin's own answer."""
         origin, known = await self.started()
         absent = attrs.evolve(known[0], sop=UNKNOWN).at(origin)
         with self.assertRaises(OriginRefused) as caught:
             await origin.metadata(absent, CALLER)
         self.assertIn(caught.exception.status, (400, 404))
-        self.assertFalse(await origin.readable(absent, CALLER))
 
     async def test_frame_past_the_end(self) -> None:
         """A frame that the instance does not have is an error, whatever else is asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Optional
 
 import attrs
@@ -12,7 +13,9 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import MIB, PrefetchCase
-from tests.slides import Made, OffsetTable, loop, slide
+from tests.slides import Made, OffsetTable
+from tests.slides import loop as any_loop
+from tests.slides import slide as any_slide
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expires_of, frame_name, unpack_frame, was_prefetched
@@ -23,6 +26,10 @@ from twistedproxy.prefetch.loaders import InProcessLoader, LoadTask, turns
 from twistedproxy.prefetch.provisional import OUTSTANDING_BYTES, ProvisionalFrames
 
 NATIVE = "1.2.840.10008.1.2.1"
+
+
+UIDS = {"study": INSTANCE.study, "series": INSTANCE.series, "sop": INSTANCE.sop}
+slide, loop = partial(any_slide, **UIDS), partial(any_loop, **UIDS)
 
 
 class Pieces:
@@ -239,6 +246,17 @@ class ProvisionalTests(LoadCase):
         stream, loading = self.half_loaded()
         stream.end()
         self.assertIn("ended within its pixel data", self.failed(stream, loading, Withdrawn))
+
+    def test_another_instance(self) -> None:
+        """The file of another instance is none of this one's."""
+        for other in ({"study": "1.9"}, {"series": "1.9"}, {"sop": "1.9"}):
+            made = any_slide(self.mktemp(), 3, 4, 64, **{**UIDS, **other})
+            stream = Pieces()
+            loading = self.begin(stream, self.metadata(made))
+            stream.give(made.path.read_bytes())
+            stream.end()
+            self.assertIn("not of the instance", self.failed(stream, loading, LoadFailed))
+            self.assertEqual(self.entries(12), {})
 
     def test_cancelled(self) -> None:
         """The load is given up."""

@@ -37,6 +37,8 @@ class MemoryStore(MemoryOrigin):
         self.asked.append(("metadata", caller.credential))
         if (b"Authorization", MALLORY.encode("ascii")) in caller.headers:
             raise OriginRefused(403, (), b"no")
+        if self.refusal is not None:
+            raise self.refusal
         self.readers.add(caller.credential)
         return self.metadata_value
 

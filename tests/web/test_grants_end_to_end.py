@@ -114,12 +114,11 @@ class OneProxyTests(GrantCase):
         self.assert_refused(await self.frame(proxy, ALICE))
 
     async def test_renewal(self) -> None:
-        """A grant in use is renewed in the background by a search; the one who asked does not wait for it."""
+        """A grant in use is renewed in the background; the one who asked does not wait for it."""
         proxy = await self.started()
         await self.frame(proxy, ALICE)
         proxy.wall.now += 500
-        gate = self.origin.hold("/instances")
-        gate.matches = lambda seen: "SOPInstanceUID" in seen.query  # type: ignore[method-assign, assignment]
+        gate = self.origin.hold("/metadata")
         self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
         await gate.reached()
         self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
@@ -129,19 +128,31 @@ class OneProxyTests(GrantCase):
         proxy.wall.now += 300
         self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
         self.assertEqual(len(gate.waiting), 1)
-        self.assertEqual(len(self.origin.lines("/metadata")), 1)
+        self.assertEqual(len(self.origin.lines("/metadata")), 2)
 
-    async def test_denied_renewals_are_not_repeated(self) -> None:
-        """A viewer at work does not send a search with every frame while its grant runs out."""
+    async def test_failed_renewals_are_not_repeated(self) -> None:
+        """A viewer at work does not ask for a renewal with every frame while its grant runs out."""
         proxy = await self.started()
         await self.frame(proxy, ALICE)
-        self.origin.fail(faults.Answer(204), lambda seen: "SOPInstanceUID" in seen.query, None)
+        self.origin.fail(faults.Answer(500), "/metadata", None)
         proxy.wall.now += 500
         for _ in range(5):
             self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
-        await self.origin.requested(lambda seen: "SOPInstanceUID" in seen.query)
+        await self.origin.requested("/metadata", 2)
         await self.frame(proxy, ALICE)
-        self.assertEqual(len(self.origin.lines(lambda seen: "SOPInstanceUID" in seen.query)), 1)
+        self.assertEqual(len(self.origin.lines("/metadata")), 2)
+
+    async def test_denied_renewal(self) -> None:
+        """A renewal that the origin denies ends the right to what is cached, hot or not; a search that it still answers
+        does not prolong it."""
+        proxy = await self.started(hot_memory=1 << 24)
+        for _ in range(3):
+            await self.frame(proxy, ALICE)
+        self.origin.fail(faults.Answer(403), lambda seen: "SOPInstanceUID" not in seen.query, None)
+        proxy.wall.now += 500
+        self.assertEqual((await self.frame(proxy, ALICE)).status, 200)
+        await wait_until(lambda: not len(proxy.rooms.access.grants))
+        self.assertEqual((await self.frame(proxy, ALICE)).status, 403)
 
     async def test_others_after_a_refused_fetch(self) -> None:
         """When the one who fetches is refused meanwhile, the others share one new fetch, and get the frame."""

@@ -17,6 +17,7 @@ from tests.web.hot_support import ALICE, BEGAN, FRAMES, MALLORY, HotProxy, reque
 from tests.web.support import STORED, ProxyCase
 from twistedproxy.dicom.address import Scope
 from twistedproxy.frames.entries import frame_name, pack_frames
+from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.settings import MIB
 from twistedproxy.web.hot import CHECK_SECONDS, TAKEN_BACK_SECONDS
 
@@ -70,11 +71,7 @@ class WorkerTests(SynchronousTestCase):
 
     def test_grant_ends(self) -> None:
         """When the grant ends, and the origin says no, the next request is refused."""
-
-        async def refuse(*_arguments: Any) -> Any:
-            return False
-
-        self.proxy.store.readable = refuse  # type: ignore[method-assign, assignment]
+        self.proxy.store.refusal = OriginRefused(500, (), b"not just now")
         self.proxy.clock.advance(599.0)
         self.assertEqual("hit", self.proxy.get(1).outcome)
         self.assertEqual("hit", self.proxy.get(1).outcome)  # a grant that is mostly spent

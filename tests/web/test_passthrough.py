@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import socket
 import ssl
 from ipaddress import ip_network
@@ -677,37 +678,78 @@ class ForgettingTests(PassThroughCase):
     async def test_refused(self) -> None:
         """A change that the store refuses touches nothing."""
         await self.begin()
-        for status in (400, 401, 403, 404, 413):
+        for status in (401, 403):
             self.store_.fail(faults.Answer(status), times=2)
             await self.ask.request("DELETE", f"/studies/{self.slide.study}")
-            await self.ask.request("POST", "/studies", STOW, b"--stow--")
+            await self.ask.request("POST", "/studies", STOW, stow_body(self.slide.path.read_bytes()))
+        for status in (302, 400, 404, 413):
+            self.store_.fail(faults.Answer(status))
+            await self.ask.request("DELETE", f"/studies/{self.slide.study}")
         self.assertEqual([], await self.frame())
 
-    async def test_unreadable(self) -> None:
-        """An answer that cannot be read makes all that was addressed old, and is given all the same."""
+    async def test_strangers(self) -> None:
+        """A POST that names no instance, which a gateway or a store in trouble answers, touches nothing, and its answer is
+        given as it came."""
         await self.begin()
-        self.store_.fail(faults.Answer(200, (("Content-Type", "text/html"),), b"<p>stored"))
+        page = faults.Answer(200, (("Content-Type", "text/html"),), b"<p>log in")
+        for fault in (
+            page,
+            faults.Answer(302),
+            faults.Answer(400),
+            faults.Answer(503, (("Retry-After", "99"),)),
+            faults.Close(),
+        ):
+            for path in ("/studies", f"/studies/{self.slide.study}"):
+                for headers, body in (
+                    ({"Content-Type": "text/plain"}, b"x"),
+                    (STOW, b"--stow--"),
+                    (STOW, stow_body(b"x")),
+                ):
+                    self.store_.fail(fault)
+                    answer = await self.ask.request("POST", path, headers, body)
+        self.assertEqual(502, answer.status)
+        self.store_.fail(page)
         answer = await self.ask.request("POST", "/studies", STOW, b"--stow--")
-        self.assertEqual((200, b"<p>stored"), (answer.status, answer.body))
-        self.assertEqual(1, len(await self.frame()))
+        self.assertEqual((200, b"<p>log in"), (answer.status, answer.body))
+        self.assertEqual([], await self.frame())
+
+    async def test_stored_in_part(self) -> None:
+        """Where the answer leaves open what was stored, what the upload's parts name counts as stored."""
+        await self.begin()
+        again = stow_body(self.slide.path.read_bytes(), b"garbage")
+        for fault in (faults.Answer(400), faults.Answer(503, (("Retry-After", "99"),)), faults.Close()):
+            self.store_.fail(fault)
+            await self.ask.request("POST", "/studies", STOW, again)
+            self.assertEqual(1, len(await self.frame()), fault)
 
     async def test_huge(self) -> None:
-        """So does one that is too long to be kept, and it comes whole."""
+        """So it does where the answer is too long to be kept; it comes whole."""
         await self.begin()
         size = 20 << 20
         self.store_.fail(faults.Answer(200, (), bytes(size)))
-        answer = await self.ask.request("POST", f"/studies/{self.slide.study}", STOW, b"--stow--")
+        body = stow_body(self.slide.path.read_bytes())
+        answer = await self.ask.request("POST", f"/studies/{self.slide.study}", STOW, body)
         self.assertEqual((200, size), (answer.status, len(answer.body)))
         self.assertEqual(1, len(await self.frame()))
 
     async def test_no_answer(self) -> None:
-        """A change without an answer may have been made: it counts as made."""
+        """A DELETE without an answer may have been carried out: it counts as such."""
         await self.begin()
-        for method, fault in (("POST", faults.Close()), ("POST", faults.Answer(500)), ("DELETE", faults.Close())):
+        for fault in (faults.Close(), faults.Answer(500)):
+            await self.frame()
             self.store_.fail(fault)
-            path, body = ("/studies", b"--stow--") if method == "POST" else (f"/{self.slide.resource}", None)
-            await self.ask.request(method, path, STOW if body else (), body)
-            self.assertEqual(1, len(await self.frame()), (method, fault))
+            await self.ask.request("DELETE", f"/{self.slide.resource}")
+            self.assertEqual(1, len(await self.frame()), fault)
+
+    async def test_another_path_of_the_store(self) -> None:
+        """What was stored below one path of a host is invalidated below all of them."""
+        await self.begin()
+        stored = {"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": [self.slide.sop]}}]}}
+        answer = json.dumps(stored).encode()
+        self.store_.fail(faults.Answer(200, (("Content-Type", "application/dicom+json"),), answer), "/stowrs/studies")
+        body = stow_body(self.slide.path.read_bytes())
+        self.assertEqual(200, (await self.ask.request("POST", "/stowrs/studies", STOW, body)).status)
+        self.assertEqual(1, len(await self.frame()))
 
     async def test_answer_breaks(self) -> None:
         """So it does where the answer breaks off: 502."""

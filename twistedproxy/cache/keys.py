@@ -3,7 +3,8 @@
 Rules kept here:
 - A key is ``tp`` + kind + ``{digest}`` + name. The digest is base64url, so the first ``}`` is the
   hash tag's own (Redis Cluster specification, "Hash tags") whatever bytes a name holds.
-- An instance goes by its `place`: through whichever mount it was asked for, it has one key, and is forgotten.
+- An instance's entries go by its `place`, through whichever mount it was asked for; its generations go by its `store`, so
+  that an invalidation reaches it below all paths of a host.
 - Entries, claims, locks and generations are different kinds: none is ever mistaken for another.
 - An entry's value is its stamp (the fence it was written under, 8 bytes) and then its bytes.
 """
@@ -52,8 +53,8 @@ class InstanceKeys:
 @lru_cache(maxsize=KNOWN_INSTANCES)
 def instance_keys(instance: Instance) -> InstanceKeys:
     """The keys of *instance*. Cached: a reader asks once for each frame."""
-    parts = (instance.place, instance.study, instance.series, instance.sop)
-    tag = _tag(parts)
+    tag = _tag((instance.place, *instance.uids))
+    parts = (instance.store, *instance.uids)
     return InstanceKeys(
         entry=b"tpf" + tag,
         claim=b"tpc" + tag,
@@ -68,7 +69,7 @@ def scope_key(scope: Scope) -> bytes:
     named = [level for level in levels if level is not None]
     if levels[: len(named)] != tuple(named):
         raise ValueError(f"{scope!r} names a level without the one above it")
-    return _generation((scope.place, *named))
+    return _generation((scope.store, *named))
 
 
 def new_generation() -> bytes:

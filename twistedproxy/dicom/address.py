@@ -46,7 +46,8 @@ class Instance:
 
     *origin* is the URL that the operator gave for the store; *root* is the rest of the
     path down to ``/studies`` ("" for most stores, ``/projects/…/dicomWeb`` below Google's).
-    Two that are one at the store, for origins may lie within each other, have the same `place`.
+    Two that are one at the store, for origins may lie within each other, have the same `place`; a store that has its
+    instances below several paths (``/wadors``, ``/stowrs``) has one `store` name all the same.
     """
 
     origin: str
@@ -61,14 +62,35 @@ class Instance:
         return self.origin + self.root
 
     @property
+    def store(self) -> str:
+        """See `store_of`."""
+        return store_of(self.origin)
+
+    @property
     def path(self) -> str:
         """The DICOMweb resource below the root (DICOM PS3.18 section 10.4), no leading slash."""
         return f"studies/{self.study}/series/{self.series}/instances/{self.sop}"
 
     @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study, self.series, self.sop
+
+    @property
     def scope(self) -> Scope:
         """The scope that holds this instance alone."""
         return Scope(self.origin, self.root, self.study, self.series, self.sop)
+
+
+@functools.lru_cache(maxsize=256)
+def store_of(origin: str) -> str:
+    """What invalidation takes for one store: the host and port of *origin*, a URL; a folder is its own.
+
+    A STOW by one path of a host may replace what is read by another. UIDs are unique in the world (PS3.5 section 9):
+    where a host has several stores, no more than the same objects in them are asked for again.
+    """
+    scheme, separator, rest = origin.partition("://")
+    return rest.partition("/")[0] if separator and scheme in ("http", "https") else origin
 
 
 _known_instance = functools.lru_cache(maxsize=4096)(Instance)
@@ -90,6 +112,6 @@ class Scope:
     sop: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
 
     @property
-    def place(self) -> str:
-        """As of an `Instance`."""
-        return self.origin + self.root
+    def store(self) -> str:
+        """See `store_of`."""
+        return store_of(self.origin)

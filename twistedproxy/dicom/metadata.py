@@ -180,13 +180,13 @@ class MetadataParser(MetadataEvents):
     answer, but for one value that is large by itself (an ICC profile inline).
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
+        super().__init__(uids)
         self._values: dict[str, Any] = {}
         self._has_icc_profile = False
 
     def close(self) -> InstanceMetadata:
-        """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
+        """The answer has ended. Raises `BadMetadata` as `check_complete` does, and for facts that make no sense."""
         self.check_complete()
         return from_values(self._values, self._has_icc_profile)
 

@@ -19,19 +19,25 @@ MAX_VALUE = 16 << 20
 OPEN = frozenset(("start_map", "start_array"))
 CLOSE = frozenset(("end_map", "end_array"))
 
+UIDS = ("0020000D", "0020000E", "00080018")
+"""The elements that name an instance: Study, Series and SOP Instance UID."""
+
 
 class BadMetadata(ValueError):
     """Metadata are no DICOM JSON, or say something impossible."""
 
 
 class MetadataEvents:
-    """Feed it the answer to a metadata request, an array of one object (of more the first counts), in chunks.
+    """Feed it the answer to a metadata request for one instance, an array of one object, in chunks.
 
     A subclass says in `element` what is read. Numbers are those of 64 bits, floats where they have a fraction.
+    *uids*: the Study, Series and SOP Instance UID that the object must have; None accepts any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
         self._complete = False
+        self._expected = uids
+        self._uids: dict[str, str] = {}
         self._without_quote = 0
         watcher = self._watch()
         next(watcher)
@@ -52,7 +58,7 @@ class MetadataEvents:
         except BadMetadata:
             raise
         except (ijson.JSONError, ValueError) as error:
-            if not self._complete:  # what follows the first object does not matter
+            if not self._complete:  # what follows the array does not matter
                 raise BadMetadata("the metadata are no JSON") from error
 
     def element(self, tag: str) -> Optional[Events]:
@@ -60,14 +66,17 @@ class MetadataEvents:
         return None
 
     def check_complete(self) -> None:
-        """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
+        """The answer has ended. Raises `BadMetadata` if it ended too early, or describes another instance."""
         if not self._complete:
             raise BadMetadata("the metadata ended too early")
+        if self._expected is not None and tuple(self._uids.get(tag) for tag in UIDS) != self._expected:
+            raise BadMetadata("the metadata are not those of the instance asked for")
 
     def _watch(self) -> Events:
         event, _ = yield
-        if event == "start_array":
-            event, _ = yield
+        if event != "start_array":
+            raise BadMetadata("the metadata are no array of instances")
+        event, _ = yield
         if event != "start_map":
             raise BadMetadata("the metadata hold no instance")
         while True:
@@ -76,13 +85,30 @@ class MetadataEvents:
                 break
             event, _ = yield
             if event == "start_map":
-                reader = self.element(tag)
+                reader = self._keep_uid(tag) if tag in UIDS else self.element(tag)
                 yield from reader if reader is not None else skip()
             elif event == "start_array":  # no element is one
                 yield from skip()
+        event, _ = yield
+        if event != "end_array":
+            raise BadMetadata("the metadata are of more than one instance")
         self._complete = True
         while True:
             yield
+
+    def _keep_uid(self, tag: str) -> Events:
+        """Keep the first value of a UID's element that has just begun: ``{"vr": "UI", "Value": ["1.2.3"]}``."""
+        depth, key = 1, None
+        while depth:
+            event, value = yield
+            if event in OPEN:
+                depth += 1
+            elif event in CLOSE:
+                depth -= 1
+            elif event == "map_key":
+                key = value
+            elif key == "Value" and event == "string":
+                self._uids.setdefault(tag, value.strip(" \0"))
 
 
 def skip() -> Events:

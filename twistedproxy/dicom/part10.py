@@ -29,8 +29,9 @@ INFLATED_BYTES = 512 * 1024
 class Part10Stream:
     """Feed it a DICOM file.
 
-    *transfer_syntax*: of the file, once its meta information was read. *metadata*: the facts of the instance, once
-    the pixel data begins (of ICC profiles it knows nothing). *frames_given*: how many frames were given so far.
+    *transfer_syntax*: of the file, once its meta information was read. *uids*: its Study, Series and SOP Instance UID, as
+    far as they have come. *metadata*: the facts of the instance, once the pixel data begins (of ICC profiles it knows
+    nothing). *frames_given*: how many frames were given so far.
     """
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -39,9 +40,14 @@ class Part10Stream:
         self._data_set: DataSetReader | None = None
         self._inflater: zlib._Decompress | None = None
         self._pixels: NativeFrames | EncapsulatedFrames | None = None
+        self._uids: tuple[str, ...] = ("", "", "")
         self.transfer_syntax: str | None = None
         self.metadata: InstanceMetadata | None = None
         self.frames_given = 0
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        return self._uids if self._data_set is None else self._data_set.uids
 
     @property
     def complete(self) -> bool:
@@ -113,6 +119,7 @@ class Part10Stream:
         assert self.transfer_syntax is not None
         syntax = ts.lookup(self.transfer_syntax)
         assert syntax is not None
+        self._uids = data_set.uids
         metadata = self.metadata = data_set.metadata(self.transfer_syntax)
         if not syntax.frames_separable:
             raise NotByFrame(f"frames in {syntax.name} cannot be told apart without decoding")

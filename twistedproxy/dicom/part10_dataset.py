@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
-from twistedproxy.dicom.metadata_json import BadMetadata
+from twistedproxy.dicom.metadata_json import UIDS, BadMetadata
 from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
 
 MAX_META_BYTES = 1 << 20
@@ -34,7 +34,7 @@ PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
 EXTENDED_OFFSET_TABLE = 0x7FE00001
 EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
-_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in FIELDS}
+_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in (*FIELDS, *UIDS)}
 _KEPT |= {EXTENDED_OFFSET_TABLE: MAX_TABLE_BYTES, EXTENDED_OFFSET_TABLE_LENGTHS: MAX_TABLE_BYTES}
 
 # PS3.5 section 7.1.2: these have a 16-bit length; those not in the list, of the future too, a 32-bit one.
@@ -171,6 +171,12 @@ class DataSetReader:
             return from_values(values, False)
         except BadMetadata as error:
             raise BadPart10(str(error)) from error
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """Study, Series and SOP Instance UID; "" for those that have not come."""
+        values = [self._values.get(int(tag, 16), b"") for tag in UIDS]
+        return tuple(value.decode("latin-1").strip(" \0") for value in values)
 
     def extended_offsets(self) -> tuple[bytes, bytes]:
         """The Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""

@@ -1,8 +1,8 @@
 """Who may read what: grants found, won from the origin, and renewed.
 
 The origin alone decides. Its answer to the caller's own metadata request is the access check and brings the
-facts of the instance; what it refuses goes back to the caller as it came. A grant in use is renewed before it ends,
-by a small search instead of another reading of metadata that may be large.
+facts of the instance; what it refuses goes back to the caller as it came. A grant in use is renewed before it ends, by
+an answer that gives the thing itself: a search proves nothing, for stores exist that let callers search and not retrieve.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight
-from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
@@ -32,6 +32,9 @@ METADATA_SECONDS = 24 * 3600.0
 
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
+
+RENEWED_BY_METADATA = 100
+"""Frames of an instance up to which metadata are the cheaper proof; of more they may be 100 MB, and a frame is asked for."""
 
 CLOCK_SLACK = 30.0
 """Seconds by which the clock may be set back under a grant; by more, and it would last that much longer."""
@@ -148,7 +151,7 @@ class Access:
             await self.cache.put_many(instance, grant.fence, {METADATA: grant.metadata.to_bytes()}, METADATA_SECONDS)
 
     def renew_if_spent(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
-        """Renew in the background a grant that is mostly spent, by the cheapest request that proves the right."""
+        """Renew in the background a grant that is mostly spent; a denial revokes it at once."""
         now = self.wall_clock()
         if now < grant.next_renewal or not grant.spent(now, self.ttl):
             return
@@ -158,11 +161,35 @@ class Access:
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
-            if await origin.readable(instance, caller):
-                await self.record(instance, caller, grant.metadata, Reading(grant.fence, {}))
+            metadata = await self._proved(origin, instance, caller, grant.metadata)
+            await self.record(instance, caller, metadata, Reading(grant.fence, {}))
+        except OriginRefused as refused:
+            if refused.status in DENIALS:
+                await self.revoke(caller, instance)
+            else:
+                self._not_renewed(instance, grant, refused)
         except OriginError as error:
-            grant.next_renewal = self.wall_clock() + RENEWAL_PAUSE
-            self._log.info("a grant was not renewed: {reason}", reason=str(error), instance=instance.path)
+            self._not_renewed(instance, grant, error)
+
+    @staticmethod
+    async def _proved(
+        origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
+    ) -> InstanceMetadata:  # fmt: skip
+        """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
+        if known.frames > RENEWED_BY_METADATA:
+            try:
+                await origin.frames(instance, (1,), caller, known)
+                return known
+            except OriginRefused as refused:
+                if refused.status in (401, 403):
+                    raise
+            except OriginBadAnswer:
+                pass  # a store that gives no frames may give metadata
+        return await origin.metadata(instance, caller)
+
+    def _not_renewed(self, instance: Instance, grant: Grant, error: OriginError) -> None:
+        grant.next_renewal = self.wall_clock() + RENEWAL_PAUSE
+        self._log.info("a grant was not renewed: {reason}", reason=str(error), instance=instance.path)
 
 
 def metadata_in(reading: Reading) -> Optional[InstanceMetadata]:

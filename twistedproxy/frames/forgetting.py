@@ -31,7 +31,7 @@ MAX_PENDING = 1000
 def covers(scope: Scope, instance: Instance) -> bool:
     """Whether *instance* lies in *scope*."""
     below = ((scope.sop, instance.sop), (scope.series, instance.series), (scope.study, instance.study))
-    return all(wanted is None or wanted == has for wanted, has in below) and scope.place == instance.place
+    return all(wanted is None or wanted == has for wanted, has in below) and scope.store == instance.store
 
 
 class Forgetting:
@@ -81,7 +81,7 @@ class Forgetting:
     def _insist_on(self, scope: Scope) -> None:
         if len(self._pending) >= MAX_PENDING:
             scope = Scope(scope.origin, scope.root)
-            for narrower in [one for one in self._pending if one.place == scope.place]:
+            for narrower in [one for one in self._pending if one.store == scope.store]:
                 del self._pending[narrower]
         self._pending[scope] = None
         if self._insisting is None:

@@ -13,7 +13,7 @@ from typing import Optional
 
 from twisted.internet.defer import Deferred
 
-from twistedproxy.dicom.address import Instance, InvalidUID, Scope
+from twistedproxy.dicom.address import Instance, InvalidUID, Scope, store_of
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest
@@ -98,7 +98,7 @@ def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
     """Whether *scope* may concern what was found. An instance in it may have been in another series before."""
     _, place, study, sop = key
     within = scope.sop == sop if scope.sop is not None else scope.series in (None, series)
-    return within and scope.study in (None, study) and scope.place == place
+    return within and scope.study in (None, study) and scope.store == store_of(place)
 
 
 def _series_in(answer: bytes, sop: str) -> str:

@@ -22,7 +22,7 @@ _SHOWING = frozenset(("00289145", "00289132"))
 """Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
 _OF_A_PATH = frozenset(("00282000",))
 
-_TOP = frozenset(("00080018", "00480006"))
+_TOP = frozenset(("00480006",))
 _IMAGE_GROUP = "0028"
 
 MAX_OWN = 4096
@@ -66,8 +66,8 @@ class InstanceFacts:
 class Description(MetadataEvents):
     """Reads what pictures need of an instance from the answer to a metadata request."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
+        super().__init__(uids)
         self._elements: dict[str, Any] = {}
         self._frames: list[dict[str, Any]] = []
 

@@ -8,8 +8,8 @@ from typing import Any, Optional, TypeVar
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.imaging.pool import Held, RenderPool
-from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 PIECE = 1 << 20
@@ -40,7 +40,7 @@ async def feed(
     try:
         while True:
             piece, whole = await hold(body, PIECE)
-            call = {**head, "number": number}
+            call = {**head, "number": number, "uids": instance.uids}
             if held is None:
                 held = await pool.hold(call, [piece])
             else:
@@ -63,4 +63,7 @@ async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
         except StreamTooLong:
             refusal = b""
         raise OriginRefused(response.status, response.headers, refusal)
+    if not is_dicom_json(response.headers):
+        response.body.close()
+        raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
     return response.body

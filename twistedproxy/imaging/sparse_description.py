@@ -18,8 +18,8 @@ Colour = tuple[int, int, int]
 class SparseDescription(MetadataEvents):
     """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
 
-    def __init__(self, metadata: InstanceMetadata) -> None:
-        super().__init__()
+    def __init__(self, metadata: InstanceMetadata, uids: Optional[tuple[str, str, str]] = None) -> None:
+        super().__init__(uids)
         self._refused = ""
         self._positions: Optional[Positions] = None
         self._absent: dict[str, Any] = {}

@@ -149,7 +149,7 @@ class Work:
         number = head["number"]
         if number not in self._descriptions:
             _make_room(self._descriptions)
-            self._descriptions[number] = Description()
+            self._descriptions[number] = Description(tuple(head["uids"]))
         for piece in blobs:
             self._descriptions[number].feed(piece)
         return b""
@@ -158,7 +158,8 @@ class Work:
         number = head["number"]
         if number not in self._sparse:
             _make_room(self._sparse)
-            self._sparse[number] = SparseDescription(InstanceMetadata.from_bytes(head["metadata"].encode()))
+            known = InstanceMetadata.from_bytes(head["metadata"].encode())
+            self._sparse[number] = SparseDescription(known, tuple(head["uids"]))
         for piece in blobs:
             self._sparse[number].feed(piece)
         return b""

@@ -10,6 +10,7 @@ import attrs
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.streams import ByteStream
 
@@ -62,6 +63,18 @@ class OriginResponse:
     length: Optional[int] = None
 
 
+_DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
+
+
+def is_dicom_json(headers: Headers) -> bool:
+    """Whether an answer with these *headers* says that it is DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
+    content_type = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+    try:
+        return parse_media_type(content_type).type in _DICOM_JSON
+    except BadMediaType:
+        return False
+
+
 class Origin(Protocol):
     """One store. All methods raise the errors of `twistedproxy.origin.errors`, and are cancellable."""
 
@@ -70,9 +83,6 @@ class Origin(Protocol):
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         """Ask for the instance's metadata with the caller's own headers: access check and facts in one."""
-
-    async def readable(self, instance: Instance, caller: Caller) -> bool:
-        """Whether the caller may read the instance, by the cheapest request that proves it (a search for that one)."""
 
     async def frames(
         self,

@@ -104,6 +104,8 @@ class InstanceLoad:
         found, known = parser.metadata, self.expected.transfer_syntax
         if found is None:
             return
+        if parser.uids != self.frames.instance.uids:
+            raise LoadFailed("the file is not of the instance that was asked for")
         if found.frames != self.expected.frames:
             raise LoadFailed(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
         syntax = _transfer_syntax(parser)

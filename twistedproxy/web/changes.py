@@ -1,38 +1,189 @@
-"""What a STOW's answer says that it stored (DICOM PS3.18 section 10.5.3 and annex I)."""
+"""What a STOW changed (DICOM PS3.18 section 10.5 and annex I): what the store says that it stored, or else what the parts
+of the upload name. Bytes in, scopes out, no I/O.
+
+Rules:
+- A store's answer is believed where it is a store response. Any other, of a login gateway or of a store in trouble,
+  leaves open what was done: then what the parts name counts as changed, and nothing else, for anybody can send a POST.
+- A caller who was refused (401, 403, 407) changed nothing.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Optional
 
 from twistedproxy.dicom.address import InvalidUID, Scope
+from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
+from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, PartData, PartEnd, PartStart
+from twistedproxy.dicom.part10 import BadPart10, Part10Stream
+from twistedproxy.origin.interface import Headers
+from twistedproxy.streams import ByteStream
+from twistedproxy.web.described import form_of
 
 MAX_SCOPES = 100
-"""Instances that are forgotten one by one; of more, their studies are."""
+"""Instances that are invalidated one by one; of more, their studies are."""
+
+MAX_STUDIES = 1000
+"""Studies of one upload that are invalidated one by one; of more, all below the root is."""
+
+MAX_DESCRIPTION = 4 << 20
+"""Bytes of a part in JSON or XML that are looked through for the studies that it names."""
+
+REFUSED = frozenset({401, 403, 407})
+_STORED = frozenset({200, 202, 409})  # table 10.5.3-1: all, some, or none was stored
 
 # Both forms of the answer, DICOM JSON and Native DICOM Model XML, hold the RetrieveURL (0008,1190) of each instance.
 _RETRIEVE_URL = re.compile(rb"/studies/([0-9.]{1,64})/series/([0-9.]{1,64})/instances/([0-9.]{1,64})(?![0-9./])")
+# Referenced SOP Sequence (0008,1199) and Failed SOP Sequence (0008,1198) make a store response.
+_RESPONSE = re.compile(rb"[\"']0008119[89][\"']")
 # ReferencedSOPInstanceUID (0008,1155) of every instance, stored or failed; FailureReason (0008,1197) of each that failed.
 _REFERENCED = re.compile(rb"[\"']00081155[\"']")
 _FAILED = re.compile(rb"[\"']00081197[\"']")
 _OTHER_FAILURES = re.compile(rb"[\"']0008119[Aa][\"']")  # these have a reason too, and name no instance
+# StudyInstanceUID (0020,000D) in either form.
+_STUDY = re.compile(rb"[\"']0020000[Dd][\"'][^\[<]{0,200}(?:\[\s*\"|<Value[^>]{0,100}>\s*)([0-9.]{1,64})")
+
+_Place = tuple[str, str, str]
 
 
-def touched_by_store(answer: bytes, addressed: Scope) -> list[Scope]:
-    """The scopes to forget after a STOW to *addressed* (a root or a study) that got this *answer*.
+class UploadedInstances:
+    """What the parts of a STOW to *addressed* (a root or a study) name, read as they pass. *content_type*: the upload's."""
 
-    Where the answer does not place every instance that it says is stored, all that was addressed is touched.
-    """
+    def __init__(self, content_type: bytes, addressed: Scope) -> None:
+        self.whole = False
+        """Whether the upload has ended, and every part said which instance it is."""
+        self._addressed = addressed
+        self._places: set[_Place] = set()
+        self._studies: set[str] = set()
+        self._legible = True
+        self._file: Optional[Part10Stream] = None
+        self._text: Optional[bytearray] = None
+        self._parser: Optional[MultipartParser] = None
+        try:
+            media_type = parse_media_type(content_type)
+        except BadMediaType:
+            return
+        if media_type.is_multipart:
+            self._parser = MultipartParser(media_type.boundary)
+        elif media_type.type == "application/dicom":  # one file without parts, as Azure takes it
+            self._file = Part10Stream()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the upload."""
+        if self._parser is None:
+            self._take(chunk)
+            self.whole = bool(self._places)
+            return
+        try:
+            for event in self._parser.feed(chunk):
+                if isinstance(event, PartStart):
+                    self._begin(event.headers.get("content-type", ""))
+                elif isinstance(event, PartData):
+                    self._take(event.data)
+                elif isinstance(event, PartEnd):
+                    self._end()
+                elif isinstance(event, End):
+                    self.whole = self._legible and bool(self._places or self._studies)
+        except BadMultipart:
+            self._parser = None
+
+    def scopes(self) -> list[Scope]:
+        """The instances that were named so far, or their studies where these are many."""
+        studies = self._studies | {study for study, _, _ in self._places}
+        if len(studies) > MAX_STUDIES:
+            return [self._addressed]
+        return _scopes(self._addressed, self._places, self._studies)
+
+    def _begin(self, content_type: str) -> None:
+        described = "json" in content_type or "xml" in content_type
+        self._file, self._text = (None, bytearray()) if described else (Part10Stream(), None)
+
+    def _take(self, data: bytes) -> None:
+        if self._text is not None and len(self._text) < MAX_DESCRIPTION:
+            self._text += data[: MAX_DESCRIPTION - len(self._text)]
+        elif self._file is not None:
+            try:
+                self._file.feed(data)
+            except BadPart10:
+                self._end()
+                return
+            if all(self._file.uids):
+                self._end()
+
+    def _end(self) -> None:
+        """All that a part names is known, or never will be."""
+        if self._file is not None:
+            study, series, sop = self._file.uids
+            if study and series and sop:
+                self._name(study, series, sop)
+            else:
+                self._legible = False
+        elif self._text is not None:
+            studies = {uid.decode("ascii") for uid in _STUDY.findall(self._text)}
+            self._studies |= studies
+            self._legible = self._legible and len(self._text) < MAX_DESCRIPTION
+        self._file = self._text = None
+
+    def _name(self, *place: str) -> None:
+        study, series, sop = place
+        if len(self._places) < MAX_SCOPES * MAX_SCOPES:
+            self._places.add((study, series, sop))
+        else:
+            self._studies.add(study)
+
+
+class ObservedUpload:
+    """A `ByteStream` whose bytes *uploaded* sees."""
+
+    def __init__(self, source: ByteStream, uploaded: UploadedInstances) -> None:
+        self._source = source
+        self._uploaded = uploaded
+
+    async def read(self) -> bytes:
+        chunk = await self._source.read()
+        self._uploaded.feed(chunk)
+        return chunk
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def touched_by_store(
+    status: int, headers: Headers, answer: bytes, addressed: Scope, uploaded: UploadedInstances
+) -> list[Scope]:
+    """The scopes that a STOW to *addressed* changed which was answered so. *answer*: the body; b"" where it is too
+    long to be kept."""
+    if status in REFUSED:
+        return []
+    if status in _STORED and form_of(headers) is not None and _RESPONSE.search(answer):
+        placed = _placed(answer)
+        if placed is not None:
+            return _scopes(addressed, placed)
+        if not uploaded.whole:
+            return [addressed]
+    return uploaded.scopes()
+
+
+def _placed(answer: bytes) -> Optional[set[_Place]]:
+    """The instances that a store response says are stored; None where it does not place all of them."""
     unescaped = answer.replace(b"\\/", b"/")
     found = [match.groups() for match in _RETRIEVE_URL.finditer(unescaped)]
     named = len(_REFERENCED.findall(unescaped))
     failed = 0 if _OTHER_FAILURES.search(unescaped) else len(_FAILED.findall(unescaped))
     if named == 0 or len(found) < named - failed:
-        return [addressed]
-    places = set(found)
+        return None
+    return {(study.decode("ascii"), series.decode("ascii"), sop.decode("ascii")) for study, series, sop in found}
+
+
+def _scopes(addressed: Scope, places: Iterable[_Place], studies: Iterable[str] = ()) -> list[Scope]:
+    """Scopes of the instances at *places* and of *studies*; all that was addressed where one of them is no place."""
+    places = set(places)
+    if len(places) > MAX_SCOPES:
+        studies, places = {*studies, *(study for study, _, _ in places)}, set()
     try:
-        scopes = {Scope(addressed.origin, addressed.root, *(uid.decode("ascii") for uid in place)) for place in places}
+        scopes = {Scope(addressed.origin, addressed.root, *place) for place in places}
+        scopes |= {Scope(addressed.origin, addressed.root, study) for study in studies}
     except InvalidUID:
         return [addressed]
-    if len(scopes) > MAX_SCOPES:
-        scopes = {Scope(scope.origin, scope.root, scope.study) for scope in scopes}
     return sorted(scopes, key=lambda scope: (scope.study or "", scope.series or "", scope.sop or ""))

@@ -145,7 +145,7 @@ class Watch:
                     syntaxes = await self._granted(self._instance, start)
                 else:
                     syntaxes = self._learned(self._instance)
-                    body = _Observed(body, self._record, self._room.clock)
+                    body = _Observed(body, MetadataParser(self._instance.uids), self._record, self._room.clock)
                 if len(start) > PIECE:
                     await deferLater(self._room.clock, 0)
             except BaseException:
@@ -160,7 +160,7 @@ class Watch:
 
     async def _granted(self, instance: Instance, answer: bytes) -> dict[str, str]:
         """Record the grant that this answer is; return the instance's transfer syntax, by its UID."""
-        parser = MetadataParser()
+        parser = MetadataParser(instance.uids)
         try:
             for piece in _pieces(answer):
                 parser.feed(piece)
@@ -223,12 +223,16 @@ class _Observed:
     """A stream of one instance's metadata that are read as they pass, and told of at the end."""
 
     def __init__(
-        self, source: ByteStream, tell: Callable[[InstanceMetadata], Awaitable[None]], clock: IReactorTime
+        self,
+        source: ByteStream,
+        parser: MetadataParser,
+        tell: Callable[[InstanceMetadata], Awaitable[None]],
+        clock: IReactorTime,
     ) -> None:
         self._source = source
         self._tell = tell
         self._clock = clock
-        self._parser: Optional[MetadataParser] = MetadataParser()
+        self._parser: Optional[MetadataParser] = parser
 
     async def read(self) -> bytes:
         chunk = await self._source.read()

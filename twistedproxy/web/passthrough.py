@@ -4,7 +4,7 @@
   but for hop-by-hop ones.
 - Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy; what
   else the store's host has is not shown (`twistedproxy.web.locations`).
-- A STOW or DELETE forgets what it touched before it is answered.
+- What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.web.changes`).
 - A metadata answer that passes is the caller's grant for that instance, and is not asked for again.
 - What describes instances is asked for without a content coding, to be looked into, and compressed here.
 """
@@ -25,7 +25,7 @@ from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
-from twistedproxy.web.changes import touched_by_store
+from twistedproxy.web.changes import ObservedUpload, UploadedInstances, touched_by_store
 from twistedproxy.web.codings import altered
 from twistedproxy.web.compression import compress
 from twistedproxy.web.described import is_describing
@@ -76,7 +76,7 @@ class PassThrough:
         handed_on = onward(request, target, describing, self.descriptions.credentials.headers, self.trusted)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
-            response = await self._change(target, handed_on)
+            response = await self._change(request, target, handed_on)
         else:
             response = await target.origin.forward(handed_on)
         response = located(
@@ -97,14 +97,15 @@ class PassThrough:
             response = await compress(response, request, size, self.descriptions.clock)
         await self._send(request, response)
 
-    def _change(self, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
-        """Hand on what may change the store, and forget what it touched before the answer is given.
+    def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
+        """Hand on what may change the store, and invalidate what it touched before the answer is given.
 
         Once all of it was sent, the answer is waited for also where the client leaves: only that tells whether anything
-        changed, and a stranger who leaves at once must not have everything forgotten.
+        changed, and a stranger who leaves at once must not have everything invalidated.
         """
-        changing = Deferred.fromCoroutine(self._changed(target, handed_on))
-        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(handed_on) else changing.cancel())
+        storing = handed_on.method != b"DELETE" and target.resource.kind in (Kind.STUDIES, Kind.STUDY)
+        changing = Deferred.fromCoroutine((self._stored if storing else self._changed)(request, target, handed_on))
+        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(request) else changing.cancel())
 
         def answered(response: OriginResponse) -> None:
             if waiter.called:
@@ -119,41 +120,51 @@ class PassThrough:
         changing.addCallbacks(answered, failed)
         return waiter
 
-    async def _changed(self, target: Target, handed_on: OriginRequest) -> OriginResponse:
-        """The same, for as long as it takes.
+    async def _stored(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
+        """A STOW, for as long as it takes. Where no answer tells, the store may have stored whatever part it got."""
+        addressed = target.resource.scope(target.origin.url)
+        uploaded = UploadedInstances(request.getHeader(b"Content-Type") or b"", addressed)
+        if handed_on.body is not None:
+            handed_on = attrs.evolve(handed_on, body=ObservedUpload(handed_on.body, uploaded))
+        try:
+            response = await target.origin.forward(handed_on)
+            answer, whole = await hold(response.body, MAX_STORE_ANSWER)
+        except (OriginBusy, OriginRefused):  # nothing was sent
+            raise
+        except Exception:
+            await self._invalidate(uploaded.scopes())
+            raise
+        response = attrs.evolve(response, body=ChainedStream(BytesStream(answer), response.body))
+        told = answer if whole else b""
+        touched = touched_by_store(response.status, response.headers, told, addressed, uploaded)
+        return await self._invalidated(touched, response)
 
-        Where no answer tells, because none came or it broke off, the store may have done all that was asked.
+    async def _changed(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
+        """A DELETE, or what some stores take at an instance, for as long as it takes.
+
+        Where no answer tells, because none came, the store may have done what was asked.
         """
         addressed = target.resource.scope(target.origin.url)
         try:
             response = await target.origin.forward(handed_on)
-            touched, response = await self._touched(target, addressed, handed_on, response)
         except (OriginBusy, OriginRefused):  # nothing was sent
             raise
         except Exception:
-            if _was_sent(handed_on):
-                await self.forgetting.forget(addressed)
+            if _was_sent(request):
+                await self._invalidate([addressed])
             raise
+        return await self._invalidated([] if 300 <= response.status < 500 else [addressed], response)
+
+    async def _invalidated(self, scopes: Sequence[Scope], response: OriginResponse) -> OriginResponse:
         try:
-            await all_or_none([Deferred.fromCoroutine(self.forgetting.forget(scope)) for scope in touched])
+            await self._invalidate(scopes)
         except BaseException:
             response.body.close()
             raise
         return response
 
-    @staticmethod
-    async def _touched(
-        target: Target, addressed: Scope, handed_on: OriginRequest, response: OriginResponse
-    ) -> tuple[list[Scope], OriginResponse]:
-        """What a request changed that got *response*, and the response with a body that is still whole."""
-        if 400 <= response.status < 500 and response.status != 409:
-            return [], response
-        if handed_on.method == b"DELETE" or target.resource.kind not in (Kind.STUDIES, Kind.STUDY):
-            return [addressed], response
-        answer, whole = await hold(response.body, MAX_STORE_ANSWER)
-        told = whole and response.status < 500
-        body = ChainedStream(BytesStream(answer), response.body)
-        return touched_by_store(answer, addressed) if told else [addressed], attrs.evolve(response, body=body)
+    async def _invalidate(self, scopes: Sequence[Scope]) -> None:
+        await all_or_none([Deferred.fromCoroutine(self.forgetting.forget(scope)) for scope in scopes])
 
     @staticmethod
     async def _send(request: Request, response: OriginResponse) -> None:
@@ -172,6 +183,7 @@ class PassThrough:
         await send_stream(request, response.body)
 
 
-def _was_sent(handed_on: OriginRequest) -> bool:
+def _was_sent(request: Request) -> bool:
     """Whether the origin may have got all of a request."""
-    return handed_on.body is None or (isinstance(handed_on.body, Upload) and handed_on.body.taken)
+    upload: Optional[Upload] = getattr(request, "upload", None)
+    return upload is None or upload.taken

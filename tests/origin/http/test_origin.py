@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.stores.simulated import SimulatedStore
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.metadata_json import UIDS
 from twistedproxy.origin.errors import (
     OriginBadAnswer,
     OriginError,
@@ -46,6 +48,12 @@ def stored(encoding: str = "jpeg") -> StoredInstance:
         with tempfile.TemporaryDirectory() as folder:
             _made[encoding] = from_file(files.slide(Path(folder, "slide.dcm"), tile=64, encoding=encoding).path)
     return _made[encoding]
+
+
+def metadata_of(instance: Instance, frames: int = 12) -> dict[str, Any]:
+    """The least that metadata of *instance* say (PS3.18 annex F)."""
+    uids = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in zip(UIDS, instance.uids)}
+    return {**uids, "00280008": {"vr": "IS", "Value": [frames]}}
 
 
 class Counts:
@@ -154,7 +162,7 @@ class DialectTests(StoreTestCase):
     async def test_server_field(self) -> None:
         """A Server field decides which dialect is tried first."""
         self.begin(attrs.evolve(DCM4CHEE, root="/hidden"))
-        body = b'[{"00280008": {"vr": "IS", "Value": [12]}}]'
+        body = json.dumps([metadata_of(self.instance)]).encode()
         headers = (("Content-Type", "application/dicom+json"), ("Server", "WildFly/30"))
         self.store.fail(faults.Answer(200, headers, body))
         await self.facts()
@@ -395,7 +403,6 @@ class FaultTests(StoreTestCase):
             for work in (
                 self.frames([1, 2, 3]),
                 self.origin.metadata(self.instance, ANYONE),
-                self.origin.readable(self.instance, ANYONE),
                 self._read_instance(),
             ):
                 with self.assertRaises(OriginError):
@@ -436,11 +443,34 @@ class MetadataTests(StoreTestCase):
                 with self.assertRaises(OriginBadAnswer):
                     await self.facts()
 
+    async def test_not_the_metadata_asked_for(self) -> None:
+        """Only a 200 of DICOM JSON that names this very instance is its metadata, and so a proof."""
+        self.begin()
+        right = json.dumps([metadata_of(self.instance)]).encode()
+        other = json.dumps([metadata_of(attrs.evolve(self.instance, sop="1.2.3"))]).encode()
+        headers = (("Content-Type", "application/dicom+json"),)
+        for fault in (
+            faults.Answer(200, headers, b'{"error":"access denied","code":403}'),
+            faults.Answer(200, headers, b"[{}]"),
+            faults.Answer(200, headers, other),
+            faults.Answer(200, headers, right[:-1] + b"," + other[1:]),
+            faults.Answer(203, headers, right),
+            faults.Answer(206, (*headers, ("Content-Range", f"bytes 0-9/{len(right)}")), right),
+            faults.Answer(200, (("Content-Type", "text/html"),), right),
+            faults.Answer(200, (), right),
+        ):
+            with self.subTest(fault=fault):
+                self.store.fail(fault)
+                with self.assertRaises(OriginBadAnswer):
+                    await self.facts()
+        self.store.fail(faults.Answer(200, (("Content-Type", "application/json; charset=utf-8"),), right))
+        self.assertEqual((await self.facts()).frames, 12)
+
     async def test_packed(self) -> None:
         """A store of ready-made files that packs what it was asked not to pack is understood, if all of it comes."""
         self.begin()
-        text = b'[{"00280008": {"vr": "IS", "Value": [12]}, "00081111": {"vr": "LO", "Value": ["%s"]}}]' % (b"x" * MB)
-        packed = gzip.compress(text)
+        text = {**metadata_of(self.instance), "00081111": {"vr": "LO", "Value": ["x" * MB]}}
+        packed = gzip.compress(json.dumps([text]).encode())
         headers = (("Content-Type", "application/dicom+json"), ("Content-Encoding", "gzip"))
         self.store.fail(faults.Answer(200, headers, packed))
         self.assertEqual((await self.facts()).frames, 12)
@@ -458,34 +488,6 @@ class MetadataTests(StoreTestCase):
         self.store.fail(faults.Answer(200, headers, gzip.compress(bytes(256 * MB), 1)))
         with self.assertRaises(StreamTooLong):
             await self.frames([1], limit=MB)
-
-    async def test_readable(self) -> None:
-        """Readable is what a search lists; refused and unknown are not; a failing store is neither."""
-        self.begin()
-        self.assertTrue(await self.origin.readable(self.instance, ANYONE))
-        self.assertEqual(len(self.store.requests), 1)
-        unknown = attrs.evolve(self.instance, sop="1.2.3")
-        self.assertFalse(await self.origin.readable(unknown, ANYONE))
-        for fault in (
-            faults.Answer(401),
-            faults.Answer(403),
-            faults.Answer(404),
-            faults.Answer(200, (), b"[]"),
-            faults.Answer(200, (), b'[{"00080018": {"vr": "UI", "Value": ["1.2"]}}]'),
-        ):
-            self.store.fail(fault)
-            self.assertFalse(await self.origin.readable(self.instance, ANYONE), fault)
-        for fault in (
-            faults.Answer(500),
-            faults.html(),
-            faults.Reset(),
-            faults.Answer(200, (), b"x" * 3 * MB),
-            faults.Answer(200, (), b"[" * 900_000),
-        ):
-            self.store.heal()
-            self.store.fail(fault, times=None)
-            with self.assertRaises(OriginError):
-                await self.origin.readable(self.instance, ANYONE)
 
 
 class StoredInstanceTests(StoreTestCase):
@@ -516,7 +518,7 @@ class StoredInstanceTests(StoreTestCase):
         await read_all(first, 64 * MB)
         third = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
         stream = await second
-        self.assertTrue(await self.origin.readable(self.instance, ANYONE))
+        (await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body.close()
         self.assertFalse(third.called)
         stream.close()
         gate.release()

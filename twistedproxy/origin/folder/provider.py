@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginUnreachable
+from twistedproxy.origin.errors import OriginBadAnswer, OriginUnreachable
 from twistedproxy.origin.folder.answers import Refusal, no_such
 from twistedproxy.origin.folder.bodies import GeneratedStream, file_chunks
 from twistedproxy.origin.folder.frames import FrameReader
@@ -113,13 +113,6 @@ class FolderOrigin:
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         return (await self._record(instance)).facts
-
-    async def readable(self, instance: Instance, caller: Caller) -> bool:
-        try:
-            await self._record(instance)
-        except OriginError:
-            return False
-        return True
 
     def frames_per_request(self, instance: Instance) -> int:
         return FRAMES_PER_REQUEST

@@ -1,4 +1,4 @@
-"""What a store's answer holds: frames, an instance's file, a search result. All or `OriginBadAnswer`.
+"""What a store's answer holds: frames, an instance's file. All or `OriginBadAnswer`.
 
 Rules that this module keeps:
 
@@ -10,7 +10,6 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Optional
 
@@ -30,11 +29,10 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import first
-from twistedproxy.streams import StreamTooLong, read_all
+from twistedproxy.streams import StreamTooLong
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
-MAX_SEARCH_ANSWER = 1 << 20  # bytes of the answer to a search for one instance
 SNIFF_BYTES = 65536  # of a frame that are looked at for its transfer syntax; ICC profiles stand before it
 DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
 
@@ -253,15 +251,3 @@ class InstanceStream:
             self._parser.close()
         elif not self._answer.framed:
             raise OriginBadAnswer("the origin's answer does not show where it ends")
-
-
-async def found_instance(answer: Answer, sop: str) -> bool:
-    """Whether the answer to a search (PS3.18 section 10.6) lists the instance *sop*."""
-    if answer.status == 204:
-        answer.body.close()
-        return False
-    try:
-        matches = json.loads(await read_all(answer.body, MAX_SEARCH_ANSWER) or b"[]")
-        return any(sop in match.get("00080018", {}).get("Value", ()) for match in matches)
-    except (ValueError, AttributeError, TypeError, RecursionError) as bad:  # StreamTooLong is a ValueError
-        raise OriginBadAnswer("the origin's answer is no search result") from bad

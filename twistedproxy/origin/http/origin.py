@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
-from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,7 +16,7 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
-from twistedproxy.origin.http.answers import Budget, InstanceStream, found_instance
+from twistedproxy.origin.http.answers import Budget, InstanceStream
 from twistedproxy.origin.http.dialect import Stores
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import NOT_THIS_WAY, FrameLoad
@@ -25,12 +24,11 @@ from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
 from twistedproxy.origin.http.retry import drain
 from twistedproxy.origin.http.transport import Transport, normal_url
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
-NOT_READABLE = frozenset({401, 403, 404, 410})
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 JSON = b"application/dicom+json"
@@ -74,10 +72,6 @@ class HTTPOrigin:
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         """See `Origin.metadata`."""
         return await observed(self._observer, self._clock, "metadata", self._metadata(instance, caller))
-
-    async def readable(self, instance: Instance, caller: Caller) -> bool:
-        """See `Origin.readable`. Refusals other than those that mean "no" raise `OriginRefused`."""
-        return await observed(self._observer, self._clock, "readable", self._readable(instance, caller))
 
     async def frames(
         self,
@@ -156,14 +150,16 @@ class HTTPOrigin:
         answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
         self._stores.at(instance.root).hear(answer.headers)
         try:
-            return await self._parse(answer)
+            if answer.status != 200 or not is_dicom_json(answer.headers):
+                raise OriginBadAnswer(f"the origin's answer ({answer.status}) to a metadata request is no DICOM JSON")
+            return await self._parse(answer, instance)
         except BadMetadata as bad:
             raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad
         finally:
             answer.body.close()
 
-    async def _parse(self, answer: Answer) -> InstanceMetadata:
-        parser = MetadataParser()
+    async def _parse(self, answer: Answer, instance: Instance) -> InstanceMetadata:
+        parser = MetadataParser(instance.uids)
         size = 0
         while chunk := await answer.body.read():
             size += len(chunk)
@@ -174,19 +170,6 @@ class HTTPOrigin:
                 await deferLater(self._clock, 0)
                 parser.feed(chunk[start : start + METADATA_SLICE])
         return parser.close()
-
-    async def _readable(self, instance: Instance, caller: Caller) -> bool:
-        target = (
-            f"{instance.root}/studies/{instance.study}/series/{instance.series}/instances"
-            f"?SOPInstanceUID={quote(instance.sop)}&limit=1"
-        )
-        try:
-            answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
-        except OriginRefused as refused:
-            if refused.status in NOT_READABLE:
-                return False
-            raise
-        return await found_instance(answer, instance.sop)
 
     async def _stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         target = f"{instance.root}/{instance.path}"
