@@ -7,7 +7,7 @@ from collections.abc import Collection
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from twistedproxy.web.cross_site import refuse_cross_site
+from twistedproxy.web.cross_site import confine, refuse_cross_site
 from twistedproxy.web.problems import Problem
 
 OWN = "https://proxy.test:8443"
@@ -67,3 +67,40 @@ class CrossSiteTests(SynchronousTestCase):
         self.assertEqual([self.allowed({**origin, **login}, [b"*"]) for login in ({}, BEARER)], [True, True])
         self.assertEqual([self.allowed({**origin, **login}, [b"*"]) for login in (COOKIE, BASIC)], [False, False])
         self.assertTrue(self.allowed({**origin, **COOKIE}, [b"*", VIEWER]))
+
+
+class ConfineTests(SynchronousTestCase):
+    """What comes in a sandbox."""
+
+    def test_types(self) -> None:
+        """All that a browser may run as a document of the proxy's, and what does not say what it is."""
+
+        def confined(*types: bytes) -> bool:
+            headers = Headers({b"Content-Type": list(types)})
+            confine(headers)
+            return headers.getRawHeaders(b"Content-Security-Policy") == [b"sandbox"]
+
+        for kind in (
+            b"text/html; charset=utf-8",
+            b"TEXT/HTML",
+            b"image/svg+xml",
+            b"application/xhtml+xml",
+            b"application/dicom+xml",
+            b"text/xml",
+            b"text/javascript",
+            b"nonsense",
+        ):
+            self.assertTrue(confined(kind), kind)
+        self.assertTrue(confined())
+        self.assertTrue(confined(b"image/jpeg", b"text/html"))
+        for kind in (
+            b"application/dicom+json",
+            b"application/dicom; transfer-syntax=*",
+            b"application/octet-stream",
+            b'multipart/related; type="image/jpeg"; boundary=a',
+            b"image/png",
+            b"video/mp4",
+            b"application/pdf",
+            b"text/plain",
+        ):
+            self.assertFalse(confined(kind), kind)

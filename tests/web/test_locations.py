@@ -122,3 +122,26 @@ class LocatedTests(SynchronousTestCase):
                 f"{ORIGIN}/studies/..%2f..%2fapp",
             )
         )
+
+    def test_cookies(self) -> None:
+        """A cookie is for the mount, as far below it as it was below the root, and for no other host."""
+
+        def cookie(value: str, origin: str = ORIGIN, proxy: str = PROXY) -> str:
+            response = OriginResponse(200, ((b"Set-Cookie", value.encode("latin-1")),), BytesStream())
+            ((_, found),) = located(response, UrlMap(origin, proxy), f"{origin}/studies").headers
+            return found.decode("latin-1")
+
+        for value, expected in (
+            ("a=1; Path=/", "a=1; Path=/pacs"),
+            ("a=1; Path=/dicom-web", "a=1; Path=/pacs"),
+            ("a=1;path=/dicom-web/x; HttpOnly", "a=1; Path=/pacs/x; HttpOnly"),
+            ("a=1; Path=/dicom-web2", "a=1; Path=/pacs"),
+            ("a=1; Path=/elsewhere; Path=/dicom-web/", "a=1; Path=/pacs; Path=/pacs/"),
+            ("a=1; Path=", "a=1; Path=/pacs"),
+            ("a=1; Domain=orthanc; Secure; DOMAIN = .orthanc", "a=1; Secure"),
+            ("a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT; SameSite=None", None),
+            ("a=Path=/; Max-Age=9", None),
+        ):
+            self.assertEqual(expected or value, cookie(value))
+        self.assertEqual("a=1; Path=/", cookie("a=1; Path=/dicom-web", proxy="https://proxy.example"))
+        self.assertEqual("a=1; Path=/pacs/x", cookie("a=1; Path=/x", origin="http://orthanc:8042"))

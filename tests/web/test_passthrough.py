@@ -218,6 +218,25 @@ class AnswerTests(PassThroughCase):
         expected = ["Bearer a", "b=c", "identity", "1.1 twistedproxy", f"127.0.0.1:{self.store_.port}"]
         self.assertEqual(expected, [self.seen.header(name) for name in names])
 
+    async def test_pages_of_the_store(self) -> None:
+        """What a store says runs in no browser as a page of the proxy: neither an answer nor a refusal."""
+        await self.begin()
+        page = (("Content-Type", "text/html"), ("Content-Security-Policy", "default-src 'self'"))
+        for path in (
+            "/studies",
+            f"/{self.slide.resource}/rendered?accept=text/html",
+            f"/{self.slide.resource}/frames/1",
+        ):
+            for status in (200, 403):
+                self.store_.fail(faults.Answer(status, page, b"<script>"), times=None)
+                answer = await self.ask.get(path)
+                self.assertEqual("nosniff", answer.headers["x-content-type-options"])
+                if answer.headers["content-type"] == "text/html":
+                    self.assertIn("sandbox", answer.headers["content-security-policy"], (path, status))
+                self.store_.heal()
+        answer = await self.ask.get("/studies")
+        self.assertNotIn("content-security-policy", answer.headers)
+
     async def test_another_way_to_the_store(self) -> None:
         """That the store can be reached elsewhere is nothing for callers: they would take it for the proxy."""
         await self.begin()

@@ -1,6 +1,9 @@
-"""Requests that a page of another site has a browser make with its user's logins: cross-site request forgery.
+"""What stores and pages of other sites may have a browser do in the proxy's web origin, which all mounts share.
 
 Rules kept here:
+- What a store sends runs in no browser as a page of the proxy: a document that could (HTML, SVG, XML) comes in a sandbox
+  (https://www.w3.org/TR/CSP3/#directive-sandbox), and no answer is taken for another type than it has.
+- Requests that a page of another site has a browser make with its user's logins (cross-site request forgery):
 - What the browser says of itself is believed (Sec-Fetch-Site, https://www.w3.org/TR/fetch-metadata/), else Origin, which
   every browser sends along with a POST to elsewhere; a page can set neither. Who sends neither is no browser.
 - The proxy's own pages may do all, and those of origins that are listed by name; where ``*`` is listed, others may what
@@ -11,8 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from twisted.web.http_headers import Headers
+
+from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.web.forwarded import HeaderLookup
 from twistedproxy.web.problems import Problem
+
+NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
+
+_POLICY = b"Content-Security-Policy"
+# PDF is among them: browsers show it in a viewer of their own, and not at all in a sandbox.
+_NO_DOCUMENTS = ("image/", "video/", "audio/", "multipart/", "application/dicom", "application/json", "text/plain")
+_NO_DOCUMENT = frozenset({"application/octet-stream", "application/pdf", "application/zip", "application/problem+json"})
+
+
+def confine(headers: Headers) -> None:
+    """Add a sandbox to the *headers* of an answer that a store made, unless its type is none that runs as a document."""
+    content_type = headers.getRawHeaders(b"Content-Type", [b""])
+    try:
+        kind = parse_media_type(content_type[0]).type if len(content_type) == 1 else ""
+    except BadMediaType:
+        kind = ""
+    inert = kind in _NO_DOCUMENT or kind.startswith(_NO_DOCUMENTS)
+    if not inert or kind.endswith("xml"):  # image/svg+xml, application/dicom+xml
+        headers.addRawHeader(_POLICY, b"sandbox")
 
 
 def refuse_cross_site(headers: HeaderLookup, own: str, listed: Collection[bytes]) -> None:

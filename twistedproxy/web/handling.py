@@ -23,6 +23,7 @@ from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.web import problems
 from twistedproxy.web.cors import Cors
+from twistedproxy.web.cross_site import NOSNIFF, confine
 from twistedproxy.web.problems import Problem
 from twistedproxy.web.sending import ClientGone
 
@@ -31,7 +32,7 @@ _log = Logger()
 REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
 """Headers of an origin's refusal that go to the caller."""
 
-_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary"})
+_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIFF[0].lower()})
 
 STOPPING_RETRY_AFTER = 5
 """Seconds after which a client may ask again: about what a restart takes."""
@@ -62,7 +63,7 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
             started = self.seconds()
             self.metrics.request_started()
             try:
-                for name, value in self.cors.headers(request.getHeader(b"Origin")):
+                for name, value in (NOSNIFF, *self.cors.headers(request.getHeader(b"Origin"))):
                     request.responseHeaders.addRawHeader(name, value)
                 refused: Optional[Problem] = getattr(request, "refused", None)
                 if refused is not None:
@@ -186,6 +187,7 @@ def _send_refusal(request: Request, refused: OriginRefused) -> None:
     request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(refused.body)])
     if not request.responseHeaders.hasHeader(b"Content-Type"):
         request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/octet-stream"])
+    confine(request.responseHeaders)
     request.write(refused.body)
 
 

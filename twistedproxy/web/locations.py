@@ -1,4 +1,5 @@
-"""Where a store's answers send callers: Location and Content-Location (RFC 9110 sections 10.2.2 and 8.7).
+"""Where a store's answers send callers: Location, Content-Location (RFC 9110 sections 10.2.2 and 8.7), and the paths for
+which they set cookies (RFC 6265).
 
 Rules kept here:
 - what lies below the origin's root is named below the mount, whether it came as a URL, as a path or relative to what
@@ -6,6 +7,9 @@ Rules kept here:
 - the rest of the store's host, on any port, is not shown: no caller can go there. A redirect there is a 502, for without
   its Location it would be nothing; on other answers the field is left out. This machine's own names count as the
   store's, and so does what is no http(s) URL or what readers of URLs take differently;
+- a cookie is for the mount alone: its Path is the mount's, or lies below it as it lay below the root, and it has no
+  Domain. A browser then sends it to no other store behind this host. One that must have the Path / (its name begins with
+  ``__Host-``) is refused by browsers, unless the mount is that;
 - other hosts stay, and so does the very place that the caller asked: a signed URL of a storage service, a page to log in.
 """
 
@@ -46,9 +50,33 @@ def located(response: OriginResponse, urls: UrlMap, asked: str) -> OriginRespons
                 response.body.close()
                 _log.warn("{origin} redirects out of its root: callers get 502", origin=urls.base_from)
                 raise bad_gateway("the origin redirects to a place of its own that cannot be reached through the proxy")
+        elif lower == b"set-cookie":
+            headers.append((name, _cookie(value, urls)))
         else:
             headers.append((name, value))
     return attrs.evolve(response, headers=tuple(headers))
+
+
+def _cookie(value: bytes, urls: UrlMap) -> bytes:
+    """A Set-Cookie field as callers may see it."""
+    pair, *attributes = value.split(b";")
+    kept = [pair]
+    for attribute in attributes:
+        name, _, text = attribute.partition(b"=")
+        match name.strip().lower():
+            case b"domain":
+                continue
+            case b"path":
+                kept.append(b" Path=" + _cookie_path(text.strip(), urls))
+            case _:
+                kept.append(attribute)
+    return b";".join(kept)
+
+
+def _cookie_path(path: bytes, urls: UrlMap) -> bytes:
+    ours, theirs = (urlsplit(url).path.rstrip("/").encode("ascii") for url in (urls.base_to, urls.base_from))
+    below = path[len(theirs) :] if path.startswith(theirs + b"/") else b""
+    return ours + below or b"/"
 
 
 def _shown(value: str, urls: UrlMap, asked: str) -> Optional[str]:

@@ -28,6 +28,7 @@ from twistedproxy.waits import all_or_none
 from twistedproxy.web.changes import ObservedUpload, UploadedInstances, touched_by_store
 from twistedproxy.web.codings import altered
 from twistedproxy.web.compression import compress
+from twistedproxy.web.cross_site import confine
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.forwarded import Network
@@ -52,8 +53,10 @@ _NOT_ALLOWED = frozenset({401, 403})
 # Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
-# Another way to the origin (RFC 7838): callers would take it for one to the proxy.
-_NOT_HANDED_BACK = frozenset({b"content-length", b"alt-svc"})
+# Another way to the origin (RFC 7838), and what a browser would do to the proxy's whole host and so to other stores'.
+_NOT_HANDED_BACK = frozenset(
+    {b"content-length", b"alt-svc", b"clear-site-data", b"service-worker-allowed", b"strict-transport-security"}
+)
 
 
 @attrs.frozen
@@ -177,6 +180,7 @@ class PassThrough:
             lower = name.lower()
             if lower not in ours and lower not in _NOT_HANDED_BACK:
                 request.responseHeaders.addRawHeader(name, value)
+        confine(request.responseHeaders)
         if response.length is not None:
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % response.length])
         request.responseHeaders.addRawHeader(b"Cache-Status", b"twistedproxy; fwd=bypass")
