@@ -30,6 +30,7 @@ class SearchedOrigin:
 
     status: int = 200
     body: bytes = found()
+    kind: bytes = b"application/dicom+json"
     gate: Optional[Deferred[None]] = None
     requests: list[OriginRequest] = attrs.Factory(list)
     url: str = INSTANCE.origin
@@ -38,7 +39,7 @@ class SearchedOrigin:
         self.requests.append(request)
         if self.gate is not None:
             await self.gate
-        return OriginResponse(self.status, (), BytesStream(self.body))
+        return OriginResponse(self.status, ((b"Content-Type", self.kind),), BytesStream(self.body))
 
 
 class SeriesTests(SynchronousTestCase):
@@ -125,6 +126,19 @@ class SeriesTests(SynchronousTestCase):
         for status, body in ((204, b""), (200, b"[]"), (200, found(sop="9.9"))):
             self.origin.status, self.origin.body = status, body
             self.assertEqual(self.failureResultOf(self.find(), OriginRefused).value.status, 404)
+
+    def test_not_what_was_asked_for(self) -> None:
+        """A page, an object and an instance of another study name no series; nothing of them is remembered."""
+        of_another = json.loads(found())
+        of_another[0]["0020000D"] = {"Value": ["1.9"]}
+        self.origin.body = json.dumps(of_another).encode()
+        self.assertEqual(self.failureResultOf(self.find(), OriginRefused).value.status, 404)
+        self.origin.body = b'{"error":"access denied"}'
+        self.failureResultOf(self.find(), OriginBadAnswer)
+        self.origin.body, self.origin.kind = found(), b"text/html"
+        self.failureResultOf(self.find(), OriginBadAnswer)
+        self.origin.kind = b"application/json"
+        self.assertEqual(self.successResultOf(self.find()), INSTANCE)
 
     def test_no_answer(self) -> None:
         """A page, a redirect, too much, or what is no UID is the origin's fault, and is not remembered."""

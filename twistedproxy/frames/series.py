@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twistedproxy.dicom.address import Instance, InvalidUID, Scope, store_of
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_REMEMBERED = 10_000
@@ -91,7 +91,9 @@ class SeriesLookup:
             raise OriginRefused(response.status, response.headers, answer)
         if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
             raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
-        return _series_in(answer, sop)
+        if answer.strip() and not is_dicom_json(response.headers):
+            raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON")
+        return _series_in(answer, study, sop)
 
 
 def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
@@ -101,15 +103,19 @@ def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
     return within and scope.study in (None, study) and scope.store == store_of(place)
 
 
-def _series_in(answer: bytes, sop: str) -> str:
+def _series_in(answer: bytes, study: str, sop: str) -> str:
+    """The series that a search's *answer* names for the instance; one that names another study is of another."""
     try:
         found = json.loads(answer) if answer.strip() else []
+        if not isinstance(found, list):
+            raise TypeError
         for attributes in found:
-            if attributes["00080018"]["Value"][0] == sop:
+            same_study = attributes.get("0020000D", {}).get("Value", [study]) == [study]
+            if same_study and attributes["00080018"]["Value"][0] == sop:
                 series = attributes["0020000E"]["Value"][0]
                 Instance("", "", "1", series, "1")
                 return str(series)
-    except (ValueError, LookupError, TypeError, InvalidUID, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, InvalidUID, RecursionError):
         raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON") from None
     body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
     raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)
