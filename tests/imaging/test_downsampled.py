@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import Any, Optional
 
+import attrs
 import numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,29 @@ class SizeTests(SynchronousTestCase):
             sources = [source.number for source in virtual.frame(number).tiles("lanczos4")]
             plane = (number - 1) // 4
             self.assertTrue(all(plane * 16 < source <= (plane + 1) * 16 for source in sources), number)
+
+    @given(st.integers(1, 400), st.integers(1, 400), st.data(), st.sampled_from(INTERPOLATIONS), FACTORS)
+    def test_concatenation(
+        self, rows: int, columns: int, data: st.DataObject, interpolation: str, factor: float
+    ) -> None:  # fmt: skip
+        """The parts of a concatenation need, between them, the frames that the whole needs, in the same places."""
+        whole = slide(rows, columns, 50, planes=2)
+        ends = sorted({*data.draw(st.sets(st.integers(1, whole.frames), max_size=4)), whole.frames})
+        plane_size = whole.grid[0] * whole.grid[1]
+        found, expected = set(), set()
+        for part, (start, end) in enumerate(zip([0, *ends], ends), start=1):
+            one = attrs.evolve(whole, frames=end - start, frame_offset=start, concatenation_part=part)
+            virtual, skipped = Downsampled.of(one, factor), start // plane_size
+            for plane in range(virtual.planes):
+                cut = virtual.plane(plane)
+                numbers = [tile.number for tile in cut.tiles(interpolation)]
+                self.assertTrue(all(1 <= number <= end - start for number in numbers))
+                self.assertLessEqual(len(numbers), cut.source_count(interpolation))
+                found.update((start + t.number, t.top, t.left, plane + skipped) for t in cut.tiles(interpolation))
+        for plane in range(2):
+            cut = Downsampled.of(whole, factor).plane(plane)
+            expected.update((t.number, t.top, t.left, plane) for t in cut.tiles(interpolation))
+        self.assertEqual(found, expected)
 
     def test_not_tiled(self) -> None:
         """Frames of a loop shrink each by itself."""

@@ -175,7 +175,8 @@ class SourceTests(ServiceCase):
         """Virtual frames of a sparse instance are made of the frames that lie there, and so is the whole. Where they lie is
         asked for once."""
         self.use(attrs.evolve(SLIDE, organization="TILED_SPARSE", frames=3))
-        self.pool.places = Placement(1, [0, 11, 99], [3, 1, 2], (1, 2, 3)).to_bytes()
+        places = [0, 256 * 2560 + 256, 9 * (256 * 2560 + 256)]
+        self.pool.places = Placement(1, places, [3, 1, 2], (1, 2, 3)).to_bytes()
         for number, needed in ((1, (3, 1)), (25, (2,)), (2, ())):
             self.successResultOf(self.frames([number], "downsample=2"))
             asked = self.room.origin.asked_for("frames")
@@ -187,16 +188,41 @@ class SourceTests(ServiceCase):
         self.assertEqual(self.heard[-1], (3, 1, 2))
         self.assertEqual(self.pool.operations.count("placed"), 1)
 
-    def test_sparse_and_in_no_grid(self) -> None:
-        """Where a sparse instance's frames lie in no grid, one of them stands for the whole; it is not downsampled, and
-        its metadata are not read again."""
-        self.use(attrs.evolve(SLIDE, organization="TILED_SPARSE", frames=3))
+    def test_unknown_places(self) -> None:
+        """Where nothing says where frames lie there is no picture of the whole, nor a smaller one, whatever the order of the
+        frames would make of it; their metadata are not read again. Each frame by itself is shown, and so is the only one."""
+        for organization, frames in (("TILED_SPARSE", 3), (None, 100)):
+            self.use(attrs.evolve(SLIDE, organization=organization, frames=frames))
+            self.pool.places = refusal("in no grid")
+            for _ in range(2):
+                for asked in (self.frames([1], "downsample=2"), self.whole("viewport=100,100")):
+                    self.assertIn("in no grid", str(self.failureResultOf(asked, CannotRender).value))
+            self.assertEqual(self.pool.operations.count("placed"), 1)
+            self.successResultOf(self.frames([2], media_type="image/png"))
+            self.setUp()
+        self.use(attrs.evolve(SLIDE, organization=None, frames=1))
         self.pool.places = refusal("in no grid")
-        for _ in range(2):
-            self.assertIn("in no grid", str(self.failureResultOf(self.frames([1], "downsample=2"), CannotRender).value))
-        self.successResultOf(self.whole())
+        self.successResultOf(self.whole("viewport=100,100"))
         self.assertEqual(self.room.origin.asked_for("frames"), [(1,)])
-        self.assertEqual(self.pool.operations.count("placed"), 1)
+
+    def test_in_no_grid(self) -> None:
+        """A child is told where frames lie in no grid, and their decoders average nothing."""
+        self.use(attrs.evolve(SLIDE, organization=None, frames=3))
+        self.pool.places = Placement(1, [7, 256 * 2560 + 99], [2, 3], in_grid=False).to_bytes()
+        self.successResultOf(self.whole("viewport=100,100"))
+        head, _ = self.pool.told[-1]
+        self.assertEqual(([list(tile[1:]) for tile in head["tiles"]], head["in_grid"], head["scale"]),
+                         ([[0, 7], [256, 99]], False, 1))  # fmt: skip
+
+    def test_concatenation(self) -> None:
+        """Frames of a later part of a concatenation are drawn where they lie in the whole."""
+        self.use(attrs.evolve(SLIDE, frames=20, concatenation_part=3, frame_offset=45))
+        self.successResultOf(self.whole("viewport=100,100"))
+        self.assertEqual(self.heard, [tuple(range(1, 21))])
+        head, _ = self.pool.told[-1]
+        self.assertEqual(head["tiles"][0][1:], (4 * 256, 5 * 256))
+        self.successResultOf(self.frames([13], "downsample=2"))
+        self.assertEqual(self.heard[-1], (1, 10, 11))
 
     def test_can_decode(self) -> None:
         """Video is not worth a try, nor what is not known; a syntax that nobody told is."""

@@ -392,7 +392,7 @@ class ThumbnailTests(RenderingCase):
 
 
 class SparseTests(RenderingCase):
-    """TILED_SPARSE instances."""
+    """Instances that are not TILED_FULL."""
 
     def painted(self, made: Made, positions: Sequence[tuple[int, int]], colour: tuple[int, int, int]) -> Any:
         """The total pixel matrix of *made*, raw frames at *positions* of a grid of 4 x 5."""
@@ -432,13 +432,44 @@ class SparseTests(RenderingCase):
             answer = await client.get(f"/{made.resource}/frames/3/rendered", {"Accept": "image/png"})
             self.assertTrue((pixels(answer.body) == self.painted(made, positions, colour)[64:128, 64:128]).all())
 
-    async def test_in_no_grid(self) -> None:
-        """Without places there is no smaller instance, but a picture: one frame of it."""
-        made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, extra={"PerFrameFunctionalGroupsSequence": None})
-        client = await self.shown(made)
-        answer = await client.get(f"/{made.resource}/frames/1?downsample=2")
-        self.assertEqual((answer.status, "TILED_SPARSE" in answer.json()["detail"]), (400, True))
-        self.assertEqual(opened((await client.get(f"/{made.resource}/rendered")).body).size, (64, 64))
+    async def test_unknown_places(self) -> None:
+        """Where neither TILED_FULL nor positions say where frames lie, there is no picture of the whole, nor a smaller one, and
+        the answer says why; each frame by itself is shown."""
+        for organization in ("TILED_SPARSE", None):
+            extra = {"PerFrameFunctionalGroupsSequence": None, "DimensionOrganizationType": organization}
+            made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, extra=extra)
+            client = await self.shown(made)
+            for path in ("frames/1?downsample=2", "rendered", "thumbnail", "rendered?viewport=9,9,1,1,20,20"):
+                answer = await client.get(f"/{made.resource}/{path}")
+                detail = answer.json()["detail"]
+                self.assertEqual((answer.status, (organization or "no Dim") in detail), (400, True), (path, detail))
+            self.assertEqual(opened((await client.get(f"/{made.resource}/frames/7/rendered")).body).size, (64, 64))
+
+    async def test_without_organization(self) -> None:
+        """Without DimensionOrganizationType positions say where frames lie, in whatever order they come; pixels of frames that
+        lie in no grid are drawn in their places, too."""
+        positions = [(row, column) for column in range(5) for row in range(4)]
+        extra = {"DimensionOrganizationType": None}
+        for crooked in (False, True):
+            made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, positions=positions, extra=extra)
+            total = self.painted(made, positions, (255, 255, 255))
+            if crooked:  # 7 pixels up and 5 to the left, so that one row and one column lie outside
+                kept = [at for at in positions if 0 not in at]
+                made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, positions=kept, extra=extra)
+                dataset = pydicom.dcmread(made.path)
+                for groups in dataset.PerFrameFunctionalGroupsSequence:
+                    groups.PlanePositionSlideSequence[0].RowPositionInTotalImagePixelMatrix -= 7
+                    groups.PlanePositionSlideSequence[0].ColumnPositionInTotalImagePixelMatrix -= 5
+                dataset.save_as(made.path)
+                shifted = self.painted(made, kept, (255, 255, 255))
+                total = numpy.full_like(shifted, 255)
+                total[:-7, :-5] = shifted[7:, 5:]
+            client = await self.shown(made)
+            small = numpy.asarray(Image.fromarray(total).reduce(2)).astype(int)
+            for query, expected in (("", total), ("?downsample=2", small), ("?viewport=160,128", small)):
+                answer = await client.get(f"/{made.resource}/rendered{query}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 200, answer.body[:300])
+                self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, (crooked, query))
 
 
 class ColourTests(RenderingCase):

@@ -32,6 +32,8 @@ class InstanceMetadata:
     *total_rows*, *total_columns*: TotalPixelMatrixRows/Columns (0048,0007), (0048,0006).
     *organization*: DimensionOrganizationType (0020,9311).
     *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: *frames* tells.
+    *concatenation_part*, *frame_offset*: InConcatenationNumber (0020,9162) and ConcatenationFrameOffsetNumber (0020,9228):
+    of a concatenation, frame n of this instance is frame n + *frame_offset* (PS3.3 section C.7.6.16.1).
     """
 
     frames: int
@@ -40,6 +42,8 @@ class InstanceMetadata:
     total_rows: Optional[int] = None
     total_columns: Optional[int] = None
     organization: Optional[str] = None
+    concatenation_part: int = 1
+    frame_offset: int = 0
     samples_per_pixel: int = 1
     bits_allocated: int = 8
     bits_stored: int = 8
@@ -128,6 +132,8 @@ FIELDS = {
     "00280101": "bits_stored",
     "00280102": "high_bit",
     "00280103": "pixel_representation",
+    "00209162": "concatenation_part",
+    "00209228": "frame_offset",
     "00209311": "organization",
     "00480006": "total_columns",
     "00480007": "total_rows",

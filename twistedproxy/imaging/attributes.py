@@ -4,7 +4,8 @@
   by what the sizes shrank by, so their product, the imaged volume, stays (PS3.3 section C.8.12.4.1.2).
 - The frames of an instance that is not tiled shrink themselves: Rows and Columns.
 - Functional groups of each frame are dropped, for they describe frames that are no longer there (TILED_FULL needs none;
-  what was TILED_SPARSE is TILED_FULL then, with empty frames where there was nothing).
+  what was not is TILED_FULL then, with empty frames where there was nothing), and so is what makes an instance a part of
+  a concatenation: the smaller one has all of the matrix.
 - ImageType says that the pixels are derived, and of a slide's level that it is resampled (PS3.3 section C.8.12.4.1.1).
 - What an answer does not say is not made up: a search that leaves sizes out leaves them out here.
 """
@@ -19,7 +20,8 @@ from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender
-from twistedproxy.imaging.sparse import TILED_FULL, Placement, Positions, is_sparse
+from twistedproxy.imaging.sparse import TILED_FULL, Placement, Positions, needs_positions
+from twistedproxy.imaging.sparse_description import count_of
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
@@ -33,10 +35,14 @@ _TOTAL_COLUMNS, _TOTAL_ROWS = "00480006", "00480007"
 _SHARED, _PER_FRAME, _PIXEL_MEASURES = "52009229", "52009230", "00289110"
 _IMAGER_SPACING, _NOMINAL_SPACING = "00181164", "00182010"
 
-ASKED_FOR = (_TOTAL_COLUMNS, _TOTAL_ROWS, _ORGANIZATION, _FRAMES, _ROWS, _COLUMNS)
+_PART, _OFFSET = "00209162", "00209228"
+_CONCATENATION = ("00200242", "00209161", "00209163", _PART, _OFFSET)
+"""What makes an instance a part of a concatenation (PS3.3 section C.7.6.16.1)."""
+
+ASKED_FOR = (_TOTAL_COLUMNS, _TOTAL_ROWS, _ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _PART, _OFFSET)
 """What a search for instances must ask for besides, so that its answer can be told at another size."""
 
-_READ = (_ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _TOTAL_COLUMNS, _TOTAL_ROWS)
+_READ = ASKED_FOR
 
 
 def downsampled_answer(answer: bytes, factor: float) -> bytes:
@@ -61,7 +67,8 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     if not virtual.is_tiled and _first(attributes, _CLASS) == SLIDE_CLASS and _TOTAL_ROWS not in attributes:
         result.pop(_FRAMES, None)  # a search that leaves the matrix out: no telling how many are left
         return result
-    result.pop(_PER_FRAME, None)
+    for tag in (_PER_FRAME, *(_CONCATENATION if virtual.is_tiled else ())):
+        result.pop(tag, None)
     if placement is not None:
         result[_ORGANIZATION] = {"vr": "CS", "Value": [TILED_FULL]}
         if _PER_FRAME in attributes:  # what TILED_FULL must say (PS3.3 sections C.8.12.4 and C.8.12.5)
@@ -86,16 +93,18 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Optional[Placement]:
-    """Where the frames of a sparse instance lie; in a search, which does not say it, as if there were one plane.
-    Raises `CannotRender`."""
-    if not is_sparse(facts):
+    """Where the frames lie of an instance that is not TILED_FULL; in a search, which does not say it, as if there were one
+    plane. Raises `CannotRender`."""
+    if not needs_positions(facts):
         return None
     if _PER_FRAME not in attributes:
         return Placement(1, [], [])
     positions = Positions(facts)
+    for groups in attributes.get(_SHARED, {}).get("Value", ()):
+        positions.share(groups)
     for groups in attributes[_PER_FRAME].get("Value", ()):
         positions.add(groups)
-    return positions.placement()
+    return positions.placement(focal_planes=count_of(attributes.get(_FOCAL_PLANES)))
 
 
 def _first(attributes: Mapping[str, Any], tag: str) -> Any:

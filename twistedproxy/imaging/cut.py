@@ -78,7 +78,8 @@ class Cut:
     """One picture to be made: its two axes over a source that is tiled by frames of *frame_rows* x *frame_columns*.
 
     *rows*, *columns*: of the finished picture, which repeats its last pixels where the axes end before.
-    *grid_columns*, *first_number*: how the frames of the source are numbered. *frames*: NumberOfFrames.
+    *grid_columns*, *first_number*: how the frames of the source are numbered; the first is below 1 where the instance is a
+    later part of a concatenation. *frames*: NumberOfFrames.
     """
 
     vertical: Axis
@@ -114,18 +115,20 @@ class Cut:
         )
 
     def source_count(self, interpolation: str) -> int:
-        """How many stored frames are needed."""
+        """How many stored frames are needed, at most."""
         rows, columns = self.runs(interpolation)
-        return len(rows) * len(columns)
+        return min(len(rows) * len(columns), self.frames)
 
     def tiles(self, interpolation: str) -> Iterator[Tile]:
         """The stored frames that are needed, row by row. Those that the instance lacks are left out."""
         rows, columns = self.runs(interpolation)
-        for row in rows:
-            for column in columns:
-                number = self.first_number + row * self.grid_columns + column
-                if number <= self.frames:
-                    yield Tile(number, row * self.frame_rows, column * self.frame_columns)
+        # only the rows of the grid that hold frames: a matrix may have billions of others
+        start = max(rows.start, -((self.first_number + columns.stop - 2) // self.grid_columns))
+        stop = min(rows.stop, (self.frames - self.first_number - columns.start) // self.grid_columns + 1)
+        for row in range(start, stop):
+            first = self.first_number + row * self.grid_columns
+            for column in range(max(columns.start, 1 - first), min(columns.stop, self.frames + 1 - first)):
+                yield Tile(first + column, row * self.frame_rows, column * self.frame_columns)
 
     def shown(self, viewport: Optional[Viewport]) -> Cut:
         """What of this picture a viewport shows. Raises `CannotRender` for a region outside of it."""

@@ -2,7 +2,8 @@
 
 Rules kept here:
 - it has max(1, int(size / factor)) pixels a side, in frames of the stored frames' size, as TILED_FULL (DICOM PS3.3
-  section C.7.6.17.3); its planes follow each other as the stored ones do;
+  section C.7.6.17.3); its planes follow each other as the stored ones do; of a part of a concatenation it has the planes
+  that the part holds frames of;
 - its pixel t covers the source from t * size / new size on: the whole matrix, not a remainder less, so that PixelSpacing
   times matrix stays what it was;
 - a virtual edge frame is filled by repeating the last row and column, which adds no edge to compress;
@@ -16,7 +17,7 @@ import attrs
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
-from twistedproxy.imaging.sparse import TILED_SPARSE, is_sparse
+from twistedproxy.imaging.sparse import lies_in_order, needs_positions
 
 
 @attrs.frozen
@@ -42,12 +43,14 @@ class Downsampled:
         if metadata.rows < 1 or metadata.columns < 1:
             raise CannotRender("the metadata do not say how large a frame is")
         if not lies_in_order(metadata):
-            if factor > 1.0 and is_sparse(metadata):
-                raise CannotRender("it must be known where the frames of a TILED_SPARSE instance lie")
+            if factor > 1.0 and needs_positions(metadata):
+                raise CannotRender("it must be known where the frames of an instance that is not TILED_FULL lie")
             rows, columns = shrunk(metadata.rows, factor), shrunk(metadata.columns, factor)
             return cls(metadata, factor, False, rows, columns, rows, columns, metadata.frames)
         assert metadata.total_rows is not None and metadata.total_columns is not None
         grid_rows, grid_columns = metadata.grid
+        size = grid_rows * grid_columns
+        planes = -(-(metadata.frame_offset + metadata.frames) // size) - metadata.frame_offset // size
         return cls(
             metadata,
             factor,
@@ -56,7 +59,7 @@ class Downsampled:
             metadata.columns,
             shrunk(metadata.total_rows, factor),
             shrunk(metadata.total_columns, factor),
-            max(1, metadata.frames // (grid_rows * grid_columns)),
+            planes,
         )
 
     @property
@@ -89,10 +92,12 @@ class Downsampled:
         )  # fmt: skip
 
     def whole(self) -> Cut:
-        """All of the first plane as one picture; of an instance that is not tiled, one frame."""
-        if not self.is_tiled:
-            return self._by_itself(1)
-        cut = self._of_plane(0, 0, 0, self.total_rows, self.total_columns)
+        """All of the first plane that there are frames of as one picture; of an instance that is not tiled, one frame."""
+        return self.plane(0) if self.is_tiled else self._by_itself(1)
+
+    def plane(self, plane: int) -> Cut:
+        """All of a plane, counted from the first that there are frames of, as one picture."""
+        cut = self._of_plane(plane, 0, 0, self.total_rows, self.total_columns)
         return attrs.evolve(cut, rows=self.total_rows, columns=self.total_columns)
 
     def _by_itself(self, number: int) -> Cut:
@@ -108,6 +113,7 @@ class Downsampled:
         metadata = self.metadata
         assert metadata.total_rows is not None and metadata.total_columns is not None
         grid_rows, grid_columns = metadata.grid
+        plane += metadata.frame_offset // (grid_rows * grid_columns)
         down, across = metadata.total_rows / self.total_rows, metadata.total_columns / self.total_columns
         return Cut(
             Axis(metadata.total_rows, rows, _exact(top, metadata.total_rows, self.total_rows), down),
@@ -115,7 +121,7 @@ class Downsampled:
             metadata.rows,
             metadata.columns,
             grid_columns,
-            plane * grid_rows * grid_columns + 1,
+            plane * grid_rows * grid_columns + 1 - metadata.frame_offset,
             metadata.frames,
             self.rows,
             self.columns,
@@ -130,9 +136,3 @@ def _exact(at: int, source: int, target: int) -> float:
 def shrunk(size: int, factor: float) -> int:
     """Pixels of a side at *factor*."""
     return max(1, int(size / factor))
-
-
-def lies_in_order(metadata: InstanceMetadata) -> bool:
-    """Whether frames tile a total pixel matrix row by row. Older slides say no organization; theirs are taken to."""
-    organization = metadata.organization or ""
-    return metadata.is_tiled and organization != TILED_SPARSE and not organization.startswith("3D")

@@ -122,13 +122,14 @@ class Maker:
         facts = await self.facts.read(
             request.origin, request.instance, request.caller, task.reading, colour, task.metadata
         )  # fmt: skip
-        scale = 1
-        if transfer_syntax == JPEG_BASELINE and request.rendering.interpolation == "area":
+        scale, in_grid = 1, task.placement is None or task.placement.in_grid
+        if in_grid and transfer_syntax == JPEG_BASELINE and request.rendering.interpolation == "area":
             scale = decoder_scale(cut, request.rendering.viewport is not None)
         head = {
             "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
             "cut": None if cut.is_whole_frame else attrs.asdict(cut),
             "scale": scale,
+            "in_grid": in_grid,
             "background": task.placement.background if task.placement is not None else None,
             "max_pixels": self.max_pixels,
         }

@@ -21,11 +21,11 @@ from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.profiles import OwnProfiles
-from twistedproxy.imaging.sparse import Placement, is_sparse
+from twistedproxy.imaging.sparse import Placement, needs_positions
 from twistedproxy.imaging.sparse_places import PlacementReader
 from twistedproxy.imaging.tasks import Limits, Request, Task
 
-VERSION = b"4"
+VERSION = b"5"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 
@@ -81,15 +81,15 @@ class Planner:
     ) -> tuple[Downsampled, Optional[Placement]]:
         """The instance as it is asked for, and where its frames lie if that must be known."""
         factor = request.rendering.downsample
-        if is_sparse(metadata) and (factor > 1.0 or whole):
+        if needs_positions(metadata) and (factor > 1.0 or whole):
             try:
                 placement = await self.sparse.read(
                     request.origin, request.instance, request.caller, reading.fence, metadata
                 )
                 return Downsampled.of(placement.as_full(metadata), factor), placement
             except CannotRender:
-                if factor > 1.0:
-                    raise  # else one frame stands for the instance, as for what is not tiled
+                if factor > 1.0 or metadata.frames > 1:
+                    raise  # else the only frame is all that there is to see
         return Downsampled.of(metadata, factor), None
 
     def _cuts(self, request: Request, virtual: Downsampled, numbers: Sequence[int]) -> dict[int, Cut]:

@@ -1,4 +1,5 @@
-"""The metadata of a TILED_SPARSE instance (DICOM JSON, PS3.18 annex F), read as they come, down to its frames' places."""
+"""The metadata of an instance that is not TILED_FULL (DICOM JSON, PS3.18 annex F), read as they come, down to its frames'
+places."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from twistedproxy.imaging.elements import read_items, read_value
 from twistedproxy.imaging.errors import CannotRender
 from twistedproxy.imaging.sparse import WANTED, Positions, refusal
 
-PER_FRAME, ABSENT = "52009230", "00480015"
+SHARED, PER_FRAME = "52009229", "52009230"
+ABSENT, FOCAL_PLANES = "00480015", "00480303"
 
 Colour = tuple[int, int, int]
 
@@ -22,7 +24,7 @@ class SparseDescription(MetadataEvents):
         super().__init__(uids)
         self._refused = ""
         self._positions: Optional[Positions] = None
-        self._absent: dict[str, Any] = {}
+        self._elements: dict[str, Any] = {}
         try:
             self._positions = Positions(metadata)
         except CannotRender as error:
@@ -34,14 +36,15 @@ class SparseDescription(MetadataEvents):
         try:
             if self._positions is None:
                 return refusal(self._refused)
-            return self._positions.placement(absent_colour(self._absent)).to_bytes()
+            colour, planes = absent_colour(self._elements.get(ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
+            return self._positions.placement(colour, planes).to_bytes()
         except CannotRender as error:
             return refusal(str(error))
 
     def element(self, tag: str) -> Optional[Events]:
-        if tag == PER_FRAME and self._positions is not None:
-            return read_items(self._add, WANTED)
-        return self._keep_absent() if tag == ABSENT else None
+        if tag in (SHARED, PER_FRAME) and self._positions is not None:
+            return read_items(self._positions.share if tag == SHARED else self._add, WANTED)
+        return self._keep(tag) if tag in (ABSENT, FOCAL_PLANES) else None
 
     def _add(self, groups: dict[str, Any]) -> None:
         if self._positions is None:
@@ -51,8 +54,16 @@ class SparseDescription(MetadataEvents):
         except CannotRender as error:
             self._refused, self._positions = str(error), None
 
-    def _keep_absent(self) -> Events:
-        self._absent = yield from read_value("start_map", None)
+    def _keep(self, tag: str) -> Events:
+        self._elements[tag] = yield from read_value("start_map", None)
+
+
+def count_of(element: Any) -> Optional[int]:
+    """The number in an element of DICOM JSON; None for none, or none above 0."""
+    try:
+        return max(0, int(element["Value"][0])) or None
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def absent_colour(element: Any) -> Optional[Colour]:

@@ -1,7 +1,7 @@
-"""Where the frames of TILED_SPARSE instances lie: remembered, from the cache, else from the origin's metadata.
+"""Where the frames of instances lie that are not TILED_FULL: remembered, from the cache, else from the origin's metadata.
 
 - They are asked for with the caller's own headers, who has a grant; then they are in the cache, for all who have one.
-- That an instance has no grid is remembered, too: its metadata may be 400 MB.
+- That it cannot be told is remembered, too: its metadata may be 400 MB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from twistedproxy.imaging.sparse import Placement, read_placement
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
 
-PLACES = b"s1"
+PLACES = b"s2"
 """The name of a placement in the cache, and the version of its form."""
 
 REMEMBERED = 4
@@ -52,7 +52,7 @@ class PlacementReader:
     ) -> Placement:
         """The placement of *instance*, for a caller who has a grant. *fence*: that of the cache just now.
 
-        Raises `CannotRender` where the frames lie in no grid, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        Raises `CannotRender` where it cannot be told, the errors of `twistedproxy.origin.errors`, `PoolError`.
         """
         key = (instance, fence)
         found = self._remembered.get(key) if fence is not None else None

@@ -22,20 +22,30 @@ Pixels = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 EMPTY = 255
 """What a picture shows where an instance lacks frames: the glass beside the tissue is white."""
+MAX_PARTS = 1024
+"""Columns of frames whose weights are kept: frames that lie in no grid may begin anywhere."""
 
 
 class Canvas:
     """The picture that *cut* describes; *scale*: by how much frames come shrunk already, by their decoder. *empty*: the
-    samples of a pixel where there is no frame, as many as frames have."""
+    samples of a pixel where there is no frame, as many as frames have. *in_grid*: whether frames begin at multiples of their
+    size."""
 
-    def __init__(self, cut: Cut, interpolation: str = "area", scale: int = 1, empty: Sequence[int] = (EMPTY,)) -> None:
+    def __init__(
+        self,
+        cut: Cut,
+        interpolation: str = "area",
+        scale: int = 1,
+        empty: Sequence[int] = (EMPTY,),
+        in_grid: bool = True,
+    ) -> None:
         self._cut = cut
         self._empty = numpy.asarray(empty, numpy.uint8)
         self._scale = scale
         self._vertical = cut.vertical.scaled(scale)
         self._horizontal = cut.horizontal.scaled(scale)
         self._pixels: Optional[Pixels] = None
-        self._block = _block(self._vertical, self._horizontal, cut, interpolation, scale)
+        self._block = in_grid and _block(self._vertical, self._horizontal, cut, interpolation, scale)
         copied = interpolation == "nearest" or (self._vertical.is_copy and self._horizontal.is_copy)
         self._way: Any = _Copied if copied else _Averaged if self._block else _Added
         self._work: Any = None
@@ -178,6 +188,8 @@ class _Added:
 
     def _column_part(self, left: int, right: int) -> Part:
         if (left, right) not in self._columns:
+            if len(self._columns) >= MAX_PARTS:
+                self._columns.clear()
             self._columns[left, right] = self._horizontal.between(left, right)
         return self._columns[left, right]
 

@@ -8,7 +8,7 @@ Operations (``op``), each with its byte strings; with a picture comes the ``dige
 - ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
-- ``place`` [piece…], ``placed``: a sparse instance's metadata, piece by piece, then where its frames lie;
+- ``place`` [piece…], ``placed``: an instance's metadata, piece by piece, then where its frames lie;
 - ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
@@ -190,7 +190,8 @@ def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _P
     canvas = None
     if values is not None:
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
-        canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale, _empty(head["background"], known))
+        cut, empty = Cut(**{**values, **axes}), _empty(head["background"], known)
+        canvas = Canvas(cut, rendering.interpolation, scale, empty, head["in_grid"])
     return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile)
 
 

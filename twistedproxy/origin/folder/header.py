@@ -18,7 +18,7 @@ import pydicom
 from pydicom.dataset import FileDataset
 
 from twistedproxy.dicom.address import validate_uid
-from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.origin.folder import attributes
@@ -32,7 +32,8 @@ _UNDEFINED = 0xFFFFFFFF
 # A file may hold values that break the rules of their VR: they are shown as they are, without a warning each.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-_FACT_TAGS = frozenset((0x00480105, 0x00282000))  # Optical Path Sequence, ICC Profile: whether there is a profile
+_FACT_TAGS = frozenset(int(tag, 16) for tag in FIELDS) | {0x00480105, 0x00282000}
+"""What `InstanceMetadata` is made of; Optical Path Sequence, ICC Profile: whether there is a profile."""
 
 
 class UnreadableFile(Exception):
