@@ -57,6 +57,21 @@ class FormTests(LongListCase):
         self.assertEqual(first.headers["content-length"], str(len(first.body)))
         self.assertEqual(len(store.lines("/frames/")), len(ALL))
 
+    async def test_disable_caching(self) -> None:
+        """What is not to be cached is asked for anew, though it is cached, and nothing of it stays."""
+        store = self.store()
+        client = (await self.proxy(store)).client()
+        for cached in (False, True):
+            for _ in range(2):
+                before = len(store.lines("/frames/"))
+                answer = await client.get(f"/{self.slide.resource}/frames/6,1,6?disable_caching=true")
+                self.assertEqual(answer.frames(), self.expected(6, 1, 6))
+                self.assertEqual(answer.headers["cache-control"], "no-store")
+                self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=request")
+                self.assertGreaterEqual(len(store.lines("/frames/")) - before, 2)
+            answer = await client.frames(self.slide.resource, [1, 6])
+            self.assertEqual("hit" in answer.headers["cache-status"], cached)
+
     async def test_the_form_of_short_ones(self) -> None:
         """A list is written to the letter as a short one is, with a boundary of its own."""
         client = (await self.proxy(self.store())).client()

@@ -67,6 +67,17 @@ class OriginPictureTests(RenderedCase):
         third = await client.get(self.path, {"Accept": "image/jpeg", "If-None-Match": first.headers["etag"]})
         self.assertEqual(third.status, 304)
 
+    async def test_disable_caching(self) -> None:
+        """The origin's pictures are asked for anew, and not kept, where nothing is to be cached."""
+        store, client = await self.started("jpeg")
+        path = f"{self.path}?disable_caching=true"
+        for count in (1, 2):
+            answer = await client.get(path, {"Accept": "image/png"})
+            self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=request")
+            self.assertEqual(answer.headers["cache-control"], "no-store")
+            self.assertEqual(len(store.lines("/rendered")), count)
+        self.assertEqual((await client.get(f"{self.path}?disable_caching=perhaps")).status, 400)
+
     async def test_what_the_answer_depends_on(self) -> None:
         """Accept, the query and the frame list each make another picture."""
         store, client = await self.started()

@@ -179,6 +179,48 @@ class FormTests(RenderingCase):
             fresh = await client.get(path + "?quality=30&disable_caching=true")
             self.assertEqual(fresh.headers["cache-status"], RENDERED)
 
+    async def test_disable_caching(self) -> None:
+        """What is asked for so neither comes from the cache nor stays there, be it made or stored:
+        the origin is asked each time, and the answer says that nobody is to keep it."""
+        made = slide(self.mktemp(), 2, 4, 64)
+        client = await self.shown(made)
+        for path, frames in (
+            ("frames/1/rendered", {1}),
+            ("frames/1,2/rendered", {1, 2}),
+            ("frames/1", {1}),
+            ("frames/3,1,3", {3, 1}),
+        ):
+            kept = None
+            for query in ("disable_caching=true", "disable_caching=true", "", "", "disable_caching=1"):
+                before = len(self.behind.lines("/frames/"))
+                answer = await client.get(f"/{made.resource}/{path}?{query}")
+                lines = self.behind.lines("/frames/")[before:]
+                asked = {int(number) for line in lines for number in line.split("/")[-1].split(",")}
+                if query:
+                    self.assertEqual(answer.headers["cache-control"], "no-store", (path, query))
+                    self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=request")
+                    self.assertEqual(asked, frames)
+                else:
+                    self.assertEqual(answer.headers["cache-control"], "private, max-age=3600")
+                    self.assertEqual(answer.headers["cache-status"], MISS if kept is None else HIT, path)
+                    self.assertEqual(asked, frames if kept is None else set())
+                kept = answer.body if not query else kept
+            self.assertEqual(answer.body, kept)
+            client = await self.shown(made)
+        for path in (
+            "thumbnail",
+            "frames/1/thumbnail",
+            "rendered",
+            "frames/1?downsample=2",
+        ):
+            joined = "&" if "?" in path else "?"
+            for _ in range(2):
+                answer = await client.get(f"/{made.resource}/{path}{joined}disable_caching=true")
+                self.assertEqual((answer.status, answer.headers["cache-control"]), (200, "no-store"), path)
+                self.assertNotEqual(answer.headers["cache-status"], HIT)
+            answer = await client.get(f"/{made.resource}/{path}")
+            self.assertNotEqual(answer.headers["cache-status"], HIT, path)
+
     async def test_cache_status(self) -> None:
         """Whether the origin was asked for frames is told apart from whether the picture was made just now."""
         made = slide(self.mktemp(), 2, 4, 64, "raw")

@@ -58,7 +58,8 @@ class ListReader:
         while True:
             grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
             self.reader.check(wanted, grant.metadata)
-            sizes = await cached_sizes(self.reader.cache, wanted.instance, tuple(dict.fromkeys(wanted.numbers)))
+            numbers = () if wanted.fresh else tuple(dict.fromkeys(wanted.numbers))
+            sizes = await cached_sizes(self.reader.cache, wanted.instance, numbers)
             if sizes.fence != reading.fence:  # forgotten in between, or the cache failed: nothing is known
                 sizes = Sizes(reading.fence, {}, ())
             known = sum([sizes.of.get(number, 0) for number in wanted.numbers])

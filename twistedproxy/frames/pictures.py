@@ -65,12 +65,13 @@ class Rendered:
 @attrs.frozen
 class PictureAnswer:
     """Pictures and where they came from: the cache, a fetch that was *shared*, or one of this request's own.
-    *stored*: whether the cache can be told."""
+    *stored*: whether the cache can be told. *fresh*: nothing was to come from the cache, or to go there."""
 
     rendered: Rendered
     cached: bool = False
     shared: bool = False
     stored: bool = False
+    fresh: bool = False
 
 
 _Key = tuple[Instance, Optional[Fence], bytes]
@@ -88,13 +89,16 @@ class PictureReader:
     async def read(self, picture: Picture) -> PictureAnswer:
         """The pictures. Raises `NoSuchFrame` and the errors of `twistedproxy.origin.errors`."""
         wanted, name = picture.wanted, picture.name
-        grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [name])
+        names = [] if wanted.fresh else [name]
+        grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, names)
         last = max(wanted.numbers)
         if last > grant.metadata.frames:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {grant.metadata.frames}")
         kept = _kept(reading, name)
         if kept is not None:
             return PictureAnswer(kept, cached=True)
+        if wanted.fresh:
+            return PictureAnswer(await _fetch(picture), fresh=True)
         return await self._from_origin(picture, (wanted.instance, reading.fence, name))
 
     async def _from_origin(self, picture: Picture, key: _Key) -> PictureAnswer:

@@ -64,6 +64,8 @@ class Wanted:
     """Raises where the metadata show that the frames would be of no use to the caller."""
     prefetch: bool = True
     """Whether a viewer asked, who will want more."""
+    fresh: bool = False
+    """Whether frames neither come from the cache nor go there; nothing is prefetched after them."""
 
 
 @attrs.frozen
@@ -72,7 +74,7 @@ class FrameAnswer:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
     *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
     were loaded before anybody asked. *expires*: when the first of them ends in the cache, in seconds since the epoch;
-    infinity: never."""
+    infinity: never. *fresh*: nothing was to come from the cache, or to go there."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
@@ -82,11 +84,12 @@ class FrameAnswer:
     fence: Optional[Fence] = None
     prefetched: Sequence[int] = ()
     expires: float = math.inf
+    fresh: bool = False
 
     @property
     def stored(self) -> bool:
         """Whether the cache can be told what was fetched."""
-        return self.fence is not None
+        return self.fence is not None and not self.fresh
 
 
 Answered = Callable[[Wanted, FrameAnswer], None]
@@ -148,15 +151,15 @@ class FrameReader:
         Raises `NoSuchFrame`, `AnswerTooLarge`, and the errors of `twistedproxy.origin.errors`.
         """
         numbers = tuple(dict.fromkeys(wanted.numbers))
-        names = [frame_name(number) for number in numbers]
-        if len(numbers) > 1:
+        names = _names(wanted, numbers)
+        if len(numbers) > 1 and not wanted.fresh:
             await self._check_sizes(wanted, numbers)
         grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
         self.check(wanted, grant.metadata)
         try:
             answer = await self._answer(wanted, grant, reading, numbers, names)
         except OriginRefused as refused:
-            if self.refused is not None and wanted.prefetch and refused.status not in DENIALS:
+            if self.refused is not None and wanted.prefetch and not wanted.fresh and refused.status not in DENIALS:
                 self.refused(wanted, grant.metadata, reading.fence)
             raise
         self.tell(wanted, answer)
@@ -168,7 +171,7 @@ class FrameReader:
         Raises what `read` does. Nobody hears of it.
         """
         numbers = tuple(dict.fromkeys(wanted.numbers))
-        names = [frame_name(number) for number in numbers]
+        names = _names(wanted, numbers)
         reading = Reading(None, {})
         if fence is not None:
             if self.forgetting.is_pending(wanted.instance):
@@ -180,7 +183,7 @@ class FrameReader:
 
     def tell(self, wanted: Wanted, answer: FrameAnswer) -> None:
         """Tell who hears of answered requests."""
-        if self.answered is not None and wanted.prefetch:
+        if self.answered is not None and wanted.prefetch and not wanted.fresh:
             self.answered(wanted, answer)
 
     async def _answer(
@@ -207,6 +210,7 @@ class FrameReader:
             reading.fence,
             prefetched,
             min(expires, self._expiry()),  # a writer whose clock was wrong: no longer than if it were written now
+            wanted.fresh,
         )
 
     def _expiry(self) -> float:
@@ -281,6 +285,9 @@ class FrameReader:
         self, wanted: Wanted, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
     ) -> tuple[dict[int, _Fetched], int]:
         """The missing frames, and how many of them came from fetches that were under way already."""
+        if wanted.fresh:
+            frames = await self._fetch(wanted, grant, fence, missing)
+            return {key[2]: frame for key, frame in frames.items()}, 0
         running = self._in_flight.running((wanted.instance, fence, number) for number in missing)
         alone = [number for number in missing if (wanted.instance, fence, number) not in running]
         waits: list[Deferred[_Frames]] = []
@@ -293,8 +300,8 @@ class FrameReader:
             results = await all_or_none(waits)
         except StreamTooLong:
             raise AnswerTooLarge(self.too_large()) from None
-        frames = {key[2]: frame for result in results for key, frame in result.items()}
-        return {number: frames[number] for number in missing}, len(missing) - len(alone)
+        found = {key[2]: frame for result in results for key, frame in result.items()}
+        return {number: found[number] for number in missing}, len(missing) - len(alone)
 
     async def _join(
         self, fetch: Fetch[_Key, _Fetched], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
@@ -314,17 +321,6 @@ class FrameReader:
     def _start(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> Deferred[_Frames]:
         instance = wanted.instance
 
-        async def fetch() -> _Frames:
-            limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
-            try:
-                frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
-            except OriginRefused as refused:
-                if refused.status in (401, 403):
-                    await self.access.revoke(wanted.caller, instance)
-                raise
-            expires = self._expiry()  # before it is written: the cache keeps it a little longer
-            return {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
-
         async def keep(frames: _Frames) -> None:
             entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in frames.items()}
             await self.cache.put_many(instance, fence, entries, self.frame_seconds)
@@ -332,7 +328,25 @@ class FrameReader:
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
         keys = [(instance, fence, number) for number in numbers]
-        return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
+        return self._in_flight.start(keys, self._fetch(wanted, grant, fence, numbers), keep, wanted.caller.credential)
+
+    async def _fetch(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> _Frames:
+        """Frames from the origin."""
+        instance = wanted.instance
+        limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
+        try:
+            frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
+        except OriginRefused as refused:
+            if refused.status in (401, 403):
+                await self.access.revoke(wanted.caller, instance)
+            raise
+        expires = self._expiry()  # before it is written: the cache keeps it a little longer
+        return {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
+
+
+def _names(wanted: Wanted, numbers: Sequence[int]) -> list[bytes]:
+    """What the cache is asked for."""
+    return [] if wanted.fresh else [frame_name(number) for number in numbers]
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:

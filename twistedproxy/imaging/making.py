@@ -97,7 +97,7 @@ class Maker:
             return Made.of(await self.pool.call(head, [facts, frame.data]))
         if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
             return None
-        (frame,) = await self._read(task, [tile], asked)
+        (frame,) = await self._read(task, [tile], asked, task.request.fresh)
         metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
         if not is_same_picture(metadata, media_type):
             return None
@@ -105,13 +105,16 @@ class Maker:
             return Made(frame.data, await digest_of(frame.data))
         return Made.of(await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data]))
 
-    async def _read(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Sequence[Any]:
-        """The stored frames of *tiles*."""
+    async def _read(
+        self, task: Task, tiles: Sequence[Tile], asked: _Asked, fresh: bool = False
+    ) -> Sequence[Any]:  # fmt: skip
+        """The stored frames of *tiles*; *fresh*: past the cache."""
         if not tiles:
             return []
         request = task.request
         numbers = tuple(tile.number for tile in tiles)
-        answer = await self.reader.read(Wanted(request.origin, request.instance, numbers, request.caller))
+        wanted = Wanted(request.origin, request.instance, numbers, request.caller, fresh=fresh)
+        answer = await self.reader.read(wanted)
         asked.origin = asked.origin or answer.fetched + answer.shared > 0
         return answer.frames
 

@@ -40,6 +40,8 @@ FRAMES = frozenset(("downsample", "interpolation", "quality", "iccprofile", "emb
 """What the frames resource takes (extensions: PS3.18 has no query parameters there but ``accept``)."""
 RENDERED = FRAMES | {"viewport", "window", "annotation"}
 """What rendered resources take."""
+CACHING = frozenset(("disable_caching",))
+"""What counts of a query for pictures that the origin makes."""
 DESCRIBING = frozenset(("downsample",))
 """What metadata and searches for instances take (an extension)."""
 

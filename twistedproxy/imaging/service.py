@@ -114,7 +114,8 @@ class PictureService:
         return f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
 
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
-        answer = await self.reader.read(Wanted(request.origin, request.instance, tuple(numbers), request.caller))
+        wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)
+        answer = await self.reader.read(wanted)
         data = [frame.data for frame in answer.frames]
         forwarded = answer.fetched + answer.shared
         return Pictures(

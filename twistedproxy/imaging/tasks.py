@@ -21,7 +21,8 @@ from twistedproxy.origin.interface import Caller, Origin
 
 @attrs.frozen
 class Request:
-    """Who asks for pictures of what. *fresh*: results neither come from the cache nor go there."""
+    """Who asks for pictures of what. *fresh*: results neither come from the cache nor go there; stored frames that they
+    are made of do."""
 
     origin: Origin
     instance: Instance

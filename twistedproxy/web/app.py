@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Optional
 
+import attrs
 from klein import Klein
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
@@ -121,6 +122,9 @@ class ProxyRoutes:
                 form_of(metadata, metadata.transfer_syntax)
 
         wanted = await self._wanted(request, target, numbers, check)
+        if asked is not None and asked.fresh:
+            wanted = attrs.evolve(wanted, fresh=True)
+        answers = self._answers.of(wanted.fresh)
         with self.memory.hold() as held:
             answer = await self.lists.read(wanted, held)
             told = answer.answer if isinstance(answer, FramePieces) else answer
@@ -128,10 +132,10 @@ class ProxyRoutes:
             if form.as_stored:
                 note_outcome(request, cache_outcome(told))
                 if isinstance(answer, FramePieces):
-                    await self._answers.send_pieces(request, answer, form)
+                    await answers.send_pieces(request, answer, form)
                     return
-                sent = await self._answers.send(request, answer, form)
-                if sent is not None:
+                sent = await answers.send(request, answer, form)
+                if sent is not None and not wanted.fresh:
                     self.hot.keep(request, wanted.instance, answer, "frames", sent)
                 return
         del answer, told  # what was read as stored is not held beside what is made of it

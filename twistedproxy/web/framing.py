@@ -27,6 +27,10 @@ class FrameAnswers:
     cache_control: bytes
     vary: bytes
 
+    def of(self, fresh: bool) -> FrameAnswers:
+        """These, or those of answers that nobody is to keep."""
+        return attrs.evolve(self, cache_control=b"no-store") if fresh else self
+
     async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
         """Write *answer* in *form*; return what `send_body` does."""
         if form.multipart:
@@ -106,7 +110,7 @@ def cache_status(answer: FrameAnswer) -> bytes:
     """The Cache-Status of an answer (RFC 9211)."""
     if not answer.fetched and not answer.shared:
         return b"twistedproxy; hit"
-    forward = b"partial" if answer.cached else b"uri-miss"
+    forward = b"request" if answer.fresh else b"partial" if answer.cached else b"uri-miss"
     stored = b"; stored" if answer.stored else b""
     collapsed = b"; collapsed" if answer.shared else b""
     return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
@@ -116,7 +120,8 @@ def picture_status(answer: PictureAnswer) -> bytes:
     """The same for pictures."""
     if answer.cached:
         return b"twistedproxy; hit"
-    return b"twistedproxy; fwd=uri-miss%s%s" % (
+    return b"twistedproxy; fwd=%s%s%s" % (
+        b"request" if answer.fresh else b"uri-miss",
         b"; stored" if answer.stored else b"",
         b"; collapsed" if answer.shared else b"",
     )

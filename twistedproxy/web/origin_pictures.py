@@ -11,10 +11,11 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
+from twistedproxy.imaging.parameters import CACHING
 from twistedproxy.web import negotiation
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, note_outcome, picture_status
 from twistedproxy.web.picture_answers import Keep, take_room
-from twistedproxy.web.picture_requests import without_accept
+from twistedproxy.web.picture_requests import asked_of, without_accept
 from twistedproxy.web.problems import Problem
 
 ORIGIN_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
@@ -37,13 +38,15 @@ class OriginPictures:
             if _is_stored(negotiation.parse_accept(accept, negotiation.query_accept(query)), grant.metadata):
                 await self._as_stored(request, wanted)
                 return
+        wanted = attrs.evolve(wanted, fresh=asked_of(query, CACHING).fresh)
         with self.memory.hold() as held:
             await take_room(self.pictures.reader, held, wanted)
             answer = await self.pictures.read(Picture(wanted, query, accept or b""))
             note_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
             rendered = answer.rendered
             held.set(len(rendered.data))
-            await self.answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
+            answers = self.answers.of(wanted.fresh)
+            await answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
     async def _as_stored(self, request: Request, wanted: Wanted) -> None:
         answer = await self.pictures.reader.read(wanted)

@@ -81,7 +81,7 @@ class PictureAnswers:
             digest = made.digests[0] if made.digests else await digest_of(made.data[0])
             etag = entity_tag(content_type, digest)
         ranged = len(made.data) == 1
-        sent = await self.answers.send_body(request, content_type, chunks, etag, status, ranged)
+        sent = await self.answers.of(asked.fresh).send_body(request, content_type, chunks, etag, status, ranged)
         if sent is not None and not asked.fresh and not asked.annotations:
             self.keep(request, instance, made, form.route, sent)
 

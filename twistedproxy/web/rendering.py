@@ -142,7 +142,7 @@ class RenderedAnswers:
     async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
         """``…/frames/{list}`` in a transfer syntax of `producible`."""
         assert self.ours is not None, "nothing is producible without"
-        await self._frames(self.ours, request, wanted, Asked(Rendering()), form)
+        await self._frames(self.ours, request, wanted, Asked(Rendering(), wanted.fresh), form)
 
     async def _frames(
         self,
