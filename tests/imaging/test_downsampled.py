@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import Any, Optional
 
 import attrs
@@ -293,6 +294,32 @@ class ViewportTests(SynchronousTestCase):
         self.assertEqual(differ(cut, self.matrix.pixels[20:60, 30:80]), 0)
         cut = self.shown(Viewport(130, 100, 30, 20))
         self.assertEqual(differ(cut, self.matrix.pixels[20:120, 30:160]), 0)
+
+    @settings(deadline=None)
+    @given(
+        st.integers(1, 40), st.integers(1, 40), st.floats(0, 50), st.floats(0, 50), st.floats(0.1, 40), st.floats(0.1, 40),
+        st.sampled_from(INTERPOLATIONS), st.sampled_from((1, 2, 4, 8)), st.booleans(), FACTORS | st.just(1.0),
+    )  # fmt: skip
+    def test_nothing_beside_the_region(
+        self, width: int, height: int, x: float, y: float, w: float, h: float, interpolation: str, largest: int,
+        flip: bool, factor: float,
+    ) -> None:  # fmt: skip
+        """No filter, and no decoder that averages, looks beyond the region, enlarged or made smaller."""
+        matrix = Matrix(slide(64, 64, 16))
+        virtual = Downsampled.of(matrix.metadata, factor)
+        step = 64 / virtual.total_rows
+        viewport = Viewport(width, height, x / step, y / step, -w / step if flip else w / step, h / step)
+        cut = virtual.whole().shown(viewport)
+        matrix.padded[:] = 250
+        edges = [math.floor(y + 1e-6), math.ceil(y + h - 1e-6), math.floor(x + 1e-6), math.ceil(x + w - 1e-6)]
+        matrix.padded[edges[0] : edges[1], edges[2] : edges[3]] = 50
+        scale = decoder_scale(cut, True, largest) if interpolation == "area" else 1
+        canvas = Canvas(cut, interpolation, scale)
+        for tile in cut.tiles(interpolation):
+            frame = matrix.padded[tile.top : tile.top + 16, tile.left : tile.left + 16]
+            canvas.add(tile.top, tile.left, numpy.asarray(Image.fromarray(frame).reduce(scale)))
+        made = canvas.finish()
+        self.assertTrue(((made >= 49) & (made <= 51)).all(), made.max())
 
     def test_flips(self) -> None:
         """A width below 0 flips left and right, a height below 0 top and bottom."""

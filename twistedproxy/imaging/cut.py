@@ -2,7 +2,8 @@
 
 Rules kept here:
 - nothing outside the total pixel matrix is ever looked at: what stored edge frames hold there is the scanner's filling;
-- a viewport's region is cut first, then made as large as fits the viewport, aspect kept (PS3.18 section 8.3.5.1.3).
+- a viewport's region is cut first, then made as large as fits the viewport, aspect kept (PS3.18 section 8.3.5.1.3): no
+  filter looks beyond the region.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _EPSILON = 1e-9
 class Axis:
     """One direction of a picture: target pixel t covers the source from *start* + t * *step*, a *step* long.
 
-    *count*: target pixels. *source*: source pixels that there are, from 0. *flip*: the target goes backwards.
+    *count*: target pixels. *source*: source pixels that there are, from 0. *flip*: the target goes backwards. *low*, *high*:
+    the first source pixel that may be looked at, and the one behind the last (None: all that there are).
     """
 
     source: int
@@ -38,6 +40,13 @@ class Axis:
     start: float = 0.0
     step: float = 1.0
     flip: bool = False
+    low: int = 0
+    high: Optional[int] = None
+
+    @property
+    def stop(self) -> int:
+        """The source pixel behind the last that may be looked at."""
+        return self.source if self.high is None else self.high
 
     @property
     def is_copy(self) -> bool:
@@ -54,14 +63,23 @@ class Axis:
             support = max(SUPPORT[interpolation], 1.0) * max(self.step, 1.0)
             first = self.start + self.step / 2 - support - 1
             last = self.start + (self.count - 0.5) * self.step + support + 1
-        low = min(max(math.floor(first + _EPSILON), 0), self.source - 1)
-        return low, max(min(math.ceil(last - _EPSILON), self.source), low + 1)
+        low = min(max(math.floor(first + _EPSILON), self.low), self.stop - 1)
+        return low, max(min(math.ceil(last - _EPSILON), self.stop), low + 1)
 
     def scaled(self, scale: int) -> Axis:
         """The same axis over a source that is *scale* times smaller."""
         return attrs.evolve(
-            self, source=-(-self.source // scale), start=self.start / scale, step=self.step / scale
-        )  # fmt: skip
+            self,
+            source=-(-self.source // scale),
+            start=self.start / scale,
+            step=self.step / scale,
+            low=self.low // scale,
+            high=-(-self.stop // scale),
+        )
+
+    def may_scale(self, scale: int) -> bool:
+        """Whether no average over *scale* pixels mixes some that may be looked at with others."""
+        return self.low % scale == 0 and (self.stop % scale == 0 or self.stop == self.source)
 
 
 @attrs.frozen
@@ -163,8 +181,10 @@ def _extent(start: float, size: Optional[float], whole: int) -> float:
 
 
 def _zoomed(axis: Axis, start: float, size: float, count: int, flip: bool) -> Axis:
-    step = axis.step * (size / count)
-    return Axis(axis.source, count, axis.start + start * axis.step, step, flip)
+    begin, length = axis.start + start * axis.step, axis.step * size
+    low = min(max(math.floor(begin + _EPSILON), 0), axis.source - 1)
+    high = max(min(math.ceil(begin + length - _EPSILON), axis.source), low + 1)
+    return Axis(axis.source, count, begin, axis.step * (size / count), flip, low, high)
 
 
 def decoder_scale(cut: Cut, any_step: bool = False, largest: int = 8) -> int:
@@ -177,7 +197,9 @@ def decoder_scale(cut: Cut, any_step: bool = False, largest: int = 8) -> int:
     scale = largest
     while scale > 1:
         if all(
-            size % scale == 0 and (_is_multiple(axis, scale) or (any_step and axis.step / scale >= LEFT_TO_FILTER))
+            size % scale == 0
+            and axis.may_scale(scale)
+            and (_is_multiple(axis, scale) or (any_step and axis.step / scale >= LEFT_TO_FILTER))
             for axis, size in ((cut.vertical, cut.frame_rows), (cut.horizontal, cut.frame_columns))
         ):
             return scale

@@ -132,7 +132,7 @@ def weights(axis: Axis, interpolation: str) -> Weights:
 def nearest(axis: Axis) -> Integers:
     """The source pixel of each target pixel."""
     places = numpy.floor(axis.start + (numpy.arange(axis.count) + 0.5) * axis.step).astype(numpy.int64)
-    return numpy.clip(places, 0, axis.source - 1)
+    return numpy.clip(places, axis.low, axis.stop - 1)
 
 
 def _area(axis: Axis) -> Weights:
@@ -147,11 +147,11 @@ def _area(axis: Axis) -> Weights:
 
 
 def _normal(axis: Axis, first: Integers, places: Integers, table: Any) -> Weights:
-    """Leave out what lies outside the source; a target pixel that lies outside altogether is the nearest one inside."""
-    table = numpy.where((places >= 0) & (places < axis.source), table, 0.0)
+    """Leave out what may not be looked at; a target pixel of nothing else is the nearest one that may."""
+    table = numpy.where((places >= axis.low) & (places < axis.stop), table, 0.0)
     sums = table.sum(axis=1)
     outside = numpy.abs(sums) < 1e-6
-    first = numpy.where(outside, numpy.clip(first, 0, axis.source - 1), first)
+    first = numpy.where(outside, numpy.clip(first, axis.low, axis.stop - 1), first)
     table[outside] = 0.0
     table[outside, 0] = 1.0
     sums[outside] = 1.0
