@@ -73,6 +73,20 @@ class UrlMapTests(SynchronousTestCase):
             expected = PROXY + "/studies" if "99999" in url else url
             self.assertIn(urls.rewrite(url), (url, expected), url)
 
+    def test_dot_segments(self) -> None:
+        """A relative reference leads to the same at the proxy, also where it climbs above the origin's root and comes back."""
+        asked = ORIGIN + "/studies/1/series/2/instances/3/metadata"
+        for reference, expected in (
+            ("bulkdata/1?a=b#c", "bulkdata/1?a=b#c"),
+            ("../../bulkdata/1?a=b", PROXY + "/studies/1/series/2/bulkdata/1?a=b"),
+            ("../../../../../../../dicom-web/studies/1?a#b", PROXY + "/studies/1?a#b"),
+            ("/dicom-web/studies/9/../1", PROXY + "/studies/1"),
+            ("/dicom-web/../other", "/dicom-web/../other"),
+            ("../../../../../../../other", "../../../../../../../other"),
+            ("//[/../dicom-web/x", "//[/../dicom-web/x"),
+        ):
+            self.assertEqual(UrlMap(ORIGIN, PROXY, asked).rewrite(reference), expected)
+
     def test_base_without_path(self) -> None:
         """Where the origin is a bare host, another host is never taken for it."""
         urls = UrlMap("http://pacs", PROXY)

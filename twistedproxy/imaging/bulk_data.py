@@ -1,12 +1,14 @@
 """Values that an instance's metadata only point to (BulkDataURI, PS3.18 annex F): ICC profiles, palettes, tables.
 
-They are fetched from the instance's own store with the caller's own headers, and nowhere else, wherever they point.
+They are fetched from the instance's own store with the caller's own headers, and nowhere else, wherever they point. A
+reference is relative to the URL of the metadata (RFC 3986 section 5.2).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Optional
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from twisted.logger import Logger
 
@@ -20,12 +22,14 @@ from twistedproxy.streams import StreamTooLong, read_all
 MAX_BULK = 16 << 20
 """Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
 
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # readers of URLs drop some, or take a backslash for a slash
+
 _log = Logger()
 
 
 async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
     """A value that the metadata point to; b"" where it cannot be had: the picture is made without it."""
-    place = _below(origin.url, instance.root, uri)
+    place = bulk_place(origin.url, instance, uri)
     if place is None:
         _log.info("a bulk data URI points elsewhere than to its store", instance=instance.path)
         return b""
@@ -43,16 +47,21 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
         return b""
 
 
-def _below(url: str, root: str, uri: str) -> Optional[tuple[bytes, bytes]]:
-    """Path and query of *uri* below the origin: many stores know themselves by another name than we do, so what follows
-    ``/studies/`` or ``/bulkdata/`` counts. None for what is no such place."""
-    if not uri.isascii() or ".." in uri:
+def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, bytes]]:
+    """Path and query, below the origin at *url*, of what *uri* in the metadata of *instance* leads to. None for what is no
+    place there.
+
+    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts.
+    """
+    if not uri.isascii() or _AMBIGUOUS.search(uri):
         return None
     try:
-        parts = urlsplit(uri)
+        parts = urlsplit(urljoin(f"{url}{instance.root}/{instance.path}/metadata", uri))
     except ValueError:  # brackets that hold no address
         return None
-    path, query = parts.path, parts.query
+    path, query, root = parts.path, parts.query, instance.root
+    if parts.scheme not in ("http", "https") or not {".", ".."}.isdisjoint(unquote(path).split("/")):
+        return None
     base = urlsplit(url).path.rstrip("/")
     if path.startswith(f"{base}{root}/"):
         return path[len(base) :].encode("ascii"), query.encode("ascii")

@@ -65,10 +65,10 @@ def form_of(headers: Headers) -> Optional[Form]:
     return _FORMS.get(media_type.type)
 
 
-def transform_of(form: Form, base_from: str, base_to: str, syntaxes: SyntaxLookup) -> Transform:
+def transform_of(form: Form, base_from: str, base_to: str, syntaxes: SyntaxLookup, asked: str) -> Transform:
     """What an answer in *form* goes through; see `twistedproxy.web.rewriting`."""
     if form is Form.JSON:
-        return json_transform(base_from, base_to, syntaxes)
+        return json_transform(base_from, base_to, syntaxes, asked)
     xml = xml_transform(base_from, base_to)
     return Chain((PartLengths(), xml)) if form is Form.XML_PARTS else xml
 

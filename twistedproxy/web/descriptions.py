@@ -151,7 +151,9 @@ class Watch:
             except BaseException:
                 body.close()
                 raise
-        transform = transform_of(form, self._target.origin.url, outside, syntaxes.get)
+        url = self._target.origin.url
+        asked = url + self._target.raw_path.decode("latin-1")
+        transform = transform_of(form, url, outside, syntaxes.get, asked)
         return TransformedStream(body, transform, self._room.clock)
 
     def _learned(self, instance: Instance) -> dict[str, str]:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable
 from typing import Optional, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import attrs
 
@@ -48,15 +48,27 @@ class Transform(Protocol):
 @attrs.frozen
 class UrlMap:
     """Turns URLs below *base_from* (an origin, as the operator named it) into ones below *base_to* (the mount, as
-    its callers see it). Both without a slash at the end."""
+    its callers see it). Both without a slash at the end. *asked*: the URL at the origin that names what is rewritten, ""
+    where that does not matter."""
 
     base_from: str
     base_to: str
+    asked: str = ""
 
     def rewrite(self, url: str) -> str:
         """*url* below the mount, or as it came if it is not the origin's."""
-        shown = self.below(url)
+        shown = self.below(self._resolved(url))
         return url if shown is None else shown
+
+    def _resolved(self, url: str) -> str:
+        """Where a relative reference with dot segments leads (RFC 3986 section 5.2): above the root, paths of the origin and
+        of the mount differ. Others lead to the same on both sides."""
+        if not self.asked or ".." not in url or "://" in url:
+            return url
+        try:
+            return urljoin(self.asked, url)
+        except ValueError:
+            return url
 
     def below(self, url: str) -> Optional[str]:
         """*url* below the mount, None if it is not the origin's.
@@ -94,14 +106,17 @@ def authority(url: str) -> tuple[str, int | None]:
     return (parts.hostname or "", None if port is None or port == _DEFAULT_PORTS.get(parts.scheme) else port)
 
 
-def json_transform(base_from: str, base_to: str, add_syntax: str | SyntaxLookup | None = None) -> Transform:
+def json_transform(
+    base_from: str, base_to: str, add_syntax: str | SyntaxLookup | None = None, asked: str = ""
+) -> Transform:  # fmt: skip
     """What a JSON answer goes through.
 
-    *base_from*: the origin's URL; *base_to*: the mount's, as callers see it. *add_syntax*: what (0008,3002) is to be
+    *base_from*: the origin's URL; *base_to*: the mount's, as callers see it. *asked*: the URL at the origin that it
+    answers. *add_syntax*: what (0008,3002) is to be
     where an object lacks it: the UID of the one instance asked about, or a function from SOPInstanceUID to the UID,
     or None if that is not known; None adds nothing.
     """
-    urls = JsonUrls(UrlMap(base_from.rstrip("/"), base_to.rstrip("/")))
+    urls = JsonUrls(UrlMap(base_from.rstrip("/"), base_to.rstrip("/"), asked))
     # In this order: what the adder holds it lets go of at once, and nobody then has to look through all of it.
     return urls if add_syntax is None else Chain((urls, SyntaxAdder(add_syntax)))
 
