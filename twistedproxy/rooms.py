@@ -122,6 +122,8 @@ class Rooms:
         )
         self.reader.answered = self.scheduler.answered
         self.reader.refused = self.scheduler.refused
+        if self.imaging is not None:
+            self.imaging.load_whole_by(self.scheduler.for_picture)
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
         heads_memory = settings.hot_memory // HEADS_SHARE
         hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)

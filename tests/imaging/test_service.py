@@ -171,6 +171,23 @@ class SourceTests(ServiceCase):
         asked = self.room.origin.asked_for("frames")
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
+    def test_loaded_whole(self) -> None:
+        """Before a picture of most frames, the instance is loaded whole unless most of them are cached; not before a picture of
+        few frames."""
+        loads: list[tuple[int, ...]] = []
+
+        async def load_whole(wanted: Wanted, metadata: InstanceMetadata, fence: object) -> bool:
+            self.assertEqual((self.room.origin.asked_for("frames"), metadata.frames), ([], 100))
+            loads.append(wanted.numbers)
+            return True
+
+        self.service.load_whole_by(load_whole)
+        made = self.successResultOf(self.whole("viewport=100,100"))
+        self.assertEqual((loads, made.forwarded), ([tuple(range(1, 101))], 1))
+        self.successResultOf(self.whole("viewport=90,90"))
+        self.successResultOf(self.whole("viewport=90,90,0,0,1000,1000"))
+        self.assertEqual(len(loads), 1)
+
     def test_sparse(self) -> None:
         """Virtual frames of a sparse instance are made of the frames that lie there, and so is the whole. Where they lie is
         asked for once."""

@@ -14,7 +14,7 @@ from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.grid import Region, numbers
-from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand
+from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.settings import Settings
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -326,6 +326,25 @@ class ByHand(PlanTests):
         packed = attrs.evolve(packed, transfer_syntax=EXPLICIT)
         self.assertNothing(plan_by_hand(Settings(), packed), Reason.PACKED_FRAMES)
         self.assertNothing(plan_by_hand(Settings(), attrs.evolve(SLIDE, rows=0)), Reason.FRAME_SIZE_UNKNOWN)
+
+
+class ForPictures(PlanTests):
+    """Loads of what a caller waits for."""
+
+    def test_gates(self) -> None:
+        """However busy the machine is; but not what is switched off, too large or too small, or cannot be cut apart."""
+        busy = Settings(whole_instance_max_cpu=1, whole_instance_max_memory=1)
+        self.assertPlanned(plan_for_picture(busy, SLIDE), Kind.WHOLE, Reason.NEEDED_BY_A_PICTURE)
+        self.assertPlanned(plan_for_picture(busy, LOOP), Kind.SMALL, Reason.NEEDED_BY_A_PICTURE)
+        for asked, reason in (
+            (Settings(prefetch=False), Reason.PREFETCH_OFF),
+            (Settings(whole_instance=False), Reason.WHOLE_INSTANCE_OFF),
+            (Settings(whole_instance_max_frames=19_999), Reason.TOO_MANY_FRAMES),
+            (Settings(prefetch_min_frames=30_000), Reason.TOO_FEW_FRAMES),
+        ):
+            self.assertNothing(plan_for_picture(asked, SLIDE), reason)
+        video = attrs.evolve(SLIDE, transfer_syntax="1.2.840.10008.1.2.4.100")
+        self.assertNothing(plan_for_picture(Settings(), video), Reason.SYNTAX_NOT_SUPPORTED)
 
 
 class AnyPlan(PlanTests):

@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
@@ -553,6 +553,55 @@ class ByHandTests(PrefetchCase):
         self.failureResultOf(asking)
         self.patch(self.cache, "lock", real)
         self.assertEqual((self.locked(), worker.jobs.running), (False, []))
+
+
+class PictureTests(PrefetchCase):
+    """Whole-instance loads that a picture waits for."""
+
+    def waiting(self, worker: Worker, caller: str = "alice") -> Deferred[bool]:
+        return Deferred.fromCoroutine(worker.scheduler.for_picture(self.wanted(1, caller=caller), SLIDE, self.fence()))
+
+    def test_waited_for(self) -> None:
+        """However busy the machine is, one load is started for all who wait; they go on when it has ended, well or not."""
+        self.reading = LoadReading(100.0, 100.0)
+        worker = self.worker()
+        for index, end in enumerate((worker.whole.finish, lambda index: worker.whole.fail(LoadFailed("no"), index))):
+            waits = [self.waiting(worker, caller) for caller in ("alice", "bob", "carol")]
+            self.assertEqual((self.running(worker), len(worker.whole.tasks)), ([WHOLE], index + 1))
+            self.assertEqual(worker.jobs.running[0].reason, "needed-by-a-picture")
+            self.assertNoResult(waits[0])
+            waits[1].cancel()
+            self.failureResultOf(waits[1])
+            self.assertEqual(self.running(worker), [WHOLE], "the others still wait")
+            end(index)
+            self.assertEqual([self.successResultOf(waits[0]), self.successResultOf(waits[2])], [True, True])
+            self.clock.advance(1000.0)
+
+    def test_joined(self) -> None:
+        """A load that runs already is joined."""
+        worker = self.worker()
+        self.ask(worker, 500)
+        waiting = self.waiting(worker)
+        self.assertEqual(len(worker.whole.tasks), 1)
+        self.assertNoResult(waiting)
+        worker.whole.finish()
+        self.assertTrue(self.successResultOf(waiting))
+
+    def test_not_waited_for(self) -> None:
+        """Where there is no such load now, nobody waits: another host's lock, too many jobs, another instance's load at the
+        same origin, a cache that cannot be told."""
+        other, worker = self.worker(), self.worker()
+        self.waiting(other)
+        self.assertFalse(self.successResultOf(self.waiting(worker)))
+        self.assertFalse(self.successResultOf(self.waiting(self.worker(whole_instance=False))))
+        alone = self.worker()
+        self.assertFalse(
+            self.successResultOf(Deferred.fromCoroutine(alone.scheduler.for_picture(self.wanted(1), SLIDE, None)))
+        )
+        alone.scheduler.loads._slots[self.origin.url] = slot = DeferredLock()
+        self.successResultOf(slot.acquire())
+        self.assertFalse(self.successResultOf(self.waiting(alone)))
+        self.assertEqual(alone.whole.tasks, [])
 
 
 class EndTests(PrefetchCase):

@@ -359,6 +359,15 @@ class WholeTests(RenderingCase):
         expected = Image.fromarray(matrix(made)).resize((100, 85), Image.Resampling.BILINEAR)
         self.assertLessEqual(numpy.abs(pixels(answer.body) - numpy.asarray(expected).astype(int)).max(), 3)
 
+    async def test_loaded_whole(self) -> None:
+        """A picture of most frames asks the store for the instance, not for each frame; one of few for those alone."""
+        made = slide(self.mktemp(), 10, 12, 64)
+        client = await self.shown(made, prefetch=True, whole_instance_max_cpu=0)
+        answer = await client.get(f"/{made.resource}/rendered?viewport=100,100")
+        self.assertEqual((answer.status, answer.headers["cache-status"]), (200, MISS))
+        asked = [line for line in self.behind.lines() if not line.endswith("/metadata")]
+        self.assertEqual(asked, [f"GET /{made.resource}"])
+
     async def test_region(self) -> None:
         """A region of a slide, flipped, needs its own frames only."""
         made = slide(self.mktemp(), 6, 6, 64)

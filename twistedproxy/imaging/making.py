@@ -3,21 +3,25 @@
 - What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
 - Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
   which stored frames a picture needed.
+- Before a picture of most frames of an instance is made, the instance is loaded whole, or that load is waited for.
 - A picture of many frames is held by one child, while the next batch of frames is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
+from twistedproxy.cache.interface import Fence
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, OCTET_STREAM
 from twistedproxy.frames.digests import digest_of
 from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.frames.sizes import cached_sizes
 from twistedproxy.imaging.cut import Tile, decoder_scale
 from twistedproxy.imaging.forms import is_as_stored, is_same_picture
 from twistedproxy.imaging.instance_facts import FactsReader
@@ -53,6 +57,11 @@ class _Asked:
     origin: bool = False
 
 
+LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[bool]]
+"""Has an instance loaded whole for a caller who needs most of its frames; returns when that has ended, or is not to be: whether
+it was."""
+
+
 @attrs.define(eq=False)
 class Maker:
     """Makes pictures one by one. *max_pixels*: of one stored frame."""
@@ -61,6 +70,7 @@ class Maker:
     pool: RenderPool
     facts: FactsReader
     max_pixels: int
+    load_whole: Optional[LoadWhole] = None
     _turns: DeferredSemaphore = attrs.field(init=False)
     _numbers: int = attrs.field(init=False, default=1 << 32)  # those of metadata are below
 
@@ -80,12 +90,24 @@ class Maker:
             unchanged = await self._unchanged(task, tiles[0], asked)
             if unchanged is not None:
                 return unchanged
+        await self._have_loaded(task, tiles, asked)
         if len(tiles) > BATCH:
             return await self._in_batches(task, tiles, asked)
         frames = await self._read(task, tiles, asked)
         head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles)
         head |= {"op": "picture", "tiles": _places(tiles, frames)}
         return Made.of(await self.pool.call(head, [facts, task.own_profile, *(frame.data for frame in frames)]))
+
+    async def _have_loaded(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> None:
+        """Where a picture needs most frames of an instance, and the cache lacks many of them: have it loaded whole."""
+        request, fence = task.request, task.reading.fence
+        if self.load_whole is None or fence is None or len(tiles) < 2 or len(tiles) * 2 < task.metadata.frames:
+            return
+        numbers = [tile.number for tile in tiles]
+        sizes = await cached_sizes(self.reader.cache, request.instance, numbers)
+        if sizes.fence == fence and len(sizes.of) * 2 < len(numbers):
+            wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller)
+            asked.origin = await self.load_whole(wanted, task.metadata, fence) or asked.origin
 
     async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[Made]:
         """The picture where it is the stored frame, or the same in another wrapping."""

@@ -26,7 +26,7 @@ from twistedproxy.frames.sizes import most
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
 from twistedproxy.imaging.forms import is_as_stored
 from twistedproxy.imaging.instance_facts import FACTS, FactsReader
-from twistedproxy.imaging.making import Maker
+from twistedproxy.imaging.making import LoadWhole, Maker
 from twistedproxy.imaging.planning import Planner
 from twistedproxy.imaging.pool import RenderPool
 from twistedproxy.imaging.profile_check import checked_profiles
@@ -80,6 +80,10 @@ class PictureService:
                 self.planner.profiles = await checked_profiles(self.pool, self.folder)
             except (BadProfiles, PoolError) as error:
                 raise BadProfiles(f"--icc-profiles: {error}") from None
+
+    def load_whole_by(self, load_whole: LoadWhole) -> None:
+        """Have instances that pictures need most frames of loaded by *load_whole*."""
+        self._maker.load_whole = load_whole
 
     async def metadata(self, request: Request) -> InstanceMetadata:
         """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""

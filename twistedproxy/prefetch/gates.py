@@ -76,6 +76,7 @@ class Reason(enum.Enum):
     SMALL_INSTANCE = "small-instance"
     WHOLE_INSTANCE = "whole-instance"
     ASKED_BY_HAND = "asked-by-hand"
+    NEEDED_BY_A_PICTURE = "needed-by-a-picture"
 
     WHOLE_INSTANCE_OFF = "whole-instance-off"
     TOO_MANY_FRAMES = "too-many-frames"

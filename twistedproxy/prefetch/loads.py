@@ -23,7 +23,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.origin.interface import Priority
+from twistedproxy.origin.interface import Origin, Priority
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.grid import numbers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
@@ -67,6 +67,10 @@ class Loads:
     whole: Loader
     _slots: dict[str, DeferredLock] = attrs.field(init=False, factory=dict)
     _log = Logger()
+
+    def is_loading_whole(self, origin: Origin) -> bool:
+        """Whether an instance of *origin* is being loaded whole: another would have to wait."""
+        return origin.url in self._slots and bool(self._slots[origin.url].locked)
 
     def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
         """Start a whole-instance load; in this process after its display load."""

@@ -4,6 +4,7 @@ Rules:
 - the questions (`twistedproxy.prefetch.gates`) are asked in one fixed order; a plan carries the reason of each "no";
 - a transfer syntax that nobody knows is no "no" to a whole-instance load, for the file itself says it, and such a load
   writes nothing before that; frames around a request can't be loaded then, as where frames lie in no order;
+- what a caller waits for is loaded however busy the machine is;
 - who holds a lock, what runs already and what is cached is not asked here: that is the scheduler's.
 """
 
@@ -31,7 +32,17 @@ from twistedproxy.prefetch.gates import (
 from twistedproxy.prefetch.grid import FrameGrid, Region, Runs, Tiling
 from twistedproxy.prefetch.regions import Screen, block_load, display_load
 
-__all__ = ["Kind", "Load", "LoadReading", "Plan", "PrefetchSettings", "Reason", "plan", "plan_by_hand"]
+__all__ = [
+    "Kind",
+    "Load",
+    "LoadReading",
+    "Plan",
+    "PrefetchSettings",
+    "Reason",
+    "plan",
+    "plan_by_hand",
+    "plan_for_picture",
+]
 
 
 class Kind(enum.Enum):
@@ -131,6 +142,17 @@ def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan
     if not settings.whole_instance:
         return Plan(Kind.NOTHING, Reason.WHOLE_INSTANCE_OFF)
     return Plan(Kind.WHOLE, Reason.ASKED_BY_HAND, metadata.frames)
+
+
+def plan_for_picture(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan:
+    """Decide on a whole-instance load of what a caller needs most frames of, and waits for: fetching them otherwise is more
+    work still, so it does not matter how busy the machine is."""
+    if metadata.frames < settings.prefetch_min_frames:
+        return Plan(Kind.NOTHING, Reason.TOO_FEW_FRAMES)
+    if (not_whole := too_large(settings, metadata)) is not None:
+        return Plan(Kind.NOTHING, not_whole)
+    decided = plan_by_hand(settings, metadata)
+    return decided if decided.kind is Kind.NOTHING else attrs.evolve(decided, reason=Reason.NEEDED_BY_A_PICTURE)
 
 
 def _refused_syntax(metadata: InstanceMetadata) -> Optional[Reason]:
