@@ -13,6 +13,7 @@ import imagecodecs
 import numpy
 import pydicom
 from PIL import Image, ImageCms
+from pydicom.encaps import encapsulate
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
@@ -367,6 +368,29 @@ class WholeTests(RenderingCase):
         self.assertEqual((answer.status, answer.headers["cache-status"]), (200, MISS))
         asked = [line for line in self.behind.lines() if not line.endswith("/metadata")]
         self.assertEqual(asked, [f"GET /{made.resource}"])
+
+    async def test_beyond_the_matrix(self) -> None:
+        """What edge frames hold beyond the matrix is in no picture, though decoders average over it."""
+        made = slide(self.mktemp(), 2, 2, 64, total_rows=107, total_columns=123)
+        dataset = pydicom.dcmread(made.path)
+        frame, frames = numpy.empty((64, 64, 3), numpy.uint8), []
+        for row, column in ((64, 64), (64, 59), (43, 64), (43, 59)):
+            frame[:], frame[row:], frame[:, column:] = 40, 240, 240
+            filled = io.BytesIO()
+            Image.fromarray(frame).save(filled, "JPEG", quality=100, subsampling=0)
+            frames.append(filled.getvalue())
+        dataset.PixelData = encapsulate(frames)
+        dataset.save_as(made.path)
+        client = await self.shown(made)
+        for path in (
+            "rendered?downsample=8",
+            "rendered?viewport=15,13",
+            "rendered?viewport=30,30",
+            "frames/1?downsample=2",
+        ):
+            answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png, */*"})
+            shown = pixels(answer.body) if "rendered" in path else pixels(answer.frames()[0])
+            self.assertLessEqual(shown.max(), 60, path)
 
     async def test_region(self) -> None:
         """A region of a slide, flipped, needs its own frames only."""

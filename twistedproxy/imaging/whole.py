@@ -51,6 +51,11 @@ class Canvas:
         self._work: Any = None
         self._interpolation = interpolation
 
+    @property
+    def source(self) -> tuple[int, int]:
+        """Rows and columns of what frames tile."""
+        return self._cut.vertical.source, self._cut.horizontal.source
+
     def add(self, top: int, left: int, frame: Pixels) -> None:
         """Add the frame whose first pixel stands at *top*, *left* of the source: uint8, (rows, columns) or
         (rows, columns, samples). Each row of frames comes after the one above it."""
@@ -89,6 +94,11 @@ def resized(pixels: Pixels, rows: int, columns: int) -> Pixels:
     canvas = Canvas(Cut(vertical, horizontal, height, width, 1, 1, 1, rows, columns))
     canvas.add(0, 0, pixels)
     return canvas.finish()
+
+
+def averaged(pixels: Pixels, scale: int) -> Pixels:
+    """*pixels*, each *scale* x *scale* of them made one; those at the edge of as many as there are."""
+    return numpy.asarray(Image.fromarray(numpy.ascontiguousarray(pixels)).reduce(scale))
 
 
 def _block(vertical: Axis, horizontal: Axis, cut: Cut, interpolation: str, scale: int) -> bool:

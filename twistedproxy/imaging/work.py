@@ -38,7 +38,7 @@ from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.sparse_description import SparseDescription
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
-from twistedproxy.imaging.whole import EMPTY, Canvas, resized
+from twistedproxy.imaging.whole import EMPTY, Canvas, averaged, resized
 
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
@@ -62,12 +62,25 @@ class _Picture:
     pixels: Any = None
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
-        array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=self.scale)
+        rows, columns = self._inside(top, left)
+        # a decoder that averages would mix in what an edge frame holds beyond the matrix
+        scale = self.scale if rows % self.scale == columns % self.scale == 0 else 1
+        array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=scale)
         shown = to_display(array, self.facts, self.rendering.window)
         if self.canvas is None:
             self.pixels = shown
-        else:
+        elif scale == self.scale:
             self.canvas.add(top, left, self._as_large_as_expected(shown))
+        else:
+            self.canvas.add(top, left, averaged(shown[:rows, :columns], self.scale))
+
+    def _inside(self, top: int, left: int) -> tuple[int, int]:
+        """Rows and columns of a frame that lie inside of the picture's source."""
+        rows, columns = self.facts.rows, self.facts.columns
+        if self.canvas is not None:
+            source_rows, source_columns = self.canvas.source
+            rows, columns = min(rows, source_rows - top), min(columns, source_columns - left)
+        return rows, columns
 
     def _as_large_as_expected(self, shown: Any) -> Any:
         """A codec may have shrunk a frame by less than it was asked to."""
