@@ -396,6 +396,44 @@ class AttributeTests(SynchronousTestCase):
             for tag in ("00080018", "00280010", "00280011"):
                 self.assertEqual(made[tag], LEVEL[tag])
 
+    def test_part(self) -> None:
+        """The smaller instance of a part of a concatenation is no part: it has all of the matrix, in metadata and searches."""
+        part = {
+            **LEVEL,
+            "00280008": {"vr": "IS", "Value": [7]},
+            "00209161": {"vr": "UI", "Value": ["1.2"]},
+            "00209162": {"vr": "US", "Value": [3]},
+            "00209163": {"vr": "US", "Value": [3]},
+            "00209228": {"vr": "UL", "Value": [13]},
+        }
+        for attributes in (part, {tag: value for tag, value in part.items() if not tag.startswith("52")}):
+            made = downsampled(attributes, 2.0)
+            self.assertEqual((made["00280008"]["Value"], made["00480007"]["Value"]), ([6], [500]))
+            self.assertEqual({tag for tag in made if tag.startswith("0020")}, {"00209311"})
+
+    def test_without_organization(self) -> None:
+        """Positions tell the smaller instance where there is no DimensionOrganizationType; without them it cannot be told, and a
+        search does not say how many frames there are."""
+        bare = {tag: value for tag, value in LEVEL.items() if tag != "00209311"}
+        self.assertEqual(downsampled(bare, 2.0), bare)
+        shared = {
+            "0048021A": {
+                "vr": "SQ",
+                "Value": [{"0048021F": {"vr": "SL", "Value": [257]}, "0048021E": {"vr": "SL", "Value": [1]}}],
+            }
+        }
+        one = {
+            **bare,
+            "00280008": {"vr": "IS", "Value": [1]},
+            "52009230": {"vr": "SQ", "Value": [{}]},
+            "52009229": {"vr": "SQ", "Value": [shared]},
+        }
+        made = downsampled(one, 2.0)
+        self.assertEqual((made["00280008"]["Value"], made["00209311"]["Value"]), ([6], ["TILED_FULL"]))
+        self.assertEqual(made["52009229"]["Value"], [{}])
+        made = downsampled({tag: value for tag, value in bare.items() if tag != "52009230"}, 2.0)
+        self.assertEqual((made["00480006"]["Value"], "00280008" in made), ([601], False))
+
     def test_spacing_that_is_no_number(self) -> None:
         """What cannot be counted with is left as it is."""
         odd = {**LEVEL, "00280030": {"vr": "DS", "Value": [10**400, 1]}}

@@ -20,7 +20,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender
-from twistedproxy.imaging.sparse import TILED_FULL, Placement, Positions, needs_positions
+from twistedproxy.imaging.sparse import POSITION, TILED_FULL, Placement, Positions, needs_positions
 from twistedproxy.imaging.sparse_description import count_of
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -135,6 +135,9 @@ def _widen(result: dict[str, Any], ratios: tuple[float, float]) -> None:
 
 
 def _with_measures(item: Any, ratios: tuple[float, float]) -> Any:
+    """Shared functional groups: spacings wider, and without a position, which would be that of all frames."""
+    if isinstance(item, dict) and POSITION in item:
+        item = {tag: element for tag, element in item.items() if tag != POSITION}
     measures = item.get(_PIXEL_MEASURES) if isinstance(item, dict) else None
     if not isinstance(measures, dict) or not isinstance(measures.get("Value"), list):
         return item

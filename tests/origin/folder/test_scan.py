@@ -6,9 +6,12 @@ import os
 import zlib
 from pathlib import Path
 
+import attrs
+import pydicom
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import slide
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.folder import header
 from twistedproxy.origin.folder.scan import FolderGone, Found, Scanner, Stopped
 
@@ -36,6 +39,16 @@ class ScanTests(SynchronousTestCase):
         slide(self.folder / ".hidden.dcm", 1, 1, tile=16)
         self.scan()
         self.assertEqual(self.names(), ["a/b/no-suffix"])
+
+    def test_facts(self) -> None:
+        """What is kept of a file is what its whole header says, of a part of a concatenation too."""
+        part = {"InConcatenationNumber": 2, "ConcatenationFrameOffsetNumber": 3}
+        made = slide(self.folder / "part.dcm", 1, 3, tile=16, extra=part)
+        self.scan()
+        facts = self.found.files[str(made.path)].facts
+        self.assertEqual((facts.concatenation_part, facts.frame_offset), (2, 3))
+        whole = InstanceMetadata.from_dataset(pydicom.dcmread(made.path, stop_before_pixels=True))
+        self.assertEqual(facts, attrs.evolve(whole, transfer_syntax=facts.transfer_syntax))
 
     def test_symlinks(self) -> None:
         """Symlinks lead nowhere, neither to files nor to folders outside."""
