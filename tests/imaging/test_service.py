@@ -217,10 +217,12 @@ class SourceTests(ServiceCase):
             self.assertEqual(self.pool.operations.count("placed"), 1)
             self.successResultOf(self.frames([2], media_type="image/png"))
             self.setUp()
-        self.use(attrs.evolve(SLIDE, organization=None, frames=1))
-        self.pool.places = refusal("in no grid")
-        self.successResultOf(self.whole("viewport=100,100"))
-        self.assertEqual(self.room.origin.asked_for("frames"), [(1,)])
+        for only in ({"frames": 1}, {"total_rows": 256, "total_columns": 200}):
+            self.setUp()
+            self.use(attrs.evolve(SLIDE, organization=None, **only))
+            self.pool.places = refusal("in no grid")
+            self.successResultOf(self.whole("viewport=100,100"))
+            self.assertEqual(self.room.origin.asked_for("frames"), [(1,)])
 
     def test_in_no_grid(self) -> None:
         """A child is told where frames lie in no grid, and their decoders average nothing."""

@@ -541,10 +541,15 @@ class SparseTests(RenderingCase):
                 total[:-7, :-5] = shifted[7:, 5:]
             client = await self.shown(made)
             small = numpy.asarray(Image.fromarray(total).reduce(2)).astype(int)
-            for query, expected in (("", total), ("?downsample=2", small), ("?viewport=160,128", small)):
-                answer = await client.get(f"/{made.resource}/rendered{query}", {"Accept": "image/png"})
+            for path, expected in (
+                ("rendered", total),
+                ("rendered?downsample=2", small),
+                ("rendered?viewport=160,128", small),
+                ("thumbnail?viewport=160,128", small),
+            ):
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
                 self.assertEqual(answer.status, 200, answer.body[:300])
-                self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, (crooked, query))
+                self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, (crooked, path))
 
 
 class ColourTests(RenderingCase):

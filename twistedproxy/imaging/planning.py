@@ -88,8 +88,8 @@ class Planner:
                 )
                 return Downsampled.of(placement.as_full(metadata), factor), placement
             except CannotRender:
-                if factor > 1.0 or metadata.frames > 1:
-                    raise  # else the only frame is all that there is to see
+                if factor > 1.0 or (metadata.frames > 1 and metadata.grid != (1, 1)):
+                    raise  # else the first frame is all that there is to see, of a plane at least
         return Downsampled.of(metadata, factor), None
 
     def _cuts(self, request: Request, virtual: Downsampled, numbers: Sequence[int]) -> dict[int, Cut]:
