@@ -23,6 +23,7 @@ from twistedproxy.imaging.sparse import Placement, refusal
 from twistedproxy.imaging.tasks import Limits, Request
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
+from twistedproxy.prefetch.jobs import Job, JobKind
 from twistedproxy.streams import BytesStream
 
 SLIDE = attrs.evolve(
@@ -172,17 +173,25 @@ class SourceTests(ServiceCase):
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
     def test_loaded_whole(self) -> None:
-        """Before a picture of most frames, the instance is loaded whole unless most of them are cached; not before a picture of
-        few frames."""
+        """For a picture of most frames the instance is loaded whole, unless most of them are cached, and frames are read as
+        they come; not for a picture of few frames."""
         loads: list[tuple[int, ...]] = []
+        job = Job(INSTANCE, JobKind.WHOLE, "", 100, 0.0)
 
-        async def load_whole(wanted: Wanted, metadata: InstanceMetadata, fence: object) -> bool:
-            self.assertEqual((self.room.origin.asked_for("frames"), metadata.frames), ([], 100))
+        async def load_whole(wanted: Wanted, metadata: InstanceMetadata, fence: object) -> Job:
+            self.assertEqual(metadata.frames, 100)
             loads.append(wanted.numbers)
-            return True
+            return job
 
         self.service.load_whole_by(load_whole)
-        made = self.successResultOf(self.whole("viewport=100,100"))
+        making = self.whole("viewport=100,100")
+        self.assertEqual(self.room.origin.asked_for("frames"), [])
+        job.progressed(BATCH, 1)
+        self.assertEqual(self.heard, [tuple(range(1, BATCH + 1))])
+        self.assertNoResult(making)
+        job.ended = 1.0
+        job.tell()
+        made = self.successResultOf(making)
         self.assertEqual((loads, made.forwarded), ([tuple(range(1, 101))], 1))
         self.successResultOf(self.whole("viewport=90,90"))
         self.successResultOf(self.whole("viewport=90,90,0,0,1000,1000"))

@@ -558,49 +558,57 @@ class ByHandTests(PrefetchCase):
 class PictureTests(PrefetchCase):
     """Whole-instance loads that a picture waits for."""
 
-    def waiting(self, worker: Worker, caller: str = "alice") -> Deferred[bool]:
-        return Deferred.fromCoroutine(worker.scheduler.for_picture(self.wanted(1, caller=caller), SLIDE, self.fence()))
+    def load(self, worker: Worker, caller: str = "alice") -> Any:
+        asking = worker.scheduler.for_picture(self.wanted(1, caller=caller), SLIDE, self.fence())
+        return self.successResultOf(Deferred.fromCoroutine(asking))
 
-    def test_waited_for(self) -> None:
-        """However busy the machine is, one load is started for all who wait; they go on when it has ended, well or not."""
+    def test_one_for_all(self) -> None:
+        """However busy the machine is, one load is started for all who need it."""
         self.reading = LoadReading(100.0, 100.0)
         worker = self.worker()
+        jobs = {self.load(worker, caller) for caller in ("alice", "bob", "carol")}
+        self.assertEqual((jobs, self.running(worker)), (set(worker.jobs.running), [WHOLE]))
+        self.assertEqual((worker.jobs.running[0].reason, len(worker.whole.tasks)), ("needed-by-a-picture", 1))
+
+    def test_waits(self) -> None:
+        """Who waits for frames goes on when so many are there, or when the load has ended, well or not."""
+        worker = self.worker()
         for index, end in enumerate((worker.whole.finish, lambda index: worker.whole.fail(LoadFailed("no"), index))):
-            waits = [self.waiting(worker, caller) for caller in ("alice", "bob", "carol")]
-            self.assertEqual((self.running(worker), len(worker.whole.tasks)), ([WHOLE], index + 1))
-            self.assertEqual(worker.jobs.running[0].reason, "needed-by-a-picture")
-            self.assertNoResult(waits[0])
-            waits[1].cancel()
-            self.failureResultOf(waits[1])
-            self.assertEqual(self.running(worker), [WHOLE], "the others still wait")
+            job = self.load(worker)
+            first, gone, last = job.reached(100), job.reached(100), job.reached(SLIDE.frames)
+            gone.cancel()
+            self.failureResultOf(gone)
+            worker.whole.progress[index](99, 1)
+            self.assertNoResult(first)
+            worker.whole.progress[index](100, 1)
+            self.successResultOf(first)
+            self.successResultOf(job.reached(50))
+            self.assertNoResult(last)
             end(index)
-            self.assertEqual([self.successResultOf(waits[0]), self.successResultOf(waits[2])], [True, True])
+            self.successResultOf(last)
+            self.successResultOf(job.reached(SLIDE.frames))
             self.clock.advance(1000.0)
 
     def test_joined(self) -> None:
         """A load that runs already is joined."""
         worker = self.worker()
         self.ask(worker, 500)
-        waiting = self.waiting(worker)
+        self.assertIs(self.load(worker), worker.jobs.find(INSTANCE, WHOLE, self.fence()))
         self.assertEqual(len(worker.whole.tasks), 1)
-        self.assertNoResult(waiting)
-        worker.whole.finish()
-        self.assertTrue(self.successResultOf(waiting))
 
-    def test_not_waited_for(self) -> None:
-        """Where there is no such load now, nobody waits: another host's lock, too many jobs, another instance's load at the
-        same origin, a cache that cannot be told."""
+    def test_none(self) -> None:
+        """Where there can be no such load now there is none to wait for: another host's lock, too many jobs, another
+        instance's load at the same origin, a cache that cannot be told."""
         other, worker = self.worker(), self.worker()
-        self.waiting(other)
-        self.assertFalse(self.successResultOf(self.waiting(worker)))
-        self.assertFalse(self.successResultOf(self.waiting(self.worker(whole_instance=False))))
+        self.load(other)
+        self.assertIsNone(self.load(worker))
+        self.assertIsNone(self.load(self.worker(whole_instance=False)))
         alone = self.worker()
-        self.assertFalse(
-            self.successResultOf(Deferred.fromCoroutine(alone.scheduler.for_picture(self.wanted(1), SLIDE, None)))
-        )
+        asking = alone.scheduler.for_picture(self.wanted(1), SLIDE, None)
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(asking)))
         alone.scheduler.loads._slots[self.origin.url] = slot = DeferredLock()
         self.successResultOf(slot.acquire())
-        self.assertFalse(self.successResultOf(self.waiting(alone)))
+        self.assertIsNone(self.load(alone))
         self.assertEqual(alone.whole.tasks, [])
 
 

@@ -3,7 +3,7 @@
 - What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
 - Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
   which stored frames a picture needed.
-- Before a picture of most frames of an instance is made, the instance is loaded whole, or that load is waited for.
+- Of an instance whose frames most are needed and missing, the whole is loaded; the picture is made as its frames come.
 - A picture of many frames is held by one child, while the next batch of frames is read.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -52,14 +52,21 @@ class Made:
 
 @attrs.define
 class _Asked:
-    """Whether the origin was asked, so far."""
+    """Whether the origin was asked, so far. *load*: one that brings what is read."""
 
     origin: bool = False
+    load: Optional[Load] = None
 
 
-LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[bool]]
-"""Has an instance loaded whole for a caller who needs most of its frames; returns when that has ended, or is not to be: whether
-it was."""
+class Load(Protocol):
+    """A whole-instance load that runs."""
+
+    def reached(self, frames: int) -> Deferred[None]:
+        """Fires once so many frames are cached, or it has ended, however."""
+
+
+LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[Load]]]
+"""Has an instance loaded whole for a caller who needs most of its frames; None where it is not to be."""
 
 
 @attrs.define(eq=False)
@@ -107,7 +114,8 @@ class Maker:
         sizes = await cached_sizes(self.reader.cache, request.instance, numbers)
         if sizes.fence == fence and len(sizes.of) * 2 < len(numbers):
             wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller)
-            asked.origin = await self.load_whole(wanted, task.metadata, fence) or asked.origin
+            asked.load = await self.load_whole(wanted, task.metadata, fence)
+            asked.origin = asked.origin or asked.load is not None
 
     async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[Made]:
         """The picture where it is the stored frame, or the same in another wrapping."""
@@ -135,6 +143,8 @@ class Maker:
             return []
         request = task.request
         numbers = tuple(tile.number for tile in tiles)
+        if asked.load is not None:
+            await asked.load.reached(max(numbers))
         wanted = Wanted(request.origin, request.instance, numbers, request.caller, fresh=fresh)
         answer = await self.reader.read(wanted)
         asked.origin = asked.origin or answer.fetched + answer.shared > 0

@@ -62,6 +62,28 @@ class Job:
     ended: Optional[float] = None
     result: Optional[Result] = None
     running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
+    _waiting: list[tuple[int, Deferred[None]]] = attrs.field(init=False, factory=list, repr=False)
+
+    def reached(self, frames: int) -> Deferred[None]:
+        """Fires once so many frames are loaded, or the job has ended, however. To cancel it ends the wait only."""
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append((frames, waiter))
+        self.tell()
+        return waiter
+
+    def progressed(self, frames: int, size: int) -> None:
+        """Note how much is loaded."""
+        self.frames, self.bytes = frames, size
+        self.tell()
+
+    def tell(self) -> None:
+        """Let those go on who wait for what is loaded by now, or for the end."""
+        over = self.ended is not None
+        due = [waiter for frames, waiter in self._waiting if over or frames <= self.frames]
+        self._waiting = [] if over else [one for one in self._waiting if one[0] > self.frames]
+        for waiter in due:
+            if not waiter.called:
+                waiter.callback(None)
 
     @property
     def kept(self) -> int:
@@ -142,6 +164,7 @@ class JobBook:
             event="job_ended",
             **job.fields(job.ended),
         )
+        job.tell()
         if not self._running:
             waiting, self._idle = self._idle, []
             for waiter in waiting:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from itertools import islice
 from typing import Any
 
@@ -118,13 +118,13 @@ class Loads:
         slot = self._slots.setdefault(wanted.origin.url, DeferredLock())
         await slot.acquire()
         try:
-            loaded = await loader.load(task, _progress_of(job))
+            loaded = await loader.load(task, job.progressed)
         except Withdrawn:
             await self.reader.forgetting.forget(occasion.instance.scope)
             raise
         finally:
             slot.release()
-        job.frames, job.bytes = loaded.frames, loaded.bytes
+        job.progressed(loaded.frames, loaded.bytes)
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:
         is_display = priority is Priority.DISPLAY
@@ -138,7 +138,7 @@ class Loads:
             occasion.fence,
             self.settings.frame_ttl,
             priority,
-            _progress_of(job),
+            job.progressed,
             side_by_side=1 if dear else SIDE_BY_SIDE,
         )
         on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
@@ -173,10 +173,3 @@ class Loads:
             self.jobs.end(job, Result.FAILED, type(error).__name__)
         else:
             self.jobs.end(job, Result.DONE)
-
-
-def _progress_of(job: Job) -> Callable[[int, int], None]:
-    def progress(frames: int, size: int) -> None:
-        job.frames, job.bytes = frames, size
-
-    return progress

@@ -221,25 +221,22 @@ class Scheduler:
                 raise
         raise self._too_soon(await seconds_left(self.cache, wanted.instance, fence))
 
-    async def for_picture(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> bool:
-        """Load an instance that a caller (who has a grant) needs most frames of, or join its load; whether there was one.
-        Returns when it has ended, or at once where it is not to be loaded whole, or only after other instances."""
+    async def for_picture(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> Optional[Job]:
+        """The whole-instance load of an instance that a caller (who has a grant) needs most frames of: the one that runs, or
+        one that is started now. None where it is not to be loaded whole, or only after other instances."""
         if fence is None or self._stopped:
-            return False
-        job = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
-        if job is None and not self.loads.is_loading_whole(wanted.origin):
-            decided = plan_for_picture(self.settings, metadata)
-            self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
-            if decided.kind is Kind.NOTHING:
-                return False
-            try:
-                job = await self._start(Occasion(wanted, metadata, fence), decided)
-            except NotStarted as refused:
-                job = refused.running
-        if job is None or job.running is None:
-            return False
-        await _end_of(job.running)
-        return True
+            return None
+        running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
+        if running is not None or self.loads.is_loading_whole(wanted.origin):
+            return running
+        decided = plan_for_picture(self.settings, metadata)
+        self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
+        if decided.kind is Kind.NOTHING:
+            return None
+        try:
+            return await self._start(Occasion(wanted, metadata, fence), decided)
+        except NotStarted as refused:
+            return refused.running
 
     def _too_soon(self, left: Optional[float]) -> NotStarted:
         seconds = self.settings.recache_after if left is None else left
@@ -270,16 +267,3 @@ class Scheduler:
             await drained
         except defer.TimeoutError:
             self._log.warn("{jobs} prefetches did not end in time", jobs=len(self.jobs.running))
-
-
-def _end_of(running: Deferred[None]) -> Deferred[None]:
-    """Fires when a job has ended, however; to cancel it ends the wait only."""
-    waiter: Deferred[None] = Deferred()
-
-    def ended(result: Any) -> Any:
-        if not waiter.called:
-            waiter.callback(None)
-        return result
-
-    running.addBoth(ended)
-    return waiter
