@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
@@ -597,8 +597,8 @@ class PictureTests(PrefetchCase):
         self.assertEqual(len(worker.whole.tasks), 1)
 
     def test_none(self) -> None:
-        """Where there can be no such load now there is none to wait for: another host's lock, too many jobs, another
-        instance's load at the same origin, a cache that cannot be told."""
+        """Where there can be no such load now there is none to wait for: another host's lock, a cache that cannot be told, a
+        proxy that is stopping."""
         other, worker = self.worker(), self.worker()
         self.load(other)
         self.assertIsNone(self.load(worker))
@@ -606,10 +606,26 @@ class PictureTests(PrefetchCase):
         alone = self.worker()
         asking = alone.scheduler.for_picture(self.wanted(1), SLIDE, None)
         self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(asking)))
-        alone.scheduler.loads._slots[self.origin.url] = slot = DeferredLock()
-        self.successResultOf(slot.acquire())
+        self.now(alone.scheduler.stop())
         self.assertIsNone(self.load(alone))
         self.assertEqual(alone.whole.tasks, [])
+
+    def test_beside_others(self) -> None:
+        """It is started however many jobs run, and does not wait for loads that nobody waits for; of several that callers wait
+        for, one after the other runs at each origin."""
+        worker = self.worker(max_jobs=1)
+        jobs = []
+        for number, ask in ((1, None), (2, self.caller()), (3, self.caller())):
+            wanted = attrs.evolve(self.wanted(1), instance=attrs.evolve(INSTANCE, sop=f"1.{number}"))
+            if ask is None:
+                self.now(worker.reader.read(wanted))
+            else:
+                asking = worker.scheduler.for_picture(wanted, SLIDE, self.fence())
+                jobs.append(self.successResultOf(Deferred.fromCoroutine(asking)))
+        self.assertEqual([task.instance.sop for task in worker.whole.tasks], ["1.1", "1.2"])
+        self.assertEqual([job.kind for job in jobs], [WHOLE, WHOLE])
+        worker.whole.finish(1)
+        self.assertEqual([task.instance.sop for task in worker.whole.tasks], ["1.1", "1.2", "1.3"])
 
 
 class EndTests(PrefetchCase):

@@ -229,7 +229,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("block-pixels", whole(1, unit="pixels"), "Side of the square that a block load covers", "N"),
     Option("display-pixels", whole(1, unit="pixels"), "Side of the square that a display load covers", "N"),
     Option("display-min-frames", whole(0, unit="frames"), "Smaller instances get no display load", "N"),
-    Option("max-jobs", whole(1, 1000, "jobs"), "Whole-instance and block loads at once, per worker", "N"),
+    Option(
+        "max-jobs",
+        whole(1, 1000, "jobs"),
+        "Whole-instance and block loads at once, per worker; those that pictures wait for are not counted",
+        "N",
+    ),
     Option("recache-after", seconds(1), "A whole-instance load is not repeated sooner", "S"),
     Option("reap-interval", seconds(1), "Between two rounds that drop finished jobs", "S"),
     Option(

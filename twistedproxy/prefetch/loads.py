@@ -1,6 +1,7 @@
 """The jobs of one worker, carried out: whole-instance, block and display loads.
 
-- A whole-instance load has the one slot that such loads have at its origin, and gives its lock back if it fails.
+- A whole-instance load has the one slot that such loads have at its origin (those that callers wait for have another), and
+  gives its lock back if it fails.
 - After a load that failed when frames of it had been served, the instance is forgotten: no worker and no host gives
   them any more, from the cache or from memory.
 - How a job ended is noted and logged here, whatever went wrong.
@@ -23,7 +24,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.origin.interface import Origin, Priority
+from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.grid import numbers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
@@ -65,12 +66,8 @@ class Loads:
     jobs: JobBook
     small: Loader
     whole: Loader
-    _slots: dict[str, DeferredLock] = attrs.field(init=False, factory=dict)
+    _slots: dict[tuple[str, bool], DeferredLock] = attrs.field(init=False, factory=dict)
     _log = Logger()
-
-    def is_loading_whole(self, origin: Origin) -> bool:
-        """Whether an instance of *origin* is being loaded whole: another would have to wait."""
-        return origin.url in self._slots and bool(self._slots[origin.url].locked)
 
     def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
         """Start a whole-instance load; in this process after its display load."""
@@ -82,7 +79,7 @@ class Loads:
             try:
                 if decided.kind is Kind.SMALL and decided.display:
                     await self.display(occasion, decided)
-                await self._load_whole(occasion, loader, job)
+                await self._load_whole(occasion, decided, loader, job)
             except Exception:
                 if job.lock is not None:
                     await job.lock.give_back()
@@ -111,11 +108,11 @@ class Loads:
     def _job(self, occasion: Occasion, kind: JobKind, decided: Plan, total: int) -> Job:
         return self.jobs.start(occasion.instance, kind, decided.reason.value, total, occasion.fence)
 
-    async def _load_whole(self, occasion: Occasion, loader: Loader, job: Job) -> None:
+    async def _load_whole(self, occasion: Occasion, decided: Plan, loader: Loader, job: Job) -> None:
         wanted = occasion.wanted
         seconds = self.settings.frame_ttl
         task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
-        slot = self._slots.setdefault(wanted.origin.url, DeferredLock())
+        slot = self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock())
         await slot.acquire()
         try:
             loaded = await loader.load(task, job.progressed)

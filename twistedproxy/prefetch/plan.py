@@ -79,6 +79,11 @@ class Plan:
         """Whether the main load is of the whole instance."""
         return self.kind in (Kind.SMALL, Kind.WHOLE)
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether a caller waits for what it loads."""
+        return self.reason is Reason.NEEDED_BY_A_PICTURE
+
     def in_load_order(self, region: Region) -> Runs:
         """The runs of one of this plan's regions, viewport rows first."""
         return self.screen.viewport_first(region) if self.screen else region.runs

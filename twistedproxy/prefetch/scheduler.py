@@ -174,19 +174,19 @@ class Scheduler:
                 raise NotStarted(409, Refusal.RUNNING.value, "it is being loaded", running=running)
             if not locked and not again:
                 raise NotStarted(409, Refusal.LOADED_LATELY.value, "it was loaded, or began to be, a short while ago")
-            self._check_room(occasion.instance)
+            self._check_room(occasion.instance, decided)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
             job = self.loads.start_whole(occasion, decided, lock)
             lock.keep()
             return job
 
-    def _check_room(self, instance: Instance) -> None:
-        """Raises `NotStarted` where as many jobs run as may, or all of them are to end."""
+    def _check_room(self, instance: Instance, decided: Plan) -> None:
+        """Raises `NotStarted` where as many jobs run as may, unless a caller waits, or all of them are to end."""
         if self._stopped:
             raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
         running = self.jobs.count()
-        if running < self.settings.max_jobs:
+        if running < self.settings.max_jobs or decided.waited_for:
             return
         self.metrics.count("prefetch_jobs_busy")
         self._log.info(
@@ -223,11 +223,11 @@ class Scheduler:
 
     async def for_picture(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> Optional[Job]:
         """The whole-instance load of an instance that a caller (who has a grant) needs most frames of: the one that runs, or
-        one that is started now. None where it is not to be loaded whole, or only after other instances."""
+        one that is started now, however many others run. None where it is not to be loaded whole."""
         if fence is None or self._stopped:
             return None
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
-        if running is not None or self.loads.is_loading_whole(wanted.origin):
+        if running is not None:
             return running
         decided = plan_for_picture(self.settings, metadata)
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
