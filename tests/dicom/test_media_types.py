@@ -117,8 +117,15 @@ class WhatStoresSend(SynchronousTestCase):
             ("multipart/related; boundary==_x:1,2", b"=_x:1,2"),
             ("multipart/related; type=a/b", None),
             ('multipart/related; boundary=""', None),
+            ("multipart/related;type='a/b';boundary='abc'", None),
+            ("multipart/related; boundary=it's", b"it's"),
         ]:
             self.assertEqual(parse_media_type(text).boundary, expected)
+
+    def test_single_quotes(self) -> None:
+        """dicomweb-pacs has single quotes, which mean nothing in a type, and may belong to a boundary: the body tells."""
+        found = parse_media_type("multipart/related;start=1;type='application/octed-stream';boundary='0a1b'")
+        self.assertEqual((found.part_type, found.boundary), ("application/octed-stream", None))
 
     def test_no_media_type(self) -> None:
         """What is no media type at all is refused."""

@@ -120,13 +120,59 @@ class ReadingTests(SynchronousTestCase):
 
     def test_content_length_proves_nothing_but_errors(self) -> None:
         """A part's Content-Length never ends it; one that does not agree with the delimiter is an error."""
-        for said in (b"3", b"5"):
+        for said in (b"3", b"5", b"9" * 30):
             body = b"--b\r\nContent-Length: " + said + b"\r\n\r\nfour\r\n--b--"
-            self.assertIn(PartData(b"four"), events_of(body, b"b", 1000))
+            self.assertRaises(BadMultipart, events_of, body, b"b", 1000)
             self.assertRaises(BadMultipart, collect, body, b"b", 1000)
         for said in (b"4", b"", b"x", b"-4"):
             body = b"--b\r\nContent-Length: " + said + b"\r\n\r\nfour\r\n--b--"
             self.assertEqual(collect(body, b"b", 1)[0].data, b"four")
+
+    def test_coded_parts(self) -> None:
+        """A part whose bytes are coded, or a piece of something, is an error; one that says that it is neither, is not."""
+        for field in (
+            b"Content-Encoding: gzip",
+            b"Content-Encoding: identity\r\nContent-Encoding: gzip",
+            b"Content-Transfer-Encoding: base64",
+            b"content-transfer-encoding: Quoted-Printable",
+            b"Content-Range: bytes 0-3/9",
+        ):
+            body = b"--b\r\n" + field + b"\r\n\r\nfour\r\n--b--"
+            self.assertRaises(BadMultipart, collect, body, b"b", 7)
+        for field in (
+            b"Content-Encoding: identity",
+            b"Content-Transfer-Encoding: Binary",
+            b"Content-Transfer-Encoding: 8bit",
+        ):
+            body = b"--b\r\n" + field + b"\r\n\r\nfour\r\n--b--"
+            self.assertEqual(collect(body, b"b", 7)[0].data, b"four")
+
+    def test_end_without_dashes(self) -> None:
+        """Of a body that is known to be all there, a delimiter at the very end closes it; less does not, nor nothing."""
+        for start in (b"", b"\r\n"):
+            for end in (b"", b"-", b"\r\n", b"\n", b"--"):
+                body = start + b"--b\r\n\r\none\r\n--b\r\n\r\ntwo\r\n--b" + end
+                for size in range(1, len(body) + 1):
+                    collector = PartCollector(b"b", 100)
+                    parts = [p for at in range(0, len(body), size) for p in collector.feed(body[at : at + size])]
+                    parts += collector.close(framed=True)
+                    self.assertEqual([part.data for part in parts], [b"one", b"two"])
+        for body in (
+            b"--b\r\n\r\none",
+            b"--b\r\n\r\none\r\n",
+            b"--b\r\n\r\none\r\n--",
+            b"--b\r\n\r\none\r\n--b\r\nA: b",
+            b"--b\r\n\r\none\r\n--b\r\nA: b\r\n",
+            b"--b\r\n\r\none\r\n--bb",
+            b"--b\r\n\r\none\r\n--b\r",
+            b"--b\r\n\r\none\r\n--b\r\n\r\n",
+            b"--b\r\n",
+            b"--b",
+            b"",
+        ):
+            collector = PartCollector(b"b", 100)
+            collector.feed(body)
+            self.assertRaises(BadMultipart, collector.close, framed=True)
 
     def test_media_type_of_a_part(self) -> None:
         """A part says its media type, or nothing."""

@@ -9,7 +9,7 @@ from pydicom.uid import UID
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom import transfer_syntaxes as ts
-from twistedproxy.dicom.sniffing import sniff
+from twistedproxy.dicom.sniffing import may_be, sniff
 
 ENCODED = Path(wsidicom_data.__file__).parent / "data" / "encoded"
 
@@ -56,6 +56,9 @@ class TableTests(SynchronousTestCase):
             ("image/dicom-rle", ts.RLE_LOSSLESS),
             ("image/x-dicom-rle", ts.RLE_LOSSLESS),
             ("image/x-jp2", ts.JPEG_2000_LOSSLESS),
+            ("image/jll", ts.JPEG_LOSSLESS_SV1),
+            ("image/uncompressed", ts.EXPLICIT_VR_LITTLE_ENDIAN),
+            ("application/octed-stream", ts.EXPLICIT_VR_LITTLE_ENDIAN),
         ]:
             self.assertIn(uid, ts.uids_of(alias))
 
@@ -114,6 +117,19 @@ class SniffTests(SynchronousTestCase):
             sniff(bytes(imagecodecs.jpeg2k_encode(picture, codecformat="jp2", reversible=False, level=40))),
             ts.JPEG_2000,
         )
+
+    def test_beginnings(self) -> None:
+        """Frames of real encoders begin as their transfer syntax wants it; no text does, and no other codestream."""
+        frames = {uid: data for path in ENCODED.iterdir() if (uid := sniff(data := path.read_bytes())) is not None}
+        self.assertGreater(len(frames), 5)
+        for uid, data in frames.items():
+            for other in frames:
+                like = {ts.media_type_of(one).replace("jls", "jpeg") for one in (uid, other)}
+                self.assertEqual(may_be(data, other), len(like) == 1, (uid, other))
+            for text in (b"", b"<html>", b'{"error": 1}', data[1:], b"\0" + data):
+                self.assertFalse(may_be(text, uid), uid)
+        self.assertTrue(may_be(b"\xff\xff\xff\xd8", ts.JPEG_BASELINE))
+        self.assertTrue(may_be(b"<html>", ts.EXPLICIT_VR_LITTLE_ENDIAN))
 
     @settings(max_examples=200, deadline=None)
     @given(

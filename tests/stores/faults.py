@@ -56,9 +56,10 @@ class Answer(Fault):
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    framing: str = "length"
 
     def change(self, reply: Reply) -> Reply:
-        return Reply(self.status, list(self.headers), self.body)
+        return Reply(self.status, list(self.headers), self.body, framing=self.framing)
 
 
 def server_error() -> Answer:

@@ -241,15 +241,21 @@ class AnswerTests(ProxyCase):
             self.assertEqual(gzip.decompress(answer.body) if coded else answer.body, body)
 
     async def test_left_alone(self) -> None:
-        """What has a coding, is a part, or must not be transformed goes as it came."""
-        packed = gzip.compress(self.big)
-        answer = await self.given("gzip, zstd", ("Content-Encoding", "gzip"), ("ETag", '"a"'), body=packed)
-        self.assertEqual((answer.headers["content-encoding"], answer.body), ("gzip", packed))
-        self.assertEqual(answer.headers["etag"], '"a"')
+        """What is a part, or must not be transformed, goes as it came."""
         answer = await self.given("gzip", ("Content-Range", "bytes 0-9/10"), status=206)
         self.assertEqual((answer.headers.get("content-encoding"), answer.body), (None, self.big))
         answer = await self.given("gzip", ("Cache-Control", "no-transform"))
         self.assertEqual((answer.headers.get("content-encoding"), answer.body), (None, self.big))
+
+    async def test_coded_by_the_store(self) -> None:
+        """What the store coded unasked is looked into, and goes in a coding that the client takes."""
+        packed = ("Content-Encoding", "gzip"), ("ETag", '"a"')
+        for accepted, coding in (("gzip", "gzip"), ("identity", None)):
+            answer = await self.given(accepted, *packed, body=gzip.compress(self.big))
+            self.assertEqual((answer.headers.get("content-encoding"), answer.headers["etag"]), (coding, 'W/"a"'))
+            self.assertEqual(gzip.decompress(answer.body) if coding else answer.body, self.big)
+        refused = await self.given("br", ("Content-Encoding", "br"), body=b"x")
+        self.assertEqual(refused.status, 502)
 
     async def test_frames(self) -> None:
         """Frames and what else is no description are never compressed."""

@@ -4,8 +4,8 @@ Rules that this file keeps:
 
 - Text is read once, from left to right: time grows with its length only, whatever it holds.
 - A ``;`` or ``,`` inside quotes separates nothing. Outside quotes a ``,`` separates in a list, not in a single type.
-- Tolerant where the meaning is plain: values unquoted although they hold a slash, a quoted star, parameters
-  in any order, twice, or inside the quoted type (``type="image/jpeg; transfer-syntax=…"``).
+- Tolerant where the meaning is plain: values unquoted although they hold a slash, a quoted star, single quotes,
+  parameters in any order, twice, or inside the quoted type (``type="image/jpeg; transfer-syntax=…"``).
 - An entry of a list that is no media type is left out, the others stay.
 """
 
@@ -65,8 +65,10 @@ class MediaType:
 
     @property
     def boundary(self) -> bytes | None:
-        """The boundary parameter, None where it is missing or empty."""
-        return self.parameters.get("boundary", "").encode("latin-1", "replace") or None
+        """The boundary parameter, None where it is missing, empty or in single quotes: these may belong to it (RFC 2046
+        section 5.1.1), or not (dicomweb-pacs). Only the body tells."""
+        boundary = self.parameters.get("boundary", "")
+        return None if _in_single_quotes(boundary) else boundary.encode("latin-1", "replace") or None
 
 
 def parse_media_type(text: str | bytes) -> MediaType:
@@ -152,7 +154,8 @@ def _media_type(fields: list[str | tuple[str, str]]) -> MediaType | None:
     inner = parameters.get("type")
     if inner is not None:
         part_type, *rest = inner.split(";")  # inside quotes, and out of the quotes of these quotes: no nesting
-        parameters["type"] = part_type.strip().lower()
+        part_type = part_type.strip().lower()
+        parameters["type"] = part_type[1:-1] if _in_single_quotes(part_type) else part_type
         for text in rest:
             _add_parameter(parameters, text)
     return MediaType(name.lower(), parameters, _weight(parameters.pop("q", None)))
@@ -168,6 +171,10 @@ def _add_parameter(parameters: dict[str, str], field: str | tuple[str, str]) -> 
     name, value = name.strip().lower(), value.strip().strip('"')
     if name not in parameters or (parameters[name] in ("*", "") and value not in ("*", "")):
         parameters[name] = value
+
+
+def _in_single_quotes(text: str) -> bool:
+    return len(text) > 2 and text[0] == text[-1] == "'"
 
 
 def _weight(text: str | None) -> float:

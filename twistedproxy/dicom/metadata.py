@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_INTEGER = 2**53
 """Larger than any count or size in DICOM, and still exact in JSON numbers."""
+_SHARED_CHROMINANCE = {"YBR_FULL_422": 2, "YBR_PARTIAL_422": 2, "YBR_PARTIAL_420": 1.5}
+"""Samples a pixel of native data whose pixels share them (PS3.3 section C.7.6.3.1.2)."""
 MAX_TEXT_LENGTH = 256
 """Characters of a text that is kept: the longest are UIDs, of 64 (PS3.5 section 6.2)."""
 
@@ -79,6 +81,23 @@ class InstanceMetadata:
         if self.photometric_interpretation == "YBR_FULL_422":
             samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
         return self.rows * self.columns * samples * (self.bits_allocated // 8)
+
+    @property
+    def native_lengths(self) -> frozenset[int]:
+        """The bytes that one native frame may have as stores send it; empty where the size of a frame is not known.
+
+        With a pad byte to an even length. Data that claim shared chrominance often have it for each pixel. Of frames
+        that do not end at a byte some stores send the bytes that hold them, others just as many as they fill.
+        """
+        pixels = self.rows * self.columns * self.bits_allocated
+        samples = {self.samples_per_pixel, _SHARED_CHROMINANCE.get(self.photometric_interpretation, 0)}
+        lengths: set[int] = set()
+        for bits in {int(pixels * count) for count in samples} - {0}:
+            least = -(-bits // 8)
+            lengths |= {least, least + least % 2}
+            if bits % 8:
+                lengths |= {least + 1, least + 2 - least % 2}
+        return frozenset(lengths)
 
     def to_bytes(self) -> bytes:
         """A compact form for `from_bytes`: about 500 bytes."""

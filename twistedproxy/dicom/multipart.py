@@ -3,9 +3,11 @@
 Rules that this file keeps:
 
 - Every byte is looked at a bounded number of times, however the body is cut: time is linear.
-- Only the delimiter ends a part. A part's Content-Length may prove it wrong (`PartCollector`), never end it.
+- Only the delimiter ends a part. A part's Content-Length may prove it wrong, never end it. A part that is coded
+  (Content-Encoding, base64) or a piece of something (Content-Range) is refused: its bytes are not what it stands for.
 - No more is held back than a delimiter or the headers of one part; both are bounded.
-- A body is whole only if its closing delimiter came: `close` raises otherwise.
+- A body is whole only if its closing delimiter came: `close` raises otherwise. Some stores leave it out, or the dashes at
+  its end: where the length of the message shows that all came, a delimiter at the very end will do.
 - Tolerated: LF for CRLF, a preamble, an epilogue, space after a delimiter, a part without headers, and a body
   whose Content-Type leaves the boundary out (then its first line says it).
 """
@@ -33,6 +35,12 @@ _AFTER_DELIMITER = re.compile(rb"(--)|[ \t]*+\r?\n")
 _AFTER_DELIMITER_CUT = re.compile(rb"-|[ \t]*+\r?")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(r"\r?\n[ \t]+")
+# Headers of a part whose bytes are not the thing itself, and the values that leave them so (RFC 2045 section 6.2).
+_CODED = {
+    "content-encoding": frozenset({"", "identity"}),
+    "content-transfer-encoding": frozenset({"", "7bit", "8bit", "binary", "identity"}),
+    "content-range": frozenset({""}),
+}
 
 
 class BadMultipart(ValueError):
@@ -74,6 +82,9 @@ class MultipartParser:
         self._scanned = 0  # bytes of the rest that the header state has searched already
         self._events: list[Event] = []
         self._in_part = False
+        self._parts = 0
+        self._length = ""  # of the part, as its headers say
+        self._received = 0  # bytes of the part
         self._state: Callable[[bytes, int], tuple[int, bool]] = self._read_first_line
         if boundary:
             self._use_boundary(boundary, b"\n")
@@ -88,10 +99,18 @@ class MultipartParser:
         events, self._events = self._events, []
         return events
 
-    def close(self) -> None:
-        """The body has ended. Raises `BadMultipart` if that came before its closing delimiter."""
-        if self._state != self._ignore:
-            raise BadMultipart("the body ended before its closing delimiter")
+    def close(self, framed: bool = False) -> list[Event]:
+        """The body has ended; return what that says of the last part. *framed*: the length of the message, or its chunks,
+        showed that all of it came. Raises `BadMultipart` if that was before its closing delimiter."""
+        if self._state == self._ignore:
+            return []
+        if framed and self._in_part:
+            events = self.feed(b"--\r\n")  # makes a delimiter at the very end the closing one, and nothing else
+            if self._state == self._ignore:
+                return events
+        elif framed and self._parts and not self._rest.strip():
+            return [End()]
+        raise BadMultipart("the body ended before its closing delimiter")
 
     def _use_boundary(self, boundary: bytes, before: bytes) -> None:
         if len(boundary) > MAX_BOUNDARY_BYTES:
@@ -132,8 +151,11 @@ class MultipartParser:
         if blank is None:
             self._scanned = max(0, len(data) - position - 2)
             return position, False
-        self._events.append(PartStart(_parse_headers(data[position + 1 : blank.start() + 1])))
+        headers = _parse_headers(data[position + 1 : blank.start() + 1])
+        self._events.append(PartStart(headers))
         self._in_part = True
+        self._parts += 1
+        self._length, self._received = headers.get("content-length", ""), 0
         self._state = self._read_body
         self._unread = 1  # the blank line's end may be the line end of the next delimiter: an empty part
         return blank.end() - 1, True
@@ -148,7 +170,7 @@ class MultipartParser:
             if match := _AFTER_DELIMITER.match(data, after, after + MAX_PADDING_BYTES):
                 self._give(data, start, end)
                 if self._in_part:
-                    self._events.append(PartEnd())
+                    self._end_part()
                 self._in_part = False
                 if match.group(1):
                     self._events.append(End())
@@ -168,9 +190,16 @@ class MultipartParser:
         self._unread = 0
         return end, False
 
+    def _end_part(self) -> None:
+        said = self._length
+        if said.isdecimal() and (said.lstrip("0") or "0") != str(self._received):
+            raise BadMultipart(f"a part of {self._received} bytes says that it has {said[:20]}")
+        self._events.append(PartEnd())
+
     def _give(self, data: bytes, start: int, end: int) -> None:
         if self._in_part and end > start:
             self._events.append(PartData(data[start:end]))
+            self._received += end - start
 
     def _ignore(self, data: bytes, position: int) -> tuple[int, bool]:
         return len(data), False
@@ -184,7 +213,10 @@ def _parse_headers(block: bytes) -> dict[str, str]:
     for line in text.split("\n"):
         name, colon, value = line.partition(":")
         if colon:
-            headers.setdefault(name.strip().lower(), value.strip())
+            name, value = name.strip().lower(), value.strip()
+            if name in _CODED and value.lower() not in _CODED[name]:
+                raise BadMultipart(f"a part has {name}: {value[:40]}")
+            headers.setdefault(name, value)
     return headers
 
 
@@ -238,14 +270,11 @@ class PartCollector:
                 parts.append(self._part())
         return parts
 
-    def close(self) -> None:
-        """The body has ended. Raises `BadMultipart` if that came before its closing delimiter."""
-        self._parser.close()
+    def close(self, framed: bool = False) -> list[Part]:
+        """The body has ended; return the part that this completes, if any: see `MultipartParser.close`."""
+        return [self._part() for event in self._parser.close(framed) if isinstance(event, PartEnd)]
 
     def _part(self) -> Part:
         data = self._data[0] if len(self._data) == 1 else b"".join(self._data)
         self._data = []
-        said = self._headers.get("content-length", "")
-        if said.isdecimal() and len(said) < 20 and int(said) != len(data):
-            raise BadMultipart(f"a part of {len(data)} bytes says that it has {said}")
         return Part(self._headers, data)

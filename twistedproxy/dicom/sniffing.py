@@ -1,4 +1,4 @@
-"""The transfer syntax of a frame from its first bytes, where nothing else says it.
+"""What a frame's first bytes say: its transfer syntax where nothing else does, and whether they can be in the one that is said.
 
 Rules that this file keeps:
 
@@ -19,11 +19,25 @@ from twistedproxy.dicom import transfer_syntaxes as ts
 MAX_MARKERS = 1000
 """Marker segments looked at. An ICC profile of 16 MB takes 255 of them."""
 
+RLE_HEADER_BYTES = 64
+"""PS3.5 section G.5."""
+
 _SOI = b"\xff\xd8\xff"
 _SOC = b"\xff\x4f\xff\x51"
 _JXL_CODESTREAM = b"\xff\x0a"
 _JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 _JP2_CONTAINER = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+
+# How frames of a media type begin. T.81 B.1.1.2 lets fill bytes, FF, stand before a marker.
+_BEGINNINGS = {
+    "image/jpeg": (b"\xff\xd8", b"\xff\xff"),
+    "image/jls": (b"\xff\xd8", b"\xff\xff"),
+    "image/jp2": (_SOC, _JP2_CONTAINER),
+    "image/jpx": (_SOC, _JP2_CONTAINER),
+    "image/jphc": (_SOC, _JP2_CONTAINER),
+    "image/jxl": (_JXL_CODESTREAM, _JXL_CONTAINER),
+}
+_RLE = "image/dicom-rle"
 
 # T.81 table B.1: start of frame markers, by the process that they announce.
 _JPEG_PROCESSES = {0xC0: ts.JPEG_BASELINE, 0xC1: ts.JPEG_EXTENDED, 0xC2: ts.JPEG_PROGRESSIVE}
@@ -45,6 +59,14 @@ def sniff(frame: bytes) -> str | None:
         return _sniff(frame)
     except (struct.error, IndexError):  # cut off in the middle of what would have told
         return None
+
+
+def may_be(frame: bytes, uid: str) -> bool:
+    """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
+    media_type = ts.media_type_of(uid)
+    if media_type == _RLE:
+        return len(frame) >= RLE_HEADER_BYTES and _is_rle(frame)
+    return frame.startswith(_BEGINNINGS.get(media_type, b""))
 
 
 def _sniff(frame: bytes) -> str | None:

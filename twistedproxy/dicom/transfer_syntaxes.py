@@ -166,6 +166,10 @@ _CANONICAL = {
     "image/x-dicom-rle": "image/dicom-rle",  # until 2023; wsidicom asks for it still
     "image/rle": "image/dicom-rle",
     "image/jpg": "image/jpeg",
+    "image/jll": "image/jpeg",  # Static DICOMweb, of lossless JPEG
+    "image/uncompressed": OCTET_STREAM,  # small stores made after its example
+    "application/octed-stream": OCTET_STREAM,  # dicomweb-pacs, dicomweb-proxy
+    "binary/octet-stream": OCTET_STREAM,  # S3, of what was put there without a type
     "image/dicom+jpeg": "image/jpeg",
     "image/dicom+rle": "image/dicom-rle",
     "image/x-jls": "image/jls",

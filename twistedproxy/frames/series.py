@@ -81,8 +81,8 @@ class SeriesLookup:
     async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
         path = f"{root}/studies/{study}/instances".encode("ascii")
         query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
-        headers = (*caller.headers, (b"Accept", b"application/dicom+json"), (b"Accept-Encoding", b"identity"))
-        response = await origin.forward(OriginRequest(b"GET", path, query, headers))
+        headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
+        response = await origin.forward(OriginRequest(b"GET", path, query, headers, decoded=True))
         try:
             answer = await read_all(response.body, MAX_ANSWER)
         except StreamTooLong:

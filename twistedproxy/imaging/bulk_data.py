@@ -34,14 +34,14 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
         _log.info("a bulk data URI points elsewhere than to its store", instance=instance.path)
         return b""
     accept = b'multipart/related; type="application/octet-stream"'
-    headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
+    headers = (*caller.headers, (b"Accept", accept))
     try:
-        response = await origin.forward(OriginRequest(b"GET", *place, headers))
+        response = await origin.forward(OriginRequest(b"GET", *place, headers, decoded=True))
         data = await read_all(response.body, MAX_BULK)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status}")
         content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
-        return _only_part(content_type, data)
+        return _only_part(content_type, data, response.length is not None)
     except (OriginError, StreamTooLong, ValueError) as error:
         _log.info("bulk data could not be read: {reason}", reason=str(error), instance=instance.path)
         return b""
@@ -71,14 +71,13 @@ def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, 
     return None
 
 
-def _only_part(content_type: bytes, data: bytes) -> bytes:
-    """The value in an answer: the one part of a multipart one, or all of it."""
+def _only_part(content_type: bytes, data: bytes, framed: bool) -> bytes:
+    """The value in an answer: the one part of a multipart one, or all of it. *framed*: see `MultipartParser.close`."""
     media_type = parse_media_type(content_type or b"application/octet-stream")
     if not media_type.is_multipart:
         return data
     collector = PartCollector(media_type.boundary, MAX_BULK, 1)
-    parts = collector.feed(data)
-    collector.close()
+    parts = collector.feed(data) + collector.close(framed)
     if not parts:
         raise BadMultipart("a multipart answer has no part")
     return parts[0].data

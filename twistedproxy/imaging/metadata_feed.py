@@ -55,13 +55,15 @@ async def feed(
 
 async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
     """The body of a successful answer to a GET of the caller. Raises the errors of `twistedproxy.origin.errors`."""
-    headers = (*caller.headers, (b"Accept", b"application/dicom+json"), (b"Accept-Encoding", b"identity"))
-    response = await origin.forward(OriginRequest(b"GET", path, b"", headers))
+    headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
+    response = await origin.forward(OriginRequest(b"GET", path, b"", headers, decoded=True))
     if response.status != 200:
         try:
             refusal = await read_all(response.body, MAX_REFUSAL)
         except StreamTooLong:
             refusal = b""
+        if response.status < 400:
+            raise OriginBadAnswer(f"the origin answered a request for metadata with {response.status}")
         raise OriginRefused(response.status, response.headers, refusal)
     if not is_dicom_json(response.headers):
         response.body.close()

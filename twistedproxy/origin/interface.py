@@ -42,6 +42,8 @@ class Caller:
 class OriginRequest:
     """A request to hand on as it is. *path* is raw (still percent-encoded), relative to the mount's
     origin URL, and starts with a slash; *headers* are end-to-end ones, the caller's credentials among them.
+    *decoded*: a successful answer is to come without any content coding, whatever the origin makes of that
+    (`OriginBadAnswer` where it cannot be decoded).
     """
 
     method: bytes
@@ -50,6 +52,7 @@ class OriginRequest:
     headers: Headers = attrs.field(default=(), repr=False)
     body: Optional[ByteStream] = None
     length: Optional[int] = None
+    decoded: bool = False
 
 
 @attrs.frozen

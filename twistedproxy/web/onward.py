@@ -39,13 +39,11 @@ def onward(
 ) -> OriginRequest:
     """What to hand on of *request*, its body still to be pulled.
 
-    *identity*: the answer must come in no content coding. *credentials*: the headers that make a caller; *trusted*: the
+    *identity*: the answer must come without a content coding. *credentials*: the headers that make a caller; *trusted*: the
     networks whose proxies are believed.
     """
     callers = {b"cookie", *(name.lower() for name in credentials)}
     stay = _named_by_connection(request)
-    if identity:
-        stay.add(b"accept-encoding")
     believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
     headers = [
         (name, value)
@@ -53,12 +51,10 @@ def onward(
         if (lower := name.lower()) in callers or (lower not in stay and _goes_on(lower, believed))
         for value in values
     ]
-    if identity:
-        headers.append((b"Accept-Encoding", b"identity"))
     headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
     upload: Optional[ByteStream] = getattr(request, "upload", None)
     length = getattr(upload, "length", None)
-    return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length)
+    return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length, identity)
 
 
 def _named_by_connection(request: Request) -> set[bytes]:

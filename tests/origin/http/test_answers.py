@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.answers import Budget, read_frames
 from twistedproxy.origin.http.exchange import Answer
@@ -21,10 +22,17 @@ class LabelTests(SynchronousTestCase):
     """Each frame has the transfer syntax that its own part says."""
 
     def read(self, *labels: str, stored: Optional[str] = None) -> Deferred[list[Frame]]:
-        parts = [b"--B\r\nContent-Type: %b\r\n\r\nframe\r\n" % label.encode("ascii") for label in labels]
+        beginnings = {"image/jp2": b"\xff\x4f\xff\x51"}
+        parts = [
+            b"--B\r\nContent-Type: %b\r\n\r\n%bframe\r\n"
+            % (label.encode("ascii"), beginnings.get(label[:9], b"\xff\xd8"))
+            for label in labels
+        ]
         body = BytesStream(*parts, b"--B--\r\n")
+        body.framed = True  # type: ignore[attr-defined]
+        metadata = InstanceMetadata(len(labels), transfer_syntax=stored)
         answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
-        return Deferred.fromCoroutine(read_frames(answer, len(labels), stored, Budget(None, len(labels))))
+        return Deferred.fromCoroutine(read_frames(answer, len(labels), metadata, Budget(None, len(labels))))
 
     def test_each_its_own(self) -> None:
         """Parts of one answer may differ: what one of them said is not taken for what the next one says."""

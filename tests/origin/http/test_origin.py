@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -103,6 +104,12 @@ class StoreTestCase(TestCase):
 
     def expected(self, numbers: Sequence[int]) -> dict[int, Frame]:
         return {number: Frame(self.slide.frames[number - 1], self.slide.transfer_syntax) for number in numbers}
+
+    def slide_frame(self) -> bytes:
+        return stored().frames[0]
+
+    def slide_syntax(self) -> str:
+        return stored().transfer_syntax
 
     async def refuses(self, error: type[OriginError], numbers: Sequence[int] = (1,)) -> OriginError:
         try:
@@ -318,12 +325,71 @@ class FaultTests(StoreTestCase):
                         self.assertEqual(await self.frames([1, 2]), self.expected([1, 2]))
 
     async def test_another_part_announced(self) -> None:
-        """All parts, and then a delimiter that announces one more, are no whole answer."""
-        self.begin()
-        frame = self.slide.frames[0]
+        """All parts, and then a delimiter that announces one more, are a whole answer only where its length says so."""
+        frame = self.slide_frame()
         body = b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + frame + b"\r\n--x\r\n"
-        self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related; boundary=x"),), body))
+        for framing in ("length", "chunked", "close"):
+            self.begin()
+            self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related; boundary='x'"),), body, framing))
+            if framing == "close":
+                await self.refuses(OriginBadAnswer)
+            else:
+                self.assertEqual(await self.frames([1]), self.expected([1]))
+                self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related"),), body), "/frames/")
+                await self.refuses(OriginBadAnswer, [1, 2])
+
+    async def test_other_successes(self) -> None:
+        """A part that nobody asked for, and what a server in between made of the answer, are no frame and no metadata."""
+        for status in (201, 202, 203, 206, 226):
+            self.begin()
+            self.store.fail(faults.Answer(status, (("Content-Type", "image/jpeg"),), self.slide_frame()), times=None)
+            await self.refuses(OriginBadAnswer)
+            body = b'[{"00280008": {"vr": "IS", "Value": [12]}}]'
+            self.store.fail(faults.Answer(status, (("Content-Type", "application/dicom+json"),), body))
+            with self.assertRaises(OriginBadAnswer):
+                await self.facts()
+            with self.assertRaises(OriginBadAnswer):
+                await self.origin.stored_instance(self.instance, ANYONE)
+
+    async def test_what_is_only_labelled_as_a_frame(self) -> None:
+        """Bytes that cannot be what their label says are no frame, in one part or several."""
+        label = f"image/jpeg; transfer-syntax={self.slide_syntax()}"
+        for body in (b'{"error": "later"}', b"<html>sign in", self.slide_frame()[2:], b"\0" + self.slide_frame()):
+            self.begin()
+            self.store.fail(faults.Answer(200, (("Content-Type", label),), body), times=None)
+            await self.refuses(OriginBadAnswer)
+        self.begin()
+        fields = f"Content-Type: {label}\r\nContent-Encoding: gzip".encode()
+        body = b"--x\r\n" + fields + b"\r\n\r\n" + self.slide_frame() + b"\r\n--x--"
+        self.store.fail(faults.Answer(200, (("Content-Type", "multipart/related; boundary=x"),), body), times=None)
         await self.refuses(OriginBadAnswer)
+
+    async def test_native_frames_of_another_size(self) -> None:
+        """Native frames have the size of the image, with a pad byte at most."""
+        facts = InstanceMetadata(2, rows=3, columns=3, transfer_syntax=EXPLICIT)
+        for size, right in ((9, True), (10, True), (8, False), (11, False), (27, False)):
+            self.begin()
+            headers = (("Content-Type", f"application/octet-stream; transfer-syntax={EXPLICIT}"),)
+            self.store.fail(faults.Answer(200, headers, b"p" * size), times=None)
+            if right:
+                self.assertEqual(len((await self.frames([1], facts))[1].data), size)
+            else:
+                with self.assertRaises(OriginBadAnswer):
+                    await self.frames([1], facts)
+
+    async def test_tiles_without_data(self) -> None:
+        """A tile may be stored as a frame of no bytes; elsewhere an empty frame is a failure."""
+        body = b"--x\r\nContent-Type: image/jpeg\r\n\r\n\r\n--x--"
+        headers = (("Content-Type", "multipart/related; boundary=x"),)
+        tiled = InstanceMetadata(
+            2, rows=8, columns=8, total_rows=8, total_columns=16, transfer_syntax=self.slide_syntax()
+        )
+        self.begin()
+        self.store.fail(faults.Answer(200, headers, body), times=None)
+        self.assertEqual(await self.frames([1], tiled), {1: Frame(b"", self.slide_syntax())})
+        for facts in (attrs.evolve(tiled, total_rows=None), attrs.evolve(tiled, transfer_syntax=EXPLICIT)):
+            with self.assertRaises(OriginBadAnswer):
+                await self.frames([1], facts)
 
     async def test_single_part(self) -> None:
         """A frame may come as a single part, if its length shows that it is whole; a page may not."""
@@ -480,6 +546,15 @@ class MetadataTests(StoreTestCase):
         self.assertEqual(await self.frames([1]), self.expected([1]))
         self.store.fail(faults.Answer(200, headers, gzip.compress(frame)[:-9]))
         await self.refuses(OriginBadAnswer)
+        for codings, packed in (
+            (("gzip",), gzip.compress(frame[:300]) + gzip.compress(frame[300:])),
+            (("gzip", "gzip"), gzip.compress(gzip.compress(frame))),
+            (("deflate, x-gzip",), gzip.compress(zlib.compress(frame))),
+            (("deflate",), zlib.compress(frame, wbits=-15)),
+        ):
+            fields = tuple(("Content-Encoding", coding) for coding in codings)
+            self.store.fail(faults.Answer(200, (("Content-Type", "image/jpeg"), *fields), packed))
+            self.assertEqual(await self.frames([1]), self.expected([1]), codings)
 
     async def test_packed_bomb(self) -> None:
         """Packed bytes that unpack to far more than the limit are cut there."""
@@ -557,6 +632,25 @@ class ForwardTests(StoreTestCase):
                 "connection": "close",
             },
         )
+
+    async def test_forward_decoded(self) -> None:
+        """What is to be looked into comes without codings, and is asked for so; a coding that cannot be undone is refused."""
+        self.begin()
+        asked = OriginRequest(b"GET", b"/studies", headers=((b"Accept-Encoding", b"br"),), decoded=True)
+        headers = (("Content-Type", "a/b"), ("Content-Encoding", "gzip"))
+        self.store.fail(faults.Answer(200, headers, gzip.compress(b"text")))
+        answer = await self.origin.forward(asked)
+        self.assertEqual((answer.headers, answer.length), (((b"Content-Type", b"a/b"),), None))
+        self.assertEqual(await read_all(answer.body, MB), b"text")
+        self.assertEqual(self.store.requests[0].header("Accept-Encoding"), "identity")
+        self.store.fail(faults.Answer(200, headers, b""))
+        head = await self.origin.forward(attrs.evolve(asked, method=b"HEAD"))
+        self.assertEqual((head.headers, await head.body.read()), (((b"Content-Type", b"a/b"),), b""))
+        self.store.fail(faults.Answer(404, headers, b"as it came"))
+        self.assertEqual(await read_all((await self.origin.forward(asked)).body, MB), b"as it came")
+        self.store.fail(faults.Answer(200, (("Content-Encoding", "br"),), b"x"))
+        with self.assertRaises(OriginBadAnswer):
+            await self.origin.forward(asked)
 
     async def test_uploads(self) -> None:
         """An upload reaches the store with and without a known length, and is counted."""

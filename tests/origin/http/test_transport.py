@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
-from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.http.exchange import Answer
@@ -334,6 +334,18 @@ class ConnectionTests(TransportTestCase):
             b"HTTP/1.1 200 OK\r\nContent-Le",
             b"HTTP/1.1 abc x\r\n\r\n",
             b"HTTP/1.1 099 x\r\n\r\n",
+            *(
+                b"HTTP/1.1 200 OK\r\n" + field + b"\r\nConnection: close\r\n\r\nok"
+                for field in (
+                    b"A: b\nSet-Cookie: c",
+                    b"A: b\rSet-Cookie: c",
+                    b"A: b\0",
+                    b"Content-Length: " + b"9" * 5000,
+                    b"Content-Length: +2",
+                    b"Content-Length: 2, 2",
+                    b"Content-Length:",
+                )
+            ),
         ):
 
             async def script(wire: Wire, head: Head, text: bytes = text) -> None:
@@ -438,6 +450,34 @@ class BodyTests(TransportTestCase):
                 answer = await self.get()
                 with self.assertRaises(OriginUnreachable):
                     await read_all(answer.body, MB)
+
+    async def test_line_ends_without_cr(self) -> None:
+        """A head whose lines all end with LF alone is one; CRs at the ends of some lines are a fault of the others."""
+
+        async def script(wire: Wire, head: Head) -> None:
+            wire.send(b"HTTP/1.1 200 OK\nA: b\nContent-Length: 2\n\nok")
+
+        self.serve(script)
+        answer = await self.get()
+        self.assertEqual((answer.headers, await read_all(answer.body, MB)), (((b"A", b"b"),), b"ok"))
+
+    async def test_more_than_the_length(self) -> None:
+        """A body that goes on beyond its length is not whole, and its connection not kept; a line end is no body."""
+        for start in (b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"):
+            for more, whole in ((b"more", False), (b"\r\n", True)):
+
+                async def script(wire: Wire, head: Head, text: bytes = start + more) -> None:
+                    wire.send(b"HTTP/1.1 200 OK\r\n" + text)
+
+                server = self.serve(script)
+                for _ in range(2):
+                    answer = await self.get()
+                    if whole:
+                        self.assertEqual(await read_all(answer.body, MB), b"ok")
+                    else:
+                        with self.assertRaises(OriginBadAnswer):
+                            await read_all(answer.body, MB)
+                self.assertEqual(len(server.connections), 1 if whole else 2)
 
     async def test_without_length(self) -> None:
         """A body that ends with its connection is read, and known to be without an end mark."""

@@ -3,7 +3,9 @@
 Rules that this module keeps:
 
 - Frames count only when the closing delimiter and exactly the number of parts asked for were seen; a single part only
-  when its length or its chunks show that it is whole.
+  when its length or its chunks show that it is whole. Where these show it, a delimiter at the very end will close, too.
+- A frame's bytes must be what its label says: a codestream begins as such, native frames have the size of the image.
+  What is only labelled so (a page, a problem in JSON, a part of a frame) is no frame.
 - A frame's transfer syntax is what its part says; else the instance's, if the bytes can be in it; else what the bytes show.
 - A frame's bytes stay as they came, a pad byte at their end included.
 """
@@ -16,9 +18,20 @@ from typing import Optional
 from twistedproxy.dicom.address import InvalidUID, validate_uid
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
-from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Part, PartCollector, PartData, PartStart
-from twistedproxy.dicom.sniffing import sniff
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart import (
+    BadMultipart,
+    End,
+    Event,
+    MultipartParser,
+    Part,
+    PartCollector,
+    PartData,
+    PartStart,
+)
+from twistedproxy.dicom.sniffing import may_be, sniff
 from twistedproxy.dicom.transfer_syntaxes import (
+    ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
@@ -64,11 +77,15 @@ def content_type(answer: Answer) -> MediaType:
         raise OriginBadAnswer("the origin's answer has no content type") from bad
 
 
-async def read_frames(answer: Answer, count: int, stored: Optional[str], budget: Budget) -> list[Frame]:
-    """The *count* frames of an answer, in order. *stored*: the instance's transfer syntax where it is known."""
+class TooFewFrames(OriginBadAnswer):
+    """The answer is whole, and has fewer frames than were asked for."""
+
+
+async def read_frames(answer: Answer, count: int, metadata: InstanceMetadata, budget: Budget) -> list[Frame]:
+    """The *count* frames of an answer, in order. *metadata*: what is known of the instance."""
     try:
         media_type = content_type(answer)
-        labels = _Labels(media_type, stored)
+        labels = _Labels(media_type, metadata)
         if media_type.is_multipart:
             frames = await _read_parts(answer, labels, count, budget)
         else:
@@ -77,8 +94,10 @@ async def read_frames(answer: Answer, count: int, stored: Optional[str], budget:
         raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
     finally:
         answer.body.close()
-    if len(frames) != count:
-        raise OriginBadAnswer(f"the origin sent {len(frames)} of {count} frames")
+    if len(frames) > count:
+        raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
+    if len(frames) < count:
+        raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
     return frames
 
 
@@ -89,7 +108,7 @@ async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budge
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
         frames += map(labels.frame, collector.feed(chunk))
-    collector.close()
+    frames += map(labels.frame, collector.close(answer.framed))
     return frames
 
 
@@ -101,31 +120,57 @@ async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame
         chunks.append(chunk)
     if not answer.framed:
         raise OriginBadAnswer("the origin's answer does not show where it ends")
+    if not chunks:
+        raise OriginBadAnswer("the origin sent an empty frame")
     return labels.frame(Part({}, b"".join(chunks)))
 
 
 class _Labels:
-    """Makes frames of the parts of one answer. *stored*: the instance's transfer syntax where it is known.
+    """Makes frames of the parts of one answer. *metadata*: what is known of the instance.
 
     Nearly always all parts say the same: what it means is worked out once.
     """
 
-    def __init__(self, outer: MediaType, stored: Optional[str]) -> None:
+    def __init__(self, outer: MediaType, metadata: InstanceMetadata) -> None:
         self.outer = outer
-        self._stored = stored
+        self._stored = metadata.transfer_syntax
+        self._metadata = metadata
+        self._lengths = metadata.native_lengths
         self._said: Optional[str] = None
         self._kind = ""
         self._uid: Optional[str] = None
 
     def frame(self, part: Part) -> Frame:
         """The frame in a *part*; one without headers is what the answer is. Raises `OriginBadAnswer`."""
-        if not part.data:
-            raise OriginBadAnswer("the origin sent an empty frame")
         said = part.headers.get("content-type", "")
         if said != self._said:
             self._read(part)
             self._said = said
-        return Frame(part.data, self._uid or _uid(self._shown(part.data)))
+        if not part.data:
+            return self._empty()
+        uid = self._uid or _uid(self._shown(part.data))
+        self._check(part.data, uid)
+        return Frame(part.data, uid)
+
+    def _empty(self) -> Frame:
+        """A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure."""
+        uid = self._uid or self._stored
+        if uid is None or is_native(uid) or not self._metadata.is_tiled:
+            raise OriginBadAnswer("the origin sent an empty frame")
+        return Frame(b"", _uid(uid))
+
+    def _check(self, data: bytes, uid: str) -> None:
+        if not may_be(data, uid):
+            raise OriginBadAnswer(
+                f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}"
+            )
+        native = is_native(uid) or uid == ENCAPSULATED_UNCOMPRESSED
+        if self._stored is not None and is_native(uid) and not is_native(self._stored):
+            native = False  # it is not as stored, whatever its length, and another dialect may bring what is
+        if native and self._lengths and len(data) not in self._lengths:
+            raise OriginBadAnswer(
+                f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(self._lengths)}"
+            )
 
     def _read(self, part: Part) -> None:
         media_type = part.media_type or self.outer
@@ -191,7 +236,7 @@ class InstanceStream:
 
     def __init__(self, answer: Answer) -> None:
         media_type = content_type(answer)
-        kind = media_type.part_type
+        kind = media_type.part_type and canonical_media_type(media_type.part_type)
         if kind is not None and kind not in ("*/*", *DICOM_TYPES):
             raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
         if kind is None and not media_type.is_multipart:
@@ -228,26 +273,29 @@ class InstanceStream:
         elif self._parser is None:
             self._chunks = [chunk]
         else:
-            for event in self._parser.feed(chunk):
-                if isinstance(event, PartData):
-                    self._chunks.append(event.data)
-                elif isinstance(event, PartStart):
-                    self._begin_part(event)
-                elif isinstance(event, End) and not self._parts:
-                    raise OriginBadAnswer("the origin's answer holds no instance")
-            self._chunks.reverse()
+            self._hear(self._parser.feed(chunk))
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, PartData):
+                self._chunks.append(event.data)
+            elif isinstance(event, PartStart):
+                self._begin_part(event)
+            elif isinstance(event, End) and not self._parts:
+                raise OriginBadAnswer("the origin's answer holds no instance")
+        self._chunks.reverse()
 
     def _begin_part(self, start: PartStart) -> None:
         self._parts += 1
         if self._parts > 1:
             raise OriginBadAnswer("the origin sent more than the one instance asked for")
         kind = Part(start.headers, b"").media_type
-        if kind is not None and kind.type not in DICOM_TYPES:
+        if kind is not None and canonical_media_type(kind.type) not in DICOM_TYPES:
             raise OriginBadAnswer(f"the origin sent {kind.type[:80]} where a DICOM file belongs")
 
     def _finish(self) -> None:
         self._ended = True
         if self._parser is not None:
-            self._parser.close()
+            self._hear(self._parser.close(self._answer.framed))
         elif not self._answer.framed:
             raise OriginBadAnswer("the origin's answer does not show where it ends")

@@ -34,6 +34,7 @@ class AnswerBody(Protocol):
     """The body of one answer. Delivered to by `twisted.web`, pulled by one reader.
 
     *on_end* is called once: the origin is done with this request, or the body was closed. *abort* drops the connection.
+    *surplus*: what is wrong with the end of a body that came in full.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class AnswerBody(Protocol):
         on_end: Callable[[], None],
         abort: Callable[[], None],
         on_bytes: Callable[[int], None],
+        surplus: Callable[[], Optional[Exception]] = lambda: None,
     ) -> None:
         self._clock = clock
         self._stall_timeout = stall_timeout
+        self._surplus = surplus
         self._on_end = on_end
         self._abort = abort
         self._on_bytes = on_bytes
@@ -79,7 +82,7 @@ class AnswerBody(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._ended:
             return
-        error: Optional[Exception] = None
+        error = self._surplus()
         if reason.check(PotentialDataLoss):
             self.framed = False
         elif not reason.check(ResponseDone):

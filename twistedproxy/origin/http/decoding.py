@@ -1,45 +1,154 @@
-"""Answers that a store compressed although it was asked for them as they are: web servers of ready-made files do that.
+"""Content codings of answers that were asked for without one: web servers of ready-made files compress all the same.
 
 Rules that this module keeps:
 
-- A chunk never unpacks to more than `MAX_STEP` bytes at once, whatever it claims: memory stays flat.
-- A compressed body that ends before its own end mark is no whole body.
+- `decoded` is the only place where the codings of a store's answers are undone: for the proxy's own requests, and for
+  answers that are rewritten on their way.
+- All codings are undone, in one field or several, the last one first (RFC 9110 section 8.4); so are all members of a
+  gzip body (RFC 1952 section 2.2) and all frames of a zstd body (RFC 8878 section 3). Unknown codings are refused.
+- A coded body that ends before its own end mark is no whole body. After the end mark nothing may follow but another
+  member, or zeros after a gzip member, with which some writers pad.
+- A read never makes more than `MAX_STEP` bytes, whatever the body claims: memory stays flat.
 """
 
 from __future__ import annotations
 
+import importlib
 import zlib
+from collections.abc import Callable
+from typing import Any, Optional, Protocol
 
 from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.http.headers import without
+from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
 
-MAX_STEP = 256 * 1024  # bytes of one chunk that `read` gives
-WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+MAX_STEP = 256 * 1024  # bytes that one `read` gives
+MAX_CODINGS = 3  # of one answer; no server means to apply more than one
+ZSTD_WINDOW_LOG = 23  # RFC 9659: as a content coding, zstd has windows of at most 8 MB
+
+_ENCODING = frozenset({b"content-encoding"})
 
 
-class Unpacked:
-    """A `ByteStream` of what *body* holds, packed as *encoding* (RFC 9110 section 8.4.1) says."""
+class _Decompressor(Protocol):
+    """What `zlib` and the zstd libraries have in common."""
 
-    def __init__(self, body: ByteStream, encoding: bytes) -> None:
-        window = WINDOW.get(encoding.lower())
-        if window is None:
-            raise OriginBadAnswer("the origin compressed an answer that was asked for as it is")
+    eof: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _gzip(head: bytes) -> Any:
+    return zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+
+def _deflate(head: bytes) -> Any:
+    """With zlib's header, as RFC 9110 section 8.4.1.2 wants it, or without, as some servers send it. A bare deflate body
+    begins like that header only with a block of no use."""
+    zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
+    return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
+
+
+def _zstd_module() -> Any:
+    """Python 3.14 has it; the package backports.zstd is the same for those before."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+_zstd_library = _zstd_module()
+
+
+def _zstd(head: bytes) -> Any:
+    options = {_zstd_library.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+    return _zstd_library.ZstdDecompressor(options=options)
+
+
+_DECOMPRESSORS: dict[bytes, Callable[[bytes], _Decompressor]] = {
+    b"gzip": _gzip,
+    b"x-gzip": _gzip,
+    b"deflate": _deflate,
+    **({b"zstd": _zstd} if _zstd_library else {}),
+}
+_ERRORS: tuple[type[Exception], ...] = (zlib.error, *((_zstd_library.ZstdError,) if _zstd_library else ()))
+
+
+def decoded(body: ByteStream, headers: Headers) -> tuple[ByteStream, Headers]:
+    """What *body* holds without the content codings that *headers* name, and the headers without these.
+
+    Raises `OriginBadAnswer`, and closes the body, for a coding that cannot be undone.
+    """
+    names = codings(headers)
+    if len(names) > MAX_CODINGS or not _DECOMPRESSORS.keys() >= set(names):
+        body.close()
+        came = b", ".join(names)[:80].decode("latin-1")
+        known = ", ".join(name.decode("ascii") for name in _DECOMPRESSORS)
+        raise OriginBadAnswer(f"the origin's answer has the content coding {came!r}; {known} can be decoded")
+    for name in reversed(names):
+        body = Decoded(body, name)
+    return body, without(headers, _ENCODING)
+
+
+def codings(headers: Headers) -> list[bytes]:
+    """The content codings in the order in which they were applied, lower case; none for identity."""
+    values = b",".join(value for name, value in headers if name.lower() in _ENCODING)
+    return [name for value in values.split(b",") if (name := value.strip().lower()) not in (b"", b"identity")]
+
+
+class Decoded:
+    """A `ByteStream` of what *body* holds, without *coding*."""
+
+    def __init__(self, body: ByteStream, coding: bytes) -> None:
         self._body = body
-        self._unpacker = zlib.decompressobj(window)
+        self._coding = coding
+        self._member: Optional[_Decompressor] = None
+        self._members = 0
+        self._rest = b""  # came, and is not decoded yet
+        self._more = False  # whether the decompressor may have more without another byte
+        self._ended = False
 
     async def read(self) -> bytes:
         try:
-            while not self._unpacker.eof:
-                packed = self._unpacker.unconsumed_tail or await self._body.read()
-                if data := self._unpacker.decompress(packed, MAX_STEP):
+            while not self._ended:
+                member = self._member or await self._next_member()
+                if member is not None and (data := await self._some(member)):
                     return data
-                if not packed and not self._unpacker.eof:
-                    raise OriginBadAnswer("the origin's compressed answer ended too early")
-        except zlib.error as bad:
-            raise OriginBadAnswer("the origin's answer is not compressed as it says") from bad
-        while await self._body.read():
-            pass  # what follows the end mark means nothing, and keeps its connection when it is read
+        except _ERRORS as bad:
+            raise OriginBadAnswer(f"the origin's answer is no {self._coding.decode()}, though it says so") from bad
         return b""
 
     def close(self) -> None:
         self._body.close()
+
+    async def _some(self, member: _Decompressor) -> bytes:
+        coded = self._rest
+        if not coded and not self._more:
+            coded = await self._body.read()
+            if not coded:
+                raise OriginBadAnswer(f"the origin's {self._coding.decode()} answer ended too early")
+        data = member.decompress(coded, MAX_STEP)
+        self._more = len(data) == MAX_STEP
+        self._rest = getattr(member, "unconsumed_tail", b"")  # the zstd libraries keep it
+        if member.eof:
+            self._rest, self._member, self._more = member.unused_data, None, False
+        return data
+
+    async def _next_member(self) -> Optional[_Decompressor]:
+        """The decompressor of what comes next; None at the end."""
+        padding = b"\0" if self._members and self._coding.endswith(b"gzip") else b""
+        head = self._rest.lstrip(padding)
+        while len(head) < 2 and (chunk := await self._body.read()):
+            head = (head + chunk).lstrip(padding)
+        self._rest = head
+        if not head:
+            self._ended = True
+            return None
+        if self._members and self._coding == b"deflate":
+            raise OriginBadAnswer("something follows the end of the origin's deflate answer")
+        self._members += 1
+        self._member = _DECOMPRESSORS[self._coding](head)
+        return self._member

@@ -1,12 +1,19 @@
 """One request on one connection, until its answer's headers are there.
 
 This uses `HTTP11ClientProtocol` but not `Agent`, which parses the URL, hides the Connection field and the way to abort, and
-cannot tell a kept connection from a new one. What it reads of it is private: `_parser`, `connHeaders`,
+cannot tell a kept connection from a new one. What it reads of it is private: `_parser`, `connHeaders`, `finisher`,
 `_responseDeferred`; the tests of `transport` notice when Twisted changes them.
+
+Rules that this module keeps:
+
+- The head of an answer is as hostile as that of a request: its size is bounded, and a value that holds CR, LF or NUL, or a
+  Content-Length that is no number, makes the answer none (RFC 9110 section 5.5, RFC 9112 section 6.3).
+- A body that is longer than its head says is not whole: nobody knows which of the two is wrong.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -18,11 +25,13 @@ from twisted.web._newclient import HTTP11ClientProtocol, HTTPClientParser, Reque
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
-from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
+
+_LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*")  # bytes; an exabyte has 19 digits
 
 MAX_HEAD = 256 * 1024
 """Bytes of an answer's head, interim answers counted; twisted.web bounds a line of it only. nginx takes 8 kB at most."""
@@ -87,6 +96,7 @@ class Exchange:
         self._on_end = on_end
         self._persistent = persistent
         self._early = False
+        self._surplus: Optional[OriginBadAnswer] = None
 
     async def send(self, connection: HTTP11ClientProtocol, upload: Optional[UploadProducer]) -> Answer:
         """The answer, as soon as its headers are there. Raises `Dropped` if nothing came, else `OriginError`."""
@@ -94,7 +104,8 @@ class Exchange:
         sent = connection.request(request)
         parser = connection._parser
         assert parser is not None
-        _bound_head(parser)
+        _guard_head(parser)
+        self._watch_end(parser)
         answered: Deferred[IResponse] = Deferred(lambda _: sent.cancel())
         if upload is not None:
             self._hear_early_refusal(connection, upload, answered)
@@ -121,6 +132,19 @@ class Exchange:
             connection.transport.abortConnection()  # type: ignore[union-attr]
             raise OriginUnreachable(f"the origin's answer has status {response.code}, which is none")
         return self._answer(connection, response, list(parser.connHeaders.getRawHeaders(b"connection", [])))
+
+    def _watch_end(self, parser: HTTPClientParser) -> None:
+        """Note bytes that follow the answer; its connection is not kept then."""
+        finish = parser.finisher
+
+        def finished(rest: bytes) -> None:
+            if rest.strip(b"\r\n"):  # some servers end a body with a line end that they do not count
+                parser.connHeaders.setRawHeaders(b"Connection", [b"close"])
+                if self._method != b"HEAD" and parser.response.code not in (204, 304):
+                    self._surplus = OriginBadAnswer("the origin sent more than its answer's head says")
+            finish(rest)
+
+        parser.finisher = finished
 
     def _hear_early_refusal(
         self, connection: HTTP11ClientProtocol, upload: UploadProducer, answered: Deferred[IResponse]
@@ -153,12 +177,13 @@ class Exchange:
             lambda: self._ended(connection, body),
             connection.transport.abortConnection,  # type: ignore[union-attr]
             lambda count: self._running.on_bytes("in", count),
+            lambda: self._surplus,
         )
         fields = tuple((name, value) for name, values in response.headers.getAllRawHeaders() for value in values)
         length = None if response.length is UNKNOWN_LENGTH else int(response.length)
         if self._method == b"HEAD":
             said = response.headers.getRawHeaders(b"content-length", [b""])[0]
-            length = int(said) if said.isdigit() else None
+            length = int(said) if said else None
         elif response.code in (204, 304):
             length = None
         answer = Answer(response.code, end_to_end(fields, named, frozenset({b"content-length"})), body, length)
@@ -167,19 +192,30 @@ class Exchange:
         return answer
 
 
-class _HeadTooLong(ValueError):
-    """An answer's head has more than `MAX_HEAD` bytes."""
+class _BadHead(ValueError):
+    """An answer's head that nobody should have to read."""
 
 
-def _bound_head(parser: HTTPClientParser) -> None:
-    """Have *parser* raise, which ends its connection, where a head does not end."""
-    received, left = parser.lineReceived, MAX_HEAD
+def _guard_head(parser: HTTPClientParser) -> None:
+    """Have *parser* raise, which ends its connection, where a head does not end, or a line of it is malformed.
+
+    twisted.web takes a lone LF for a line end: what a store copied into a value would become a field of its own. It is a
+    line end only in heads that have no other.
+    """
+    received, left, end = parser.lineReceived, MAX_HEAD, b""
 
     def line_received(line: bytes) -> None:
-        nonlocal left
+        nonlocal left, end
         left -= len(line) + 2
         if left < 0:
-            raise _HeadTooLong
+            raise _BadHead(f"more than {MAX_HEAD} bytes")
+        if left == MAX_HEAD - len(line) - 2:
+            end = b"\r" if line.endswith(b"\r") else b""
+        text = line.removesuffix(b"\r")
+        if line != text + end or b"\r" in text or b"\0" in text:
+            raise _BadHead("a line holds CR, LF or NUL")
+        if text[:15].lower() == b"content-length:" and not _LENGTH.fullmatch(text, 15):
+            raise _BadHead("a Content-Length is no number")
         received(line)
 
     parser.lineReceived = line_received  # type: ignore[method-assign]

@@ -18,8 +18,9 @@ import attrs
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.http.answers import Budget, as_stored, is_native, read_frames
+from twistedproxy.origin.http.answers import Budget, TooFewFrames, as_stored, is_native, read_frames
 from twistedproxy.origin.http.dialect import Dialect, Store
 from twistedproxy.origin.http.requests import Requests, side_by_side
 from twistedproxy.origin.interface import Caller, Priority
@@ -36,17 +37,22 @@ class NotAsStored(OriginBadAnswer):
 
 @attrs.define
 class FrameLoad:
-    """One call of `Origin.frames`. *stored*: the instance's transfer syntax where it is known."""
+    """One call of `Origin.frames`. *metadata*: what is known of the instance."""
 
     requests: Requests
     store: Store
     instance: Instance
     caller: Caller
     priority: Priority
-    stored: Optional[str]
+    metadata: InstanceMetadata
     budget: Budget
     lanes: int
     found: dict[int, Frame] = attrs.field(factory=dict)
+
+    @property
+    def stored(self) -> Optional[str]:
+        """The instance's transfer syntax where it is known."""
+        return self.metadata.transfer_syntax
 
     async def run(self, numbers: Sequence[int]) -> Mapping[int, Frame]:
         """Fetch *numbers*. Raises what `Origin.frames` does."""
@@ -122,13 +128,17 @@ class FrameLoad:
             raise NotAsStored("the instance's transfer syntax is not known")
         listed = ",".join(map(str, numbers))
         target = f"{self.instance.root}/{self.instance.path}/frames/{listed}"
-        answer = await self.requests.get(target, accept, self.caller, self.priority)
+        answer = await self.requests.get(target, accept, self.caller, self.priority, (200, 206))
         try:
-            frames = await read_frames(answer, len(numbers), self.stored, self.budget)
-        except OriginBadAnswer:
-            if answer.status == 206:
+            frames = await read_frames(answer, len(numbers), self.metadata, self.budget)
+        except TooFewFrames:
+            if answer.status == 206:  # dcm4chee gives what there is of a list
                 raise OriginRefused(404, (), b"the origin does not have all of these frames") from None
             raise
+        if answer.status != 200:
+            raise OriginBadAnswer(
+                f"the origin answered a request for frames with {answer.status}: only 200 is all of them"
+            )
         if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames):
             raise NotAsStored("the origin sent frames in another form than the stored one")
         self.store.hear(answer.headers)

@@ -89,7 +89,7 @@ class HTTPOrigin:
             instance,
             caller,
             priority,
-            metadata.transfer_syntax,
+            metadata,
             Budget(limit, len(numbers)),
             self._concurrency,
         )

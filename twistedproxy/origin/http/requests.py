@@ -4,13 +4,14 @@ Rules that this module keeps:
 
 - A request takes a slot before it is sent and gives it back when its answer's body has come or was closed.
 - A refusal (400 and above) of the proxy's own request is `OriginRefused`, with as much of the body as is worth
-  showing; a redirect is no answer to it, for it would carry the caller's credentials elsewhere.
+  showing; a redirect is no answer to it, for it would carry the caller's credentials elsewhere. Nor is any other
+  success than those that the request can have: a 206 is a part of the thing (RFC 9110 section 15.3.7), a 203 something else.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Optional, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,9 +25,9 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http.decoding import Unpacked
+from twistedproxy.origin.http.decoding import codings, decoded
 from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, first, without
+from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
 from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Transport, Unspeakable
@@ -69,8 +70,12 @@ class Requests:
         self._limiter = limiter
         self._timeout = timeout
 
-    async def get(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> Answer:
-        """The answer to a GET of the proxy's own, its body still to be read. Raises `OriginError`, for refusals too."""
+    async def get(
+        self, target: str, accept: bytes, caller: Caller, priority: Priority, statuses: Collection[int] = (200,)
+    ) -> Answer:
+        """The answer to a GET of the proxy's own, its body still to be read, without content codings.
+
+        *statuses*: those that a good answer can have. Raises `OriginError`, for refusals too."""
         headers: Headers = (
             (b"Accept", accept),
             (b"Accept-Encoding", b"identity"),
@@ -84,19 +89,18 @@ class Requests:
         if answer.status >= 300:
             answer.body.close()
             raise OriginBadAnswer(f"the origin answered with a redirect ({answer.status}), which is not followed")
-        encoding = first(answer.headers, b"content-encoding") or b"identity"
-        if encoding.lower() != b"identity":
-            try:
-                answer.body = Unpacked(answer.body, encoding)
-            except OriginBadAnswer:
-                answer.body.close()
-                raise
+        if answer.status not in statuses:
+            answer.body.close()
+            raise OriginBadAnswer(f"the origin answered {answer.status} where only {_listed(statuses)} makes sense")
+        answer.body, answer.headers = decoded(answer.body, answer.headers)
         return answer
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`."""
         target = request.path + (b"?" + request.query if request.query else b"")
-        headers = end_to_end(request.headers, also=MADE_ANEW)
+        headers = end_to_end(request.headers, also=MADE_ANEW | ({b"accept-encoding"} if request.decoded else set()))
+        if request.decoded:
+            headers = (*headers, (b"Accept-Encoding", b"identity"))
         try:
             if request.body is None and request.method in REPEATABLE:
                 answer = await self._with_retries(
@@ -112,7 +116,8 @@ class Requests:
             if isinstance(failed, Unspeakable):  # the request line is the client's own
                 raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
             raise
-        return OriginResponse(answer.status, answer.headers, answer.body, answer.length)
+        response = OriginResponse(answer.status, answer.headers, answer.body, answer.length)
+        return _decoded(response, request.method) if request.decoded else response
 
     async def _with_retries(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
         return await with_retries(send, self._clock, self._timeout)
@@ -141,6 +146,20 @@ class Requests:
         except BaseException:
             end()
             raise
+
+
+def _decoded(response: OriginResponse, method: bytes) -> OriginResponse:
+    """A successful *response* without content codings; a refusal as it came. Raises `OriginBadAnswer`."""
+    if response.status >= 300 or not codings(response.headers):
+        return response
+    body, headers = decoded(response.body, response.headers)
+    if method == b"HEAD" or response.status == 204:
+        body = response.body
+    return OriginResponse(response.status, headers, body)
+
+
+def _listed(statuses: Collection[int]) -> str:
+    return " or ".join(map(str, statuses))
 
 
 async def refusal(answer: Answer) -> OriginRefused:
