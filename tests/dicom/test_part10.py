@@ -425,6 +425,16 @@ class HowFramesEnd(SynchronousTestCase):
         table = struct.pack("<2L", 0, 36)
         self.assertEqual(read(encapsulated(items, 2, table)), [items[0] + items[1], items[2] + items[3]])
 
+    def test_empty_frames(self) -> None:
+        """A frame may have no byte where an offset table says so, the last one too; elsewhere an empty item is no frame."""
+        items = [frame(b"1"), b"", frame(b"3"), b""]
+        size = len(items[0]) + 8
+        table = struct.pack("<4L", 0, size, size + 8, 2 * size + 8)
+        self.assertEqual(read(encapsulated(items, 4, table)), items)
+        self.assertEqual(read(encapsulated([b"", items[0]], 2, struct.pack("<2L", 0, 8))), [b"", items[0]])
+        for bad, count in ((items, 4), ([b""], 1), ([b"", b""], 2)):
+            self.assertRaises(BadPart10, read, encapsulated(bad, count))
+
     def test_pad_bytes_after_the_end_mark(self) -> None:
         """Pad bytes after the end mark stay with the frame and don't hide its end."""
         items = [frame(b"1") + b"\0", frame(b"2") + b"\0\0\0", b"3", frame(b"3") + b"\0"]

@@ -301,6 +301,15 @@ class ProvisionalTests(LoadCase):
         self.assertIn(JPEG, reason)
         self.assertEqual(self.told, [])
 
+    def test_frames_that_are_no_codestreams(self) -> None:
+        """A file whose fragments hold something else than its transfer syntax says is not loaded."""
+        stream = Pieces()
+        loading = self.begin(stream, self.facts)
+        stream.give(self.data.replace(b"\xff\xd8\xff", b"<p>"))
+        stream.end()
+        self.assertIn(b"<p>".decode(), self.failed(stream, loading, LoadFailed))
+        self.assertEqual(self.told, [])
+
     def test_no_dicom(self) -> None:
         """What is no DICOM file, or has frames that can't be told apart, fails with a plain reason."""
         stream = Pieces()

@@ -9,6 +9,7 @@ Rules that this file keeps:
   each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
 - An Extended Offset Table is believed where it comes with its lengths and ascends throughout. Its lengths say where
   a frame ends in its item: without the pad byte, which all other frames keep, as pydicom's do.
+- A frame without a byte is one only where an offset table says so: scanners leave tiles empty that hold nothing.
 - What waits is bounded by one frame of at most `max_frame_bytes`, whatever lengths the stream claims.
 """
 
@@ -89,6 +90,7 @@ class EncapsulatedFrames:
         self._given = 0
         self._position = 0  # of the next item, as offset tables count
         self._begun = bytearray()  # the fragments of a frame that has more than one
+        self._is_begun = False
         self._gather = Gatherer(8)
         self.complete = False
 
@@ -120,14 +122,14 @@ class EncapsulatedFrames:
         return frames
 
     def _add_fragment(self, data: bytes, start: int, end: int, frames: list[bytes]) -> None:
-        if not self._begun and self._ends_frame(data, start, end):
-            if end == start:
+        if not self._is_begun and self._ends_frame(data, start, end):
+            if end == start and not self._offsets:
                 raise BadPart10("an empty frame")
             self._give(data[start:end], frames)
             return
         if len(self._begun) + end - start > self._max_frame_bytes:
             raise BadPart10(f"a frame of more than {self._max_frame_bytes} bytes")
-        was_begun = bool(self._begun)
+        was_begun, self._is_begun = self._is_begun, True
         self._begun += memoryview(data)[start:end]
         if was_begun and self._ends_frame(self._begun, 0, len(self._begun)):
             self._give_begun(frames)
@@ -169,14 +171,17 @@ class EncapsulatedFrames:
     def _give_begun(self, frames: list[bytes]) -> None:
         self._give(bytes(self._begun), frames)
         self._begun = bytearray()
+        self._is_begun = False
 
     def _end(self, tag: int, frames: list[bytes]) -> None:
         """Something else than an item came: the delimiter, or the end of sense."""
         if tag != _SEQUENCE_END:
             raise BadPart10("something else than a fragment stands among the fragments")
-        if self._begun:
+        if self._is_begun:
             if self._frames > 1 and not self._offsets:
                 raise BadPart10("the last frame does not end as it must")
+            if not self._begun and self._frames == 1:
+                raise BadPart10("an empty frame")
             self._give_begun(frames)
         if self._given != self._frames:
             raise BadPart10(f"{self._given} frames, and the data set has {self._frames}")

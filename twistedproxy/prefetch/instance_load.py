@@ -2,6 +2,7 @@
 
 - Every frame is served from the cache long before the last byte has come; memory stays flat whatever the size.
 - Frames are provisional until the stream has ended as it must: when it doesn't, all that were written are removed.
+- A file whose frames do not begin as its transfer syntax wants it is not loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10 import Part10Stream
+from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
 from twistedproxy.prefetch.pace import BATCH_BYTES
@@ -97,7 +99,11 @@ class InstanceLoad:
     async def _write(self, frames: list[bytes], size: int, parser: Part10Stream) -> None:
         if not self.frames.written:
             self._check(parser)
-        await self.frames.write(frames, size, _frame_syntax(_transfer_syntax(parser)))
+        uid = _frame_syntax(_transfer_syntax(parser))
+        for frame in frames:
+            if frame and not may_be(frame, uid):
+                raise LoadFailed(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
+        await self.frames.write(frames, size, uid)
 
     def _check(self, parser: Part10Stream) -> None:
         """Whether the file is of the instance that the metadata describe."""
