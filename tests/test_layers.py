@@ -48,6 +48,7 @@ SHARED = {
     "metrics",
     "privileges",
     "processes",
+    "recent",
     "settings",
     "siblings",
     "streams",

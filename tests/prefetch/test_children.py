@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.cache.support import alive, any_server, ask
 from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside
 from tests.slides import slide
+from tests.stores import faults
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
 from twistedproxy.cache.embedded import EmbeddedServer
@@ -214,6 +215,16 @@ class FaultTests(ChildCase):
         await self.ask(worker, 100)
         self.assertEqual((await self.ended(worker, 2))["result"], "done")
         await self.complete(worker)
+
+    async def test_no_instance_resource(self) -> None:
+        """A child says that the store gives no instances; blocks are loaded from then on."""
+        store = self.store()
+        store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop), times=None)
+        worker = await self.worker(socket=(await self.redis()).socket)
+        await worker.child()
+        await self.ask(worker, 1)
+        await self.failed(worker, "404")
+        self.assertTrue(worker.scheduler.loads.unloadable(self.instance))
 
     async def test_child_killed(self) -> None:
         """The child is killed in mid-load: what it wrote is gone, another child comes, the next load works."""

@@ -28,6 +28,8 @@ def decide(
     load: Any = IDLE,
     from_origin: int | None = None,
     one_frame_a_request: bool = False,
+    frames_refused: bool = False,
+    not_loadable: bool = False,
     **changed: Any,
 ) -> Plan:
     return plan(
@@ -37,6 +39,8 @@ def decide(
         load,
         from_origin=from_origin,
         one_frame_a_request=one_frame_a_request,
+        frames_refused=frames_refused,
+        not_loadable=not_loadable,
     )
 
 
@@ -208,6 +212,20 @@ class Whole(PlanTests):
         tall = attrs.evolve(SLIDE, rows=1024, total_rows=102_400)
         self.assertEqual(decide(attrs.evolve(tall, frames=8 * 32), (1,)).kind, Kind.SMALL)
         self.assertEqual(decide(attrs.evolve(tall, frames=8 * 32 + 1), (1,)).kind, Kind.WHOLE)
+
+    def test_not_loadable(self) -> None:
+        """Where a whole-instance load would fail, blocks are loaded, however small the instance is."""
+        self.assertPlanned(decide(not_loadable=True), Kind.BLOCK, Reason.NOT_LOADABLE)
+        planned = decide(attrs.evolve(SLIDE, frames=100), (1,), not_loadable=True)
+        self.assertPlanned(planned, Kind.BLOCK, Reason.NOT_LOADABLE)
+
+    def test_frames_refused(self) -> None:
+        """Where the origin refuses frames, the whole instance is loaded, however few it has, or nothing: no block."""
+        few = decide(attrs.evolve(LOOP, frames=3), (1,), frames_refused=True)
+        self.assertEqual((few.kind, few.no_display), (Kind.SMALL, Reason.FRAMES_REFUSED))
+        self.assertEqual(len(decide(frames_refused=True).display), 0)
+        self.assertNothing(decide(frames_refused=True, whole_instance=False), Reason.FRAMES_REFUSED)
+        self.assertNothing(decide(frames_refused=True, not_loadable=True), Reason.FRAMES_REFUSED)
 
     def test_packed_frames(self) -> None:
         """Native frames of 1 bit a pixel cannot be cut from a stream: they are never loaded whole, however small."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -13,12 +13,13 @@ from twisted.internet.defer import Deferred
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
+from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.entries import frame_name, pack_frames
-from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import loads
-from twistedproxy.prefetch.errors import LoadFailed, NotStarted, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, NotStarted, Withdrawn
 from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.prefetch.scheduler import STOP_SECONDS
@@ -250,9 +251,18 @@ class RefusedTests(PrefetchCase):
         self.assertEqual(len(worker.whole.tasks), 2)
 
     def test_known_syntax(self) -> None:
-        """Where the syntax is known a refusal has other reasons, and loads nothing."""
+        """The same where the syntax is known, and where there are few frames."""
+        for facts, kinds in ((SLIDE, [WHOLE]), (attrs.evolve(LOOP, frames=1), [WHOLE])):
+            self.origin.metadata_value = facts
+            worker = self.worker()
+            worker.scheduler.refused(self.wanted(1), facts, self.fence())
+            self.assertEqual(self.running(worker), kinds)
+            worker.jobs.running[0].running.cancel()  # type: ignore[union-attr]
+
+    def test_no_blocks(self) -> None:
+        """Blocks of frames that are refused are not loaded."""
         self.origin.metadata_value = SLIDE
-        worker = self.worker()
+        worker = self.worker(whole_instance=False)
         self.refused(worker, 1)
         self.assertEqual(worker.jobs.running, [])
 
@@ -278,6 +288,65 @@ class RefusedTests(PrefetchCase):
         asking = worker.reader.read(attrs.evolve(self.wanted(1), prefetch=False))
         self.failureResultOf(Deferred.fromCoroutine(asking), OriginRefused)
         self.assertEqual(worker.jobs.running, [])
+
+
+class NotLoadableTests(PrefetchCase):
+    """Whole-instance loads that would fail again and again."""
+
+    def load(self, worker: Worker, number: int, error: Optional[Exception], instance: Instance = INSTANCE) -> JobKind:
+        """Ask for a frame; the kind of the load that this starts, which ends with *error*."""
+        wanted = attrs.evolve(self.wanted(number), instance=instance)
+        self.successResultOf(Deferred.fromCoroutine(worker.reader.read(wanted)))
+        (kind,) = self.running(worker)
+        if kind is not WHOLE:
+            worker.jobs.running[0].running.cancel()  # type: ignore[union-attr]
+        elif error is None:
+            worker.whole.finish(-1)
+        else:
+            worker.whole.fail(error, -1)
+        return kind
+
+    def worker(self, **settings: Any) -> Worker:
+        self.origin.held = []
+        return super().worker(**{"display_min_frames": 1 << 20, "recache_after": 300.0, **settings})
+
+    def test_lasting(self) -> None:
+        """What will not pass soon is remembered for ``recache-after``: blocks are loaded meanwhile."""
+        lasting = [OriginRefused(status, (), b"") for status in (404, 405, 406, 410, 415, 501)]
+        for error in (*lasting, OriginBadAnswer("a page"), NotLoadable("another file")):
+            worker = self.worker()
+            self.assertEqual(self.load(worker, 1, error), WHOLE)
+            self.assertEqual([self.load(worker, number, None) for number in (500, 900)], [BLOCK, BLOCK])
+            self.clock.advance(301)
+            self.assertEqual(self.load(worker, 1500, error), WHOLE)
+            self.setUp()
+
+    def test_passing(self) -> None:
+        """What may pass is tried again with the next request."""
+        for error in (
+            OriginRefused(500, (), b""),
+            OriginTimeout("late"),
+            LoadFailed("broke off"),
+            Withdrawn("stopped"),
+        ):
+            worker = self.worker()
+            self.assertEqual([self.load(worker, number, error) for number in (1, 500)], [WHOLE, WHOLE])
+            self.setUp()
+
+    def test_of_the_store(self) -> None:
+        """Two instances that are not given speak for all of their store, unless another one is; one does not."""
+        others = [attrs.evolve(INSTANCE, sop=f"1.2.{number}") for number in range(9)]
+        gone = OriginRefused(404, (), b"")
+        worker = self.worker()
+        self.assertEqual(self.load(worker, 1, gone, others[0]), WHOLE)
+        self.assertEqual(self.load(worker, 1, gone, others[1]), WHOLE)
+        self.assertEqual(self.load(worker, 1, gone, others[2]), BLOCK)
+        self.assertEqual(self.load(worker, 1, gone, attrs.evolve(others[3], root="/other")), WHOLE)
+        worker = self.worker()
+        self.assertEqual(self.load(worker, 1, gone, others[4]), WHOLE)
+        self.assertEqual(self.load(worker, 1, None, others[5]), WHOLE)
+        self.assertEqual(self.load(worker, 1, gone, others[6]), WHOLE)
+        self.assertEqual(self.load(worker, 1, None, others[7]), WHOLE)
 
 
 class LockTests(PrefetchCase):

@@ -38,3 +38,7 @@ class OriginTimeout(OriginError):
 
 class OriginBadAnswer(OriginError):
     """The answer came and is not what DICOMweb says it should be: 502."""
+
+
+class NotAsStored(OriginBadAnswer):
+    """The origin sent frames in another form than the stored one."""

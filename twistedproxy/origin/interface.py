@@ -98,8 +98,8 @@ class Origin(Protocol):
     ) -> Mapping[int, Frame]:
         """Fetch all of *numbers* (from 1, no repeats) as stored, each checked to be whole.
 
-        All or an error; `StreamTooLong` once more than *limit* bytes came. Where the origin is better asked
-        for one frame a request, it is asked so, side by side.
+        All (and others that came along) or an error; `StreamTooLong` once more than *limit* bytes came. Where the
+        origin is better asked for one frame a request, it is asked so, side by side.
         """
 
     def frames_per_request(self, instance: Instance) -> int:

@@ -32,7 +32,7 @@ from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, Withdrawn, is_lasting
 from twistedproxy.prefetch.instance_load import InstanceLoad
 from twistedproxy.prefetch.local_file import LocalFile
 from twistedproxy.prefetch.pace import Pace
@@ -84,7 +84,8 @@ class ChildProtocol(amp.AMP):
         if self._alone and not self._loads:
             os._exit(0)
         if isinstance(result, Failure):
-            kind = Withdrawn if result.check(Withdrawn) else LoadFailed
+            lasting = NotLoadable if is_lasting(result.value) else LoadFailed
+            kind = Withdrawn if result.check(Withdrawn) else lasting
             raise kind(_reason(result.value)) from None
         return result
 

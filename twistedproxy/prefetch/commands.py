@@ -19,7 +19,7 @@ from twistedproxy.cache.address import (
     ServerAddress,
     UnixAddress,
 )
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, Withdrawn
 
 
 class Configure(amp.Command):
@@ -52,7 +52,11 @@ class Load(amp.Command):
         (b"transfer_syntax", amp.Unicode()),
     ]
     # the first that fits is sent
-    errors: ClassVar[dict[type[Exception], bytes]] = {Withdrawn: b"WITHDRAWN", LoadFailed: b"LOAD_FAILED"}
+    errors: ClassVar[dict[type[Exception], bytes]] = {
+        Withdrawn: b"WITHDRAWN",
+        NotLoadable: b"NOT_LOADABLE",
+        LoadFailed: b"LOAD_FAILED",
+    }
 
 
 class Progress(amp.Command):

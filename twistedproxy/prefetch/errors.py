@@ -5,12 +5,28 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Optional
 
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+
 if TYPE_CHECKING:
     from twistedproxy.prefetch.jobs import Job
 
 
 class LoadFailed(Exception):
     """A load was given up. The text says why, and holds no secrets."""
+
+
+class NotLoadable(LoadFailed):
+    """The origin does not give this instance as a file, or gives another one: the next load would end likewise."""
+
+
+# How origins say that they have no instance resource, or not in any form that we know.
+NO_INSTANCE = frozenset({404, 405, 406, 410, 415, 501})
+
+
+def is_lasting(error: Optional[BaseException]) -> bool:
+    """Whether what ended a load will not pass by itself."""
+    refused = isinstance(error, OriginRefused) and error.status in NO_INSTANCE
+    return refused or isinstance(error, (NotLoadable, OriginBadAnswer))
 
 
 class Withdrawn(LoadFailed):

@@ -72,6 +72,7 @@ class Reason(enum.Enum):
     TOO_FEW_FRAMES = "too-few-frames"
     FRAME_SIZE_UNKNOWN = "frame-size-unknown"
     SPARSE = "sparse"
+    FRAMES_REFUSED = "frames-refused"
 
     SMALL_INSTANCE = "small-instance"
     WHOLE_INSTANCE = "whole-instance"
@@ -81,6 +82,7 @@ class Reason(enum.Enum):
     WHOLE_INSTANCE_OFF = "whole-instance-off"
     TOO_MANY_FRAMES = "too-many-frames"
     PACKED_FRAMES = "packed-frames"
+    NOT_LOADABLE = "not-loadable"
     CPU_ABOVE_LIMIT = "cpu-above-limit"
     MEMORY_ABOVE_LIMIT = "memory-above-limit"
 

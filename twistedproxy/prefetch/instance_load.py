@@ -15,10 +15,10 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.part10 import Part10Stream
+from twistedproxy.dicom.part10 import NotByFrame, Part10Stream
 from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, Withdrawn
 from twistedproxy.prefetch.pace import BATCH_BYTES
 from twistedproxy.prefetch.provisional import ProvisionalFrames
 from twistedproxy.streams import ByteStream
@@ -69,6 +69,8 @@ class InstanceLoad:
             await self.frames.take_back()
             if self.frames.written:
                 raise Withdrawn(str(error) or type(error).__name__) from error
+            if isinstance(error, NotByFrame):
+                raise NotLoadable(str(error)) from error
             if isinstance(error, ValueError):  # the file is not what it should be
                 raise LoadFailed(str(error)) from error
             raise
@@ -102,7 +104,7 @@ class InstanceLoad:
         uid = _frame_syntax(_transfer_syntax(parser))
         for frame in frames:
             if frame and not may_be(frame, uid):
-                raise LoadFailed(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
+                raise NotLoadable(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
         await self.frames.write(frames, size, uid)
 
     def _check(self, parser: Part10Stream) -> None:
@@ -113,10 +115,10 @@ class InstanceLoad:
         if parser.uids != self.frames.instance.uids:
             raise LoadFailed("the file is not of the instance that was asked for")
         if found.frames != self.expected.frames:
-            raise LoadFailed(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
+            raise NotLoadable(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
         syntax = _transfer_syntax(parser)
         if known is not None and not _alike(syntax, known):
-            raise LoadFailed(f"the file came as {syntax}, stored it is {known}")
+            raise NotLoadable(f"the file came as {syntax}, stored it is {known}")
 
 
 def _transfer_syntax(parser: Part10Stream) -> str:

@@ -4,6 +4,8 @@
   gives its lock back if it fails.
 - After a load that failed when frames of it had been served, the instance is forgotten: no worker and no host gives
   them any more, from the cache or from memory.
+- What makes a whole-instance load fail and will not pass is remembered: of that instance, and, where two of a store failed
+  so and none came to a good end since, of all of that store.
 - How a job ended is noted and logged here, whatever went wrong.
 """
 
@@ -25,13 +27,14 @@ from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
+from twistedproxy.prefetch.errors import LoadFailed, Withdrawn, is_lasting
 from twistedproxy.prefetch.grid import numbers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
 from twistedproxy.prefetch.loaders import Loader, LoadTask
 from twistedproxy.prefetch.locks import LoadLock
 from twistedproxy.prefetch.plan import Kind, Plan
 from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
+from twistedproxy.recent import Recent
 from twistedproxy.settings import Settings
 
 MAX_REGION_FRAMES = 16_384
@@ -67,7 +70,31 @@ class Loads:
     small: Loader
     whole: Loader
     _slots: dict[tuple[str, bool], DeferredLock] = attrs.field(init=False, factory=dict)
+    _unloadable: Recent[Instance] = attrs.field(init=False)
+    _first_of: Recent[str] = attrs.field(init=False)
+    _none_of: Recent[str] = attrs.field(init=False)
     _log = Logger()
+
+    def __attrs_post_init__(self) -> None:
+        seconds = self.settings.recache_after
+        self._unloadable, self._first_of, self._none_of = Recent(seconds), Recent(seconds), Recent(seconds)
+
+    def unloadable(self, instance: Instance) -> bool:
+        """Whether a whole-instance load would fail, as one of it or two of others at that store did a short while ago."""
+        now = self.clock.seconds()
+        return self._unloadable.has(instance, now) or self._none_of.has(instance.place, now)
+
+    def _note_failure(self, instance: Instance) -> None:
+        now, place = self.clock.seconds(), instance.place
+        if self._first_of.has(place, now) and not self._unloadable.has(instance, now):
+            self._none_of.add(place, now)
+        self._first_of.add(place, now)
+        self._unloadable.add(instance, now)
+
+    def _note_success(self, instance: Instance) -> None:
+        self._unloadable.discard(instance)
+        self._first_of.discard(instance.place)
+        self._none_of.discard(instance.place)
 
     def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
         """Start a whole-instance load; in this process after its display load."""
@@ -119,8 +146,13 @@ class Loads:
         except Withdrawn:
             await self.reader.forgetting.forget(occasion.instance.scope)
             raise
+        except Exception as failed:
+            if is_lasting(failed):
+                self._note_failure(occasion.instance)
+            raise
         finally:
             slot.release()
+        self._note_success(occasion.instance)
         job.progressed(loaded.frames, loaded.bytes)
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:

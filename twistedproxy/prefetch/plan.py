@@ -108,11 +108,15 @@ def plan(
     *,
     from_origin: Optional[int] = None,
     one_frame_a_request: bool = False,
+    frames_refused: bool = False,
+    not_loadable: bool = False,
 ) -> Plan:
     """Decide what an answered request for the frames *requested* (no repeats) calls for.
 
     *from_origin* is how many of them came from the origin (None: all); *one_frame_a_request* whether the origin serves
-    single frames only. The *metadata*'s transfer syntax: where the origin doesn't say it, that of the frames.
+    single frames only. *frames_refused*: the origin did not want to give these; only the whole instance can help, however
+    few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. The *metadata*'s transfer
+    syntax: where the origin doesn't say it, that of the frames.
     """
     frames = [number for number in requested if 1 <= number <= metadata.frames]
     origin_share = 1.0 if from_origin is None or not requested else from_origin / len(requested)
@@ -121,14 +125,14 @@ def plan(
         or switched_off(settings)
         or (Reason.BELOW_TRIGGER if origin_share < settings.prefetch_trigger else None)
         or _refused_syntax(metadata)
-        or (Reason.TOO_FEW_FRAMES if metadata.frames < settings.prefetch_min_frames else None)
+        or (Reason.TOO_FEW_FRAMES if metadata.frames < settings.prefetch_min_frames and not frames_refused else None)
         or unsized(metadata)
     )
     if refusal is not None:
         return Plan(Kind.NOTHING, refusal)
     screen = Screen(FrameGrid.of(metadata), min(frames), settings.display_pixels)
-    only_whole = _only_whole(screen, metadata)
-    not_whole = packed(metadata)
+    only_whole = Reason.FRAMES_REFUSED if frames_refused else _only_whole(screen, metadata)
+    not_whole = packed(metadata) or (Reason.NOT_LOADABLE if not_loadable else None)
     if not_whole is None and screen.grid.is_within(settings.block_pixels):
         return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, only_whole, one_frame_a_request)
     not_whole = not_whole or too_large(settings, metadata) or too_busy(settings, load)

@@ -30,6 +30,7 @@ from twistedproxy.prefetch.loads import Loads, Occasion
 from twistedproxy.prefetch.locks import LoadLock, seconds_left
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.usefulness import Usefulness
+from twistedproxy.recent import Recent
 from twistedproxy.settings import Settings
 
 BLOCK_LOCK_SECONDS = 3.0
@@ -58,13 +59,14 @@ class Scheduler:
     loads: Loads = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
-    _refused: dict[Instance, float] = attrs.field(init=False, factory=dict)
+    _refused: Recent[Instance] = attrs.field(init=False)
     _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self.usefulness = Usefulness(self.metrics)
+        self._refused = Recent(self.settings.recache_after, MAX_REMEMBERED)
         self.loads = Loads(
             self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
         )
@@ -87,30 +89,25 @@ class Scheduler:
     def refused(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.
 
-        Where nobody knows how they are stored, that is often because the origin doesn't either, and gives the whole
-        instance all the same: it is loaded once in ``recache-after``, whatever comes of that.
+        Some origins cannot tell the frames of an instance apart, and give the whole of it all the same: it is loaded once
+        in ``recache-after``, whatever comes of that.
         """
-        if fence is None or self._stopped or metadata.transfer_syntax is not None:
-            return
         now = self.clock.seconds()
-        last = self._refused.get(wanted.instance)
-        if last is not None and now - last < self.settings.recache_after:
+        if fence is None or self._stopped or self._refused.has(wanted.instance, now):
             return
-        if len(self._refused) >= MAX_REMEMBERED:
-            self._refused.clear()
-        self._refused[wanted.instance] = now
-        self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)))
+        self._refused.add(wanted.instance, now)
+        self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)), refused=True)
 
-    def _consider(self, occasion: Occasion, from_origin: int) -> None:
+    def _consider(self, occasion: Occasion, from_origin: int, refused: bool = False) -> None:
         try:
-            decided = self._decide(occasion, from_origin)
+            decided = self._decide(occasion, from_origin, refused)
         except Exception:
             self._log.failure("a prefetch could not be planned")
             return
         if decided.kind is not Kind.NOTHING:
             self._in_background(self._begin(occasion, decided))
 
-    def _decide(self, occasion: Occasion, from_origin: int) -> Plan:
+    def _decide(self, occasion: Occasion, from_origin: int, refused: bool) -> Plan:
         wanted, metadata = occasion.wanted, occasion.metadata
         decided = plan(
             self.settings,
@@ -119,6 +116,8 @@ class Scheduler:
             self.load,
             from_origin=from_origin,
             one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
+            frames_refused=refused,
+            not_loadable=self.loads.unloadable(wanted.instance),
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         self._log.debug(

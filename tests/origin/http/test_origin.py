@@ -194,12 +194,68 @@ class DialectTests(StoreTestCase):
         self.assertEqual(len(self.store.seen("/frames/")), 3)
 
     async def test_only_decompressed(self) -> None:
-        """A store that decompresses whatever it is asked gives no frames: they would not be as stored."""
+        """A store that decompresses whatever it is asked gives no frames: they would not be as stored. Its file has them."""
         self.begin(attrs.evolve(DCM4CHEE, root="/hidden"))
         self.store.fail(
             faults.Answer(200, (("Content-Type", "application/octet-stream"),), b"x" * 100), "/frames/", times=None
         )
+        self.assertEqual((await self.frames([2]))[2], self.expected([2])[2])
+        self.store.fail(faults.Answer(403), lambda seen: seen.path.endswith(self.slide.sop), times=None)
         await self.refuses(OriginBadAnswer)
+
+    async def test_frames_refused(self) -> None:
+        """Where a store refuses frames and gives the instance to the same caller, they come out of that, others with them."""
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        found = await self.frames([3, 1])
+        self.assertEqual({number: found[number] for number in (1, 3)}, self.expected([1, 3]))
+        self.assertEqual(found, self.expected(range(1, 13)))
+        asked = len(self.store.seen("/frames/"))
+        await self.frames([2])
+        self.assertEqual((len(self.store.seen("/frames/")), len(self.store.requests)), (asked, asked + 2))
+        self.store.heal()
+        self.store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop))
+        self.assertEqual(await self.frames([2]), self.expected([2]))
+
+    async def test_frames_refused_and_no_file(self) -> None:
+        """Where the instance is no help, the refusal comes as it came, and the instance is not asked for again soon; what
+        another caller may not have says nothing of it."""
+        facts = InstanceMetadata(12, transfer_syntax=stored().transfer_syntax)
+        for fault, tries, metadata in (
+            (faults.Answer(404), 1, facts),
+            (faults.html(), 1, facts),
+            (faults.Answer(403), 2, facts),
+            (None, 1, attrs.evolve(facts, frames=11)),
+            (None, 1, attrs.evolve(facts, transfer_syntax="1.2.840.10008.1.2.4.90")),
+        ):
+            self.begin()
+            self.store.fail(faults.server_error(), "/frames/", times=None)
+            if fault is not None:
+                self.store.fail(fault, lambda seen: seen.path.endswith(self.slide.sop), times=None)
+            for _ in range(2):
+                with self.assertRaises(OriginRefused) as raised:
+                    await self.frames([1], metadata)
+                self.assertEqual(raised.exception.status, 500)
+            files = [seen for seen in self.store.requests if seen.path.endswith(self.slide.sop)]
+            self.assertEqual(len(files), tries, (fault, metadata))
+
+    async def test_frames_refused_and_too_large(self) -> None:
+        """A file beyond the limit of answers is not read for a few frames."""
+        self.begin(max_answer=1000)
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        await self.refuses(OriginRefused)
+
+    async def test_denied_frames(self) -> None:
+        """Who may not have frames, or comes too often, is not given them out of the instance; nor is a prefetch."""
+        for status in (401, 403, 404, 410):
+            self.begin()
+            self.store.fail(faults.Answer(status), "/frames/", times=None)
+            await self.refuses(OriginRefused)
+            self.assertEqual(len(self.store.requests), 1)
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        with self.assertRaises(OriginRefused):
+            await self.origin.frames(self.instance, [1], ANYONE, await self.facts(), Priority.BLOCK)
 
     async def test_identity_is_asked_for(self) -> None:
         """Own requests ask for no compression and carry the caller's headers, and ours only once."""

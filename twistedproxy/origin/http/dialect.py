@@ -21,9 +21,11 @@ import attrs
 from twistedproxy.dicom.transfer_syntaxes import media_type_of
 from twistedproxy.origin.http.headers import first
 from twistedproxy.origin.interface import Headers
+from twistedproxy.recent import Recent
 
 MAX_ROOTS = 1000  # DICOMweb roots remembered below one origin
 MAX_CHECKED = 1000  # uncompressed instances remembered as such, a root
+REFUSAL_SECONDS = 300.0  # what a store refused is not tried again sooner where there is another way
 
 OCTETS = b'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 ANYTHING = b'multipart/related; type="*/*"'
@@ -74,7 +76,8 @@ class Store:
     """What is known of the store behind one DICOMweb root.
 
     *proven*: it does not decompress when asked in *dialect*. *frames_per_request*: once it was learned that it
-    differs from the dialect's. *lists*: a list of frames was answered.
+    differs from the dialect's. *lists*: a list of frames was answered. *by_file*: instances whose frames it refuses, and
+    whose file it gives; *without_file*: those whose file was no help.
     """
 
     dialect: Dialect = STANDARD
@@ -82,6 +85,8 @@ class Store:
     lists: bool = False
     one_a_request: bool = False
     checked: OrderedDict[str, None] = attrs.field(factory=OrderedDict)
+    by_file: Recent[str] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
+    without_file: Recent[str] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
 
     @property
     def frames_per_request(self) -> int:

@@ -19,7 +19,7 @@ import attrs
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.answers import Budget, TooFewFrames, as_stored, is_native, read_frames
 from twistedproxy.origin.http.dialect import Dialect, Store
 from twistedproxy.origin.http.requests import Requests, side_by_side
@@ -27,12 +27,11 @@ from twistedproxy.origin.interface import Caller, Priority
 
 # How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
 NOT_THIS_WAY = frozenset({400, 406, 415, 500, 501})
+# How a store refuses a caller, says that there is no such thing, or asks to come back later: all else that it refuses
+# may be there in another form.
+FINAL = frozenset({401, 403, 404, 410, 429, 503})
 # How stores refuse a list of frames that they would give one by one.
 NO_LISTS = NOT_THIS_WAY | {404, 405, 413, 414}
-
-
-class NotAsStored(OriginBadAnswer):
-    """The store sent frames in another form than the stored one."""
 
 
 @attrs.define

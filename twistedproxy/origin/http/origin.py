@@ -15,20 +15,22 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
+from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.origin.http.answers import Budget, InstanceStream
+from twistedproxy.origin.http.cut import frames_in_file
 from twistedproxy.origin.http.dialect import Stores
 from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.http.frames import NOT_THIS_WAY, FrameLoad
+from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
 from twistedproxy.origin.http.retry import drain
 from twistedproxy.origin.http.transport import Transport, normal_url
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json
 from twistedproxy.settings import Settings
-from twistedproxy.streams import ByteStream
+from twistedproxy.streams import ByteStream, StreamTooLong
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
+DENIED = frozenset({401, 403})  # that caller, not others
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 JSON = b"application/dicom+json"
@@ -37,7 +39,8 @@ JSON = b"application/dicom+json"
 class HTTPOrigin:
     """A DICOMweb store, or anything above several of them, at *url* (http or https).
 
-    Of *settings* it reads those that begin with ``origin_``; retries after 429 and 503 count into ``origin_timeout``.
+    Of *settings* it reads those that begin with ``origin_``, and ``max_answer``, which bounds the files that it cuts frames
+    out of; retries after 429 and 503 count into ``origin_timeout``.
     *policy*: how TLS certificates are verified, by default against the system's authorities. Raises ValueError for a bad URL.
     """
 
@@ -52,6 +55,7 @@ class HTTPOrigin:
         self.url = normal_url(url)
         self._clock: IReactorTime = reactor
         self._concurrency = settings.origin_concurrency
+        self._max_file = settings.max_answer
         self._observer: Observer = observer or NoObserver()
         timeout = settings.origin_timeout
         self._limiter = Limiter(reactor, self._concurrency, wait_timeout=timeout)
@@ -93,7 +97,7 @@ class HTTPOrigin:
             Budget(limit, len(numbers)),
             self._concurrency,
         )
-        return await observed(self._observer, self._clock, "frames", load.run(numbers))
+        return await observed(self._observer, self._clock, "frames", self._frames(load, numbers))
 
     def frames_per_request(self, instance: Instance) -> int:
         """See `Origin.frames_per_request`."""
@@ -171,19 +175,51 @@ class HTTPOrigin:
                 parser.feed(chunk[start : start + METADATA_SLICE])
         return parser.close()
 
-    async def _stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
+    async def _frames(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
+        """Frames as the store gives them; for a caller, out of the instance's file where it does not."""
+        store, sop, now = load.store, load.instance.sop, self._clock.seconds()
+        if load.priority is not Priority.CALLER or store.without_file.has(sop, now):
+            return await load.run(numbers)
+        if store.by_file.has(sop, now):
+            try:
+                return await self._from_file(load, numbers)
+            except (OriginRefused, OriginBadAnswer, StreamTooLong):
+                store.by_file.discard(sop)
+                return await load.run(numbers)
+        try:
+            return await load.run(numbers)
+        except (OriginRefused, NotAsStored) as failed:
+            if isinstance(failed, OriginRefused) and failed.status in FINAL:
+                raise
+            try:
+                frames = await self._from_file(load, numbers)
+            except (OriginError, StreamTooLong) as no_help:
+                denied = isinstance(no_help, OriginRefused) and no_help.status in DENIED
+                if isinstance(no_help, (OriginRefused, OriginBadAnswer, StreamTooLong)) and not denied:
+                    store.without_file.add(sop, now)
+                raise failed from no_help
+            store.by_file.add(sop, now)
+            return frames
+
+    async def _from_file(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
+        stream = await self._stored_instance(load.instance, load.caller, Priority.CALLER)
+        return await frames_in_file(stream, numbers, load.metadata, self._max_file, self._clock)
+
+    async def _stored_instance(
+        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
+    ) -> ByteStream:
         target = f"{instance.root}/{instance.path}"
         *earlier, last = self._stores.at(instance.root).dialect.instances
         for accept in earlier:
             try:
-                return await self._open(target, accept, caller)
+                return await self._open(target, accept, caller, priority)
             except OriginRefused as refused:
                 if refused.status not in NOT_THIS_WAY:
                     raise
-        return await self._open(target, last, caller)
+        return await self._open(target, last, caller, priority)
 
-    async def _open(self, target: str, accept: bytes, caller: Caller) -> ByteStream:
-        answer = await self._requests.get(target, accept, caller, Priority.WHOLE)
+    async def _open(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> ByteStream:
+        answer = await self._requests.get(target, accept, caller, priority)
         try:
             return InstanceStream(answer)
         except OriginBadAnswer:
