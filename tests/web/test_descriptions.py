@@ -177,6 +177,7 @@ class SyntaxTests(DescribedCase):
         """An origin that gives no frame gives its metadata all the same."""
         store, client = await self.started(NO_SYNTAX)
         store.fail(faults.server_error(), "/frames/", None)
+        store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop), None)
         answer = await client.get(self.metadata)
         self.assertEqual((answer.status, SYNTAX in answer.json()[0]), (200, False))
 

@@ -32,10 +32,15 @@ class FaultCase(ProxyCase):
         self.assertEqual((await client.frames(self.slide.resource, [6])).status, 200)
         return store, client
 
+    def is_instance(self, seen: Any) -> bool:
+        """Whether a request is for the instance as a file, which helps where frames are refused."""
+        return bool(seen.path.endswith(self.slide.sop))
+
     async def check(self, store: SimulatedStore, client: Client, fault: Fault, *statuses: int) -> None:
         """While *fault* lasts, frames 1 and 2 get one of *statuses* as a problem; afterwards they are right, and
         came from the origin."""
         store.fail(fault, "/frames/", None)
+        store.fail(faults.Answer(404), self.is_instance, None)
         for numbers in ([1, 2], [1]):
             answer = await client.frames(self.slide.resource, numbers)
             self.assertIn(answer.status, statuses, (fault, answer.body))
@@ -73,7 +78,6 @@ class FrameFaultTests(FaultCase):
             faults.NoClosingDelimiter(),
             faults.WrongPartType("text/html"),
             faults.WrongPartType("image/jp2; transfer-syntax=1.2.840.10008.1.2.4.90"),
-            faults.WrongPartType("application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"),
             faults.redirect("http://127.0.0.1:1/elsewhere"),
             faults.Answer(200, (("Content-Type", "image/jpeg"),), b""),
             faults.Answer(204),
@@ -81,11 +85,50 @@ class FrameFaultTests(FaultCase):
             store, client = await self.started()
             await self.check(store, client, fault, 502)
 
+    async def test_frames_refused(self) -> None:
+        """Frames that the origin refuses come out of the instance at once, and are cached with the others in it."""
+        store, client = await self.started(prefetch=False)
+        store.fail(faults.server_error(), "/frames/", None)
+        answer = await client.frames(self.slide.resource, [1])
+        self.assertEqual(answer.frames(), self.stored[:1])
+        again = await client.frames(self.slide.resource, [1, 2, 3])
+        self.assertEqual((again.frames(), again.headers["cache-status"]), (self.stored[:3], HIT))
+
+    async def test_decoded_by_the_origin(self) -> None:
+        """Where it gives no instance either, it is asked for decoded frames, if the caller takes those: they are not
+        cached. Who wants them as stored gets the refusal as it came; what was refused is not asked for again soon."""
+        octets = "multipart/related; type=application/octet-stream"
+        for accept, status in ((f"{octets}; transfer-syntax=*", 200), (octets, 200), (f"{octets}, image/png", 200),
+                               ("multipart/related; type=image/jpeg", 500)):  # fmt: skip
+            store, client = await self.started(prefetch=False)
+            store.fail(faults.Answer(404), self.is_instance, None)
+            store.fail(
+                faults.server_error(),
+                lambda seen: (
+                    "/frames/" in seen.path and "transfer-syntax=1.2.840.10008.1.2.1" not in seen.header("Accept")
+                ),
+                None,
+            )
+            for _ in range(2):
+                answer = await client.frames(self.slide.resource, [1], accept)
+                self.assertEqual(answer.status, status, accept)
+                if status == 200:
+                    self.assertIn(b"decompressed", answer.frames()[0])
+                    self.assertIn("fwd", answer.headers["cache-status"])
+        store, client = await self.started(prefetch=False)
+        store.fail(faults.Answer(404), self.is_instance, None)
+        store.fail(faults.server_error(), "/frames/", None)
+        for asked in (2, 1):
+            before = len(store.seen("/frames/"))
+            self.assertEqual((await client.frames(self.slide.resource, [1], octets)).status, 500)
+            self.assertEqual(len(store.seen("/frames/")) - before, asked)
+
     async def test_own_errors(self) -> None:
         """The origin's own errors go back as they came."""
         for fault in (faults.server_error(), faults.too_many_requests(60), faults.unavailable(60)):
             store, client = await self.started()
             store.fail(fault, "/frames/", None)
+            store.fail(faults.Answer(404), self.is_instance, None)
             answer = await client.frames(self.slide.resource, [1])
             self.assertEqual((answer.status, answer.body), (fault.status, fault.body))
             for name, value in fault.headers:

@@ -20,6 +20,7 @@ from tests.clients import Client
 from tests.imaging.test_decode import TEST_FILES
 from tests.imaging.test_profiles import profile_folder
 from tests.slides import Made, loop, slide
+from tests.stores import faults
 from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy, token
 from twistedproxy.digest import content_digest
@@ -660,6 +661,30 @@ class FailureTests(RenderingCase):
         self.assertEqual(answer.body, made.stored_frames()[0])
         self.assertEqual((await client.get(f"/{made.resource}/frames/1?downsample=2")).status, 400)
         self.assertEqual((await client.get(f"/{made.resource}/metadata?downsample=2")).status, 400)
+
+    async def test_what_only_the_origin_renders(self) -> None:
+        """Documents without pixels, videos of a store that does not say so, and frames that it refuses are the origin's to
+        render, in whatever form the caller takes."""
+        made = slide(self.mktemp(), 1, 1, 64)
+        nothing: dict[str, Any] = {"00280010": None, "00280011": None, "00280008": None, "00480006": None}
+        video = {"00080016": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.77.1.1.1"]}, "00083002": None}
+        partial = {"00280004": {"vr": "CS", "Value": ["YBR_PARTIAL_420"]}, "00083002": None}
+        for told, refuses in ((nothing, False), (video, False), (partial, False), ({}, True)):
+            client = await self.shown(made)
+            self.behind.fail(faults.MetadataSays(told), "/metadata", None)
+            if refuses:
+                self.behind.fail(faults.server_error(), "/frames/", None)
+                self.behind.fail(faults.Answer(404), lambda seen: seen.path.endswith(made.sop), None)
+            document = faults.Answer(200, (("Content-Type", "application/pdf"),), b"%PDF")
+            for tail, accept in (
+                ("/rendered", "*/*"),
+                ("/rendered", "image/png" if refuses else "application/pdf"),
+                ("/rendered?accept=image/png" if refuses else "/rendered?accept=application/pdf", "*/*"),
+                ("/thumbnail", "image/png"),
+            ):
+                self.behind.fail(document, lambda seen: seen.path.endswith(("/rendered", "/thumbnail")))
+                answer = await client.get(f"/{made.resource}{tail}", {"Accept": accept})
+                self.assertEqual((answer.status, answer.body), (200, b"%PDF"), (told, tail, accept))
 
     async def test_loop(self) -> None:
         """Frames of a loop shrink each by itself; past the last there is none."""

@@ -23,6 +23,8 @@ MAX_INTEGER = 2**53
 """Larger than any count or size in DICOM, and still exact in JSON numbers."""
 _SHARED_CHROMINANCE = {"YBR_FULL_422": 2, "YBR_PARTIAL_422": 2, "YBR_PARTIAL_420": 1.5}
 """Samples a pixel of native data whose pixels share them (PS3.3 section C.7.6.3.1.2)."""
+# Video Endoscopic, Microscopic and Photographic Image Storage (PS3.4 table B.5-1). YBR_PARTIAL_420 is for MPEG alone.
+_VIDEO_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.77.1.{kind}.1" for kind in (1, 2, 4))
 MAX_TEXT_LENGTH = 256
 """Characters of a text that is kept: the longest are UIDs, of 64 (PS3.5 section 6.2)."""
 
@@ -81,6 +83,13 @@ class InstanceMetadata:
         if self.photometric_interpretation == "YBR_FULL_422":
             samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
         return self.rows * self.columns * samples * (self.bits_allocated // 8)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether its frames are pictures, as far as the metadata tell: it has pixels, and is no video of a store that does
+        not say its transfer syntax. "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2)."""
+        video = self.sop_class in _VIDEO_CLASSES or self.photometric_interpretation == "YBR_PARTIAL_420"
+        return bool(self.rows and self.columns) and not (video and self.transfer_syntax is None)
 
     @property
     def native_lengths(self) -> frozenset[int]:

@@ -44,6 +44,11 @@ def can_decode(transfer_syntax: Optional[str]) -> bool:
     return transfer_syntax is None or (syntax is not None and syntax.frames_separable)
 
 
+def can_render(metadata: InstanceMetadata) -> bool:
+    """Whether pictures can be made of that instance: not of documents, reports and waveforms, nor of video."""
+    return metadata.has_pictures and can_decode(metadata.transfer_syntax)
+
+
 def producible(metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
     """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
     syntax = lookup(stored)

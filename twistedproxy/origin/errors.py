@@ -24,6 +24,11 @@ class OriginRefused(OriginError):
         return f"the origin answered {self.status}"
 
 
+class FramesRefused(OriginRefused):
+    """The origin does not give frames as they are stored, nor the instance, to a caller who may have them. It may give
+    them in another form, or pictures of them."""
+
+
 class OriginUnreachable(OriginError):
     """No connection, or it broke: 502."""
 

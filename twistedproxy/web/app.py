@@ -16,7 +16,9 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
+from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.lists import ListReader
@@ -27,6 +29,8 @@ from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.imaging.service import PictureService
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
+from twistedproxy.origin.errors import FramesRefused, NotAsStored
+from twistedproxy.recent import Recent
 from twistedproxy.settings import Settings
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.cors import Cors, is_preflight
@@ -42,9 +46,13 @@ from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list
 from twistedproxy.web.picture_answers import PictureAnswers
 from twistedproxy.web.picture_requests import without_accept
+from twistedproxy.web.problems import Problem
 from twistedproxy.web.rendering import RenderedAnswers
 from twistedproxy.web.status import StatusPages
 from twistedproxy.web.warming import Asked, Warming
+
+DECODED = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}'.encode()
+"""The Accept value for frames that every store can make which can decode them (PS3.18 section 8.7.3.5.2)."""
 
 _READ = ["GET", "HEAD"]
 _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
@@ -88,6 +96,7 @@ class ProxyRoutes:
         self.seconds = seconds
         self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
+        self._not_decoded: Recent[Instance] = Recent(settings.recache_after)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
         self._rendered = RenderedAnswers(
             PictureAnswers(self._answers, hot.keep),
@@ -126,7 +135,13 @@ class ProxyRoutes:
             wanted = attrs.evolve(wanted, fresh=True)
         answers = self._answers.of(wanted.fresh)
         with self.memory.hold() as held:
-            answer = await self.lists.read(wanted, held)
+            try:
+                answer = await self.lists.read(wanted, held)
+            except (FramesRefused, NotAsStored):
+                if not self._may_decode(wanted, wanted_form):
+                    raise
+                await self._decoded_by_origin(request, target, wanted)
+                return
             told = answer.answer if isinstance(answer, FramePieces) else answer
             form = form_of(told.metadata, transfer_syntax_of(told.frames))
             if form.as_stored:
@@ -140,6 +155,23 @@ class ProxyRoutes:
                 return
         del answer, told  # what was read as stored is not held beside what is made of it
         await self._rendered.transcoded(request, wanted, form)
+
+    def _may_decode(self, wanted: Wanted, accepted: negotiation.Wanted) -> bool:
+        """Whether the origin, which did not give frames as stored, may give them decoded, and the caller takes those."""
+        if self._not_decoded.has(wanted.instance, self.seconds()):
+            return False
+        try:
+            negotiation.choose_frames(accepted, EXPLICIT_VR_LITTLE_ENDIAN, len(wanted.numbers))
+        except Problem:
+            return False
+        return True
+
+    async def _decoded_by_origin(self, request: Request, target: Target, wanted: Wanted) -> None:
+        """Hand the request on for decoded frames. They pass as they come, and are not cached: they are not the stored ones."""
+        request.requestHeaders.setRawHeaders(b"Accept", [DECODED])
+        await self._hand_on(request, attrs.evolve(target, query=b""))
+        if request.code >= 400:
+            self._not_decoded.add(wanted.instance, self.seconds())
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")

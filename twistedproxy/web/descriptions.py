@@ -53,9 +53,6 @@ PROBE_SECONDS = 5.0
 STORED_STATUSES = frozenset({200, 202, 409})
 """Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
 
-# "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2).
-_VIDEO_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.77.1.{kind}.1" for kind in (1, 2, 4))
-
 # Request headers that no store decides by. Any other may be why it answered, and is no part of the grant's credential.
 _HARMLESS = frozenset(
     b"host accept accept-charset accept-encoding accept-language user-agent referer origin connection keep-alive"
@@ -176,7 +173,7 @@ class Watch:
             return {}
         if learned := self._learned(instance):
             return learned
-        if not metadata.rows or not metadata.columns or metadata.sop_class in _VIDEO_CLASSES:
+        if not metadata.has_pictures:
             return {}
         uid = await self._probe(instance)
         return {instance.sop: uid} if uid is not None else {}

@@ -55,12 +55,12 @@ def request_of(
 
 
 class NotDecodableHere(Exception):
-    """The instance's transfer syntax is none of those that are decoded here."""
+    """The instance has no pixels, or is in a transfer syntax that is not decoded here."""
 
 
 def check_decodable(metadata: InstanceMetadata) -> None:
     """Raises `NotDecodableHere`."""
-    if not forms.can_decode(metadata.transfer_syntax):
+    if not forms.can_render(metadata):
         raise NotDecodableHere
 
 

@@ -3,8 +3,8 @@
 Rules kept here:
 - one frame is one picture, unless only multipart is accepted; several frames are parts, whatever form was asked for
   (DICOM PS3.18 section 8.7.4 has no other for them);
-- what nothing here decodes (video, unknown transfer syntaxes) is the origin's to render, as is everything where there
-  are no rendering workers;
+- what nothing here decodes (video, unknown transfer syntaxes, what has no pixels, frames that the origin does not give) is
+  the origin's to render, as is everything where there are no rendering workers;
 - frames asked for by extension parameters are frames of a virtual instance: multipart, with a transfer syntax.
 """
 
@@ -29,6 +29,7 @@ from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.parameters import FRAMES, PROFILES, RENDERED, Asked, Rendering, Viewport
 from twistedproxy.imaging.service import PictureService
 from twistedproxy.imaging.tasks import Pictures
+from twistedproxy.origin.errors import FramesRefused, NotAsStored
 from twistedproxy.web import negotiation, problems
 from twistedproxy.web.downsampling import described
 from twistedproxy.web.mounts import Target
@@ -117,7 +118,7 @@ class RenderedAnswers:
             await take_room(self.ours.reader, held, wanted, media_type)
             try:
                 made = await make(self.ours, request_of(wanted, asked, media_type, check_decodable))
-            except NotDecodableHere:
+            except (NotDecodableHere, NotAsStored, FramesRefused):
                 return False
             except CallFailed as failed:
                 if failed.kind == "NotDecodable":
@@ -178,4 +179,4 @@ class RenderedAnswers:
     async def _decodes(ours: PictureService, wanted: Wanted) -> bool:
         """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
         request = tasks.Request(wanted.origin, wanted.instance, wanted.caller, Rendering())
-        return forms.can_decode((await ours.metadata(request)).transfer_syntax)
+        return forms.can_render(await ours.metadata(request))

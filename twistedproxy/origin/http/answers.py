@@ -39,7 +39,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
     media_type_of,
     uids_of,
 )
-from twistedproxy.origin.errors import OriginBadAnswer
+from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import first
 from twistedproxy.streams import StreamTooLong
@@ -189,6 +189,8 @@ class _Labels:
             if self._kind == OCTET_STREAM:
                 # Not stored so, or not known: bytes without a signature are native ones.
                 return EXPLICIT_VR_LITTLE_ENDIAN
+            if self._kind.startswith("video/"):
+                raise NotAsStored("the origin sent a video where a frame was asked for")
             raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
         if self._stored is not None and media_type_of(self._stored) == media_type_of(shown):
             return self._stored

@@ -15,7 +15,14 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
-from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginError, OriginRefused, OriginTimeout
+from twistedproxy.origin.errors import (
+    FramesRefused,
+    NotAsStored,
+    OriginBadAnswer,
+    OriginError,
+    OriginRefused,
+    OriginTimeout,
+)
 from twistedproxy.origin.http.answers import Budget, InstanceStream
 from twistedproxy.origin.http.cut import frames_in_file
 from twistedproxy.origin.http.dialect import Stores
@@ -178,32 +185,35 @@ class HTTPOrigin:
     async def _frames(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
         """Frames as the store gives them; for a caller, out of the instance's file where it does not."""
         store, sop, now = load.store, load.instance.sop, self._clock.seconds()
-        if load.priority is not Priority.CALLER or store.without_file.has(sop, now):
+        if load.priority is not Priority.CALLER:
             return await load.run(numbers)
-        if store.by_file.has(sop, now):
-            try:
-                return await self._from_file(load, numbers)
-            except (OriginRefused, OriginBadAnswer, StreamTooLong):
-                store.by_file.discard(sop)
-                return await load.run(numbers)
+        if store.by_file.has(sop, now) and (frames := await self._from_file(load, numbers)) is not None:
+            return frames
         try:
             return await load.run(numbers)
         except (OriginRefused, NotAsStored) as failed:
             if isinstance(failed, OriginRefused) and failed.status in FINAL:
                 raise
-            try:
-                frames = await self._from_file(load, numbers)
-            except (OriginError, StreamTooLong) as no_help:
-                denied = isinstance(no_help, OriginRefused) and no_help.status in DENIED
-                if isinstance(no_help, (OriginRefused, OriginBadAnswer, StreamTooLong)) and not denied:
-                    store.without_file.add(sop, now)
-                raise failed from no_help
-            store.by_file.add(sop, now)
-            return frames
+            if not store.without_file.has(sop, now) and (frames := await self._from_file(load, numbers)) is not None:
+                return frames
+            if isinstance(failed, OriginRefused):
+                raise FramesRefused(failed.status, failed.headers, failed.body) from failed
+            raise
 
-    async def _from_file(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
-        stream = await self._stored_instance(load.instance, load.caller, Priority.CALLER)
-        return await frames_in_file(stream, numbers, load.metadata, self._max_file, self._clock)
+    async def _from_file(self, load: FrameLoad, numbers: Sequence[int]) -> Optional[Mapping[int, Frame]]:
+        """The frames out of the instance's file; None where that is no help. What it was is remembered."""
+        store, sop = load.store, load.instance.sop
+        try:
+            stream = await self._stored_instance(load.instance, load.caller, Priority.CALLER)
+            frames = await frames_in_file(stream, numbers, load.metadata, self._max_file, self._clock)
+        except (OriginError, StreamTooLong) as no_help:
+            store.by_file.discard(sop)
+            denied = isinstance(no_help, OriginRefused) and no_help.status in DENIED
+            if isinstance(no_help, (OriginRefused, OriginBadAnswer, StreamTooLong)) and not denied:
+                store.without_file.add(sop, self._clock.seconds())
+            return None
+        store.by_file.add(sop, self._clock.seconds())
+        return frames
 
     async def _stored_instance(
         self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
