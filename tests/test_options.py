@@ -352,6 +352,12 @@ class ValueTests(OptionsTestCase):
         self.assertEqual(("sid",), settings_of(*SAMPLE, "--credential-cookie=sid").credential_cookie)
         self.assert_refused("credential-cookie", "a=b", "a;b", "")
 
+    def test_credential_parameters(self) -> None:
+        """Query parameters replace the default, and are named by tokens."""
+        self.assertEqual(("access_token",), settings_of(*SAMPLE).credential_parameter)
+        self.assertEqual(("jwt",), settings_of(*SAMPLE, "--credential-parameter=jwt").credential_parameter)
+        self.assert_refused("credential-parameter", "a=b", "a&b", "")
+
     def test_cors_origins(self) -> None:
         """Web origins are kept as browsers send them."""
         texts = ("*", "https://Viewer.Example", "http://localhost:3000", "https://h:443", "http://[::1]:80")

@@ -22,6 +22,7 @@ DEFAULTS = {
     "cors_origin": (),
     "credential_cookie": (),
     "credential_header": ("Authorization",),
+    "credential_parameter": ("access_token",),
     "display_min_frames": 10_000,
     "display_pixels": 3000,
     "frame_ttl": 3600.0,

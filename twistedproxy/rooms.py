@@ -96,6 +96,7 @@ class Rooms:
             normal_key(settings.secret),
             tuple(name.encode("ascii") for name in settings.credential_header),
             tuple(name.encode("ascii") for name in settings.credential_cookie),
+            tuple(name.encode("ascii") for name in settings.credential_parameter),
         )
         self.access = Access(self.cache, time.time, settings.grant_ttl, siblings=siblings)
         self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)

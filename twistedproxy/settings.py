@@ -85,6 +85,9 @@ class Settings:
     credential_cookie: tuple[str, ...] = ()
     """Cookies that make a caller; empty: all of them. Some change with every answer, and would make a new caller each time."""
 
+    credential_parameter: tuple[str, ...] = ("access_token",)
+    """Query parameters that make a caller and are passed on to the origin: an ``<img>`` cannot send Authorization."""
+
     secret: bytes = attrs.field(factory=_random_secret, repr=False)
     """The key of the credential digests, from the secret file or random for this run."""
 

@@ -53,6 +53,35 @@ class CallerTests(SynchronousTestCase):
         }
         self.assertEqual(len(digests), 4)
 
+    def test_query(self) -> None:
+        """A token in the query makes the caller, whatever stands beside it, and travels as it came; it is not shown."""
+        nobody: dict[bytes, list[bytes]] = {}
+
+        def of(query: bytes) -> Caller:
+            return self.credentials.caller(nobody.get, query)
+
+        alice = of(b"access_token=a%20b")
+        self.assertEqual(alice, of(b"viewport=1,2&access_token=a%20b&accept=image/png"))
+        self.assertEqual(alice, self.credentials.caller(nobody.get, alice.query))
+        self.assertEqual(alice.asking(b"limit=1"), b"limit=1&access_token=a%20b")
+        self.assertEqual((alice.asking(b""), of(b"").asking(b"a=b")), (b"access_token=a%20b", b"a=b"))
+        self.assertNotIn("a%20b", repr(alice))
+        others = [
+            of(query) for query in (b"", b"access_token=b", b"access_token=", b"access_token=a%20b&access_token=c")
+        ]
+        self.assertEqual(len({one.credential for one in [alice, *others]}), 5)
+        self.assertEqual(of(b""), of(b"token=a&x_access_token=b"))
+
+    def test_query_is_split(self) -> None:
+        """What makes the caller is taken out of a query, however its name is written; all else stays as it came."""
+        split = Credentials(SECRET, parameters=(b"access_token", b"Key")).split
+        for query, rest, token in (
+            (b"a=b&&c", b"a=b&&c", b""),
+            (b"access_token=x", b"", b"access_token=x"),
+            (b"a=b&access%5Ftoken=x&c=&KEY=y&key", b"a=b&c=", b"access%5Ftoken=x&KEY=y&key"),
+        ):
+            self.assertEqual(split(query), (rest, token))
+
     def test_headers_that_travel(self) -> None:
         """What makes the caller goes to the origin as it came, and is not shown."""
         alice = caller(self.credentials, Authorization=[b"Bearer a"], Cookie=[b"s=1", b"t=2"], Accept=[b"x"])

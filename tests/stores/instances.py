@@ -150,7 +150,7 @@ def _summary(instance: StoredInstance, level: str, url: str) -> tuple[str, Json]
 
 
 def _matches(metadata: Json, name: str, wanted: str) -> bool:
-    if name in ("limit", "offset", "includefield", "fuzzymatching"):
+    if name in ("limit", "offset", "includefield", "fuzzymatching", "access_token"):
         return True
     number = tag_for_keyword(name)
     element: Optional[Json] = metadata.get(name.upper() if number is None else f"{number:08X}")

@@ -57,6 +57,37 @@ class OneProxyTests(GrantCase):
         self.assertEqual((await self.frame(proxy, {})).status, 401)
         self.assertEqual(len(self.origin.lines("/frames/1")), 2, "with ?x=1 the origin's own answer is asked for")
 
+    async def test_token_in_the_query(self) -> None:
+        """A token in the query goes along with all that is asked of the origin, makes the caller, and stays out of the
+        cache's names, hot responses and the log."""
+        self.origin = self.store()
+        proxy = await self.proxy(self.origin, hot_memory=1 << 24, render_workers=1)
+        secret = "access_token=s3cr%33t"
+        self.origin.fail(faults.Answer(401), lambda seen: secret not in seen.query, None)
+        instance = f"/{self.slide.resource}"
+        short = f"/studies/{self.slide.study}/instances/{self.slide.sop}/frames/2"
+        anyone = proxy.client()
+        with logged() as events:
+            for path in (
+                f"{instance}/frames/1?",
+                f"{instance}/metadata?",
+                f"{instance}/frames/1?downsample=2&",
+                f"{instance}/rendered?viewport=20,20&",
+                f"{instance}/frames/1/rendered?accept=image/png&",
+                f"{instance}/thumbnail?",
+                f"{short}?",
+                f"{instance}/bulkdata/7FE00010?",
+            ):
+                for _ in range(3):
+                    answer = await anyone.get(path + secret)
+                    self.assertEqual(answer.status, 200, (path, answer.body[:100]))
+                self.assertNotIn("s3cr", str(answer.headers))
+                self.assertEqual((await anyone.get(path[:-1])).status, 401, path)
+                self.assertEqual((await anyone.get(path + "access_token=other")).status, 401, path)
+        self.assertEqual(len(proxy.rooms._routes.hot.hot), 0)
+        self.assertNotIn("s3cr", repr(events))
+        self.assertNotIn(b"s3cr", b"".join(proxy.rooms.cache._store._items))  # type: ignore[attr-defined]
+
     async def test_a_grant_is_for_one_instance(self) -> None:
         """Who may read one instance may not read another; nor the same frames under made-up places."""
         proxy = await self.started()

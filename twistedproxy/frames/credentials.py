@@ -1,6 +1,6 @@
-"""From a request's headers to a `Caller`: who asks, without keeping what proves it.
+"""From a request's headers and query to a `Caller`: who asks, without keeping what proves it.
 
-Two requests belong to one caller when all headers that the origin may judge by are the same. Those headers
+Two requests belong to one caller when all headers and query parameters that the origin may judge by are the same. Those
 travel to the origin with the request that they came with; what is compared, kept and logged is a keyed digest.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -22,21 +23,34 @@ RawHeaders = Callable[[bytes], Optional[Sequence[bytes]]]
 
 @attrs.frozen
 class Credentials:
-    """Tells callers apart by the *headers* and *cookies* that identify them (no cookies named: all of them)."""
+    """Tells callers apart by the *headers*, *cookies* (none named: all of them) and query *parameters* that identify them."""
 
     secret: bytes = attrs.field(repr=False)
     headers: tuple[bytes, ...] = (b"Authorization",)
     cookies: tuple[bytes, ...] = ()
+    parameters: tuple[bytes, ...] = (b"access_token",)
 
-    def caller(self, raw_headers: RawHeaders) -> Caller:
-        """The caller of the request whose headers *raw_headers* gives."""
+    def caller(self, raw_headers: RawHeaders, query: bytes = b"") -> Caller:
+        """The caller of the request whose headers *raw_headers* gives; *query*: the raw one, or what of it identifies."""
         identifying = [(name, value) for name in self.headers for value in raw_headers(name) or ()]
         if cookie := self._cookie(raw_headers(b"Cookie") or ()):
             identifying.append((b"Cookie", cookie))
+        _, token = self.split(query)
         digest = hashlib.blake2b(key=self.secret, digest_size=CREDENTIAL_SIZE, person=b"credential")
         for name, value in identifying:
             digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
-        return Caller(digest.digest(), tuple(identifying))
+        if token:
+            digest.update(b"?%d:%s" % (len(token), token))
+        return Caller(digest.digest(), tuple(identifying), token)
+
+    def split(self, query: bytes) -> tuple[bytes, bytes]:
+        """A raw *query* less the fields that identify a caller, and those fields. Some stores do not mind letter case."""
+        if not query or not self.parameters:
+            return query, b""
+        names = {name.lower() for name in self.parameters}
+        fields = [(field, unquote_to_bytes(field.partition(b"=")[0]).lower() in names) for field in query.split(b"&")]
+        token = b"&".join([field for field, identifies in fields if identifies])
+        return (b"&".join([field for field, identifies in fields if not identifies]) if token else query), token
 
     def are_all(self, names: Iterable[bytes]) -> bool:
         """Whether *names* of headers are among those that make a caller. Unnamed cookies count too: who names

@@ -126,8 +126,9 @@ class PictureReader:
 
 async def _fetch(picture: Picture) -> Rendered:
     accept = picture.accept or b"image/jpeg"
-    headers = (*picture.wanted.caller.headers, (b"Accept", accept))
-    asked = OriginRequest(b"GET", picture.path, picture.query, headers, decoded=True)
+    caller = picture.wanted.caller
+    headers = (*caller.headers, (b"Accept", accept))
+    asked = OriginRequest(b"GET", picture.path, caller.asking(picture.query), headers, decoded=True)
     response = await picture.wanted.origin.forward(asked)
     try:
         data = await read_all(response.body, MAX_PICTURE)

@@ -36,7 +36,9 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
     accept = b'multipart/related; type="application/octet-stream"'
     headers = (*caller.headers, (b"Accept", accept))
     try:
-        response = await origin.forward(OriginRequest(b"GET", *place, headers, decoded=True))
+        path, query = place
+        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True)
+        response = await origin.forward(asked)
         data = await read_all(response.body, MAX_BULK)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status}")

@@ -96,8 +96,18 @@ _CACHE = Kind(addresses.parse_cache_address, ACCEPTED, show=lambda address: addr
 _CORS = Kind(addresses.parse_cors_origin, addresses.CORS_ACCEPTED)
 _FOLDER = Kind(addresses.parse_folder, "the path of a folder that can be read")
 _FILE = Kind(addresses.parse_file, "the path of a readable file of 32 bytes to 64 kB")
+
+
+def _parameter_refused(name: str) -> str:
+    """Why a query parameter cannot make a caller; "" if it can."""
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        return "its letters stand for something else in a query"
+    return "it says what is asked for" if name.lower() in ("accept", "limit", "offset", "viewport") else ""
+
+
 _HEADER = token("the name of a request header", _header_refused)
 _COOKIE = token("the name of a cookie")
+_PARAMETER = token("the name of a query parameter", _parameter_refused)
 _PERCENT = number(0, 100, "percent")
 _DEADLINE = seconds(0.001)
 
@@ -161,6 +171,13 @@ OPTIONS: tuple[Option, ...] = (
         "NAME",
         True,
         default="all cookies",
+    ),
+    Option(
+        "credential-parameter",
+        _PARAMETER,
+        "Query parameter that makes a caller and is passed on to the origin; replaces the default",
+        "NAME",
+        True,
     ),
     Option(
         "secret-file",

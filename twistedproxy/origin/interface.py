@@ -31,11 +31,17 @@ class Caller:
     """Who asks.
 
     *credential* is a keyed digest of what identifies the caller and may be stored and compared;
-    *headers* are what the origin judges by (Authorization, cookies): never stored, never logged.
+    *headers* and *query* (raw fields, joined by ``&``) are what the origin judges by (Authorization, cookies, a token): never
+    stored, never logged.
     """
 
     credential: bytes
     headers: Headers = attrs.field(default=(), repr=False)
+    query: bytes = attrs.field(default=b"", repr=False)
+
+    def asking(self, query: bytes) -> bytes:
+        """*query* of a request in the caller's name, with the caller's own fields."""
+        return b"&".join(filter(None, (query, self.query)))
 
 
 @attrs.frozen
@@ -48,7 +54,7 @@ class OriginRequest:
 
     method: bytes
     path: bytes
-    query: bytes = b""
+    query: bytes = attrs.field(default=b"", repr=False)
     headers: Headers = attrs.field(default=(), repr=False)
     body: Optional[ByteStream] = None
     length: Optional[int] = None

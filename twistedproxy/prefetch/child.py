@@ -96,6 +96,7 @@ class ChildProtocol(amp.AMP):
         instance: list[str],
         credential: bytes,
         headers: list[bytes],
+        query: bytes,
         metadata: bytes,
         fence: bytes,
         seconds: float,
@@ -110,7 +111,8 @@ class ChildProtocol(amp.AMP):
         )
         expected = InstanceMetadata.from_bytes(metadata)
         load = InstanceLoad(frames, expected, self._reactor, self._pace.breathe, self._pace.batch_bytes)
-        stream = await self._open(source, address, Caller(credential, tuple(zip(headers[::2], headers[1::2]))))
+        caller = Caller(credential, tuple(zip(headers[::2], headers[1::2])), query)
+        stream = await self._open(source, address, caller)
         telling = LoopingCall(self._tell, number, done)
         telling.start(PROGRESS_SECONDS, now=False)
         try:

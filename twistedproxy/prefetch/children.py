@@ -189,6 +189,7 @@ class Children:
                 instance=[instance.origin, instance.root, instance.study, instance.series, instance.sop],
                 credential=task.caller.credential,
                 headers=[text for header in task.caller.headers for text in header],
+                query=task.caller.query,
                 metadata=task.metadata.to_bytes(),
                 fence=task.fence,
                 seconds=-1.0 if task.seconds is None else task.seconds,

@@ -32,7 +32,8 @@ class Configure(amp.Command):
 class Load(amp.Command):
     """To the child: load an instance. The answer comes when the load has ended.
 
-    *source*: the origin's URL, or ``file:`` and the path of the one file. *headers*: names and values in turns.
+    *source*: the origin's URL, or ``file:`` and the path of the one file. *headers*: names and values in turns;
+    *query*: the caller's part of one.
     *seconds*: below 0 for no expiry. *number* names the load in `Progress` and `Stop`.
     """
 
@@ -42,6 +43,7 @@ class Load(amp.Command):
         (b"instance", amp.ListOf(amp.Unicode())),
         (b"credential", amp.String()),
         (b"headers", amp.ListOf(amp.String())),
+        (b"query", amp.String()),
         (b"metadata", amp.String()),
         (b"fence", amp.String()),
         (b"seconds", amp.Float()),

@@ -295,7 +295,7 @@ class ProxyRoutes:
 
     def resource(self) -> IResource:
         """The root resource of a listener."""
-        return Entry(self.mounts, self.app.resource())
+        return Entry(self.mounts, self.app.resource(), self.credentials)
 
     @staticmethod
     def _target(request: Any, *kinds: Kind) -> Target:
@@ -314,7 +314,7 @@ class ProxyRoutes:
         numbers: tuple[int, ...],
         check: Callable[[InstanceMetadata], None] = lambda _metadata: None,
     ) -> Wanted:
-        caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
         resource = target.resource
         if resource.series is None:
             instance = await self.series.instance(target.origin, resource.root, resource.study, resource.sop, caller)

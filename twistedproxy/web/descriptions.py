@@ -75,7 +75,7 @@ class Descriptions:
     async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
         grant holds only for what the cache knew then."""
-        caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
         if not self._would_grant(handed_on, target):
             return Watch(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)
@@ -84,7 +84,7 @@ class Descriptions:
     async def revoke(self, request: Request, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
         if target.resource.series is not None and target.resource.sop is not None:
-            caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+            caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
             await self.access.revoke(caller, target.instance)
 
     async def read(self, instance: Instance) -> Reading:

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.web.resource import IResource, Resource
 
+from twistedproxy.frames.credentials import Credentials
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.paths import parse_resource
 from twistedproxy.web.problems import Problem, not_found, shown
@@ -24,8 +25,9 @@ class Entry(Resource):
 
     isLeaf = True
 
-    def __init__(self, mounts: Mounts, routes: IResource) -> None:
+    def __init__(self, mounts: Mounts, routes: IResource, credentials: Credentials) -> None:
         super().__init__()
+        self._credentials = credentials
         self._mounts = mounts
         self._routes = routes
 
@@ -47,5 +49,5 @@ class Entry(Resource):
             raise not_found(f"{shown(raw_path)} is below no mount; there is: {prefixes}")
         mount, below = found
         resource = parse_resource(below)
-        request.target = Target(mount, resource, below, query)
+        request.target = Target(mount, resource, below, *self._credentials.split(query))
         request.postpath = [resource.kind.value.encode("ascii")]

@@ -37,12 +37,14 @@ class Mounts:
 
 @attrs.frozen
 class Target:
-    """What a request is about. *raw_path*: below the mount, still percent-encoded; *query*: raw."""
+    """What a request is about. *raw_path*: below the mount, still percent-encoded; *query*: raw, without the fields that
+    identify the caller: these are *token*, for the store alone."""
 
     mount: Mount
     resource: Resource
     raw_path: bytes
     query: bytes
+    token: bytes = attrs.field(default=b"", repr=False)
 
     @property
     def origin(self) -> Origin:

@@ -54,7 +54,8 @@ def onward(
     headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
     upload: Optional[ByteStream] = getattr(request, "upload", None)
     length = getattr(upload, "length", None)
-    return OriginRequest(request.method, target.raw_path, target.query, tuple(headers), upload, length, identity)
+    query = b"&".join(filter(None, (target.query, target.token)))
+    return OriginRequest(request.method, target.raw_path, query, tuple(headers), upload, length, identity)
 
 
 def _named_by_connection(request: Request) -> set[bytes]:

@@ -82,8 +82,12 @@ class Requests:
             (b"User-Agent", USER_AGENT),
             *without(caller.headers, OURS),
         )
-        raw = target.encode("utf-8")
-        answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, priority, left))
+        path, _, query = target.encode("utf-8").partition(b"?")
+        raw = b"?".join(filter(None, (path, caller.asking(query))))
+        try:
+            answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, priority, left))
+        except Unspeakable as failed:  # what the caller's own part of it is to blame for
+            raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
         if answer.status >= 400:
             raise await refusal(answer)
         if answer.status >= 300:
