@@ -130,7 +130,7 @@ class RealCase(TestCase):
 
     async def ask(self, worker: Worker, *numbers: int) -> FrameAnswer:
         """Ask for frames; they must be the slide's."""
-        caller = Caller(b"alice", ((b"Authorization", b"Bearer " + TOKEN.encode()),))
+        caller = Caller(b"alice", ((b"Authorization", b"Bearer " + TOKEN.encode()),), b"access_token=in-the-query")
         answer = await within(worker.reader.read(Wanted(worker.origin, self.instance, numbers, caller)))  # type: ignore[arg-type]
         self.assertEqual([frame.data for frame in answer.frames], [self.frames[number - 1] for number in numbers])
         return answer

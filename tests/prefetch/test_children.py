@@ -51,6 +51,8 @@ class LoadTests(ChildCase):
         self.assertEqual((await self.ask(worker, 7)).fetched, 1)
         job = await self.ended(worker)
         self.assertEqual((job["result"], job["frames"], job["bytes"]), ("done", 256, sum(map(len, self.frames))))
+        (seen,) = [seen for seen in store.requests if seen.path.endswith(self.slide.sop)]
+        self.assertEqual(seen.query, "access_token=in-the-query")
         await store.stop()
         await self.complete(worker)
         instances = [seen for seen in store.requests if seen.path.endswith(self.slide.sop)]
