@@ -142,6 +142,10 @@ class PictureTests(SynchronousTestCase):
             (200, ((b"Content-Type", PNG),), b"x" * 101, OriginBadAnswer),
             (200, ((b"Content-Type", PNG), (b"Content-Encoding", b"br")), b"x", OriginBadAnswer),
             (200, multipart, part, OriginBadAnswer),
+            (200, ((b"Content-Type", PNG),), b' {"error": 1}', OriginBadAnswer),
+            (200, ((b"Content-Type", PNG),), b"<html>sign in", OriginBadAnswer),
+            (200, multipart, part.replace(PNG, b"text/html") + b"--b--\r\n", OriginBadAnswer),
+            (200, multipart, part.replace(b"\r\nx", b"\r\n<p>") + b"--b--\r\n", OriginBadAnswer),
         ):
             self.origin.status, self.origin.headers, self.origin.body = status, headers, body
             self.failureResultOf(self.ask(), error)

@@ -312,7 +312,7 @@ class NotLoadableTests(PrefetchCase):
 
     def test_lasting(self) -> None:
         """What will not pass soon is remembered for ``recache-after``: blocks are loaded meanwhile."""
-        lasting = [OriginRefused(status, (), b"") for status in (404, 405, 406, 410, 415, 501)]
+        lasting = [OriginRefused(status, (), b"") for status in (400, 403, 404, 405, 406, 410, 415, 501)]
         for error in (*lasting, OriginBadAnswer("a page"), NotLoadable("another file")):
             worker = self.worker()
             self.assertEqual(self.load(worker, 1, error), WHOLE)

@@ -29,7 +29,7 @@ _JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 _JP2_CONTAINER = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 
 # How frames of a media type begin. T.81 B.1.1.2 lets fill bytes, FF, stand before a marker.
-_BEGINNINGS = {
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     "image/jpeg": (b"\xff\xd8", b"\xff\xff"),
     "image/jls": (b"\xff\xd8", b"\xff\xff"),
     "image/jp2": (_SOC, _JP2_CONTAINER),
@@ -67,6 +67,11 @@ def may_be(frame: bytes, uid: str) -> bool:
     if media_type == _RLE:
         return len(frame) >= RLE_HEADER_BYTES and _is_rle(frame)
     return frame.startswith(_BEGINNINGS.get(media_type, b""))
+
+
+def is_text(data: bytes) -> bool:
+    """Whether *data* begins as a page, XML or JSON does: what servers in between send where a picture belongs."""
+    return data[:64].lstrip()[:1] in (b"<", b"{", b"[")
 
 
 def _sniff(frame: bytes) -> str | None:

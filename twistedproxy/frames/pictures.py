@@ -15,7 +15,8 @@ from twisted.internet.defer import Deferred
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, parse_media_type
-from twistedproxy.dicom.multipart import BadMultipart, MultipartParser
+from twistedproxy.dicom.multipart import BadMultipart, PartCollector
+from twistedproxy.dicom.sniffing import is_text
 from twistedproxy.frames.access import DENIALS
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.inflight import InFlight
@@ -153,18 +154,29 @@ def _checked(response: OriginResponse, data: bytes) -> bytes:
         raise OriginBadAnswer("the origin sent a picture without saying what it is") from None
     if media_type.type == MULTIPART_RELATED:
         _check_parts(media_type, data)
-    elif not data or media_type.type.partition("/")[0] not in ("image", "video"):
-        raise OriginBadAnswer(f"the origin sent {media_type.type} where a picture belongs")
+    else:
+        _check_picture(media_type.type, data)
     return content_type
 
 
 def _check_parts(media_type: MediaType, data: bytes) -> None:
-    parser = MultipartParser(media_type.boundary)
+    collector = PartCollector(media_type.boundary, MAX_PICTURE)
     try:
-        parser.feed(data)
-        parser.close()
+        parts = collector.feed(data)
+        collector.close()
     except BadMultipart as error:
         raise OriginBadAnswer(f"the origin's pictures are not whole: {error}") from None
+    for part in parts:
+        kind = part.media_type.type if part.media_type is not None else media_type.part_type
+        _check_picture(kind or "image/*", part.data)
+
+
+def _check_picture(media_type: str, data: bytes) -> None:
+    text = is_text(data) and media_type != "image/svg+xml"
+    if media_type.partition("/")[0] not in ("image", "video") or not data or text:
+        raise OriginBadAnswer(
+            f"the origin sent {media_type[:80]} that begins with {data[:16]!r} where a picture belongs"
+        )
 
 
 def _kept(reading: Reading, name: bytes) -> Optional[Rendered]:

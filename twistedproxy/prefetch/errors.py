@@ -19,8 +19,8 @@ class NotLoadable(LoadFailed):
     """The origin does not give this instance as a file, or gives another one: the next load would end likewise."""
 
 
-# How origins say that they have no instance resource, or not in any form that we know.
-NO_INSTANCE = frozenset({404, 405, 406, 410, 415, 501})
+# How origins say that they have no instance resource, or not in any form that we know. S3 says 403 of what is not there.
+NO_INSTANCE = frozenset({400, 403, 404, 405, 406, 410, 415, 501})
 
 
 def is_lasting(error: Optional[BaseException]) -> bool:
