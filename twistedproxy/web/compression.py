@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
-from typing import Any, Optional, Protocol
+from typing import Optional, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -20,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from twistedproxy.origin.http.decoding import ZSTD_LIBRARY
 from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.web.codings import GZIP, ZSTD, altered, choose, may_transform, varied
@@ -72,17 +72,7 @@ class _Zstd:
         return flushed
 
 
-def _find_zstd() -> Any:
-    """Python 3.14 has it; the package backports.zstd is the same for those before."""
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
-_zstd: Any = _find_zstd()
+_zstd = ZSTD_LIBRARY
 _CODERS: dict[str, type[_Gzip] | type[_Zstd]] = {**({ZSTD: _Zstd} if _zstd else {}), GZIP: _Gzip}
 AVAILABLE = tuple(_CODERS)
 """The codings that there are, the better ones first."""

@@ -32,6 +32,7 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http import HTTPOrigin, requests
+from twistedproxy.origin.http.decoding import ZSTD_LIBRARY
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, StreamTooLong, read_all
@@ -607,10 +608,26 @@ class MetadataTests(StoreTestCase):
             (("gzip", "gzip"), gzip.compress(gzip.compress(frame))),
             (("deflate, x-gzip",), gzip.compress(zlib.compress(frame))),
             (("deflate",), zlib.compress(frame, wbits=-15)),
+            (("gzip",), gzip.compress(frame) + bytes(70)),
+            *(
+                [(("zstd",), ZSTD_LIBRARY.compress(frame[:300]) + ZSTD_LIBRARY.compress(frame[300:]))]
+                if ZSTD_LIBRARY
+                else []
+            ),
         ):
             fields = tuple(("Content-Encoding", coding) for coding in codings)
             self.store.fail(faults.Answer(200, (("Content-Type", "image/jpeg"), *fields), packed))
             self.assertEqual(await self.frames([1]), self.expected([1]), codings)
+        for coding, packed in (
+            ("gzip", gzip.compress(frame) + b"more"),
+            ("deflate", zlib.compress(frame) + b"more"),
+            ("gzip", frame),
+            ("gzip,gzip,gzip,gzip", gzip.compress(gzip.compress(gzip.compress(gzip.compress(frame))))),
+            ("br", frame),
+        ):
+            headers = (("Content-Type", "image/jpeg"), ("Content-Encoding", coding))
+            self.store.fail(faults.Answer(200, headers, packed))
+            await self.refuses(OriginBadAnswer)
 
     async def test_packed_bomb(self) -> None:
         """Packed bytes that unpack to far more than the limit are cut there."""

@@ -50,7 +50,7 @@ def _deflate(head: bytes) -> Any:
     return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
 
 
-def _zstd_module() -> Any:
+def _find_zstd() -> Any:
     """Python 3.14 has it; the package backports.zstd is the same for those before."""
     for name in ("compression.zstd", "backports.zstd"):
         try:
@@ -60,21 +60,21 @@ def _zstd_module() -> Any:
     return None
 
 
-_zstd_library = _zstd_module()
+ZSTD_LIBRARY: Any = _find_zstd()
 
 
 def _zstd(head: bytes) -> Any:
-    options = {_zstd_library.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
-    return _zstd_library.ZstdDecompressor(options=options)
+    options = {ZSTD_LIBRARY.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+    return ZSTD_LIBRARY.ZstdDecompressor(options=options)
 
 
 _DECOMPRESSORS: dict[bytes, Callable[[bytes], _Decompressor]] = {
     b"gzip": _gzip,
     b"x-gzip": _gzip,
     b"deflate": _deflate,
-    **({b"zstd": _zstd} if _zstd_library else {}),
+    **({b"zstd": _zstd} if ZSTD_LIBRARY else {}),
 }
-_ERRORS: tuple[type[Exception], ...] = (zlib.error, *((_zstd_library.ZstdError,) if _zstd_library else ()))
+_ERRORS: tuple[type[Exception], ...] = (zlib.error, *((ZSTD_LIBRARY.ZstdError,) if ZSTD_LIBRARY else ()))
 
 
 def decoded(body: ByteStream, headers: Headers) -> tuple[ByteStream, Headers]:
@@ -118,7 +118,7 @@ class Decoded:
                 if member is not None and (data := await self._some(member)):
                     return data
         except _ERRORS as bad:
-            raise OriginBadAnswer(f"the origin's answer is no {self._coding.decode()}, though it says so") from bad
+            raise OriginBadAnswer(f"the origin's answer cannot be decoded as {self._coding.decode()}") from bad
         return b""
 
     def close(self) -> None:
