@@ -20,6 +20,7 @@ from tests.stores import faults
 from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_SYNTAX, ORTHANC, STANDARD, Dialect
 from tests.stores.instances import StoredInstance, from_file
 from tests.stores.simulated import SimulatedStore
+from tests.waiting import wait_until
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -217,6 +218,43 @@ class DialectTests(StoreTestCase):
         self.store.heal()
         self.store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop))
         self.assertEqual(await self.frames([2]), self.expected([2]))
+
+    async def test_frames_refused_side_by_side(self) -> None:
+        """Of many requests at once the file is read once, for each caller; who leaves does not end it for the others."""
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        gate = self.store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=1000)
+        facts = InstanceMetadata(12, transfer_syntax=stored().transfer_syntax)
+        others = [Caller(b"other") if number == 7 else ANYONE for number in range(1, 13)]
+        asked = [
+            Deferred.fromCoroutine(self.origin.frames(self.instance, [number], caller, facts))
+            for number, caller in zip(range(1, 13), others)
+        ]
+        await gate.reached()
+        await wait_until(lambda: len(self.origin._files._running) == 2 and sum(
+            len(read._waiters) for read in self.origin._files._running.values()) == 12)  # fmt: skip
+        for leaver in (asked[0], asked[4]):
+            leaver.cancel()
+            await self.assertFailure(leaver, CancelledError)
+        gate.release()
+        for number in (2, 3, 4, 6, 7, 8, 12):
+            self.assertEqual((await asked[number - 1])[number], self.expected([number])[number])
+        await gatherResults([one for one in asked if not one.called])
+        files = [seen for seen in self.store.requests if seen.path.endswith(self.slide.sop)]
+        self.assertEqual((len(files), self.origin._files._running), (2, {}))
+
+    async def test_frames_refused_and_all_leave(self) -> None:
+        """When nobody waits any more, the read of the file ends."""
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        gate = self.store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=1000)
+        facts = InstanceMetadata(12, transfer_syntax=stored().transfer_syntax)
+        asked = Deferred.fromCoroutine(self.origin.frames(self.instance, [1], ANYONE, facts))
+        await gate.reached()
+        asked.cancel()
+        await self.assertFailure(asked, CancelledError)
+        self.assertEqual(self.origin._files._running, {})
+        gate.release()
 
     async def test_frames_refused_and_no_file(self) -> None:
         """Where the instance is no help, the refusal comes as it came, and the instance is not asked for again soon; what

@@ -24,7 +24,7 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
 )
 from twistedproxy.origin.http.answers import Budget, InstanceStream
-from twistedproxy.origin.http.cut import frames_in_file
+from twistedproxy.origin.http.cut import FileReads
 from twistedproxy.origin.http.dialect import Stores
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
@@ -62,7 +62,6 @@ class HTTPOrigin:
         self.url = normal_url(url)
         self._clock: IReactorTime = reactor
         self._concurrency = settings.origin_concurrency
-        self._max_file = settings.max_answer
         self._observer: Observer = observer or NoObserver()
         timeout = settings.origin_timeout
         self._limiter = Limiter(reactor, self._concurrency, wait_timeout=timeout)
@@ -77,6 +76,7 @@ class HTTPOrigin:
             self._observer.origin_bytes,
         )
         self._requests = Requests(reactor, self._transport, self._limiter, timeout)
+        self._files = FileReads(reactor, settings.max_answer)
         self._stores = Stores(url.rstrip("/"))
         self._last_error: Optional[str] = None
 
@@ -204,8 +204,10 @@ class HTTPOrigin:
         """The frames out of the instance's file; None where that is no help. What it was is remembered."""
         store, sop = load.store, load.instance.sop
         try:
-            stream = await self._stored_instance(load.instance, load.caller, Priority.CALLER)
-            frames = await frames_in_file(stream, numbers, load.metadata, self._max_file, self._clock)
+            key = (load.instance, load.caller.credential)
+            frames = await self._files.frames(
+                key, numbers, load.metadata, lambda: self._stored_instance(load.instance, load.caller, Priority.CALLER)
+            )
         except (OriginError, StreamTooLong) as no_help:
             store.by_file.discard(sop)
             denied = isinstance(no_help, OriginRefused) and no_help.status in DENIED

@@ -153,8 +153,8 @@ class Requests:
 
 
 def _decoded(response: OriginResponse, method: bytes) -> OriginResponse:
-    """A successful *response* without content codings; a refusal as it came. Raises `OriginBadAnswer`."""
-    if response.status >= 300 or not codings(response.headers):
+    """A successful *response* without content codings; a refusal, or a part of something, as it came. Raises `OriginBadAnswer`."""
+    if response.status >= 300 or response.status == 206 or not codings(response.headers):
         return response
     body, headers = decoded(response.body, response.headers)
     if method == b"HEAD" or response.status == 204:
