@@ -6,15 +6,16 @@ element, and returns with the one that closes it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Optional
 
 import ijson
 
-Events = Generator[None, tuple[str, Any], None]
+from twistedproxy.dicom.lenient_json import BadJson, LenientJson
 
-MAX_VALUE = 16 << 20
-"""Bytes of one value. The parser begins a text anew with each piece of it: 16 MB take it 1 s, 200 MB minutes."""
+Events = Generator[None, tuple[str, Any], None]
+Readers = Callable[[str], Optional[Events]]
+"""Gives the reader of a top-level element, by its tag, that has just begun; None drops it."""
 
 OPEN = frozenset(("start_map", "start_array"))
 CLOSE = frozenset(("end_map", "end_array"))
@@ -24,65 +25,75 @@ class BadMetadata(ValueError):
     """Metadata are no DICOM JSON, or say something impossible."""
 
 
+class _Complete(Exception):
+    """The instance has ended."""
+
+
 class MetadataEvents:
     """Feed it the answer to a metadata request, an array of one object (of more the first counts), in chunks.
 
-    A subclass says in `element` what is read. Numbers are those of 64 bits, floats where they have a fraction.
+    Numbers are those of 64 bits, floats where they have a fraction. Only *readers* see what is in the metadata, and what is
+    malformed elsewhere does not matter as long as objects, arrays and texts are closed; see `LenientJson`.
+
+    *readers* must not lead to this object: the garbage collector does not look into ijson's, so a circle through it stays
+    for good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Readers) -> None:
         self._complete = False
-        self._without_quote = 0
-        watcher = self._watch()
+        self._text = LenientJson()
+        watcher = _watch(readers)
         next(watcher)
         # Without use_float, an integer of more digits than `sys.get_int_max_str_digits` kills the process: ijson 3.6 goes
         # on with the object that Python refused to make.
-        self._json = ijson.basic_parse_coro(watcher, use_float=True)
+        self._json: Any = ijson.basic_parse_coro(watcher, use_float=True)
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises `BadMetadata`."""
-        if self._complete or not chunk:  # yajl takes an empty chunk for the end
-            return
-        # Only a value has that many bytes without a quote.
-        self._without_quote = 0 if b'"' in chunk else self._without_quote + len(chunk)
-        if self._without_quote > MAX_VALUE:
-            raise BadMetadata(f"the metadata hold a value of more than {MAX_VALUE} bytes")
-        try:
-            self._json.send(chunk)
-        except BadMetadata:
-            raise
-        except (ijson.JSONError, ValueError) as error:
-            if not self._complete:  # what follows the first object does not matter
-                raise BadMetadata("the metadata are no JSON") from error
-
-    def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element that has just begun; None drops it."""
-        return None
+        """Take the next bytes. Raises `BadMetadata`, here or at the end."""
+        if self._json is not None:
+            self._parse(self._text.feed, chunk)
 
     def check_complete(self) -> None:
         """The answer has ended. Raises `BadMetadata` if it holds no instance, or ended too early."""
+        if self._json is not None:
+            self._parse(self._text.close)
         if not self._complete:
             raise BadMetadata("the metadata ended too early")
 
-    def _watch(self) -> Events:
+    def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
+        parser, self._json = self._json, None
+        try:
+            block = take(*chunk)
+            if block:  # yajl takes an empty chunk for the end
+                parser.send(block)
+        except _Complete:  # what follows the first object does not matter
+            self._complete = True
+        except BadJson as error:
+            raise BadMetadata(f"the metadata hold {error}") from error
+        except BadMetadata:
+            raise
+        except (ijson.JSONError, ValueError) as error:
+            raise BadMetadata("the metadata are no JSON") from error
+        else:
+            self._json = parser
+
+
+def _watch(readers: Readers) -> Events:
+    event, _ = yield
+    if event == "start_array":
         event, _ = yield
-        if event == "start_array":
-            event, _ = yield
-        if event != "start_map":
-            raise BadMetadata("the metadata hold no instance")
-        while True:
-            event, tag = yield
-            if event != "map_key":
-                break
-            event, _ = yield
-            if event == "start_map":
-                reader = self.element(tag)
-                yield from reader if reader is not None else skip()
-            elif event == "start_array":  # no element is one
-                yield from skip()
-        self._complete = True
-        while True:
-            yield
+    if event != "start_map":
+        raise BadMetadata("the metadata hold no instance")
+    while True:
+        event, tag = yield
+        if event != "map_key":
+            raise _Complete
+        event, _ = yield
+        if event == "start_map":
+            reader = readers(tag)
+            yield from reader if reader is not None else skip()
+        elif event == "start_array":  # no element is one
+            yield from skip()
 
 
 def skip() -> Events:

@@ -19,7 +19,19 @@ class SparseDescription(MetadataEvents):
     """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
 
     def __init__(self, metadata: InstanceMetadata) -> None:
-        super().__init__()
+        self._places = _Places(metadata)
+        super().__init__(self._places.element)
+
+    def packed(self) -> bytes:
+        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
+        self.check_complete()
+        return self._places.packed()
+
+
+class _Places:
+    """Where frames lie, as far as their functional groups have passed; or why that cannot be said."""
+
+    def __init__(self, metadata: InstanceMetadata) -> None:
         self._refused = ""
         self._positions: Optional[Positions] = None
         self._absent: dict[str, Any] = {}
@@ -29,8 +41,6 @@ class SparseDescription(MetadataEvents):
             self._refused = str(error)
 
     def packed(self) -> bytes:
-        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
-        self.check_complete()
         try:
             if self._positions is None:
                 return refusal(self._refused)
@@ -39,6 +49,7 @@ class SparseDescription(MetadataEvents):
             return refusal(str(error))
 
     def element(self, tag: str) -> Optional[Events]:
+        """The reader of a top-level element; None for one that places nothing."""
         if tag == PER_FRAME and self._positions is not None:
             return read_items(self._add, WANTED)
         return self._keep_absent() if tag == ABSENT else None

@@ -10,12 +10,12 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Optional
 
 from twistedproxy.dicom.address import InvalidUID, validate_uid
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Part, PartCollector, PartData, PartStart
 from twistedproxy.dicom.sniffing import sniff
@@ -261,7 +261,7 @@ async def found_instance(answer: Answer, sop: str) -> bool:
         answer.body.close()
         return False
     try:
-        matches = json.loads(await read_all(answer.body, MAX_SEARCH_ANSWER) or b"[]")
+        matches = read_json(await read_all(answer.body, MAX_SEARCH_ANSWER) or b"[]")
         return any(sop in match.get("00080018", {}).get("Value", ()) for match in matches)
     except (ValueError, AttributeError, TypeError, RecursionError) as bad:  # StreamTooLong is a ValueError
         raise OriginBadAnswer("the origin's answer is no search result") from bad
