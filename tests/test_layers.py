@@ -46,6 +46,7 @@ SHARED = {
     "logs",
     "machine",
     "metrics",
+    "outages",
     "privileges",
     "processes",
     "settings",
