@@ -22,7 +22,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def reason_of(failure: BaseException) -> str:
+def reason_of(failure: BaseException | None) -> str:
     """Why there is no connection, in a few words."""
     for kind, reason in _REASONS:
         if isinstance(failure, kind):
