@@ -38,7 +38,15 @@ def _tls_reason(failure: SSL.Error) -> str:
     """OpenSSL's own words: the last of each entry of its error queue."""
     queue = failure.args[0] if failure.args else ()
     words = [str(entry[-1]) for entry in queue if isinstance(entry, tuple) and entry] if isinstance(queue, list) else []
+    if "certificate verify failed" in words:
+        return "certificate verify failed: its issuer is not trusted here, or it has expired"
     return ", ".join(words) or "TLS failed"
+
+
+def tls_reason_in(failed: BaseException) -> str:
+    """Why TLS ended the connection that a request of twisted.web *failed* on; "" where it didn't."""
+    values = [reason.value for reason in getattr(failed, "reasons", ())]
+    return next((reason_of(value) for value in values if isinstance(value, (SSL.Error, VerificationError))), "")
 
 
 class Outage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.trial.unittest import TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
@@ -16,6 +17,14 @@ from twistedproxy.origin.http.transport import Transport
 from twistedproxy.streams import read_all
 
 MB = 1 << 20
+
+
+class Plain(Protocol):
+    """Answers anything in plain HTTP."""
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
 class TLSTests(TestCase):
@@ -63,16 +72,29 @@ class TLSTests(TestCase):
     async def test_unknown_authority(self) -> None:
         """A certificate that nobody vouches for ends the connection before a request is sent."""
         url, _ = self.serve("localhost")
-        with self.assertRaises(OriginUnreachable):
+        with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertIn("certificate verify failed: its issuer is not trusted", str(caught.exception))
         self.assertEqual(self.server.requests, [])
 
     async def test_wrong_name(self) -> None:
         """So does one for another host."""
         url, made = self.serve("elsewhere.example")
-        with self.assertRaises(OriginUnreachable):
+        with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url, made).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertIn("certificate verify failed: it is not for this host name", str(caught.exception))
         self.assertEqual(self.server.requests, [])
+
+    async def test_no_tls(self) -> None:
+        """A server without TLS is said to speak something else."""
+        url, made = self.serve("localhost")
+        from twisted.internet import reactor
+
+        port: Any = reactor.listenTCP(0, Factory.forProtocol(Plain), interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(lambda: maybeDeferred(port.stopListening))
+        with self.assertRaises(OriginUnreachable) as caught:
+            await self.transport(f"https://localhost:{port.getHost().port}", made).request(b"GET", b"/", ())
+        self.assertIn("no TLS connection to the origin: ", str(caught.exception))
 
     async def test_close_in_the_middle(self) -> None:
         """Closing a body early drops the connection at once, though the origin answers no goodbye."""

@@ -22,6 +22,7 @@ from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import Headers
+from twistedproxy.outages import tls_reason_in
 from twistedproxy.streams import ByteStream
 
 MAX_HEAD = 256 * 1024
@@ -63,7 +64,7 @@ class Running:
 
 
 class Dropped(Exception):
-    """The connection ended before the first byte of an answer."""
+    """The connection ended before the first byte of an answer. Its text: why, where that was TLS, else empty."""
 
 
 class Exchange:
@@ -216,7 +217,7 @@ def _error(failed: Exception, expired: Optional[OriginTimeout]) -> Exception:
     if isinstance(failed, CancelledError) or _reason(failed, CancelledError):
         return CancelledError()
     if isinstance(failed, (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)):
-        return Dropped()
+        return Dropped(tls_reason_in(failed))
     return OriginUnreachable("the origin's answer is no HTTP, or broke off")
 
 
