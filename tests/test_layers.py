@@ -38,6 +38,7 @@ SHARED = {
     "announcing",
     "at_once",
     "background",
+    "client_tls",
     "cpus",
     "demand",
     "digest",

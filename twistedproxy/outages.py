@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet import error
 from twisted.logger import Logger
+
+from twistedproxy.client_tls import CertificateRefused
 
 INTERVAL = 60.0
 """Seconds between two lines of one outage, which are written where its reason changes."""
@@ -18,7 +19,6 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (error.TimeoutError, "timed out"),
     (error.TCPTimedOutError, "timed out"),
     (error.NoRouteError, "no route to the host"),
-    (VerificationError, "certificate verify failed: it is not for this host name"),
 )
 
 
@@ -38,15 +38,13 @@ def _tls_reason(failure: SSL.Error) -> str:
     """OpenSSL's own words: the last of each entry of its error queue."""
     queue = failure.args[0] if failure.args else ()
     words = [str(entry[-1]) for entry in queue if isinstance(entry, tuple) and entry] if isinstance(queue, list) else []
-    if "certificate verify failed" in words:
-        return "certificate verify failed: its issuer is not trusted here, or it has expired"
     return ", ".join(words) or "TLS failed"
 
 
 def tls_reason_in(failed: BaseException) -> str:
     """Why TLS ended the connection that a request of twisted.web *failed* on; "" where it didn't."""
     values = [reason.value for reason in getattr(failed, "reasons", ())]
-    return next((reason_of(value) for value in values if isinstance(value, (SSL.Error, VerificationError))), "")
+    return next((reason_of(value) for value in values if isinstance(value, (SSL.Error, CertificateRefused))), "")
 
 
 class Outage:

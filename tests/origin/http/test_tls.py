@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, PrivateCertificate
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
@@ -30,8 +31,8 @@ class Plain(Protocol):
 class TLSTests(TestCase):
     timeout = 20
 
-    def serve(self, name: str) -> tuple[str, Certificate]:
-        """A TLS server with a certificate for *name*; its URL."""
+    def serve(self, name: str, **more: Any) -> tuple[str, Certificate]:
+        """A TLS server with a certificate for *name* (*more*: see `self_signed`); its URL."""
         from twisted.internet import reactor
 
         async def script(wire: Wire, head: Head) -> None:
@@ -41,7 +42,7 @@ class TLSTests(TestCase):
             else:
                 wire.answer(b"200 OK", b"secret")
 
-        made = PrivateCertificate.loadPEM(b"".join(self_signed(name)))
+        made = PrivateCertificate.loadPEM(b"".join(self_signed(name, **more)))
         self.server = WireServer(script)
         port: Any = reactor.listenSSL(0, self.server, made.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(lambda: maybeDeferred(port.stopListening))
@@ -74,7 +75,7 @@ class TLSTests(TestCase):
         url, _ = self.serve("localhost")
         with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url).request(b"GET", b"/", ((b"Authorization", b"x"),))
-        self.assertIn("certificate verify failed: its issuer is not trusted", str(caught.exception))
+        self.assertIn("certificate verify failed: depth zero self signed cert", str(caught.exception))
         self.assertEqual(self.server.requests, [])
 
     async def test_wrong_name(self) -> None:
@@ -82,8 +83,18 @@ class TLSTests(TestCase):
         url, made = self.serve("elsewhere.example")
         with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url, made).request(b"GET", b"/", ((b"Authorization", b"x"),))
-        self.assertIn("certificate verify failed: it is not for this host name", str(caught.exception))
+        self.assertIn("certificate verify failed: it is not for localhost", str(caught.exception))
         self.assertEqual(self.server.requests, [])
+
+    async def test_refused(self) -> None:
+        """So do one without names, even though it is trusted, and one that has expired; the log has no traceback of it."""
+        for more, reason in (({"named": False}, "it holds no subjectAltName"), ({"days": -1}, "cert has expired")):
+            url, made = self.serve("localhost", **more)
+            with self.assertRaises(OriginUnreachable) as caught, capturedLogs() as events:
+                await self.transport(url, made).request(b"GET", b"/", ())
+            self.assertIn(f"certificate verify failed: {reason}", str(caught.exception))
+            self.assertEqual([event for event in events if "log_failure" in event], [])
+            self.assertEqual(self.server.requests, [])
 
     async def test_no_tls(self) -> None:
         """A server without TLS is said to speak something else."""

@@ -29,6 +29,7 @@ from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 
+from twistedproxy.client_tls import Verified
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import UploadProducer
 from twistedproxy.origin.http.exchange import Answer, Dropped, Exchange, Running
@@ -216,5 +217,5 @@ def _where(
     endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, parts.hostname, port, timeout=connect_timeout)
     if secure:
         creator = (policy or BrowserLikePolicyForHTTPS()).creatorForNetloc(parts.hostname.encode("ascii"), port)
-        endpoint = wrapClientTLS(creator, endpoint)
+        endpoint = wrapClientTLS(Verified(creator, parts.hostname), endpoint)
     return parts.path.rstrip("/").encode("ascii"), host.encode("ascii"), endpoint
