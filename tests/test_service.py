@@ -164,6 +164,15 @@ class FailedStartTests(ProcessCase):
         self.assertIn("twistedproxy could not start", line)
         self.assertIn("cannot listen on unix:/nonexistent/socket: there is no folder /nonexistent", line)
 
+    async def test_no_place_for_the_log(self) -> None:
+        """A log file that cannot be opened is named in the one line that there is."""
+        twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+        child = Child([*twistd, "--logfile=/nonexistent/log", "twistedproxy", "--origin", self.store.url])
+        self.addCleanup(deferToThread, child.remove)
+        self.assertEqual(1, await within(deferToThread(child.process.wait)))
+        said = "twistedproxy could not start: --logfile: No such file or directory: /nonexistent/log\n"
+        self.assertEqual(child.output(), said)
+
     async def test_old_twisted(self) -> None:
         """A Twisted that is too old is named in one line, before anything of it is missed."""
         environment = started_with(

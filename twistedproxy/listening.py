@@ -45,7 +45,7 @@ async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> I
     """Listen as *description* says, in one process. Raises what keeps it from that."""
     try:
         port = await serverFromString(reactor, description).listen(factory)
-    except OSError as error:  # of a socket's lock file, which nobody has heard of
+    except OSError as error:  # its own text names the lock file that Twisted makes beside a socket
         raise OSError(f"cannot listen on {description}: {_why(error)}") from error
     _deepen(port, description)
     return port

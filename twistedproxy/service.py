@@ -58,7 +58,10 @@ def makeService(options: Options) -> IService:
     use_monotonic_clock(reactor)
     allow_open_files()
     twistd_options = getattr(options, "parent", None)
-    output = twistd_output(options.settings.log_format, twistd_options)
+    try:
+        output = twistd_output(options.settings.log_format, twistd_options)
+    except OSError as error:
+        sys.exit(f"twistedproxy could not start: --logfile: {error.strerror}: {error.filename}")
     service = LoggedService(output)
     _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
     proxy = ProxyService(reactor, options.settings, output=output, changes_user=changes_user(twistd_options))
@@ -68,7 +71,7 @@ def makeService(options: Options) -> IService:
 
 
 def _check_twisted() -> None:
-    """End the process where Twisted is too old, before its parts are missed one by one."""
+    """Exit with a message where Twisted is too old, before an import or an attribute fails somewhere."""
     found = version("twisted")
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TWISTED:
         wanted = ".".join(map(str, OLDEST_TWISTED))

@@ -72,8 +72,8 @@ class StatusPages:
     async def ready(self, request: Request) -> None:
         """200 where the cache and all origins can be reached, else 503 that says what cannot.
 
-        An origin that may be the wrong one is said to be doubtful: 200, for a load balancer that sends nobody here would
-        keep it so.
+        An origin that may be the wrong one is reported as doubtful, with 200: a request may show that it is right, and a
+        load balancer that saw 503 would send none.
         """
         checks = await self._checks()
         ready = all(check.usable for check in checks.values())
