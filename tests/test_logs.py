@@ -10,11 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from twisted.application.internet import ClientService
 from twisted.application.service import Application
-from twisted.logger import ILogObserver, Logger, LogLevel, textFileLogObserver
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, Logger, LogLevel, globalLogPublisher, textFileLogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 import twistedproxy
 from twistedproxy.log_json import MAX_TEXT, json_line, json_observer
@@ -161,6 +168,17 @@ def _output(log_format: str, out: io.StringIO) -> LogOutput:
     return output
 
 
+@implementer(IStreamClientEndpoint)
+class FailingEndpoint:
+    """Where nothing can be reached."""
+
+    asked = 0
+
+    def connect(self, protocolFactory: object) -> Deferred[Any]:
+        self.asked += 1
+        return fail(ConnectError())
+
+
 class OutputTests(SynchronousTestCase):
     """Lines of requests among those of events."""
 
@@ -176,6 +194,35 @@ class OutputTests(SynchronousTestCase):
         observer({"log_format": "three", "log_time": 0.0, "log_level": LogLevel.info, "log_namespace": "x"})
         self.assertEqual(["one", "two"], out.getvalue().splitlines()[:2])
         self.assertTrue(out.getvalue().endswith("three\n"))
+
+    def test_nothing_drives_a_terminal(self) -> None:
+        """Controls in what came from elsewhere are escaped, in text and in JSON; further lines are indented."""
+        said = "caf\xe9 \x1b[2J\x9b31m\x07\r\u202e\x00 2026-01-01T00:00:00+0000 [forged#info]\nmore"
+        for log_format in ("text", "json"):
+            out = io.StringIO()
+            Logger(namespace="x", observer=LogOutput(log_format, out).observer()).warn("{said}", said=said)
+            line = out.getvalue()
+            self.assertTrue(line.replace("\n\t", "").removesuffix("\n").isprintable(), line)
+            self.assertIn("caf\xe9 \\u001b[2J\\u009b31m\\u0007", line)
+        self.assertEqual(json.loads(line)["message"], said)
+
+    def test_no_lines_of_factories(self) -> None:
+        """Twisted's own lines about factories and retries are left out."""
+        out = io.StringIO()
+        observer = LogOutput("text", out).observer()
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        factory = Factory()
+        factory.doStart()
+        factory.doStop()
+        clock, endpoint = Clock(), FailingEndpoint()
+        service = ClientService(endpoint, factory, clock=clock, retryPolicy=lambda attempt: 1.0)
+        service.startService()
+        clock.advance(1.0)
+        self.assertEqual(endpoint.asked, 2)
+        service.stopService()
+        Logger(namespace="x").info("heard")
+        self.assertEqual(out.getvalue().count("\n"), 1, out.getvalue())
 
     def test_bound(self) -> None:
         """No more than so many wait."""

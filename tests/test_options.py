@@ -11,6 +11,7 @@ from typing import Optional
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.cache.certificates import certificate
 from twistedproxy.machine import MemoryReading
 from twistedproxy.options import Options
 from twistedproxy.options.document import BEGIN, END, markdown
@@ -245,6 +246,24 @@ class ListenTests(OptionsTestCase):
             "listen", "", "tcp", "tcp:", "tcp:http", "tcp:99999", "tcp:-1", "bogus:1", "ssl:8443:privateKey=/no/key.pem"
         )
         self.assert_refused("admin-listen", "tcp:x", "systemd:domain=INET:index=0")
+
+    def test_files_of_tls(self) -> None:
+        """A file that holds no certificate or key, or an encrypted one, is named, not what OpenSSL makes of it."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        certificate(folder, "localhost")
+        (folder / "text.pem").write_text("no key")
+        (folder / "encrypted.pem").write_text(
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+        )
+        for key, cert, expected in (
+            ("text", "cert", f"{folder}/text.pem is no PEM file"),
+            ("key", "text", f"{folder}/text.pem is no PEM file"),
+            ("encrypted", "cert", f"{folder}/encrypted.pem is encrypted"),
+        ):
+            for endpoint in ("ssl:0:privateKey={}/{}.pem:certKey={}/{}.pem", "ssl:0:{}/{}.pem:{}/{}.pem"):
+                error = self.refused(*SAMPLE, "--listen=" + endpoint.format(folder, key, folder, cert))
+                self.assertIn(expected, error)
 
     def test_admin_is_apart(self) -> None:
         """Metrics cannot be kept apart on an endpoint that serves everything."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
 from tests.imaging.test_profiles import profile_folder
-from tests.processes import Child, MemoryWatch, Proxy
+from tests.processes import TREE, Child, MemoryWatch, Proxy
+from tests.stores.faults import Stall
 from tests.stores.http_server import Seen
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
@@ -20,6 +23,14 @@ from twistedproxy.imaging.icc import profile_of
 BIG = b"/dicomweb/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
 MIB = 1 << 20
 MAX_GROWTH = 64 * MIB
+
+
+def started_with(folder: str, code: str) -> dict[str, str]:
+    """The environment of a Python that runs *code*, which is put into *folder*, before all else."""
+    path = Path(folder).absolute()
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(path), str(TREE)])}
 
 
 class ProcessCase(TestCase):
@@ -151,7 +162,27 @@ class FailedStartTests(ProcessCase):
         """So is a socket's folder that does not exist."""
         line = await self.failed("--cache", "memory", "--listen", "unix:/nonexistent/socket")
         self.assertIn("twistedproxy could not start", line)
-        self.assertIn("/nonexistent/socket", line)
+        self.assertIn("cannot listen on unix:/nonexistent/socket: there is no folder /nonexistent", line)
+
+    async def test_no_place_for_the_log(self) -> None:
+        """A log file that cannot be opened is named in the one line that there is."""
+        twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+        child = Child([*twistd, "--logfile=/nonexistent/log", "twistedproxy", "--origin", self.store.url])
+        self.addCleanup(deferToThread, child.remove)
+        self.assertEqual(1, await within(deferToThread(child.process.wait)))
+        said = "twistedproxy could not start: --logfile: No such file or directory: /nonexistent/log\n"
+        self.assertEqual(child.output(), said)
+
+    async def test_old_twisted(self) -> None:
+        """A Twisted that is too old is named in one line, before anything of it is missed."""
+        environment = started_with(
+            self.mktemp(), "from importlib import metadata\nmetadata.version = lambda name: '22.4.0'"
+        )
+        proxy = Proxy("--origin", self.store.url, environment=environment)
+        self.addCleanup(deferToThread, proxy.remove)
+        self.assertEqual(1, await self.ended(proxy))
+        said = "twistedproxy could not start: it needs Twisted 26.10 or newer, and this is Twisted 22.4.0\n"
+        self.assertEqual(proxy.output(), said)
 
     async def test_profiles(self) -> None:
         """A file that is no ICC profile, or one of CMYK values, ends the start with a line that names it."""
@@ -172,6 +203,29 @@ class FailedStartTests(ProcessCase):
         self.assertEqual(1, await within(deferToThread(child.process.wait)))
         self.assertIn("could not start", child.output())
         self.assertFalse((child.folder / "proxy.pid").exists())
+
+
+class ClockTests(ProcessCase):
+    """A machine whose clock is set back."""
+
+    async def test_deadlines(self) -> None:
+        """Deadlines that run then are kept: of a store that does not answer, and of a client that does not ask."""
+        folder = self.mktemp()
+        back = "import os, time\nnow, flag = time.time, os.path.dirname(__file__) + '/set back'\n"
+        back += "time.time = lambda: now() - 3600 * os.path.exists(flag)\n"
+        environment = started_with(folder, back)
+        options = ("--cache", "memory", "--origin-timeout", "3", "--client-timeout", "3")
+        proxy = await Proxy.started("--origin", self.store.url, *options, environment=environment)
+        self.addCleanup(deferToThread, proxy.remove)
+        self.store.fail(Stall(), times=None)
+        silent, asking = await self.connected(proxy), await self.connected(proxy)
+        silent.send(b"GET /dicomweb/stud")
+        asking.send(b"GET /dicomweb/studies HTTP/1.1\r\nHost: a\r\n\r\n")
+        await wait_until(lambda: self.store.requests, "the store is asked")
+        os.mkdir(f"{folder}/set back")
+        await within(asking.until(b"504 Gateway"))
+        await within(silent.end())
+        self.assertClean(proxy)
 
 
 class MemoryTests(ProcessCase):

@@ -43,9 +43,18 @@ def descriptions(settings: Settings) -> list[str]:
 
 async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> IListeningPort:
     """Listen as *description* says, in one process. Raises what keeps it from that."""
-    port = await serverFromString(reactor, description).listen(factory)
+    try:
+        port = await serverFromString(reactor, description).listen(factory)
+    except OSError as error:  # its own text names the lock file that Twisted makes beside a socket
+        raise OSError(f"cannot listen on {description}: {_why(error)}") from error
     _deepen(port, description)
     return port
+
+
+def _why(error: OSError) -> str:
+    folder = os.path.dirname(os.fsdecode(error.filename2 or error.filename or ""))
+    missing = folder and not os.path.isdir(folder)
+    return f"there is no folder {folder}" if missing else error.strerror or str(error)
 
 
 def _deepen(port: Any, description: str) -> None:

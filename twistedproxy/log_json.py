@@ -56,6 +56,20 @@ def _is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+_UNUSUAL = re.compile(r"[^ -~]")
+
+
+def printable(text: str, also: str = "") -> str:
+    """*text* with what could forge lines or drive a terminal written as JSON escapes it, but for characters in *also*."""
+    return _UNUSUAL.sub(
+        lambda found: found[0] if found[0].isprintable() or found[0] in also else _escape(found[0]), text
+    )
+
+
+def _escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
 def redacted(text: str) -> str:
     """*text* without the credentials that can be told by their shape, cut to a bounded length."""
     if len(text) > MAX_TEXT:
@@ -71,7 +85,7 @@ def json_line(event: LogEvent) -> str:
     """One event as one line of JSON, newline included. Never raises: a log that fails hides what it was about."""
     try:
         fields = _fields(event)
-        return _encode(fields) + "\n"
+        return printable(_encode(fields)) + "\n"
     except Exception as error:
         return (
             json.dumps(

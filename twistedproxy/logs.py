@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING, Any, Optional, TextIO, cast
 from twisted.application import service
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import (
+    FileLogObserver,
     ILogObserver,
     LogEvent,
     Logger,
     LogLevel,
+    formatEventAsClassicLogText,
     formatTime,
     globalLogBeginner,
-    textFileLogObserver,
 )
 from twisted.python import logfile, usage
 
-from twistedproxy.log_json import json_observer, redacted, time_of
+from twistedproxy.log_json import json_observer, printable, redacted, time_of
 
 if TYPE_CHECKING:
     from twisted.python.components import Componentized
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 0.2
 MAX_LINES = 1000  # of requests that wait to be written
 MAX_PATH = 1024  # characters of a request's path
+
+_NOISE = frozenset(
+    (
+        "Starting factory {factory!r}",
+        "Stopping factory {factory!r}",
+        "Scheduling retry {attempt} to connect {endpoint} in {delay} seconds.",
+    )
+)
+"""Of Twisted, for each connection that it makes: a third of all lines, and they say nothing of where it leads."""
 
 
 class LoggedService(service.MultiService):
@@ -81,11 +91,12 @@ class LogOutput:
 
     def observer(self) -> ILogObserver:
         """What writes events."""
-        write = cast(ILogObserver, json_observer(self.out) if self.json else textFileLogObserver(self.out))
+        write = json_observer(self.out) if self.json else FileLogObserver(self.out, _text_line)
 
         def observe(event: LogEvent) -> None:
-            self._write_lines()
-            write(event)
+            if event.get("log_format") not in _NOISE:
+                self._write_lines()
+                write(event)
 
         return cast(ILogObserver, observe)
 
@@ -115,6 +126,12 @@ class LogOutput:
             lines, self._lines = self._lines, []
             self.out.write("".join(lines))
             self.out.flush()
+
+
+def _text_line(event: LogEvent) -> Optional[str]:
+    """An event as twistd writes it: in what came from elsewhere nothing drives a terminal. Further lines are indented."""
+    text = formatEventAsClassicLogText(event)
+    return None if text is None else printable(text, also="\n\t")
 
 
 def twistd_output(log_format: str, twistd_options: Optional[Mapping[str, Any]]) -> Optional[LogOutput]:

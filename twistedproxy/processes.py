@@ -14,6 +14,7 @@ import gc
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -66,6 +67,14 @@ def allow_open_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def use_monotonic_clock(reactor: Any) -> None:
+    """Have *reactor* count seconds by a clock that is never set. To be called before anything is scheduled.
+
+    Twisted's own is the wall clock: while that is set back, by NTP or after a suspend, every deadline stands still.
+    """
+    reactor.seconds = time.monotonic
 
 
 def leave_loaded_alone() -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
@@ -27,7 +29,7 @@ from twistedproxy.listening import descriptions
 from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
 from twistedproxy.privileges import Ports, changes_user, move_home
-from twistedproxy.processes import allow_open_files, keep_freed_memory, leave_loaded_alone
+from twistedproxy.processes import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
 from twistedproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ _log = Logger()
 START_FAILED = 1
 """The exit code after a start that failed."""
 
+OLDEST_TWISTED = (26, 10)
+
 START_GRACE = 2.0
 """Seconds that a part which is just starting gets to finish that when all is to stop; then it is cancelled."""
 
@@ -48,17 +52,30 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs."""
+    _check_twisted()
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     allow_open_files()
     twistd_options = getattr(options, "parent", None)
-    output = twistd_output(options.settings.log_format, twistd_options)
+    try:
+        output = twistd_output(options.settings.log_format, twistd_options)
+    except OSError as error:
+        sys.exit(f"twistedproxy could not start: --logfile: {error.strerror}: {error.filename}")
     service = LoggedService(output)
     _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
     proxy = ProxyService(reactor, options.settings, output=output, changes_user=changes_user(twistd_options))
     _ReloadSignal(proxy).setServiceParent(service)
     proxy.setServiceParent(service)
     return service
+
+
+def _check_twisted() -> None:
+    """Exit with a message where Twisted is too old, before an import or an attribute fails somewhere."""
+    found = version("twisted")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TWISTED:
+        wanted = ".".join(map(str, OLDEST_TWISTED))
+        sys.exit(f"twistedproxy could not start: it needs Twisted {wanted} or newer, and this is Twisted {found}")
 
 
 class _OneSignalIsEnough(Service):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
@@ -22,7 +22,7 @@ from twisted.trial.unittest import SkipTest
 from twistedproxy.cache import resp, with_parent
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import answers, find_server
-from twistedproxy.cache.endpoints import HELLO
+from twistedproxy.cache.endpoints import HELLO, Greeting
 from twistedproxy.cache.link import Link
 from twistedproxy.dicom.address import Instance
 
@@ -53,11 +53,12 @@ async def until(condition: Callable[[], Any], what: str = "it") -> None:
         await deferLater(reactor, POLL)
 
 
-async def ask(path: str, *arguments: bytes) -> Any:
+async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) -> Any:
     """What the server on the unix socket at *path* answers to one command."""
     reactor = installed_reactor()
     endpoint = UNIXClientEndpoint(reactor, path)
-    connection = Link(reactor, endpoint, HELLO, path, Patience(5.0, 5.0))
+    hello = HELLO if password is None else Greeting((resp.command(b"AUTH", password),))
+    connection = Link(reactor, endpoint, hello, path, Patience(5.0, 5.0))
     connection.start()
     try:
         await connection.wait_up(5.0)
@@ -105,6 +106,7 @@ class RunningServer(ProcessProtocol):
         """Start it and wait until it answers."""
         reactor = installed_reactor()
         launcher = [sys.executable, with_parent.__file__, str(os.getpid()), "pdeathsig"]
+        self._over = Deferred()
         reactor.spawnProcess(self, sys.executable, [*launcher, *self._command], env=os.environ)
         try:
             await until(lambda: answers(reactor, self.socket), f"the start of {self._command}")
@@ -115,9 +117,13 @@ class RunningServer(ProcessProtocol):
 
     async def stop(self) -> None:
         """Kill it and remove its folder."""
+        await self.kill()
+        shutil.rmtree(self.folder)
+
+    async def kill(self) -> None:
+        """Kill it; it can be started again, in the same folder."""
         self.signal("KILL")
         await self._over
-        shutil.rmtree(self.folder)
 
     def signal(self, name: str) -> None:
         """Send it a signal, if it still runs."""

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.endpoints import UNIXClientEndpoint, serverFromString
+from twisted.internet.endpoints import serverFromString
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory
 from twisted.trial.unittest import SkipTest, TestCase
@@ -21,15 +21,13 @@ from twisted.trial.unittest import SkipTest, TestCase
 from tests.cache.certificates import certificate
 from tests.cache.contract import CacheContract
 from tests.cache.support import A, RunningServer, any_server, ask, installed_reactor, until
-from twistedproxy.cache import link, redis, resp
+from twistedproxy.cache import link, redis
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
 from twistedproxy.cache.embedded_cache import EmbeddedCache
-from twistedproxy.cache.endpoints import Greeting
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.cache.keys import instance_keys
-from twistedproxy.cache.link import Link
 from twistedproxy.cache.redis import RedisCache, redis_cache
 
 
@@ -189,6 +187,41 @@ class TroubleTests(Servers):
         over = True
         await users
 
+    async def test_a_server_that_comes_back_from_a_snapshot_is_empty(self) -> None:
+        """What was forgotten or taken back after a snapshot does not come back with it; nor does anything else, for no
+        worker need have been there to know. What is written then stays."""
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
+        other, third = (attrs.evolve(A, study=study) for study in ("9.1", "9.2"))
+        for instance in (A, other, third):
+            fence = (await cache.get_many(instance, [])).fence
+            self.assertTrue(await cache.put_many(instance, fence, {b"1": b"old"}, 60.0))
+        self.assertEqual(await ask(server.socket, b"SAVE"), b"OK")
+        await cache.forget(A.scope)
+        await cache.remove(other, [b"1"])
+        self.assertTrue(await put(cache, {b"1": b"new"}))
+        old_fence = (await cache.get_many(A, [])).fence
+        await server.kill()
+        await server.start()
+        self.assertTrue(await cache.wait_up(10.0))
+        self.assertGreater(await ask(server.socket, b"DBSIZE"), 0)
+        for instance in (A, other, third):
+            self.assertEqual((await cache.get_many(instance, [b"1"])).entries, {})
+            self.assertEqual(await cache.present(instance, [b"1"]), set())
+            self.assertEqual((await cache.heads(instance, [b"1"], 9)).entries, {})
+        await cache.put_many(A, old_fence, {b"1": b"late"}, 60.0)
+        self.assertEqual((await cache.get_many(A, [b"1"])).entries, {})
+        self.assertTrue(await put(cache, {b"1": b"one"}))
+        again = await self.open(UnixAddress(server.socket))
+        self.assertEqual((await again.get_many(A, [b"1"])).entries, {b"1": b"one"})
+
+    async def test_a_server_that_does_not_tell_its_run(self) -> None:
+        """Without the right to INFO all works, but for what depends on it."""
+        server = await self.server("--rename-command", "INFO", "")
+        cache = await self.open(UnixAddress(server.socket))
+        self.assertTrue(await put(cache, {b"1": b"one"}))
+        self.assertEqual((await cache.get_many(A, [b"1"])).entries, {b"1": b"one"})
+
     async def test_while_a_server_is_down_nobody_waits(self) -> None:
         """Every operation fails at once, none raises but forget and ping, and all of it works again with the server."""
         folder = Path(tempfile.mkdtemp(prefix="cache-test-"))
@@ -323,21 +356,40 @@ class AddressTests(Servers):
         self.assertIsNone((await cache.get_many(A, [])).fence)
         status = await cache.status()
         self.assertIn("refused", str(status["reason"]))
-        connection = Link(
-            installed_reactor(),
-            UNIXClientEndpoint(installed_reactor(), server.socket),
-            Greeting((resp.command(b"AUTH", b"other-secret"),)),
-            "test",
-            Patience(5.0, 5.0),
-        )
-        connection.start()
-        self.assertTrue(await connection.wait_up(5.0))
-        await connection.send(resp.command(b"CONFIG", b"SET", b"requirepass", b"right-secret"), 1)
+        await ask(server.socket, b"CONFIG", b"SET", b"requirepass", b"right-secret", password=b"other-secret")
         await until(lambda: put(cache, {b"1": b"one"}))
-        keyspace = (await connection.send(resp.command(b"INFO", b"keyspace"), 1))[0]
-        await connection.stop()
+        keyspace = await ask(server.socket, b"INFO", b"keyspace", password=b"right-secret")
         self.assertIn(b"db3:keys=5", keyspace)
         self.assertNotIn("secret", "".join(lines) + repr(await cache.status()))
+
+    async def test_a_refusal_is_said_once(self) -> None:
+        """While a server refuses us, pauses grow, and the log has one line; one more when it takes us."""
+        port = free_port()
+        server = await self.server("--port", str(port), "--bind", "127.0.0.1")
+        await ask(server.socket, b"CONFIG", b"SET", b"requirepass", b"other-secret")
+        self.patch(redis, "START_SECONDS", 0.1)
+        delays: list[float] = []
+        retry_delay = link._Factory.retryDelay
+
+        def recorded(factory: Any, attempt: int) -> float:
+            delays.append(retry_delay(factory, attempt))
+            return delays[-1]
+
+        self.patch(link._Factory, "retryDelay", recorded)
+        self.patch(link._Factory, "jitter", 0.0)
+        lines = self.logged()
+        cache = await self.open(RedisAddress("127.0.0.1", port, login=Login(None, "right-secret")))
+        await until(lambda: len(delays) >= 6)
+        self.assertFalse(await put(cache, {b"1": b"one"}))
+        self.assertEqual(sorted(delays)[:6:2], sorted(delays)[1:6:2])  # of each connection
+        self.assertGreater(sorted(delays)[4], 4 * delays[0])
+        said = [line for line in lines if "cache" in line and "Scheduling" not in line]
+        self.assertEqual(len(said), 1, said)
+        self.assertIn("the server refused us: WRONGPASS", said[0])
+        await ask(server.socket, b"CONFIG", b"SET", b"requirepass", b"right-secret", password=b"other-secret")
+        await until(lambda: put(cache, {b"1": b"one"}))
+        said = [line for line in lines if "cache" in line and "Scheduling" not in line]
+        self.assertEqual([("unavailable" in line, "available" in line) for line in said], [(True, True), (False, True)])
 
     async def test_a_server_that_repeats_the_password_is_not_quoted(self) -> None:
         """One without AUTH names what it was sent in its error."""

@@ -1,19 +1,29 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import math
 import tracemalloc
+import weakref
+from types import GeneratorType
 from typing import Any, Optional
+from unittest import SkipTest
 
 import attrs
+import ijson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicom import metadata_json
+from twistedproxy.dicom import lenient_json
+from twistedproxy.dicom.lenient_json import LenientJson
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
-from twistedproxy.dicom.metadata_json import BadMetadata
+from twistedproxy.dicom.metadata_json import BadMetadata, MetadataEvents
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
+from twistedproxy.imaging.description import Description
+from twistedproxy.imaging.sparse_description import SparseDescription
 
 
 def element(vr: str, *values: object) -> dict[str, Any]:
@@ -74,6 +84,11 @@ def changed(**elements: object) -> list[object]:
     return [{**SLIDE, **{name.removeprefix("t"): value for name, value in elements.items()}}]
 
 
+def generators() -> int:
+    """Readers of elements are generators, and what they read lives as long as they do."""
+    return sum(isinstance(one, GeneratorType) for one in gc.get_objects())
+
+
 class ReadingTests(SynchronousTestCase):
     def test_a_slide(self) -> None:
         """All facts of a slide are read, from its top level only, however the answer is cut."""
@@ -113,14 +128,46 @@ class ReadingTests(SynchronousTestCase):
     def test_huge_numbers(self) -> None:
         """A number that no attribute can have makes the metadata bad, wherever it stands; it does not end the process,
         as it would in a parser that makes integers of any size."""
-        for number in (b"9" * 400, b"9" * 5000, b"-" + b"1" * 100_000, b"1e400", b"1e999999999999999999999"):
+        for number in (b"9" * 400, b"9" * 5000, b"-" + b"1" * 100_000):
             for tag in (b"00280008", b"00091001"):
                 answer = b'[{"%s": {"vr": "IS", "Value": [%s]}}]' % (tag, number)
                 self.assertRaises(BadMetadata, parse, answer)
 
+    def test_malformed_where_it_does_not_matter(self) -> None:
+        """What a strict parser refuses is dropped with the elements that are not read; where a count belongs it is none."""
+        slide = json.dumps([SLIDE]).encode()
+        for value in (
+            b"18446744073709551615",
+            b"-9223372036854775808",
+            b"9" * 200,
+            b"NaN",
+            b"-Infinity,  Infinity",
+            b"1e400",
+            b"-1E+9999",
+            b"1e999999999999999999999",
+            b'"M\xfcller"',
+            b'"\xed\xa0\x80 \\ud800"',
+            b'"a\x00\x1b\tb"',
+        ):
+            private = b'{"00091001": {"vr": "UN", "Value": [%s]},' % value
+            for answer in (slide.replace(b"{", private, 1), b"\xef\xbb\xbf" + slide.replace(b"{", private, 1)):
+                for size in (1, 7, len(answer)):
+                    self.assertEqual(parse(answer, size), FACTS)
+            count = b'[{"00280008": {"vr": "IS", "Value": [%s]}}]' % value
+            self.assertIn("(0028,0008)", str(self.assertRaises(BadMetadata, parse, count)))
+
+    def test_texts_stay(self) -> None:
+        """What is malformed as a number is left alone in a text, whatever quotes and backslashes stand before it."""
+        for text in ("x, NaN", '", Infinity', "\\", '\\", -NaN, 18446744073709551615, "', "é, 1e999 \\ü\\"):
+            for size in (1, 5, 1000):
+                found = parse([{"00091001": element("LT", text), "00280004": element("CS", text), **SLIDE}], size)
+                self.assertEqual(found, FACTS)
+                found = parse([{"00091001": element("FD", math.nan), "00280004": element("CS", text)}], size)
+                self.assertEqual(found.photometric_interpretation, text)
+
     def test_a_long_value(self) -> None:
         """A value that takes the parser more and more time with each piece is given up; many short ones are not."""
-        self.patch(metadata_json, "MAX_VALUE", 1000)
+        self.patch(lenient_json, "MAX_VALUE", 1000)
         piece = b"A" * 100
         parser = MetadataParser()
         parser.feed(b'[{"00282000": {"vr": "OB", "InlineBinary": "')
@@ -173,7 +220,7 @@ class ReadingTests(SynchronousTestCase):
 
     def test_no_instance(self) -> None:
         """An empty array, an error page, another JSON and nothing at all are errors."""
-        for answer in (b"[]", b"<html>", b"5", b'"x"', b"[[]]", b"", b"  ", b"null", b"\xff\xfe", b'[{"a":"\xff"}]'):
+        for answer in (b"[]", b"<html>", b"5", b'"x"', b"[[]]", b"", b"  ", b"null", b"\xff\xfe", b'[{"a":\xff}]'):
             self.assertRaises(BadMetadata, parse, answer)
 
     def test_every_truncation(self) -> None:
@@ -210,14 +257,54 @@ class ReadingTests(SynchronousTestCase):
             parser.feed(json.dumps([SLIDE]).encode()[:-2] + b', "52009230": {"vr": "SQ", "Value": [')
             before = tracemalloc.get_traced_memory()[0]
             tracemalloc.reset_peak()
-            chunk = f"{frame},".encode() * 500
-            for _ in range(64):
+            chunk = f"{frame},".encode() * 250
+            for _ in range(128):
                 parser.feed(chunk)
             self.assertLess(tracemalloc.get_traced_memory()[1] - before, 200_000)
         finally:
             tracemalloc.stop()
         parser.feed(frame.encode() + b"]}}]")
         self.assertEqual(parser.close(), FACTS)
+
+    def test_small_pieces_take_linear_time(self) -> None:
+        """A long text with escapes goes to the event parser in few pieces, because that begins it anew with each."""
+        text = LenientJson()
+        answer = b'[{"00091001":{"vr":"UN","InlineBinary":"' + b"AB\\/" * 800_000 + b'"}}]'
+        blocks = [text.feed(answer[start : start + 1460]) for start in range(0, len(answer), 1460)]
+        blocks.append(text.close())
+        self.assertEqual(b"".join(blocks), answer)
+        again = sum(len(answer) - sum(map(len, blocks[:number])) for number, block in enumerate(blocks) if block)
+        self.assertLess(again, 10 * len(answer))
+
+    def test_long_numbers_end_at_once(self) -> None:
+        """A number without an end is given up with the first block, not gathered."""
+        parser = MetadataParser()
+        parser.feed(b'[{"00091001":{"vr":"DS","Value":[')
+        self.assertRaises(BadMetadata, parser.feed, b"9" * lenient_json.BLOCK)
+
+    def test_nothing_stays_behind(self) -> None:
+        """A parser is gone with its last user: after the end, after an error, and left in the middle of an element. No
+        circle leads through ijson's objects, where the garbage collector sees nothing."""
+        if ijson.backend != "yajl2_c":
+            raise SkipTest("ijson has no C backend here")
+        whole = json.dumps([SLIDE]).encode()
+        sparse = InstanceMetadata(frames=2, rows=1, columns=1, total_rows=1, total_columns=2)
+        middle = [whole.index(mark) for mark in (b'"00480106"', b"YBR_FULL_422", b'"00289110"')]
+        answers = [whole, b"[{]", b'[{"00280008": {"vr": "IS", "Value": [1', *(whole[:length] for length in middle)]
+        answers.append(b'[{"52009230": {"vr": "SQ", "Value": [{"0048021A": {"vr": "SQ", "Value": [{')
+        gc.disable()
+        self.addCleanup(gc.enable)
+        before = generators()
+        for make in (MetadataParser, Description, lambda: SparseDescription(sparse)):
+            for answer in answers:
+                parser: MetadataEvents = make()
+                parser.feed(answer)
+                with contextlib.suppress(BadMetadata):
+                    parser.feed(b" " * lenient_json.BLOCK)
+                self.assertGreaterEqual(generators(), before)
+                gone = weakref.ref(parser)
+                del parser
+                self.assertEqual((gone(), generators()), (None, before), answer)
 
 
 class FactsTests(SynchronousTestCase):

@@ -67,6 +67,12 @@ class SeriesTests(SynchronousTestCase):
         self.successResultOf(self.find())
         self.assertEqual(len(self.origin.requests), 2)
 
+    def test_malformed_elsewhere(self) -> None:
+        """A byte order mark, Latin-1 and NaN in other elements do not hide what was found."""
+        other = b'[{"00100010":{"vr":"PN","Value":[{"Alphabetic":"M\xfcller\x00"},NaN]},'
+        self.origin.body = b"\xef\xbb\xbf" + found().replace(b"[{", other, 1)
+        self.assertEqual(self.successResultOf(self.find()), INSTANCE)
+
     def test_not_for_others(self) -> None:
         """What one caller found tells another nothing, and another root is another place."""
         self.successResultOf(self.find())

@@ -457,5 +457,9 @@ class AttributeTests(SynchronousTestCase):
         found = {tag: value for tag, value in LEVEL.items() if tag != "00280008"}
         (made,) = json.loads(downsampled_answer(json.dumps([found]).encode(), 2.0))
         self.assertEqual((made["00480006"]["Value"], "00280008" in made), ([601], False))
+        malformed = json.dumps([found]).encode().replace(b"{", b'{"00091001":{"vr":"LO","Value":["\xfc"]},', 1)
+        (same,) = json.loads(downsampled_answer(b"\xef\xbb\xbf" + malformed, 2.0))
+        self.assertEqual(same.pop("00091001")["Value"], ["\ufffd"])
+        self.assertEqual(same, made)
         self.assertRaises(ValueError, downsampled_answer, b'{"a": 1}', 2.0)
         self.assertRaises(ValueError, downsampled_answer, b"no", 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -139,6 +140,15 @@ class WarmTests(WarmCase):
         run = await self.run_command("--quiet", url := f"{proxy.url}/dicomweb/studies/1.2")
         self.assertEqual((run.code, run.out), (1, ""))
         self.assertRegex(run.errors, f"^{url}/series/1.3/instances/1.4.0: failed: .*500.*\n$")
+
+    async def test_words_of_the_store(self) -> None:
+        """What a server says drives no terminal and makes no lines of its own."""
+        store = self.store(STANDARD, *self.study())
+        detail = json.dumps({"detail": "no\x1b]0;owned\x07\nall is loaded"}).encode()
+        store.fail(Answer(403, (("Content-Type", "application/problem+json"),), detail), lambda seen: True, times=None)
+        proxy = await self.warm_proxy(store)
+        run = await self.run_command(url := f"{proxy.url}/dicomweb/studies/1.2")
+        self.assertEqual(run.errors, f"{url}: 403 no\\u001b]0;owned\\u0007\\nall is loaded\n")
 
     async def test_not_allowed(self) -> None:
         """The caller's headers go along; without them the store's refusal is told."""

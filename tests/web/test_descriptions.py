@@ -199,6 +199,18 @@ class SyntaxTests(DescribedCase):
         self.assertNotIn(SYNTAX, found[other.sop])
         self.assertEqual(len(store.lines("/frames/")), 1)
 
+    async def test_malformed_elsewhere(self) -> None:
+        """A byte order mark, Latin-1 and control characters do not keep instances from being found in an answer."""
+        store, client = await self.knowing()
+        first = (await client.get("/instances")).json()[0]
+        first.pop(SYNTAX)
+        answer = b"\xef\xbb\xbf[" + json.dumps(first).encode().replace(
+            b"{", b'{"00091001":{"vr":"LO","Value":["\xfc\t"]},', 1
+        )
+        store.fail(faults.Answer(200, JSON, answer + b"]"), "/instances")
+        found = await client.get("/instances")
+        self.assertIn(b'"00083002":{"vr":"UI","Value":["%s"]}' % JPEG.encode(), found.body)
+
     async def test_long_search(self) -> None:
         """Of a long answer the first instances are looked up, and nothing of it is lost."""
         store, client = await self.knowing()

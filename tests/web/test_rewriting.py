@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.web import rewriting
 from twistedproxy.web.rewriting import MAX_HELD, Transform, UrlMap, json_transform, xml_transform
 
 ORIGIN = "http://orthanc:8042/dicom-web"
@@ -155,6 +157,22 @@ class JsonTests(SynchronousTestCase):
         out = transform.feed(begun)
         self.assertGreater(len(out), MAX_HELD)
         self.assertEqual(out + transform.feed(b"yy") + transform.close(), begun + b"yy")
+
+    def test_beginnings_take_linear_time(self) -> None:
+        """Where elements begin again and again and never end, only the last ones are looked at to the end of what came."""
+        looked_at = []
+        pattern = rewriting._ELEMENT_VALUE
+
+        class Watched:
+            def match(self, data: bytes, position: int) -> re.Match[bytes] | None:
+                looked_at.append(len(data) - position)
+                return pattern.match(data, position)
+
+        self.patch(rewriting, "_ELEMENT_VALUE", Watched())
+        text = b'"00081190":{"' * 20_000 + b"}"
+        cuts = range(16384, len(text), 16384)
+        self.assertEqual(in_pieces(json_transform(ORIGIN, PROXY), text, *cuts), text)
+        self.assertLess(sum(looked_at), 10 * len(text))
 
 
 class BothTests(SynchronousTestCase):

@@ -50,10 +50,21 @@ class StatusTests(ProxyCase):
         ready = await root.get("/readyz")
         self.assertEqual((ready.status, ready.json()["status"]), (503, "unavailable"))
         self.assertEqual(ready.json()["checks"]["cache"], "ok")
-        self.assertNotEqual(ready.json()["checks"]["origin /dicomweb"], "ok")
+        self.assertEqual(ready.json()["checks"]["origin /dicomweb"], "no connection to the origin: connection refused")
         self.assertEqual((await root.get("/healthz")).status, 200)
         store.start(store.port)
         self.assertEqual((await root.get("/readyz")).status, 200)
+
+    async def test_wrong_root(self) -> None:
+        """An origin that has nothing but 404 may be the wrong URL: that is said, and keeps nobody away."""
+        store = self.store()
+        store.fail(faults.Answer(404), times=None)
+        root = (await self.proxy(store)).client(prefix="")
+        ready = await root.get("/readyz")
+        self.assertEqual((ready.status, ready.json()["status"]), (200, "doubtful"))
+        self.assertIn("/studies answered 404: is ", ready.json()["checks"]["origin /dicomweb"])
+        store.heal()
+        self.assertEqual((await root.get("/readyz")).json()["status"], "ok")
 
     async def test_stalling_origins(self) -> None:
         """Origins that do not answer cost one deadline together, however many there are."""

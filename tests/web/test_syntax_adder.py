@@ -44,6 +44,14 @@ class AddedTests(SynchronousTestCase):
         """Where all tags are smaller the member is the last."""
         self.assertEqual(added([sop("1.2")]), [{**sop("1.2"), **AVAILABLE}])
 
+    def test_malformed_elsewhere(self) -> None:
+        """A byte order mark, Latin-1 and NaN leave the answer what it is."""
+        body = b'\xef\xbb\xbf[{"00080018":{"vr":"UI","Value":["1.2"]},"00100010":{"vr":"FD","Value":["M\xfc",NaN]}}]'
+        member = json.dumps(AVAILABLE, separators=(",", ":")).encode()[1:-1] + b","
+        expected = body.replace(b'"00100010"', member + b'"00100010"')
+        for cuts in ((), range(1, len(body))):
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *cuts), expected)
+
     def test_each_object_by_itself(self) -> None:
         """Every object of a search gets its own; what is unknown gets none."""
         first, second, third = added([{**sop("1.2"), **NAME}, {**sop("1.4"), **NAME}, {**sop("1.3"), **NAME}])

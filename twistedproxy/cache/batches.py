@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.at_once import write_at_once
 from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.outages import reason_of
 
 # After a stall of our own reactor the timer runs before the socket is read: look again this much later.
 SECOND_LOOK_SECONDS = 0.1
@@ -103,7 +104,7 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
             self._timer = None
         batches, self._batches = self._batches, deque()
         self.outstanding = 0
-        why = "the server did not answer in time" if self._gave_up else reason.getErrorMessage()
+        why = "the server did not answer in time" if self._gave_up else reason_of(reason.value)
         if self.lost is not None:
             self.lost(why)
         super().connectionLost(reason)

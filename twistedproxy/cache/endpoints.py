@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, ServerAddress, UnixAddress
 from twistedproxy.cache.resp import command
+from twistedproxy.client_tls import Verified
 
 CONNECT_SECONDS = 3.0  # for TCP, or a unix socket, to be accepted
 DISCOVERY_SECONDS = 3  # for a sentinel to name the master
@@ -36,7 +37,7 @@ def open_endpoint(reactor: Any, address: ServerAddress, trust_root: Any = None) 
     if not address.tls:
         return endpoint
     trust = platformTrust() if trust_root is None else trust_root
-    return wrapClientTLS(optionsForClientTLS(address.host, trustRoot=trust), endpoint)
+    return wrapClientTLS(Verified(optionsForClientTLS(address.host, trustRoot=trust), address.host), endpoint)
 
 
 @attrs.frozen

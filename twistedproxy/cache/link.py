@@ -7,6 +7,8 @@ Rules kept here:
 - The connection is *up* only once the server has answered our greeting. While it isn't, `Link.send` fails at
   once: nobody waits for a server that is down.
 - A server that was hung up on because it did not answer in time is down until it answers again.
+- Pauses between attempts grow until the server has answered our greeting, also where it accepts connections and then
+  refuses us. The log says once why the server is down, and once that it is back.
 - Bytes that wait for an answer are bounded.
 """
 
@@ -18,17 +20,18 @@ from typing import Any, Optional
 import txredisapi  # type: ignore[import-untyped]
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twistedproxy.cache.batches import BatchProtocol, Patience
 from twistedproxy.cache.endpoints import Greeting
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.observer import Complaints
+from twistedproxy.cache.resp import WHICH_RUN, run_of
+from twistedproxy.outages import Outage, reason_of
 
 FIRST_RETRY_SECONDS = 0.1  # a local server is back within a second
 MAX_RETRY_SECONDS = 2.0
+MAX_REFUSED_RETRY_SECONDS = 10.0  # a password or a certificate is not put right within seconds
 MAX_OUTSTANDING_BYTES = 64 * 2**20  # of commands not yet answered
 
 
@@ -37,6 +40,8 @@ class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
 
     initialDelay = FIRST_RETRY_SECONDS
     maxDelay = MAX_RETRY_SECONDS
+    refused = 0
+    """Connections in a row that were made, and ended before the server had answered our greeting."""
 
     def __init__(self, clock: Any, patience: Patience, connected: Callable[[BatchProtocol], None]) -> None:
         # No conversions: frames of digits are no numbers. Greeting and login are ours, for txredisapi gives up for good
@@ -45,6 +50,11 @@ class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
         self._clock = clock
         self._patience = patience
         self._connected = connected
+
+    def retryDelay(self, attempt: int) -> float:
+        self.maxDelay = MAX_REFUSED_RETRY_SECONDS if self.refused else MAX_RETRY_SECONDS
+        delay: float = super().retryDelay(max(attempt, self.refused))
+        return delay
 
     def buildProtocol(self, addr: object) -> BatchProtocol:
         protocol = BatchProtocol(charset=None, convertNumbers=False, clock=self._clock, patience=self._patience)
@@ -59,17 +69,24 @@ class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
 
 
 class Link:
-    """A connection to the server behind *endpoint*, greeted with *hello*."""
+    """A connection to the server behind *endpoint*, greeted with *hello*.
 
-    log = Logger()
+    *outage* hears whether the server works, of the links to one server under the names that they go by.
+    """
 
     def __init__(
-        self, reactor: Any, endpoint: IStreamClientEndpoint, hello: Greeting, where: str, patience: Patience
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        hello: Greeting,
+        name: str,
+        patience: Patience,
+        outage: Optional[Outage] = None,
     ) -> None:
         self._reactor = reactor
         self._hello = hello
-        self._where = where
-        self._complaints = Complaints(self.log, reactor.seconds)
+        self._name = name
+        self._outage = outage or Outage(name, reactor.seconds)
         self._endpoint = _Heard(endpoint, self._failed)
         self._factory = _Factory(reactor, patience, self._connected)
         self._up: Optional[BatchProtocol] = None
@@ -77,6 +94,8 @@ class Link:
         self._waiting: list[Deferred[None]] = []
         self._stopping = False
         self.trouble = "not connected yet"
+        self.server = b""
+        """The run of the server that the connection leads to: another one after each restart. Empty where it does not say."""
 
     @property
     def up(self) -> bool:
@@ -134,33 +153,38 @@ class Link:
     async def _greet(self, connection: BatchProtocol) -> None:
         try:
             hello = self._hello.commands
-            why = self._hello.refusal(await connection.send(b"".join(hello), len(hello)))
+            *replies, info = await connection.send(b"".join((*hello, WHICH_RUN)), len(hello) + 1)
+            why = self._hello.refusal(replies)
+            self.server = run_of(info)
         except CacheUnavailable as error:
             why = str(error)
         if self._stopping or connection is not self._any:
             return
         if why is not None:
-            trouble = f"the server refused us: {why}"
-            self._complaints.complain("greeting", f"{self._where}: {trouble}")
-            self.hang_up(trouble)
+            self._factory.refused += 1
+            self._failed_because(f"the server refused us: {why}")
+            self.hang_up(self.trouble)
             return
         self._up = connection
-        self.log.info("cache connected: {where}", where=self._where)
+        self._factory.refused = 0
+        self._outage.worked(self._name)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(None)
 
     def _lost(self, reason: str) -> None:
+        if self._up is None:
+            self._factory.refused += 1
         self._up = self._any = None
-        self._complain(f"the connection was lost: {reason}")
+        self._failed_because(f"the connection was lost: {reason}")
 
     def _failed(self, reason: Failure) -> None:
         if not self._stopping:
-            self._complain(f"cannot connect: {reason.getErrorMessage()}")
+            self._failed_because(f"cannot connect: {reason_of(reason.value)}")
 
-    def _complain(self, trouble: str) -> None:
+    def _failed_because(self, trouble: str) -> None:
         self.trouble = trouble
-        self._complaints.complain("connection", f"{self._where}: {trouble}")
+        self._outage.failed(self._name, trouble)
 
 
 @implementer(IStreamClientEndpoint)

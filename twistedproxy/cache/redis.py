@@ -5,6 +5,8 @@ Rules kept here:
   a second one begins it.
 - Reads have a connection of their own, so that they never queue behind megabytes of writes.
 - Whatever fails is a miss or a False, counted, and logged now and then.
+- A server that was started anew counts as empty: the fence holds the name of its run. What it read from an old snapshot, or
+  has as a replica that was promoted, may lack the last invalidations, and with them every grant and frame would be back.
 
 The server should evict with ``allkeys-lru``: entries of ended generations are never deleted, they go with their time.
 """
@@ -37,6 +39,7 @@ from twistedproxy.cache.memory import read_outcome
 from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.reads import ReadGatherer
 from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.outages import Outage
 
 READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
 WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice is a megabyte
@@ -85,15 +88,17 @@ class RedisCache:
         self._observer = observer or NullObserver()
         self._complaints = Complaints(self.log, reactor.seconds)
         self._endpoint = endpoint
-        self._reads = Link(reactor, endpoint, hello, where, READ_PATIENCE)
-        self._writes = Link(reactor, endpoint, hello, where, WRITE_PATIENCE)
+        outage = Outage(f"the cache at {where}", reactor.seconds)
+        self._reads = Link(reactor, endpoint, hello, "reads", READ_PATIENCE, outage)
+        self._writes = Link(reactor, endpoint, hello, "writes", WRITE_PATIENCE, outage)
         self._gatherer = ReadGatherer(reactor, self._reads.send)
 
     async def start(self) -> None:
         """Connect. A server that is not there is waited for a little, then left to come when it comes."""
         self._reads.start()
         self._writes.start()
-        await self.wait_up(START_SECONDS)
+        if await self.wait_up(START_SECONDS):
+            self.log.info("cache connected: {where}", where=self._where)
 
     async def wait_up(self, seconds: float) -> bool:
         """Wait for both connections, at most *seconds*; whether they are up."""
@@ -121,12 +126,12 @@ class RedisCache:
         entry = keys.entry
         try:
             values = await self._gatherer.read([*keys.generations, *[entry + name for name in names]])
-            fence = fence_of(values[: len(keys.generations)])
+            fence = self._fence(self._reads, values[: len(keys.generations)])
             if fence is None:
                 fence = await self._begin_generations(keys)
                 values = []
         except CacheUnavailable as error:
-            self._complaints.complain("get_many", str(error))
+            self._failed(self._reads, "get_many", error)
             self._observer.cache_operation("get_many", "failed", self._reactor.seconds() - began)
             return Reading(None, {})
         found: dict[bytes, bytes] = {}
@@ -144,7 +149,7 @@ class RedisCache:
         commands += resp.for_each(b"GETRANGE", keys.entries(names), b"0", b"%d" % (FENCE_LENGTH - 1))
         replies = await self._timed("present", commands)
         generations = replies[0] if replies else None
-        fence = fence_of(generations) if isinstance(generations, list) else None
+        fence = self._fence(self._writes, generations)
         if fence is None or replies is None:
             return set()
         return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
@@ -161,10 +166,10 @@ class RedisCache:
         try:
             generations, *replies = await self._reads.send(b"".join(commands), len(commands))
         except CacheUnavailable as error:
-            self._complaints.complain("heads", str(error))
+            self._failed(self._reads, "heads", error)
             self._observer.cache_operation("heads", "failed", self._reactor.seconds() - began)
             return Heads(None, {})
-        fence = fence_of(generations) if isinstance(generations, list) else None
+        fence = self._fence(self._reads, generations)
         heads: dict[bytes, Head] = {}
         for name, start, size in zip(names, replies, replies[len(names) :]):
             if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
@@ -262,8 +267,11 @@ class RedisCache:
         commands.append(resp.command(b"MGET", *keys.generations))
         replies = await self._reads.send(b"".join(commands), len(commands))
         self._look_for_errors("get_many", replies)
-        present = replies[-1]
-        return fence_of(present) if isinstance(present, list) else None
+        return self._fence(self._reads, replies[-1])
+
+    def _fence(self, link: Link, generations: object) -> Optional[Fence]:
+        """The fence of *generations*, which *link* has just read."""
+        return fence_of([link.server, *generations]) if isinstance(generations, list) else None
 
     async def _timed(self, operation: str, commands: list[bytes]) -> Optional[list[object]]:
         """Send commands on the write connection, observed. None where that failed, or an error is among the replies."""
@@ -279,9 +287,13 @@ class RedisCache:
         try:
             replies = await self._writes.send(wire, count)
         except CacheUnavailable as error:
-            self._complaints.complain(operation, str(error))
+            self._failed(self._writes, operation, error)
             return None
         return None if self._look_for_errors(operation, replies) else replies
+
+    def _failed(self, link: Link, operation: str, error: CacheUnavailable) -> None:
+        if link.up:  # else the log says already that the server is down
+            self._complaints.complain(operation, str(error))
 
     def _look_for_errors(self, operation: str, replies: list[object]) -> bool:
         """Whether an error is among the replies: a full server (OOM), another type of value, a replica (READONLY)."""

@@ -24,6 +24,15 @@ def command(*arguments: bytes) -> bytes:
     return b"".join(parts)
 
 
+WHICH_RUN = command(b"INFO", b"server")
+
+
+def run_of(info: object) -> bytes:
+    """The random name of the server's process in its answer to `WHICH_RUN`; empty where it does not say."""
+    lines = info.splitlines() if isinstance(info, bytes) else []
+    return next((line.removeprefix(b"run_id:") for line in lines if line.startswith(b"run_id:")), b"")
+
+
 def milliseconds(seconds: float) -> bytes:
     """What PX and PEXPIRE take: a whole number, at least 1."""
     return b"%d" % max(1, round(seconds * 1000))

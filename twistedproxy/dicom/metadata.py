@@ -215,16 +215,24 @@ class MetadataParser(MetadataEvents):
     """
 
     def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
-        super().__init__(uids)
-        self._values: dict[str, Any] = {}
-        self._has_icc_profile = False
+        self._found = _Found()
+        super().__init__(self._found.element, uids)
 
     def close(self) -> InstanceMetadata:
         """The answer has ended. Raises `BadMetadata` as `check_complete` does, and for facts that make no sense."""
         self.check_complete()
-        return from_values(self._values, self._has_icc_profile)
+        return from_values(self._found.values, self._found.has_icc_profile)
+
+
+class _Found:
+    """What a parser has found so far."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.has_icc_profile = False
 
     def element(self, tag: str) -> Optional[Events]:
+        """The reader of a top-level element; None for one that says nothing of interest."""
         if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
             return self._watch_value(tag)
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
@@ -242,8 +250,8 @@ class MetadataParser(MetadataEvents):
                 depth -= 1
             elif event == "map_key":
                 key = value
-            elif key == "Value" and tag not in self._values:
-                self._values[tag] = value
+            elif key == "Value" and tag not in self.values:
+                self.values[tag] = value
 
     def _watch_icc_profile(self, tag: str) -> Events:
         """Notice an ICC profile that is not empty in an element that has just begun."""
@@ -261,4 +269,4 @@ class MetadataParser(MetadataEvents):
                 if value == _ICC_PROFILE:
                     profile = depth + 1
                 elif depth == profile and value in _ELEMENT_VALUES:
-                    self._has_icc_profile = True
+                    self.has_icc_profile = True

@@ -6,15 +6,16 @@ element, and returns with the one that closes it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Optional
 
 import ijson
 
-Events = Generator[None, tuple[str, Any], None]
+from twistedproxy.dicom.lenient_json import BadJson, LenientJson
 
-MAX_VALUE = 16 << 20
-"""Bytes of one value. The parser begins a text anew with each piece of it: 16 MB take it 1 s, 200 MB minutes."""
+Events = Generator[None, tuple[str, Any], None]
+Readers = Callable[[str], Optional[Events]]
+"""Gives the reader of a top-level element, by its tag, that has just begun; None drops it."""
 
 OPEN = frozenset(("start_map", "start_array"))
 CLOSE = frozenset(("end_map", "end_array"))
@@ -27,88 +28,100 @@ class BadMetadata(ValueError):
     """Metadata are no DICOM JSON, or say something impossible."""
 
 
+class _Complete(Exception):
+    """The array has ended."""
+
+
 class MetadataEvents:
     """Feed it the answer to a metadata request for one instance, an array of one object, in chunks.
 
-    A subclass says in `element` what is read. Numbers are those of 64 bits, floats where they have a fraction.
-    *uids*: the Study, Series and SOP Instance UID that the object must have; None accepts any.
+    Numbers are those of 64 bits, floats where they have a fraction. Only *readers* see what is in the metadata, and what is
+    malformed elsewhere does not matter as long as objects, arrays and texts are closed; see `LenientJson`. *uids*: the
+    Study, Series and SOP Instance UID that the object must have; None accepts any.
+
+    *readers* must not lead to this object: the garbage collector does not look into ijson's, so a circle through it stays
+    for good.
     """
 
-    def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
+    def __init__(self, readers: Readers, uids: Optional[tuple[str, str, str]] = None) -> None:
         self._complete = False
+        self._text = LenientJson()
         self._expected = uids
         self._uids: dict[str, str] = {}
-        self._without_quote = 0
-        watcher = self._watch()
+        watcher = _watch(readers, self._uids)
         next(watcher)
         # Without use_float, an integer of more digits than `sys.get_int_max_str_digits` kills the process: ijson 3.6 goes
         # on with the object that Python refused to make.
-        self._json = ijson.basic_parse_coro(watcher, use_float=True)
+        self._json: Any = ijson.basic_parse_coro(watcher, use_float=True)
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises `BadMetadata`."""
-        if self._complete or not chunk:  # yajl takes an empty chunk for the end
-            return
-        # Only a value has that many bytes without a quote.
-        self._without_quote = 0 if b'"' in chunk else self._without_quote + len(chunk)
-        if self._without_quote > MAX_VALUE:
-            raise BadMetadata(f"the metadata hold a value of more than {MAX_VALUE} bytes")
-        try:
-            self._json.send(chunk)
-        except BadMetadata:
-            raise
-        except (ijson.JSONError, ValueError) as error:
-            if not self._complete:  # what follows the array does not matter
-                raise BadMetadata("the metadata are no JSON") from error
-
-    def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element that has just begun; None drops it."""
-        return None
+        """Take the next bytes. Raises `BadMetadata`, here or at the end."""
+        if self._json is not None:
+            self._parse(self._text.feed, chunk)
 
     def check_complete(self) -> None:
         """The answer has ended. Raises `BadMetadata` if it ended too early, or describes another instance."""
+        if self._json is not None:
+            self._parse(self._text.close)
         if not self._complete:
             raise BadMetadata("the metadata ended too early")
         if self._expected is not None and tuple(self._uids.get(tag) for tag in UIDS) != self._expected:
             raise BadMetadata("the metadata are not those of the instance asked for")
 
-    def _watch(self) -> Events:
-        event, _ = yield
-        if event != "start_array":
-            raise BadMetadata("the metadata are no array of instances")
-        event, _ = yield
-        if event != "start_map":
-            raise BadMetadata("the metadata hold no instance")
-        while True:
-            event, tag = yield
-            if event != "map_key":
-                break
-            event, _ = yield
-            if event == "start_map":
-                reader = self._keep_uid(tag) if tag in UIDS else self.element(tag)
-                yield from reader if reader is not None else skip()
-            elif event == "start_array":  # no element is one
-                yield from skip()
-        event, _ = yield
-        if event != "end_array":
-            raise BadMetadata("the metadata are of more than one instance")
-        self._complete = True
-        while True:
-            yield
+    def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
+        parser, self._json = self._json, None
+        try:
+            block = take(*chunk)
+            if block:  # yajl takes an empty chunk for the end
+                parser.send(block)
+        except _Complete:  # what follows the array does not matter
+            self._complete = True
+        except BadJson as error:
+            raise BadMetadata(f"the metadata hold {error}") from error
+        except BadMetadata:
+            raise
+        except (ijson.JSONError, ValueError) as error:
+            raise BadMetadata("the metadata are no JSON") from error
+        else:
+            self._json = parser
 
-    def _keep_uid(self, tag: str) -> Events:
-        """Keep the first value of a UID's element that has just begun: ``{"vr": "UI", "Value": ["1.2.3"]}``."""
-        depth, key = 1, None
-        while depth:
-            event, value = yield
-            if event in OPEN:
-                depth += 1
-            elif event in CLOSE:
-                depth -= 1
-            elif event == "map_key":
-                key = value
-            elif key == "Value" and event == "string":
-                self._uids.setdefault(tag, value.strip(" \0"))
+
+def _watch(readers: Readers, uids: dict[str, str]) -> Events:
+    event, _ = yield
+    if event != "start_array":
+        raise BadMetadata("the metadata are no array of instances")
+    event, _ = yield
+    if event != "start_map":
+        raise BadMetadata("the metadata hold no instance")
+    while True:
+        event, tag = yield
+        if event != "map_key":
+            break
+        event, _ = yield
+        if event == "start_map":
+            reader = _keep_uid(uids, tag) if tag in UIDS else readers(tag)
+            yield from reader if reader is not None else skip()
+        elif event == "start_array":  # no element is one
+            yield from skip()
+    event, _ = yield
+    if event != "end_array":
+        raise BadMetadata("the metadata are of more than one instance")
+    raise _Complete
+
+
+def _keep_uid(uids: dict[str, str], tag: str) -> Events:
+    """Keep the first value of a UID's element that has just begun: ``{"vr": "UI", "Value": ["1.2.3"]}``."""
+    depth, key = 1, None
+    while depth:
+        event, value = yield
+        if event in OPEN:
+            depth += 1
+        elif event in CLOSE:
+            depth -= 1
+        elif event == "map_key":
+            key = value
+        elif key == "Value" and event == "string":
+            uids.setdefault(tag, value.strip(" \0"))
 
 
 def skip() -> Events:

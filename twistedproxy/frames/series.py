@@ -6,7 +6,6 @@ before: it is neither remembered nor joined.
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Optional
@@ -14,6 +13,7 @@ from typing import Optional
 from twisted.internet.defer import Deferred
 
 from twistedproxy.dicom.address import Instance, InvalidUID, Scope, store_of
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
@@ -106,7 +106,7 @@ def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
 def _series_in(answer: bytes, study: str, sop: str) -> str:
     """The series that a search's *answer* names for the instance; one that names another study is of another."""
     try:
-        found = json.loads(answer) if answer.strip() else []
+        found = read_json(answer) if answer.strip() else []
         if not isinstance(found, list):
             raise TypeError
         for attributes in found:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.downsampled import Downsampled
@@ -47,7 +48,7 @@ _READ = ASKED_FOR
 
 def downsampled_answer(answer: bytes, factor: float) -> bytes:
     """An answer to a request for metadata or a search, as it is at *factor*. Raises ValueError for no DICOM JSON."""
-    instances = json.loads(answer)
+    instances = read_json(answer)
     if not isinstance(instances, list) or not all(isinstance(attributes, dict) for attributes in instances):
         raise ValueError("no DICOM JSON")
     return json.dumps([downsampled(attributes, factor) for attributes in instances], separators=(",", ":")).encode()

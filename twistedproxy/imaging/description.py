@@ -67,9 +67,8 @@ class Description(MetadataEvents):
     """Reads what pictures need of an instance from the answer to a metadata request."""
 
     def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
-        super().__init__(uids)
-        self._elements: dict[str, Any] = {}
-        self._frames: list[dict[str, Any]] = []
+        self._kept = _Kept()
+        super().__init__(self._kept.element, uids)
 
     def facts(self, bulk: Mapping[str, bytes]) -> Described:
         """The facts, with values that stand elsewhere taken from *bulk*, by their URI. Raises `BadImage`, `BadMetadata`."""
@@ -81,33 +80,42 @@ class Description(MetadataEvents):
                 missing.append(uri)
             return bulk.get(uri, b"")
 
-        first = self._frames[:1] if self._frames else []
-        common = self._facts_with(first, read)
+        frames = self._kept.frames
+        common = self._facts_with(frames[:1], read)
         own = {}
-        if any(self._frames):
+        if any(frames):
             packed = common.to_bytes()
-            for number, groups in enumerate(self._frames[:MAX_OWN], start=1):
+            for number, groups in enumerate(frames[:MAX_OWN], start=1):
                 facts = self._facts_with([groups], read).to_bytes()
                 if facts != packed:
                     own[number] = facts
         return Described(InstanceFacts(common.to_bytes(), own).to_bytes(), sorted(set(missing)))
 
     def _facts_with(self, groups: list[dict[str, Any]], read: Any) -> PixelFacts:
-        elements = dict(self._elements)
+        elements = dict(self._kept.elements)
         if groups:
             elements[PER_FRAME] = {"vr": "SQ", "Value": groups}
         return PixelFacts.from_dicom_json(elements, read)
 
+
+class _Kept:
+    """What a description keeps of the elements that have passed."""
+
+    def __init__(self) -> None:
+        self.elements: dict[str, Any] = {}
+        self.frames: list[dict[str, Any]] = []
+
     def element(self, tag: str) -> Optional[Events]:
+        """The reader of a top-level element; None for one that pictures do not need."""
         if tag in _TOP or tag.startswith(_IMAGE_GROUP):
             return self._keep(tag)
         if tag in (SHARED, OPTICAL_PATHS):
             items: list[dict[str, Any]] = []
-            self._elements[tag] = {"vr": "SQ", "Value": items}
+            self.elements[tag] = {"vr": "SQ", "Value": items}
             return read_items(items.append, _SHOWING if tag == SHARED else _OF_A_PATH)
         if tag == PER_FRAME:
-            return read_items(self._frames.append, _SHOWING)
+            return read_items(self.frames.append, _SHOWING)
         return None
 
     def _keep(self, tag: str) -> Events:
-        self._elements[tag] = yield from read_value("start_map", None)
+        self.elements[tag] = yield from read_value("start_map", None)

@@ -53,5 +53,7 @@ def read_value(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
         builder.event(event, value)
         depth += (event in OPEN) - (event in CLOSE)
         if depth == 0:
-            return builder.value
+            value = builder.value
+            builder.containers.clear()  # a function in there leads back to the builder
+            return value
         event, value = yield

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -202,7 +203,10 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     if value is None or value == "":
         return ()
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return tuple(float(one) for one in values)
+    numbers = tuple(float(one) for one in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{keyword} is {numbers}")
+    return numbers
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:

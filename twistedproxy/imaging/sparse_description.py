@@ -21,7 +21,19 @@ class SparseDescription(MetadataEvents):
     """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
 
     def __init__(self, metadata: InstanceMetadata, uids: Optional[tuple[str, str, str]] = None) -> None:
-        super().__init__(uids)
+        self._places = _Places(metadata)
+        super().__init__(self._places.element, uids)
+
+    def packed(self) -> bytes:
+        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
+        self.check_complete()
+        return self._places.packed()
+
+
+class _Places:
+    """Where frames lie, as far as their functional groups have passed; or why that cannot be said."""
+
+    def __init__(self, metadata: InstanceMetadata) -> None:
         self._refused = ""
         self._positions: Optional[Positions] = None
         self._elements: dict[str, Any] = {}
@@ -31,8 +43,7 @@ class SparseDescription(MetadataEvents):
             self._refused = str(error)
 
     def packed(self) -> bytes:
-        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
-        self.check_complete()
+        """See `SparseDescription.packed`."""
         try:
             if self._positions is None:
                 return refusal(self._refused)
@@ -42,6 +53,7 @@ class SparseDescription(MetadataEvents):
             return refusal(str(error))
 
     def element(self, tag: str) -> Optional[Events]:
+        """The reader of a top-level element; None for one that places nothing."""
         if tag in (SHARED, PER_FRAME) and self._positions is not None:
             return read_items(self._positions.share if tag == SHARED else self._add, WANTED)
         return self._keep(tag) if tag in (ABSENT, FOCAL_PLANES) else None

@@ -23,6 +23,7 @@ OWN_PATHS = ("healthz", "readyz", "metrics", "status.json")
 # Words of DICOMweb's own paths (PS3.18 table 10.1-1): a mount below them would hide resources of another.
 _DICOMWEB_WORDS = ("studies", "series", "instances", "frames", "rendered", "metadata", "bulkdata")
 MAX_SECRET_FILE = 64 * 1024
+MAX_PEM = 64 * 1024  # bytes of a certificate or key that are looked at
 MAX_SOCKET_PATH = 107  # bytes, unix(7); what fits only as a relative path stays one
 # Which arguments of endpoints are paths, by their names and by their places behind the kind.
 _ENDPOINT_PATHS: dict[str, Collection[object]] = {
@@ -198,7 +199,23 @@ def build_endpoint(text: str) -> object:
     except OSError as error:
         raise Rejected(f"{error.strerror or 'unreadable'}: {error.filename or text}") from None
     except Exception as error:  # each parser, plugins among them, fails in its own way
-        raise Rejected(" ".join(str(error).split()) or type(error).__name__) from None
+        reason = _no_pem(text) or " ".join(str(error).split()) or type(error).__name__
+        raise Rejected(reason) from None
+
+
+def _no_pem(endpoint: str) -> str:
+    """Which file of *endpoint* holds no certificate or key; "" if none. OpenSSL names no file, and speaks of routines."""
+    for argument in re.findall(r"(?:\\.|[^:\\])+", endpoint, re.DOTALL):
+        path = re.sub(r"\\(.)", r"\1", argument.partition("=")[2] or argument, flags=re.DOTALL)
+        if not os.path.isfile(path):
+            continue
+        with open(path, "rb") as file:
+            text = file.read(MAX_PEM)
+        if b"-----BEGIN " not in text:
+            return f"{path} is no PEM file"
+        if b"ENCRYPTED" in text:
+            return f"{path} is encrypted, and there is nobody to ask for the passphrase"
+    return ""
 
 
 def read_secret(path: str) -> bytes:

@@ -120,8 +120,8 @@ class Origin(Protocol):
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Hand a request on and give back the answer, whatever its status, both bodies streamed."""
 
-    async def ping(self) -> None:
-        """Return if the origin can be reached, else raise."""
+    async def ping(self) -> Optional[str]:
+        """Return if the origin can be reached, else raise. What is returned: a doubt whether it is the right one."""
 
     def examples(self) -> tuple[str, ...]:
         """Resources below the mount that are known to exist and fit to be tried; mostly none are."""

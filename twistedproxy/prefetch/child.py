@@ -37,6 +37,7 @@ from twistedproxy.prefetch.instance_load import InstanceLoad
 from twistedproxy.prefetch.local_file import LocalFile
 from twistedproxy.prefetch.pace import Pace
 from twistedproxy.prefetch.provisional import ProvisionalFrames
+from twistedproxy.processes import use_monotonic_clock
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
 
@@ -169,6 +170,7 @@ def main() -> None:
     """Serve the proxy at standard input and output until it goes."""
     from twisted.internet import reactor, stdio
 
+    use_monotonic_clock(reactor)
     stand_back()
     # Ctrl-C in a terminal is for the proxy, which ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

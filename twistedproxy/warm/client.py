@@ -18,6 +18,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.warm.targets import Found, Target
 
 ANSWER_SECONDS = 150.0
@@ -85,7 +86,7 @@ class Warmer:
         if response.code != 200:
             raise _refused(response, bytes(kept))
         try:
-            return list(target.found(json.loads(bytes(kept))))
+            return list(target.found(read_json(bytes(kept))))
         except ValueError as error:
             raise Trouble(f"no answer to a search: {error}") from None
 

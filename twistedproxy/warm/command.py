@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from twisted.python import usage
 
+from twistedproxy.processes import use_monotonic_clock
 from twistedproxy.warm.client import Refused, Trouble, Warmer
 from twistedproxy.warm.options import Options
 from twistedproxy.warm.progress import Progress
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
     async def run(reactor: Any) -> None:
+        use_monotonic_clock(reactor)
         sys.exit(await warm(reactor, options, sys.stdout, sys.stderr))
 
     react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

@@ -9,6 +9,7 @@ from typing import Any, Optional, TextIO
 import attrs
 from tqdm import tqdm
 
+from twistedproxy.log_json import printable
 from twistedproxy.warm.client import Job
 from twistedproxy.warm.targets import Found
 
@@ -97,6 +98,7 @@ class Progress:
             self._write(text, self.out)
 
     def _write(self, text: str, file: TextIO) -> None:
+        text = printable(text)  # the proxy's and the store's words, perhaps
         if self._bar is not None:
             self._bar.write(text, file=file)  # above the bar
         else:

@@ -94,10 +94,10 @@ class PartLengths:
 def instances_in(answer: bytes, target: Target) -> Iterator[Optional[Instance]]:
     """The first instances that a DICOM JSON *answer*, or the beginning of one, describes without a transfer syntax,
     as far as it places them (PS3.18 annex F). None for each object in between: decoding many takes its time."""
-    if b'"00080018"' not in answer or answer.lstrip()[:1] != b"[":
+    text = answer.decode("utf-8-sig", "replace")
+    if '"00080018"' not in text or text.lstrip()[:1] != "[":
         return
-    text = answer.decode("utf-8", "replace")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(strict=False)
     position = text.index("[") + 1
     found = 0
     while found < MAX_LOOKUPS:

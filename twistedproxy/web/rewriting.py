@@ -155,10 +155,11 @@ class JsonUrls:
         data = self._held + chunk if self._held else chunk
         out: list[bytes] = []
         position = 0
+        last_brace = data.rfind(b"}")
         for key in _keys(data):
             if key.start() < position:  # inside a value that was dealt with
                 continue
-            member = self._member(data, key)
+            member = self._member(data, key, last_brace)
             if member is None:  # its end has not come yet
                 out.append(data[position : key.start()])
                 self._held = data[key.start() :]
@@ -175,10 +176,12 @@ class JsonUrls:
         rest, self._held = self._held, b""
         return rest
 
-    def _member(self, data: bytes, key: re.Match[bytes]) -> tuple[bytes, int] | tuple[()] | None:
+    def _member(self, data: bytes, key: re.Match[bytes], last_brace: int) -> tuple[bytes, int] | tuple[()] | None:
         """The new text behind *key* and where the old ends; nothing if it is no such member; None if more must come."""
         is_uri = key.group() == b'"BulkDataURI"'
-        value = (_URI_VALUE if is_uri else _ELEMENT_VALUE).match(data, key.end())
+        # Without a closing brace after it, every key would have the pattern run to the end of the data.
+        may_match = is_uri or key.end() < last_brace
+        value = (_URI_VALUE if is_uri else _ELEMENT_VALUE).match(data, key.end()) if may_match else None
         if value is not None:
             return _ANY_STRING.sub(self._rewrite_token, value.group()), value.end()
         if len(data) - key.end() < MAX_HELD and (_URI_BEGUN if is_uri else _ELEMENT_BEGUN).match(data, key.end()):

@@ -37,8 +37,19 @@ CHECK_SECONDS = 3.0
 READY_SECONDS = 1.0
 """How long an answer about readiness holds: whoever asks more often costs the origins nothing."""
 
-Checks = dict[str, Optional[str]]
-"""What was checked, and what is wrong with it."""
+
+@attrs.frozen
+class Check:
+    """What came of a check: whether it can be used, and what is to be said of it."""
+
+    usable: bool
+    text: str = "ok"
+
+
+Checks = dict[str, Check]
+"""What was checked, by name."""
+
+Ping = Callable[[], Awaitable[Optional[str]]]
 
 
 @attrs.define(eq=False)
@@ -59,13 +70,17 @@ class StatusPages:
         await self._send_json(request, 200, {"status": "ok"})
 
     async def ready(self, request: Request) -> None:
-        """200 where the cache and all origins can be reached, else 503 that says what cannot."""
+        """200 where the cache and all origins can be reached, else 503 that says what cannot.
+
+        An origin that may be the wrong one is reported as doubtful, with 200: a request may show that it is right, and a
+        load balancer that saw 503 would send none.
+        """
         checks = await self._checks()
-        ready = all(problem is None for problem in checks.values())
-        shown = {name: problem or "ok" for name, problem in checks.items()}
-        await self._send_json(
-            request, 200 if ready else 503, {"status": "ok" if ready else "unavailable", "checks": shown}
-        )
+        ready = all(check.usable for check in checks.values())
+        sure = all(check == Check(True) for check in checks.values())
+        status = "unavailable" if not ready else "ok" if sure else "doubtful"
+        shown = {name: check.text for name, check in checks.items()}
+        await self._send_json(request, 200 if ready else 503, {"status": status, "checks": shown})
 
     async def _checks(self) -> Checks:
         """The checks of a moment ago, or those under way, or new ones."""
@@ -77,25 +92,25 @@ class StatusPages:
         return self._checked[1]
 
     async def _check_all(self) -> Mapping[str, Optional[str]]:
-        pings: dict[str, Callable[[], Awaitable[None]]] = {"cache": self.cache.ping}
+        pings: dict[str, Ping] = {"cache": self.cache.ping}
         pings.update({f"origin {mount.prefix or '/'}": mount.origin.ping for mount in self.mounts.all})
-        problems = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
-        self._checked = self.clock.seconds(), dict(zip(pings, problems, strict=True))
+        checks = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
+        self._checked = self.clock.seconds(), dict(zip(pings, checks, strict=True))
         return {"ready": None}
 
-    async def _check(self, ping: Callable[[], Awaitable[None]]) -> Optional[str]:
-        async def check() -> None:
-            await ping()
+    async def _check(self, ping: Ping) -> Check:
+        async def check() -> Optional[str]:
+            return await ping()
 
         try:
-            await Deferred.fromCoroutine(check()).addTimeout(CHECK_SECONDS, self.clock)
+            doubt = await Deferred.fromCoroutine(check()).addTimeout(CHECK_SECONDS, self.clock)
         except (CacheUnavailable, OriginError) as error:  # whose texts are fit to be shown
-            return str(error) or type(error).__name__
+            return Check(False, str(error) or type(error).__name__)
         except defer.TimeoutError:
-            return f"no answer within {CHECK_SECONDS:g} s"
+            return Check(False, f"no answer within {CHECK_SECONDS:g} s")
         except OSError as error:
-            return error.strerror or type(error).__name__
-        return None
+            return Check(False, error.strerror or type(error).__name__)
+        return Check(True, doubt or "ok")
 
     async def metrics_text(self, request: Request) -> None:
         """Prometheus' text format."""

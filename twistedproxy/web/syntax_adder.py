@@ -14,6 +14,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from twistedproxy.web.object_syntax import TOKEN, SyntaxLookup, gap_end, whole_object, with_syntax
@@ -21,6 +22,7 @@ from twistedproxy.web.object_syntax import TOKEN, SyntaxLookup, gap_end, whole_o
 MAX_HEAD = 64 * 1024  # bytes of an object that are held; looking through them takes 3 ms at worst
 PIECE_SIZES = (64 * 1024, 4096, 512)  # what has an object's edge in it is cut smaller, and then read token by token
 
+_BEFORE = b" \t\r\n" + codecs.BOM_UTF8
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SIMPLE_STRING = re.compile(rb'"[^"]*+"')
@@ -46,8 +48,8 @@ class SyntaxAdder:
 
     def feed(self, chunk: bytes) -> bytes:
         chunk = self._carry + chunk
-        if not self._started and chunk.lstrip():
-            self._started, self._passes = True, chunk.lstrip()[:1] not in (b"[", b"{")
+        if not self._started and (begun := chunk.lstrip(_BEFORE)):
+            self._started, self._passes = True, begun[:1] not in (b"[", b"{")
         if self._passes:
             self._carry = b""
             return chunk

@@ -26,7 +26,7 @@ from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.listening import listening_on
 from twistedproxy.logs import AccessLog, begin_logging
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.processes import keep_freed_memory, leave_loaded_alone
+from twistedproxy.processes import keep_freed_memory, leave_loaded_alone, use_monotonic_clock
 from twistedproxy.settings import Settings
 from twistedproxy.workers.peer import CallFailed, Peer
 from twistedproxy.workers.siblings import SiblingsByParent
@@ -147,6 +147,7 @@ def main() -> None:
     """Serve until told to end."""
     from twisted.internet import reactor, stdio
 
+    use_monotonic_clock(reactor)
     worker = Worker(reactor)
     stdio.StandardIO(worker.peer, stdin=CONTROL_IN, stdout=CONTROL_OUT)  # type: ignore[call-arg]
     end_with_parent()

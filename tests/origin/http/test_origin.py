@@ -841,6 +841,18 @@ class PingTests(StoreTestCase):
             await self.origin.ping()
         self.assertIn("closed", str(self.origin.status()["last_ping_error"]))
 
+    async def test_nothing_there(self) -> None:
+        """A URL below which all answers are 404 is doubtful, until there is another."""
+        self.begin()
+        self.store.fail(faults.Answer(404), times=None)
+        doubt = await self.origin.ping()
+        self.assertIn(f"{self.store.url}/studies answered 404", str(doubt))
+        self.assertEqual(self.origin.status()["last_ping_error"], doubt)
+        self.store.heal()
+        await read_all((await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body, MB)
+        self.store.fail(faults.Answer(404), times=None)
+        self.assertIsNone(await self.origin.ping())
+
     async def test_gone(self) -> None:
         """A store that has stopped is unreachable."""
         self.begin()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, PrivateCertificate
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
@@ -18,11 +20,19 @@ from twistedproxy.streams import read_all
 MB = 1 << 20
 
 
+class Plain(Protocol):
+    """Answers anything in plain HTTP."""
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
 class TLSTests(TestCase):
     timeout = 20
 
-    def serve(self, name: str) -> tuple[str, Certificate]:
-        """A TLS server with a certificate for *name*; its URL."""
+    def serve(self, name: str, **more: Any) -> tuple[str, Certificate]:
+        """A TLS server with a certificate for *name* (*more*: see `self_signed`); its URL."""
         from twisted.internet import reactor
 
         async def script(wire: Wire, head: Head) -> None:
@@ -32,7 +42,7 @@ class TLSTests(TestCase):
             else:
                 wire.answer(b"200 OK", b"secret")
 
-        made = PrivateCertificate.loadPEM(b"".join(self_signed(name)))
+        made = PrivateCertificate.loadPEM(b"".join(self_signed(name, **more)))
         self.server = WireServer(script)
         port: Any = reactor.listenSSL(0, self.server, made.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(lambda: maybeDeferred(port.stopListening))
@@ -63,16 +73,39 @@ class TLSTests(TestCase):
     async def test_unknown_authority(self) -> None:
         """A certificate that nobody vouches for ends the connection before a request is sent."""
         url, _ = self.serve("localhost")
-        with self.assertRaises(OriginUnreachable):
+        with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertIn("certificate verify failed: depth zero self signed cert", str(caught.exception))
         self.assertEqual(self.server.requests, [])
 
     async def test_wrong_name(self) -> None:
         """So does one for another host."""
         url, made = self.serve("elsewhere.example")
-        with self.assertRaises(OriginUnreachable):
+        with self.assertRaises(OriginUnreachable) as caught:
             await self.transport(url, made).request(b"GET", b"/", ((b"Authorization", b"x"),))
+        self.assertIn("certificate verify failed: it is not for localhost", str(caught.exception))
         self.assertEqual(self.server.requests, [])
+
+    async def test_refused(self) -> None:
+        """So do one without names, even though it is trusted, and one that has expired; the log has no traceback of it."""
+        for more, reason in (({"named": False}, "it holds no subjectAltName"), ({"days": -1}, "cert has expired")):
+            url, made = self.serve("localhost", **more)
+            with self.assertRaises(OriginUnreachable) as caught, capturedLogs() as events:
+                await self.transport(url, made).request(b"GET", b"/", ())
+            self.assertIn(f"certificate verify failed: {reason}", str(caught.exception))
+            self.assertEqual([event for event in events if "log_failure" in event], [])
+            self.assertEqual(self.server.requests, [])
+
+    async def test_no_tls(self) -> None:
+        """A server without TLS is said to speak something else."""
+        url, made = self.serve("localhost")
+        from twisted.internet import reactor
+
+        port: Any = reactor.listenTCP(0, Factory.forProtocol(Plain), interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(lambda: maybeDeferred(port.stopListening))
+        with self.assertRaises(OriginUnreachable) as caught:
+            await self.transport(f"https://localhost:{port.getHost().port}", made).request(b"GET", b"/", ())
+        self.assertIn("no TLS connection to the origin: ", str(caught.exception))
 
     async def test_close_in_the_middle(self) -> None:
         """Closing a body early drops the connection at once, though the origin answers no goodbye."""

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.origin.http.wire import Head, Script, Wire, WireServer
@@ -287,16 +288,22 @@ class ConnectionTests(TransportTestCase):
         self.assertEqual(len(server.connections), 3)
 
     async def test_refused(self) -> None:
-        """A port that nobody listens on is an unreachable origin."""
+        """A port that nobody listens on is an unreachable origin; the error and the log say why, the log once."""
         transport = self.make("http://127.0.0.1:1")
-        with self.assertRaises(OriginUnreachable):
-            await transport.request(b"GET", b"/", ())
+        with capturedLogs() as events:
+            for _ in range(3):
+                with self.assertRaises(OriginUnreachable) as caught:
+                    await transport.request(b"GET", b"/", ())
+                self.assertEqual(str(caught.exception), "no connection to the origin: connection refused")
+        said = [formatEvent(event) for event in events if event.get("event") == "unavailable"]
+        self.assertEqual(said, ["the origin http://127.0.0.1:1 is unavailable: connection refused"])
 
     async def test_unknown_host(self) -> None:
         """So is a name that has no address."""
         transport = self.make("http://nowhere.invalid")
-        with self.assertRaises(OriginUnreachable):
+        with self.assertRaises(OriginUnreachable) as caught:
             await transport.request(b"GET", b"/", ())
+        self.assertIn("unknown host name", str(caught.exception))
 
     async def test_cancel_drops_the_connection(self) -> None:
         """A request that is cancelled while it waits closes its connection."""

@@ -94,11 +94,12 @@ class FolderOrigin:
             self._watch = None
         self._files.close()
 
-    async def ping(self) -> None:
+    async def ping(self) -> Optional[str]:
         try:
             await self._threads.run(lambda: os.scandir(self._folder).close())
         except OSError as error:
             raise OriginUnreachable(f"the folder cannot be listed: {error.strerror}") from None
+        return None
 
     def status(self) -> dict[str, object]:
         watch = self._watching()

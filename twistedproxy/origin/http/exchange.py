@@ -29,6 +29,7 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnr
 from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import Headers
+from twistedproxy.outages import tls_reason_in
 from twistedproxy.streams import ByteStream
 
 _LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*")  # bytes; an exabyte has 19 digits
@@ -72,7 +73,7 @@ class Running:
 
 
 class Dropped(Exception):
-    """The connection ended before the first byte of an answer."""
+    """The connection ended before the first byte of an answer. Its text: why, where that was TLS, else empty."""
 
 
 class Exchange:
@@ -252,7 +253,7 @@ def _error(failed: Exception, expired: Optional[OriginTimeout]) -> Exception:
     if isinstance(failed, CancelledError) or _reason(failed, CancelledError):
         return CancelledError()
     if isinstance(failed, (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)):
-        return Dropped()
+        return Dropped(tls_reason_in(failed))
     return OriginUnreachable("the origin's answer is no HTTP, or broke off")
 
 

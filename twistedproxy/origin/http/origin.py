@@ -8,6 +8,7 @@ from typing import Any, Optional
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 
@@ -41,6 +42,9 @@ DENIED = frozenset({401, 403})  # that caller, not others
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 JSON = b"application/dicom+json"
+
+
+_log = Logger()
 
 
 class HTTPOrigin:
@@ -122,8 +126,11 @@ class HTTPOrigin:
         """See `Origin.forward`. A redirect comes back as it came; *length* of an answer to HEAD is that of its GET."""
         return await observed(self._observer, self._clock, "forward", self._requests.forward(request))
 
-    async def ping(self) -> None:
-        """See `Origin.ping`: any HTTP answer will do, also a refusal. Takes no slot: a busy origin is not gone."""
+    async def ping(self) -> Optional[str]:
+        """See `Origin.ping`: any HTTP answer will do, also a refusal. Takes no slot: a busy origin is not gone.
+
+        A doubt, and no failure, is a 404 where all answers were: the URL may be anything above several DICOMweb roots.
+        """
         asking = Deferred.fromCoroutine(self._ping())
         timeout = OriginTimeout(f"the origin did not answer within {PING_TIMEOUT:g} s")
         asking.addTimeout(PING_TIMEOUT, self._clock, onTimeoutCancel=lambda *_: Failure(timeout))
@@ -132,7 +139,12 @@ class HTTPOrigin:
         except OriginError as error:
             self._last_error = str(error)
             raise
-        self._last_error = None
+        lost = not self._transport.found_something
+        doubt = f"{self.url}/studies answered 404: is {self.url} a DICOMweb root, or above one?" if lost else None
+        if doubt is not None and doubt != self._last_error:
+            _log.warn("{doubt}", doubt=doubt, event="origin_doubtful")
+        self._last_error = doubt
+        return doubt
 
     def examples(self) -> tuple[str, ...]:
         """See `Origin.examples`: a store's contents are its own business."""

@@ -29,10 +29,12 @@ from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 
-from twistedproxy.origin.errors import OriginError, OriginTimeout, OriginUnreachable
+from twistedproxy.client_tls import Verified
+from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import UploadProducer
 from twistedproxy.origin.http.exchange import Answer, Dropped, Exchange, Running
 from twistedproxy.origin.interface import Headers
+from twistedproxy.outages import Outage, reason_of
 from twistedproxy.streams import ByteStream
 
 REPEATABLE = frozenset({b"GET", b"HEAD"})
@@ -72,6 +74,9 @@ class Transport:
         self._kept.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
         self._new = HTTPConnectionPool(reactor, persistent=False)
         self._used: WeakSet[HTTP11ClientProtocol] = WeakSet()
+        self._outage = Outage(f"the origin {url}", reactor.seconds)
+        self.found_something = False
+        """Whether there was an answer other than 404."""
 
     async def request(
         self,
@@ -110,10 +115,10 @@ class Transport:
             kept = connection in self._used
             self._used.add(connection)
             try:
-                return await exchange.send(connection, None)
+                return self._heard(await exchange.send(connection, None))
             except Dropped as dropped:
                 if not kept:
-                    raise OriginUnreachable("the origin closed the connection without an answer") from dropped
+                    raise self._dropped(dropped, "without an answer") from dropped
 
     async def _upload(self, exchange: Exchange, stream: ByteStream, length: Optional[int]) -> Answer:
         running = self._running
@@ -126,12 +131,12 @@ class Transport:
             stream, length, running.clock, running.stall_timeout, lambda count: running.on_bytes("out", count)
         )
         try:
-            return await exchange.send(connection, upload)
+            return self._heard(await exchange.send(connection, upload))
         except Exception as failed:
             if upload.failure is not None:
                 raise upload.failure from failed
             if isinstance(failed, Dropped):
-                raise OriginUnreachable("the origin closed the connection during the upload") from failed
+                raise self._dropped(failed, "during the upload") from failed
             raise
 
     async def connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
@@ -141,14 +146,28 @@ class Transport:
         waiting.addTimeout(self._connect_timeout, self._clock, onTimeoutCancel=lambda *_: Failure(error))
         try:
             return await waiting
-        except (OriginError, CancelledError):
+        except CancelledError:
             raise
         except ConnectingCancelledError:
             raise CancelledError() from None
-        except ConnectTimeout as timed_out:
+        except (OriginTimeout, ConnectTimeout) as timed_out:
+            self._outage.failed("", "timed out")
             raise error from timed_out
         except Exception as failed:
-            raise OriginUnreachable("no connection to the origin") from failed
+            reason = reason_of(failed)
+            self._outage.failed("", reason)
+            raise OriginUnreachable(f"no connection to the origin: {reason}") from failed
+
+    def _heard(self, answer: Answer) -> Answer:
+        self._outage.worked("")
+        self.found_something |= answer.status != 404
+        return answer
+
+    def _dropped(self, dropped: Dropped, when: str) -> OriginUnreachable:
+        if reason := str(dropped):
+            self._outage.failed("", reason)
+            return OriginUnreachable(f"no TLS connection to the origin: {reason}")
+        return OriginUnreachable(f"the origin closed the connection {when}")
 
     async def close(self) -> None:
         """Drop all connections; who still waits for an answer or a body is told."""
@@ -198,5 +217,5 @@ def _where(
     endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, parts.hostname, port, timeout=connect_timeout)
     if secure:
         creator = (policy or BrowserLikePolicyForHTTPS()).creatorForNetloc(parts.hostname.encode("ascii"), port)
-        endpoint = wrapClientTLS(creator, endpoint)
+        endpoint = wrapClientTLS(Verified(creator, parts.hostname), endpoint)
     return parts.path.rstrip("/").encode("ascii"), host.encode("ascii"), endpoint
