@@ -13,6 +13,7 @@ import imagecodecs
 import numpy
 import pydicom
 from PIL import Image, ImageCms
+from pydicom import Dataset
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
@@ -143,6 +144,44 @@ class FormTests(RenderingCase):
         for query in ("", "?quality=20", "?iccprofile=no&downsample=1"):
             answer = await client.get(f"/{made.resource}/frames/2/rendered{query}")
             self.assertEqual((answer.status, answer.body), (200, made.stored_frames()[1]))
+
+    async def test_gray_through_its_window(self) -> None:
+        """A stored JPEG of gray is sent as it is only where its values are shown as they are; frames always are."""
+        window = {"WindowCenter": "90", "WindowWidth": "60"}
+        table = Dataset()
+        table.LUTDescriptor, table.LUTData = [256, 0, 8], bytes(range(255, -1, -1))
+        table["LUTData"].VR = "OW"
+        for extra, look in (
+            ({}, None),
+            ({"WindowCenter": "128", "WindowWidth": "256"}, None),
+            (window, lambda values: (values - 89.5) / 59 * 255 + 127.5),
+            ({"VOILUTSequence": [table]}, lambda values: 255 - values),
+            ({"RescaleSlope": "-1"}, lambda values: 255 - values),
+            ({"PresentationLUTShape": "INVERSE"}, lambda values: 255 - values),
+            ({"PhotometricInterpretation": "MONOCHROME1"}, lambda values: 255 - values),
+        ):
+            made = loop(self.mktemp(), 2, 64, 64, "jpeg-gray", extra=extra)
+            client = await self.shown(made)
+            stored = made.stored_frames()[0]
+            values = pixels(stored)
+            expected = values if look is None else numpy.clip(numpy.rint(look(values)), 0, 255)
+            for path in ("frames/1/rendered", "rendered", "thumbnail"):
+                for accept in ("*/*", "image/jxl"):
+                    answer = await client.get(f"/{made.resource}/{path}?quality=100", {"Accept": accept})
+                    shown = pixels(answer.body) if accept == "*/*" else imagecodecs.jpegxl_decode(answer.body)
+                    off = numpy.abs(shown.astype(int).reshape(64, 64) - expected).max()
+                    self.assertLessEqual(off, 6, (extra, path, accept))
+                    if look is None and path != "thumbnail" and accept == "*/*":
+                        self.assertEqual(answer.body, stored, (extra, path))
+            jxl = 'multipart/related; type="image/jxl"'
+            for accept in ("*/*", jxl):
+                (frame,) = (await client.frames(made.resource, [1], accept)).frames()
+                came = bytes(imagecodecs.jpegxl_decode_jpeg(frame, numthreads=1)) if accept == jxl else frame
+                self.assertEqual(came.rstrip(b"\0"), stored.rstrip(b"\0"), (extra, accept))  # less a pad byte
+            answer = await client.get(f"/{made.resource}/frames/1?downsample=2", {"Accept": NATIVE})
+            virtual = numpy.frombuffer(answer.frames()[0], numpy.uint8).reshape(32, 32)
+            halved = numpy.asarray(Image.fromarray(values.astype(numpy.uint8)).reduce(2)).astype(int)
+            self.assertLess(numpy.abs(virtual - halved).mean(), 2, extra)
 
     async def test_jpeg_xl_without_loss(self) -> None:
         """A stored JPEG becomes JPEG XL from which the very JPEG comes back."""

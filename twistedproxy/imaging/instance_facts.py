@@ -28,7 +28,7 @@ from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
 
-FACTS = b"p1"
+FACTS = b"p2"
 """The name of an instance's facts in the cache, and the version of their form."""
 
 REMEMBERED = 16 << 20
@@ -58,7 +58,6 @@ def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
         pixel_representation=metadata.pixel_representation,
         planar_configuration=metadata.planar_configuration,
         photometric_interpretation=metadata.photometric_interpretation,
-        single_frame=metadata.frames == 1 and not metadata.is_tiled,
     )
     return InstanceFacts(facts.to_bytes())
 

@@ -19,7 +19,10 @@ from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, OCTET_STREAM
 from twistedproxy.frames.digests import digest_of
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.imaging.cut import Tile, decoder_scale
-from twistedproxy.imaging.forms import is_as_stored, is_same_picture
+from twistedproxy.imaging.errors import CallFailed
+from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.forms import is_as_stored, is_gray, is_same_picture
+from twistedproxy.imaging.grayscale import shown_as_stored
 from twistedproxy.imaging.instance_facts import FactsReader
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.pool import Held, RenderPool
@@ -101,7 +104,12 @@ class Maker:
         metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
         if not is_same_picture(metadata, media_type):
             return None
+        if is_gray(metadata) and not task.request.rendering.stored_values:
+            _, facts = await self._head(task, frame.transfer_syntax, [tile])
+            if not shown_as_stored(PixelFacts.from_bytes(facts)):
+                return None
         if is_as_stored(metadata, media_type):
+            check_not_empty([frame])
             return Made(frame.data, await digest_of(frame.data))
         return Made.of(await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data]))
 
@@ -164,6 +172,12 @@ class Maker:
             raise
         finally:
             self._turns.release()
+
+
+def check_not_empty(frames: Sequence[Any]) -> None:
+    """Raises `CallFailed` where a stored frame that is to be a picture has no bytes, as a child would."""
+    if not all(frame.data for frame in frames):
+        raise CallFailed("BadImage", "the stored frame is empty")
 
 
 def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:

@@ -25,7 +25,7 @@ from twistedproxy.imaging.sparse import Placement, is_sparse
 from twistedproxy.imaging.sparse_places import PlacementReader
 from twistedproxy.imaging.tasks import Limits, Request, Task
 
-VERSION = b"4"
+VERSION = b"5"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 

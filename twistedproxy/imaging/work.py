@@ -63,7 +63,7 @@ class _Picture:
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
         array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=self.scale)
-        shown = to_display(array, self.facts, self.rendering.window)
+        shown = to_display(array, self.facts, self.rendering.window, self.rendering.stored_values)
         if self.canvas is None:
             self.pixels = shown
         else:
