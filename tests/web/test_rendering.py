@@ -22,9 +22,11 @@ from tests.imaging.test_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy, token
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.digest import content_digest
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.making import range_sample
 from twistedproxy.imaging.profiles import OwnProfiles
 from twistedproxy.settings import Mount
 from twistedproxy.web.conditional import entity_tag
@@ -63,6 +65,11 @@ class RenderingCase(ProxyCase):
         """A client of a proxy in front of a store that holds *made*."""
         self.proxied, self.behind = await self._start(made, settings)
         return self.proxied.client(ALICE)
+
+    def _folder(self) -> Path:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        return folder
 
     async def _start(self, made: Made, settings: dict[str, Any]) -> tuple[RunningProxy, Any]:
         from tests.stores.dialects import STANDARD
@@ -286,11 +293,6 @@ class DownsampleTests(RenderingCase):
         self.assertEqual((answer.headers["content-type"], opened(answer.body).size), ("image/jpeg", (64, 64)))
         shrunk = Image.fromarray(matrix(made)).reduce(2).crop((64, 64, 128, 128))
         self.assertLess(numpy.abs(pixels(answer.body) - numpy.asarray(shrunk).astype(int)).mean(), 6)
-
-    def _folder(self) -> Path:
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir()
-        return folder
 
     async def test_search(self) -> None:
         """A search for instances tells sizes of virtual ones, also where it did not ask for what tells them."""
@@ -536,6 +538,32 @@ class ColourTests(RenderingCase):
         refused = await client.get(f"/{made.resource}/frames/1?downsample=2")
         self.assertEqual((refused.status, "rendered" in refused.json()["detail"]), (400, True))
 
+    async def test_deep_gray_without_a_window(self) -> None:
+        """Deep gray that says nothing of windows is never nearly black. Each frame of a loop has its own range; all tiles
+        of a slide have one, as far as some of them tell, and every picture of a frame is the same."""
+        made = loop(self.mktemp(), 3, 64, 64, "raw-16")
+        client = await self.shown(made)
+        stored = [numpy.frombuffer(data, "<u2").reshape(64, 64) >> 6 for data in made.stored_frames()]
+        self.behind.instances[made.sop].frames[:] = [(values >> n).tobytes() for n, values in enumerate(stored)]
+        for n, values in enumerate(stored):
+            values = (values >> n).astype(float)
+            expected = (values - values.min()) / (values.max() - values.min()) * 255
+            answer = await client.get(f"/{made.resource}/frames/{n + 1}/rendered", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
+        made = slide(self.mktemp(), 3, 4, 64, "raw-16")
+        client = await self.shown(made)
+        tiles = [numpy.frombuffer(data, "<u2").reshape(64, 64) >> 6 for data in made.stored_frames()]
+        self.behind.instances[made.sop].frames[:] = [values.tobytes() for values in tiles]
+        sample = [tiles[number - 1] for number in range_sample(InstanceMetadata(12, 64, 64, 192, 256), 5)]
+        low, high = min(map(numpy.min, sample)), max(map(numpy.max, sample))
+        expected = [numpy.clip((values.astype(float) - low) / (high - low), 0, 1) * 255 for values in tiles]
+        whole = numpy.concatenate([numpy.concatenate(expected[at : at + 4], axis=1) for at in (0, 4, 8)])
+        answer = await client.get(f"/{made.resource}/rendered", {"Accept": "image/png"})
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - whole).max(), 1)
+        for number in (1, 7):
+            answer = await client.get(f"/{made.resource}/frames/{number}/rendered", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected[number - 1]).max(), 1)
+
 
 class FailureTests(RenderingCase):
     """What cannot be made."""
@@ -552,6 +580,31 @@ class FailureTests(RenderingCase):
         pids = self.proxied.rooms.imaging.pool.pids
         self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
         self.assertEqual(self.proxied.rooms.imaging.pool.pids, pids)
+
+    async def test_frames_that_cannot_be_drawn(self) -> None:
+        """An empty or broken frame leaves its place in a larger picture white; alone it is a 502, also as it is stored."""
+        for encoding, broken in (("jpeg", b""), ("jpeg", b"\xff\xd8\xff\xdb no JPEG"), ("jpeg2000", b""), ("rle", b"")):
+            folder = self._folder()
+            made = slide(folder / "level.dcm", 1, 3, 64, encoding)
+            dataset = pydicom.dcmread(made.path)
+            items = (b"", *made.stored_frames()[:2], broken)
+            dataset.PixelData = b"".join(b"\xfe\xff\0\xe0" + len(one).to_bytes(4, "little") + one for one in items)
+            dataset.save_as(made.path)
+            origin = (Mount("/dicomweb", f"file:{folder}"),)
+            client = (await self.proxy(origin=origin, render_workers=1)).client()
+            for path, side in (("rendered", 64), ("rendered?downsample=2", 32), ("thumbnail", 64)):
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 200, (encoding, path, answer.body[:200]))
+                shown = pixels(answer.body)
+                self.assertTrue((shown[:, 2 * side :] == 255).all(), path)
+                self.assertLess(shown[:, : 2 * side].mean(), 250, path)
+            for path in ("frames/3/rendered", "frames/3/rendered?viewport=30,30", "frames/3/thumbnail"):
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 502, path)
+                if not broken:
+                    answer = await client.get(f"/{made.resource}/{path}")
+                    self.assertEqual((answer.status, "empty" in answer.json()["detail"]), (502, True), path)
+            self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
 
     async def test_killed_child(self) -> None:
         """A child that dies in the middle of a picture fails that one with a 502; the next picture is made by another."""

@@ -164,17 +164,20 @@ def _zoomed(axis: Axis, start: float, size: float, count: int, flip: bool) -> Ax
     return Axis(axis.source, count, axis.start + start * axis.step, step, flip)
 
 
-def decoder_scale(cut: Cut, any_step: bool = False, largest: int = 8) -> int:
+def decoder_scale(cut: Cut, any_step: bool = False, averages: bool = True, largest: int = 8) -> int:
     """By how much a decoder that averages by itself may shrink each frame; 1 where it should not.
 
-    The largest power of two that divides the frames' sizes and both ways of shrinking: what is left is a whole step,
-    but for what int() cut off the last pixel. *any_step*: or leaves at least `LEFT_TO_FILTER` for the filter, where
-    the picture is to be looked at, not put together with others.
+    The largest power of two that divides the sizes of frames that must meet, and both ways of shrinking: what is left is a
+    whole step, but for what int() cut off the last pixel. *any_step*: or leaves at least `LEFT_TO_FILTER` for the filter,
+    where the picture is to be looked at, not put together with others. *averages*: whether what the decoder does is that;
+    of what only comes close to it, a wavelet, that much is left to the filter always.
     """
     scale = largest
     while scale > 1:
         if all(
-            size % scale == 0 and (_is_multiple(axis, scale) or (any_step and axis.step / scale >= LEFT_TO_FILTER))
+            (size % scale == 0 or axis.source <= size)
+            and (_is_multiple(axis, scale) or any_step)
+            and (axis.step / scale >= LEFT_TO_FILTER or (averages and _is_multiple(axis, scale)))
             for axis, size in ((cut.vertical, cut.frame_rows), (cut.horizontal, cut.frame_columns))
         ):
             return scale

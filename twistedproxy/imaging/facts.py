@@ -62,7 +62,7 @@ class PixelFacts:
     voi_lut_function: str = "LINEAR"
     voi_lut: LookupTable | None = None
     padding: tuple[int, int] | None = None
-    value_range: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
     palette: tuple[LookupTable, LookupTable, LookupTable] | None = None
     icc_profile: bytes = attrs.field(default=b"", repr=False)
     tiled: bool = False

@@ -38,7 +38,9 @@ MAX_BULK_VALUES = 8
 AT_ONCE = 8
 """Metadata that are read at once: each is held by a child meanwhile."""
 
-_COLOUR = frozenset(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "XYB"))
+_COLOUR = frozenset(
+    ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
+)
 
 _Key = tuple[Instance, Optional[Fence]]
 

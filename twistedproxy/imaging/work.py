@@ -4,6 +4,7 @@ Operations (``op``), each with its byte strings; with a picture comes the ``dige
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
+- ``range`` [facts, frame…]: the smallest and the largest of the frames' values, as JSON, null for none;
 - ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
 - ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
@@ -16,6 +17,7 @@ Nothing here trusts a frame: sizes are checked before memory is taken, and what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -31,9 +33,9 @@ from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
-from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
+from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.facts import MONOCHROME, PixelFacts
-from twistedproxy.imaging.grayscale import to_display
+from twistedproxy.imaging.grayscale import range_of, to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.sparse_description import SparseDescription
@@ -60,8 +62,24 @@ class _Picture:
     max_pixels: int
     own_profile: bytes = b""
     pixels: Any = None
+    drawn: bool = False
+    failure: Optional[BadImage] = None
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
+        """Draw a frame. Where there is more than one, those that cannot be decoded leave their place empty; if there is
+        none but those, `finish` raises why."""
+        try:
+            self._draw(frame, transfer_syntax, top, left)
+        except ImageTooLarge:
+            raise
+        except BadImage as error:
+            if self.canvas is None:
+                raise
+            self.failure = self.failure or error
+        else:
+            self.drawn = True
+
+    def _draw(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
         array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=self.scale)
         shown = to_display(array, self.facts, self.rendering.window, self.rendering.stored_values)
         if self.canvas is None:
@@ -75,6 +93,9 @@ class _Picture:
         return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
 
     def finish(self) -> bytes:
+        """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
+        if self.failure is not None and not self.drawn:
+            raise self.failure
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
@@ -98,6 +119,7 @@ class Work:
             "add": self._add,
             "finish": self._finish,
             "drop": self._drop,
+            "range": _range,
             "native": _native,
             "profile": _profile,
             "transcode": _transcode,
@@ -217,6 +239,21 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
     data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return data
+
+
+def _range(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    """Frames that cannot be decoded, and those of one value only, do not count."""
+    facts = PixelFacts.from_bytes(blobs[0])
+    ranges = []
+    for frame, transfer_syntax in zip(blobs[1:], head["transfer_syntaxes"]):
+        try:
+            found = range_of(decode(frame, transfer_syntax, facts, max_pixels=head["max_pixels"]), facts)
+        except BadImage:
+            continue
+        if found is not None:
+            ranges.append(found)
+    lows, highs = zip(*ranges) if ranges else ((), ())
+    return json.dumps([min(lows), max(highs)] if ranges else None).encode()
 
 
 def _profile(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
