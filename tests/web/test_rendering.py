@@ -526,6 +526,20 @@ class ColourTests(RenderingCase):
         answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 
+    async def test_palette(self) -> None:
+        """Values that stand for colours are looked up before they are averaged, also where the decoder could do that."""
+        colours = numpy.random.default_rng(1).integers(0, 256, (3, 256), numpy.uint8)
+        extra: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+        for name, table in zip(("Red", "Green", "Blue"), colours):
+            extra[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+            extra[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+        made = loop(self.mktemp(), 1, 64, 64, "jpeg-gray", extra=extra)
+        client = await self.shown(made)
+        shown = Image.fromarray(colours.T[pixels(made.stored_frames()[0])])
+        for path, expected in (("rendered", shown), ("rendered?downsample=4", shown.reduce(4))):
+            answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - numpy.asarray(expected).astype(int)).max(), 1, path)
+
     async def test_deep_gray(self) -> None:
         """Gray of 16 bits is shown through the window that is asked for."""
         made = slide(self.mktemp(), 1, 1, 64, "raw-16")
