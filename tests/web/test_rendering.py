@@ -14,6 +14,8 @@ import numpy
 import pydicom
 from PIL import Image, ImageCms
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
@@ -578,6 +580,24 @@ class ColourTests(RenderingCase):
             answer = await client.get(f"/{made.resource}/frames/{number}/rendered", {"Accept": "image/png"})
             self.assertLessEqual(numpy.abs(pixels(answer.body) - expected[number - 1]).max(), 1)
 
+    async def test_range_of_what_is_shrunk(self) -> None:
+        """A small picture of deep gray is as bright as the whole, also where the decoder leaves out what is brightest."""
+        folder = self._folder()
+        made = loop(folder / "image.dcm", 1, 256, 320, "raw-16")
+        dataset = pydicom.dcmread(made.path)
+        values = numpy.add.outer(numpy.arange(256), numpy.arange(320)).astype(numpy.uint16)
+        values[101, 77] = 2000
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        dataset.PixelData = encapsulate([bytes(imagecodecs.jpeg2k_encode(values, reversible=True, codecformat="j2k"))])
+        dataset.save_as(made.path)
+        client = (await self.proxy(origin=(Mount("/dicomweb", f"file:{folder}"),), render_workers=1)).client()
+        whole = numpy.rint(values / 2000 * 255)
+        answer = await client.get(f"/{made.resource}/rendered", {"Accept": "image/png"})
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - whole).max(), 1)
+        answer = await client.get(f"/{made.resource}/thumbnail?viewport=40,40", {"Accept": "image/png"})
+        small = numpy.asarray(Image.fromarray(whole.astype(numpy.uint8)).reduce(8)).astype(int)
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - small).max(), 3)
+
 
 class FailureTests(RenderingCase):
     """What cannot be made."""
@@ -597,7 +617,12 @@ class FailureTests(RenderingCase):
 
     async def test_frames_that_cannot_be_drawn(self) -> None:
         """An empty or broken frame leaves its place in a larger picture white; alone it is a 502, also as it is stored."""
-        for encoding, broken in (("jpeg", b""), ("jpeg", b"\xff\xd8\xff\xdb no JPEG"), ("jpeg2000", b""), ("rle", b"")):
+        for encoding, broken in (
+            ("jpeg", b""),
+            ("jpeg", b"\xff\xd8\xff\xdb no JPEG"),
+            ("jpeg-gray", b""),
+            ("rle", b""),
+        ):
             folder = self._folder()
             made = slide(folder / "level.dcm", 1, 3, 64, encoding)
             dataset = pydicom.dcmread(made.path)

@@ -43,7 +43,7 @@ MAX_HELD = 8
 
 
 RANGES = 1 << 20
-"""Bytes of ranges of values that are remembered: those of about 1,700 instances of deep gray tiles."""
+"""Bytes of ranges of values that are remembered: about 1,700."""
 
 SAMPLE = 9
 """Tiles whose values tell the range."""
@@ -149,29 +149,27 @@ class Maker:
         )  # fmt: skip
         number = tiles[0].number if tiles else 1
         packed = facts.of(number)
-        ranged = False  # by its own values, of which a smaller frame has others
+        scale = _scale(task, transfer_syntax)
         if is_gray(task.metadata) and request.rendering.window is None and not request.rendering.stored_values:
             known = PixelFacts.from_bytes(packed)
-            ranged = needs_range(known)
-            if ranged and known.tiled:
-                known = attrs.evolve(known, value_range=await self._range(task, number, packed, asked))
-                packed, ranged = known.to_bytes(), needs_range(known)
+            if needs_range(known) and (known.tiled or scale > 1):  # else by the values that it takes anyway
+                numbers = range_sample(task.metadata, number) if known.tiled else [number]
+                value_range = await self._range(task, numbers, packed, asked)
+                packed = attrs.evolve(known, value_range=value_range).to_bytes()
         head = {
             "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
             "cut": None if cut.is_whole_frame else attrs.asdict(cut),
-            "scale": 1 if ranged else _scale(task, transfer_syntax),
+            "scale": scale,
             "background": task.placement.background if task.placement is not None else None,
             "max_pixels": self.max_pixels,
         }
         return head, packed
 
     async def _range(
-        self, task: Task, number: int, packed: bytes, asked: _Asked
+        self, task: Task, numbers: Sequence[int], packed: bytes, asked: _Asked
     ) -> Optional[tuple[float, float]]:  # fmt: skip
-        """The stored values that are black and white in all pictures of frame *number*, a tile, and of those beside it:
-        the smallest and largest of some of them. None where these are all the same."""
+        """The smallest and the largest stored value of frames *numbers*; None where all are the same."""
         request, fence = task.request, task.reading.fence
-        numbers = range_sample(task.metadata, number)
         name = b"%s %s/%s %d" % (
             fence or b"", request.instance.place.encode(), request.instance.path.encode(), numbers[0],
         )  # fmt: skip
@@ -235,10 +233,11 @@ def _pair(found: bytes) -> Optional[tuple[float, float]]:
 
 
 def _scale(task: Task, transfer_syntax: str) -> int:
-    """By how much decoders may shrink the frames: not where values stand for colours."""
+    """By how much decoders may shrink the frames: not where values stand for colours. Those of deep JPEG cannot."""
     rendering, media_type = task.request.rendering, media_type_of(transfer_syntax)
     palette = task.metadata.photometric_interpretation == "PALETTE COLOR"
-    if rendering.interpolation != "area" or palette or media_type not in _SHRINKING:
+    deep = media_type == "image/jpeg" and task.metadata.bits_stored > 8
+    if rendering.interpolation != "area" or palette or deep or media_type not in _SHRINKING:
         return 1
     return decoder_scale(task.cut, rendering.viewport is not None, averages=media_type == "image/jpeg")
 
