@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import LogEvent, globalLogPublisher
 
 from tests.clients import Client
 from tests.imaging.test_decode import TEST_FILES
@@ -631,12 +632,17 @@ class FailureTests(RenderingCase):
             dataset.save_as(made.path)
             origin = (Mount("/dicomweb", f"file:{folder}"),)
             client = (await self.proxy(origin=origin, render_workers=1)).client()
+            events: list[LogEvent] = []
+            globalLogPublisher.addObserver(events.append)
+            self.addCleanup(globalLogPublisher.removeObserver, events.append)
             for path, side in (("rendered", 64), ("rendered?downsample=2", 32), ("thumbnail", 64)):
                 answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
                 self.assertEqual(answer.status, 200, (encoding, path, answer.body[:200]))
                 shown = pixels(answer.body)
                 self.assertTrue((shown[:, 2 * side :] == 255).all(), path)
                 self.assertLess(shown[:, : 2 * side].mean(), 250, path)
+            logged = [event for event in events if event.get("event") == "frames_left_empty"]
+            self.assertEqual([event["instance"] for event in logged], [made.resource] * 3)
             for path in ("frames/3/rendered", "frames/3/rendered?viewport=30,30", "frames/3/thumbnail"):
                 answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
                 self.assertEqual(answer.status, 502, path)

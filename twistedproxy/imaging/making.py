@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.logger import Logger
 
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -47,6 +48,9 @@ RANGES = 1 << 20
 
 SAMPLE = 9
 """Tiles whose values tell the range."""
+
+
+_log = Logger()
 
 
 @attrs.frozen
@@ -103,7 +107,8 @@ class Maker:
         frames = await self._read(task, tiles, asked)
         head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles, asked)
         head |= {"op": "picture", "tiles": _places(tiles, frames)}
-        return Made.of(await self.pool.call(head, [facts, task.own_profile, *(frame.data for frame in frames)]))
+        blobs = [facts, task.own_profile, *(frame.data for frame in frames)]
+        return _checked(task, await self.pool.call(head, blobs))
 
     async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[Made]:
         """The picture where it is the stored frame, or the same in another wrapping."""
@@ -205,7 +210,7 @@ class Maker:
                 head = {"op": "add", "number": number, "tiles": _places(read, frames)}
                 await held.call(head, [frame.data for frame in frames])
             assert held is not None, "there are more tiles than none"
-            return Made.of(await held.call({"op": "finish", "number": number}))
+            return _checked(task, await held.call({"op": "finish", "number": number}))
         except BaseException:
             coming.addErrback(lambda _failure: None)
             coming.cancel()
@@ -240,6 +245,16 @@ def _scale(task: Task, transfer_syntax: str) -> int:
     if rendering.interpolation != "area" or palette or deep or media_type not in _SHRINKING:
         return 1
     return decoder_scale(task.cut, rendering.viewport is not None, averages=media_type == "image/jpeg")
+
+
+def _checked(task: Task, answer: Message) -> Made:
+    """The picture in a child's answer; what it lacks is logged."""
+    if reason := answer.head.get("left_empty"):
+        _log.warn(
+            "frames that cannot be decoded are left empty in a picture: {reason}",
+            event="frames_left_empty", reason=reason, instance=task.request.instance.path,
+        )  # fmt: skip
+    return Made.of(answer)
 
 
 def check_not_empty(frames: Sequence[Any]) -> None:

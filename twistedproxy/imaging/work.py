@@ -1,6 +1,7 @@
 """What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
 
-Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal:
+Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal,
+and where frames were left out, ``left_empty``, which says what is wrong with the first:
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
@@ -113,6 +114,7 @@ class Work:
         self._held: dict[int, _Picture] = {}
         self._descriptions: dict[int, Description] = {}
         self._sparse: dict[int, SparseDescription] = {}
+        self._left_empty = ""
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
             "begin": self._begin,
@@ -135,8 +137,10 @@ class Work:
             if message.head["op"] == "described":
                 return self._described(message.head, message.blobs)
             made = self._operations[message.head["op"]](message.head, message.blobs)
-            digest = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
-            return Message(digest, [made])
+            head = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
+            if self._left_empty:
+                head["left_empty"], self._left_empty = self._left_empty, ""
+            return Message(head, [made])
         except _EXPECTED as error:
             return _failed(type(error).__name__, str(error))
         except MemoryError:
@@ -147,7 +151,7 @@ class Work:
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         picture = _picture_of(head, *blobs[:2])
         _add_all(picture, head, blobs[2:])
-        return picture.finish()
+        return self._finished(picture)
 
     def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         _make_room(self._held)
@@ -159,7 +163,12 @@ class Work:
         return b""
 
     def _finish(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return self._held.pop(head["number"]).finish()
+        return self._finished(self._held.pop(head["number"]))
+
+    def _finished(self, picture: _Picture) -> bytes:
+        made = picture.finish()
+        self._left_empty = str(picture.failure or "")
+        return made
 
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         self._held.pop(head["number"], None)
