@@ -10,6 +10,7 @@ import numpy
 from pydicom import Dataset, Sequence
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.imaging.description import Description, InstanceFacts
 from twistedproxy.imaging.errors import BadImage
 from twistedproxy.imaging.facts import PixelFacts
 from twistedproxy.imaging.lookup import LookupTable, lay_out
@@ -257,6 +258,16 @@ class OddTests(SynchronousTestCase):
         self.assertIsNone(self.odd(e3010={"vr": "SQ", "Value": [short, {}, None]}).voi_lut)
         facts = self.odd(e3010={"vr": "SQ", "Value": [short, sound]})
         self.assertEqual(facts.voi_lut, LookupTable(0, 8, words(1, 200)))
+
+    def test_sequences(self) -> None:
+        """A sequence of something else is passed over, and what follows is read."""
+        metadata = instance().to_json_dict()
+        for odd in ({"a": [1]}, [[1], {"00289132": {"Value": [[{}]]}}, 5], "x", 5, None, [None], [{"00289132": 5}]):
+            sequences = {tag: {"vr": "SQ", "Value": odd} for tag in ("52009229", "52009230", "00480105", "00283010")}
+            description = Description()
+            description.feed(json.dumps([sequences | metadata]).encode())
+            packed = InstanceFacts.from_bytes(description.facts({}).packed).of(1)
+            self.assertEqual(PixelFacts.from_bytes(packed), PixelFacts.from_dicom_json(metadata), odd)
 
     def test_floating(self) -> None:
         """Pixels of floating-point numbers have no bits stored and no sign (PS3.3 section C.7.6.24)."""
