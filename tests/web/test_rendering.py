@@ -643,6 +643,9 @@ class FailureTests(RenderingCase):
                 self.assertLess(shown[:, : 2 * side].mean(), 250, path)
             logged = [event for event in events if event.get("event") == "frames_left_empty"]
             self.assertEqual([event["instance"] for event in logged], [made.resource] * 3)
+            for path in ("frames/2/rendered?downsample=2", "rendered?viewport=9,9,128,0,64,64"):  # parts of the whole
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 502 if broken else 200, path)
             for path in ("frames/3/rendered", "frames/3/rendered?viewport=30,30", "frames/3/thumbnail"):
                 answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
                 self.assertEqual(answer.status, 502, path)

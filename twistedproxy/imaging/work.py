@@ -54,7 +54,7 @@ _EXPECTED = (BadImage, BadProfile, BadMetadata)
 
 @attrs.define(eq=False)
 class _Picture:
-    """A picture being made."""
+    """A picture being made. *hopeless*: whether it is none unless a frame is drawn."""
 
     canvas: Optional[Canvas]
     rendering: Rendering
@@ -63,12 +63,13 @@ class _Picture:
     max_pixels: int
     own_profile: bytes = b""
     pixels: Any = None
+    hopeless: bool = True
     drawn: bool = False
     failure: Optional[BadImage] = None
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
         """Draw a frame. Where there is more than one, those that cannot be decoded leave their place empty; if there is
-        none but those, `finish` raises why."""
+        none but those, `finish` raises why. Of a part of many all may be without a byte, as if they were not there."""
         try:
             self._draw(frame, transfer_syntax, top, left)
         except ImageTooLarge:
@@ -77,6 +78,7 @@ class _Picture:
             if self.canvas is None:
                 raise
             self.failure = self.failure or error
+            self.hopeless = self.hopeless or bool(frame)
         else:
             self.drawn = True
 
@@ -95,7 +97,7 @@ class _Picture:
 
     def finish(self) -> bytes:
         """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
-        if self.failure is not None and not self.drawn:
+        if self.failure is not None and self.hopeless and not self.drawn:
             raise self.failure
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
@@ -217,11 +219,13 @@ def _failed(kind: str, text: str) -> Message:
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
     rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
     scale, values, known = head["scale"], head["cut"], PixelFacts.from_bytes(facts)
-    canvas = None
+    canvas, alone = None, True
     if values is not None:
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
-        canvas = Canvas(Cut(**{**values, **axes}), rendering.interpolation, scale, _empty(head["background"], known))
-    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile)
+        cut = Cut(**{**values, **axes})
+        canvas = Canvas(cut, rendering.interpolation, scale, _empty(head["background"], known))
+        alone = cut.is_of_one_frame
+    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, hopeless=alone)
 
 
 def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[int]:
