@@ -54,7 +54,7 @@ _EXPECTED = (BadImage, BadProfile, BadMetadata)
 
 @attrs.define(eq=False)
 class _Picture:
-    """A picture being made. *hopeless*: whether it is none unless a frame is drawn."""
+    """A picture being made. *must_draw*: whether it is an error that none of its frames can be drawn."""
 
     canvas: Optional[Canvas]
     rendering: Rendering
@@ -63,7 +63,7 @@ class _Picture:
     max_pixels: int
     own_profile: bytes = b""
     pixels: Any = None
-    hopeless: bool = True
+    must_draw: bool = True
     drawn: bool = False
     failure: Optional[BadImage] = None
 
@@ -78,7 +78,7 @@ class _Picture:
             if self.canvas is None:
                 raise
             self.failure = self.failure or error
-            self.hopeless = self.hopeless or bool(frame)
+            self.must_draw = self.must_draw or bool(frame)
         else:
             self.drawn = True
 
@@ -97,7 +97,7 @@ class _Picture:
 
     def finish(self) -> bytes:
         """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
-        if self.failure is not None and self.hopeless and not self.drawn:
+        if self.failure is not None and self.must_draw and not self.drawn:
             raise self.failure
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
@@ -225,7 +225,7 @@ def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _P
         cut = Cut(**{**values, **axes})
         canvas = Canvas(cut, rendering.interpolation, scale, _empty(head["background"], known))
         alone = cut.is_of_one_frame
-    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, hopeless=alone)
+    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, must_draw=alone)
 
 
 def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[int]:
