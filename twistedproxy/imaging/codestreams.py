@@ -78,7 +78,8 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
         if header.precision != 8 or header.signed:
             raise BadImage(f"JPEG 2000 with fewer pixels of chrominance, of {header.precision} bits")
         return _reduced(data, header, skipped)
-    if skipped and (header.components == 1 or (header.precision == 8 and not header.signed)):
+    shallow = header.precision <= 16 if header.components == 1 else header.precision == 8 and not header.signed
+    if skipped and shallow:  # what Pillow holds
         array = _reduced(data, header, skipped)
     else:
         array = imagecodecs.jpeg2k_decode(data, numthreads=1)
