@@ -125,6 +125,16 @@ class ReadingTests(SynchronousTestCase):
             error = self.assertRaises(BadMetadata, parse, changed(t00080016=element("UI", text)))
             self.assertIn("(0008,0016)", str(error))
 
+    def test_odd_depth(self) -> None:
+        """What only pictures need counts as missing where it makes no sense: the bits that are allocated are stored."""
+        for value in ("x", -1, 1.5, "", None, 17):
+            odd = element("US", value)
+            answer = changed(t00280100=element("US", 16), t00280101=odd, t00280102=odd, t00280103=odd, t00280006=odd)
+            found = parse(answer)
+            self.assertEqual((found.bits_stored, found.high_bit), (16, 15), value)
+        upper = changed(t00280100=element("US", 16), t00280101=element("US", 12), t00280102=element("US", 15))
+        self.assertEqual((parse(upper).bits_stored, parse(upper).high_bit), (12, 15))
+
     def test_huge_numbers(self) -> None:
         """A number that no attribute can have makes the metadata bad, wherever it stands; it does not end the process,
         as it would in a parser that makes integers of any size."""

@@ -176,6 +176,18 @@ class SizeTests(SynchronousTestCase):
         shown = Downsampled.of(slide(2048, 2048, 256)).whole().shown(Viewport(100, 100))
         self.assertEqual(decoder_scale(shown, any_step=True), 8)
 
+    def test_decoder_that_does_not_average(self) -> None:
+        """What only comes close to averages leaves two steps at least to the filter. A frame that meets no other may have
+        any size."""
+        for side, viewport, scale in ((2048, 128, 8), (2048, 100, 8), (2048, 256, 4), (2048, 1024, 1), (2047, 256, 1)):
+            shown = Downsampled.of(slide(side, side, side if side % 2 == 0 else 255), 1.0).whole()
+            shown = shown.shown(Viewport(viewport, viewport))
+            self.assertEqual(decoder_scale(shown, any_step=True, averages=False), scale, (side, viewport))
+        alone = Downsampled.of(slide(2047, 2045, 2047), 1.0).whole().shown(Viewport(256, 256))
+        self.assertEqual(decoder_scale(alone, any_step=True, averages=False), 2)
+        virtual = Downsampled.of(slide(2048, 2048, 256), 4.0).frame(1)
+        self.assertEqual((decoder_scale(virtual), decoder_scale(virtual, averages=False)), (4, 2))
+
 
 class SeamTests(SynchronousTestCase):
     """Pictures put together."""

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.errors import BadImage, NotDecodable
 from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.grayscale import to_display
+from twistedproxy.imaging.grayscale import shown_as_stored, to_display
 from twistedproxy.imaging.lookup import LookupTable
 from twistedproxy.imaging.parameters import Window
 
@@ -97,27 +97,35 @@ class OrderTests(SynchronousTestCase):
     """Which table or window counts."""
 
     def test_nothing_said(self) -> None:
-        """Without a window, 8-bit values stay; deeper ones of one of many frames spread over what the bits hold."""
+        """Without a window, 8-bit values stay; deeper ones of one of many tiles spread over what the bits hold."""
         eight = row(0, 7, 255, dtype="u1")
         self.assertTrue((to_display(eight, PixelFacts(1, 3)) == eight).all())
-        self.assertEqual(to_display(row(0, 2048, 4095), DEEP).tolist(), [[0, 128, 255]])
+        tile = attrs.evolve(DEEP, tiled=True)
+        self.assertEqual(to_display(row(0, 1024, 2048), tile).tolist(), [[0, 64, 128]])
+
+    def test_range_of_a_byte(self) -> None:
+        """Deep values whose range is that of 8 bits, by depth, by name or by themselves, come as 8 bits."""
+        expected = [[0, 7, 255]]
+        for kind, bits in (("u2", 16), ("u4", 32)):
+            facts = PixelFacts(1, 3, bits_allocated=bits, bits_stored=12, high_bit=11)
+            for how in ({"bits_stored": 8, "high_bit": 7}, {"value_range": (0, 255)}, {}):
+                shown = to_display(row(0, 7, 255, dtype=kind), attrs.evolve(facts, **how))
+                self.assertEqual((shown.dtype, shown.tolist()), (numpy.uint8, expected), (kind, how))
 
     def test_smallest_and_largest(self) -> None:
-        """Values that the instance names span black to white, before those of its only frame."""
-        named = attrs.evolve(DEEP, value_range=(1000, 2000), single_frame=True)
+        """Values that the instance names span black to white, before those of the frame."""
+        named = attrs.evolve(DEEP, value_range=(1000, 2000))
         self.assertEqual(to_display(row(0, 1000, 1500, 2000, 4000), named).tolist(), [[0, 0, 128, 255, 255]])
 
-    def test_only_frame(self) -> None:
-        """The only frame spans black to white by itself, its padding left out."""
-        alone = attrs.evolve(DEEP, single_frame=True, padding=(4095, 4095))
+    def test_frame(self) -> None:
+        """A frame that is no tile spans black to white by itself, its padding left out."""
+        alone = attrs.evolve(DEEP, padding=(4095, 4095))
         self.assertEqual(to_display(row(100, 200, 300, 4095), alone).tolist(), [[0, 128, 255, 255]])
         self.assertEqual(to_display(row(7, 7), attrs.evolve(alone)).tolist(), [[0, 0]])
 
     def test_asked_before_stored(self) -> None:
         """A window asked for goes before the VOI LUT, and that before the stored window."""
-        facts = attrs.evolve(
-            DEEP, window_centers=(1.0,), window_widths=(2.0,), voi_lut=table(10, 8, 0, 100, 255), single_frame=True
-        )
+        facts = attrs.evolve(DEEP, window_centers=(1.0,), window_widths=(2.0,), voi_lut=table(10, 8, 0, 100, 255))
         pixels = row(0, 10, 11, 12, 4000)
         self.assertEqual(to_display(pixels, facts).tolist(), [[0, 0, 100, 255, 255]])
         self.assertEqual(
@@ -131,13 +139,57 @@ class OrderTests(SynchronousTestCase):
         shown = to_display(row(0, 1, 2, 3, 9), facts, Window(1000.0, 1.0))
         self.assertEqual(shown.tolist(), [[0, 0, 255, 255, 255]])
 
+    def test_modality_table_alone(self) -> None:
+        """A modality LUT that fills less than its depth is shown from its smallest to its largest value."""
+        facts = attrs.evolve(DEEP, modality_lut=table(0, 16, 100, 200, 300))
+        self.assertEqual(to_display(row(0, 1, 2), facts).tolist(), [[0, 128, 255]])
+
+    def test_floating(self) -> None:
+        """Floating-point values span black to white, what is no number left out."""
+        facts = PixelFacts(1, 4, bits_allocated=32, bits_stored=32, high_bit=31, floating=True)
+        pixels = row(0.5, 1.0, 1.5, numpy.nan, dtype="f4")
+        self.assertEqual(to_display(pixels, facts).tolist(), [[0, 128, 255, 0]])
+
+    def test_narrow_window(self) -> None:
+        """A linear window less than 1 wide, which only values that are no integers can need, is taken exactly."""
+        facts = attrs.evolve(DEEP, rescale_slope=0.001, window_centers=(0.5,), window_widths=(0.5,))
+        self.assertEqual(to_display(row(0, 250, 500, 750), facts).tolist(), [[0, 0, 128, 255]])
+
+    def test_shown_as_stored(self) -> None:
+        """Gray of 8 bits is shown as it is stored where nothing, or a window of just that width, applies to it."""
+        plain = PixelFacts(1, 1)
+        full = {"window_centers": (128.0,), "window_widths": (256.0,)}
+        for same in ({}, full, {"rescale_slope": 2.0, "rescale_intercept": -5.0}):
+            self.assertTrue(shown_as_stored(attrs.evolve(plain, **same)), same)
+        for other in (
+            {**full, "window_widths": (200.0,)},
+            {"rescale_slope": -1.0},
+            {"rescale_slope": 2.0, **full},
+            {"voi_lut": table(0, 8, 0, 255)},
+            {"modality_lut": table(0, 8, 0, 255)},
+            {"inverse": True},
+            {"photometric_interpretation": "MONOCHROME1"},
+            {"photometric_interpretation": "PALETTE COLOR"},
+            {"pixel_representation": 1},
+            {"bits_stored": 7, "high_bit": 6},
+            {"bits_allocated": 16, "bits_stored": 8},
+        ):
+            self.assertFalse(shown_as_stored(attrs.evolve(plain, **other)), other)
+
+    def test_stored_values(self) -> None:
+        """Gray of 8 bits that is a frame, and no rendered picture, keeps its values."""
+        facts = PixelFacts(1, 2, photometric_interpretation="MONOCHROME1", window_centers=(9.0,), window_widths=(2.0,))
+        self.assertEqual(to_display(row(3, 250, dtype="u1"), facts, stored_values=True).tolist(), [[3, 250]])
+
     def test_inverted(self) -> None:
-        """MONOCHROME1 is white where it is low, at every depth and with a window."""
+        """MONOCHROME1, or a shape of INVERSE, is white where it is low, at every depth and with a window."""
         low = attrs.evolve(DEEP, photometric_interpretation="MONOCHROME1")
         self.assertEqual(to_display(row(0, 4095), low).tolist(), [[255, 0]])
         self.assertEqual(to_display(row(0, 4095), low, Window(100.0, 10.0)).tolist(), [[255, 0]])
-        byte = PixelFacts(1, 2, photometric_interpretation="MONOCHROME1")
-        self.assertEqual(to_display(row(0, 250, dtype="u1"), byte).tolist(), [[255, 5]])
+        for byte in ({"photometric_interpretation": "MONOCHROME1"}, {"inverse": True}):
+            self.assertEqual(to_display(row(0, 250, dtype="u1"), PixelFacts(1, 2, **byte)).tolist(), [[255, 5]])
+        both = attrs.evolve(low, inverse=True)  # as digital X-ray has it (PS3.3 section C.8.11.3.1.2)
+        self.assertEqual(to_display(row(0, 4095), both).tolist(), [[255, 0]])
 
     def test_bits(self) -> None:
         """One bit is black or white; 32 bits are windowed without a table."""

@@ -77,7 +77,10 @@ class HotProxy:
         self, test: SynchronousTestCase, hot: int, clock: Optional[_NoReactor] = None, **settings: Any
     ) -> None:
         self.clock = clock or _NoReactor()
-        self.store = MemoryStore(metadata_value=InstanceMetadata(100, 256, 256, transfer_syntax=JPEG))
+        metadata = InstanceMetadata(
+            100, 256, 256, samples_per_pixel=3, photometric_interpretation="YBR_FULL_422", transfer_syntax=JPEG
+        )
+        self.store = MemoryStore(metadata_value=metadata)
         test.patch(rooms, "open_origin", lambda *_arguments: self.store)
         self._log = _Lines()
         given = {

@@ -40,6 +40,12 @@ class StoredTests(RenderedCase):
         self.assertEqual(store.lines("/rendered"), [])
         self.assertEqual((await client.frames(self.slide.resource, [1])).headers["cache-status"], HIT)
 
+    async def test_gray_jpeg(self) -> None:
+        """What is gray is the origin's to make: it may have a window, which is not known here."""
+        store, client = await self.started("jpeg-gray")
+        await client.get(self.path, {"Accept": "image/jpeg"})
+        self.assertEqual(store.lines("/rendered"), [f"GET {self.path}"])
+
     async def test_other_pictures_of_jpeg(self) -> None:
         """PNG, or a picture with parameters, is the origin's to make; so is what we have not heard of."""
         store, client = await self.started("jpeg")

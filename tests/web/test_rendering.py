@@ -13,8 +13,11 @@ import imagecodecs
 import numpy
 import pydicom
 from PIL import Image, ImageCms
+from pydicom import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import LogEvent, globalLogPublisher
 
 from tests.clients import Client
 from tests.imaging.test_decode import TEST_FILES
@@ -23,9 +26,11 @@ from tests.slides import Made, loop, slide
 from tests.stores import faults
 from tests.waiting import wait_until
 from tests.web.support import ALICE, ProxyCase, RunningProxy, token
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.digest import content_digest
 from twistedproxy.imaging.colour import convert_colours
 from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.making import range_sample
 from twistedproxy.imaging.profiles import OwnProfiles
 from twistedproxy.settings import Mount
 from twistedproxy.web.conditional import entity_tag
@@ -64,6 +69,11 @@ class RenderingCase(ProxyCase):
         """A client of a proxy in front of a store that holds *made*."""
         self.proxied, self.behind = await self._start(made, settings)
         return self.proxied.client(ALICE)
+
+    def _folder(self) -> Path:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        return folder
 
     async def _start(self, made: Made, settings: dict[str, Any]) -> tuple[RunningProxy, Any]:
         from tests.stores.dialects import STANDARD
@@ -145,6 +155,44 @@ class FormTests(RenderingCase):
         for query in ("", "?quality=20", "?iccprofile=no&downsample=1"):
             answer = await client.get(f"/{made.resource}/frames/2/rendered{query}")
             self.assertEqual((answer.status, answer.body), (200, made.stored_frames()[1]))
+
+    async def test_gray_through_its_window(self) -> None:
+        """A stored JPEG of gray is sent as it is only where its values are shown as they are; frames always are."""
+        window = {"WindowCenter": "90", "WindowWidth": "60"}
+        table = Dataset()
+        table.LUTDescriptor, table.LUTData = [256, 0, 8], bytes(range(255, -1, -1))
+        table["LUTData"].VR = "OW"
+        for extra, look in (
+            ({}, None),
+            ({"WindowCenter": "128", "WindowWidth": "256"}, None),
+            (window, lambda values: (values - 89.5) / 59 * 255 + 127.5),
+            ({"VOILUTSequence": [table]}, lambda values: 255 - values),
+            ({"RescaleSlope": "-1"}, lambda values: 255 - values),
+            ({"PresentationLUTShape": "INVERSE"}, lambda values: 255 - values),
+            ({"PhotometricInterpretation": "MONOCHROME1"}, lambda values: 255 - values),
+        ):
+            made = loop(self.mktemp(), 2, 64, 64, "jpeg-gray", extra=extra)
+            client = await self.shown(made)
+            stored = made.stored_frames()[0]
+            values = pixels(stored)
+            expected = values if look is None else numpy.clip(numpy.rint(look(values)), 0, 255)
+            for path in ("frames/1/rendered", "rendered", "thumbnail"):
+                for accept in ("*/*", "image/jxl"):
+                    answer = await client.get(f"/{made.resource}/{path}?quality=100", {"Accept": accept})
+                    shown = pixels(answer.body) if accept == "*/*" else imagecodecs.jpegxl_decode(answer.body)
+                    off = numpy.abs(shown.astype(int).reshape(64, 64) - expected).max()
+                    self.assertLessEqual(off, 6, (extra, path, accept))
+                    if look is None and path != "thumbnail" and accept == "*/*":
+                        self.assertEqual(answer.body, stored, (extra, path))
+            jxl = 'multipart/related; type="image/jxl"'
+            for accept in ("*/*", jxl):
+                (frame,) = (await client.frames(made.resource, [1], accept)).frames()
+                came = bytes(imagecodecs.jpegxl_decode_jpeg(frame, numthreads=1)) if accept == jxl else frame
+                self.assertEqual(came.rstrip(b"\0"), stored.rstrip(b"\0"), (extra, accept))  # less a pad byte
+            answer = await client.get(f"/{made.resource}/frames/1?downsample=2", {"Accept": NATIVE})
+            virtual = numpy.frombuffer(answer.frames()[0], numpy.uint8).reshape(32, 32)
+            halved = numpy.asarray(Image.fromarray(values.astype(numpy.uint8)).reduce(2)).astype(int)
+            self.assertLess(numpy.abs(virtual - halved).mean(), 2, extra)
 
     async def test_jpeg_xl_without_loss(self) -> None:
         """A stored JPEG becomes JPEG XL from which the very JPEG comes back."""
@@ -291,11 +339,6 @@ class DownsampleTests(RenderingCase):
         self.assertEqual((answer.headers["content-type"], opened(answer.body).size), ("image/jpeg", (64, 64)))
         shrunk = Image.fromarray(matrix(made)).reduce(2).crop((64, 64, 128, 128))
         self.assertLess(numpy.abs(pixels(answer.body) - numpy.asarray(shrunk).astype(int)).mean(), 6)
-
-    def _folder(self) -> Path:
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir()
-        return folder
 
     async def test_search(self) -> None:
         """A search for instances tells sizes of virtual ones, also where it did not ask for what tells them."""
@@ -597,6 +640,20 @@ class ColourTests(RenderingCase):
         answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 
+    async def test_palette(self) -> None:
+        """Values that stand for colours are looked up before they are averaged, also where the decoder could do that."""
+        colours = numpy.random.default_rng(1).integers(0, 256, (3, 256), numpy.uint8)
+        extra: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+        for name, table in zip(("Red", "Green", "Blue"), colours):
+            extra[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+            extra[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+        made = loop(self.mktemp(), 1, 64, 64, "jpeg-gray", extra=extra)
+        client = await self.shown(made)
+        shown = Image.fromarray(colours.T[pixels(made.stored_frames()[0])])
+        for path, expected in (("rendered", shown), ("rendered?downsample=4", shown.reduce(4))):
+            answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - numpy.asarray(expected).astype(int)).max(), 1, path)
+
     async def test_deep_gray(self) -> None:
         """Gray of 16 bits is shown through the window that is asked for."""
         made = slide(self.mktemp(), 1, 1, 64, "raw-16")
@@ -608,6 +665,50 @@ class ColourTests(RenderingCase):
         self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
         refused = await client.get(f"/{made.resource}/frames/1?downsample=2")
         self.assertEqual((refused.status, "rendered" in refused.json()["detail"]), (400, True))
+
+    async def test_deep_gray_without_a_window(self) -> None:
+        """Deep gray that says nothing of windows is never nearly black. Each frame of a loop has its own range; all tiles
+        of a slide have one, as far as some of them tell, and every picture of a frame is the same."""
+        made = loop(self.mktemp(), 3, 64, 64, "raw-16")
+        client = await self.shown(made)
+        stored = [numpy.frombuffer(data, "<u2").reshape(64, 64) >> 6 for data in made.stored_frames()]
+        self.behind.instances[made.sop].frames[:] = [(values >> n).tobytes() for n, values in enumerate(stored)]
+        for n, values in enumerate(stored):
+            values = (values >> n).astype(float)
+            expected = (values - values.min()) / (values.max() - values.min()) * 255
+            answer = await client.get(f"/{made.resource}/frames/{n + 1}/rendered", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
+        made = slide(self.mktemp(), 3, 4, 64, "raw-16")
+        client = await self.shown(made)
+        tiles = [numpy.frombuffer(data, "<u2").reshape(64, 64) >> 6 for data in made.stored_frames()]
+        self.behind.instances[made.sop].frames[:] = [values.tobytes() for values in tiles]
+        sample = [tiles[number - 1] for number in range_sample(InstanceMetadata(12, 64, 64, 192, 256), 5)]
+        low, high = min(map(numpy.min, sample)), max(map(numpy.max, sample))
+        expected = [numpy.clip((values.astype(float) - low) / (high - low), 0, 1) * 255 for values in tiles]
+        whole = numpy.concatenate([numpy.concatenate(expected[at : at + 4], axis=1) for at in (0, 4, 8)])
+        answer = await client.get(f"/{made.resource}/rendered", {"Accept": "image/png"})
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - whole).max(), 1)
+        for number in (1, 7):
+            answer = await client.get(f"/{made.resource}/frames/{number}/rendered", {"Accept": "image/png"})
+            self.assertLessEqual(numpy.abs(pixels(answer.body) - expected[number - 1]).max(), 1)
+
+    async def test_range_of_what_is_shrunk(self) -> None:
+        """A small picture of deep gray is as bright as the whole, also where the decoder leaves out what is brightest."""
+        folder = self._folder()
+        made = loop(folder / "image.dcm", 1, 256, 320, "raw-16")
+        dataset = pydicom.dcmread(made.path)
+        values = numpy.add.outer(numpy.arange(256), numpy.arange(320)).astype(numpy.uint16)
+        values[101, 77] = 2000
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        dataset.PixelData = encapsulate([bytes(imagecodecs.jpeg2k_encode(values, reversible=True, codecformat="j2k"))])
+        dataset.save_as(made.path)
+        client = (await self.proxy(origin=(Mount("/dicomweb", f"file:{folder}"),), render_workers=1)).client()
+        whole = numpy.rint(values / 2000 * 255)
+        answer = await client.get(f"/{made.resource}/rendered", {"Accept": "image/png"})
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - whole).max(), 1)
+        answer = await client.get(f"/{made.resource}/thumbnail?viewport=40,40", {"Accept": "image/png"})
+        small = numpy.asarray(Image.fromarray(whole.astype(numpy.uint8)).reduce(8)).astype(int)
+        self.assertLessEqual(numpy.abs(pixels(answer.body) - small).max(), 3)
 
 
 class FailureTests(RenderingCase):
@@ -625,6 +726,44 @@ class FailureTests(RenderingCase):
         pids = self.proxied.rooms.imaging.pool.pids
         self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
         self.assertEqual(self.proxied.rooms.imaging.pool.pids, pids)
+
+    async def test_frames_that_cannot_be_drawn(self) -> None:
+        """An empty or broken frame leaves its place in a larger picture white; alone it is a 502, also as it is stored."""
+        for encoding, broken in (
+            ("jpeg", b""),
+            ("jpeg", b"\xff\xd8\xff\xdb no JPEG"),
+            ("jpeg-gray", b""),
+            ("rle", b""),
+        ):
+            folder = self._folder()
+            made = slide(folder / "level.dcm", 1, 3, 64, encoding)
+            dataset = pydicom.dcmread(made.path)
+            items = (b"", *made.stored_frames()[:2], broken)
+            dataset.PixelData = b"".join(b"\xfe\xff\0\xe0" + len(one).to_bytes(4, "little") + one for one in items)
+            dataset.save_as(made.path)
+            origin = (Mount("/dicomweb", f"file:{folder}"),)
+            client = (await self.proxy(origin=origin, render_workers=1)).client()
+            events: list[LogEvent] = []
+            globalLogPublisher.addObserver(events.append)
+            self.addCleanup(globalLogPublisher.removeObserver, events.append)
+            for path, side in (("rendered", 64), ("rendered?downsample=2", 32), ("thumbnail", 64)):
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 200, (encoding, path, answer.body[:200]))
+                shown = pixels(answer.body)
+                self.assertTrue((shown[:, 2 * side :] == 255).all(), path)
+                self.assertLess(shown[:, : 2 * side].mean(), 250, path)
+            logged = [event for event in events if event.get("event") == "frames_left_empty"]
+            self.assertEqual([event["instance"] for event in logged], [made.resource] * 3)
+            for path in ("frames/2/rendered?downsample=2", "rendered?viewport=9,9,128,0,64,64"):  # parts of the whole
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 502 if broken else 200, path)
+            for path in ("frames/3/rendered", "frames/3/rendered?viewport=30,30", "frames/3/thumbnail"):
+                answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
+                self.assertEqual(answer.status, 502, path)
+                if not broken:
+                    answer = await client.get(f"/{made.resource}/{path}")
+                    self.assertEqual((answer.status, "empty" in answer.json()["detail"]), (502, True), path)
+            self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
 
     async def test_killed_child(self) -> None:
         """A child that dies in the middle of a picture fails that one with a 502; the next picture is made by another."""

@@ -3,7 +3,7 @@
 Rules that this file keeps:
 
 - The JSON is read as it comes and dropped: 100 MB of per-frame functional groups leave nothing behind.
-- What is missing has a default; what is there and makes no sense is `BadMetadata`, never a guess.
+- What is missing has a default; what is there and makes no sense is `BadMetadata`, never a guess, if frames depend on it.
 """
 
 from __future__ import annotations
@@ -167,6 +167,8 @@ FIELDS = {
     "00480007": "total_rows",
 }
 TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
+_FOR_PICTURES_ONLY = frozenset(("00280006", "00280101", "00280102", "00280103"))
+"""What frames do not depend on: what makes no sense counts as missing."""
 _OPTICAL_PATHS = "00480105"
 _ICC_PROFILE = "00282000"
 _ELEMENT_VALUES = frozenset(("Value", "InlineBinary", "BulkDataURI"))
@@ -180,8 +182,16 @@ def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMet
         if tag in TRANSFER_SYNTAX_TAGS or value in ("", None):
             continue
         name = FIELDS[tag]
-        facts[name] = _integer(tag, value) if int in FIELD_TYPES[name] else _text(tag, value)
+        try:
+            facts[name] = _integer(tag, value) if int in FIELD_TYPES[name] else _text(tag, value)
+        except BadMetadata:
+            if tag not in _FOR_PICTURES_ONLY:
+                raise
     facts["frames"] = max(facts["frames"], 1)
+    allocated, stored = facts.get("bits_allocated", 8), facts.get("bits_stored", 0)
+    facts["bits_stored"] = stored if 0 < stored <= allocated else allocated
+    if not facts["bits_stored"] <= facts.get("high_bit", -1) + 1 <= allocated:
+        facts["high_bit"] = max(0, facts["bits_stored"] - 1)
     for tag in TRANSFER_SYNTAX_TAGS:
         if values.get(tag):
             facts["transfer_syntax"] = _text(tag, values[tag])

@@ -3,7 +3,7 @@
 Rules that this file keeps:
 
 - The header is checked against the instance before a codec sees the data: what is allocated is bounded by the facts.
-- A codestream's end must be there: libjpeg fills what is missing with gray and says nothing.
+- A codestream's end must be there: libjpeg fills what is missing with gray and says nothing. What follows it is let pass.
 - One thread per decode: how many run at once is decided elsewhere.
 - The result is (rows, columns) or (rows, columns, samples), colours as RGB wherever the codestream says how.
 """
@@ -25,7 +25,7 @@ from twistedproxy.imaging.ybr import FULL, ybr_to_rgb
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 
-_TAIL = 64  # bytes of padding after the end that are let pass
+_START_OF_SCAN, _START_OF_DATA = b"\xff\xda", b"\xff\x93"  # T.81 table B.1, T.800 table A.2
 _SCALES = (1, 2, 4, 8)
 _ROOM = bytes(64)  # CharLS 2.4 takes 3-10 s to refuse a codestream that ends inside its pixels
 
@@ -36,7 +36,7 @@ def decode_jpeg(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     _agree(header, facts)
     ybr = header.components == 3 and _is_ybr(header, facts)
     libjpeg_agrees = header.components == 1 or ybr or (header.adobe and header.color_transform is False)
-    if not _ends(data):
+    if not _ends(data, _START_OF_SCAN):
         raise BadImage("a JPEG without its end")
     if scale > 1 and header.levels and libjpeg_agrees:
         return _draft(data, facts, scale)
@@ -71,11 +71,16 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     data = jpeg2000_codestream(data)
     header = jpeg2000_header(data)
     _agree(header, facts)
-    if not _ends(data):
+    if not _ends(data, _START_OF_DATA):
         raise BadImage("a JPEG 2000 codestream without its end")
     skipped = min(_SCALES.index(scale), header.levels)
-    if skipped and header.precision == 8 and not header.signed:
-        array = _reduced(data, skipped)
+    if header.subsampled:  # luminance and chrominance, then, whatever the instance says
+        if header.precision != 8 or header.signed:
+            raise BadImage(f"JPEG 2000 with fewer pixels of chrominance, of {header.precision} bits")
+        return _reduced(data, header, skipped)
+    shallow = header.precision <= 16 if header.components == 1 else header.precision == 8 and not header.signed
+    if skipped and shallow:  # what Pillow holds
+        array = _reduced(data, header, skipped)
     else:
         array = imagecodecs.jpeg2k_decode(data, numthreads=1)
     if header.components == 3 and not header.color_transform and facts.photometric_interpretation in FULL:
@@ -85,14 +90,39 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     return signed(array, header.precision, facts)
 
 
-def _reduced(data: bytes, skipped: int) -> Pixels:
+def _reduced(data: bytes, header: Header, skipped: int) -> Pixels:
     """Pillow, since imagecodecs does not reach OpenJPEG's reduction. Unlike imagecodecs it holds the GIL meanwhile."""
+    scale = 1 << skipped
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG2000",)) as picture:
             picture.reduce = skipped  # type: ignore[assignment,method-assign]
-            return numpy.asarray(picture)
-    except OSError:  # some that are whole it cannot reduce: one of GDCM's, of pydicom's test files
+            # Pillow (13.0) rounds to the nearest where the standard rounds up, and then finds too many pixels
+            width, height = picture.size
+            picture._size = (-(-width // scale) * scale, -(-height // scale) * scale)
+            array = numpy.asarray(picture)
+    except OSError:  # as of an image that does not begin at the origin of its grid
+        if header.subsampled:
+            raise
         return imagecodecs.jpeg2k_decode(data, numthreads=1)
+    if skipped:
+        array = _centered(array, scale)
+    if header.components > 1:
+        return array
+    # Pillow fills bytes or words from the top, and makes what is signed positive
+    values = numpy.right_shift(array, 8 * array.dtype.itemsize - header.precision)
+    if not header.signed:
+        return values
+    return (values.astype(numpy.int32) - (1 << header.precision - 1)).astype(f"i{array.dtype.itemsize}")
+
+
+def _centered(array: Pixels, scale: int) -> Pixels:
+    """A resolution of a wavelet as averages would lie: a pixel of it stands for the first of *scale* pixels each way, not
+    for their middle. It comes close to averages thereby, too."""
+    share = (1 - 1 / scale) / 2
+    values = array.astype(numpy.float32)
+    values[:-1] += share * (values[1:] - values[:-1])
+    values[:, :-1] += share * (values[:, 1:] - values[:, :-1])
+    return numpy.rint(values).astype(array.dtype)
 
 
 def decode_jpegls(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
@@ -129,8 +159,9 @@ def signed(array: Pixels, bits: int, facts: PixelFacts) -> Pixels:
     return numpy.right_shift(numpy.left_shift(array, room).view(kind), room)
 
 
-def _ends(data: bytes) -> bool:
-    return data.rfind(END_OF_IMAGE, max(0, len(data) - _TAIL)) >= 0
+def _ends(data: bytes, pixels: bytes) -> bool:
+    """Whether the end marker follows the last *pixels* marker. Neither occurs in what is coded; any bytes may follow."""
+    return data.rfind(END_OF_IMAGE) > data.rfind(pixels)
 
 
 def _agree(header: Header, facts: PixelFacts) -> None:

@@ -116,6 +116,11 @@ class Cut:
         return self.rows * self.columns
 
     @property
+    def is_of_one_frame(self) -> bool:
+        """Whether the source is one stored frame."""
+        return self.vertical.source <= self.frame_rows and self.horizontal.source <= self.frame_columns
+
+    @property
     def is_whole_frame(self) -> bool:
         """Whether the picture is one stored frame as it is."""
         return all(
@@ -187,19 +192,21 @@ def _zoomed(axis: Axis, start: float, size: float, count: int, flip: bool) -> Ax
     return Axis(axis.source, count, begin, axis.step * (size / count), flip, low, high)
 
 
-def decoder_scale(cut: Cut, any_step: bool = False, largest: int = 8) -> int:
+def decoder_scale(cut: Cut, any_step: bool = False, averages: bool = True, largest: int = 8) -> int:
     """By how much a decoder that averages by itself may shrink each frame; 1 where it should not.
 
-    The largest power of two that divides the frames' sizes and both ways of shrinking: what is left is a whole step,
-    but for what int() cut off the last pixel. *any_step*: or leaves at least `LEFT_TO_FILTER` for the filter, where
-    the picture is to be looked at, not put together with others.
+    The largest power of two that divides the sizes of frames that must meet, and both ways of shrinking: what is left is a
+    whole step, but for what int() cut off the last pixel. *any_step*: or leaves at least `LEFT_TO_FILTER` for the filter,
+    where the picture is to be looked at, not put together with others. *averages*: whether what the decoder does is that;
+    of what only comes close to it, a wavelet, that much is left to the filter always.
     """
     scale = largest
     while scale > 1:
         if all(
-            size % scale == 0
+            (size % scale == 0 or axis.source <= size)
             and axis.may_scale(scale)
-            and (_is_multiple(axis, scale) or (any_step and axis.step / scale >= LEFT_TO_FILTER))
+            and (_is_multiple(axis, scale) or any_step)
+            and (axis.step / scale >= LEFT_TO_FILTER or (averages and _is_multiple(axis, scale)))
             for axis, size in ((cut.vertical, cut.frame_rows), (cut.horizontal, cut.frame_columns))
         ):
             return scale

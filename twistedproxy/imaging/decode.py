@@ -43,6 +43,8 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
     if scale not in SCALES:
         raise ValueError(f"no scale of {scale}")
     _check(facts, max_pixels)
+    if not data:
+        raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
         raise NotDecodable("XYB is a way of JPEG XL's to tell colours, and of nothing else")
     decoder = _DECODERS.get(transfer_syntax)
@@ -77,7 +79,8 @@ def _check(facts: PixelFacts, max_pixels: int) -> None:
         kind not in _COLOURS | MONOCHROME | {"PALETTE COLOR"}
     ):
         raise NotDecodable(f"{facts.samples_per_pixel} samples of {kind} cannot be shown")
-    if facts.bits_allocated not in (1, 8, 16, 32) or not (
+    depths = (32, 64) if facts.floating else (1, 8, 16, 32)
+    if facts.bits_allocated not in depths or not (
         0 < facts.bits_stored <= facts.bits_allocated
         and facts.bits_stored <= facts.high_bit + 1 <= facts.bits_allocated
     ):
@@ -90,7 +93,8 @@ def _conformed(array: Pixels, facts: PixelFacts, scale: int) -> Pixels:
         array = array[:, :, 0]
     samples = () if facts.samples_per_pixel == 1 else (facts.samples_per_pixel,)
     sizes = [reduced(facts, smaller) for smaller in SCALES if smaller <= scale]
-    if array.shape[:2] not in sizes or array.shape[2:] != samples or array.dtype.kind not in "iu":
+    kinds = "f" if facts.floating else "iu"
+    if array.shape[:2] not in sizes or array.shape[2:] != samples or array.dtype.kind not in kinds:
         raise BadImage(f"a frame decoded to {array.shape} of {array.dtype}")
     if array.dtype.itemsize > facts.dtype.itemsize:
         raise BadImage(f"a frame of {array.dtype} in an instance of {facts.dtype}")
@@ -103,12 +107,19 @@ def _native(data: bytes, facts: PixelFacts, scale: int, order: str = "<") -> Pix
     count = rows * columns * facts.samples_per_pixel
     if facts.bits_allocated == 1:
         return _bits(data, facts)
-    halved = facts.photometric_interpretation in SUBSAMPLED
+    # The length tells: machines and stores leave the photometric interpretation of what was compressed.
+    whole = count * facts.bits_allocated // 8
+    halved = facts.photometric_interpretation in SUBSAMPLED and len(data) < whole
     if halved:
         count = rows * columns * 2
+        if len(data) > count * facts.bits_allocated // 8 + 1:
+            raise BadImage(f"a frame of {len(data)} bytes: {whole * 2 // 3} or {whole} are right")
     if facts.photometric_interpretation == "YBR_PARTIAL_420" or (halved and columns % 2):
         raise NotDecodable(f"native {facts.photometric_interpretation} of {columns} columns cannot be shown")
-    values = numpy.frombuffer(_enough(data, count * facts.bits_allocated // 8), f"{order}u{facts.dtype.itemsize}")
+    bare = _enough(data, count * facts.bits_allocated // 8)
+    if facts.floating:
+        return numpy.frombuffer(bare, f"{order}f{facts.dtype.itemsize}").reshape(rows, columns)
+    values = numpy.frombuffer(bare, f"{order}u{facts.dtype.itemsize}")
     values = _significant(values.astype(values.dtype.newbyteorder("="), copy=False), facts)
     if facts.samples_per_pixel == 1:
         return values.reshape(rows, columns)
@@ -163,6 +174,7 @@ def _deflated(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
 
 
 _RLE_HEADER = struct.Struct("<16I")
+_MORE = 128  # bytes behind the pixels, and an eighth of those: twice as many are another image's
 
 
 def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
@@ -187,8 +199,8 @@ def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
 
 
 def _unpacked(segment: bytes, size: int) -> Pixels:
-    """A PackBits segment's bytes; the room for a pad byte's worth of more is what bounds a run without end."""
-    unpacked = imagecodecs.packbits_decode(segment, out=size + 2)
+    """A PackBits segment's bytes. More of them than are needed are let pass, as in pydicom, but no runs without end."""
+    unpacked = imagecodecs.packbits_decode(segment, out=size + size // 8 + _MORE)
     if len(unpacked) < size:
         raise BadImage(f"an RLE segment of {len(unpacked)} bytes where {size} are needed")
     return numpy.frombuffer(unpacked, numpy.uint8)[:size]

@@ -22,7 +22,7 @@ _SHOWING = frozenset(("00289145", "00289132"))
 """Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
 _OF_A_PATH = frozenset(("00282000",))
 
-_TOP = frozenset(("00480006",))
+_TOP = frozenset(("00480006", "20500020"))
 _IMAGE_GROUP = "0028"
 
 MAX_OWN = 4096

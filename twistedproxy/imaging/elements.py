@@ -20,7 +20,7 @@ def read_items(keep: Callable[[dict[str, Any]], None], wanted: frozenset[str]) -
         event, _ = yield
         if event not in OPEN:
             continue
-        if key != "Value":
+        if key != "Value" or event != "start_array":
             yield from skip()
             continue
         while True:
@@ -31,6 +31,8 @@ def read_items(keep: Callable[[dict[str, Any]], None], wanted: frozenset[str]) -
                 item: dict[str, Any] = {}
                 yield from _read_item(item, wanted)
                 keep(item)
+            elif event in OPEN:
+                yield from skip()
 
 
 def _read_item(item: dict[str, Any], wanted: frozenset[str]) -> Events:

@@ -5,6 +5,8 @@ Rules that this file keeps:
 - A value is small enough to travel to a worker with every frame, and says nothing of the patient.
 - What a frame's functional groups say goes before what the shared ones say, and that before the top level
   (PS3.3 section C.7.6.16.1.1).
+- What cannot be read counts as absent, as in most viewers, and what this picture does not need is not read: a window of
+  NaN, a palette that a gray image has left over. Sizes, depth and colours must be there, and a modality LUT must be whole.
 - `from_bytes` trusts nobody: JSON and plain bytes, no pickle.
 """
 
@@ -18,12 +20,15 @@ from typing import Any, Self
 
 import attrs
 import numpy
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 
 from twistedproxy.imaging.errors import BadImage
 from twistedproxy.imaging.lookup import LookupTable, lut_item, palette_of
 
 MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
+WINDOW_FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
+LARGEST = 3.4e38
+"""No number that means something is larger: that of single precision. Their products are still numbers."""
 
 BulkReader = Callable[[str], bytes]
 """Gives the bytes behind a BulkDataURI."""
@@ -34,9 +39,10 @@ class PixelFacts:
     """The Image Pixel module (PS3.3 section C.7.6.3) of one instance, and how its values are to be shown.
 
     *window_centers* and *window_widths* are alternatives, the first one is the default. *voi_lut* goes before a
-    window. *padding*: first and last value of the range that stands for no data. *value_range*: Smallest and
-    Largest Image Pixel Value. *palette*: red, green, blue. *icc_profile* is that of the first optical path, or the
-    instance's; b"" for none. *single_frame*: whether there is one frame and no matrix that it is a tile of.
+    window. *inverse*: the Presentation LUT Shape. *padding*: first and last value of the range that stands
+    for no data. *value_range*: Smallest and Largest Image Pixel Value. *palette*: red, green, blue. *icc_profile* is that
+    of the first optical path, or the instance's; b"" for none. *tiled*: whether frames are tiles of one picture.
+    *floating*: whether values are floating-point numbers (PS3.3 section C.7.6.24).
     """
 
     rows: int
@@ -56,10 +62,12 @@ class PixelFacts:
     voi_lut_function: str = "LINEAR"
     voi_lut: LookupTable | None = None
     padding: tuple[int, int] | None = None
-    value_range: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
     palette: tuple[LookupTable, LookupTable, LookupTable] | None = None
     icc_profile: bytes = attrs.field(default=b"", repr=False)
-    single_frame: bool = False
+    tiled: bool = False
+    inverse: bool = False
+    floating: bool = False
 
     @property
     def signed(self) -> bool:
@@ -70,7 +78,19 @@ class PixelFacts:
     def dtype(self) -> numpy.dtype[Any]:
         """Of one stored value, in the machine's byte order; one-bit values take a byte each."""
         size = max(8, self.bits_allocated) // 8
-        return numpy.dtype(f"{'i' if self.signed else 'u'}{size}")
+        return numpy.dtype(f"{'f' if self.floating else 'i' if self.signed else 'u'}{size}")
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the lowest value is shown white (PS3.3 sections C.7.6.3.1.2 and C.11.6)."""
+        return self.inverse or self.photometric_interpretation == "MONOCHROME1"
+
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """The smallest and the largest value that the stored bits can hold."""
+        if self.signed:
+            return -(1 << self.bits_stored - 1), (1 << self.bits_stored - 1) - 1
+        return 0, (1 << self.bits_stored) - 1
 
     def to_bytes(self) -> bytes:
         """A compact form; `from_bytes` reads it."""
@@ -100,32 +120,62 @@ class PixelFacts:
         *bulk* reads values that stand elsewhere (ICC profile, tables); without it they are left out. It may block.
         Raises BadImage, and what *bulk* raises.
         """
-        wanted = _only_frame({tag: instance[tag] for tag in _WANTED if tag in instance}, frame)
-
-        def read(tag: str, vr: str, uri: str) -> bytes:
-            return bulk(uri) if bulk is not None and uri else b""
-
-        try:
-            dataset = Dataset.from_json(wanted, read)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadImage(f"the instance's metadata is no DICOM JSON: {error}") from error
-        return cls.from_dataset(dataset, 1)
+        tables = _PALETTE if _text_of(instance, "00280004") == "PALETTE COLOR" else frozenset()
+        wanted = _only_frame({tag: instance[tag] for tag in _WANTED | tables if tag in instance}, frame)
+        return cls.from_dataset(_dataset(wanted, bulk), 1)
 
 
 _SHARED, _PER_FRAME, _OPTICAL_PATHS = "52009229", "52009230", "00480105"
 _WANTED = frozenset(
     f"0028{element}"
     for element in "0002 0004 0006 0008 0010 0011 0100 0101 0102 0103 0106 0107 0120 0121 1050 1051 1052 1053 1056 "
-    "1101 1102 1103 1201 1202 1203 1221 1222 1223 2000 3000 3010".split()
-) | {_SHARED, _PER_FRAME, _OPTICAL_PATHS, "00480006"}
+    "2000 3000 3010".split()
+) | {_SHARED, _PER_FRAME, _OPTICAL_PATHS, "00480006", "20500020"}
+_PALETTE = frozenset(f"0028{element}" for element in "1101 1102 1103 1201 1202 1203 1221 1222 1223".split())
+_SEQUENCES = frozenset((_SHARED, _PER_FRAME, _OPTICAL_PATHS, "00283000", "00283010", "00289132", "00289145"))
 
 
 def _only_frame(instance: dict[str, Any], frame: int) -> dict[str, Any]:
     """Of the functional groups of up to 100,000 frames those of one: the rest costs more than all else here."""
-    groups = instance.get(_PER_FRAME, {}).get("Value", ())
-    if groups:
-        instance[_PER_FRAME] = {"vr": "SQ", "Value": groups[frame - 1 : frame]}
+    groups = instance.get(_PER_FRAME)
+    if isinstance(groups, Mapping):
+        instance[_PER_FRAME] = {"vr": "SQ", "Value": _list(groups.get("Value"))[frame - 1 : frame]}
     return instance
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dataset(elements: Mapping[str, Any], bulk: BulkReader | None) -> Dataset:
+    """A data set of DICOM JSON, values as they are: numbers may be texts, and any may be null. What has no such form is
+    left out; pydicom's own reader refuses the whole."""
+    dataset = Dataset()
+    for tag, element in elements.items():
+        if isinstance(element, Mapping) and (value := _element_value(tag, element, bulk)) is not None:
+            dataset[tag] = DataElement(tag, "LO", value, already_converted=True)
+    return dataset
+
+
+def _element_value(tag: str, element: Mapping[str, Any], bulk: BulkReader | None) -> Any:
+    values, inline, uri = (element.get(key) for key in ("Value", "InlineBinary", "BulkDataURI"))
+    if tag in _SEQUENCES:
+        return [_dataset(item, bulk) for item in _list(values) if isinstance(item, Mapping)]
+    if isinstance(values, list):
+        split = [part for value in values for part in (value.split("\\") if isinstance(value, str) else [value])]
+        return split[0] if len(split) == 1 else split
+    if isinstance(inline, str):
+        try:
+            return base64.b64decode(inline)
+        except ValueError:
+            return None
+    return bulk(uri) if bulk is not None and uri and isinstance(uri, str) else None
+
+
+def _text_of(instance: Mapping[str, Any], tag: str) -> str:
+    element = instance.get(tag)
+    value = _element_value(tag, element, None) if isinstance(element, Mapping) else None
+    return value.strip().upper() if isinstance(value, str) else ""
 
 
 def _text(value: object) -> str:
@@ -166,67 +216,156 @@ def _macro(dataset: Dataset, frame: int, sequence: str) -> Dataset:
 
 
 def _facts(dataset: Dataset, frame: int) -> dict[str, Any]:
-    bits_stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
     little = dataset.original_encoding[1] is not False
     transformation = _macro(dataset, frame, "PixelValueTransformationSequence")
     window = _macro(dataset, frame, "FrameVOILUTSequence")
-    centers, widths = _numbers(window, "WindowCenter"), _numbers(window, "WindowWidth")
-    modality, voi = _items(dataset, "ModalityLUTSequence"), _items(window, "VOILUTSequence")
-    high_bit = dataset.get("HighBit")
-    return {
-        "rows": int(dataset.Rows),
-        "columns": int(dataset.Columns),
-        "samples_per_pixel": int(dataset.get("SamplesPerPixel") or 1),
-        "bits_allocated": int(dataset.BitsAllocated),
+    bits_allocated = _count(dataset, "BitsAllocated")
+    bits_told = _integer(dataset, "BitsStored")
+    bits_stored = bits_told if bits_told and 0 < bits_told <= bits_allocated else bits_allocated
+    high_bit = _integer(dataset, "HighBit")
+    samples = _integer(dataset, "SamplesPerPixel") or 1
+    representation = _integer(dataset, "PixelRepresentation")
+    signed = representation == 1
+    slope, intercept = _number(transformation, "RescaleSlope", 1.0), _number(transformation, "RescaleIntercept", 0.0)
+    modality = _items(dataset, "ModalityLUTSequence")
+    windows = _windows(window)
+    photometric_interpretation = str(dataset.PhotometricInterpretation).strip().upper()
+    facts: dict[str, Any] = {
+        "rows": _count(dataset, "Rows"),
+        "columns": _count(dataset, "Columns"),
+        "samples_per_pixel": samples,
+        "bits_allocated": bits_allocated,
         "bits_stored": bits_stored,
-        "high_bit": bits_stored - 1 if high_bit is None else int(high_bit),
-        "pixel_representation": int(dataset.get("PixelRepresentation") or 0),
-        "planar_configuration": int(dataset.get("PlanarConfiguration") or 0),
-        "photometric_interpretation": str(dataset.PhotometricInterpretation).strip().upper(),
-        "rescale_slope": _number(transformation, "RescaleSlope", 1.0),
-        "rescale_intercept": _number(transformation, "RescaleIntercept", 0.0),
-        "modality_lut": lut_item(modality[0], little) if modality else None,
-        "window_centers": centers[: len(widths)],
-        "window_widths": widths[: len(centers)],
-        "voi_lut_function": str(window.get("VOILUTFunction") or "LINEAR").strip().upper(),
-        "voi_lut": lut_item(voi[0], little) if voi else None,
-        "padding": _padding(dataset),
-        "value_range": _value_range(dataset),
-        "palette": palette_of(dataset, little),
+        "high_bit": high_bit if high_bit and bits_stored <= high_bit + 1 <= bits_allocated else bits_stored - 1,
+        "pixel_representation": int(signed),
+        "planar_configuration": _integer(dataset, "PlanarConfiguration") or 0,
+        "photometric_interpretation": photometric_interpretation,
+        "tiled": "TotalPixelMatrixColumns" in dataset,
+        # bits stored are for integers alone; the pixel data's tag would say it, too, but metadata leave that out
+        "floating": bits_told is None and representation is None and bits_allocated in (32, 64) and samples == 1,
         "icc_profile": _icc_profile(dataset),
-        "single_frame": int(dataset.get("NumberOfFrames") or 1) == 1 and "TotalPixelMatrixColumns" not in dataset,
+    }
+    if photometric_interpretation == "PALETTE COLOR":
+        return facts | {"palette": _palette(dataset, signed, little)}
+    if photometric_interpretation not in MONOCHROME:
+        return facts
+    below_zero = not modality and (signed or min(slope, intercept) < 0)
+    return facts | {
+        "rescale_slope": slope,
+        "rescale_intercept": intercept,
+        "modality_lut": lut_item(modality[0], signed, little) if modality else None,
+        "window_centers": tuple(center for center, _ in windows),
+        "window_widths": tuple(width for _, width in windows),
+        "voi_lut_function": _function(window),
+        "voi_lut": _voi_lut(window, below_zero, little),
+        "padding": _padding(dataset, signed, bits_allocated),
+        "value_range": _value_range(
+            dataset, PixelFacts(1, 1, bits_stored=bits_stored, pixel_representation=int(signed))
+        ),
+        "inverse": _text_value(dataset, "PresentationLUTShape") == "INVERSE",
     }
 
 
-def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+def _values(dataset: Dataset, keyword: str) -> list[Any]:
     value = dataset.get(keyword)
-    if value is None or value == "":
-        return ()
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    numbers = tuple(float(one) for one in values)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{keyword} is {numbers}")
-    return numbers
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def _readable(value: Any) -> float | None:
+    """A number, or a text of one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and abs(number) <= LARGEST else None
 
 
 def _number(dataset: Dataset, keyword: str, default: float) -> float:
-    return (_numbers(dataset, keyword) or (default,))[0]
+    values = _values(dataset, keyword)
+    number = _readable(values[0]) if values else None
+    return default if number is None else number
 
 
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    """PS3.3 section C.7.5.1.1.2: one value, or a range with the limit at either end."""
-    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
-    if not isinstance(value, int):
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    values = _values(dataset, keyword)
+    number = _readable(values[0]) if values else None
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _count(dataset: Dataset, keyword: str) -> int:
+    """What there is no picture without."""
+    number = _integer(dataset, keyword)
+    if number is None or number < 1:
+        raise ValueError(f"{keyword} is {str(dataset.get(keyword))[:40]!r}")
+    return number
+
+
+def _text_value(dataset: Dataset, keyword: str) -> str:
+    values = _values(dataset, keyword)
+    return values[0].strip().upper() if values and isinstance(values[0], str) else ""
+
+
+def _windows(dataset: Dataset) -> list[tuple[float, float]]:
+    """Centers with their widths, as far as both mean something."""
+    pairs = zip(_values(dataset, "WindowCenter"), _values(dataset, "WindowWidth"))
+    read = [(_readable(center), _readable(width)) for center, width in pairs]
+    return [(center, width) for center, width in read if center is not None and width is not None and width > 0]
+
+
+def _function(dataset: Dataset) -> str:
+    function = _text_value(dataset, "VOILUTFunction")
+    return function if function in WINDOW_FUNCTIONS else "LINEAR"
+
+
+def _voi_lut(dataset: Dataset, signed: bool, little_endian: bool) -> LookupTable | None:
+    """The first one that can be read."""
+    for item in _items(dataset, "VOILUTSequence"):
+        try:
+            if (table := lut_item(item, signed, little_endian)) is not None:
+                return table
+        except (TypeError, ValueError):
+            continue
+    return None
+
+
+def _palette(dataset: Dataset, signed: bool, little_endian: bool) -> tuple[LookupTable, ...] | None:
+    try:
+        return palette_of(dataset, signed, little_endian)
+    except (TypeError, ValueError, IndexError):
         return None
-    other = limit if isinstance(limit, int) else value
+
+
+def _stored(dataset: Dataset, keyword: str, signed: bool, bits: int) -> int | None:
+    """A stored value. Its VR is "US or SS": stores give it as either."""
+    value = _integer(dataset, keyword)
+    if value is None:
+        return None
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >> bits - 1 else value
+
+
+def _padding(dataset: Dataset, signed: bool, bits: int) -> tuple[int, int] | None:
+    """PS3.3 section C.7.5.1.1.2: one value, or a range with the limit at either end."""
+    value = _stored(dataset, "PixelPaddingValue", signed, bits)
+    limit = _stored(dataset, "PixelPaddingRangeLimit", signed, bits)
+    if value is None:
+        return None
+    other = value if limit is None else limit
     return min(value, other), max(value, other)
 
 
-def _value_range(dataset: Dataset) -> tuple[int, int] | None:
-    low, high = dataset.get("SmallestImagePixelValue"), dataset.get("LargestImagePixelValue")
-    if isinstance(low, int) and isinstance(high, int) and low < high:
-        return low, high
-    return None
+def _value_range(dataset: Dataset, facts: PixelFacts) -> tuple[int, int] | None:
+    """None unless these are two values that the stored bits can hold."""
+    bits = max(facts.bits_stored, 16)  # the VR has 16
+    low = _stored(dataset, "SmallestImagePixelValue", facts.signed, bits)
+    high = _stored(dataset, "LargestImagePixelValue", facts.signed, bits)
+    if low is None or high is None or not facts.stored_range[0] <= low < high <= facts.stored_range[1]:
+        return None
+    return low, high
 
 
 def _icc_profile(dataset: Dataset) -> bytes:

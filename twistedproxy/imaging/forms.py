@@ -21,19 +21,25 @@ PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/j
 
 
 def is_same_picture(metadata: InstanceMetadata, media_type: str) -> bool:
-    """Whether a stored frame is the picture of it in *media_type*, as it is or losslessly wrapped: what a browser makes of
-    its bytes is what DICOM says. (A JPEG of RGB components, a palette or a window would come out otherwise.)"""
+    """Whether a stored frame, as it is or losslessly wrapped, is its pixels in *media_type*: what a browser makes of its
+    bytes is what DICOM says. (A JPEG of RGB components or a palette would come out otherwise.) Of gray the rendered picture
+    is that only if no window or table makes other values of them, which the metadata here do not tell."""
     jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
     recompressed = metadata.transfer_syntax == JPEG_XL_RECOMPRESSION
     if not (jpeg or recompressed) or media_type not in (JPEG, JPEG_XL):
         return False
     return metadata.photometric_interpretation.startswith("YBR_FULL") or (
-        metadata.photometric_interpretation == "MONOCHROME2" and metadata.bits_stored == 8
+        is_gray(metadata) and metadata.bits_stored == 8
     )
 
 
+def is_gray(metadata: InstanceMetadata) -> bool:
+    """Whether windows and tables may apply to the values (PS3.3 section C.11)."""
+    return metadata.photometric_interpretation.startswith("MONOCHROME")
+
+
 def is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
-    """Whether a stored frame's bytes are the picture of it."""
+    """Whether a stored frame's bytes are its pixels in *media_type*; of gray as `is_same_picture` says."""
     jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
     return (media_type == JPEG) == jpeg and is_same_picture(metadata, media_type)
 

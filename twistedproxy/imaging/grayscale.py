@@ -2,12 +2,14 @@
 
 Rules that this file keeps:
 
-- The order is the standard's: modality LUT or rescale, VOI LUT or window, then the inversion of MONOCHROME1.
+- The order is the standard's: modality LUT or rescale, VOI LUT or window, then the inversion of MONOCHROME1 or of the
+  Presentation LUT Shape.
 - A window that was asked for goes before the instance's VOI LUT, and that before its first window.
-- Without any of them 8-bit values are shown as they are, and deeper ones from the smallest to the largest: those that
-  the instance names, else those of its only frame, else those that its bits can hold. Never those of one frame of
-  many: tiles would not match.
+- Without any of them (PS3.3 section C.11.2 leaves it to the viewer) values of up to 8 bits are shown as they are, and
+  deeper ones from the smallest to the largest: those that the instance names, else those of the frame. Never those of one
+  tile of many, since tiles would not match: those of some tiles, the same for every picture (`range_of`).
 - Stored values of up to 16 bits go through a table, which is kept: 65,536 entries cost as much as a frame to compute.
+- pydicom.pixels does the same by the frame, in floating point, and refuses what it finds odd: it is the test, not the tool.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import attrs
 import numpy
 
 from twistedproxy.imaging.errors import BadImage, NotDecodable
-from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.facts import MONOCHROME, WINDOW_FUNCTIONS, PixelFacts
 from twistedproxy.imaging.lookup import LookupTable
 from twistedproxy.imaging.parameters import Window
 
@@ -28,25 +30,60 @@ Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 MAX_TABLES = 32  # of 64 kB: one for every instance and window that is looked at now
 
-FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
 
-
-def to_display(array: Pixels, facts: PixelFacts, window: Window | None = None) -> Bytes:
+def to_display(
+    array: Pixels, facts: PixelFacts, window: Window | None = None, stored_values: bool = False
+) -> Bytes:  # fmt: skip
     """(rows, columns) of gray, or (rows, columns, 3) of RGB, 8 bits each, of what `decode` gave.
 
-    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colours have none. Raises
-    BadImage for a palette or a window function that cannot be.
+    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colours have none.
+    *stored_values*: who asks will do all that to gray of 8 bits. Raises BadImage for a palette or a window function that
+    cannot be.
     """
     if array.ndim == 3:
         return _eight_bits(array, facts.bits_stored)
+    if (
+        stored_values
+        and facts.bits_allocated == 8
+        and not facts.signed
+        and facts.photometric_interpretation in MONOCHROME
+    ):
+        return array
     if facts.photometric_interpretation == "PALETTE COLOR":
         return _palette(array, facts)
     look = _look(array, facts, window)
-    if look.is_nothing:
-        return array
     if array.dtype.itemsize > 2:
         return look.shown(array.astype(numpy.float64))
+    if array.dtype == numpy.uint8 and look.is_nothing:
+        return array
     return _table(look, array.dtype.str)[array.view(f"u{array.dtype.itemsize}")]
+
+
+def shown_as_stored(facts: PixelFacts) -> bool:
+    """Whether every gray value of 8 bits is shown as itself, unless a window is asked for."""
+    if facts.bits_allocated != 8 or facts.bits_stored != 8 or facts.photometric_interpretation not in MONOCHROME:
+        return False
+    values = numpy.arange(256, dtype=numpy.uint8)[None]
+    return bool((to_display(values.view(facts.dtype), facts) == values).all())
+
+
+def needs_range(facts: PixelFacts) -> bool:
+    """Whether it takes pixels to know which values are shown black and white, unless a window is asked for."""
+    deep = facts.bits_stored > 8 and facts.photometric_interpretation in MONOCHROME
+    windowed = facts.window_widths or facts.voi_lut is not None or facts.modality_lut is not None
+    return deep and not windowed and facts.value_range is None
+
+
+def range_of(array: Pixels, facts: PixelFacts) -> tuple[float, float] | None:
+    """The smallest and largest value, padding and what is no number left out; None where all are the same."""
+    if facts.padding is not None:
+        array = array[(array < facts.padding[0]) | (array > facts.padding[1])]
+    if facts.floating:
+        array = array[numpy.isfinite(array)]
+    if not array.size:
+        return None
+    low, high = array.min().item(), array.max().item()
+    return (low, high) if low < high else None
 
 
 @attrs.frozen
@@ -59,7 +96,7 @@ class Look:
     modality_lut: LookupTable | None
     voi_lut: LookupTable | None
     window: tuple[float, float, str] | None
-    ends: tuple[int, int]
+    ends: tuple[float, float]
     inverted: bool
 
     @property
@@ -69,6 +106,10 @@ class Look:
 
     def shown(self, values: Pixels) -> Bytes:
         """float64 stored values of any shape as uint8."""
+        with numpy.errstate(all="ignore"):  # what is out of bounds is black or white
+            return self._shown(values)
+
+    def _shown(self, values: Pixels) -> Bytes:
         real = self._modality(values)
         if self.window is not None:
             shares = windowed(real, *self.window)
@@ -76,7 +117,7 @@ class Look:
             shares = self.voi_lut.apply(numpy.rint(real)) / ((1 << self.voi_lut.bits) - 1)
         else:
             shares = self._stretched(real)
-        result = numpy.rint(numpy.clip(shares, 0.0, 1.0) * 255).astype(numpy.uint8)
+        result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
         return 255 - result if self.inverted else result
 
     def _modality(self, values: Pixels) -> Pixels:
@@ -86,8 +127,9 @@ class Look:
 
     def _stretched(self, real: Pixels) -> Pixels:
         if self.modality_lut is not None:
-            return real / ((1 << self.modality_lut.bits) - 1)
-        ends = numpy.array(self.ends, numpy.float64) * self.slope + self.intercept
+            ends = self.modality_lut.entries.astype(numpy.float64)
+        else:
+            ends = numpy.array(self.ends, numpy.float64) * self.slope + self.intercept
         low, high = float(ends.min()), float(ends.max())
         return (real - low) / ((high - low) or 1.0)
 
@@ -96,7 +138,7 @@ def windowed(values: Pixels, center: float, width: float, function: str) -> Pixe
     """Shares of white, from 0 to 1 once clipped (PS3.3 sections C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2)."""
     if function == "SIGMOID":
         return 1.0 / (1.0 + numpy.exp(numpy.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
-    if function == "LINEAR":
+    if function == "LINEAR" and width >= 1.0:  # below, which the standard does not allow, values are no integers
         center, width = center - 0.5, width - 1.0
     if width <= 0:  # one value wide: a threshold
         return (values > center).astype(numpy.float64)
@@ -121,7 +163,7 @@ def _look(array: Pixels, facts: PixelFacts, window: Window | None) -> Look:
         facts.voi_lut if chosen is None else None,
         chosen,
         _ends(array, facts) if stretched else (0, 255),
-        facts.photometric_interpretation == "MONOCHROME1",
+        facts.inverted,
     )
 
 
@@ -133,32 +175,16 @@ def _window(facts: PixelFacts, asked: Window | None) -> tuple[float, float, str]
         center, width, function = facts.window_centers[0], facts.window_widths[0], facts.voi_lut_function
     else:
         return None
-    if function not in FUNCTIONS or not width > 0:
+    if function not in WINDOW_FUNCTIONS or not width > 0:
         raise BadImage(f"no window of function {function} and width {width}")
     return center, width, function
 
 
-def _ends(array: Pixels, facts: PixelFacts) -> tuple[int, int]:
-    low, high = (0, (1 << facts.bits_stored) - 1)
-    if facts.signed:
-        low, high = -(1 << facts.bits_stored - 1), (1 << facts.bits_stored - 1) - 1
-    if facts.bits_stored <= 8:
-        return low, high
-    if facts.value_range is not None:
+def _ends(array: Pixels, facts: PixelFacts) -> tuple[float, float]:
+    if facts.bits_stored > 8 and facts.value_range is not None:
         return facts.value_range
-    if facts.single_frame:
-        return _range_of(array, facts) or (low, high)
-    return low, high
-
-
-def _range_of(array: Pixels, facts: PixelFacts) -> tuple[int, int] | None:
-    """The frame's smallest and largest value, padding left out; None where all are the same."""
-    if facts.padding is not None:
-        array = array[(array < facts.padding[0]) | (array > facts.padding[1])]
-    if not array.size:
-        return None
-    low, high = int(array.min()), int(array.max())
-    return (low, high) if low < high else None
+    own = range_of(array, facts) if facts.bits_stored > 8 and not facts.tiled else None
+    return own or facts.stored_range
 
 
 def _eight_bits(array: Pixels, bits: int) -> Bytes:

@@ -27,7 +27,8 @@ MAX_PACKETS = 1_000_000  # layers x components x resolutions x precincts: OpenJP
 class Header:
     """*precision* in bits; *signed* is JPEG 2000's. *color_transform*: whether the codestream says that its decoder
     is to turn YCbCr into RGB (None: it says nothing). *levels* is how often its size can be halved in decoding.
-    *lossless_process*: JPEG's process 14. *adobe*: whether an APP14 segment said so.
+    *lossless_process*: JPEG's process 14. *adobe*: whether an APP14 segment said so. *subsampled*: whether the second and
+    third component of JPEG 2000 have fewer pixels than the first.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Header:
     levels: int = 0
     lossless_process: bool = False
     adobe: bool = False
+    subsampled: bool = False
 
 
 def jpeg_header(data: bytes) -> Header:
@@ -139,7 +141,8 @@ def jpeg2000_header(data: bytes) -> Header:
     parts = data[42 : 42 + 3 * components]
     if not 0 < components <= MAX_COMPONENTS or len(parts) < 3 * components or right <= left or bottom <= top:
         raise BadImage("a JPEG 2000 size that cannot be")
-    if any(parts[index] != parts[0] or parts[index + 1 : index + 3] != b"\1\1" for index in range(0, len(parts), 3)):
+    subsampled = components == 3 and parts[1:3] == b"\1\1" and parts[3:6] == parts[6:9] and parts[4:6] in _CHROMA
+    if any(depth != parts[0] for depth in parts[::3]) or not (subsampled or set(parts[1::3] + parts[2::3]) == {1}):
         raise BadImage("a JPEG 2000 codestream with unlike components")
     if not tile_width or not tile_height or tile_left > left or tile_top > top:
         raise BadImage("a JPEG 2000 tile grid that cannot be")
@@ -153,8 +156,13 @@ def jpeg2000_header(data: bytes) -> Header:
         components,
         (parts[0] & 0x7F) + 1,
         signed=bool(parts[0] & 0x80),
+        subsampled=subsampled,
     )
     return _coding_style(data, 4 + size, _checked(header), tiles)
+
+
+_CHROMA = (b"\2\1", b"\2\2", b"\1\2")
+"""How much sparser chrominance may be, horizontally and vertically: what decoders know how to spread."""
 
 
 def _coding_style(data: bytes, place: int, header: Header, tiles: int) -> Header:

@@ -28,7 +28,7 @@ from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
 
-FACTS = b"p1"
+FACTS = b"p2"
 """The name of an instance's facts in the cache, and the version of their form."""
 
 REMEMBERED = 16 << 20
@@ -38,7 +38,9 @@ MAX_BULK_VALUES = 8
 AT_ONCE = 8
 """Metadata that are read at once: each is held by a child meanwhile."""
 
-_COLOUR = frozenset(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "XYB"))
+_COLOUR = frozenset(
+    ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
+)
 
 _Key = tuple[Instance, Optional[Fence]]
 
@@ -58,7 +60,6 @@ def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
         pixel_representation=metadata.pixel_representation,
         planar_configuration=metadata.planar_configuration,
         photometric_interpretation=metadata.photometric_interpretation,
-        single_frame=metadata.frames == 1 and not metadata.is_tiled,
     )
     return InstanceFacts(facts.to_bytes())
 

@@ -90,7 +90,8 @@ class Rendering:
     """How a picture is to be made.
 
     *profile*: the colour space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
-    profile goes into the picture. *media_type*: set by `to`, once it is negotiated.
+    profile goes into the picture. *media_type*: set by `to`, once it is negotiated. *stored_values*: whether it is a frame,
+    whose gray values are for the client to window, and no rendered picture.
     """
 
     downsample: float = 1.0
@@ -101,6 +102,7 @@ class Rendering:
     profile: str = "no"
     embed: bool = False
     media_type: str = ""
+    stored_values: bool = False
 
     def to(self, media_type: str) -> Rendering:
         """The same picture as *media_type*, without what makes no difference there."""
@@ -114,7 +116,7 @@ class Rendering:
         """Whether the stored picture is the one asked for. A quality alone asks for no new encoding of what is
         encoded already: each one loses something."""
         unasked = Rendering(media_type=self.media_type)
-        return attrs.evolve(self, interpolation="area", quality=DEFAULT_QUALITY) == unasked
+        return attrs.evolve(self, interpolation="area", quality=DEFAULT_QUALITY, stored_values=False) == unasked
 
     def key(self) -> bytes:
         """The same bytes for the same picture, other bytes for any other. Numbers in their shortest exact form."""

@@ -24,9 +24,9 @@ from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.frames.sizes import most
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
-from twistedproxy.imaging.forms import is_as_stored
+from twistedproxy.imaging.forms import is_as_stored, is_gray
 from twistedproxy.imaging.instance_facts import FACTS, FactsReader
-from twistedproxy.imaging.making import LoadWhole, Maker
+from twistedproxy.imaging.making import LoadWhole, Maker, check_not_empty
 from twistedproxy.imaging.planning import Planner
 from twistedproxy.imaging.pool import RenderPool
 from twistedproxy.imaging.profile_check import checked_profiles
@@ -99,7 +99,8 @@ class PictureService:
         names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
         await self._check_cached(request, [names[number] for number in numbers])
         metadata, reading = await self._granted(request, list(names.values()))
-        if request.rendering.changes_nothing and is_as_stored(metadata, request.rendering.media_type):
+        rendering = request.rendering
+        if rendering.changes_nothing and is_as_stored(metadata, rendering.media_type) and not is_gray(metadata):
             return await self._as_stored(request, numbers)
         tasks = await self.planner.frames(request, metadata, reading, names)
         return await self._pictures(tasks, numbers)
@@ -120,6 +121,7 @@ class PictureService:
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)
         answer = await self.reader.read(wanted)
+        check_not_empty(answer.frames)
         data = [frame.data for frame in answer.frames]
         forwarded = answer.fetched + answer.shared
         return Pictures(

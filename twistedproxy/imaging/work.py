@@ -1,9 +1,11 @@
 """What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
 
-Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal:
+Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal,
+and where frames were left out, ``left_empty``, which says what is wrong with the first:
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
+- ``range`` [facts, frame…]: the smallest and the largest of the frames' values, as JSON, null for none;
 - ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
 - ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
@@ -16,6 +18,7 @@ Nothing here trusts a frame: sizes are checked before memory is taken, and what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -31,9 +34,9 @@ from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.description import Description
 from twistedproxy.imaging.encode import encode
-from twistedproxy.imaging.errors import BadImage, BadProfile, NotDecodable
+from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.facts import MONOCHROME, PixelFacts
-from twistedproxy.imaging.grayscale import to_display
+from twistedproxy.imaging.grayscale import range_of, to_display
 from twistedproxy.imaging.messages import Message
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.sparse_description import SparseDescription
@@ -51,7 +54,7 @@ _EXPECTED = (BadImage, BadProfile, BadMetadata)
 
 @attrs.define(eq=False)
 class _Picture:
-    """A picture being made."""
+    """A picture being made. *must_draw*: whether it is an error that none of its frames can be drawn."""
 
     canvas: Optional[Canvas]
     rendering: Rendering
@@ -60,13 +63,32 @@ class _Picture:
     max_pixels: int
     own_profile: bytes = b""
     pixels: Any = None
+    must_draw: bool = True
+    drawn: bool = False
+    failure: Optional[BadImage] = None
 
     def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
+        """Draw a frame. Where there is more than one, those that cannot be decoded leave their place empty; if there is
+        none but those, `finish` raises why. Of a part of many all may be without a byte, as if they were not there."""
+        try:
+            self._draw(frame, transfer_syntax, top, left)
+        except ImageTooLarge:
+            raise
+        except BadImage as error:
+            if self.canvas is None:
+                raise
+            self.failure = self.failure or error
+            self.must_draw = self.must_draw or bool(frame)
+        else:
+            self.drawn = True
+
+    def _draw(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
         rows, columns = self._inside(top, left)
-        # a decoder that averages would mix in what an edge frame holds beyond the matrix
-        scale = self.scale if rows % self.scale == columns % self.scale == 0 else 1
+        sizes = ((rows, self.facts.rows), (columns, self.facts.columns))
+        # A decoder that averages would mix in what an edge frame holds beyond the matrix.
+        scale = self.scale if all(inside == size or inside % self.scale == 0 for inside, size in sizes) else 1
         array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=scale)
-        shown = to_display(array, self.facts, self.rendering.window)
+        shown = to_display(array, self.facts, self.rendering.window, self.rendering.stored_values)
         if self.canvas is None:
             self.pixels = shown
         elif scale == self.scale:
@@ -88,6 +110,9 @@ class _Picture:
         return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
 
     def finish(self) -> bytes:
+        """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
+        if self.failure is not None and self.must_draw and not self.drawn:
+            raise self.failure
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
@@ -105,12 +130,14 @@ class Work:
         self._held: dict[int, _Picture] = {}
         self._descriptions: dict[int, Description] = {}
         self._sparse: dict[int, SparseDescription] = {}
+        self._left_empty = ""
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
             "begin": self._begin,
             "add": self._add,
             "finish": self._finish,
             "drop": self._drop,
+            "range": _range,
             "native": _native,
             "profile": _profile,
             "transcode": _transcode,
@@ -126,8 +153,10 @@ class Work:
             if message.head["op"] == "described":
                 return self._described(message.head, message.blobs)
             made = self._operations[message.head["op"]](message.head, message.blobs)
-            digest = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
-            return Message(digest, [made])
+            head = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
+            if self._left_empty:
+                head["left_empty"], self._left_empty = self._left_empty, ""
+            return Message(head, [made])
         except _EXPECTED as error:
             return _failed(type(error).__name__, str(error))
         except MemoryError:
@@ -138,7 +167,7 @@ class Work:
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         picture = _picture_of(head, *blobs[:2])
         _add_all(picture, head, blobs[2:])
-        return picture.finish()
+        return self._finished(picture)
 
     def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         _make_room(self._held)
@@ -150,7 +179,12 @@ class Work:
         return b""
 
     def _finish(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return self._held.pop(head["number"]).finish()
+        return self._finished(self._held.pop(head["number"]))
+
+    def _finished(self, picture: _Picture) -> bytes:
+        made = picture.finish()
+        self._left_empty = str(picture.failure or "")
+        return made
 
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         self._held.pop(head["number"], None)
@@ -200,12 +234,13 @@ def _failed(kind: str, text: str) -> Message:
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
     rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
     scale, values, known = head["scale"], head["cut"], PixelFacts.from_bytes(facts)
-    canvas = None
+    canvas, alone = None, True
     if values is not None:
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
         cut, empty = Cut(**{**values, **axes}), _empty(head["background"], known)
         canvas = Canvas(cut, rendering.interpolation, scale, empty, head["in_grid"])
-    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile)
+        alone = cut.is_of_one_frame
+    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, must_draw=alone)
 
 
 def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[int]:
@@ -232,6 +267,21 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
     data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return data
+
+
+def _range(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    """Frames that cannot be decoded, and those of one value only, do not count."""
+    facts = PixelFacts.from_bytes(blobs[0])
+    ranges = []
+    for frame, transfer_syntax in zip(blobs[1:], head["transfer_syntaxes"]):
+        try:
+            found = range_of(decode(frame, transfer_syntax, facts, max_pixels=head["max_pixels"]), facts)
+        except BadImage:
+            continue
+        if found is not None:
+            ranges.append(found)
+    lows, highs = zip(*ranges) if ranges else ((), ())
+    return json.dumps([min(lows), max(highs)] if ranges else None).encode()
 
 
 def _profile(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:

@@ -11,6 +11,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.reader import Wanted
+from twistedproxy.imaging.forms import JPEG, is_gray, is_same_picture
 from twistedproxy.imaging.parameters import CACHING
 from twistedproxy.web import negotiation
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, cache_status, note_outcome, picture_status
@@ -58,8 +59,8 @@ class OriginPictures:
 
 def _is_stored(accepted: negotiation.Wanted, metadata: InstanceMetadata) -> bool:
     """Whether the stored frame is the picture that is accepted."""
-    if metadata.transfer_syntax is None:
-        return False
+    if metadata.transfer_syntax is None or is_gray(metadata) or not is_same_picture(metadata, JPEG):
+        return False  # what is gray may have a window: the origin knows
     try:
         return negotiation.choose_rendered(accepted, metadata.transfer_syntax, ORIGIN_TYPES).as_stored
     except Problem:  # the origin may know how to make what we have not heard of

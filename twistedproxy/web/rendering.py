@@ -156,8 +156,9 @@ class RenderedAnswers:
     ) -> None:
         with self.memory.hold() as held:
             await take_room(ours.reader, held, wanted, form.media_type)
+            frames = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, stored_values=True))
             try:
-                made = await ours.frames(request_of(wanted, asked, form.media_type, check), wanted.numbers)
+                made = await ours.frames(request_of(wanted, frames, form.media_type, check), wanted.numbers)
             except FAILURES as error:
                 raise_problem(error)
             await self.sending.send(request, wanted.instance, held, made, form_of_frames(form), asked)
