@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGTERM
+from unittest import SkipTest
 
+import numpy
+import pydicom
+from PIL import Image
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.threads import deferToThread
 
@@ -139,6 +146,55 @@ class FrameTests(OrthancCase):
         self.assertEqual(answers[0].frames(), [made.stored_frames()[2]])
         frame_requests = [path for _, path in store.requests("/frames/") if path.endswith("/frames/3")]
         self.assertEqual(len(frame_requests), 1)
+
+
+class SlideTests(OrthancCase):
+    """Pictures of slides, as Orthanc's own tool for them makes slides: without DimensionOrganizationType, the tiles in any order,
+    a level in several instances."""
+
+    async def test_dicomizer(self) -> None:
+        """The instances of a level, from Orthanc and from a folder, show what was made into a slide, each its own frames. Orthanc
+        is asked for instances, not for frames one by one, however busy the machine is."""
+        tool = shutil.which("OrthancWSIDicomizer")  # Debian's package "orthanc-wsi"
+        if tool is None:
+            raise SkipTest("OrthancWSIDicomizer is not installed (Debian: orthanc-wsi)")
+        y, x = numpy.mgrid[0:700, 0:900]
+        source = numpy.stack([x // 4, y // 3, x // 128 * 20 + y // 128 * 10], 2).astype("u1")
+        folder = self.path().absolute()
+        (folder / "made").mkdir(parents=True)
+        Image.fromarray(source).save(folder / "source.png")
+        options = [
+            "--compression",
+            "none",
+            "--tile-width",
+            "128",
+            "--tile-height",
+            "128",
+            "--max-size",
+            "1",
+            "--threads",
+            "2",
+        ]
+        asked = [tool, str(folder / "source.png"), "--folder", str(folder / "made"), *options]
+        await deferToThread(subprocess.run, asked, check=True, capture_output=True)
+        files = sorted((folder / "made").iterdir())
+        headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        level = [header for header in headers if header.TotalPixelMatrixRows == 700]
+        self.assertGreater(len(level), 1)
+        self.assertFalse(any("DimensionOrganizationType" in header for header in level))
+        store = await self.orthanc(*files)
+        for origin in (store.url, f"file:{folder / 'made'}"):
+            proxy = await self.proxy("--whole-instance-max-cpu", "0", "--origin", origin)
+            shown = numpy.full_like(source, 255)
+            for header in level:
+                instance = f"series/{header.SeriesInstanceUID}/instances/{header.SOPInstanceUID}"
+                path = f"/studies/{header.StudyInstanceUID}/{instance}/rendered"
+                answer = await self.asking(proxy).get(path, {"Accept": "image/png"})
+                self.assertEqual(answer.status, 200, answer.body[:300])
+                shown = numpy.minimum(shown, numpy.asarray(Image.open(io.BytesIO(answer.body))))
+            self.assertTrue((shown == source).all(), origin)
+        small = [int(header.NumberOfFrames) for header in level if header.NumberOfFrames < 5]
+        self.assertEqual(len(store.requests("/frames/")), sum(small), "instances of few frames are not loaded whole")
 
 
 class RefusedTests(OrthancCase):
