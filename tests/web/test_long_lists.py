@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from tests.clients import Answer, RawConnection, split_multipart
+from tests.stores import faults
 from tests.stores.faults import server_error
 from tests.web.support import ProxyCase, RunningProxy
 from twistedproxy.cache.address import NoAddress
@@ -130,7 +131,8 @@ class FailureTests(LongListCase):
         store = self.store()
         client = (await self.proxy(store)).client()
         await client.frames(self.slide.resource, [6])
-        store.fail(server_error(), "/frames/1")
+        store.fail(server_error(), "/frames/1", None)
+        store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop), None)
         answer = await client.frames(self.slide.resource, ALL)
         self.assertEqual((answer.status, answer.headers.get("cache-control")), (500, "no-store"))
 
@@ -138,7 +140,8 @@ class FailureTests(LongListCase):
         """Where a later one cannot be had the connection is cut, and the last chunk does not come."""
         store = self.store()
         proxy = await self.proxy(store)
-        store.fail(server_error(), "/frames/4")
+        store.fail(server_error(), "/frames/4", None)
+        store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop), None)
         connection = await RawConnection.open(proxy.port)
         connection.send(_request("GET", self.slide.resource))
         got = b""

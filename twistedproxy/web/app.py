@@ -138,9 +138,8 @@ class ProxyRoutes:
             try:
                 answer = await self.lists.read(wanted, held)
             except (FramesRefused, NotAsStored):
-                if not self._may_decode(wanted, wanted_form):
+                if not await self._decoded_by_origin(request, target, wanted, wanted_form):
                     raise
-                await self._decoded_by_origin(request, target, wanted)
                 return
             told = answer.answer if isinstance(answer, FramePieces) else answer
             form = form_of(told.metadata, transfer_syntax_of(told.frames))
@@ -156,22 +155,24 @@ class ProxyRoutes:
         del answer, told  # what was read as stored is not held beside what is made of it
         await self._rendered.transcoded(request, wanted, form)
 
-    def _may_decode(self, wanted: Wanted, accepted: negotiation.Wanted) -> bool:
-        """Whether the origin, which did not give frames as stored, may give them decoded, and the caller takes those."""
+    async def _decoded_by_origin(
+        self, request: Request, target: Target, wanted: Wanted, accepted: negotiation.Wanted
+    ) -> bool:
+        """Hand on for decoded frames what the origin does not give as stored, if the caller takes those. They pass as they
+        come, and are not cached: they are not the stored ones. False, and nothing is written, where it refuses these too."""
         if self._not_decoded.has(wanted.instance, self.seconds()):
             return False
         try:
             negotiation.choose_frames(accepted, EXPLICIT_VR_LITTLE_ENDIAN, len(wanted.numbers))
         except Problem:
             return False
-        return True
-
-    async def _decoded_by_origin(self, request: Request, target: Target, wanted: Wanted) -> None:
-        """Hand the request on for decoded frames. They pass as they come, and are not cached: they are not the stored ones."""
         request.requestHeaders.setRawHeaders(b"Accept", [DECODED])
-        await self._hand_on(request, attrs.evolve(target, query=b""))
-        if request.code >= 400:
-            self._not_decoded.add(wanted.instance, self.seconds())
+        outside = self._outside(request).base + target.mount.prefix
+        plain = attrs.evolve(target, query=b"")
+        if await self.pass_through.answer(request, plain, outside, only_good=True):
+            return True
+        self._not_decoded.add(wanted.instance, self.seconds())
+        return False
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")

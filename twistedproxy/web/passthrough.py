@@ -68,10 +68,11 @@ class PassThrough:
     trusted: Sequence[Network] = ()
 
     async def answer(
-        self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None
-    ) -> None:  # fmt: skip
+        self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None, only_good: bool = False
+    ) -> bool:  # fmt: skip
         """Hand *request* on and write the answer. *outside*: the URL of the mount as the client sees it. *alter*: what
-        becomes of an answer that describes instances, as JSON; one in another form is not acceptable then.
+        becomes of an answer that describes instances, as JSON; one in another form is not acceptable then. *only_good*:
+        nothing is written where the origin refuses, and the result is False.
 
         Raises the errors of `twistedproxy.origin.errors`, before anything was written.
         """
@@ -82,6 +83,9 @@ class PassThrough:
             response = await self._change(request, target, handed_on)
         else:
             response = await target.origin.forward(handed_on)
+        if only_good and response.status >= 400:
+            response.body.close()
+            return False
         response = located(
             response, UrlMap(target.origin.url, outside), target.origin.url + handed_on.path.decode("ascii")
         )
@@ -99,6 +103,7 @@ class PassThrough:
         if describing:
             response = await compress(response, request, size, self.descriptions.clock)
         await self._send(request, response)
+        return True
 
     def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and invalidate what it touched before the answer is given.
