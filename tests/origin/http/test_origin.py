@@ -440,9 +440,11 @@ class FaultTests(StoreTestCase):
             self.store.fail(faults.Answer(status, (("Content-Type", "image/jpeg"),), self.slide_frame()), times=None)
             await self.refuses(OriginBadAnswer)
             body = b'[{"00280008": {"vr": "IS", "Value": [12]}}]'
+            self.store.heal()
             self.store.fail(faults.Answer(status, (("Content-Type", "application/dicom+json"),), body))
             with self.assertRaises(OriginBadAnswer):
                 await self.facts()
+            self.store.fail(faults.Answer(status, (("Content-Type", "application/dicom"),), b"a file"))
             with self.assertRaises(OriginBadAnswer):
                 await self.origin.stored_instance(self.instance, ANYONE)
 
