@@ -156,6 +156,22 @@ class ReadingTests(SynchronousTestCase):
             count = b'[{"00280008": {"vr": "IS", "Value": [%s]}}]' % value
             self.assertIn("(0028,0008)", str(self.assertRaises(BadMetadata, parse, count)))
 
+    def test_blocks_of_any_size(self) -> None:
+        """Wherever what was gathered ends, in a number, a word, an escape or a character, the same comes out."""
+        text = b'[{"a": [18446744073709551615 ,NaN,-Infinity,1e999, 7],"b\\\\": "x, NaN\\\\\\", -NaN\xfc\xc3\xa9\x00 \\u00e9"},'
+        text += b'NaN, 18446744073709551615,"", true, "18446744073709551615",[1e+400]]'
+        whole = LenientJson()
+        expected = whole.feed(text) + whole.close()
+        strict = json.loads(expected, parse_constant=self.fail)
+        self.assertEqual(strict[0]["a"], ["18446744073709551615", "NaN", "-Infinity", "1e999", 7])
+        self.assertEqual(strict[1:], ["NaN", "18446744073709551615", "", True, "18446744073709551615", ["1e+400"]])
+        for size in range(1, len(text)):
+            self.patch(lenient_json, "BLOCK", size)
+            for step in (1, size, size + 3):
+                pieces = LenientJson()
+                out = [pieces.feed(text[start : start + step]) for start in range(0, len(text), step)]
+                self.assertEqual(b"".join(out) + pieces.close(), expected, (size, step))
+
     def test_texts_stay(self) -> None:
         """What is malformed as a number is left alone in a text, whatever quotes and backslashes stand before it."""
         for text in ("x, NaN", '", Infinity', "\\", '\\", -NaN, 18446744073709551615, "', "é, 1e999 \\ü\\"):
