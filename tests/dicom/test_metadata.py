@@ -8,7 +8,7 @@ import tracemalloc
 import weakref
 from types import GeneratorType
 from typing import Any
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 import attrs
 import ijson
@@ -248,6 +248,28 @@ class ReadingTests(SynchronousTestCase):
             self.assertGreaterEqual(parse(answer).frames, 1)
         except BadMetadata:
             pass
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.recursive(
+            st.booleans()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.integers(1 - 2**63, 2**63 - 1)
+            | st.text(),
+            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+            max_leaves=20,
+        ),
+        st.booleans(),
+        st.integers(1, 60),
+        st.integers(1, 60),
+    )
+    def test_good_json_stays(self, answer: object, escape: bool, block: int, step: int) -> None:
+        """JSON that any parser takes comes out as it was, whatever the blocks and pieces."""
+        data = json.dumps(answer, ensure_ascii=escape).encode()
+        text = LenientJson()
+        with mock.patch.object(lenient_json, "BLOCK", block):
+            out = [text.feed(data[start : start + step]) for start in range(0, len(data), step)]
+        self.assertEqual(b"".join(out) + text.close(), data)
 
     def test_memory_stays_flat(self) -> None:
         """4 MB of per-frame functional groups leave nothing behind."""
