@@ -8,7 +8,7 @@ import tracemalloc
 import weakref
 from types import GeneratorType
 from typing import Any, Optional
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 import attrs
 import ijson
@@ -166,6 +166,22 @@ class ReadingTests(SynchronousTestCase):
             count = b'[{"00280008": {"vr": "IS", "Value": [%s]}}]' % value
             self.assertIn("(0028,0008)", str(self.assertRaises(BadMetadata, parse, count)))
 
+    def test_blocks_of_any_size(self) -> None:
+        """Wherever what was gathered ends, in a number, a word, an escape or a character, the same comes out."""
+        text = b'[{"a": [18446744073709551615 ,NaN,-Infinity,1e999, 7],"b\\\\": "x, NaN\\\\\\", -NaN\xfc\xc3\xa9\x00 \\u00e9"},'
+        text += b'NaN, 18446744073709551615,"", true, "18446744073709551615",[1e+400]]'
+        whole = LenientJson()
+        expected = whole.feed(text) + whole.close()
+        strict = json.loads(expected, parse_constant=self.fail)
+        self.assertEqual(strict[0]["a"], ["18446744073709551615", "NaN", "-Infinity", "1e999", 7])
+        self.assertEqual(strict[1:], ["NaN", "18446744073709551615", "", True, "18446744073709551615", ["1e+400"]])
+        for size in range(1, len(text)):
+            self.patch(lenient_json, "BLOCK", size)
+            for step in (1, size, size + 3):
+                pieces = LenientJson()
+                out = [pieces.feed(text[start : start + step]) for start in range(0, len(text), step)]
+                self.assertEqual(b"".join(out) + pieces.close(), expected, (size, step))
+
     def test_texts_stay(self) -> None:
         """What is malformed as a number is left alone in a text, whatever quotes and backslashes stand before it."""
         for text in ("x, NaN", '", Infinity', "\\", '\\", -NaN, 18446744073709551615, "', "é, 1e999 \\ü\\"):
@@ -257,6 +273,28 @@ class ReadingTests(SynchronousTestCase):
             self.assertGreaterEqual(parse(answer).frames, 1)
         except BadMetadata:
             pass
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.recursive(
+            st.booleans()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.integers(1 - 2**63, 2**63 - 1)
+            | st.text(),
+            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+            max_leaves=20,
+        ),
+        st.booleans(),
+        st.integers(1, 60),
+        st.integers(1, 60),
+    )
+    def test_good_json_stays(self, answer: object, escape: bool, block: int, step: int) -> None:
+        """JSON that any parser takes comes out as it was, whatever the blocks and pieces."""
+        data = json.dumps(answer, ensure_ascii=escape).encode()
+        text = LenientJson()
+        with mock.patch.object(lenient_json, "BLOCK", block):
+            out = [text.feed(data[start : start + step]) for start in range(0, len(data), step)]
+        self.assertEqual(b"".join(out) + text.close(), data)
 
     def test_memory_stays_flat(self) -> None:
         """4 MB of per-frame functional groups leave nothing behind."""

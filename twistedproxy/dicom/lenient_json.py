@@ -19,7 +19,8 @@ from typing import Any
 
 BLOCK = 32 << 10
 """Bytes that are gathered: the parser takes 1 ms for them."""
-MAX_BLOCK = 4 << 20
+MAX_BLOCK = 1 << 20
+"""Bytes of a text that are gathered before the parser begins it once more: the reactor waits at most 0.1 s for them."""
 MAX_VALUE = 16 << 20
 """Bytes of one text."""
 MAX_NUMBER = 256
@@ -27,6 +28,7 @@ MAX_NUMBER = 256
 
 _SPACES = bytes(32 if byte < 32 else byte for byte in range(256))
 _WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-."
+_DELIMITERS = (b" ", b":", b",", b"[")
 _ESCAPE = re.compile(rb"\\.")
 
 # Finding these in a copy where all digits are 0 is ten times as fast as searching for _ODD.
@@ -79,12 +81,10 @@ class LenientJson:
         if not final:
             data = self._without_tail(data)
         begun_in_string = self._in_string
-        self._count(data)
+        if not self._count(data) and begun_in_string:
+            return data
         if not self._in_string and not final:
-            cut = len(data.rstrip(_WORD))
-            data, self._tail = data[:cut], data[cut:]
-            if len(self._tail) > MAX_NUMBER:
-                raise BadJson(f"a number of more than {MAX_NUMBER} characters")
+            data = self._without_word(data)
         return _mended(data, begun_in_string) if _may_hold_odd(data) else data
 
     def _without_tail(self, data: bytes) -> bytes:
@@ -94,8 +94,18 @@ class LenientJson:
             return data[:-1]
         return data
 
-    def _count(self, data: bytes) -> None:
-        """See whether *data* ends in a text, and how much of it has come."""
+    def _without_word(self, data: bytes) -> bytes:
+        """*data*, which do not end in a text, but for the delimiter of a number or word that follows or may go on."""
+        cut = len(data.rstrip(_WORD))
+        if len(data) - cut > MAX_NUMBER:
+            raise BadJson(f"a number of more than {MAX_NUMBER} characters")
+        if data[cut - 1 : cut] in _DELIMITERS:
+            cut -= 1
+        self._tail = data[cut:] + self._tail
+        return data[:cut]
+
+    def _count(self, data: bytes) -> int:
+        """See whether *data* ends in a text, and how much of it has come; return how many quotes begin or end one."""
         bare = _ESCAPE.sub(b"", data) if b"\\" in data else data
         quotes = bare.count(b'"')
         self._in_string ^= bool(quotes % 2)
@@ -104,6 +114,7 @@ class LenientJson:
             self._open = 0
         elif self._open > MAX_VALUE:
             raise BadJson(f"a value of more than {MAX_VALUE} bytes")
+        return quotes
 
 
 def _may_hold_odd(data: bytes) -> bool:
