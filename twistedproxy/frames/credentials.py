@@ -28,15 +28,15 @@ class Credentials:
     headers: tuple[bytes, ...] = (b"Authorization",)
     cookies: tuple[bytes, ...] = ()
 
-    def caller(self, raw_headers: RawHeaders) -> Caller:
-        """The caller of the request whose headers *raw_headers* gives."""
+    def caller(self, raw_headers: RawHeaders, address: str = "") -> Caller:
+        """The caller of the request whose headers *raw_headers* gives, and that came from *address*."""
         identifying = [(name, value) for name in self.headers for value in raw_headers(name) or ()]
         if cookie := self._cookie(raw_headers(b"Cookie") or ()):
             identifying.append((b"Cookie", cookie))
         digest = hashlib.blake2b(key=self.secret, digest_size=CREDENTIAL_SIZE, person=b"credential")
         for name, value in identifying:
             digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
-        return Caller(digest.digest(), tuple(identifying))
+        return Caller(digest.digest(), tuple(identifying), address)
 
     def are_all(self, names: Iterable[bytes]) -> bool:
         """Whether *names* of headers are among those that make a caller. Unnamed cookies count too: who names

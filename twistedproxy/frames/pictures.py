@@ -123,7 +123,8 @@ class PictureReader:
 async def _fetch(picture: Picture) -> Rendered:
     accept = picture.accept or b"image/jpeg"
     headers = (*picture.wanted.caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
-    response = await picture.wanted.origin.forward(OriginRequest(b"GET", picture.path, picture.query, headers))
+    request = OriginRequest(b"GET", picture.path, picture.query, headers, caller=picture.wanted.caller)
+    response = await picture.wanted.origin.forward(request)
     try:
         data = await read_all(response.body, MAX_PICTURE)
     except StreamTooLong:

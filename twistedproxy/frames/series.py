@@ -82,7 +82,7 @@ class SeriesLookup:
         path = f"{root}/studies/{study}/instances".encode("ascii")
         query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
         headers = (*caller.headers, (b"Accept", b"application/dicom+json"), (b"Accept-Encoding", b"identity"))
-        response = await origin.forward(OriginRequest(b"GET", path, query, headers))
+        response = await origin.forward(OriginRequest(b"GET", path, query, headers, caller=caller))
         try:
             answer = await read_all(response.body, MAX_ANSWER)
         except StreamTooLong:

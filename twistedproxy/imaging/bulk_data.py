@@ -32,7 +32,7 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
     accept = b'multipart/related; type="application/octet-stream"'
     headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
     try:
-        response = await origin.forward(OriginRequest(b"GET", *place, headers))
+        response = await origin.forward(OriginRequest(b"GET", *place, headers, caller=caller))
         data = await read_all(response.body, MAX_BULK)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status}")

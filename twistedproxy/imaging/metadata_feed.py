@@ -56,7 +56,7 @@ async def feed(
 async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
     """The body of a successful answer to a GET of the caller. Raises the errors of `twistedproxy.origin.errors`."""
     headers = (*caller.headers, (b"Accept", b"application/dicom+json"), (b"Accept-Encoding", b"identity"))
-    response = await origin.forward(OriginRequest(b"GET", path, b"", headers))
+    response = await origin.forward(OriginRequest(b"GET", path, b"", headers, caller=caller))
     if response.status != 200:
         try:
             refusal = await read_all(response.body, MAX_REFUSAL)

@@ -17,12 +17,14 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Priority(enum.IntEnum):
-    """Who goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own."""
+    """Who goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own. `UNKNOWN`: a caller of whom it is
+    not known that the origin lets them read anything."""
 
     CALLER = 0
-    DISPLAY = 1
-    BLOCK = 2
-    WHOLE = 3
+    UNKNOWN = 1
+    DISPLAY = 2
+    BLOCK = 3
+    WHOLE = 4
 
 
 @attrs.frozen
@@ -30,17 +32,25 @@ class Caller:
     """Who asks.
 
     *credential* is a keyed digest of what identifies the caller and may be stored and compared;
-    *headers* are what the origin judges by (Authorization, cookies): never stored, never logged.
+    *headers* are what the origin judges by (Authorization, cookies): never stored, never logged. *address*: the
+    client's, which tells callers without such headers apart where they compete.
     """
 
     credential: bytes
     headers: Headers = attrs.field(default=(), repr=False)
+    address: str = attrs.field(default="", eq=False, repr=False)
+
+    @property
+    def flow(self) -> bytes:
+        """What a fair share at the origin is given to."""
+        return self.credential if self.headers else self.address.encode("utf-8")
 
 
 @attrs.frozen
 class OriginRequest:
     """A request to hand on as it is. *path* is raw (still percent-encoded), relative to the mount's
-    origin URL, and starts with a slash; *headers* are end-to-end ones, the caller's credentials among them.
+    origin URL, and starts with a slash; *headers* are end-to-end ones, the caller's credentials among them. *caller*:
+    whose request it is, for a fair share of the origin.
     """
 
     method: bytes
@@ -49,6 +59,7 @@ class OriginRequest:
     headers: Headers = attrs.field(default=(), repr=False)
     body: Optional[ByteStream] = None
     length: Optional[int] = None
+    caller: Optional[Caller] = None
 
 
 @attrs.frozen

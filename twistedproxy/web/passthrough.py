@@ -31,6 +31,7 @@ from twistedproxy.web.compression import compress
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.forwarded import Network
+from twistedproxy.web.handling import client_of
 from twistedproxy.web.locations import located
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.onward import onward
@@ -73,7 +74,10 @@ class PassThrough:
         Raises the errors of `twistedproxy.origin.errors`, before anything was written.
         """
         describing = is_describing(request.method, target.resource.kind)
-        handed_on = onward(request, target, describing, self.descriptions.credentials.headers, self.trusted)
+        credentials = self.descriptions.credentials
+        handed_on = onward(request, target, describing, credentials.headers, self.trusted)
+        caller = credentials.caller(request.requestHeaders.getRawHeaders, client_of(request))
+        handed_on = attrs.evolve(handed_on, caller=caller)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
             response = await self._change(target, handed_on)

@@ -153,10 +153,12 @@ class HTTPOrigin:
 
     async def _metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         target = f"{instance.root}/{instance.path}/metadata"
-        answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
+        answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
         self._stores.at(instance.root).hear(answer.headers)
         try:
-            return await self._parse(answer)
+            metadata = await self._parse(answer)
+            self._requests.standings.proven(caller)
+            return metadata
         except BadMetadata as bad:
             raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad
         finally:
@@ -181,12 +183,15 @@ class HTTPOrigin:
             f"?SOPInstanceUID={quote(instance.sop)}&limit=1"
         )
         try:
-            answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
+            answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
         except OriginRefused as refused:
             if refused.status in NOT_READABLE:
                 return False
             raise
-        return await found_instance(answer, instance.sop)
+        found = await found_instance(answer, instance.sop)
+        if found:
+            self._requests.standings.proven(caller)
+        return found
 
     async def _stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         target = f"{instance.root}/{instance.path}"

@@ -6,6 +6,7 @@ Rules that this module keeps:
 - A refusal (400 and above) of the proxy's own request is `OriginRefused`, with as much of the body as is worth
   showing; a redirect is no answer to it, for it would carry the caller's credentials elsewhere.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
+- Each answer tells of the caller: who may read something goes first, who was only refused is held back (`standing`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, first, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
+from twistedproxy.origin.http.standing import Standings
 from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Transport, Unspeakable
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import ByteStream
@@ -68,9 +70,13 @@ class Requests:
         self._transport = transport
         self._limiter = limiter
         self._timeout = timeout
+        self.standings = Standings(clock)
 
     async def get(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> Answer:
-        """The answer to a GET of the proxy's own, its body still to be read. Raises `OriginError`, for refusals too."""
+        """The answer to a GET of the proxy's own, its body still to be read. Raises `OriginError`, for refusals too.
+
+        *priority*: `Priority.UNKNOWN` where *caller* need not hold a grant.
+        """
         headers: Headers = (
             (b"Accept", accept),
             (b"Accept-Encoding", b"identity"),
@@ -78,7 +84,8 @@ class Requests:
             *without(caller.headers, OURS),
         )
         raw = target.encode("utf-8")
-        answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, priority, left))
+        answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, caller, priority, left))
+        self.standings.answered(caller, answer.status)
         if answer.status >= 400:
             raise await refusal(answer)
         if answer.status >= 300:
@@ -96,22 +103,23 @@ class Requests:
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`."""
         target = request.path + (b"?" + request.query if request.query else b"")
-        headers = end_to_end(request.headers, also=MADE_ANEW)
+        headers, caller = end_to_end(request.headers, also=MADE_ANEW), request.caller
         try:
             if request.body is None and request.method in REPEATABLE:
                 answer = await self._with_retries(
-                    lambda left: self._send(request.method, target, headers, Priority.CALLER, left, lend=True)
+                    lambda left: self._send(request.method, target, headers, caller, Priority.UNKNOWN, left, lend=True)
                 )
             else:
                 answer = await self._send(
-                    request.method, target, headers, Priority.CALLER, None, request.body, request.length, lend=True
-                )
+                    request.method, target, headers, caller, Priority.UNKNOWN, None, request.body, request.length, True
+                )  # fmt: skip
         except BaseException as failed:
             if request.body is not None:
                 request.body.close()
             if isinstance(failed, Unspeakable):  # the request line is the client's own
                 raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
             raise
+        self.standings.passed(caller, request.path, answer.status, answer.headers)
         return OriginResponse(answer.status, answer.headers, answer.body, answer.length)
 
     async def _with_retries(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
@@ -122,13 +130,18 @@ class Requests:
         method: bytes,
         target: bytes,
         headers: Headers,
+        caller: Optional[Caller],
         priority: Priority,
         left: Optional[float],
         body: Optional[ByteStream] = None,
         length: Optional[int] = None,
         lend: bool = False,
     ) -> Answer:
-        slot = await self._limiter.acquire(priority)
+        if priority is Priority.UNKNOWN:
+            await self.standings.hold(caller)
+            priority = self.standings.priority(caller)
+        newcomer = priority is Priority.UNKNOWN and self.standings.is_new(caller)
+        slot = await self._limiter.acquire(priority, caller.flow if caller is not None else b"", newcomer)
         lending = self._clock.callLater(LONG_TRANSFER_SECONDS, slot.lend) if lend else None
 
         def end() -> None:
