@@ -190,7 +190,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "answer-memory",
         size(MIB),
-        "Memory for answers above 1M until clients have taken them, in each worker; who finds no room waits, then gets a 503",
+        "Memory for answers above 64 kB until clients have taken them, in each worker; who finds no room waits, then gets a 503",
         "SIZE",
     ),
     Option("client-timeout", _DEADLINE, "For a request's head, and for each 64 kB of its body", "S"),
