@@ -26,6 +26,9 @@ SURELY_SHORT = 32 << 20
 MAYBE_LARGE = 8 << 20
 """Bytes of pixels in one frame whose size the cache is asked for before it is read: 1,672 x 1,672 in color."""
 
+HUGE = 64 << 20
+"""Bytes of pixels in one frame that is not taken to be much smaller, compressed: a few such would be all memory."""
+
 SHORT = 8 << 20
 """Bytes of a list that is read whole: it has a length and a validator then."""
 
@@ -60,7 +63,8 @@ class ListReader:
             await held.take(count * expected(grant.metadata))
         elif pixels > MAYBE_LARGE:
             sizes = await cached_sizes(self.reader.cache, wanted.instance, wanted.numbers)
-            await held.take(sizes.of.get(wanted.numbers[0], expected(grant.metadata)))
+            guess = pixels if pixels > HUGE else expected(grant.metadata)
+            await held.take(sizes.of.get(wanted.numbers[0], guess))
         return await self._whole(wanted, held)
 
     async def _whole(self, wanted: Wanted, held: Held) -> FrameAnswer:

@@ -81,6 +81,8 @@ class HotServer:
         """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*."""
         if not self.hot.max_answer or source.fence is None or request.method != b"GET" or request.code != 200:
             return
+        if sum(map(len, body)) > self.hot.max_answer:
+            return
         accept = request.requestHeaders.getRawHeaders(b"Accept") or [b""]
         origin = request.requestHeaders.getRawHeaders(b"Origin") or [b""]
         headers = request.responseHeaders

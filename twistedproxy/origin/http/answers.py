@@ -30,7 +30,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import first
-from twistedproxy.streams import StreamTooLong, read_all
+from twistedproxy.streams import Gathered, StreamTooLong, read_all
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
@@ -97,13 +97,13 @@ async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budge
 
 async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
     _frame_type(labels.outer)  # a page for people need not be read
-    chunks: list[bytes] = []
+    gathered = Gathered()
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
-        chunks.append(chunk)
+        gathered.add(chunk)
     if not answer.framed:
         raise OriginBadAnswer("the origin's answer does not show where it ends")
-    return labels.frame(Part({}, b"".join(chunks)))
+    return labels.frame(Part({}, gathered.whole()))
 
 
 class _Labels:
