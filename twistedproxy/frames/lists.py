@@ -17,7 +17,7 @@ import attrs
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.answer_memory import Held
 from twistedproxy.frames.pieces import PIECE, AnswerBroken, FramePieces
-from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, Wanted
+from twistedproxy.frames.reader import HUGE, AnswerTooLarge, FrameAnswer, FrameReader, Wanted
 from twistedproxy.frames.sizes import Sizes, cached_sizes, expected, most
 
 SURELY_SHORT = 32 << 20
@@ -25,9 +25,6 @@ SURELY_SHORT = 32 << 20
 
 MAYBE_LARGE = 8 << 20
 """Bytes of pixels in one frame whose size the cache is asked for before it is read: 1,672 x 1,672 in color."""
-
-HUGE = 64 << 20
-"""Bytes of pixels in one frame that is not taken to be much smaller, compressed: a few such would be all memory."""
 
 SHORT = 8 << 20
 """Bytes of a list that is read whole: it has a length and a validator then."""
@@ -63,7 +60,7 @@ class ListReader:
             await held.take(count * expected(grant.metadata))
         elif pixels > MAYBE_LARGE:
             sizes = await cached_sizes(self.reader.cache, wanted.instance, wanted.numbers)
-            guess = pixels if pixels > HUGE else expected(grant.metadata)
+            guess = pixels if pixels > HUGE else expected(grant.metadata)  # of huge ones none may be larger than that
             await held.take(sizes.of.get(wanted.numbers[0], guess))
         return await self._whole(wanted, held)
 

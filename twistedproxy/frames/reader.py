@@ -40,6 +40,9 @@ from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
 from twistedproxy.waits import all_or_none
 
+HUGE = 64 << 20
+"""Bytes of frames of which a few would be all memory."""
+
 MAX_FRAME = 512 << 20
 """Bytes of one frame asked for alone: what the Redis protocol takes as one value."""
 
@@ -323,9 +326,16 @@ class FrameReader:
                     await self.access.revoke(wanted.caller, instance)
                 raise
             expires = self._expiry()  # before it is written: the cache keeps it a little longer
-            return {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
+            fetched = {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
+            if _is_huge(fetched):
+                await write(fetched)
+            return fetched
 
         async def keep(frames: _Frames) -> None:
+            if not _is_huge(frames):
+                await write(frames)
+
+        async def write(frames: _Frames) -> None:
             entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in frames.items()}
             await self.cache.put_many(instance, fence, entries, self.frame_seconds)
             any_frame, _ = next(iter(frames.values()))
@@ -333,6 +343,12 @@ class FrameReader:
 
         keys = [(instance, fence, number) for number in numbers]
         return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
+
+
+def _is_huge(frames: _Frames) -> bool:
+    """Whether they go to the cache before callers get them, while they are counted as memory of an answer: who is done with
+    his answer must not let the next one in while it is held for the cache."""
+    return sum([len(frame.data) for frame, _ in frames.values()]) > HUGE
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:
