@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, StreamTooLong, hold, read_all
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, Gathered, StreamTooLong, hold, read_all
 
 T = TypeVar("T")
 
@@ -101,3 +101,21 @@ class StreamTests(SynchronousTestCase):
         stream = Noting(b"ab", breaks=True)
         self.failureResultOf(Deferred.fromCoroutine(hold(stream, 9)), OSError)
         self.assertTrue(stream.closed)
+
+    def test_gathered(self) -> None:
+        """Chunks become one; a single one is not copied, and what comes later does not change what was given."""
+        gathered, chunk = Gathered(), b"abc"
+        self.assertEqual(b"", gathered.whole())
+        gathered.add(chunk)
+        self.assertIs(chunk, gathered.whole())
+        gathered.add(b"d")
+        whole = gathered.whole()
+        gathered.add(b"ef")
+        self.assertEqual((b"abcd", b"abcdef"), (whole, gathered.whole()))
+
+    def test_gathered_is_not_copied(self) -> None:
+        """What was gathered is given without a copy of it."""
+        gathered = Gathered()
+        for _ in range(4):
+            gathered.add(bytes(1 << 20))
+        self.assertIs(gathered.whole(), gathered.whole())

@@ -132,8 +132,10 @@ class Rooms:
         self.reader.watch = hot
         series = SeriesLookup(time.monotonic, settings.grant_ttl)
         self.forgetting.also += [hot.forget, series.forget]
-        hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter)
-        self.connections = Connections(reactor, settings.client_timeout, hot_server if settings.hot_memory else None)
+        hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter, self.answer_memory)
+        self.connections = Connections(
+            reactor, settings.client_timeout, hot_server if settings.hot_memory else None, self.answer_memory
+        )
         self._routes = ProxyRoutes(
             settings,
             self.mounts,
@@ -143,7 +145,7 @@ class Rooms:
             pictures,
             self.imaging,
             series,
-            PassThrough(self.forgetting, descriptions, settings.trusted_proxy),
+            PassThrough(self.forgetting, descriptions, self.answer_memory, settings.trusted_proxy),
             status,
             Warming(self.reader, self.scheduler, self.jobs, reactor),
             hot_server,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.cache.support import A
-from twistedproxy.cache.interface import Cache, Head
+from twistedproxy.cache.interface import LARGE, Cache, Head, Value
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.dicom.address import Instance, Scope
 
@@ -41,7 +41,7 @@ class CacheContract:
         """Let the cache lose *key*, as by eviction."""
         raise NotImplementedError
 
-    async def put(self, instance: Instance, entries: dict[bytes, bytes], seconds: float = 60.0) -> None:
+    async def put(self, instance: Instance, entries: Mapping[bytes, Value], seconds: float = 60.0) -> None:
         reading = await self.cache.get_many(instance, [])
         self.assertTrue(await self.cache.put_many(instance, reading.fence, entries, seconds))
 
@@ -114,6 +114,23 @@ class CacheContract:
         self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {})
         await self.put(A, {b"2": b"two"})
         self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {b"2": expected[b"2"]})
+
+    async def test_large_entries(self) -> None:
+        """Large entries, whole or in pieces, are like others; who replaces one, or takes it back, leaves nothing of it to see."""
+        large = bytes(range(256)) * (LARGE // 200)
+        await self.put(A, {b"1": large, b"2": (b"head", large), b"3": b"small"})
+        whole = {b"1": large, b"2": b"head" + large, b"3": b"small"}
+        self.assertEqual(await self.get(A, b"1", b"2", b"3"), whole)
+        heads = (await self.cache.heads(A, [b"1", b"2", b"3"], 6)).entries
+        self.assertEqual(heads, {name: Head(value[:6], len(value)) for name, value in whole.items()})
+        self.assertEqual(await self.cache.present(A, list(whole)), set(whole))
+        await self.put(A, {b"1": (large, b"tail"), b"2": b"small now"})
+        self.assertEqual(await self.get(A, b"1", b"2"), {b"1": large + b"tail", b"2": b"small now"})
+        await self.cache.remove(A, [b"1"])
+        self.assertEqual(await self.get(A, b"1"), {})
+        await self.put(A, {b"1": large})
+        await self.cache.forget(A.scope)
+        self.assertEqual(await self.get(A, b"1"), {})
 
     async def test_entries_are_taken_back(self) -> None:
         """A removed entry is gone, its neighbour stays."""

@@ -26,7 +26,7 @@ from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, Uni
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
 from twistedproxy.cache.embedded_cache import EmbeddedCache
-from twistedproxy.cache.interface import Cache, CacheUnavailable
+from twistedproxy.cache.interface import LARGE, Cache, CacheUnavailable
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.redis import RedisCache, redis_cache
 
@@ -294,6 +294,20 @@ class TroubleTests(Servers):
         self.assertEqual(sum("OOM" in line for line in lines), 1)
         await cache.forget(A.scope)
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {})
+
+    async def test_a_large_entry_that_is_not_whole_is_a_miss(self) -> None:
+        """What was evicted of a large entry, or did not fit, makes a miss of it."""
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
+        await put(cache, {b"1": bytes(3 * LARGE)})
+        self.assertEqual(list((await cache.get_many(A, [b"1"])).entries), [b"1"])
+        entry = instance_keys(A).entry + b"1"
+        (place,) = [key for key in await ask(server.socket, b"KEYS", b"*") if key.startswith(entry) and key != entry]
+        await ask(server.socket, b"DEL", place)
+        self.assertEqual((await cache.get_many(A, [b"1"])).entries, {})
+        await ask(server.socket, b"CONFIG", b"SET", b"maxmemory", b"4mb", b"maxmemory-policy", b"noeviction")
+        self.assertFalse(await put(cache, {b"2": bytes(3 * LARGE)}))
+        self.assertEqual(await cache.present(A, [b"2"]), set())
 
     async def test_a_replica_takes_no_writes(self) -> None:
         """A put is False, and a forget that could not be done is an error."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -105,3 +107,69 @@ class AnswerMemoryTests(SynchronousTestCase):
         held.set(SMALL)
         self.successResultOf(waits)
         self.assertEqual(self.memory.used, LARGE)
+
+
+class ReadTests(SynchronousTestCase):
+    """Answers whose size is known once they are read."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.memory = AnswerMemory(self.clock, 2 * LARGE + LARGE // 2)
+        self.read = 0
+
+    def reading(self, size: int, held: Optional[Held] = None) -> Deferred[bytes]:
+        """An answer of *size* bytes is read."""
+
+        async def read() -> bytes:
+            self.read += 1
+            return bytes(size)
+
+        return Deferred.fromCoroutine((held or self.memory.hold()).read(read, len))
+
+    def test_fits(self) -> None:
+        """What there is room for is counted, and read once."""
+        self.successResultOf(self.reading(LARGE))
+        self.assertEqual((self.memory.used, self.read), (LARGE, 1))
+
+    def test_small(self) -> None:
+        """A small one needs no room."""
+        self.memory.hold().set(3 * LARGE)
+        self.successResultOf(self.reading(SMALL))
+        self.assertEqual(self.memory.used, 3 * LARGE)
+
+    def test_no_room(self) -> None:
+        """What there is no room for is not held while it waits, and read again then."""
+        other = self.memory.hold()
+        other.set(2 * LARGE)
+        answer = self.reading(LARGE)
+        self.assertNoResult(answer)
+        self.assertEqual((self.memory.used, self.read), (2 * LARGE, 1))
+        other.set(0)
+        self.assertEqual(len(self.successResultOf(answer)), LARGE)
+        self.assertEqual((self.memory.used, self.read), (LARGE, 2))
+
+    def test_larger_than_was_taken(self) -> None:
+        """An answer that turns out larger than the room that was taken for it gives that back before it waits for more."""
+        held, other = self.memory.hold(), self.memory.hold()
+        other.set(LARGE)
+        self.successResultOf(Deferred.fromCoroutine(held.take(LARGE)))
+        answer = self.reading(2 * LARGE, held)
+        self.assertNoResult(answer)
+        self.assertEqual(self.memory.used, LARGE)
+        other.set(0)
+        self.successResultOf(answer)
+        self.assertEqual(self.memory.used, 2 * LARGE)
+
+    def test_in_turn(self) -> None:
+        """It does not overtake those who wait already."""
+        other = self.memory.hold()
+        other.set(LARGE)
+        self.assertNoResult(Deferred.fromCoroutine(self.memory.hold().take(2 * LARGE)))
+        self.assertNoResult(self.reading(LARGE))
+
+    def test_too_late(self) -> None:
+        """It does not wait for ever."""
+        self.memory.hold().set(3 * LARGE)
+        answer = self.reading(LARGE)
+        self.clock.advance(WAIT_SECONDS)
+        self.failureResultOf(answer, NoRoom)

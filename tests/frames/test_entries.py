@@ -8,6 +8,7 @@ from hypothesis import given, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
+from twistedproxy.cache.interface import LARGE
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.digest import content_digest
 from twistedproxy.frames.entries import (
@@ -83,6 +84,22 @@ class FrameTests(SynchronousTestCase):
     def test_expiry(self) -> None:
         """An entry ends after its seconds, or never."""
         self.assertEqual((expiry(100.0, 0.25), expiry(100.0, None)), (100.25, math.inf))
+
+
+class LargeTests(SynchronousTestCase):
+    """Entries whose bytes are not copied."""
+
+    def test_round_trip(self) -> None:
+        """A large frame, and a picture, are written beside their heads, and read as parts of their entries."""
+        data = bytes(LARGE) + b"end"
+        for packed in (pack_frame(Frame(data, JPEG), 1.0), pack_picture(data, content_digest([data]), 1.0)):
+            self.assertIs(packed[1], data)
+        frame = unpack_frame(b"".join(pack_frame(Frame(data, JPEG), 1.0)))
+        picture, *_ = unpack_picture(b"".join(pack_picture(data, content_digest([data]), 1.0)))
+        for part in (frame.data, picture):
+            self.assertEqual(part, data)
+            self.assertIsInstance(part, memoryview)
+        self.assertEqual(frame.transfer_syntax, JPEG)
 
 
 class PictureTests(SynchronousTestCase):

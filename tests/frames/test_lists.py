@@ -89,6 +89,28 @@ class ShortTests(ListCase):
         self.successResultOf(self.ask(2, 1))
         self.assertEqual((self.held.size, self.memory.used), (14, 14))
 
+    def test_one_waits_for_room(self) -> None:
+        """A single frame that is larger than there is room for is not held while it waits."""
+        self.cache(1)
+        self.patch(answer_memory, "SMALL", 0)
+        other = self.memory.hold()
+        other.set(1 << 20)
+        asking = self.ask(1)
+        self.assertNoResult(asking)
+        self.assertEqual(self.held.size, 0)
+        other.set(0)
+        self.assertEqual(self.successResultOf(asking).frames, frames(1))
+        self.assertEqual(self.held.size, 7)
+
+    def test_one_that_may_be_large(self) -> None:
+        """Of a single frame that may be large the size is known before it is read."""
+        self.cache(1)
+        self.patch(answer_memory, "SMALL", 0)
+        self.patch(lists, "MAYBE_LARGE", 0)
+        self.memory.hold().set(1 << 20)
+        self.assertNoResult(self.ask(1))
+        self.assertEqual(self.told, [])
+
     def test_nothing_asked_where_it_is_surely_short(self) -> None:
         """A list that is short whatever its frames are is read at once."""
         self.patch(lists, "SURELY_SHORT", 1 << 30)

@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frames
+from twistedproxy.frames import reader as reading
 from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
 from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
@@ -65,6 +66,24 @@ class ReadThroughTests(ReaderCase):
         reader = self.room.reader(max_answer=10)
         self.failureResultOf(self.ask(1, 2, reader=reader), AnswerTooLarge)
         self.assertEqual(self.got(1, reader=reader).frames, frames(1))
+
+    def test_huge(self) -> None:
+        """Huge frames are answered once the cache has them, others before: the answer's memory is what bounds them."""
+        self.got(1)  # a grant is put, too
+        put_many, written = self.room.cache.put_many, Deferred[None]()
+
+        async def put_later(*arguments: Any) -> bool:
+            await written
+            return await put_many(*arguments)
+
+        self.room.cache.put_many = put_later  # type: ignore[method-assign]
+        self.assertEqual(self.got(2).frames, frames(2))
+        self.patch(reading, "HUGE", 0)
+        huge = self.ask(3)
+        self.assertNoResult(huge)
+        written.callback(None)
+        self.assertEqual(self.successResultOf(huge).frames, frames(3))
+        self.assertEqual(self.got(3).cached, 1)
 
     def test_too_large_native(self) -> None:
         """Native frames' sizes are known before anything is fetched."""

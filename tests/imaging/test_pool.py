@@ -85,10 +85,10 @@ class CallTests(PoolCase):
     """Calls and what becomes of them."""
 
     async def test_large_values(self) -> None:
-        """Megabytes go there and back unchanged."""
+        """Megabytes go there and back unchanged, also where they are a part of something."""
         blob = os.urandom(1 << 20) * 5
-        answer = await self.pool().call({"op": "echo"}, [blob, b"", b"x"])
-        self.assertEqual(list(answer.blobs), [blob, b"", b"x"])
+        answer = await self.pool().call({"op": "echo"}, [blob, b"", b"x", memoryview(blob)[5:]])
+        self.assertEqual(list(answer.blobs), [blob, b"", b"x", blob[5:]])
 
     async def test_as_many_children_as_allowed(self) -> None:
         """Children are started as they are needed, up to the limit, and used again."""

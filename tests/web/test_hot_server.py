@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Any
 
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,10 +15,13 @@ from tests.frames.support import INSTANCE, JPEG, frames
 from tests.waiting import wait_until
 from tests.web.hot_support import ALICE, BEGAN, FRAMES, MALLORY, HotProxy, request
 from tests.web.support import STORED, ProxyCase
+from tests.web.wire import Wire
 from twistedproxy.dicom.address import Scope
+from twistedproxy.frames.answer_memory import UNTAKEN
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.settings import MIB
+from twistedproxy.web import hot_server
 from twistedproxy.web.hot import CHECK_SECONDS, TAKEN_BACK_SECONDS
 
 MANY = 2000  # requests: their answers are far more than the kernel's buffers hold
@@ -48,6 +51,40 @@ class WorkerTests(SynchronousTestCase):
         self.assertEqual((304, b"", "hot"), (unchanged.status, unchanged.body, unchanged.outcome))
         self.assertIn(b"ETag: " + tag, unchanged.head)
         self.assertNotIn(b"\r\nContent-", unchanged.head)
+
+    def test_no_room(self) -> None:
+        """An answer that a socket does not take at once goes the ordinary way where clients leave too much untaken."""
+        self.patch(hot_server, "SMALL", 0)
+        with self.proxy.rooms.answer_memory.hold() as held:
+            held.set(1 << 40)
+            self.assertEqual((200, "hit"), _seen(self.proxy.get(1)))
+        self.assertEqual((200, "hot"), _seen(self.proxy.get(1)))
+
+    def test_untaken(self) -> None:
+        """What a client has not taken counts until it has, or is gone."""
+        memory = self.proxy.rooms.answer_memory
+        for end in (Wire.read_all, Wire.leave):
+            wire = self.proxy.connect()
+            self.proxy.ask(request(1), wire)
+            wire.read_nothing()
+            wire.read_nothing()
+            self.assertEqual(memory.used, UNTAKEN)
+            end(wire)
+            self.assertEqual(memory.used, 0)
+
+    def test_stalled(self) -> None:
+        """A client that takes nothing is cut sooner where others wait for the memory that its answer holds."""
+        memory = self.proxy.rooms.answer_memory
+        self.proxy.rooms.connections.start()
+        wire = self.proxy.connect()
+        self.proxy.ask(request(1), wire)
+        wire.read_nothing()
+        self.proxy.clock.pump([0.5] * 24)
+        self.assertFalse(wire.cut)
+        waiting = Deferred.fromCoroutine(memory.take(1 << 40))
+        self.proxy.clock.pump([0.5, 0.5])
+        self.assertTrue(wire.cut)
+        self.successResultOf(waiting)
 
     def test_range(self) -> None:
         """Parts of frames are answered the ordinary way."""

@@ -177,6 +177,22 @@ class FailureTests(LongListCase):
         answer = await proxy.client().frames(self.slide.resource, ALL)
         self.assertEqual((answer.status, answer.headers["retry-after"]), (503, str(answer_memory.RETRY_AFTER)))
 
+    async def test_no_room_for_one(self) -> None:
+        """The same of single frames, pictures, ours and the origin's, and of what is handed on."""
+        self.patch(answer_memory, "MAX_WAITING", 0)
+        self.patch(answer_memory, "SMALL", 0)
+        store = self.store()
+        for workers in (1, 0):
+            proxy = await self.proxy(store, answer_memory=1 << 20, render_workers=workers)
+            client = proxy.client()
+            for path in ("/frames/1", "/frames/1/rendered", "/frames/1/rendered?quality=50", "/metadata"):
+                with proxy.rooms.answer_memory.hold() as held:
+                    held.set(1 << 20)
+                    answer = await client.get(f"/{self.slide.resource}{path}")
+                    self.assertEqual(answer.status, 503, path)
+                answer = await client.get(f"/{self.slide.resource}{path}")
+                self.assertEqual((answer.status, proxy.rooms.answer_memory.used), (200, 0), path)
+
 
 def _request(method: str, resource: str) -> bytes:
     numbers = ",".join(map(str, ALL))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Optional
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.interface import Fence, Heads, Reading
+from twistedproxy.cache.interface import Fence, Heads, Reading, Value
 from twistedproxy.dicom.address import Instance, Scope
 
 
@@ -32,7 +32,7 @@ class NoCache:
         return Heads(None, {})
 
     async def put_many(
-        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, Value], seconds: Optional[float]
     ) -> bool:
         """Nothing is taken."""
         return False

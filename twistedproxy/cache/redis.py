@@ -7,6 +7,8 @@ Rules kept here:
 - Whatever fails is a miss or a False, counted, and logged now and then.
 - A server that was started anew counts as empty: the fence holds the name of its run. What it read from an old snapshot, or
   has as a replica that was promoted, may lack the last invalidations, and with them every grant and frame would be back.
+- A large entry has its bytes below a key of their own (`twistedproxy.cache.large`), and goes both ways in slices:
+  neither the server nor the reactor stops for it. Its entry says where they are, and is written last.
 
 The server should evict with ``allkeys-lru``: entries of ended generations are never deleted, they go with their time.
 """
@@ -20,11 +22,11 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
-from twistedproxy.cache import resp
+from twistedproxy.cache import large, resp
 from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.endpoints import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
-from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading
+from twistedproxy.cache.interface import LARGE, CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of, whole
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
     InstanceKeys,
@@ -40,6 +42,7 @@ from twistedproxy.cache.observer import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.reads import ReadGatherer
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.outages import Outage
+from twistedproxy.streams import Gathered
 
 READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
 WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice is a megabyte
@@ -137,6 +140,8 @@ class RedisCache:
         found: dict[bytes, bytes] = {}
         for name, stored in zip(names, values[len(keys.generations) :]):
             value = None if stored is None or fence is None else unstamp(fence, stored)
+            if value is not None and large.is_packed(value):
+                value = await self._read_large(entry + name, value)
             if value is not None:
                 found[name] = value
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
@@ -158,7 +163,7 @@ class RedisCache:
         """See `Cache`. On the connection for reads: a caller waits."""
         began = self._reactor.seconds()
         keys = instance_keys(instance)
-        last = b"%d" % (FENCE_LENGTH + length - 1)
+        last = b"%d" % (FENCE_LENGTH + large.PREFIX + length - 1)
         commands = [resp.command(b"MGET", *keys.generations)]
         entries = keys.entries(names)
         commands += resp.for_each(b"GETRANGE", entries, b"0", last)
@@ -173,12 +178,16 @@ class RedisCache:
         heads: dict[bytes, Head] = {}
         for name, start, size in zip(names, replies, replies[len(names) :]):
             if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
-                heads[name] = Head(start[FENCE_LENGTH:], size - FENCE_LENGTH)
+                stored = start[FENCE_LENGTH:]
+                if large.is_packed(stored):
+                    heads[name] = Head(stored[large.PREFIX :][:length], large.size(stored))
+                else:
+                    heads[name] = Head(stored[:length], size - FENCE_LENGTH)
         self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
         return Heads(fence, heads)
 
     async def put_many(
-        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, bytes], seconds: Optional[float]
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, Value], seconds: Optional[float]
     ) -> bool:
         """See `Cache`."""
         if fence is None:
@@ -188,13 +197,39 @@ class RedisCache:
         began = self._reactor.seconds()
         taken = True
         for part in _slices(entries):
-            wire = b"".join(resp.set_entries(fence, [(prefix + name, value) for name, value in part], seconds))
-            replies = await self._ask("put_many", wire, len(part))
-            taken = replies is not None and all(reply == b"OK" for reply in replies)
+            keyed = [(prefix + name, await self._placed(prefix + name, value, seconds)) for name, value in part]
+            placed = [(key, value) for key, value in keyed if value is not None]
+            wire = b"".join(resp.set_entries(fence, placed, seconds))
+            replies = await self._ask("put_many", wire, len(placed)) if placed else []
+            taken = replies is not None and [b"OK"] * len(part) == replies
             if not taken:
                 break
         self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
         return taken
+
+    async def _placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
+        """What stands at *key* for *value*: itself, or where its bytes are, after these were written; None where the server
+        did not take them."""
+        if size_of(value) <= LARGE:
+            return whole(value)
+        entry = large.Entry.new(value)
+        for wire in entry.writes(key, value, seconds):
+            if await self._ask("put_many", wire, 1) is None:
+                return None
+        return entry.packed
+
+    async def _read_large(self, key: bytes, packed: bytes) -> Optional[bytes]:
+        """The bytes of a large entry; None where they are not all there. Raises `CacheUnavailable`."""
+        entry = large.Entry(packed)
+        gathered = Gathered()
+        left = entry.size
+        for wire in entry.reads(key):
+            (piece,) = await self._reads.send(wire, 1)
+            if not isinstance(piece, bytes) or not piece:
+                return None  # evicted meanwhile
+            gathered.add(piece)
+            left -= len(piece)
+        return gathered.whole() if not left else None
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
@@ -307,16 +342,16 @@ class RedisCache:
         return True
 
 
-def _slices(entries: Mapping[bytes, bytes]) -> list[list[tuple[bytes, bytes]]]:
+def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
     """Entries in groups of about `WRITE_SLICE_BYTES`."""
-    slices: list[list[tuple[bytes, bytes]]] = []
+    slices: list[list[tuple[bytes, Value]]] = []
     room = 0
     for name, value in entries.items():
         if room <= 0:
             slices.append([])
             room = WRITE_SLICE_BYTES
         slices[-1].append((name, value))
-        room -= len(value) + 64
+        room -= size_of(value) + 64
     return slices
 
 

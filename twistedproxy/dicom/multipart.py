@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 import attrs
 
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
-from twistedproxy.streams import StreamTooLong
+from twistedproxy.streams import Gathered, StreamTooLong
 
 MAX_HEADER_BYTES = 16 * 1024
 """Headers of one part. Stores send about 150 bytes."""
@@ -249,7 +249,7 @@ class PartCollector:
         self._max_parts = max_parts
         self._count = 0
         self._headers: Mapping[str, str] = {}
-        self._data: list[bytes] = []
+        self._data = Gathered()
 
     def feed(self, chunk: bytes) -> list[Part]:
         """Take the next bytes; return the parts that they complete. Raises `BadMultipart`, and
@@ -260,7 +260,7 @@ class PartCollector:
                 self._left -= len(event.data)
                 if self._left < 0:
                     raise StreamTooLong(f"more than {self._limit} bytes")
-                self._data.append(event.data)
+                self._data.add(event.data)
             elif isinstance(event, PartStart):
                 self._count += 1
                 if self._count > self._max_parts:
@@ -275,6 +275,5 @@ class PartCollector:
         return [self._part() for event in self._parser.close(framed) if isinstance(event, PartEnd)]
 
     def _part(self) -> Part:
-        data = self._data[0] if len(self._data) == 1 else b"".join(self._data)
-        self._data = []
+        data, self._data = self._data.whole(), Gathered()
         return Part(self._headers, data)

@@ -1,21 +1,28 @@
 """The memory for answers on their way: what clients have not taken yet, of all answers of a worker together.
 
 - Who wants more than there is room for waits for it, in turn, not for ever, and not in a crowd without bound.
-- Small answers wait for nobody and count for nothing: their number is bounded by that of connections.
-- What turned out larger than it was thought to be is counted as what it is, and those who come later wait.
+- Small answers wait for nobody and count for nothing: a socket takes them, and their number is bounded by that of connections.
+- What was read and is larger than there is room for is let go, and read again once there is room (`Held.read`): who waits
+  holds nothing.
 - What is larger than all there is, is let in when it is alone.
+- A connection that has not taken what was written counts, too (`UNTAKEN`), also where its answer is done.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-SMALL = 1 << 20
-"""Bytes of an answer that are not worth counting."""
+SMALL = 64 << 10
+"""Bytes of an answer that are not worth counting: about what a socket takes at once."""
+
+UNTAKEN = 256 << 10
+"""Bytes that are counted for a connection whose client is behind: what is handed to one at once."""
 
 MAX_WAITING = 256
 """Answers that wait for room; beyond, callers are told to come again."""
@@ -25,6 +32,9 @@ WAIT_SECONDS = 20.0
 
 RETRY_AFTER = 5
 """Seconds after which callers who found no room may come again."""
+
+
+T = TypeVar("T")
 
 
 class NoRoom(Exception):
@@ -51,13 +61,17 @@ class AnswerMemory:
         """How many wait for room."""
         return len(self._waiting)
 
+    def has_room(self, size: int) -> bool:
+        """Whether *size* bytes can be held now, with nobody waiting for that."""
+        return not self._waiting and self._fits(size)
+
     def hold(self) -> Held:
         """What one answer holds: nothing yet."""
         return Held(self)
 
     async def take(self, size: int) -> None:
         """Count *size* bytes as soon as there is room. Raises `NoRoom`."""
-        if not self._waiting and self._fits(size):
+        if self.has_room(size):
             self.used += size
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -105,6 +119,21 @@ class Held:
         if size > SMALL:
             await self.memory.take(size)
             self.size += size
+
+    async def read(self, read: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
+        """What *read* gives, of *size* bytes, once there is room for that. Raises what *read* does, and `NoRoom`.
+
+        What there is no room for is let go and read again: it is in the cache by then.
+        """
+        while True:
+            answer = await read()
+            wanted = size(answer)
+            if wanted <= max(self.size, SMALL) or self.memory.has_room(wanted - self.size):
+                self.set(wanted)
+                return answer
+            del answer
+            self.set(0)
+            await self.take(wanted)
 
     def set(self, size: int) -> None:
         """Say what is really held."""

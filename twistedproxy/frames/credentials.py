@@ -30,8 +30,9 @@ class Credentials:
     cookies: tuple[bytes, ...] = ()
     parameters: tuple[bytes, ...] = (b"access_token",)
 
-    def caller(self, raw_headers: RawHeaders, query: bytes = b"") -> Caller:
-        """The caller of the request whose headers *raw_headers* gives; *query*: the raw one, or what of it identifies."""
+    def caller(self, raw_headers: RawHeaders, query: bytes = b"", address: str = "") -> Caller:
+        """The caller of the request whose headers *raw_headers* gives, and that came from *address*; *query*: the raw one, or
+        what of it identifies."""
         identifying = [(name, value) for name in self.headers for value in raw_headers(name) or ()]
         if cookie := self._cookie(raw_headers(b"Cookie") or ()):
             identifying.append((b"Cookie", cookie))
@@ -41,7 +42,7 @@ class Credentials:
             digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
         if token:
             digest.update(b"?%d:%s" % (len(token), token))
-        return Caller(digest.digest(), tuple(identifying), token)
+        return Caller(digest.digest(), tuple(identifying), token, address)
 
     def split(self, query: bytes) -> tuple[bytes, bytes]:
         """A raw *query* less the fields that identify a caller, and those fields. Some stores do not mind letter case."""

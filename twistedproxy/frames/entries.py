@@ -14,8 +14,9 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, cast
 
+from twistedproxy.cache.interface import LARGE, Value
 from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.digest import DIGEST_BYTES
@@ -61,16 +62,16 @@ def expiry(now: float, seconds: Optional[float]) -> float:
     return math.inf if seconds is None else now + seconds
 
 
-def pack_frame(frame: Frame, expires: float) -> bytes:
+def pack_frame(frame: Frame, expires: float) -> Value:
     """The expiry (8 bytes), one length byte, the transfer syntax UID, the frame's bytes. *expires*: see `expiry`."""
     return pack_frames([frame.data], frame.transfer_syntax, expires)[0]
 
 
-def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[bytes]:
+def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[Value]:
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
     head = b"%s%c%s" % (_EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
-    return [head + frame for frame in frames]
+    return [head + frame if len(frame) <= LARGE else (head, frame) for frame in frames]
 
 
 def expires_of(value: bytes) -> float:
@@ -86,11 +87,15 @@ def was_prefetched(value: bytes) -> bool:
 
 
 def unpack_frame(value: bytes) -> Frame:
-    """The frame that `pack_frame` packed."""
+    """The frame that `pack_frame` packed. That of a large one is a view of *value*: not copied."""
     end = _UID + (value[_LENGTH] & ~_PREFETCHED) if len(value) > _LENGTH else _UID
     if len(value) < end:
         raise BadEntry("a frame's entry is too short")
-    return Frame(value[end:], _uid(value[_UID:end]))
+    return Frame(_rest(value, end), _uid(value[_UID:end]))
+
+
+def _rest(value: bytes, start: int) -> bytes:
+    return value[start:] if len(value) <= LARGE else cast(bytes, memoryview(value)[start:])
 
 
 _uids: dict[bytes, str] = {}
@@ -112,19 +117,21 @@ PICTURE_HEAD = _EXPIRY.size + DIGEST_BYTES
 """Bytes that a picture's entry has besides those of the picture."""
 
 
-def pack_picture(picture: bytes, digest: bytes, expires: float) -> bytes:
+def pack_picture(picture: bytes, digest: bytes, expires: float) -> Value:
     """The expiry (8 bytes), the `content_digest` (16 bytes), the bytes of a picture that was made here. *expires*: see
     `expiry`. Raises ValueError for what is no digest."""
     if len(digest) != DIGEST_BYTES:  # the picture would be read from a wrong place
         raise ValueError("a picture's digest has another length")
-    return b"".join((_EXPIRY.pack(expires), digest, picture))
+    head = _EXPIRY.pack(expires) + digest
+    return head + picture if len(picture) <= LARGE else (head, picture)
 
 
 def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:
-    """The picture that `pack_picture` packed, its digest, and when it ends. Raises `BadEntry`."""
+    """The picture that `pack_picture` packed (that of a large entry is a view of *value*), its digest, and when it ends.
+    Raises `BadEntry`."""
     if len(value) < PICTURE_HEAD:
         raise BadEntry("a picture's entry is too short")
-    return value[PICTURE_HEAD:], value[_EXPIRY.size : PICTURE_HEAD], expires_of(value)
+    return _rest(value, PICTURE_HEAD), value[_EXPIRY.size : PICTURE_HEAD], expires_of(value)
 
 
 def pack_grant(expires: float) -> bytes:

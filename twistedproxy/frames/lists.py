@@ -1,30 +1,41 @@
 """Which answers are read whole and which in pieces, and that there is memory for either before anything is read.
 
 - One frame, and a list that is short whatever its frames are like, is read as ever: in one round trip.
-- Of a longer list the cache is asked for sizes first. Small frames make a short list all the same.
+- Of a longer list, and of a frame that may be large, the cache is asked for sizes first. Small frames make a short list all
+  the same.
 - A long list begins when all that can be known of it beforehand is in order: the grant, that each number exists, the sum
   of the sizes that are known, and the first piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Union
 
 import attrs
 
+from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.answer_memory import Held
 from twistedproxy.frames.pieces import PIECE, AnswerBroken, FramePieces
-from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, Wanted
+from twistedproxy.frames.reader import HUGE, AnswerTooLarge, FrameAnswer, FrameReader, Wanted
 from twistedproxy.frames.sizes import Sizes, cached_sizes, expected, most
 
 SURELY_SHORT = 32 << 20
 """Bytes of pixels in a list that is read whole without more ado: about 3 MB as lossy frames. 170 frames of 256 x 256."""
+
+MAYBE_LARGE = 8 << 20
+"""Bytes of pixels in one frame whose size the cache is asked for before it is read: 1,672 x 1,672 in color."""
 
 SHORT = 8 << 20
 """Bytes of a list that is read whole: it has a length and a validator then."""
 
 ATTEMPTS = 2
 """How often a list is begun, where the instance was changed while its first piece was read."""
+
+
+def bytes_of(frames: Sequence[Frame]) -> int:
+    """Bytes of *frames* together."""
+    return sum([len(frame.data) for frame in frames])
 
 
 @attrs.define(eq=False)
@@ -40,18 +51,21 @@ class ListReader:
         """
         grant = self.reader.access.known(wanted.caller, wanted.instance)
         count = len(wanted.numbers)
-        if grant is None and count > 1:
+        if grant is None:
             grant, _ = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-        if grant is not None:
-            if count > 1 and count * most(grant.metadata) > SURELY_SHORT:
-                return await self._long(wanted, held)
+        pixels = most(grant.metadata)
+        if count > 1 and count * pixels > SURELY_SHORT:
+            return await self._long(wanted, held)
+        if count > 1:
             await held.take(count * expected(grant.metadata))
+        elif pixels > MAYBE_LARGE:
+            sizes = await cached_sizes(self.reader.cache, wanted.instance, wanted.numbers)
+            guess = pixels if pixels > HUGE else expected(grant.metadata)  # of huge ones none may be larger than that
+            await held.take(sizes.of.get(wanted.numbers[0], guess))
         return await self._whole(wanted, held)
 
     async def _whole(self, wanted: Wanted, held: Held) -> FrameAnswer:
-        answer = await self.reader.read(wanted)
-        held.set(sum([len(frame.data) for frame in answer.frames]))
-        return answer
+        return await held.read(lambda: self.reader.read(wanted), lambda answer: bytes_of(answer.frames))
 
     async def _long(self, wanted: Wanted, held: Held) -> Union[FrameAnswer, FramePieces]:
         attempt = 1
@@ -71,7 +85,7 @@ class ListReader:
                 await held.take(known + guess * len(missing))
                 return await self._whole(wanted, held)
             if not held.size:
-                await held.take(2 * PIECE)
+                await held.take(2 * max(PIECE, guess, *sizes.of.values()))
             pieces = FramePieces(self.reader, wanted, grant, sizes, guess)
             try:
                 await pieces.begin()

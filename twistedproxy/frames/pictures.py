@@ -129,7 +129,7 @@ async def _fetch(picture: Picture) -> Rendered:
     accept = picture.accept or b"image/jpeg"
     caller = picture.wanted.caller
     headers = (*caller.headers, (b"Accept", accept))
-    asked = OriginRequest(b"GET", picture.path, caller.asking(picture.query), headers, decoded=True)
+    asked = OriginRequest(b"GET", picture.path, caller.asking(picture.query), headers, decoded=True, caller=caller)
     response = await picture.wanted.origin.forward(asked)
     try:
         data = await read_all(response.body, MAX_PICTURE)

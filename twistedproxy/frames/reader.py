@@ -40,6 +40,9 @@ from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
 from twistedproxy.waits import all_or_none
 
+HUGE = 64 << 20
+"""Bytes of frames of which a few would be all memory."""
+
 MAX_FRAME = 512 << 20
 """Bytes of one frame asked for alone: what the Redis protocol takes as one value."""
 
@@ -322,13 +325,24 @@ class FrameReader:
         instance = wanted.instance
 
         async def keep(frames: _Frames) -> None:
+            if not _is_huge(frames):
+                await write(frames)
+
+        async def write(frames: _Frames) -> None:
             entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in frames.items()}
             await self.cache.put_many(instance, fence, entries, self.frame_seconds)
             any_frame, _ = next(iter(frames.values()))
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
         keys = [(instance, fence, number) for number in numbers]
-        return self._in_flight.start(keys, self._fetch(wanted, grant, fence, numbers), keep, wanted.caller.credential)
+
+        async def fetch() -> _Frames:
+            fetched = await self._fetch(wanted, grant, fence, numbers)
+            if _is_huge(fetched):
+                await write(fetched)
+            return fetched
+
+        return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
 
     async def _fetch(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> _Frames:
         """Frames from the origin."""
@@ -347,6 +361,12 @@ class FrameReader:
 def _names(wanted: Wanted, numbers: Sequence[int]) -> list[bytes]:
     """What the cache is asked for."""
     return [] if wanted.fresh else [frame_name(number) for number in numbers]
+
+
+def _is_huge(frames: _Frames) -> bool:
+    """Whether they go to the cache before callers get them, while they are counted as memory of an answer: who is done with
+    his answer must not let the next one in while it is held for the cache."""
+    return sum([len(frame.data) for frame, _ in frames.values()]) > HUGE
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:

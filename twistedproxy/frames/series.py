@@ -82,7 +82,8 @@ class SeriesLookup:
         path = f"{root}/studies/{study}/instances".encode("ascii")
         query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
         headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
-        response = await origin.forward(OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True))
+        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
+        response = await origin.forward(asked)
         try:
             answer = await read_all(response.body, MAX_ANSWER)
         except StreamTooLong:

@@ -37,7 +37,7 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
     headers = (*caller.headers, (b"Accept", accept))
     try:
         path, query = place
-        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True)
+        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
         response = await origin.forward(asked)
         data = await read_all(response.body, MAX_BULK)
         if response.status != 200:

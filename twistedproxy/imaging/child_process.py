@@ -84,7 +84,7 @@ class RenderingChild(Protocol):
         self._reply = reply = Deferred[Message]()
         transport: Any = self.transport
         for piece in message.packed():
-            transport.write(piece)
+            transport.write(bytes(piece))  # which copies parts of large entries only, as transports take bytes
         return reply
 
     def _too_long(self, waiter: Deferred[Message], seconds: float) -> None:

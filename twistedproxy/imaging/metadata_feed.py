@@ -56,7 +56,8 @@ async def feed(
 async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
     """The body of a successful answer to a GET of the caller. Raises the errors of `twistedproxy.origin.errors`."""
     headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
-    response = await origin.forward(OriginRequest(b"GET", path, caller.asking(b""), headers, decoded=True))
+    asked = OriginRequest(b"GET", path, caller.asking(b""), headers, decoded=True, caller=caller)
+    response = await origin.forward(asked)
     if response.status != 200:
         try:
             refusal = await read_all(response.body, MAX_REFUSAL)

@@ -207,10 +207,15 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "answer-memory",
         size(MIB),
-        "Memory for answers above 1M until clients have taken them, in each worker; who finds no room waits, then gets a 503",
+        "Memory for answers above 64 kB until clients have taken them, in each worker; who finds no room waits, then gets a 503",
         "SIZE",
     ),
-    Option("client-timeout", _DEADLINE, "For a request's head, and for each 64 kB of its body", "S"),
+    Option(
+        "client-timeout",
+        _DEADLINE,
+        "For a request's head, for each 64 kB of its body, and for each piece of an answer to be taken",
+        "S",
+    ),
     Option("stop-deadline", seconds(0), "For running answers at an orderly stop", "S"),
     Option(
         "origin-concurrency",
@@ -220,7 +225,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("origin-connect-timeout", _DEADLINE, "To a connection with an origin", "S"),
     Option("origin-timeout", _DEADLINE, "To the first byte of an origin's answer", "S"),
-    Option("origin-stall-timeout", _DEADLINE, "Between two pieces of an origin's answer", "S"),
+    Option(
+        "origin-stall-timeout",
+        _DEADLINE,
+        "Between two pieces of an origin's answer; four times that for 64 kB of it",
+        "S",
+    ),
     Option("prefetch", switch(), "Load frames before they are asked for", "on|off"),
     Option("prefetch-min-frames", whole(0, unit="frames"), "Smaller instances are not prefetched", "N"),
     Option(

@@ -18,12 +18,14 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Priority(enum.IntEnum):
-    """Who goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own."""
+    """Who goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own. `UNKNOWN`: a caller of whom it is
+    not known that the origin lets them read anything."""
 
     CALLER = 0
-    DISPLAY = 1
-    BLOCK = 2
-    WHOLE = 3
+    UNKNOWN = 1
+    DISPLAY = 2
+    BLOCK = 3
+    WHOLE = 4
 
 
 @attrs.frozen
@@ -32,12 +34,18 @@ class Caller:
 
     *credential* is a keyed digest of what identifies the caller and may be stored and compared;
     *headers* and *query* (raw fields, joined by ``&``) are what the origin judges by (Authorization, cookies, a token): never
-    stored, never logged.
+    stored, never logged. *address*: the client's, which tells callers without these apart where they compete.
     """
 
     credential: bytes
     headers: Headers = attrs.field(default=(), repr=False)
     query: bytes = attrs.field(default=b"", repr=False)
+    address: str = attrs.field(default="", eq=False, repr=False)
+
+    @property
+    def flow(self) -> bytes:
+        """What a fair share at the origin is given to."""
+        return self.credential if self.headers or self.query else self.address.encode("utf-8")
 
     def asking(self, query: bytes) -> bytes:
         """*query* of a request in the caller's name, with the caller's own fields."""
@@ -49,7 +57,7 @@ class OriginRequest:
     """A request to hand on as it is. *path* is raw (still percent-encoded), relative to the mount's
     origin URL, and starts with a slash; *headers* are end-to-end ones, the caller's credentials among them.
     *decoded*: a successful answer is to come without any content coding, whatever the origin makes of that
-    (`OriginBadAnswer` where it cannot be decoded).
+    (`OriginBadAnswer` where it cannot be decoded). *caller*: whose request it is, for a fair share of the origin.
     """
 
     method: bytes
@@ -59,6 +67,7 @@ class OriginRequest:
     body: Optional[ByteStream] = None
     length: Optional[int] = None
     decoded: bool = False
+    caller: Optional[Caller] = None
 
 
 @attrs.frozen

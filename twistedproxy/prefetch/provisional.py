@@ -15,7 +15,7 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 
-from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.interface import Cache, Fence, Value
 from twistedproxy.dicom.address import Instance
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.prefetch.errors import LoadFailed
@@ -70,7 +70,7 @@ class ProvisionalFrames:
             await self._batches.popleft()
         self._check()
 
-    async def _put(self, entries: dict[bytes, bytes], size: int) -> None:
+    async def _put(self, entries: dict[bytes, Value], size: int) -> None:
         taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
         self._outstanding -= size
         if taken:

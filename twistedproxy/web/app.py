@@ -38,7 +38,7 @@ from twistedproxy.web.cross_site import refuse_cross_site
 from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, note_outcome, transfer_syntax_of
-from twistedproxy.web.handling import answer_unrouted, answered
+from twistedproxy.web.handling import answer_unrouted, answered, client_of
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
 from twistedproxy.web.origin_pictures import OriginPictures
@@ -315,7 +315,7 @@ class ProxyRoutes:
         numbers: tuple[int, ...],
         check: Callable[[InstanceMetadata], None] = lambda _metadata: None,
     ) -> Wanted:
-        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
+        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
         resource = target.resource
         if resource.series is None:
             instance = await self.series.instance(target.origin, resource.root, resource.study, resource.sop, caller)

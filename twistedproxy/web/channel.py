@@ -51,6 +51,7 @@ class ProxyChannel(HTTPChannel):
     _body_paused = False
     _continue_due = False
     _progress = 0
+    _behind = False
     _when_taken: Optional[Callable[[], None]] = None
 
     def connectionMade(self) -> None:
@@ -62,6 +63,7 @@ class ProxyChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._when_taken = None
+        self._note_behind(False)
         super().connectionLost(reason)
         self.connections.discard(self)  # last: who waits for this goes on at once, and may stop what requests need
 
@@ -191,7 +193,13 @@ class ProxyChannel(HTTPChannel):
         if self._head:
             self.write(b"")
 
+    def _note_behind(self, behind: bool) -> None:
+        if behind != self._behind:
+            self._behind = behind
+            self.connections.behind(behind)
+
     def pauseProducing(self) -> None:
+        self._note_behind(True)
         if self.write_deadline == NEVER:
             self.write_deadline = self.connections.deadline()
         super().pauseProducing()
@@ -199,6 +207,7 @@ class ProxyChannel(HTTPChannel):
             self._networkProducer.resumeProducing()  # a body has its own pace; its client may read when all is sent
 
     def resumeProducing(self) -> None:
+        self._note_behind(False)
         self.write_deadline = NEVER
         super().resumeProducing()
         if self._body_paused:
@@ -289,7 +298,7 @@ class ProxyChannel(HTTPChannel):
         transport.abortConnection()
 
     def expired(self, now: float) -> None:
-        if self.write_deadline >= now and not self.requests and not self._head_begun:
+        if self.write_deadline >= now and not (self._behind or self.requests or self._head_begun):
             self.loseConnection()  # idle
         else:
             self.abort()  # who is too slow to send a head will not read a farewell

@@ -9,6 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
+from twistedproxy.frames.answer_memory import UNTAKEN, AnswerMemory
+
 NEVER = float("inf")
 """The deadline of a wait that is not under way."""
 
@@ -20,6 +22,9 @@ LINGER_SECONDS = 5.0
 
 SWEEP_SECONDS = 0.5
 """How often connections are looked over for passed deadlines: one pass over 5,000 takes about 1 ms."""
+
+STALLED_SECONDS = 10.0
+"""How long a client may take nothing of its answer while others wait for the memory that this holds."""
 
 CUT_SECONDS = 1.0
 """How long connections may take to be gone once they were cut: the reactor needs one turn."""
@@ -53,10 +58,18 @@ class Connection(Protocol):
 
 
 class Connections:
-    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows."""
+    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows. *memory*: where
+    what clients have not taken is counted."""
 
-    def __init__(self, clock: IReactorTime, client_timeout: float, hot: Optional[HotServer] = None) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        client_timeout: float,
+        hot: Optional[HotServer] = None,
+        memory: Optional[AnswerMemory] = None,
+    ) -> None:
         self.hot = hot
+        self._memory = memory
         self.closing = False
         self.seconds: Callable[[], float] = clock.seconds
         self._client_timeout = client_timeout
@@ -96,9 +109,17 @@ class Connections:
         if not self._open:
             self._wake()
 
+    def behind(self, behind: bool) -> None:
+        """A client is behind: it has not taken what was written. Or it is so no longer."""
+        if self._memory is not None:
+            self._memory.change(UNTAKEN if behind else -UNTAKEN)
+
     def _sweep(self) -> None:
         now = self.seconds()
-        for one in [one for one in self._open if one.read_deadline < now or one.write_deadline < now]:
+        taken_by = now
+        if self._memory is not None and self._memory.waiting:
+            taken_by += max(0.0, self._client_timeout - STALLED_SECONDS)
+        for one in [one for one in self._open if one.read_deadline < now or one.write_deadline < taken_by]:
             one.expired(now)
 
     async def drain(self, deadline: float, idle_seconds: float = 0.0) -> int:

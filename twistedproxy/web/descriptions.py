@@ -119,6 +119,11 @@ class Watch:
     _instance: Optional[Instance]
     _reading: Reading
 
+    @property
+    def held(self) -> int:
+        """Bytes of the answer that are held back to be looked into, at most."""
+        return SEARCH_HELD if self._instance is None else HELD
+
     def understands(self, response: OriginResponse) -> bool:
         """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
         good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
@@ -133,7 +138,7 @@ class Watch:
         syntaxes: dict[str, str] = {}
         body: ByteStream = response.body
         if form is Form.JSON and self._method == b"GET":
-            start, whole = await hold(body, SEARCH_HELD if self._instance is None else HELD)
+            start, whole = await hold(body, self.held)
             body = ChainedStream(BytesStream(*_pieces(start)), body)
             try:
                 if self._instance is None:

@@ -16,6 +16,7 @@ from twisted.web import http, server
 
 from twistedproxy.at_once import write_at_once
 from twistedproxy.dicom.address import Instance
+from twistedproxy.frames.answer_memory import SMALL, UNTAKEN, AnswerMemory
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
 from twistedproxy.web.conditional import matches_none
@@ -30,13 +31,15 @@ _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
 
 @attrs.define(eq=False)
 class HotServer:
-    """Hot responses of one worker. *seconds*: for measuring."""
+    """Hot responses of one worker. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
+    way, and waits, where this has no room."""
 
     hot: HotResponses
     heads: Heads
     metrics: Metrics
     access_log: AccessLog
     seconds: Callable[[], float]
+    memory: AnswerMemory
     _second: int = attrs.field(init=False, default=0)
     _start: tuple[bytes, bytes] = attrs.field(init=False, default=(b"", b""))
 
@@ -48,7 +51,7 @@ class HotServer:
             return False
         method, target, head = request
         answer = self.hot.find((target, head.accept, head.origin), head.caller)
-        if answer is None:
+        if answer is None or (len(answer.body) > SMALL and not self.memory.has_room(UNTAKEN)):
             return False
         whole, unchanged = self._start_lines()
         if matches_none(head.if_none_match, answer.etag):
@@ -78,7 +81,8 @@ class HotServer:
         """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*."""
         if not self.hot.max_answer or source.fence is None or request.method != b"GET" or request.code != 200:
             return
-        if request.target.token:  # no key may hold it, and the head of a request does not tell such a caller
+        # No key may hold a token, and the head of a request does not tell such a caller.
+        if request.target.token or sum(map(len, body)) > self.hot.max_answer:
             return
         accept = request.requestHeaders.getRawHeaders(b"Accept") or [b""]
         origin = request.requestHeaders.getRawHeaders(b"Origin") or [b""]

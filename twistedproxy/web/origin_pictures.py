@@ -42,17 +42,20 @@ class OriginPictures:
         wanted = attrs.evolve(wanted, fresh=asked_of(query, CACHING).fresh)
         with self.memory.hold() as held:
             await take_room(self.pictures.reader, held, wanted)
-            answer = await self.pictures.read(Picture(wanted, query, accept or b""))
+            picture = Picture(wanted, query, accept or b"")
+            answer = await held.read(lambda: self.pictures.read(picture), lambda answer: len(answer.rendered.data))
             note_outcome(request, "hit" if answer.cached else "collapsed" if answer.shared else "miss")
             rendered = answer.rendered
-            held.set(len(rendered.data))
             answers = self.answers.of(wanted.fresh)
             await answers.send_single(request, rendered.data, rendered.content_type, picture_status(answer))
 
     async def _as_stored(self, request: Request, wanted: Wanted) -> None:
-        answer = await self.pictures.reader.read(wanted)
-        note_outcome(request, cache_outcome(answer))
-        sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
+        with self.memory.hold() as held:
+            answer = await held.read(
+                lambda: self.pictures.reader.read(wanted), lambda answer: len(answer.frames[0].data)
+            )
+            note_outcome(request, cache_outcome(answer))
+            sent = await self.answers.send_single(request, answer.frames[0].data, b"image/jpeg", cache_status(answer))
         if sent is not None:
             self.keep(request, wanted.instance, answer, "frames_rendered", sent)
 

@@ -7,6 +7,7 @@
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.web.changes`).
 - A metadata answer that passes is the caller's grant for that instance, and is not asked for again.
 - What describes instances is asked for without a content coding, to be looked into, and compressed here.
+- What is held of an answer on its way counts as memory for answers; one that finds no room there is not read.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from twistedproxy.dicom.address import Scope
+from twistedproxy.frames.answer_memory import AnswerMemory, Held
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
+from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
@@ -32,17 +35,21 @@ from twistedproxy.web.cross_site import confine
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.forwarded import Network
+from twistedproxy.web.handling import client_of
 from twistedproxy.web.locations import located
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.onward import onward
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.problems import not_acceptable
 from twistedproxy.web.rewriting import UrlMap
-from twistedproxy.web.sending import send_stream
+from twistedproxy.web.sending import SLICE, send_stream
 from twistedproxy.web.uploads import Upload
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to learn what it stored: some 40,000 instances."""
+
+PASSING = HIGH_WATER + SLICE
+"""Bytes of an answer that are held while it passes, at most."""
 
 Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 
@@ -61,10 +68,12 @@ _NOT_HANDED_BACK = frozenset(
 
 @attrs.frozen
 class PassThrough:
-    """Hands requests on. *descriptions* looks at answers that describe instances; *trusted*: see `onward`."""
+    """Hands requests on. *descriptions* looks at answers that describe instances; *memory*: for what is held of answers;
+    *trusted*: see `onward`."""
 
     forgetting: Forgetting
     descriptions: Descriptions
+    memory: AnswerMemory
     trusted: Sequence[Network] = ()
 
     async def answer(
@@ -74,18 +83,40 @@ class PassThrough:
         becomes of an answer that describes instances, as JSON; one in another form is not acceptable then. *only_good*:
         nothing is written where the origin refuses, and the result is False.
 
-        Raises the errors of `twistedproxy.origin.errors`, before anything was written.
+        Raises the errors of `twistedproxy.origin.errors` and `NoRoom`, before anything was written.
         """
+        with self.memory.hold() as held:
+            return await self._answer(held, request, target, outside, alter, only_good)
+
+    async def _answer(
+        self,
+        held: Held,
+        request: Request,
+        target: Target,
+        outside: str,
+        alter: Optional[Alteration],
+        only_good: bool,
+    ) -> bool:
         describing = is_describing(request.method, target.resource.kind)
-        handed_on = onward(request, target, describing, self.descriptions.credentials.headers, self.trusted)
+        credentials = self.descriptions.credentials
+        handed_on = onward(request, target, describing, credentials.headers, self.trusted)
+        caller = credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
+        handed_on = attrs.evolve(handed_on, caller=caller)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
             response = await self._change(request, target, handed_on)
+            held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must hear of it
         else:
             response = await target.origin.forward(handed_on)
-        if only_good and response.status >= 400:
-            response.body.close()
-            return False
+            if only_good and response.status >= 400:
+                response.body.close()
+                return False
+            most = PASSING + (watch.held if watch is not None else 0)
+            try:
+                await held.take(most if response.length is None else min(most, response.length))
+            except BaseException:
+                response.body.close()
+                raise
         response = located(
             response, UrlMap(target.origin.url, outside), target.origin.url + handed_on.path.decode("ascii")
         )

@@ -60,11 +60,8 @@ class PictureAnswers:
     answers: FrameAnswers
     keep: Keep
 
-    async def send(
-        self, request: Request, instance: Instance, held: Held, made: Pictures, form: Form, asked: Asked
-    ) -> None:
-        """Write *made* in *form*, with what the request's conditions make of it. *held*: what is held of it in memory."""
-        held.set(sum(map(len, made.data)))
+    async def send(self, request: Request, instance: Instance, made: Pictures, form: Form, asked: Asked) -> None:
+        """Write *made* in *form*, with what the request's conditions make of it."""
         if asked.annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(asked.annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
@@ -129,6 +126,11 @@ async def take_room(reader: FrameReader, held: Held, wanted: Wanted, media_type:
         grant, _ = await reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         each = most(grant.metadata) if media_type == OCTET_STREAM else expected(grant.metadata)
         await held.take(min(len(wanted.numbers) * each, reader.max_answer))
+
+
+def bytes_of(made: Pictures) -> int:
+    """Bytes of *made* together."""
+    return sum(map(len, made.data))
 
 
 def _outcome(made: Pictures) -> str:

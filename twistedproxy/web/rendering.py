@@ -35,7 +35,15 @@ from twistedproxy.web.downsampling import described
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.origin_pictures import OriginPictures
 from twistedproxy.web.passthrough import Alteration
-from twistedproxy.web.picture_answers import FAILURES, Form, PictureAnswers, form_of_frames, raise_problem, take_room
+from twistedproxy.web.picture_answers import (
+    FAILURES,
+    Form,
+    PictureAnswers,
+    bytes_of,
+    form_of_frames,
+    raise_problem,
+    take_room,
+)
 from twistedproxy.web.picture_requests import (
     NotDecodableHere,
     asked_of,
@@ -102,22 +110,24 @@ class RenderedAnswers:
     ) -> bool:
         """Answer with what *make* makes; False, and nothing is written, where that is the origin's to make. *viewport*: where
         the query has none."""
-        if self.ours is None:
+        ours = self.ours
+        if ours is None:
             return False
         try:
-            asked = asked_of(query, RENDERED, self.ours.planner.profiles.names)
+            asked = asked_of(query, RENDERED, ours.planner.profiles.names)
             if asked.rendering.viewport is None and viewport is not None:
                 asked = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, viewport=viewport))
             accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
             media_type, multipart = choose_picture(accepted, single)
         except Problem:  # it may be right for what the origin makes
-            if await self._decodes(self.ours, wanted):
+            if await self._decodes(ours, wanted):
                 raise
             return False
         with self.memory.hold() as held:
-            await take_room(self.ours.reader, held, wanted, media_type)
+            await take_room(ours.reader, held, wanted, media_type)
             try:
-                made = await make(self.ours, request_of(wanted, asked, media_type, check_decodable))
+                what = request_of(wanted, asked, media_type, check_decodable)
+                made = await held.read(lambda: make(ours, what), bytes_of)
             except (NotDecodableHere, NotAsStored, FramesRefused):
                 return False
             except CallFailed as failed:
@@ -126,7 +136,7 @@ class RenderedAnswers:
                 raise_problem(failed)
             except FAILURES as error:
                 raise_problem(error)
-            await self.sending.send(request, wanted.instance, held, made, Form(route, media_type, multipart), asked)
+            await self.sending.send(request, wanted.instance, made, Form(route, media_type, multipart), asked)
         return True
 
     async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
@@ -158,10 +168,11 @@ class RenderedAnswers:
             await take_room(ours.reader, held, wanted, form.media_type)
             frames = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, stored_values=True))
             try:
-                made = await ours.frames(request_of(wanted, frames, form.media_type, check), wanted.numbers)
+                what = request_of(wanted, frames, form.media_type, check)
+                made = await held.read(lambda: ours.frames(what, wanted.numbers), bytes_of)
             except FAILURES as error:
                 raise_problem(error)
-            await self.sending.send(request, wanted.instance, held, made, form_of_frames(form), asked)
+            await self.sending.send(request, wanted.instance, made, form_of_frames(form), asked)
 
     def asked_frames(self, query: bytes) -> Asked:
         """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""

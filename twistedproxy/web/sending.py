@@ -57,7 +57,7 @@ class _Pace:
 async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
     """Write *chunks*, in slices where there is much of it. Raises `ClientGone`."""
     if sum(map(len, chunks)) <= SLICE:
-        request.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        request.write(b"".join(chunks))  # a single one is not copied
         return
     pace = _paced(request)
     try:

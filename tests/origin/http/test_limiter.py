@@ -10,7 +10,8 @@ from twistedproxy.origin.errors import OriginBusy
 from twistedproxy.origin.http.limiter import Limiter, Slot
 from twistedproxy.origin.interface import Priority
 
-CALLER, DISPLAY, BLOCK, WHOLE = Priority.CALLER, Priority.DISPLAY, Priority.BLOCK, Priority.WHOLE
+CALLER, UNKNOWN = Priority.CALLER, Priority.UNKNOWN
+DISPLAY, BLOCK, WHOLE = Priority.DISPLAY, Priority.BLOCK, Priority.WHOLE
 
 
 class LimiterTests(SynchronousTestCase):
@@ -140,3 +141,81 @@ class LimiterTests(SynchronousTestCase):
         waiter = self.enter("c")
         self.limiter.close()
         self.failureResultOf(waiter, OriginBusy)
+
+
+class SharesTests(SynchronousTestCase):
+    """Eight slots, and callers who want more of them."""
+
+    def setUp(self) -> None:
+        self.limiter = Limiter(Clock(), 8, wait_timeout=100, max_waiting=40)
+        self.running: list[tuple[str, Slot]] = []
+
+    def ask(self, name: str, priority: Priority = CALLER, first: bool = False) -> Deferred[None]:
+        """A request of the caller *name*."""
+        waiter = self.limiter.acquire(priority, name.encode(), first)
+        return waiter.addCallback(lambda slot: self.running.append((name, slot)))
+
+    def next_ones(self, count: int) -> list[str]:
+        """Who goes next, one after the other, as those who run longest end."""
+        names = []
+        for _ in range(count):
+            self.running.pop(0)[1].release()
+            names.append(self.running[-1][0])
+        return names
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.running]
+
+    def test_turns(self) -> None:
+        """However many requests one caller has waiting, the next one is another's."""
+        for name in ["a"] * 16 + ["b", "b", "c"]:
+            self.ask(name)
+        self.assertEqual(self.next_ones(6), ["a", "b", "c", "a", "b", "a"])
+
+    def test_strangers_leave_room(self) -> None:
+        """Strangers have half of the slots, and a caller who may read something finds one free at once."""
+        for number in range(20):
+            self.ask(f"stranger {number}", UNKNOWN)
+        self.assertEqual(len(self.running), 4)
+        self.successResultOf(self.ask("known"))
+
+    def test_strangers_and_loads_leave_room(self) -> None:
+        """Strangers and prefetch together leave slots to callers who may read something."""
+        for number in range(20):
+            self.ask(f"stranger {number}", UNKNOWN)
+            self.ask("load", BLOCK)
+        self.assertEqual(len(self.running), 6)
+        self.successResultOf(self.ask("known"))
+
+    def test_known_go_first(self) -> None:
+        """Of four turns strangers have one while others wait, so that neither kind starves."""
+        for _ in range(20):
+            self.ask("known")
+        for _ in range(10):
+            self.ask("stranger", UNKNOWN)
+        self.assertEqual(self.next_ones(8), [*["known"] * 3, "stranger", *["known"] * 3, "stranger"])
+
+    def test_newcomer(self) -> None:
+        """A newcomer's request goes before those of a crowd that the origin has refused."""
+        for number in range(20):
+            self.ask(f"refused {number}", UNKNOWN)
+        self.ask("newcomer", UNKNOWN, first=True)
+        self.assertEqual(self.next_ones(2), ["newcomer", "refused 4"])
+
+    def test_strangers_fill_half_of_the_queue(self) -> None:
+        """When strangers have filled their half of the queue, the one who would wait longest makes room for the next."""
+        waiting = [self.ask(f"stranger {number}", UNKNOWN) for number in range(24)]
+        newcomer = self.ask("newcomer", UNKNOWN, first=True)
+        self.failureResultOf(waiting[-1], OriginBusy)
+        self.assertEqual(self.next_ones(1), ["newcomer"])
+        self.successResultOf(newcomer)
+        self.successResultOf(self.ask("known"))
+
+    def test_one_slot(self) -> None:
+        """With a single slot everybody has turns."""
+        self.limiter = Limiter(Clock(), 1, wait_timeout=100)
+        for name in ("stranger", "another"):
+            self.ask(name, UNKNOWN)
+        for _ in range(4):
+            self.ask("known")
+        self.assertEqual(self.next_ones(5), ["known", "known", "known", "another", "known"])

@@ -6,7 +6,8 @@ import hashlib
 from typing import Any, Optional
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -14,7 +15,7 @@ from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
-from twistedproxy.origin.http.bodies import HIGH_WATER
+from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.transport import Transport, normal_url
 from twistedproxy.streams import BytesStream, read_all
@@ -415,7 +416,7 @@ class DeadlineTests(TransportTestCase):
         await self.pause()
 
     async def test_slow_bytes_are_no_stall(self) -> None:
-        """A byte now and then keeps an answer alive."""
+        """A byte now and then keeps an answer alive for a while."""
 
         async def script(wire: Wire, head: Head) -> None:
             wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
@@ -441,6 +442,48 @@ class DeadlineTests(TransportTestCase):
             await self.transport.request(b"POST", b"/", (), stream, 64 * MB)
         done.callback(None)
         self.assertTrue(stream.closed)
+
+
+class TrickleTests(SynchronousTestCase):
+    """An answer that brings something in time, each time, but not much."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.aborted = False
+        self.body = AnswerBody(self.clock, 30.0, lambda: None, self.abort, lambda size: None)
+        self.body.makeConnection(StringTransport())
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def read(self, seconds: float, size: int) -> bool:
+        """Read, and let *size* bytes come after *seconds*; whether the answer is still alive."""
+        reading = Deferred.fromCoroutine(self.body.read())
+        self.clock.pump([0.5] * int(seconds * 2))
+        if self.aborted:
+            self.failureResultOf(reading, OriginTimeout)
+            return False
+        self.body.dataReceived(bytes(size))
+        self.assertEqual(len(self.successResultOf(reading)), size)
+        return True
+
+    def test_one_byte_each(self) -> None:
+        """One byte within each stall timeout defeats no deadline."""
+        reads = 0
+        while self.read(25.0, 1):
+            reads += 1
+        self.assertEqual(reads, SLOWEST * 30 // 25)
+
+    def test_steady(self) -> None:
+        """A store that sends a few kB/s is left alone, as often as they come."""
+        for _ in range(50):
+            self.assertTrue(self.read(25.0, PROGRESS // 4))
+
+    def test_slow_reader(self) -> None:
+        """Time in which nobody waits for the origin does not count."""
+        for _ in range(50):
+            self.clock.pump([0.5] * 50)
+            self.assertTrue(self.read(1.0, PROGRESS // 100))
 
 
 class BodyTests(TransportTestCase):

@@ -42,7 +42,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import first
-from twistedproxy.streams import StreamTooLong
+from twistedproxy.streams import Gathered, StreamTooLong
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
@@ -114,15 +114,16 @@ async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budge
 
 async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
     _frame_type(labels.outer)  # a page for people need not be read
-    chunks: list[bytes] = []
+    gathered = Gathered()
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
-        chunks.append(chunk)
+        gathered.add(chunk)
     if not answer.framed:
         raise OriginBadAnswer("the origin's answer does not show where it ends")
-    if not chunks:
+    data = gathered.whole()
+    if not data:
         raise OriginBadAnswer("the origin sent an empty frame")
-    return labels.frame(Part({}, b"".join(chunks)))
+    return labels.frame(Part({}, data))
 
 
 class _Labels:

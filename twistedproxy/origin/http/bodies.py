@@ -5,6 +5,8 @@ Rules that this module keeps:
 - The reader's pace is the sender's pace: beyond `HIGH_WATER` bytes the transport is paused, or the upload is no longer read.
 - No wait without a deadline: an answer that brings no byte while somebody waits for one, and an upload that the
   origin takes no byte of, fail after the stall timeout. Time in which we are the slow ones does not count.
+- A byte now and then is no progress: an answer that brings less than `PROGRESS` in `SLOWEST` stall timeouts of waiting fails,
+  too. It holds a slot at the origin.
 - A body that is closed before its end drops its connection; one that ended leaves it to the pool.
 - What broke a stream breaks it for good.
 """
@@ -26,6 +28,13 @@ from zope.interface import implementer
 
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
 from twistedproxy.streams import ByteStream
+
+PROGRESS = 64 * 1024
+"""Bytes of an answer that show that the origin gets on."""
+
+SLOWEST = 4
+"""Stall timeouts of waiting in which so much must come: with the default 0.5 kB/s. Stores that compose long metadata file by
+file send a few kB/s, and some a space now and then while they work on the first."""
 
 HIGH_WATER = 512 * 1024  # bytes of an answer that wait for their reader; a reactor turn brings 64 kB
 
@@ -57,6 +66,8 @@ class AnswerBody(Protocol):
         self._paused = False
         self._waiter: Optional[Deferred[bytes]] = None
         self._waiting_since = 0.0
+        self._waited = 0.0  # seconds since the origin made progress
+        self._progress = 0
         self._timer: Optional[IDelayedCall] = None
         self._error: Optional[Exception] = None
         self._ended = False
@@ -71,13 +82,21 @@ class AnswerBody(Protocol):
         self._on_bytes(len(data))
         if self._waiter is not None:
             waiter, self._waiter = self._waiter, None
+            self._waited += self._clock.seconds() - self._waiting_since
+            self._note_progress(len(data))
             waiter.callback(data)
             return
+        self._note_progress(len(data))
         self._chunks.append(data)
         self._size += len(data)
         if self._size >= HIGH_WATER and not self._paused:
             self._paused = True
             self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def _note_progress(self, size: int) -> None:
+        self._progress += size
+        if self._progress >= PROGRESS:
+            self._progress, self._waited = 0, 0.0
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._ended:
@@ -126,11 +145,17 @@ class AnswerBody(Protocol):
         self._timer = None
         if self._waiter is None:
             return  # the next read that has to wait sets it again
-        left = self._waiting_since + self._stall_timeout - self._clock.seconds()
+        waiting = self._clock.seconds() - self._waiting_since
+        longest = SLOWEST * self._stall_timeout
+        left = min(self._stall_timeout, longest - self._waited) - waiting
         if left > 0:
             self._timer = self._clock.callLater(left, self._check_stall)
             return
-        self._end(OriginTimeout(f"the origin sent nothing for {self._stall_timeout:g} s"))
+        if waiting < self._stall_timeout:
+            error = OriginTimeout(f"the origin sent less than {PROGRESS} bytes in {longest:g} s")
+        else:
+            error = OriginTimeout(f"the origin sent nothing for {self._stall_timeout:g} s")
+        self._end(error)
         self._abort()
 
     def _end(self, error: Optional[Exception]) -> None:

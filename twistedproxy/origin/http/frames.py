@@ -141,4 +141,5 @@ class FrameLoad:
         if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames):
             raise NotAsStored("the origin sent frames in another form than the stored one")
         self.store.hear(answer.headers)
+        self.requests.standings.proven(self.caller)
         self.found.update(zip(numbers, frames, strict=True))

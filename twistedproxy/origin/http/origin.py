@@ -170,12 +170,14 @@ class HTTPOrigin:
 
     async def _metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         target = f"{instance.root}/{instance.path}/metadata"
-        answer = await self._requests.get(target, JSON, caller, Priority.CALLER)
+        answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
         self._stores.at(instance.root).hear(answer.headers)
         try:
             if answer.status != 200 or not is_dicom_json(answer.headers):
                 raise OriginBadAnswer(f"the origin's answer ({answer.status}) to a metadata request is no DICOM JSON")
-            return await self._parse(answer, instance)
+            metadata = await self._parse(answer, instance)
+            self._requests.standings.proven(caller)
+            return metadata
         except BadMetadata as bad:
             raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad
         finally:

@@ -7,6 +7,7 @@ Rules that this module keeps:
   showing; a redirect is no answer to it, for it would carry the caller's credentials elsewhere. Nor is any other
   success than those that the request can have: a 206 is a part of the thing (RFC 9110 section 15.3.7), a 203 something else.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
+- Each answer tells of the caller: who may read something goes first, who was only refused is held back (`standing`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
+from twistedproxy.origin.http.standing import Standings
 from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Transport, Unspeakable
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import ByteStream
@@ -69,13 +71,15 @@ class Requests:
         self._transport = transport
         self._limiter = limiter
         self._timeout = timeout
+        self.standings = Standings(clock)
 
     async def get(
         self, target: str, accept: bytes, caller: Caller, priority: Priority, statuses: Collection[int] = (200,)
     ) -> Answer:
         """The answer to a GET of the proxy's own, its body still to be read, without content codings.
 
-        *statuses*: those that a good answer can have. Raises `OriginError`, for refusals too."""
+        *priority*: `Priority.UNKNOWN` where *caller* need not hold a grant. *statuses*: those that a good answer can have.
+        Raises `OriginError`, for refusals too."""
         headers: Headers = (
             (b"Accept", accept),
             (b"Accept-Encoding", b"identity"),
@@ -85,9 +89,10 @@ class Requests:
         path, _, query = target.encode("utf-8").partition(b"?")
         raw = b"?".join(filter(None, (path, caller.asking(query))))
         try:
-            answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, priority, left))
+            answer = await self._with_retries(lambda left: self._send(b"GET", raw, headers, caller, priority, left))
         except Unspeakable as failed:  # what the caller's own part of it is to blame for
             raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
+        self.standings.answered(caller, answer.status)
         if answer.status >= 400:
             raise await refusal(answer)
         if answer.status >= 300:
@@ -105,21 +110,23 @@ class Requests:
         headers = end_to_end(request.headers, also=MADE_ANEW | ({b"accept-encoding"} if request.decoded else set()))
         if request.decoded:
             headers = (*headers, (b"Accept-Encoding", b"identity"))
+        caller = request.caller
         try:
             if request.body is None and request.method in REPEATABLE:
                 answer = await self._with_retries(
-                    lambda left: self._send(request.method, target, headers, Priority.CALLER, left, lend=True)
+                    lambda left: self._send(request.method, target, headers, caller, Priority.UNKNOWN, left, lend=True)
                 )
             else:
                 answer = await self._send(
-                    request.method, target, headers, Priority.CALLER, None, request.body, request.length, lend=True
-                )
+                    request.method, target, headers, caller, Priority.UNKNOWN, None, request.body, request.length, True
+                )  # fmt: skip
         except BaseException as failed:
             if request.body is not None:
                 request.body.close()
             if isinstance(failed, Unspeakable):  # the request line is the client's own
                 raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
             raise
+        self.standings.passed(caller, request.path, answer.status, answer.headers)
         response = OriginResponse(answer.status, answer.headers, answer.body, answer.length)
         return _decoded(response, request.method) if request.decoded else response
 
@@ -131,13 +138,18 @@ class Requests:
         method: bytes,
         target: bytes,
         headers: Headers,
+        caller: Optional[Caller],
         priority: Priority,
         left: Optional[float],
         body: Optional[ByteStream] = None,
         length: Optional[int] = None,
         lend: bool = False,
     ) -> Answer:
-        slot = await self._limiter.acquire(priority)
+        if priority is Priority.UNKNOWN:
+            await self.standings.hold(caller)
+            priority = self.standings.priority(caller)
+        newcomer = priority is Priority.UNKNOWN and self.standings.is_new(caller)
+        slot = await self._limiter.acquire(priority, caller.flow if caller is not None else b"", newcomer)
         lending = self._clock.callLater(LONG_TRANSFER_SECONDS, slot.lend) if lend else None
 
         def end() -> None:
