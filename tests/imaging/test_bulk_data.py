@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import MemoryOrigin
 from twistedproxy.dicom.address import Instance
 from twistedproxy.imaging.bulk_data import bulk_place, read_bulk_value
+from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller
 
 STORE = "http://store:80/dicom-web"
@@ -70,8 +71,8 @@ class ReadBulkValueTests(SynchronousTestCase):
     """`read_bulk_value`."""
 
     def test_elsewhere(self) -> None:
-        """What is no URL, or one of another place, is not asked for, and the picture is made without it."""
+        """What is no URL, or one of another place, is not asked for: there is no picture that needs it."""
         instance = Instance("http://store/dicom-web", "", "1", "2", "3")
         for uri in ("http://[x/studies/1", "http://other/elsewhere", "http://store/studies/../x", "é"):
             reading = read_bulk_value(MemoryOrigin(), instance, Caller(b"", ()), uri)
-            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(reading)), b"", uri)
+            self.failureResultOf(Deferred.fromCoroutine(reading), OriginBadAnswer)

@@ -47,6 +47,15 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
+def _threshold() -> Dataset:
+    """A VOI LUT that makes 16 bits black or white; long enough to be bulk data."""
+    table = Dataset()
+    table.LUTDescriptor = [0, 0, 16]
+    table.LUTData = numpy.repeat(numpy.array([0, 65535], "<u2"), 32768).tobytes()
+    table["LUTData"].VR = "OW"
+    return table
+
+
 def pixels(data: bytes) -> Any:
     """Its pixels."""
     return numpy.asarray(opened(data)).astype(int)
@@ -618,6 +627,29 @@ class ColourTests(RenderingCase):
             self.assertEqual(name, ImageCms.getProfileDescription(io.BytesIO(goal)))
         answer = await client.get(f"{path}?iccprofile=srgb&embed_iccprofile=false", png)
         self.assertNotIn("icc_profile", opened(answer.body).info)
+
+    async def test_a_value_that_cannot_be_had(self) -> None:
+        """A picture that needs a value that the metadata only point to is an error without it. Nothing of a failed request,
+        nor of one caller's rights, is kept for others, or for later; who does not need the value is not concerned."""
+        made = slide(self.mktemp(), 1, 1, 64, "raw-16", extra={"VOILUTSequence": [_threshold()]})
+        client = await self.shown(made)
+        self.behind.allow(token(ALICE))
+        bob = self.proxied.client({"Authorization": "Bearer bob-0a1b2c3d4e"})
+        self.behind.allow("bob-0a1b2c3d4e")
+        path, png = f"/{made.resource}/frames/1/rendered", {"Accept": "image/png"}
+        for fault, status in (
+            (faults.Answer(500), 502),
+            (faults.Answer(404), 502),
+            (faults.Answer(403), 403),
+            (faults.Answer(206, (("Content-Type", "application/octet-stream"),), b"x"), 502),
+            (faults.Answer(200, (("Content-Type", "text/html"),), b"<p>log in"), 502),
+        ):
+            self.behind.fail(fault, "/bulkdata/", None)
+            self.assertEqual((await client.get(path, png)).status, status, fault)
+            self.behind.heal()
+        for caller, query in ((client, ""), (bob, "?viewport=64,64")):
+            shown = pixels((await caller.get(path + query, png)).body)
+            self.assertEqual(set(numpy.unique(shown)), {0, 255}, "shown through the table")
 
     async def test_own_profiles(self) -> None:
         """Profiles of one's own replace ours, and have names of their own; their pictures are cached apart from ours."""

@@ -10,12 +10,10 @@ import re
 from typing import Optional
 from urllib.parse import unquote, urljoin, urlsplit
 
-from twisted.logger import Logger
-
 from twistedproxy.dicom.address import Instance
-from twistedproxy.dicom.media_types import parse_media_type
+from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest
 from twistedproxy.streams import StreamTooLong, read_all
 
@@ -24,29 +22,30 @@ MAX_BULK = 16 << 20
 
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # readers of URLs drop some, or take a backslash for a slash
 
-_log = Logger()
-
 
 async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
-    """A value that the metadata point to; b"" where it cannot be had: the picture is made without it."""
+    """A value that the metadata point to. Raises the errors of `twistedproxy.origin.errors`: a picture without a value
+    that it needs would be a wrong one."""
     place = bulk_place(origin.url, instance, uri)
     if place is None:
-        _log.info("a bulk data URI points elsewhere than to its store", instance=instance.path)
-        return b""
+        raise OriginBadAnswer(
+            "the origin's metadata point elsewhere than to the store for a value that the picture needs"
+        )
+    path, query = place
     accept = b'multipart/related; type="application/octet-stream"'
     headers = (*caller.headers, (b"Accept", accept))
+    asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
+    response = await origin.forward(asked)
     try:
-        path, query = place
-        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
-        response = await origin.forward(asked)
         data = await read_all(response.body, MAX_BULK)
+        if response.status in (401, 403):
+            raise OriginRefused(response.status, response.headers, data)
         if response.status != 200:
-            raise OriginBadAnswer(f"the origin answered {response.status}")
+            raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
         content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
         return _only_part(content_type, data, response.length is not None)
-    except (OriginError, StreamTooLong, ValueError) as error:
-        _log.info("bulk data could not be read: {reason}", reason=str(error), instance=instance.path)
-        return b""
+    except (StreamTooLong, BadMediaType, BadMultipart) as error:
+        raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
 
 
 def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, bytes]]:
@@ -76,6 +75,9 @@ def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, 
 def _only_part(content_type: bytes, data: bytes, framed: bool) -> bytes:
     """The value in an answer: the one part of a multipart one, or all of it. *framed*: see `MultipartParser.close`."""
     media_type = parse_media_type(content_type or b"application/octet-stream")
+    kind = media_type.part_type or ""
+    if kind.startswith("text/") or kind.endswith(("json", "xml")):  # a gateway's page
+        raise BadMediaType(f"it came as {kind[:80]}")
     if not media_type.is_multipart:
         return data
     collector = PartCollector(media_type.boundary, MAX_BULK, 1)

@@ -20,7 +20,8 @@ from twistedproxy.imaging.facts import PixelFacts
 SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
 _SHOWING = frozenset(("00289145", "00289132"))
 """Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
-_OF_A_PATH = frozenset(("00282000",))
+ICC_PROFILE = "00282000"
+_OF_A_PATH = frozenset((ICC_PROFILE,))
 
 _TOP = frozenset(("00480006", "20500020"))
 _IMAGE_GROUP = "0028"
@@ -70,8 +71,9 @@ class Description(MetadataEvents):
         self._kept = _Kept()
         super().__init__(self._kept.element, uids)
 
-    def facts(self, bulk: Mapping[str, bytes]) -> Described:
-        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. Raises `BadImage`, `BadMetadata`."""
+    def facts(self, bulk: Mapping[str, bytes], profile: bool = True) -> Described:
+        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. *profile*: whether the ICC profile is
+        one of them. Raises `BadImage`, `BadMetadata`."""
         self.check_complete()
         missing: list[str] = []
 
@@ -81,6 +83,9 @@ class Description(MetadataEvents):
             return bulk.get(uri, b"")
 
         frames = self._kept.frames
+        if not profile:
+            for tag in (ICC_PROFILE, OPTICAL_PATHS):
+                self._kept.elements.pop(tag, None)
         common = self._facts_with(frames[:1], read)
         own = {}
         if any(frames):

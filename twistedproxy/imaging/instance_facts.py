@@ -2,7 +2,8 @@
 
 - They are asked for with the caller's own headers, who has a grant; then they are in the cache, for all who have one.
 - The metadata are read by a rendering child, piece by piece: they may be 100 MB.
-- Values that the metadata only point to (ICC profiles, palettes) are fetched for the pictures that need them.
+- Values that the metadata only point to (ICC profiles, palettes) are fetched for the pictures that need them. Where one
+  cannot be had, or not by this caller, there is no picture, and nothing is kept: it would be wrong for all others, too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
 
-FACTS = b"p2"
-"""The name of an instance's facts in the cache, and the version of their form."""
+FACTS = {False: b"p3", True: b"p3c"}
+"""The names of an instance's facts in the cache, without and with its ICC profile, and the version of their form."""
 
 REMEMBERED = 16 << 20
 """Bytes of facts that a worker remembers: some dozen slides with ICC profiles, or 20,000 images without."""
@@ -42,7 +43,7 @@ _COLOUR = frozenset(
     ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 )
 
-_Key = tuple[Instance, Optional[Fence]]
+_Key = tuple[Instance, Optional[Fence], bool]
 
 
 def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
@@ -91,45 +92,55 @@ class FactsReader:
         plain = None if colour and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
-        found = self._in_memory(instance, reading)
+        found = self._in_memory(instance, reading, colour)
         if found is not None:
             return found
-        found = _in_cache(reading)
+        found = _in_cache(reading, colour)
         if found is not None:
-            self._remember(instance, reading.fence, found)
+            self._remember(instance, reading.fence, colour, found)
             return found
-        key = (instance, reading.fence)
+        key = (instance, reading.fence, colour)
 
         async def work() -> InstanceFacts:
             await self._places.acquire()
             try:
-                return await self._ask(origin, instance, caller)
+                return await self._ask(origin, instance, caller, colour)
             finally:
                 self._places.release()
 
         async def keep(facts: InstanceFacts) -> None:
-            self._remember(instance, reading.fence, facts)
-            await self.cache.put_many(instance, reading.fence, {FACTS: facts.to_bytes()}, METADATA_SECONDS)
+            self._remember(instance, reading.fence, colour, facts)
+            await self.cache.put_many(instance, reading.fence, {FACTS[colour]: facts.to_bytes()}, METADATA_SECONDS)
 
         return (await shared(self._in_flight, key, caller, work, keep))[0]
 
-    def _name(self, instance: Instance, fence: Optional[Fence]) -> bytes:
-        return b"%s %s/%s" % (fence or b"", instance.place.encode(), instance.path.encode())
+    def _name(self, instance: Instance, fence: Optional[Fence], colour: bool) -> bytes:
+        return b"%s %s %s/%s" % (FACTS[colour], fence or b"", instance.place.encode(), instance.path.encode())
 
-    def _in_memory(self, instance: Instance, reading: Reading) -> Optional[InstanceFacts]:
+    def _in_memory(self, instance: Instance, reading: Reading, colour: bool) -> Optional[InstanceFacts]:
         if reading.fence is None:
             return None
-        packed = self._remembered.get(self._name(instance, reading.fence), 0.0)
+        packed = self._remembered.get(self._name(instance, reading.fence, colour), 0.0)
         return InstanceFacts.from_bytes(packed) if packed is not None else None
 
-    def _remember(self, instance: Instance, fence: Optional[Fence], facts: InstanceFacts) -> None:
-        name = self._name(instance, fence)
+    def _remember(self, instance: Instance, fence: Optional[Fence], colour: bool, facts: InstanceFacts) -> None:
+        name = self._name(instance, fence, colour)
         if fence is not None and self._remembered.get(name, 0.0) is None:
             self._remembered.put(name, facts.to_bytes(), 0.0, None)
 
-    async def _ask(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceFacts:
+    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, colour: bool) -> InstanceFacts:
         async def described(held: Held, number: int) -> InstanceFacts:
-            return await _described(origin, instance, caller, held, number)
+            values: dict[str, bytes] = {}
+            while True:
+                head = {"op": "described", "number": number, "uris": list(values), "profile": colour}
+                answer = await held.call(head, list(values.values()))
+                missing = [uri for uri in answer.head["uris"] if uri not in values]
+                if not missing:
+                    return InstanceFacts.from_bytes(answer.blobs[0])
+                if len(missing) + len(values) > MAX_BULK_VALUES:
+                    raise OriginBadAnswer(f"the origin's metadata point to more than {MAX_BULK_VALUES} values")
+                for uri in missing:
+                    values[uri] = await read_bulk_value(origin, instance, caller, uri)
 
         try:
             return await feed(self.pool, origin, instance, caller, {"op": "describe"}, described)
@@ -137,22 +148,8 @@ class FactsReader:
             raise OriginBadAnswer(f"the origin's metadata make no picture: {failed}") from None
 
 
-async def _described(
-    origin: Origin, instance: Instance, caller: Caller, held: Held, number: int
-) -> InstanceFacts:  # fmt: skip
-    values: dict[str, bytes] = {}
-    while True:
-        head = {"op": "described", "number": number, "uris": list(values)}
-        answer = await held.call(head, list(values.values()))
-        missing = [uri for uri in answer.head["uris"] if uri not in values][: MAX_BULK_VALUES - len(values)]
-        if not missing:
-            return InstanceFacts.from_bytes(answer.blobs[0])
-        for uri in missing:
-            values[uri] = await read_bulk_value(origin, instance, caller, uri)
-
-
-def _in_cache(reading: Reading) -> Optional[InstanceFacts]:
-    packed = reading.entries.get(FACTS)
+def _in_cache(reading: Reading, colour: bool) -> Optional[InstanceFacts]:
+    packed = reading.entries.get(FACTS[colour])
     if packed is None:
         return None
     try:

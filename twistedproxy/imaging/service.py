@@ -144,7 +144,8 @@ class PictureService:
         return await self._pictures({1: task}, [1])
 
     async def _granted(self, request: Request, names: Sequence[bytes]) -> tuple[InstanceMetadata, Reading]:
-        wanted = [FACTS, *names] if not request.fresh else [FACTS]
+        facts = FACTS[request.rendering.profile != "no"]
+        wanted = [facts, *names] if not request.fresh else [facts]
         grant, reading = await self.reader.granted(request.origin, request.instance, request.caller, wanted)
         request.check(grant.metadata)
         return grant.metadata, reading

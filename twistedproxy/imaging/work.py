@@ -217,7 +217,7 @@ class Work:
     def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
         """The facts, and where the values are that the metadata only point to."""
         description = self._descriptions[head["number"]]
-        described = description.facts(dict(zip(head["uris"], blobs)))
+        described = description.facts(dict(zip(head["uris"], blobs)), head["profile"])
         return Message({"uris": described.missing}, [described.packed])
 
 

@@ -53,6 +53,12 @@ def stored(encoding: str = "jpeg") -> StoredInstance:
     return _made[encoding]
 
 
+def _another() -> bytes:
+    """The file of another instance that is like `stored`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return files.slide(Path(folder, "other.dcm"), tile=64).path.read_bytes()
+
+
 def metadata_of(instance: Instance, frames: int = 12) -> dict[str, Any]:
     """The least that metadata of *instance* say (PS3.18 annex F)."""
     uids = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in zip(UIDS, instance.uids)}
@@ -263,6 +269,7 @@ class DialectTests(StoreTestCase):
         for fault, tries, metadata in (
             (faults.Answer(404), 1, facts),
             (faults.html(), 1, facts),
+            (faults.Answer(200, (("Content-Type", "application/dicom"),), _another()), 1, facts),
             (faults.Answer(403), 2, facts),
             (None, 1, attrs.evolve(facts, frames=11)),
             (None, 1, attrs.evolve(facts, transfer_syntax="1.2.840.10008.1.2.4.90")),

@@ -21,8 +21,8 @@ from twistedproxy.origin.interface import Caller, Headers, Priority
 
 ALICE = Caller(b"alice", ((b"Authorization", b"a"),), "192.0.2.1")
 MALLORY = Caller(b"mallory", ((b"Authorization", b"m"),), "192.0.2.1")
-NAMELESS = Caller(b"nobody", (), "192.0.2.1")
-NAMELESS_ELSEWHERE = Caller(b"nobody", (), "192.0.2.2")
+NAMELESS = Caller(b"nobody", (), address="192.0.2.1")
+NAMELESS_ELSEWHERE = Caller(b"nobody", (), address="192.0.2.2")
 INSTANCE = b"/studies/1/series/2/instances/3"
 
 

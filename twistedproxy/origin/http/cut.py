@@ -10,7 +10,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Optional
 
 from twisted.internet.defer import Deferred
@@ -18,12 +18,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10 import BadPart10, Part10Stream
 from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.answers import as_stored, frame_uid
+from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
 
 KEPT = 16 << 20
@@ -38,19 +40,20 @@ class FileReads:
     def __init__(self, clock: IReactorTime, limit: int) -> None:
         self._clock = clock
         self._limit = limit
-        self._running: dict[Hashable, _Read] = {}
+        self._running: dict[tuple[Instance, bytes], _Read] = {}
 
     async def frames(
-        self, key: Hashable, numbers: Collection[int], metadata: InstanceMetadata, open_file: Open
+        self, instance: Instance, caller: Caller, numbers: Collection[int], metadata: InstanceMetadata, open_file: Open
     ) -> Mapping[int, Frame]:
-        """The frames *numbers* of the file that *open_file* opens, and some others. *key*: the instance and the caller.
+        """The frames *numbers* of *instance* out of the file that *open_file* opens for *caller*, and some others.
 
         Raises `StreamTooLong`, and the errors of `twistedproxy.origin.errors`.
         """
+        key = (instance, caller.credential)
         while (read := self._running.get(key)) is not None and not read.cut.may_still_want(numbers):
             await read.wait(failing=False)
         if read is None:
-            cut = _Cut(metadata, self._limit)
+            cut = _Cut(instance.uids, metadata, self._limit)
             read = self._running[key] = _Read(cut)
             cut.wanted.update(numbers)
             waiter = read.wait()
@@ -101,10 +104,11 @@ class _Read:
 class _Cut:
     """What was found in a file so far."""
 
-    def __init__(self, metadata: InstanceMetadata, limit: int) -> None:
+    def __init__(self, uids: tuple[str, str, str], metadata: InstanceMetadata, limit: int) -> None:
         self.wanted: set[int] = set()
         self.found: dict[int, Frame] = {}
         self._parser = Part10Stream()
+        self._uids = uids
         self._metadata = metadata
         self._limit = self._left = limit
         self._spare = KEPT
@@ -153,6 +157,8 @@ class _Cut:
         """The transfer syntax of the frames. Raises `OriginBadAnswer` where the file is another instance's."""
         found, uid, known = self._parser.metadata, self._parser.transfer_syntax, self._metadata.transfer_syntax
         assert found is not None and uid is not None, "there are frames only after they were read"
+        if self._parser.uids != self._uids:
+            raise OriginBadAnswer("the origin's file is not of the instance that was asked for")
         if found.frames != self._metadata.frames:
             raise OriginBadAnswer(
                 f"the origin's file has {found.frames} frames, its metadata say {self._metadata.frames}"

@@ -218,9 +218,12 @@ class HTTPOrigin:
         """The frames out of the instance's file; None where that is no help. What it was is remembered."""
         store, sop = load.store, load.instance.sop
         try:
-            key = (load.instance, load.caller.credential)
             frames = await self._files.frames(
-                key, numbers, load.metadata, lambda: self._stored_instance(load.instance, load.caller, Priority.CALLER)
+                load.instance,
+                load.caller,
+                numbers,
+                load.metadata,
+                lambda: self._stored_instance(load.instance, load.caller, Priority.CALLER),
             )
         except (OriginError, StreamTooLong) as no_help:
             store.by_file.discard(sop)
