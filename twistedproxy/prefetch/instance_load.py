@@ -113,7 +113,7 @@ class InstanceLoad:
         if found is None:
             return
         if parser.uids != self.frames.instance.uids:
-            raise LoadFailed("the file is not of the instance that was asked for")
+            raise NotLoadable("the file is not of the instance that was asked for")
         if found.frames != self.expected.frames:
             raise NotLoadable(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
         syntax = _transfer_syntax(parser)

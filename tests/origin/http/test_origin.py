@@ -285,6 +285,15 @@ class DialectTests(StoreTestCase):
             files = [seen for seen in self.store.requests if seen.path.endswith(self.slide.sop)]
             self.assertEqual(len(files), tries, (fault, metadata))
 
+    async def test_frames_refused_and_another_instance(self) -> None:
+        """A file of another instance has no frame of this one."""
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        sop = self.slide.sop.encode()
+        other = self.slide.part10.replace(sop, sop[:-1] + (b"1" if sop.endswith(b"2") else b"2"))
+        self.store.fail(faults.Answer(200, (("Content-Type", "application/dicom"),), other), times=None)
+        await self.refuses(OriginRefused)
+
     async def test_frames_refused_and_too_large(self) -> None:
         """A file beyond the limit of answers is not read for a few frames."""
         self.begin(max_answer=1000)

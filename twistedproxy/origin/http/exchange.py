@@ -184,7 +184,7 @@ class Exchange:
         length = None if response.length is UNKNOWN_LENGTH else int(response.length)
         if self._method == b"HEAD":
             said = response.headers.getRawHeaders(b"content-length", [b""])[0]
-            length = int(said) if said else None
+            length = int(said) if said.isdigit() else None  # short enough, see `_guard_head`
         elif response.code in (204, 304):
             length = None
         answer = Answer(response.code, end_to_end(fields, named, frozenset({b"content-length"})), body, length)
