@@ -497,6 +497,8 @@ class HowFramesEnd(SynchronousTestCase):
     def test_native_sixteen_bits_and_subsampling(self) -> None:
         """Bits allocated and chrominance that pixels share count."""
         self.assertEqual(len(read(self.native(2, bytes(36), BitsAllocated=16))[0]), 18)
+        full = self.native(2, bytes(48), Rows=2, Columns=4, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL_422")
+        self.assertEqual(read(full), [bytes(24)] * 2)
         data = self.native(2, bytes(32), Rows=2, Columns=4, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL_422")
         self.assertEqual(len(read(data)[0]), 16)
 

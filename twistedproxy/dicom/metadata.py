@@ -80,9 +80,16 @@ class InstanceMetadata:
         if not self.rows or not self.columns or not self.bits_allocated or self.bits_allocated % 8:
             return None
         samples = self.samples_per_pixel
-        if self.photometric_interpretation == "YBR_FULL_422":
+        if self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
             samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
         return self.rows * self.columns * samples * (self.bits_allocated // 8)
+
+    def frame_length_in(self, size: int) -> int | None:
+        """`frame_length` in native pixel data of *size* bytes. Data that claim to share chrominance often have it for each
+        pixel: then the size tells."""
+        length = self.frame_length
+        full = attrs.evolve(self, photometric_interpretation="").frame_length
+        return full if full is not None and 0 <= size - self.frames * full <= 1 else length
 
     @property
     def has_pictures(self) -> bool:

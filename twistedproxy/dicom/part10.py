@@ -131,6 +131,7 @@ class Part10Stream:
             offsets = data_set.extended_offsets()
             self._pixels = EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
             return
+        length = metadata.frame_length_in(data_set.pixel_length)
         if length is None:
             raise NotByFrame(
                 f"{metadata.bits_allocated}-bit pixels of {metadata.rows} x {metadata.columns} "
