@@ -15,6 +15,7 @@ from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import Part, PartCollector
 from twistedproxy.origin.folder.json_model import MAX_INLINE
 
+STOW = 'multipart/related; type="application/dicom"; boundary=x'
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
@@ -163,15 +164,20 @@ class ServerTests(FolderTestCase):
             self.assertEqual((answer.status, answer.json["status"]), (status, status), path)
 
     async def test_methods(self) -> None:
-        """HEAD answers without a body; DELETE is refused with what is allowed; OPTIONS says it."""
+        """HEAD answers without a body; uploads and DELETE are refused with what is allowed; OPTIONS says it."""
         await self.ready()
         head = await ask(self.origin, f"/{self.first.resource}", method="HEAD", accept="application/dicom")
         self.assertEqual((head.status, head.body), (200, b""))
         self.assertEqual(head.headers["content-length"], str(self.first.path.stat().st_size))
+        before = sorted(self.folder.rglob("*"))
         for path in (f"/{self.first.resource}", f"/studies/{self.first.study}", "/studies"):
-            self.assertEqual((await ask(self.origin, path, method="DELETE")).status, 405)
+            for method in ("DELETE", "POST", "PUT"):
+                more = {"content_type": STOW, "chunks": [b"--x\r\n\r\n" + self.first.path.read_bytes(), b"\r\n--x--"]}
+                refused = await ask(self.origin, path, method=method, **more)
+                self.assertEqual((refused.status, refused.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
         options = await ask(self.origin, "/studies", method="OPTIONS")
-        self.assertEqual(options.headers["allow"], "GET, HEAD, OPTIONS, POST")
+        self.assertEqual(options.headers["allow"], "GET, HEAD, OPTIONS")
 
     async def test_search(self) -> None:
         """Searches are answered in DICOM JSON; nothing found is an empty list; other forms are refused."""

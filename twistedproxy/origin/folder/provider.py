@@ -27,7 +27,6 @@ from twistedproxy.origin.folder.open_files import OpenFiles
 from twistedproxy.origin.folder.records import StoredFile
 from twistedproxy.origin.folder.scan import FolderGone
 from twistedproxy.origin.folder.server import FolderServer, check_numbers
-from twistedproxy.origin.folder.store import store, sweep
 from twistedproxy.origin.folder.threads import Shared, Threads
 from twistedproxy.origin.folder.watch import INTERVAL, Watch
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
@@ -53,13 +52,11 @@ class FolderOrigin:
         locate: Callable[[], Awaitable[str]],
         reactor: Any,
         *,
-        writable: bool = True,
         interval: float = INTERVAL,
     ) -> None:
         self.url = url
         self._locate = locate
         self._reactor = reactor
-        self._writable = writable
         self._interval = interval
         self._files = OpenFiles()
         self._frames = FrameReader(self._files)
@@ -79,8 +76,6 @@ class FolderOrigin:
         self._watch = watch
         try:
             await watch.start()
-            if self._writable:
-                await self._threads.run(lambda: sweep(self._folder))
         except BaseException as error:
             await self.stop()
             if isinstance(error, FolderGone):
@@ -158,13 +153,9 @@ class FolderOrigin:
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Answer as a DICOMweb server would. Errors of the request are answers too."""
-        watch = self._watching()
+        self._watching()
         assert self._server is not None  # made with the watch
         try:
-            if request.method.upper() == b"POST" and (study := _store_target(request.path)) is not None:
-                if not self._writable:
-                    raise Refusal(403, "nothing can be stored here")
-                return await store(request, self._folder, study or None, watch, self._threads, self.url.rstrip("/"))
             return await self._read_resource(self._server, request)
         except Refusal as refusal:
             return refusal.response()
@@ -242,11 +233,3 @@ def folder_origin(url: str, reactor: Any, interval: float = INTERVAL) -> FolderO
         return path
 
     return FolderOrigin(url, locate, reactor, interval=interval)
-
-
-def _store_target(raw_path: bytes) -> Optional[str]:
-    """The study that an upload is for, "" for any; None where *raw_path* takes no uploads."""
-    segments = raw_path.decode("latin-1").strip("/").split("/")
-    if segments == ["studies"]:
-        return ""
-    return segments[1] if len(segments) == 2 and segments[0] == "studies" and segments[1] else None

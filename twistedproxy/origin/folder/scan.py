@@ -1,7 +1,7 @@
 """What lies in a folder. Blocking: call it in a thread.
 
 - Only regular files count; symlinks below the folder are not followed, so nothing outside it is served.
-- Names that start with a dot are left alone: uploads in progress have such names.
+- Names that start with a dot are left alone: programs that copy files give them such names meanwhile.
 - A file is read when it is new or its stamp changed, never else. A file that cannot be read is remembered
   with its stamp, and is told of once.
 - Files are read one after the other: parsing holds the interpreter's lock, more threads would not be quicker.

@@ -1,7 +1,7 @@
 """The folder's answers to DICOMweb requests (DICOM PS3.18 section 10).
 
 - What is there is given as it is stored; what would need decoding is refused with 406.
-- Nothing is deleted or replaced: 405.
+- Nothing is stored, deleted or replaced: 405.
 - URLs in answers begin with the origin's own URL, as those of any store do; who stands in front rewrites them.
 """
 
@@ -75,20 +75,20 @@ class FolderServer:
 
     async def answer(self, request: OriginRequest) -> OriginResponse:
         """Answer one request. Raises `Refusal`, origin errors, and what reading raises."""
-        handler, methods = self._route(request)
+        handler = self._route(request)
         method = request.method.decode("latin-1").upper()
         if method == "OPTIONS":
-            allow = ", ".join(methods).encode("ascii")
+            allow = ", ".join(_READ).encode("ascii")
             return OriginResponse(204, ((b"Allow", allow),), BytesStream(), 0)
-        if method not in methods:
-            raise not_allowed(methods)
+        if method not in _READ:
+            raise not_allowed(_READ)
         response = await handler()
         if method == "HEAD":
             response.body.close()
             return OriginResponse(response.status, response.headers, BytesStream(), response.length)
         return response
 
-    def _route(self, request: OriginRequest) -> tuple[Handler, Sequence[str]]:
+    def _route(self, request: OriginRequest) -> Handler:
         segments = unquote(request.path.decode("latin-1")).strip("/").split("/")
         try:
             found = _split(segments)
@@ -101,23 +101,21 @@ class FolderServer:
 
     def _resource(
         self, request: OriginRequest, study: Optional[str], series: Optional[str], sop: Optional[str], rest: list[str]
-    ) -> tuple[Handler, Sequence[str]]:
+    ) -> Handler:
         where = Where(study, series)
         match rest:
             case ["studies" | "series" | "instances" as level] if sop is None:
-                methods = (*_READ, "POST") if level == "studies" else _READ
-                return lambda: self._search(request, Level(level), where), methods
+                return lambda: self._search(request, Level(level), where)
             case ["metadata"]:
-                return lambda: self._metadata(request, study, series, sop), _READ
+                return lambda: self._metadata(request, study, series, sop)
             case ["bulkdata", *place] if sop is not None and place:
-                return lambda: self._bulk_data(request, study, series, sop, place), _READ
+                return lambda: self._bulk_data(request, study, series, sop, place)
             case ["frames", numbers] if sop is not None:
-                return lambda: self._frame_list(request, study, series, sop, numbers), _READ
+                return lambda: self._frame_list(request, study, series, sop, numbers)
             case []:
-                methods = (*_READ, "POST") if series is None else _READ
-                return lambda: self._instances(request, study, series, sop), methods
+                return lambda: self._instances(request, study, series, sop)
             case ["rendered" | "thumbnail"] | ["frames", _, "rendered" | "thumbnail"]:
-                return _nothing_rendered, _READ
+                return _nothing_rendered
         raise Refusal(404, f"{shown(request.path)} is no DICOMweb resource of a folder")
 
     async def _search(self, request: OriginRequest, level: Level, where: Where) -> OriginResponse:
