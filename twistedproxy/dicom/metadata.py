@@ -23,6 +23,8 @@ MAX_INTEGER = 2**53
 """Larger than any count or size in DICOM, and still exact in JSON numbers."""
 MAX_TEXT_LENGTH = 256
 """Characters of a text that is kept: the longest are UIDs, of 64 (PS3.5 section 6.2)."""
+_SUBSAMPLED = frozenset(("YBR_FULL_422", "YBR_PARTIAL_422"))
+"""Two pixels share their chrominance in native frames of these (PS3.3 section C.7.6.3.1.2)."""
 
 
 @attrs.frozen
@@ -66,15 +68,25 @@ class InstanceMetadata:
         return -(-self.total_rows // self.rows), -(-self.total_columns // self.columns)
 
     @property
+    def pixel_bits(self) -> int:
+        """Bits of one native frame with all samples of each pixel; 0 where its size is not known."""
+        return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated
+
+    @property
+    def frame_bits(self) -> int:
+        """Bits of one native frame as its attributes say; 0 where its size is not known.
+
+        Frames of 1-bit samples follow each other without padding (PS3.5 section 8.1.1).
+        """
+        if self.samples_per_pixel == 3 and self.photometric_interpretation in _SUBSAMPLED:
+            return self.pixel_bits * 2 // 3
+        return self.pixel_bits
+
+    @property
     def frame_length(self) -> int | None:
-        """Bytes of one native frame; None where frames do not end at a byte (1-bit data packs across them,
-        PS3.5 section 8.1.1) or the size of a frame is not known."""
-        if not self.rows or not self.columns or not self.bits_allocated or self.bits_allocated % 8:
-            return None
-        samples = self.samples_per_pixel
-        if self.photometric_interpretation == "YBR_FULL_422":
-            samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
-        return self.rows * self.columns * samples * (self.bits_allocated // 8)
+        """Bytes of one native frame; None where frames do not end at a byte or the size of a frame is not known."""
+        bits = self.frame_bits
+        return None if not bits or self.bits_allocated % 8 else bits // 8
 
     def to_bytes(self) -> bytes:
         """A compact form for `from_bytes`: about 500 bytes."""

@@ -103,9 +103,13 @@ def _native(data: bytes, facts: PixelFacts, scale: int, order: str = "<") -> Pix
     count = rows * columns * facts.samples_per_pixel
     if facts.bits_allocated == 1:
         return _bits(data, facts)
-    halved = facts.photometric_interpretation in SUBSAMPLED
+    # The length tells: machines and stores leave the photometric interpretation of what was compressed.
+    whole = count * facts.bits_allocated // 8
+    halved = facts.photometric_interpretation in SUBSAMPLED and len(data) < whole
     if halved:
         count = rows * columns * 2
+        if len(data) > count * facts.bits_allocated // 8 + 1:
+            raise BadImage(f"a frame of {len(data)} bytes: {whole * 2 // 3} or {whole} are right")
     if facts.photometric_interpretation == "YBR_PARTIAL_420" or (halved and columns % 2):
         raise NotDecodable(f"native {facts.photometric_interpretation} of {columns} columns cannot be shown")
     values = numpy.frombuffer(_enough(data, count * facts.bits_allocated // 8), f"{order}u{facts.dtype.itemsize}")

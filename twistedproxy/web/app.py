@@ -16,6 +16,7 @@ from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.lists import ListReader
@@ -118,7 +119,9 @@ class ProxyRoutes:
 
         def check(metadata: InstanceMetadata) -> None:
             if metadata.transfer_syntax is not None:
-                form_of(metadata, metadata.transfer_syntax)
+                known = lookup(metadata.transfer_syntax)
+                swapped = known is not None and known.big_endian  # frames are expected in little endian
+                form_of(metadata, EXPLICIT_VR_LITTLE_ENDIAN if swapped else metadata.transfer_syntax)
 
         wanted = await self._wanted(request, target, numbers, check)
         with self.memory.hold() as held:

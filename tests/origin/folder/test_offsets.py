@@ -36,7 +36,7 @@ def reader(data: bytes) -> ReadAt:
 def table_of(
     data: bytes, frames: int, extended: Optional[tuple[bytes, bytes]] = None, syntax: str = JPEG_BASELINE
 ) -> FrameTable:
-    return build_table(reader(data), ENCAPSULATED, InstanceMetadata(frames), syntax, extended)
+    return build_table(reader(data), ENCAPSULATED, frames, syntax, extended)
 
 
 def frames_of(data: bytes, table: FrameTable) -> list[bytes]:

@@ -141,15 +141,15 @@ class ChangeTests(FolderTestCase):
         self.assertEqual([frames[n].data for frames in found for n in frames], known.frames[:3] + known.frames[4:20])
 
     async def test_broken_pixels(self) -> None:
-        """A file cut off within its pixels serves the frames before the cut, if it can tell them, and no half ones."""
+        """A file cut off within its pixels, as one that is still being written, is not served, and counted."""
         made = slide(self.folder / "one.dcm", 2, 2, tile=64)
         known = Known.of(made)
         content = (self.folder / "one.dcm").read_bytes()
         (self.folder / "one.dcm").write_bytes(content[: -len(known.frames[3]) // 2])
         origin = await self.serve()
-        metadata = await origin.metadata(known.at(origin), CALLER)
-        with self.assertRaises(OriginBadAnswer):
-            await origin.frames(known.at(origin), [4], CALLER, metadata)
+        with self.assertRaises(OriginRefused) as caught:
+            await origin.metadata(known.at(origin), CALLER)
+        self.assertEqual((caught.exception.status, origin.status()["unreadable_files"]), (404, 1))
 
 
 def _key(instance: Instance) -> tuple[str, str, str]:

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, Optional
 
 import attrs
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 
 from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import swap_bytes
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.origin.folder import attributes
@@ -32,6 +33,7 @@ _UNDEFINED = 0xFFFFFFFF
 # A file may hold values that break the rules of their VR: they are shown as they are, without a warning each.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
+_WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of one value
 _FACT_TAGS = frozenset((0x00480105, 0x00282000))  # Optical Path Sequence, ICC Profile: whether there is a profile
 
 
@@ -51,7 +53,7 @@ def open_plain(path: str) -> BinaryIO:
 def open_content(file: BinaryIO) -> BinaryIO:
     """*file*, or its content inflated if that is deflated, positioned at its start."""
     head = file.read(144)
-    if head[128:132] != b"DICM":
+    if len(head) < 144 or head[128:132] != b"DICM":
         raise UnreadableFile("it is no DICOM file (no DICM prefix)")
     # (0002,0000) must come first and says where the file meta information ends (PS3.10 section 7.1).
     size = struct.unpack("<I", head[140:144])[0] if head[132:140] == b"\x02\x00\x00\x00UL\x04\x00" else 0
@@ -88,7 +90,23 @@ def read_full_header(record: StoredFile) -> FileDataset:
     with open_plain(record.path) as file:
         if Stamp.of(os.fstat(file.fileno())) != record.stamp:
             raise FileChanged(record.path)
-        return read_dataset(open_content(file))
+        dataset = read_dataset(open_content(file))
+    if not dataset.original_encoding[1]:
+        _swap_values(dataset)
+    return dataset
+
+
+def _swap_values(dataset: Dataset) -> None:
+    """Binary values of a big endian file as they go out: in little endian (PS3.18 sections 8.7.3 and F.2.7)."""
+    for tag in list(dataset.keys()):
+        element = element_of(dataset, tag)
+        if element is None:
+            continue
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _swap_values(item)
+        elif isinstance(element.value, bytes):
+            element.value = swap_bytes(element.value, _WORDS.get(str(element.VR).rpartition(" ")[2], 1))
 
 
 def read_header(path: str, intern: dict[str, JSONElement]) -> StoredFile:
@@ -145,6 +163,21 @@ def _attributes(dataset: FileDataset, intern: dict[str, JSONElement]) -> Any:
             yield name, intern.setdefault(f"{name}{found}", found)
 
 
+def _check_end(content: BinaryIO, position: int, end: int, order: str) -> None:
+    """Refuse encapsulated pixel data that are cut off: a file that is being written, or that never was whole."""
+    content.seek(max(position, end - 8))
+    while content.read(4) != struct.pack(f"{order}HH", 0xFFFE, 0xE0DD):  # most files end with the delimiter
+        if position + 8 > end:
+            raise UnreadableFile("its pixel data are cut off")
+        content.seek(position)
+        head = content.read(8)
+        if head[:4] == struct.pack(f"{order}HH", 0xFFFE, 0xE000):
+            position += 8 + struct.unpack(f"{order}I", head[4:])[0]
+        elif head[:4] != struct.pack(f"{order}HH", 0xFFFE, 0xE0DD):
+            raise UnreadableFile("its pixel data hold something else than items")
+        content.seek(position)
+
+
 def _pixel_element(content: BinaryIO, dataset: FileDataset) -> Optional[PixelElement]:
     """The header of the element at which pydicom stopped (PS3.5 section 7.1), None where the file ended."""
     implicit, little = dataset.original_encoding
@@ -159,9 +192,10 @@ def _pixel_element(content: BinaryIO, dataset: FileDataset) -> Optional[PixelEle
     length = struct.unpack(f"{order}I", raw[4:8] if implicit else raw[8:12])[0]
     start = content.tell() - (4 if implicit else 0)
     vr = "OW" if implicit else raw[4:6].decode("ascii", "replace")
-    if length == _UNDEFINED:
-        return PixelElement(tag, vr, start, None, bool(little))
     end = content.seek(0, os.SEEK_END)
+    if length == _UNDEFINED:
+        _check_end(content, start, end, order)
+        return PixelElement(tag, vr, start, None, bool(little))
     if start + length > end:
         raise UnreadableFile(f"its pixel data should have {length} bytes and have {end - start}")
     return PixelElement(tag, vr, start, length, bool(little))

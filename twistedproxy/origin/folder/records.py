@@ -9,6 +9,7 @@ from typing import Any, Optional
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import swapped_width
 from twistedproxy.dicom.transfer_syntaxes import lookup
 
 # An attribute in the DICOM JSON Model (PS3.18 annex F): {"vr": ..., "Value": [...]}. Shared between
@@ -79,6 +80,19 @@ class StoredFile:
         """The UID that labels a single frame."""
         known = lookup(self.transfer_syntax)
         return known.frame_uid if known else self.transfer_syntax
+
+    @property
+    def frames(self) -> int:
+        """How many frames can be asked for: all pictures of a video are one stream (PS3.5 sections 8.2.5 to 8.2.9)."""
+        known = lookup(self.transfer_syntax)
+        return 1 if known is not None and not known.frames_separable else self.facts.frames
+
+    @property
+    def swapped(self) -> int:
+        """Of how many bytes the words are that have to be swapped for little endian; 1: none."""
+        if self.pixels is None or self.pixels.little_endian:
+            return 1
+        return swapped_width(self.pixels.vr, self.facts.bits_allocated)
 
     @property
     def deflated(self) -> bool:

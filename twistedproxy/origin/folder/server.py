@@ -12,7 +12,7 @@ from typing import Any, Optional
 from urllib.parse import unquote
 
 from twistedproxy.dicom.address import InvalidUID, validate_uid
-from twistedproxy.dicom.multipart_writer import build, part_content_type
+from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
 from twistedproxy.origin.folder.accept import (
     JSON_TYPES,
@@ -33,10 +33,10 @@ from twistedproxy.origin.folder.answers import (
     streamed,
 )
 from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX
-from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, multipart
+from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, identity, multipart
 from twistedproxy.origin.folder.frames import FrameReader
 from twistedproxy.origin.folder.header import read_full_header
-from twistedproxy.origin.folder.json_model import NoSuchElement, find_element, json_chunks
+from twistedproxy.origin.folder.json_model import NoSuchElement, find_value, json_chunks
 from twistedproxy.origin.folder.open_files import OpenFiles
 from twistedproxy.origin.folder.query import parse_query
 from twistedproxy.origin.folder.records import StoredFile
@@ -167,7 +167,7 @@ class FolderServer:
 
     def _whole(self, record: StoredFile) -> PartSource:
         return PartSource(
-            part_content_type(DICOM, record.transfer_syntax),
+            record.transfer_syntax,
             record.stamp.size,
             lambda: file_chunks(self._files, record),
         )
@@ -175,7 +175,7 @@ class FolderServer:
     async def _multipart(
         self, parts: Sequence[PartSource], media_type: str, records: Sequence[StoredFile]
     ) -> OriginResponse:
-        body = multipart(parts, media_type, repr([(record.path, record.stamp) for record in records]))
+        body = multipart(parts, media_type, identity(records))
         return await self._generated(200, body.content_type, body.chunks, body.length)
 
     async def _frame_list(
@@ -210,18 +210,36 @@ class FolderServer:
         record = (await self._records(study, series, sop))[0]
         pixels = record.pixels
         if pixels is not None and place == [f"{pixels.tag:08X}"]:
-            if pixels.length is None or record.deflated:
-                return await self._stored_frames(request, record, range(1, record.facts.frames + 1))
-            start, end = pixels.start, pixels.start + pixels.length
-            return await self._octets(
-                request, record, pixels.length, lambda: file_chunks(self._files, record, start, end)
-            )
+            if pixels.length is None:
+                return await self._all_frames(request, record)
+            spans = await self._threads.run(lambda: self._frames.spans(record))
+            return await self._octets(request, record, pixels.length, lambda: self._frames.chunks(record, spans))
         try:
-            element = await self._threads.run(lambda: find_element(read_full_header(record), place))
+            value = await self._threads.run(lambda: find_value(read_full_header(record), place))
         except NoSuchElement:
             raise no_such("bulk data") from None
-        value = element.value if isinstance(element.value, bytes) else b""
         return await self._octets(request, record, len(value), lambda: iter((value,)))
+
+    async def _all_frames(self, request: OriginRequest, record: StoredFile) -> OriginResponse:
+        """Encapsulated pixel data: a part for each frame, each read when its turn comes; one body if that is wanted."""
+        types = accepted_types(request)
+        syntax = record.frame_syntax
+        media_type = media_type_of(syntax)
+        if not accepts_parts(types, media_type, syntax):
+            raise not_acceptable(f"{offers([media_type])}; transfer-syntax={syntax}")
+        first = await self._threads.run(lambda: self._frames.spans(record, 1))
+        if record.frames == 1 and accepts_single(types, media_type, syntax):
+            content_type = part_content_type(media_type, syntax).encode("ascii")
+            return await self._generated(200, content_type, self._frames.chunks(record, first), _size(first))
+        form = MultipartForm.of(media_type, syntax, identity([record]))
+        return await self._generated(200, form.content_type, self._frame_parts(record, form), None)
+
+    def _frame_parts(self, record: StoredFile, form: MultipartForm) -> Iterator[bytes]:
+        for number in range(1, record.frames + 1):
+            spans = self._frames.spans(record, number)
+            yield form.head(_size(spans), number == 1)
+            yield from self._frames.chunks(record, spans)
+        yield form.end
 
     async def _octets(
         self, request: OriginRequest, record: StoredFile, length: int, chunks: Callable[[], Iterator[bytes]]
@@ -231,7 +249,7 @@ class FolderServer:
             raise not_acceptable(offers([OCTET_STREAM]))
         if accepts_single(types, OCTET_STREAM):
             return await self._generated(200, OCTET_STREAM.encode("ascii"), chunks(), length)
-        return await self._multipart([PartSource(OCTET_STREAM, length, chunks)], OCTET_STREAM, [record])
+        return await self._multipart([PartSource(None, length, chunks)], OCTET_STREAM, [record])
 
     async def _records(self, study: Optional[str], series: Optional[str], sop: Optional[str]) -> list[StoredFile]:
         """What is there of a study, series or instance; if nothing, the folder is looked at again."""
@@ -255,6 +273,10 @@ class FolderServer:
         body = GeneratedStream(self._threads, chunks, self._translate)
         await body.start()
         return streamed(status, content_type, body, length, headers)
+
+
+def _size(spans: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def _split(segments: list[str]) -> Optional[tuple[Optional[str], Optional[str], Optional[str], list[str]]]:
@@ -292,8 +314,8 @@ def check_numbers(record: StoredFile, numbers: Sequence[int]) -> None:
     """Raises `Refusal` 404 for frames that the instance doesn't have."""
     if record.pixels is None:
         raise Refusal(404, "the instance has no pixel data")
-    if numbers and (max(numbers) > record.facts.frames or min(numbers) < 1):
-        raise Refusal(404, f"the instance has frames 1 to {record.facts.frames}")
+    if numbers and (max(numbers) > record.frames or min(numbers) < 1):
+        raise Refusal(404, f"the instance has frames 1 to {record.frames}")
 
 
 async def _nothing_rendered() -> OriginResponse:

@@ -20,6 +20,7 @@ from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Part, PartCollector, PartData, PartStart
 from twistedproxy.dicom.sniffing import sniff
 from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
@@ -154,7 +155,8 @@ class _Labels:
 
 def _uid(uid: str) -> str:
     try:
-        return validate_uid(frame_uid(uid))
+        # What says big endian, against PS3.18 section 8.7.3, is so.
+        return validate_uid(uid if uid == EXPLICIT_VR_BIG_ENDIAN else frame_uid(uid))
     except InvalidUID as bad:
         raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
 
