@@ -167,13 +167,18 @@ class ProxyRoutes:
         self._note_client(request)
         target = self._target(request, Kind.THUMBNAIL)
         resource = target.resource
+        wanted: Optional[Wanted] = None
         if resource.sop is not None:
             frames = resource.frame_list
             numbers = parse_frame_list(frames, self.settings.max_frames_per_request)[:1] if frames else ()
             wanted = await self._wanted(request, target, numbers)
-            if await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
-                return
-        await self._hand_on(request, target)
+        elif resource.study is not None:
+            instance = await target.origin.representative(resource.root, resource.study, resource.series)
+            if instance is not None:
+                caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+                wanted = Wanted(target.origin, instance, (), caller)
+        if wanted is None or not await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
+            await self._hand_on(request, target)
 
     @app.route(f"/{Kind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")

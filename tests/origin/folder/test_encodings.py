@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from wsidicom_data import EncodedTestData
 
 from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.header import read_header
+from twistedproxy.origin.folder.instance_file import read_header
 from twistedproxy.origin.folder.open_files import OpenFiles
 
 SIDE = 240  # pixels of the test data's frames

@@ -11,9 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.slides import Made, loop, slide
 from twistedproxy.origin.folder.answers import Refusal
 from twistedproxy.origin.folder.catalog import Catalog
+from twistedproxy.origin.folder.instance_file import read_header
 from twistedproxy.origin.folder.matching import like, matches
 from twistedproxy.origin.folder.query import Match, parse_query
-from twistedproxy.origin.folder.scan import Found, Scanner
 from twistedproxy.origin.folder.search import Level, Where, result_chunks, search
 
 BASE = "file:/somewhere"
@@ -137,7 +137,7 @@ class SearchTests(SynchronousTestCase):
         )
         self.beside = loop(folder / "c.dcm", 3, 8, 8, **same)
         self.other = loop(folder / "d.dcm", 3, 8, 8, patient="BERT", extra={"StudyDate": "20250615"})
-        self.catalog: Catalog = Scanner(str(folder)).scan(Found()).catalog
+        self.catalog = Catalog().changed((), [read_header(str(path), {}) for path in folder.iterdir()])
 
     def found(self, level: Level, query: str, *where: str) -> list[Any]:
         parsed, place = parse_query(query.encode()), Where(*where)

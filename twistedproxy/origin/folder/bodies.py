@@ -15,8 +15,8 @@ from typing import Optional
 import attrs
 
 from twistedproxy.dicom.multipart_writer import MultipartForm
+from twistedproxy.origin.folder.instance_file import StoredFile
 from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.records import StoredFile
 from twistedproxy.origin.folder.threads import Threads
 
 CHUNK = 512 * 1024  # bytes a read

@@ -16,7 +16,16 @@ from typing import Optional
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
 from twistedproxy.dicom.sniffing import SNIFFED_BYTES, other_codec
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.header import MAX_INFLATED, UnreadableFile, open_content, open_plain, read_dataset
+from twistedproxy.origin.folder.instance_file import (
+    MAX_INFLATED,
+    PixelElement,
+    Stamp,
+    StoredFile,
+    UnreadableFile,
+    open_content,
+    open_plain,
+    read_dataset,
+)
 from twistedproxy.origin.folder.offsets import (
     ITEM,
     BadPixelData,
@@ -29,7 +38,6 @@ from twistedproxy.origin.folder.offsets import (
     native_span,
 )
 from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.records import PixelElement, Stamp, StoredFile
 from twistedproxy.streams import StreamTooLong
 
 MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables; 8 bytes a frame: sixteen slides of 500,000 frames

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from twistedproxy.origin.folder.instance_file import JSONElement
 from twistedproxy.origin.folder.query import Match
-from twistedproxy.origin.folder.records import JSONElement
 
 _WILDCARD_VRS = frozenset("AE CS LO LT PN SH ST UC UR UT".split())
 _RANGE_VRS = frozenset("DA TM DT".split())

@@ -20,7 +20,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits
 from twistedproxy.dicom.part10_pixels import END_MARKER_BYTES
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.records import PixelElement
+from twistedproxy.origin.folder.instance_file import PixelElement
 
 # Reads so many bytes from so far into the content; fewer only at its end.
 ReadAt = Callable[[int, int], bytes]

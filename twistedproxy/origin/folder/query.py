@@ -15,7 +15,7 @@ import attrs
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
 from twistedproxy.origin.folder.answers import Refusal, shown
-from twistedproxy.origin.folder.attributes import ALL_LEVELS
+from twistedproxy.origin.folder.instance_file import ALL_LEVELS
 
 MAX_PARAMETERS = 100
 MAX_RESULTS = 5000  # of one answer; a client that wants more asks for the next ones with offset

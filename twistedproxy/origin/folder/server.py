@@ -32,20 +32,19 @@ from twistedproxy.origin.folder.answers import (
     shown,
     streamed,
 )
-from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX
 from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, identity, multipart
 from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.header import read_full_header
+from twistedproxy.origin.folder.index import Index
+from twistedproxy.origin.folder.instance_file import AVAILABLE_TRANSFER_SYNTAX, StoredFile, read_full_header
 from twistedproxy.origin.folder.json_model import NoSuchElement, find_value, json_chunks
 from twistedproxy.origin.folder.open_files import OpenFiles
 from twistedproxy.origin.folder.query import parse_query
-from twistedproxy.origin.folder.records import StoredFile
 from twistedproxy.origin.folder.search import Level, Where, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads
-from twistedproxy.origin.folder.watch import Watch
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, StreamTooLong
 
+SEARCH_WAIT = 5.0  # seconds that a search waits for the first scan; it then gives what is known
 MAX_FRAMES = 10_000  # of one request; the number of frames in a query line of 16 KiB is smaller
 MAX_FRAMES_BYTES = 256 * 1024 * 1024  # of one answer
 DICOM = "application/dicom"
@@ -60,14 +59,14 @@ class FolderServer:
     def __init__(
         self,
         url: str,
-        watch: Watch,
+        index: Index,
         threads: Threads,
         files: OpenFiles,
         frames: FrameReader,
         translate: Callable[[Exception], Exception],
     ) -> None:
         self._url = url.rstrip("/")
-        self._watch = watch
+        self._index = index
         self._threads = threads
         self._files = files
         self._frames = frames
@@ -121,15 +120,20 @@ class FolderServer:
     async def _search(self, request: OriginRequest, level: Level, where: Where) -> OriginResponse:
         _require_json(request)
         query = parse_query(request.query)
-        catalog = self._watch.catalog
+        complete = await self._index.first_scan(SEARCH_WAIT)
+        catalog = self._index.catalog
         results = await self._threads.run(lambda: search(catalog, level, where, query))
-        headers: tuple[tuple[bytes, bytes], ...] = ()
+        headers: list[tuple[bytes, bytes]] = []
         if results.left:
             # PS3.18 section 8.3.4.4 and 10.6.3
             warning = b'299 twistedproxy "There are %d additional results that can be requested"' % results.left
-            headers = ((b"Warning", warning),)
+            headers.append((b"Warning", warning))
+        if not complete:
+            headers.append(
+                (b"Warning", b'299 twistedproxy "The folder is still being indexed: there may be more results"')
+            )
         chunks = result_chunks(results.found, level, where, query, self._url)
-        return await self._generated(200, DICOM_JSON, chunks, None, headers)
+        return await self._generated(200, DICOM_JSON, chunks, None, tuple(headers))
 
     async def _metadata(
         self, request: OriginRequest, study: Optional[str], series: Optional[str], sop: Optional[str]
@@ -252,12 +256,9 @@ class FolderServer:
         return await self._multipart([PartSource(None, length, chunks)], OCTET_STREAM, [record])
 
     async def _records(self, study: Optional[str], series: Optional[str], sop: Optional[str]) -> list[StoredFile]:
-        """What is there of a study, series or instance; if nothing, the folder is looked at again."""
+        """What is there of a study, series or instance. `OriginBusy` as `Index.find`."""
         assert study is not None  # every resource that gets here lies below a study
-        found = self._watch.catalog.files(study, series, sop)
-        if not found:
-            await self._watch.refresh()
-            found = self._watch.catalog.files(study, series, sop)
+        found = await self._index.find(study, series, sop)
         if not found:
             raise no_such("instance" if sop else "series" if series else "study")
         return found
