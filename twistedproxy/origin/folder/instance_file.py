@@ -123,6 +123,9 @@ class PixelElement:
     little_endian: bool
 
 
+_shared_element = functools.lru_cache(maxsize=4096)(PixelElement)  # files of a series have the same
+
+
 @attrs.frozen(eq=False)
 class Common:
     """What files of a series have in common. *attributes*: of study and series, by tag as eight hexadecimal digits.
@@ -426,7 +429,7 @@ def _pixel_element(content: BinaryIO, dataset: FileDataset) -> Optional[PixelEle
     end = content.seek(0, os.SEEK_END)
     if length == _UNDEFINED:
         _check_end(content, start, end, order)
-        return PixelElement(tag, vr, start, None, bool(little))
+        return _shared_element(tag, vr, start, None, bool(little))
     if start + length > end:
         raise UnreadableFile(f"its pixel data should have {length} bytes and have {end - start}")
-    return PixelElement(tag, vr, start, length, bool(little))
+    return _shared_element(tag, vr, start, length, bool(little))
