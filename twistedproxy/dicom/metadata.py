@@ -110,9 +110,12 @@ class InstanceMetadata:
         """The same facts of a pydicom dataset, with or without its pixels. Raises `BadMetadata`."""
         values: dict[str, Any] = {}
         for source in (dataset, getattr(dataset, "file_meta", None) or {}):
-            for tag in FIELDS.keys() | TRANSFER_SYNTAX_TAGS:
-                if (element := source.get(int(tag, 16))) is not None and element.VM > 0:
-                    values[tag] = element.value if element.VM == 1 else element.value[0]
+            for key in list(source.keys()):
+                tag = f"{int(key):08X}"
+                if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
+                    element = source[key]
+                    if element.VM > 0:
+                        values[tag] = element.value if element.VM == 1 else element.value[0]
         paths = dataset.get("OpticalPathSequence") or ()
         return from_values(values, "ICCProfile" in dataset or any("ICCProfile" in path for path in paths))
 

@@ -133,7 +133,7 @@ class Index:
         self._walk_seconds = 0.0
         self._scan_seconds = 0.0
         self._gone = ""
-        self._first: list[Deferred[None]] = []
+        self._waiting: list[Deferred[None]] = []
         self._loaded = False
         self.complete = False
         """Whether the folder was looked at as a whole."""
@@ -175,7 +175,7 @@ class Index:
             await self._lock.run(lambda: None)  # what is read is left soon
         except CancelledError:
             pass
-        self._first_is_over()
+        self._progressed()
         if self._kept is not None:
             await self._threads.run_long(self._kept.close)
 
@@ -188,8 +188,11 @@ class Index:
         await self._settled(study, series, sop)
         found = self.catalog.files(study, series, sop)
         if not self.complete and (not found or sop is None):
-            if not await self.first_scan():
-                raise OriginBusy("the folder is still being indexed")
+            until = self._reactor.seconds() + FIRST_WAIT
+            while not self.complete and (not found or sop is None):
+                if not await self._progress(until - self._reactor.seconds()):
+                    raise OriginBusy("the folder is still being indexed")
+                found = self.catalog.files(study, series, sop)
             found = self.catalog.files(study, series, sop)
         if not found:
             await self.refresh()
@@ -208,14 +211,22 @@ class Index:
 
     async def first_scan(self, seconds: float = FIRST_WAIT) -> bool:
         """Whether the folder was looked at as a whole; waits for that as long as a request may."""
-        if not self.complete and not self._stopping:
-            waiter: Deferred[None] = Deferred(self._first.remove)
-            self._first.append(waiter)
-            try:
-                await waiter.addTimeout(seconds, self._reactor)
-            except DeferredTimeout:
-                pass
+        until = self._reactor.seconds() + seconds
+        while not self.complete and await self._progress(until - self._reactor.seconds()):
+            pass
         return self.complete
+
+    async def _progress(self, seconds: float) -> bool:
+        """Wait until more of the folder is known; False where nothing came of that."""
+        if self._stopping or seconds <= 0:
+            return False
+        waiter: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        try:
+            await waiter.addTimeout(seconds, self._reactor)
+        except DeferredTimeout:
+            return False
+        return True
 
     async def refresh(self) -> None:
         """Walk now, or wait for the walk that is under way. Nothing if that was done just before."""
@@ -246,7 +257,7 @@ class Index:
 
     def _walk(self, top: str) -> _Walked:
         """All below the folder *top*. Raises `FolderGone` if the whole cannot be listed, `Stopped`."""
-        candidates: deque[str] = deque()
+        candidates: list[tuple[int, str]] = []
         seen: set[str] = set()
         folders: list[str] = []
         unlisted: list[tuple[str, str]] = []
@@ -273,14 +284,16 @@ class Index:
                             waiting.append((entry.path, depth + 1))
                     elif entry.is_file(follow_symlinks=False):
                         seen.add(entry.path)
-                        if not self._knows(entry.path, Stamp.of(entry.stat(follow_symlinks=False))):
-                            candidates.append(entry.path)
+                        stamp = Stamp.of(entry.stat(follow_symlinks=False))
+                        if not self._knows(entry.path, stamp):
+                            candidates.append((-stamp.modified, entry.path))
                 except OSError:
                     continue  # it went meanwhile
         below = top if top == self._folder else os.path.join(top, "")
         known = [*list(self._files), *list(self._unreadable)]
-        candidates.extend(path for path in known if path not in seen and path.startswith(below))
-        return _Walked(candidates, folders, unlisted)
+        gone = [path for path in known if path not in seen and path.startswith(below)]
+        # The newest first: those are what somebody waits for.
+        return _Walked(deque([*gone, *(path for _, path in sorted(candidates))]), folders, unlisted)
 
     def _knows(self, path: str, stamp: Optional[Stamp]) -> bool:
         known = self._files.get(path)
@@ -338,6 +351,7 @@ class Index:
             waiter.callback(None)
         self._log(part, unreadable, duplicates)
         self.on_change()
+        self._progressed()
         if self._kept is not None:
             gone = [path for path, _, _ in part.found]
             come = [read for _, _, read in part.found if isinstance(read, StoredFile)]
@@ -405,7 +419,8 @@ class Index:
                 walked.files.extend(again.files)
             await self.look_at(walked.files)
             if not self.complete:
-                self._first_is_over(True)
+                self.complete = True
+                self._progressed()
                 log.info("{count} instances are in the folder", event="folder_indexed", count=self.catalog.size)
         except FolderGone as error:
             await self._go(str(error))
@@ -445,10 +460,9 @@ class Index:
                 log.warn("left out the folder {path}: {reason}", event="folder_left_out", path=folder, reason=reason)
         self._unlisted = dict(unlisted)
 
-    def _first_is_over(self, complete: bool = False) -> None:
-        self.complete = self.complete or complete
-        for waiter in list(self._first):
-            self._first.remove(waiter)
+    def _progressed(self) -> None:
+        for waiter in list(self._waiting):
+            self._waiting.remove(waiter)
             waiter.callback(None)
 
     # --- noticing
