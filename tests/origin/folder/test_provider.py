@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 
 import attrs
+from PIL import Image
 from twisted.internet.defer import Deferred, gatherResults
 
+from tests.clients import Client
 from tests.origin.folder.support import FolderTestCase, ask
 from tests.origin.provider_suite import CALLER, Known, OriginSuite
 from tests.slides import ENCODINGS, loop, slide
 from tests.waiting import wait_until
+from tests.web.support import ProxyCase
+from twistedproxy.dicom.address import Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginUnreachable
-from twistedproxy.origin.folder import folder_origin
+from twistedproxy.origin.folder import FolderOrigin, folder_origin
 from twistedproxy.origin.interface import Origin
+from twistedproxy.settings import Mount
 from twistedproxy.streams import read_all
 
 
@@ -147,3 +154,122 @@ class ChangeTests(FolderTestCase):
         with self.assertRaises(OriginRefused) as caught:
             await origin.metadata(known.at(origin), CALLER)
         self.assertEqual((caught.exception.status, origin.status()["unreadable_files"]), (404, 1))
+
+
+class NoticeTests(FolderTestCase):
+    """What inotify tells of, with no walk for ten minutes."""
+
+    def names(self, origin: FolderOrigin) -> list[str]:
+        studies = origin._index.catalog.studies.values()
+        return sorted(os.path.relpath(file.path, self.folder) for study in studies for file in study)
+
+    async def test_files_and_folders(self) -> None:
+        """Files that are closed, linked, moved or removed are noticed, and so are folders with what is in them."""
+        aside = self.folder.with_name("aside")
+        (aside / "deep" / "deeper").mkdir(parents=True)
+        slide(aside / "deep" / "deeper" / "moved.dcm", 1, 1, tile=16)
+        source = slide(aside / "source.dcm", 1, 1, tile=16).path.read_bytes()
+        origin = await self.serve(interval=600.0)
+        await origin._index.first_scan()
+        with (self.folder / "written.dcm").open("wb") as file:
+            file.write(source[:2000])
+            file.flush()
+            os.rename(aside / "deep", self.folder / "deep")
+            await wait_until(lambda: self.names(origin) == ["deep/deeper/moved.dcm"])
+            file.write(source[2000:])
+        await wait_until(lambda: self.names(origin) == ["deep/deeper/moved.dcm", "written.dcm"])
+        os.rename(self.folder / "deep", self.folder / "shallow")
+        await wait_until(lambda: self.names(origin) == ["shallow/deeper/moved.dcm", "written.dcm"])
+        slide(aside / "other.dcm", 1, 1, tile=16)
+        os.link(aside / "other.dcm", self.folder / "shallow" / "linked.dcm")
+        await wait_until(lambda: "shallow/linked.dcm" in self.names(origin))
+        shutil.rmtree(self.folder / "shallow")
+        await wait_until(lambda: self.names(origin) == ["written.dcm"])
+        (self.folder / "new").mkdir()
+        slide(self.folder / "new" / "late.dcm", 1, 1, tile=16)
+        await wait_until(lambda: self.names(origin) == ["new/late.dcm", "written.dcm"])
+        self.assertEqual(origin.status()["unreadable_files"], 0)
+
+    async def test_replaced(self) -> None:
+        """What was cached of an instance is invalidated when its file changes, and when it goes."""
+        changed: list[Scope] = []
+
+        async def invalidate(scope: Scope) -> None:
+            changed.append(scope)
+
+        made = slide(self.folder / "one.dcm", 1, 1, tile=16)
+        origin = await self.serve(interval=600.0, changed=invalidate)
+        await origin._index.first_scan()
+        scope = Known.of(made).at(origin).scope
+        slide(self.folder / "one.dcm", 1, 1, tile=20, study=made.study, series=made.series, sop=made.sop)
+        await wait_until(lambda: changed == [Scope(origin.url, ""), scope])
+        (self.folder / "one.dcm").unlink()
+        await wait_until(lambda: changed == [Scope(origin.url, ""), scope, scope])
+
+    async def test_many_replaced(self) -> None:
+        """Of many instances their series are invalidated, or their studies, or all."""
+        changed: list[Scope] = []
+
+        async def invalidate(scope: Scope) -> None:
+            changed.append(scope)
+
+        origin = await self.serve(changed=invalidate)
+        for studies, series, expected in ((1, 1, 1), (1, 101, 1), (101, 1, 1), (3, 1, 3)):
+            changed.clear()
+            keys = {(f"1.{a}", f"2.{b}", f"3.{c}") for a in range(studies) for b in range(series) for c in range(101)}
+            await origin._invalidate(keys)
+            self.assertEqual(len(changed), expected)
+            named = sum(uid is not None for uid in (changed[0].study, changed[0].series))
+            self.assertEqual(named, 0 if studies > 100 else 1 if series > 100 else 2)
+
+
+class ProxiedTests(ProxyCase):
+    """A folder behind the whole proxy."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir(parents=True)
+        self.patch(os, "environ", {**os.environ, "XDG_CACHE_HOME": str(self.folder.with_name("cache"))})
+
+    async def served(self) -> tuple[Path, Client]:
+        folder = self.folder
+        proxy = await self.proxy(
+            origin=(Mount("/dicomweb", f"file:{folder}"),), render_workers=1, hot_memory=1 << 20, prefetch=True
+        )
+        return folder, proxy.client()
+
+    async def test_replaced(self) -> None:
+        """Once the metadata of a file that was written over are new, its frames and pictures are."""
+        folder, client = await self.served()
+        made = slide(folder / "one.dcm", 2, 2, tile=32)
+        for side in (40, 32, 48):
+            now = slide(folder / "one.dcm", 2, 2, tile=side, study=made.study, series=made.series, sop=made.sop)
+            for _ in range(3):
+                found = await client.get(f"/{made.resource}/metadata")
+                self.assertEqual(found.json()[0]["00280010"]["Value"], [side])
+                frames = await client.get(f"/{made.resource}/frames/1,4")
+                self.assertEqual(frames.frames(), [now.stored_frames()[0], now.stored_frames()[3]])
+                picture = await client.get(f"/{made.resource}/frames/1/rendered", {"Accept": "image/png"})
+                self.assertEqual(Image.open(BytesIO(picture.body)).size, (side, side))
+        now.path.unlink()
+        self.assertEqual((await client.get(f"/{made.resource}/metadata")).status, 404)
+        self.assertEqual((await client.get(f"/{made.resource}/frames/1")).status, 404)
+
+    async def test_thumbnails(self) -> None:
+        """Studies and series have thumbnails; those without pictures, and those that are not there, have none."""
+        folder, client = await self.served()
+        made = slide(folder / "one.dcm", 1, 1, tile=32)
+        study = f"/studies/{made.study}"
+        for path in (study, f"{study}/series/{made.series}"):
+            found = await client.get(f"{path}/thumbnail", {"Accept": "image/png"})
+            self.assertEqual((found.status, Image.open(BytesIO(found.body)).size), (200, (32, 32)))
+        self.assertEqual((await client.get(f"{study}/series/1.2.3/thumbnail")).status, 404)
+
+    async def test_read_only(self) -> None:
+        """Nothing can be stored or deleted."""
+        folder, client = await self.served()
+        made = slide(folder / "one.dcm", 1, 1, tile=32)
+        for method, path in (("POST", "/studies"), ("POST", f"/studies/{made.study}"), ("DELETE", f"/{made.resource}")):
+            refused = await client.request(method, path)
+            self.assertEqual(refused.status, 405, path)
+        self.assertEqual([path.name for path in folder.iterdir()], ["one.dcm"])

@@ -114,7 +114,7 @@ class FolderServer:
             case []:
                 return lambda: self._instances(request, study, series, sop)
             case ["rendered" | "thumbnail"] | ["frames", _, "rendered" | "thumbnail"]:
-                return _nothing_rendered
+                return lambda: self._nothing_rendered(study, series, sop)
         raise Refusal(404, f"{shown(request.path)} is no DICOMweb resource of a folder")
 
     async def _search(self, request: OriginRequest, level: Level, where: Where) -> OriginResponse:
@@ -255,6 +255,12 @@ class FolderServer:
             return await self._generated(200, OCTET_STREAM.encode("ascii"), chunks(), length)
         return await self._multipart([PartSource(None, length, chunks)], OCTET_STREAM, [record])
 
+    async def _nothing_rendered(
+        self, study: Optional[str], series: Optional[str], sop: Optional[str]
+    ) -> OriginResponse:
+        await self._records(study, series, sop)
+        raise Refusal(406, "a folder gives frames as they are stored and renders nothing")
+
     async def _records(self, study: Optional[str], series: Optional[str], sop: Optional[str]) -> list[StoredFile]:
         """What is there of a study, series or instance. `OriginBusy` as `Index.find`."""
         assert study is not None  # every resource that gets here lies below a study
@@ -317,7 +323,3 @@ def check_numbers(record: StoredFile, numbers: Sequence[int]) -> None:
         raise Refusal(404, "the instance has no pixel data")
     if numbers and (max(numbers) > record.frames or min(numbers) < 1):
         raise Refusal(404, f"the instance has frames 1 to {record.frames}")
-
-
-async def _nothing_rendered() -> OriginResponse:
-    raise Refusal(406, "a folder gives frames as they are stored and renders nothing")
