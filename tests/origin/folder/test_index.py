@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
@@ -142,7 +144,7 @@ class ScanTests(IndexTestCase):
             self.started()
             self.assertEqual(self.names(), ["report.dcm"], encoding)
             self.stop()
-            for less in (1, 40, 1001):
+            for less in (2, 40, 1001):  # a pad byte may follow what is deflated
                 made.path.write_bytes(whole[: len(whole) - less])
                 self.started()
                 self.assertEqual(self.names(), [], (encoding, less))
@@ -442,6 +444,31 @@ class KeptTests(IndexTestCase):
         self.place.write_bytes(b"something else" * 1000)
         self.assertEqual(self.restarted(), ["one.dcm"])
         self.assertEqual(self.restarted(), [])
+
+    def test_closed_while_it_is_read(self) -> None:
+        """Closing waits for the thread that reads, and nothing is opened again after it."""
+        slide(self.folder / "one.dcm", 1, 1, tile=16)
+        self.restarted()
+        kept = Kept(self.place)
+        reading, go_on = threading.Event(), threading.Event()
+        read = kept._read
+
+        def slowly(intern: Any) -> Any:
+            reading.set()
+            go_on.wait(10)
+            return read(intern)
+
+        kept._read = slowly  # type: ignore[method-assign]
+        with ThreadPoolExecutor() as pool:
+            loading = pool.submit(kept.load, {})
+            reading.wait(10)
+            closing = pool.submit(kept.close)
+            go_on.set()
+            closing.result(10)
+            learned = loading.result(10)
+        assert learned is not None
+        self.assertEqual(len(learned.files), 1)
+        self.assertIsNone(kept.load({}))
 
     def test_no_place(self) -> None:
         """Where nothing can be kept, all is read anew."""

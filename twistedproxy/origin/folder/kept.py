@@ -2,7 +2,8 @@
 
 - It names patients: its folder is the user's own, and only the user may read the file.
 - It is a cache: one that cannot be written, was damaged, or is of another version of the proxy is done without.
-- Several workers write the same things into it; SQLite keeps them apart. All methods block.
+- Several workers write the same things into it; SQLite keeps them apart. All methods block, and one waits for another:
+  a database that is closed while another thread reads it ends the process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Mapping
@@ -58,9 +60,14 @@ class Kept:
     def __init__(self, place: Optional[Path]) -> None:
         self._place = place
         self._database: Optional[sqlite3.Connection] = None
+        self._lock = threading.Lock()
 
     def load(self, intern: dict[bytes, Common]) -> Optional[Learned]:
         """What was learned before; None where nothing was."""
+        with self._lock:
+            return self._load(intern)
+
+    def _load(self, intern: dict[bytes, Common]) -> Optional[Learned]:
         if self._place is None:
             return None
         for _ in range(2):  # a damaged one is made anew
@@ -71,7 +78,7 @@ class Kept:
                 self._give_up(error)
                 return None
             except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError):
-                self.close()
+                self._close()
                 for name in (self._place, f"{self._place}-wal", f"{self._place}-shm"):
                     with contextlib.suppress(OSError):
                         os.unlink(name)
@@ -82,6 +89,10 @@ class Kept:
 
     def write(self, gone: Iterable[str], come: Iterable[StoredFile], unreadable: Mapping[str, Stamp]) -> None:
         """Keep what changed."""
+        with self._lock:
+            self._write(gone, come, unreadable)
+
+    def _write(self, gone: Iterable[str], come: Iterable[StoredFile], unreadable: Mapping[str, Stamp]) -> None:
         if self._database is None:
             return
         rows = [
@@ -109,13 +120,18 @@ class Kept:
 
     def close(self) -> None:
         """Keep no more."""
+        with self._lock:
+            self._place = None
+            self._close()
+
+    def _close(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
 
     def _give_up(self, error: Exception) -> None:
         log.warn("the folder's index is not kept for the next start: {reason}", reason=str(error))
-        self.close()
+        self._close()
 
     def _open(self, place: Path) -> None:
         place.parent.parent.mkdir(parents=True, exist_ok=True)
