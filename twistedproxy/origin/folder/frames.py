@@ -212,9 +212,7 @@ def _native_frame(record: StoredFile, pixels: PixelElement, read_at: ReadAt, num
     raw = swap_bytes(read_at(start - before, before + end - start + after), width)[before:][: end - start]
     if len(raw) != end - start:
         raise BadPixelData(f"frame {number} is cut off")
-    if record.facts.bits_allocated != 1:
-        return raw
-    return _bits(raw, shift, record.facts.rows * record.facts.columns * record.facts.samples_per_pixel)
+    return raw if record.facts.bits_allocated % 8 == 0 else _bits(raw, shift, record.facts.frame_bits)
 
 
 def _bits(raw: bytes, shift: int, count: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, Optional
 from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginUnreachable
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginUnreachable
 from twistedproxy.origin.folder.answers import Refusal, no_such
 from twistedproxy.origin.folder.bodies import GeneratedStream, file_chunks
 from twistedproxy.origin.folder.catalog import Key
@@ -137,7 +137,7 @@ class FolderOrigin:
     async def readable(self, instance: Instance, caller: Caller) -> bool:
         try:
             await self._record(instance)
-        except OriginError:
+        except OriginRefused:
             return False
         return True
 
