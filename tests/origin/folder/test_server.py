@@ -196,6 +196,10 @@ class ServerTests(FolderTestCase):
         self.assertEqual(len((await ask(self.origin, "/instances", "Modality=SM")).json), 2)
         nothing = await ask(self.origin, "/studies", "PatientID=NOBODY", accept="application/dicom+json")
         self.assertEqual((nothing.status, nothing.body), (200, b"[]"))
+        unknown = await ask(self.origin, "/studies", "Nonsense=1&%22%0d%0aX-Evil:1=%C3%A4&PatientComments=x")
+        self.assertEqual((unknown.status, len(unknown.json)), (200, 1))
+        expected = '299 twistedproxy "Nothing is matched by these parameters: Nonsense, XEvil1, PatientComments"'
+        self.assertEqual(unknown.headers["warning"], expected)
         self.assertEqual((await ask(self.origin, "/studies", accept="application/dicom+xml")).status, 406)
         wrong = await ask(self.origin, "/studies", "limit=x")
         self.assertEqual((wrong.status, wrong.headers["content-type"]), (400, "application/problem+json"))

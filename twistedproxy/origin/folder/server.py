@@ -24,6 +24,7 @@ from twistedproxy.origin.folder.accept import (
 )
 from twistedproxy.origin.folder.answers import (
     DICOM_JSON,
+    MAX_SHOWN,
     Refusal,
     answer,
     no_such,
@@ -123,15 +124,16 @@ class FolderServer:
         complete = await self._index.first_scan(SEARCH_WAIT)
         catalog = self._index.catalog
         results = await self._threads.run(lambda: search(catalog, level, where, query))
-        headers: list[tuple[bytes, bytes]] = []
+        warnings = []
         if results.left:
             # PS3.18 section 8.3.4.4 and 10.6.3
-            warning = b'299 twistedproxy "There are %d additional results that can be requested"' % results.left
-            headers.append((b"Warning", warning))
+            warnings.append(f"There are {results.left} additional results that can be requested")
+        if query.ignored:
+            names = "".join(char for char in ", ".join(query.ignored) if char.isalnum() or char in ".,_ ")
+            warnings.append(f"Nothing is matched by these parameters: {names[:MAX_SHOWN]}")
         if not complete:
-            headers.append(
-                (b"Warning", b'299 twistedproxy "The folder is still being indexed: there may be more results"')
-            )
+            warnings.append("The folder is still being indexed: there may be more results")
+        headers = [(b"Warning", f'299 twistedproxy "{text}"'.encode("ascii", "replace")) for text in warnings]
         chunks = result_chunks(results.found, level, where, query, self._url)
         return await self._generated(200, DICOM_JSON, chunks, None, tuple(headers))
 
