@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import loop, slide
-from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder import instance_file
 from twistedproxy.origin.folder.catalog import Key
 from twistedproxy.origin.folder.index import FIRST_WAIT, INTERVAL, MAX_SHARE, MIN_PAUSE, FolderGone, Index
@@ -265,7 +265,7 @@ class WhenTests(IndexTestCase):
         self.assertEqual(self.threads.calls, calls)
 
     def test_folder_gone_and_back(self) -> None:
-        """Without its folder the index is empty; when it is back it is served again, and nothing was invalidated."""
+        """Without its folder nothing is served or said to be missing; when it is back all is as it was."""
         slide(self.folder / "one.dcm", 1, 1, tile=16)
         self.started()
         aside = self.folder.with_name(f"{self.folder.name}-aside")
@@ -273,6 +273,7 @@ class WhenTests(IndexTestCase):
         for _ in range(3):
             self.look()
         self.assertEqual(self.names(), [])
+        self.failureResultOf(Deferred.fromCoroutine(self.index.find("1.2.3")), OriginUnreachable)
         aside.rename(self.folder)
         self.look()
         self.assertEqual((self.names(), self.invalidated), (["one.dcm"], [None]))

@@ -29,7 +29,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder.catalog import Catalog, Key
 from twistedproxy.origin.folder.instance_file import Common, Stamp, StoredFile, UnreadableFile, read_header
 from twistedproxy.origin.folder.kept import Kept
@@ -183,7 +183,7 @@ class Index:
         """The files of a study, a series or an instance, each in the state in which it is now; none: there is nothing.
 
         Raises `OriginBusy` while the first scan runs, for longer than a request should wait, and for an instance
-        whose file is being written over.
+        whose file is being written over; as `check_there`.
         """
         await self._settled(study, series, sop)
         found = self.catalog.files(study, series, sop)
@@ -196,6 +196,7 @@ class Index:
             found = self.catalog.files(study, series, sop)
         if not found:
             await self.refresh()
+            self.check_there()
             found = self.catalog.files(study, series, sop)
         if found:
             known = found
@@ -208,6 +209,11 @@ class Index:
         if not found and any(_is_below(key, study, series, sop) for key in self._being_written()):
             raise OriginBusy("the instance's file is being written")
         return found
+
+    def check_there(self) -> None:
+        """Raises `OriginUnreachable` while the folder cannot be listed: what is not known then is not known to be missing."""
+        if self._gone:
+            raise OriginUnreachable(f"the folder cannot be listed: {self._gone}")
 
     async def first_scan(self, seconds: float = FIRST_WAIT) -> bool:
         """Whether the folder was looked at as a whole; waits for that as long as a request may."""
@@ -421,7 +427,12 @@ class Index:
             if not self.complete:
                 self.complete = True
                 self._progressed()
-                log.info("{count} instances are in the folder", event="folder_indexed", count=self.catalog.size)
+                log.info(
+                    "{count} instances are in the folder, {unreadable} files are left out",
+                    event="folder_indexed",
+                    count=self.catalog.size,
+                    unreadable=len(self._unreadable),
+                )
         except FolderGone as error:
             await self._go(str(error))
             raise

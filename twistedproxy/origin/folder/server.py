@@ -122,6 +122,7 @@ class FolderServer:
         _require_json(request)
         query = parse_query(request.query)
         complete = await self._index.first_scan(SEARCH_WAIT)
+        self._index.check_there()
         catalog = self._index.catalog
         results = await self._threads.run(lambda: search(catalog, level, where, query))
         warnings = []
