@@ -9,7 +9,7 @@ Rules that this module keeps:
 - What changes is noticed by inotify where there is one. The folder is also walked every `INTERVAL` seconds, more seldom
   where that takes long (network drives tell nothing of what other machines write).
 - What was cached of an instance whose file changed or went is invalidated before the index shows the new state, and
-  requests for it wait meanwhile: nobody sees old frames with new metadata.
+  requests for it wait meanwhile: old frames are never served with new metadata.
 - Threads read, in slices; the reactor's thread alone changes the index, one change after the other.
 """
 
@@ -38,7 +38,7 @@ from twistedproxy.origin.folder.threads import Shared, Threads
 
 INTERVAL = 2.0  # seconds between two walks
 MAX_SHARE = 0.03  # of the time may go into walking
-MAX_SHARE_NOTICED = 0.005  # the same where inotify tells of changes
+MAX_SHARE_NOTICED = 0.005  # the same where inotify reports changes
 MIN_PAUSE = 1.0  # seconds between two walks that were asked for
 SLICE_SECONDS = 0.5  # of reading, between two states of the index
 FIRST_WAIT = 10.0  # seconds that a request waits for the first scan
@@ -245,7 +245,7 @@ class Index:
             pass  # logged where it happened
 
     async def look_at(self, paths: Iterable[str]) -> None:
-        """Take up what was done to some files, even if nobody waits for it any more. Raises `Stopped`."""
+        """Take up what was done to some files, also when the request that waits for it is cancelled. Raises `Stopped`."""
         await Shared(lambda: self._look_at(deque(paths))).join()
 
     async def _look_at(self, paths: deque[str]) -> None:
@@ -298,7 +298,7 @@ class Index:
         below = top if top == self._folder else os.path.join(top, "")
         known = [*list(self._files), *list(self._unreadable)]
         gone = [path for path in known if path not in seen and path.startswith(below)]
-        # The newest first: those are what somebody waits for.
+        # The newest first: users wait for those.
         return _Walked(deque([*gone, *(path for _, path in sorted(candidates))]), folders, unlisted)
 
     def _knows(self, path: str, stamp: Optional[Stamp]) -> bool:
@@ -441,7 +441,7 @@ class Index:
             self._scan_seconds = self._ended - started
 
     async def _load(self) -> None:
-        """Begin with what was learned before. Without that nobody knows which of the cached frames are old."""
+        """Begin with what was kept. Without it any cached frame may be old, so all of them are invalidated."""
         learned = None
         if self._kept is not None:
             learned = await self._threads.run_long(functools.partial(self._kept.load, self._intern))

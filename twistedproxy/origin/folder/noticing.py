@@ -1,4 +1,4 @@
-"""Changes in folders as the kernel tells of them: Linux's inotify, through Twisted.
+"""Changes in folders as the kernel reports them: Linux's inotify, through Twisted.
 
 It is a hint and no more: events may be lost (too many at once, too many folders, network drives), so folders are walked, too.
 """
@@ -18,8 +18,8 @@ log = Logger()
 
 
 class Notices:
-    """Tells *notice* of each path in watched folders to which something was done, and whether it is a folder; of a file that
-    is written only once it is closed. *lost*: called when all watches ended; those wanted have to be set anew."""
+    """Calls *notice* with each path in watched folders that changed, and whether it is a folder; for a file that is written,
+    once it is closed. *lost* is called when all watches ended: they have to be set anew."""
 
     def __init__(self, reactor: Any, notice: Callable[[str, bool], None], lost: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -56,7 +56,7 @@ class Notices:
         return True
 
     def stop(self) -> None:
-        """Tell no more."""
+        """End all watches."""
         self._failed = True
         if self._inotify is not None:
             self._inotify.stopReading()
@@ -106,7 +106,7 @@ class Notices:
         self._notice(name, is_folder)
 
     def _unwatch(self, folder: str) -> None:
-        """A folder that was moved tells of itself by its old name."""
+        """End the watches of a folder that was moved: they report its old name."""
         below = os.path.join(folder, "")
         for watched in [one for one in self._watched if one == folder or one.startswith(below)]:
             self._watched.discard(watched)

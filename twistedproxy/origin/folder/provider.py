@@ -1,6 +1,6 @@
 """A folder of DICOM files as an origin.
 
-- Whoever may reach the proxy may read the folder: files have no callers of their own to judge by.
+- Every caller that reaches the proxy may read the folder: files carry no access rights of callers.
 - What a file gives is of the very state in which it was indexed; a file that changed is looked at again first, and
   what was cached of it is invalidated. Bytes of two states are never mixed: an answer that is under way breaks.
 """
