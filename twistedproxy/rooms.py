@@ -20,7 +20,7 @@ from twistedproxy.cache.open import open_cache
 from twistedproxy.cache.use import CacheUse
 from twistedproxy.cpus import cpu_count
 from twistedproxy.demand import Demand
-from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials, normal_key
@@ -89,7 +89,7 @@ class Rooms:
         self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
         self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
         self.mounts = Mounts(
-            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics))
+            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics, self._changed))
             for mount in settings.origin
         )
         credentials = Credentials(
@@ -165,6 +165,10 @@ class Rooms:
         if self.imaging is not None:
             worker["rendering"] = self.imaging.pool.status()
         return {"worker": worker, "jobs": self.jobs.status()}
+
+    async def _changed(self, scope: Scope) -> None:
+        """An origin noticed that what is cached of *scope* is old."""
+        await self.forgetting.forget(scope)
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""

@@ -392,19 +392,6 @@ class FactsTests(SynchronousTestCase):
         self.assertIsNone(attrs.evolve(rgb, bits_allocated=1).frame_length)
         self.assertIsNone(InstanceMetadata(frames=1).frame_length)
 
-    def test_frame_length_in(self) -> None:
-        """Where chrominance that is said to be shared is not, the size of the data tells."""
-        size = 240 * 256
-        for interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-            facts = attrs.evolve(FACTS, frames=3, photometric_interpretation=interpretation)
-            self.assertEqual(facts.frame_length_in(size * 6), size * 2)
-            self.assertEqual([facts.frame_length_in(size * 9 + pad) for pad in (0, 1)], [size * 3] * 2)
-            self.assertEqual(facts.native_lengths, {size * 2, size * 3})
-        self.assertEqual(attrs.evolve(FACTS, photometric_interpretation="RGB").frame_length_in(5), size * 3)
-        self.assertIsNone(InstanceMetadata(frames=1).frame_length_in(100))
-        bits = InstanceMetadata(1, rows=3, columns=3, bits_allocated=1)
-        self.assertEqual(bits.native_lengths, {2, 3, 4})
-
     def test_from_dataset(self) -> None:
         """A dataset gives the facts that its JSON gives."""
         dataset = Dataset.from_json({tag: value for tag, value in SLIDE.items() if tag not in ("00480105", "00083002")})

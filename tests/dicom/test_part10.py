@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy
 import pydicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,7 +209,39 @@ class EveryEncoding(SynchronousTestCase):
             order, vr = (">", b"") if "Big" in name else ("<", b"")
             vr = b"" if "Implicit" in name else b"OW\0\0"
             pixels = struct.pack(f"{order}HH", 0x7FE0, 0x10) + vr + struct.pack(f"{order}L", 2 * len(tile)) + 2 * tile
+            if "Big" in name:  # both 8-bit and 16-bit samples lie in words
+                tile = numpy.frombuffer(tile, "u2").byteswap().tobytes()
             self.assertEqual(read(head + pixels, 5000), [tile] * 2, path.name)
+
+    def test_big_endian(self) -> None:
+        """Frames come out in little endian, whatever the size of samples and wherever a frame begins."""
+        random = numpy.random.default_rng(1)
+        for vr, bits, kind, samples in (
+            ("OB", 8, "u1", 3), ("OW", 8, "u1", 1), ("OW", 16, "u2", 1), ("OW", 32, "u4", 1), ("OV", 64, "u8", 1),
+        ):  # fmt: skip
+            frames = random.integers(0, 256, (3, 5 * 7 * samples * bits // 8), numpy.uint8)
+            value = frames.tobytes() + bytes(frames.size % 2)
+            stored = numpy.frombuffer(value, "u2" if (vr, bits) == ("OW", 8) else kind).byteswap().tobytes()
+            sizes = {"Rows": 5, "Columns": 7, "SamplesPerPixel": samples, "BitsAllocated": bits}
+            head = header(ts.EXPLICIT_VR_BIG_ENDIAN, NumberOfFrames=3, **sizes)
+            element = struct.pack(">HH2sxxL", 0x7FE0, 0x10, vr.encode(), len(stored))
+            for cut in (1, 7, 5000):
+                self.assertEqual(read(head + element + stored, cut), [frame.tobytes() for frame in frames], (vr, bits))
+
+    def test_samples_that_are_all_there(self) -> None:
+        """Data that say YBR_FULL_422 and are not subsampled are cut by the length that there is, or refused."""
+        sizes = {"Rows": 4, "Columns": 6, "SamplesPerPixel": 3, "BitsAllocated": 8}
+        for frames, samples in ((1, 2), (1, 3), (5, 2), (5, 3)):
+            size = 4 * 6 * samples
+            value = bytes(number for number in range(frames) for _ in range(size))
+            said = {"NumberOfFrames": frames, "PhotometricInterpretation": "YBR_FULL_422", **sizes}
+            head = header(ts.EXPLICIT_VR_LITTLE_ENDIAN, **said)
+            element = struct.pack("<HH2sxxL", 0x7FE0, 0x10, b"OB", len(value))
+            found = read(head + element + value, 5000)
+            self.assertEqual(found, [bytes([number]) * size for number in range(frames)])
+            for wrong in (len(value) - 2, len(value) + 4):
+                element = struct.pack("<HH2sxxL", 0x7FE0, 0x10, b"OB", wrong)
+                self.assertRaises(BadPart10, read, head + element + value + bytes(4), 5000)
 
     def test_facts(self) -> None:
         """Once the pixel data begins, the stream knows what the metadata would say."""

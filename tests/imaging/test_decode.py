@@ -284,6 +284,18 @@ class FormsTests(SynchronousTestCase):
         native = pixels.tobytes()
         self.assertRaises(NotDecodable, decode, native, syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=4096)
 
+    def test_subsampled_by_name_only(self) -> None:
+        """A native frame that says YBR_FULL_422 and has all samples is shown by these; what is neither is refused."""
+        facts = PixelFacts(2, 4, 3, photometric_interpretation="YBR_FULL_422")
+        frame = bytes(range(24))
+        whole = decode(frame, syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=8)
+        said = attrs.evolve(facts, photometric_interpretation="YBR_FULL")
+        self.assertTrue(numpy.array_equal(whole, decode(frame, syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, said, max_pixels=8)))
+        for size in (16, 17):
+            decode(frame[:size], syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=8)
+        for size in (15, 18, 23):
+            self.assertRaises(BadImage, decode, frame[:size], syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, facts, max_pixels=8)
+
     def test_ybr_partial(self) -> None:
         """Retired YBR_PARTIAL_422: 16 is black and 235 is white."""
         facts = PixelFacts(1, 2, 3, photometric_interpretation="YBR_PARTIAL_422")

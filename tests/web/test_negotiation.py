@@ -259,6 +259,17 @@ class FrameTests(SynchronousTestCase):
         self.refused(b"a/b, " * 3000 + b"image/jpeg")
 
 
+class BigEndianTests(SynchronousTestCase):
+    """Frames that a store gave in big endian, which must not be on the wire (PS3.18 section 8.7.3)."""
+
+    def test_transcoded(self) -> None:
+        """They are transcoded whatever is asked for, or refused."""
+        for accept in (b"*/*", b"", b'multipart/related; type="application/octet-stream"; transfer-syntax=*'):
+            form = choose_frames(parse_accept(accept), EXPLICIT_VR_BIG_ENDIAN, 1, (EXPLICIT_VR_LITTLE_ENDIAN,))
+            self.assertEqual((form.transfer_syntax, form.as_stored), (EXPLICIT_VR_LITTLE_ENDIAN, False))
+            self.assertRaises(Problem, choose_frames, parse_accept(accept), EXPLICIT_VR_BIG_ENDIAN, 1)
+
+
 class QueryTests(SynchronousTestCase):
     def test_query_replaces_the_header(self) -> None:
         """An accept in the query counts instead of the header."""

@@ -74,22 +74,25 @@ class InstanceMetadata:
         return -(-self.total_rows // self.rows), -(-self.total_columns // self.columns)
 
     @property
-    def frame_length(self) -> int | None:
-        """Bytes of one native frame; None where frames do not end at a byte (1-bit data packs across them,
-        PS3.5 section 8.1.1) or the size of a frame is not known."""
-        if not self.rows or not self.columns or not self.bits_allocated or self.bits_allocated % 8:
-            return None
-        samples = self.samples_per_pixel
-        if self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-            samples = 2  # two pixels share their chrominance (PS3.3 section C.7.6.3.1.2)
-        return self.rows * self.columns * samples * (self.bits_allocated // 8)
+    def pixel_bits(self) -> int:
+        """Bits of one native frame with all samples of each pixel; 0 where its size is not known."""
+        return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated
 
-    def frame_length_in(self, size: int) -> int | None:
-        """`frame_length` in native pixel data of *size* bytes. Data that claim to share chrominance often have it for each
-        pixel: then the size tells."""
-        length = self.frame_length
-        full = attrs.evolve(self, photometric_interpretation="").frame_length
-        return full if full is not None and 0 <= size - self.frames * full <= 1 else length
+    @property
+    def frame_bits(self) -> int:
+        """Bits of one native frame as its attributes say; 0 where its size is not known.
+
+        Frames of 1-bit samples follow each other without padding (PS3.5 section 8.1.1).
+        """
+        if self.samples_per_pixel == 3 and self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+            return self.pixel_bits * 2 // 3
+        return self.pixel_bits
+
+    @property
+    def frame_length(self) -> int | None:
+        """Bytes of one native frame; None where frames do not end at a byte or the size of a frame is not known."""
+        bits = self.frame_bits
+        return None if not bits or self.bits_allocated % 8 else bits // 8
 
     @property
     def has_pictures(self) -> bool:
@@ -137,9 +140,12 @@ class InstanceMetadata:
         """The same facts of a pydicom dataset, with or without its pixels. Raises `BadMetadata`."""
         values: dict[str, Any] = {}
         for source in (dataset, getattr(dataset, "file_meta", None) or {}):
-            for tag in FIELDS.keys() | TRANSFER_SYNTAX_TAGS:
-                if (element := source.get(int(tag, 16))) is not None and element.VM > 0:
-                    values[tag] = element.value if element.VM == 1 else element.value[0]
+            for key in list(source.keys()):
+                tag = f"{int(key):08X}"
+                if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
+                    element = source[key]
+                    if element.VM > 0:
+                        values[tag] = element.value if element.VM == 1 else element.value[0]
         paths = dataset.get("OpticalPathSequence") or ()
         return from_values(values, "ICCProfile" in dataset or any("ICCProfile" in path for path in paths))
 

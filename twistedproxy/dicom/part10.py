@@ -4,6 +4,7 @@ Rules that this file keeps:
 
 - No I/O, and no waiting for more than one frame: memory does not grow with the file.
 - Whatever bytes come, the end is `finish` returning (all frames were given, as many as the file says) or `BadPart10`.
+- Native frames come in little endian, whatever the file has (PS3.18 section 8.7.3).
 - Until `finish` returned, frames are provisional: a stream may turn out wrong at its end.
 """
 
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits, swapped_width
 from twistedproxy.dicom.part10_buffer import BadPart10, NotByFrame
 from twistedproxy.dicom.part10_dataset import PIXEL_DATA, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
 from twistedproxy.dicom.part10_pixels import EncapsulatedFrames, NativeFrames
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, other_codec
 
 __all__ = ["MAX_FRAME_BYTES", "BadPart10", "NotByFrame", "Part10Stream"]
 
@@ -58,9 +61,7 @@ class Part10Stream:
         """Take the next bytes; return the frames that they complete, in order. Raises `BadPart10`, and
         `NotByFrame` as soon as it is known that frames cannot be told apart."""
         if self._pixels is not None and self._inflater is None:  # nearly every call
-            frames = self._pixels.feed(chunk)
-            self.frames_given += len(frames)
-            return frames
+            return self._given(self._pixels.feed(chunk))
         return [frame for batch in self.batches(chunk) for frame in batch]
 
     def batches(self, chunk: bytes) -> Iterator[list[bytes]]:
@@ -111,7 +112,14 @@ class Part10Stream:
             self._data_set = None
             chunk = rest
         assert self._pixels is not None
-        frames = self._pixels.feed(chunk)
+        return self._given(self._pixels.feed(chunk))
+
+    def _given(self, frames: list[bytes]) -> list[bytes]:
+        if frames and not self.frames_given:
+            assert self.transfer_syntax is not None
+            shown = other_codec(frames[0][:SNIFFED_BYTES], self.transfer_syntax)
+            if shown is not None:
+                raise BadPart10(f"frames are {shown}, which is not the file's transfer syntax {self.transfer_syntax}")
         self.frames_given += len(frames)
         return frames
 
@@ -131,12 +139,17 @@ class Part10Stream:
             offsets = data_set.extended_offsets()
             self._pixels = EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
             return
-        length = metadata.frame_length_in(data_set.pixel_length)
         if length is None:
             raise NotByFrame(
                 f"{metadata.bits_allocated}-bit pixels of {metadata.rows} x {metadata.columns} "
                 "are not supported frame by frame"
             )
+        if data_set.pixel_length != UNDEFINED_LENGTH:
+            try:
+                length = native_frame_bits(metadata, data_set.pixel_length) // 8
+            except BadPixelLength as error:
+                raise BadPart10(str(error)) from None
         if length > self._max_frame_bytes:
             raise BadPart10(f"frames of {length} bytes, where {self._max_frame_bytes} are possible")
-        self._pixels = NativeFrames(data_set.pixel_length, metadata.frames, length)
+        swapped = swapped_width(data_set.pixel_vr, metadata.bits_allocated) if syntax.big_endian else 1
+        self._pixels = NativeFrames(data_set.pixel_length, metadata.frames, length, swapped)

@@ -25,6 +25,11 @@ class Gatherer:
         self._size = 0
         self._chunks: list[bytes] = []
 
+    @property
+    def waiting(self) -> bytes:
+        """What waits for more."""
+        return b"".join(self._chunks)
+
     def add(self, chunk: bytes) -> bytes | None:
         """All that waited and *chunk*, once that is enough; None before."""
         if not self._chunks:

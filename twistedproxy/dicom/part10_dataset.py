@@ -122,7 +122,7 @@ _level = functools.cache(_Level)  # a sparse slide enters a million of them; eig
 class DataSetReader:
     """Reads a data set up to its pixel data.
 
-    Then *pixel_tag* is set, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
+    Then *pixel_tag* is set, *pixel_vr*, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
     """
 
     def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
@@ -132,6 +132,7 @@ class DataSetReader:
         self._skip = 0
         self._values: dict[int, bytes] = {}
         self.pixel_tag: int | None = None
+        self.pixel_vr = "OW"
         self.pixel_length = 0
 
     def feed(self, chunk: bytes) -> bytes | None:
@@ -158,6 +159,11 @@ class DataSetReader:
                 return None
         self._gather.keep(data, position, 8)
         return None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what came ends where a data set may: behind an element of the top level. Zeros may follow."""
+        return not self._skip and self._levels == [self._top] and not self._gather.waiting.strip(b"\0")
 
     def metadata(self, transfer_syntax: str) -> InstanceMetadata:
         """The facts that stood before the pixel data; raises `BadPart10` for impossible ones."""
@@ -212,6 +218,8 @@ class DataSetReader:
         if level is self._top:
             if tag in _PIXEL_TAGS:
                 self.pixel_tag, self.pixel_length = tag, length
+                if not level.implicit_vr:
+                    self.pixel_vr = vr.decode("latin-1")
                 return header
             if tag in _KEPT and length != UNDEFINED_LENGTH:
                 if length > _KEPT[tag]:

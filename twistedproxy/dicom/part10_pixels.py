@@ -21,6 +21,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 
+from twistedproxy.dicom.native_pixels import ByteSwapper
 from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
 from twistedproxy.dicom.part10_dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH
 
@@ -34,9 +35,12 @@ _HEADER = struct.Struct("<LL")
 
 
 class NativeFrames:
-    """Cuts native pixel data of *length* bytes into *frames* frames of *frame_length* bytes."""
+    """Cuts native pixel data of *length* bytes into *frames* frames of *frame_length* bytes.
 
-    def __init__(self, length: int, frames: int, frame_length: int) -> None:
+    *swapped*: of so many bytes are the words that have to be swapped (PS3.5 section 7.3).
+    """
+
+    def __init__(self, length: int, frames: int, frame_length: int, swapped: int = 1) -> None:
         if length == UNDEFINED_LENGTH:
             raise BadPart10("native pixel data of undefined length")
         surplus = length - frames * frame_length
@@ -46,6 +50,7 @@ class NativeFrames:
         self._frame_length = frame_length
         self._left = frames
         self._gather = Gatherer(frame_length)
+        self._swapper = ByteSwapper(swapped) if swapped > 1 else None
 
     @property
     def complete(self) -> bool:
@@ -54,6 +59,8 @@ class NativeFrames:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes of the value; return the frames that they complete."""
+        if self._swapper is not None and self._left:
+            chunk = self._swapper.feed(chunk)
         data = self._gather.add(chunk) if self._left else None
         if data is None:
             return []

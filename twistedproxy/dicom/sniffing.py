@@ -53,6 +53,23 @@ _CAP_PART_15 = 0x00020000  # T.814 A.3.1: Pcap15, high throughput
 _REVERSIBLE = 1  # T.800 table A.20: the 5-3 wavelet
 
 
+SNIFFED_BYTES = 65536
+"""As much of a frame as is worth looking at: ICC profiles may stand in front of what tells."""
+
+_JPEG_2000_TYPES = frozenset(("image/jp2", "image/jpx", "image/jphc"))
+
+
+def other_codec(frame: bytes, uid: str) -> str | None:
+    """The media type that *frame* shows where that is of another codec than frames in transfer syntax *uid* are of.
+
+    Processes of one codec are not told apart: decoders read them all.
+    """
+    said = ts.media_type_of(uid)
+    shown = sniff(frame) if said.startswith("image/") else None
+    found = ts.media_type_of(shown) if shown is not None else said
+    return None if found == said or {found, said} <= _JPEG_2000_TYPES else found
+
+
 def sniff(frame: bytes) -> str | None:
     """The UID of the transfer syntax that *frame* (or its first kilobytes) is encoded in; None if it cannot be told."""
     try:

@@ -66,9 +66,9 @@ class TransferSyntax:
 
     @property
     def frame_uid(self) -> str:
-        """The UID to label one frame with: a native frame's bytes are the same under implicit VR and deflated,
-        which PS3.18 section 8.7.3 keeps out of web services or which say nothing about a frame."""
-        if self.implicit_vr or self.deflated:
+        """The UID to label one frame with. Native frames go out in little endian only (PS3.18 section 8.7.3), and say
+        nothing of implicit VR or of deflation: who cuts frames out of a big endian file swaps their bytes."""
+        if self.implicit_vr or self.deflated or self.big_endian:
             return EXPLICIT_VR_LITTLE_ENDIAN
         return self.uid
 

@@ -126,6 +126,10 @@ class Origin(Protocol):
     async def local_file(self, instance: Instance) -> Optional[str]:
         """The path of the instance's file where the origin keeps it as one on this machine, else None."""
 
+    async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
+        """The instance whose picture stands for a study or series; None where there is none, or where the origin itself
+        makes such pictures."""
+
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Hand a request on and give back the answer, whatever its status, both bodies streamed."""
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from twistedproxy.dicom.address import Scope
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.interface import Origin
 from twistedproxy.settings import Settings
 
 
-def open_origin(reactor: Any, url: str, settings: Settings, metrics: Metrics) -> Origin:
-    """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started."""
+async def _nothing(_scope: Scope) -> None:
+    return
+
+
+def open_origin(
+    reactor: Any,
+    url: str,
+    settings: Settings,
+    metrics: Metrics,
+    changed: Callable[[Scope], Awaitable[None]] = _nothing,
+) -> Origin:
+    """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started.
+
+    *changed* is called with what changed there otherwise than through the proxy, where the origin notices that, before
+    the origin gives what it is now.
+    """
     if url.startswith("sample:"):
         from twistedproxy.origin.sample.provider import SampleOrigin
 
@@ -18,7 +35,7 @@ def open_origin(reactor: Any, url: str, settings: Settings, metrics: Metrics) ->
     if url.startswith("file:"):
         from twistedproxy.origin.folder import folder_origin
 
-        return folder_origin(url, reactor)
+        return folder_origin(url, reactor, changed=changed, environment=os.environ)
     from twistedproxy.origin.http.origin import HTTPOrigin
 
     return HTTPOrigin(reactor, url, settings, metrics)

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from twistedproxy.frames.answer_memory import AnswerMemory
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.lists import ListReader
@@ -128,7 +128,9 @@ class ProxyRoutes:
 
         def check(metadata: InstanceMetadata) -> None:
             if metadata.transfer_syntax is not None:
-                form_of(metadata, metadata.transfer_syntax)
+                known = lookup(metadata.transfer_syntax)
+                swapped = known is not None and known.big_endian  # frames are expected in little endian
+                form_of(metadata, EXPLICIT_VR_LITTLE_ENDIAN if swapped else metadata.transfer_syntax)
 
         wanted = await self._wanted(request, target, numbers, check)
         if asked is not None and asked.fresh:
@@ -201,13 +203,18 @@ class ProxyRoutes:
         self._note_client(request)
         target = self._target(request, Kind.THUMBNAIL)
         resource = target.resource
+        wanted: Optional[Wanted] = None
         if resource.sop is not None:
             frames = resource.frame_list
             numbers = parse_frame_list(frames, self.settings.max_frames_per_request)[:1] if frames else ()
             wanted = await self._wanted(request, target, numbers)
-            if await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
-                return
-        await self._hand_on(request, target)
+        elif resource.study is not None:
+            instance = await target.origin.representative(resource.root, resource.study, resource.series)
+            if instance is not None:
+                caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
+                wanted = Wanted(target.origin, instance, (), caller)
+        if wanted is None or not await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
+            await self._hand_on(request, target)
 
     @app.route(f"/{Kind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")

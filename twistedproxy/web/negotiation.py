@@ -192,11 +192,13 @@ class _Offer:
 
 
 def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[_Offer]:
-    """All that could be answered, the preferred first. Frames in implicit VR or deflated files go as explicit VR."""
+    """All that could be answered, the preferred first. Frames in implicit VR or deflated files go as explicit VR, frames
+    that a store gave in big endian not as they are (PS3.18 section 8.7.3)."""
     known = lookup(stored)
     label = known.frame_uid if known else stored
-    for uid in dict.fromkeys((label, *producible)):
-        as_stored = uid == label
+    swapped = known is not None and known.big_endian
+    for uid in dict.fromkeys(producible if swapped else (label, *producible)):
+        as_stored = uid == label and not swapped
         names = (label, stored) if as_stored else (uid,)
         for multipart in (True, False) if single else (True,):
             yield _Offer(FrameForm(multipart, media_type_of(uid), uid, as_stored), names)

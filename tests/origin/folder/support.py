@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from twistedproxy.origin.folder import FolderOrigin, folder_origin
+from twistedproxy.origin.folder.provider import Changed, _nothing
 from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.streams import BytesStream, read_all
 
@@ -37,11 +38,16 @@ class FolderTestCase(TestCase):
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
 
-    async def serve(self, interval: float = 0.1) -> FolderOrigin:
-        """Serve the folder as it is now, until the test ends; look at it every *interval* seconds."""
+    async def serve(
+        self,
+        interval: float = 0.1,
+        changed: Changed = _nothing,
+        environment: Optional[Mapping[str, str]] = None,
+    ) -> FolderOrigin:
+        """Serve the folder as it is now, until the test ends; walk through it every *interval* seconds."""
         from twisted.internet import reactor
 
-        origin = folder_origin(f"file:{self.folder}", reactor, interval)
+        origin = folder_origin(f"file:{self.folder}", reactor, interval, changed, environment)
         await origin.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(origin.stop()))
         return origin

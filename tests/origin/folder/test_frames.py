@@ -9,9 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import Made, slide
 from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.header import read_header
+from twistedproxy.origin.folder.instance_file import StoredFile, read_header
 from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.records import StoredFile
 
 
 class FrameReaderTests(SynchronousTestCase):

@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, JPEG_XL
 from twistedproxy.origin.folder.frames import _bits, _encapsulated_frame
+from twistedproxy.origin.folder.instance_file import PixelElement
 from twistedproxy.origin.folder.offsets import BadPixelData, FrameTable, ReadAt, build_table, native_span
-from twistedproxy.origin.folder.records import PixelElement
 
 START = 100  # bytes in front of the pixel data
 ENCAPSULATED = PixelElement(0x7FE00010, "OB", START, None, True)
@@ -36,7 +36,7 @@ def reader(data: bytes) -> ReadAt:
 def table_of(
     data: bytes, frames: int, extended: Optional[tuple[bytes, bytes]] = None, syntax: str = JPEG_BASELINE
 ) -> FrameTable:
-    return build_table(reader(data), ENCAPSULATED, InstanceMetadata(frames), syntax, extended)
+    return build_table(reader(data), ENCAPSULATED, frames, syntax, extended)
 
 
 def frames_of(data: bytes, table: FrameTable) -> list[bytes]:

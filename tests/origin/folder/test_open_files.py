@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import slide
-from twistedproxy.origin.folder.header import FileChanged, read_header
+from twistedproxy.origin.folder.instance_file import FileChanged, read_header
 from twistedproxy.origin.folder.open_files import OpenFiles
 
 

@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.slides import Made, loop, slide
 from twistedproxy.origin.folder.answers import Refusal
 from twistedproxy.origin.folder.catalog import Catalog
+from twistedproxy.origin.folder.instance_file import read_header
 from twistedproxy.origin.folder.matching import like, matches
 from twistedproxy.origin.folder.query import Match, parse_query
-from twistedproxy.origin.folder.scan import Found, Scanner
-from twistedproxy.origin.folder.search import Level, Where, result_chunks, search
+from twistedproxy.origin.folder.search import Level, Where, representative, result_chunks, search
 
 BASE = "file:/somewhere"
 
@@ -23,7 +23,7 @@ class MatchingTests(SynchronousTestCase):
     """One attribute against one key."""
 
     def check(self, vr: str, value: Any, wanted: str) -> bool:
-        return matches({"00100010": {"vr": vr, "Value": [value]}}, Match(("00100010",), vr, wanted))
+        return matches({"00100010": {"vr": vr, "Value": [value]}}, Match(("00100010",), vr, (wanted,)))
 
     def test_wildcards(self) -> None:
         """Stars stand for any characters, question marks for one."""
@@ -82,13 +82,13 @@ class MatchingTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """An empty key matches everything, also what is missing."""
-        self.assertTrue(matches({}, Match(("00100010",), "PN", "")))
+        self.assertTrue(matches({}, Match(("00100010",), "PN", ("",))))
 
     def test_in_sequences(self) -> None:
         """An attribute of an item matches by its path."""
         attributes = {"00400275": {"vr": "SQ", "Value": [{"00400009": {"vr": "SH", "Value": ["7"]}}]}}
-        self.assertTrue(matches(attributes, Match(("00400275", "00400009"), "SH", "7")))
-        self.assertFalse(matches(attributes, Match(("00400275", "00400009"), "SH", "8")))
+        self.assertTrue(matches(attributes, Match(("00400275", "00400009"), "SH", ("7",))))
+        self.assertFalse(matches(attributes, Match(("00400275", "00400009"), "SH", ("8",))))
 
 
 class QueryTests(SynchronousTestCase):
@@ -100,22 +100,32 @@ class QueryTests(SynchronousTestCase):
             b"PatientID=A%2AB&00080060=SM&RequestAttributesSequence.00400009=1"
             b"&includefield=00081030,Rows&includefield=all&limit=5&offset=2&fuzzymatching=true"
         )
-        self.assertEqual([(key.place, key.value) for key in query.matches], [
+        self.assertEqual([(key.place, *key.values) for key in query.matches], [
             (("00100020",), "A*B"), (("00080060",), "SM"), (("00400275", "00400009"), "1"),
         ])  # fmt: skip
         self.assertEqual(query.include, (("00081030",), ("00280010",)))
         self.assertTrue(query.include_all)
         self.assertEqual((query.limit, query.offset), (5, 2))
 
+    def test_ignored(self) -> None:
+        """Unknown parameters, and attributes that nothing can be matched by, are ignored and named."""
+        query = parse_query(b"Nonsense=1&PixelData=1&_=17&00091001=x&includefield=Nothing,Rows&x.y=2&PatientID=A")
+        self.assertEqual(query.ignored, ("Nonsense", "PixelData", "_", "00091001", "x.y"))
+        self.assertEqual([key.place for key in query.matches], [("00100020",)])
+        self.assertEqual(query.include, (("00280010",),))
+
+    def test_private_in_a_sequence(self) -> None:
+        """A private element in a sequence is matched by as far as that goes."""
+        (key,) = parse_query(b"00400275.00091001=x").matches
+        self.assertEqual((key.place, key.vr), (("00400275", "00091001"), "UN"))
+        self.assertFalse(matches({}, key))
+
     def test_refused(self) -> None:
-        """What is not understood is refused with 400 that says what came."""
+        """What cannot be understood is refused with 400 that says what came."""
         for raw, named in (
-            (b"Nonsense=1", "Nonsense"),
             (b"limit=-1", "-1"),
             (b"offset=x", "x"),
             (b"limit=99999999999", "99999999999"),
-            (b"includefield=Nothing", "Nothing"),
-            (b"PixelData=1", "PixelData"),
             (b"a=1&" * 101, "parameters"),
             (b"PatientID=%ff", "UTF-8"),
         ):
@@ -137,7 +147,8 @@ class SearchTests(SynchronousTestCase):
         )
         self.beside = loop(folder / "c.dcm", 3, 8, 8, **same)
         self.other = loop(folder / "d.dcm", 3, 8, 8, patient="BERT", extra={"StudyDate": "20250615"})
-        self.catalog: Catalog = Scanner(str(folder)).scan(Found()).catalog
+        self.folder = folder
+        self.catalog = Catalog().changed((), [read_header(str(path), {}) for path in folder.iterdir()])
 
     def found(self, level: Level, query: str, *where: str) -> list[Any]:
         parsed, place = parse_query(query.encode()), Where(*where)
@@ -172,6 +183,13 @@ class SearchTests(SynchronousTestCase):
             ("StudyDate=20250101-20251231", both[1:]),
             ("ModalitiesInStudy=SM", both[:1]),
             ("ModalitiesInStudy=US", both),
+            ("ModalitiesInStudy=CT,SM", both[:1]),
+            ("ModalitiesInStudy=CT%5CUS", both),
+            ("ModalitiesInStudy=CT&ModalitiesInStudy=SM", both[:1]),
+            ("ModalitiesInStudy=CT,MR", []),
+            ("PatientID=BERT%5CNOBODY", both[1:]),
+            ("PatientID=BERT,ANNA", []),
+            ("Nonsense=1", both),
             ("00080060=SM", both[:1]),
             (f"StudyInstanceUID={','.join(both)}", both),
             (f"SOPInstanceUID={self.other.sop}", both[1:]),
@@ -228,3 +246,10 @@ class SearchTests(SynchronousTestCase):
         self.patch(__import__("twistedproxy.origin.folder.search", fromlist=["x"]), "MAX_RESULTS", 3)
         results = search(self.catalog, Level.INSTANCES, Where(), parse_query(b""))
         self.assertEqual((len(results.found), results.left), (3, 1))
+
+    def test_representative(self) -> None:
+        """A whole slide is shown by its smallest level, a stack by its middle."""
+        study = self.catalog.files(self.base.study)
+        self.assertEqual(representative(study).sop, self.small.sop)
+        stack = [read_header(str(loop(self.folder / f"{n}.dcm", 1, 8, 8).path), {}) for n in range(3)]
+        self.assertIs(representative(stack), stack[1])

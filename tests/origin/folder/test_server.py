@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
+from typing import Any
 
+import numpy
 import pydicom
 from PIL import ImageCms
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 
 from tests.origin.folder.support import MUCH, Answer, FolderTestCase, ask
 from tests.slides import loop, slide
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import Part, PartCollector
+from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_2000,
+    JPEG_BASELINE,
+)
+from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.folder.json_model import MAX_INLINE
 
+STOW = 'multipart/related; type="application/dicom"; boundary=x'
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
@@ -163,15 +175,20 @@ class ServerTests(FolderTestCase):
             self.assertEqual((answer.status, answer.json["status"]), (status, status), path)
 
     async def test_methods(self) -> None:
-        """HEAD answers without a body; DELETE is refused with what is allowed; OPTIONS says it."""
+        """HEAD answers without a body; uploads and DELETE are refused with what is allowed; OPTIONS says it."""
         await self.ready()
         head = await ask(self.origin, f"/{self.first.resource}", method="HEAD", accept="application/dicom")
         self.assertEqual((head.status, head.body), (200, b""))
         self.assertEqual(head.headers["content-length"], str(self.first.path.stat().st_size))
+        before = sorted(self.folder.rglob("*"))
         for path in (f"/{self.first.resource}", f"/studies/{self.first.study}", "/studies"):
-            self.assertEqual((await ask(self.origin, path, method="DELETE")).status, 405)
+            for method in ("DELETE", "POST", "PUT"):
+                more = {"content_type": STOW, "chunks": [b"--x\r\n\r\n" + self.first.path.read_bytes(), b"\r\n--x--"]}
+                refused = await ask(self.origin, path, method=method, **more)
+                self.assertEqual((refused.status, refused.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
         options = await ask(self.origin, "/studies", method="OPTIONS")
-        self.assertEqual(options.headers["allow"], "GET, HEAD, OPTIONS, POST")
+        self.assertEqual(options.headers["allow"], "GET, HEAD, OPTIONS")
 
     async def test_search(self) -> None:
         """Searches are answered in DICOM JSON; nothing found is an empty list; other forms are refused."""
@@ -179,6 +196,10 @@ class ServerTests(FolderTestCase):
         self.assertEqual(len((await ask(self.origin, "/instances", "Modality=SM")).json), 2)
         nothing = await ask(self.origin, "/studies", "PatientID=NOBODY", accept="application/dicom+json")
         self.assertEqual((nothing.status, nothing.body), (200, b"[]"))
+        unknown = await ask(self.origin, "/studies", "Nonsense=1&%22%0d%0aX-Evil:1=%C3%A4&PatientComments=x")
+        self.assertEqual((unknown.status, len(unknown.json)), (200, 1))
+        expected = '299 twistedproxy "Nothing is matched by these parameters: Nonsense, XEvil1, PatientComments"'
+        self.assertEqual(unknown.headers["warning"], expected)
         self.assertEqual((await ask(self.origin, "/studies", accept="application/dicom+xml")).status, 406)
         wrong = await ask(self.origin, "/studies", "limit=x")
         self.assertEqual((wrong.status, wrong.headers["content-type"]), (400, "application/problem+json"))
@@ -215,3 +236,171 @@ class ServerTests(FolderTestCase):
         self.assertIn("00480001", found)
         self.assertNotIn("00200013", found)
         self.assertEqual(pydicom.dcmread(BytesIO(content)).file_meta.MediaStorageSOPInstanceUID, made.sop)
+
+
+class PixelDataTests(FolderTestCase):
+    """Pixel data of every kind, and some that are not what their files say."""
+
+    def write(self, name: str, syntax: str, pixels: bytes, vr: str = "OB", **attributes: object) -> str:
+        """Write a file whose pixel data has defined length if native; its resource, with a leading slash."""
+        made = loop(self.folder / name, 1, 8, 8)
+        data = pydicom.dcmread(made.path)
+        data.file_meta.TransferSyntaxUID = syntax
+        for keyword, value in attributes.items():
+            setattr(data, keyword, value)
+        data.PixelData = pixels
+        data["PixelData"].VR = vr
+        little = syntax != EXPLICIT_VR_BIG_ENDIAN
+        native = data.file_meta.TransferSyntaxUID.is_encapsulated is False
+        data["PixelData"].is_undefined_length = not native
+        pydicom.dcmwrite(made.path, data, implicit_vr=False, little_endian=little, force_encoding=True)
+        return f"/{made.resource}"
+
+    async def parts(self, path: str, accept: str = STORED) -> list[Part]:
+        answer = await ask(self.origin, path, accept=accept)
+        self.assertEqual(answer.status, 200, answer.body)
+        return parts_of(answer)
+
+    async def test_big_endian(self) -> None:
+        """Frames, pixel data as a whole and other binary values of a big endian file come in little endian."""
+        random = numpy.random.default_rng(1)
+        written = []
+        for vr, bits, kind in (("OB", 8, "u1"), ("OW", 8, "u2"), ("OW", 16, "u2"), ("OW", 32, "u4"), ("OW", 1, "u2")):
+            size = 35 * bits if bits == 1 else 35 * bits // 8 * 8  # bits; frames of 1-bit samples are not whole bytes
+            value = random.integers(0, 256, -(-3 * size // 64) * 8, numpy.uint8).tobytes()
+            stored = numpy.frombuffer(value, kind).byteswap().tobytes()
+            path = self.write(
+                f"{vr}{bits}.dcm",
+                EXPLICIT_VR_BIG_ENDIAN,
+                stored[: -(-3 * size // 16) * 2],
+                vr,
+                Rows=5,
+                Columns=7,
+                NumberOfFrames=3,
+                SamplesPerPixel=1,
+                PhotometricInterpretation="MONOCHROME2",
+                BitsAllocated=bits,
+                BitsStored=bits,
+                HighBit=bits - 1,
+                RedPaletteColorLookupTableData=bytes(range(256)) * 8,
+            )
+            written.append((path, size, value))
+        self.origin = await self.serve()
+        for path, size, value in written:
+            number = int.from_bytes(value, "little")
+            frames = [(number >> n * size & (1 << size) - 1).to_bytes(-(-size // 8), "little") for n in range(3)]
+            found = await self.parts(f"{path}/frames/1,2,3")
+            self.assertEqual([part.data for part in found], frames, path)
+            self.assertIn("transfer-syntax=1.2.840.10008.1.2.1", found[0].headers["content-type"])
+            (whole,) = await self.parts(f"{path}/bulkdata/7FE00010", "")
+            self.assertEqual(whole.data, value[: len(whole.data)])
+            (table,) = await self.parts(f"{path}/bulkdata/00281201", "")
+            self.assertEqual(table.data, numpy.frombuffer(bytes(range(256)) * 8, "u2").byteswap().tobytes())
+
+    async def test_wrong_transfer_syntax(self) -> None:
+        """Compressed pixels that are said to be none, the reverse, and another codec than is said are errors."""
+        made = slide(self.folder / "jpeg.dcm", 1, 1, tile=32)
+        jpeg = made.stored_frames()[0]
+        sizes = {"Rows": 32, "Columns": 32, "SamplesPerPixel": 3, "NumberOfFrames": 1, "PlanarConfiguration": 0}
+        paths = []
+        for name, syntax, said, pixels in (
+            ("native", EXPLICIT_VR_LITTLE_ENDIAN, JPEG_BASELINE, bytes(32 * 32 * 3)),
+            ("other", JPEG_BASELINE, JPEG_2000, encapsulate([jpeg])),
+            ("encapsulated", JPEG_BASELINE, EXPLICIT_VR_LITTLE_ENDIAN, encapsulate([jpeg])),
+        ):
+            paths.append(self.write(f"{name}.dcm", syntax, pixels, PhotometricInterpretation="RGB", **sizes))
+            file = self.folder / f"{name}.dcm"
+            old, new = (b"UI" + (len(uid) + 1 & -2).to_bytes(2, "little") + uid.encode() for uid in (syntax, said))
+            content = file.read_bytes().replace(old + bytes(len(old) % 2), new + bytes(len(new) % 2), 1)
+            size = (
+                int.from_bytes(content[140:144], "little")
+                + len(new + bytes(len(new) % 2))
+                - len(old + bytes(len(old) % 2))
+            )
+            file.write_bytes(content[:140] + size.to_bytes(4, "little") + content[144:])
+        self.origin = await self.serve()
+        for path in paths:
+            for below in ("/frames/1", "/bulkdata/7FE00010"):
+                if (below, path) != ("/bulkdata/7FE00010", paths[1]):
+                    with self.assertRaises(OriginBadAnswer):
+                        await ask(self.origin, path + below, accept=STORED)
+            self.assertEqual((await ask(self.origin, f"{path}/metadata")).status, 200)
+
+    async def test_length_that_does_not_fit(self) -> None:
+        """Native pixel data of another length than the attributes make are refused; those with all samples are not."""
+        said = {
+            "Rows": 4,
+            "Columns": 6,
+            "SamplesPerPixel": 3,
+            "NumberOfFrames": 2,
+            "PhotometricInterpretation": "YBR_FULL_422",
+            "PlanarConfiguration": 0,
+        }
+        written = {}
+        for size in (48, 72, 60, 96, 30):
+            pixels = bytes([1]) * size + bytes([2]) * size
+            written[size] = self.write(f"{size}.dcm", EXPLICIT_VR_LITTLE_ENDIAN, pixels, **said)
+        self.origin = await self.serve()
+        for size, path in written.items():
+            if size in (48, 72):
+                found = await self.parts(f"{path}/frames/1,2")
+                self.assertEqual([part.data for part in found], [bytes([1]) * size, bytes([2]) * size])
+            else:
+                with self.assertRaises(OriginBadAnswer) as caught:
+                    await ask(self.origin, f"{path}/frames/1", accept=STORED)
+                self.assertIn(f"{2 * size} bytes of pixel data for 2 frames of 48 bytes", str(caught.exception))
+
+    async def test_video(self) -> None:
+        """A video is one frame, and one piece of bulk data, however many pictures and fragments it has."""
+        stream = bytes(range(256)) * 5
+        for name, pixels in (("one", [stream]), ("three", [stream[:400], stream[400:500], stream[500:]])):
+            path = self.write(f"{name}.dcm", "1.2.840.10008.1.2.4.102", encapsulate(pixels), NumberOfFrames=100)
+            self.origin = await self.serve()
+            uri = (await ask(self.origin, f"{path}/metadata")).json[0]["7FE00010"]["BulkDataURI"]
+            for place in (f"{path}/frames/1", uri.removeprefix(self.origin.url)):
+                (part,) = await self.parts(place, 'multipart/related; type="video/mp4"')
+                self.assertEqual(part.data, stream)
+                bare = await ask(self.origin, place, accept="video/mp4")
+                self.assertEqual((bare.body, bare.headers["content-length"]), (stream, str(len(stream))))
+                self.assertEqual(bare.headers["content-type"], "video/mp4; transfer-syntax=1.2.840.10008.1.2.4.102")
+            self.assertEqual((await ask(self.origin, f"{path}/frames/2")).status, 404)
+
+    async def test_every_reference(self) -> None:
+        """Each reference to bulk data in the metadata gives the value: documents, tables, profiles, icons, private ones."""
+        icon = Dataset()
+        icon.Rows = icon.Columns = 64
+        icon.PixelData = bytes(range(256)) * 16
+        icon["PixelData"].VR = "OB"
+        table = Dataset()
+        table.LUTData = bytes(range(256)) * 8
+        table["LUTData"].VR = "OW"
+        more = {
+            "EncapsulatedDocument": b"%PDF" + bytes(2000),
+            "ICCProfile": bytes(3000),
+            "IconImageSequence": Items([icon]),
+            "ModalityLUTSequence": Items([table]),
+            "SpectroscopyData": bytes(4000),
+        }
+        path = self.write("a.dcm", EXPLICIT_VR_LITTLE_ENDIAN, bytes(192), **more)
+        data = pydicom.dcmread(self.folder / "a.dcm")
+        data.private_block(0x99, "TEST", create=True).add_new(1, "UN", bytes(range(256)) * 6)
+        data.save_as(self.folder / "a.dcm")
+        self.origin = await self.serve()
+        found = (await ask(self.origin, f"{path}/metadata")).json[0]
+        references = list(_references(found))
+        self.assertEqual(len(references), 7)
+        for tags, uri in references:
+            value: Any = data
+            for tag in tags:
+                value = (value if isinstance(value, Dataset) else value[0])[int(tag, 16)].value
+            (part,) = await self.parts(uri.removeprefix(self.origin.url), "")
+            self.assertEqual(part.data, value, tags)
+
+
+def _references(found: dict[str, Any], *place: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    for tag, element in found.items():
+        if "BulkDataURI" in element:
+            yield (*place, tag), element["BulkDataURI"]
+        if element["vr"] == "SQ":
+            for item in element.get("Value", ()):
+                yield from _references(item, *place, tag)

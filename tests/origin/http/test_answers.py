@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.answers import Budget, read_frames
 from twistedproxy.origin.http.exchange import Answer
@@ -39,6 +40,13 @@ class LabelTests(SynchronousTestCase):
         first, second = f"image/jpeg; transfer-syntax={JPEG}", f"image/jp2; transfer-syntax={JPEG_2000}"
         found = self.successResultOf(self.read(first, first, second, "image/jls", first, stored=JPEG_LS))
         self.assertEqual([frame.transfer_syntax for frame in found], [JPEG, JPEG, JPEG_2000, JPEG_LS, JPEG])
+
+    def test_big_endian(self) -> None:
+        """A frame is in big endian if it says so, and not because the instance is."""
+        said = f"application/octet-stream; transfer-syntax={EXPLICIT_VR_BIG_ENDIAN}"
+        found = self.successResultOf(self.read(said, "application/octet-stream", stored=EXPLICIT_VR_BIG_ENDIAN))
+        labels = [frame.transfer_syntax for frame in found]
+        self.assertEqual(labels, [EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN])
 
     def test_what_is_no_frame(self) -> None:
         """A part among good ones that is no frame makes all of the answer bad."""

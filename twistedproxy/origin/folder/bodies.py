@@ -14,8 +14,9 @@ from typing import Optional
 
 import attrs
 
+from twistedproxy.dicom.multipart_writer import MultipartForm
+from twistedproxy.origin.folder.instance_file import StoredFile
 from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.records import StoredFile
 from twistedproxy.origin.folder.threads import Threads
 
 CHUNK = 512 * 1024  # bytes a read
@@ -85,7 +86,7 @@ def file_chunks(files: OpenFiles, record: StoredFile, start: int = 0, end: Optio
 class PartSource:
     """One part of a multipart body: *chunks* give its *length* bytes."""
 
-    content_type: str
+    transfer_syntax: Optional[str]
     length: int
     chunks: Callable[[], Iterator[bytes]]
 
@@ -99,29 +100,25 @@ class StreamedMultipart:
     chunks: Iterator[bytes]
 
 
-def multipart(parts: Sequence[PartSource], media_type: str, identity: str) -> StreamedMultipart:
-    """One multipart/related body (RFC 2387). The boundary is a digest of *identity*: nobody can put it into a
-    part without knowing the file's times, and it is the same for the same state of the files."""
-    boundary = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    heads = []
-    before = ""
-    for part in parts:
-        heads.append(
-            f"{before}--{boundary}\r\nContent-Type: {part.content_type}\r\nContent-Length: {part.length}\r\n\r\n".encode(
-                "ascii"
-            )
-        )
-        before = "\r\n"
-    tail = f"\r\n--{boundary}--\r\n".encode("ascii")
+def identity(records: Sequence[StoredFile]) -> str:
+    """A boundary: nobody can put it into a part without knowing the files' times, and the same state of the files has
+    the same."""
+    stated = repr([(record.path, record.stamp) for record in records])
+    return hashlib.blake2b(stated.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def multipart(parts: Sequence[PartSource], media_type: str, boundary: str) -> StreamedMultipart:
+    """One multipart/related body (RFC 2387); the transfer syntax is told of the whole where all parts have the same."""
+    syntaxes = {part.transfer_syntax for part in parts}
+    whole = MultipartForm.of(media_type, syntaxes.pop() if len(syntaxes) == 1 else None, boundary)
+    forms = [MultipartForm.of(media_type, part.transfer_syntax, boundary) for part in parts]
+    heads = [form.head(part.length, number == 0) for number, (form, part) in enumerate(zip(forms, parts))]
 
     def chunks() -> Iterator[bytes]:
         for head, part in zip(heads, parts):
             yield head
             yield from part.chunks()
-        yield tail
+        yield whole.end
 
-    length = sum(map(len, heads)) + sum(part.length for part in parts) + len(tail)
-    syntaxes = {part.content_type.partition("; transfer-syntax=")[2] for part in parts} - {""}
-    syntax = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
-    content_type = f'multipart/related; type="{media_type}"{syntax}; boundary={boundary}'
-    return StreamedMultipart(content_type.encode("ascii"), length, chunks())
+    length = sum(map(len, heads)) + sum(part.length for part in parts) + len(whole.end)
+    return StreamedMultipart(whole.content_type, length, chunks())

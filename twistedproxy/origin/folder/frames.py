@@ -13,7 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
 
-from twistedproxy.origin.folder.header import UnreadableFile, open_content, open_plain, read_dataset
+from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, other_codec
+from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.origin.folder.instance_file import (
+    MAX_INFLATED,
+    PixelElement,
+    Stamp,
+    StoredFile,
+    UnreadableFile,
+    open_content,
+    open_plain,
+    read_dataset,
+)
 from twistedproxy.origin.folder.offsets import (
     ITEM,
     BadPixelData,
@@ -21,16 +33,17 @@ from twistedproxy.origin.folder.offsets import (
     ReadAt,
     build_table,
     byte_order,
+    fragments,
     item_header,
     native_span,
 )
 from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.records import PixelElement, Stamp, StoredFile
 from twistedproxy.streams import StreamTooLong
 
 MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables; 8 bytes a frame: sixteen slides of 500,000 frames
 _EXTENDED_TABLE, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _ITEM_HEADER = 8
+_CHUNK = 512 * 1024  # bytes read at once of what is streamed; a multiple of all words
 
 
 class FrameReader:
@@ -55,7 +68,7 @@ class FrameReader:
             self._table(record, read_at)
 
     def read(self, record: StoredFile, numbers: Sequence[int], limit: Optional[int] = None) -> list[bytes]:
-        """The frames *numbers* (from 1, all within NumberOfFrames).
+        """The frames *numbers* (from 1, all within the record's frames), native ones in little endian.
 
         Raises `BadPixelData`, `FileChanged`, `OSError`, and `StreamTooLong` before anything beyond *limit* bytes is read.
         """
@@ -66,7 +79,33 @@ class FrameReader:
             frames = [self._frame(record, read_at, number) for number in numbers]
         if limit is not None and sum(map(len, frames)) > limit:
             raise StreamTooLong(f"more than {limit} bytes")
+        if frames and (shown := other_codec(frames[0][:SNIFFED_BYTES], record.transfer_syntax)):
+            raise BadPixelData(f"its frames are {shown}, which is not its transfer syntax")
         return frames
+
+    def spans(self, record: StoredFile, number: Optional[int] = None) -> list[tuple[int, int]]:
+        """Where the bytes of a frame, or of all native pixel data, lie: (first, after the last) of each piece.
+
+        A frame that is large (a video) can be read so piece by piece. Raises as `read` does.
+        """
+        with self._content(record) as read_at:
+            pixels = _pixels(record)
+            if number is None:
+                assert pixels.length is not None
+                return [(pixels.start, pixels.start + pixels.length)]
+            table = self._table(record, read_at)
+            return fragments(table, pixels, read_at, number)
+
+    def chunks(self, record: StoredFile, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of *spans* in pieces, native ones in little endian. The file is open only within a piece."""
+        step = _CHUNK if not record.deflated else MAX_INFLATED  # which is inflated for each piece anew
+        for start, end in spans:
+            for position in range(start, end, step):
+                with self._content(record) as read_at:
+                    chunk = read_at(position, min(step, end - position))
+                if len(chunk) != min(step, end - position):
+                    raise BadPixelData("its pixel data are cut off")
+                yield swap_bytes(chunk, record.swapped)
 
     @contextmanager
     def _content(self, record: StoredFile) -> Iterator[ReadAt]:
@@ -117,14 +156,19 @@ class FrameReader:
 
 
 def _pixels(record: StoredFile) -> PixelElement:
-    if record.pixels is None:
+    """The pixel data, of the kind that the transfer syntax says (PS3.5 section A.4: undefined length if encapsulated)."""
+    pixels, syntax = record.pixels, lookup(record.transfer_syntax)
+    if pixels is None:
         raise BadPixelData("it has no pixel data")
-    return record.pixels
+    if syntax is not None and (syntax.encapsulated and pixels.tag == PIXEL_DATA) != (pixels.length is None):
+        kind = "defined" if pixels.length is not None else "undefined"
+        raise BadPixelData(f"its pixel data have {kind} length, its transfer syntax is {syntax.name}")
+    return pixels
 
 
 def _look(record: StoredFile, pixels: PixelElement, read_at: ReadAt, believe_tables: bool) -> FrameTable:
     extended = _extended_tables(record) if believe_tables else None
-    return build_table(read_at, pixels, record.facts, record.transfer_syntax, extended, believe_tables)
+    return build_table(read_at, pixels, record.frames, record.transfer_syntax, extended, believe_tables)
 
 
 def _extended_tables(record: StoredFile) -> Optional[tuple[bytes, bytes]]:
@@ -163,12 +207,12 @@ def _encapsulated_frame(table: FrameTable, pixels: PixelElement, read_at: ReadAt
 
 def _native_frame(record: StoredFile, pixels: PixelElement, read_at: ReadAt, number: int) -> bytes:
     start, end, shift = native_span(pixels, record.facts, number)
-    raw = read_at(start, end - start)
+    width = record.swapped  # words are counted from the start of the value
+    before, after = (start - pixels.start) % width, -(end - pixels.start) % width
+    raw = swap_bytes(read_at(start - before, before + end - start + after), width)[before:][: end - start]
     if len(raw) != end - start:
         raise BadPixelData(f"frame {number} is cut off")
-    if record.facts.bits_allocated != 1:
-        return raw
-    return _bits(raw, shift, record.facts.rows * record.facts.columns * record.facts.samples_per_pixel)
+    return raw if record.facts.bits_allocated % 8 == 0 else _bits(raw, shift, record.facts.frame_bits)
 
 
 def _bits(raw: bytes, shift: int, count: int) -> bytes:

@@ -1,7 +1,7 @@
 """Datasets in the DICOM JSON Model (PS3.18 annex F), long binary values replaced by a reference.
 
 - A reference names its value by its place, ``…/bulkdata/TAG`` or, inside a sequence, ``…/bulkdata/TAG/ITEM/TAG``
-  with items counted from 1; `find_element` reads such a place.
+  with items counted from 1; `find_value` reads such a place.
 - A value that cannot be expressed (a broken one) is left out: one bad attribute must not hide an instance.
 - Text comes out as UTF-8, so Specific Character Set says so (PS3.18 section F.2.2).
 """
@@ -21,7 +21,7 @@ _BINARY = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW", "US o
 _CHARACTER_SET = 0x00080005
 _UTF8 = {"vr": "CS", "Value": ["ISO_IR 192"]}
 
-# Offset tables and pixels are no metadata; group lengths are retired (PS3.5 section 7.2).
+# Offset tables and pixels of the instance are no metadata (of an icon they are); group lengths are retired (PS3.5 section 7.2).
 _LEFT_OUT = frozenset((0x7FE00001, 0x7FE00002, 0x7FE00003, 0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
@@ -63,7 +63,7 @@ def dataset_json(dataset: Dataset, uri: str) -> dict[str, Any]:
 
 def _elements(dataset: Dataset, uri: str) -> Iterator[tuple[str, Any]]:
     for tag in sorted(dataset.keys()):
-        if tag.element == 0 or int(tag) in _LEFT_OUT:
+        if tag.element == 0:
             continue
         name = f"{int(tag):08X}"
         element = element_of(dataset, tag)
@@ -124,14 +124,14 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
-def find_element(dataset: Dataset, place: Sequence[str]) -> DataElement:
-    """The element that a reference names; *place* is what follows ``bulkdata/``. Raises `NoSuchElement`."""
+def find_value(dataset: Dataset, place: Sequence[str]) -> bytes:
+    """The value that a reference names; *place* is what follows ``bulkdata/``. Raises `NoSuchElement`."""
     try:
         for depth in range(0, len(place) - 1, 2):
             number = int(place[depth + 1])
             if number < 1:
                 raise NoSuchElement
             dataset = dataset[int(place[depth], 16)].value[number - 1]
-        return dataset[int(place[-1], 16)]
+        return bytes(dataset[int(place[-1], 16)].value or b"")
     except Exception:
         raise NoSuchElement("/".join(place)) from None

@@ -1,7 +1,8 @@
 """Whether an attribute matches a key (DICOM PS3.4 section C.2.2.2). Pure.
 
 - Nothing given matches everything.
-- UIDs: any of a list, joined by commas or backslashes. Dates and times: a value or a range with a hyphen.
+- Any of several values: a parameter may be given several times, and values joined by backslashes; those of UIDs and codes
+  (ModalitiesInStudy), which hold none, by commas too. Dates and times: a value or a range with a hyphen.
 - Text: ``*`` and ``?`` as wildcards where the VR allows them; person names whatever their case.
 - Of several values any one may match.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from twistedproxy.origin.folder.instance_file import JSONElement
 from twistedproxy.origin.folder.query import Match
-from twistedproxy.origin.folder.records import JSONElement
 
 _WILDCARD_VRS = frozenset("AE CS LO LT PN SH ST UC UR UT".split())
+_TEXT_VRS = frozenset("ST LT UT".split())  # a backslash is one of their characters
+_LIST_VRS = frozenset("UI CS".split())
 _RANGE_VRS = frozenset("DA TM DT".split())
 _NUMBER_VRS = frozenset("IS DS US UL SS SL FL FD UV SV".split())
 _LOWEST, _HIGHEST = "0", "9"
@@ -23,9 +26,18 @@ _PRECISION = 14  # digits of YYYYMMDDHHMMSS: shorter values stand for a range
 
 def matches(attributes: Mapping[str, JSONElement], key: Match) -> bool:
     """Whether any value at the key's place matches."""
-    if not key.value:
+    wanted = [one for value in key.values for one in _alternatives(key.vr, value)]
+    if "" in wanted:
         return True
-    return any(_value_matches(value, key.vr, key.value) for value in _values(attributes, key.place))
+    return any(_value_matches(value, key.vr, one) for value in _values(attributes, key.place) for one in wanted)
+
+
+def _alternatives(vr: str, value: str) -> Sequence[str]:
+    if vr in _TEXT_VRS:
+        return (value,)
+    if vr in _LIST_VRS:
+        value = value.replace(",", "\\")
+    return value.split("\\") if value else ("",)
 
 
 def _values(attributes: Mapping[str, Any], place: Sequence[str]) -> list[Any]:
@@ -37,7 +49,7 @@ def _values(attributes: Mapping[str, Any], place: Sequence[str]) -> list[Any]:
 
 def _value_matches(value: Any, vr: str, wanted: str) -> bool:
     if vr == "UI":
-        return value in wanted.replace("\\", ",").split(",")
+        return bool(value == wanted)
     if vr in _RANGE_VRS:
         return _in_range(_digits(str(value)), wanted)
     if vr in _NUMBER_VRS:

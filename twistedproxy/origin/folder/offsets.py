@@ -17,9 +17,10 @@ from typing import Optional
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits
 from twistedproxy.dicom.part10_pixels import END_MARKER_BYTES
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.records import PixelElement
+from twistedproxy.origin.folder.instance_file import PixelElement
 
 # Reads so many bytes from so far into the content; fewer only at its end.
 ReadAt = Callable[[int, int], bytes]
@@ -55,24 +56,14 @@ class FrameTable:
         return self.starts[number - 1], self.starts[number]
 
 
-def frame_bits(facts: InstanceMetadata) -> int:
-    """Bits of one native frame (PS3.5 section 8.1.1): 1-bit frames follow each other without padding."""
-    samples = facts.samples_per_pixel
-    bits = facts.rows * facts.columns * samples * facts.bits_allocated
-    # Native YBR_FULL_422 has one pair of chrominance samples for two pixels (PS3.3 section C.7.6.3.1.2).
-    return bits // 3 * 2 if facts.photometric_interpretation == "YBR_FULL_422" and samples == 3 else bits
-
-
 def native_span(pixels: PixelElement, facts: InstanceMetadata, number: int) -> tuple[int, int, int]:
     """(first byte, byte after the last, bits to drop in front) of native frame *number*."""
-    bits = frame_bits(facts)
-    if not bits:
-        raise BadPixelData("the size of its frames is not known")
+    assert pixels.length is not None
+    try:
+        bits = native_frame_bits(facts, pixels.length)
+    except BadPixelLength as error:
+        raise BadPixelData(str(error)) from None
     first, last = (number - 1) * bits, number * bits
-    if pixels.length is None or -(-facts.frames * bits // 8) > pixels.length:
-        raise BadPixelData(
-            f"{facts.frames} frames of {bits // 8} bytes do not fit into its {pixels.length} bytes of pixel data"
-        )
     return pixels.start + first // 8, pixels.start - (-last // 8), first % 8
 
 
@@ -92,7 +83,7 @@ def byte_order(pixels: PixelElement) -> str:
 def build_table(
     read_at: ReadAt,
     pixels: PixelElement,
-    facts: InstanceMetadata,
+    frames: int,
     transfer_syntax: str,
     extended: Optional[tuple[bytes, bytes]],
     believe_tables: bool = True,
@@ -107,13 +98,13 @@ def build_table(
         raise BadPixelData("its pixel data do not begin with a Basic Offset Table")
     first = pixels.start + _HEADER + length
     if believe_tables:
-        if extended and (table := _from_extended(read_at, first, facts.frames, extended, order)):
+        if extended and (table := _from_extended(read_at, first, frames, extended, order)):
             return table
-        if length == 4 * facts.frames:
-            numbers = array("Q", struct.unpack(f"{order}{facts.frames}I", read_at(pixels.start + _HEADER, length)))
+        if length == 4 * frames:
+            numbers = array("Q", struct.unpack(f"{order}{frames}I", read_at(pixels.start + _HEADER, length)))
             if table := _from_offsets(read_at, first, numbers, order):
                 return table
-    return _from_items(read_at, first, facts.frames, transfer_syntax, order)
+    return _from_items(read_at, first, frames, transfer_syntax, order)
 
 
 def _from_extended(
@@ -157,6 +148,20 @@ def items(read_at: ReadAt, position: int, order: str) -> Iterator[tuple[int, int
             raise BadPixelData("its pixel data hold something else than items")
         yield position, length
         position += _HEADER + length
+
+
+def fragments(table: FrameTable, pixels: PixelElement, read_at: ReadAt, number: int) -> list[tuple[int, int]]:
+    """(first byte, byte after the last) of each fragment of frame *number*, pad bytes left out where they are known."""
+    start, end = table.bounds(number)
+    found = []
+    for position, length in items(read_at, start, byte_order(pixels)):
+        if position >= end:
+            break
+        found.append((position + _HEADER, position + _HEADER + length))
+    size = sum(last - first for first, last in found)
+    if table.lengths is not None and found and size - 1 <= table.lengths[number - 1] <= size:
+        found[-1] = found[-1][0], found[-1][1] - (size - table.lengths[number - 1])
+    return found
 
 
 def _from_items(read_at: ReadAt, first: int, frames: int, transfer_syntax: str, order: str) -> FrameTable:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 
 import attrs
 
-from twistedproxy.origin.folder.header import FileChanged
-from twistedproxy.origin.folder.records import Stamp, StoredFile
+from twistedproxy.origin.folder.instance_file import FileChanged, Stamp, StoredFile
 
 MAX_OPEN = 64  # a series of a slide has a dozen files; the usual limit of a process is 1024
 

@@ -15,13 +15,18 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.origin.folder import attributes as names
+from twistedproxy.origin.folder import instance_file as names
 from twistedproxy.origin.folder.catalog import Catalog, Series, Study
-from twistedproxy.origin.folder.header import FileChanged, UnreadableFile, read_full_header
+from twistedproxy.origin.folder.instance_file import (
+    FileChanged,
+    JSONElement,
+    StoredFile,
+    UnreadableFile,
+    read_full_header,
+)
 from twistedproxy.origin.folder.json_model import dataset_json, dumps, element_json, element_of
 from twistedproxy.origin.folder.matching import matches
 from twistedproxy.origin.folder.query import MAX_RESULTS, Match, Place, Query
-from twistedproxy.origin.folder.records import JSONElement, StoredFile
 
 Attributes = Mapping[str, JSONElement]
 _PER_FRAME = 0x52009230  # Per-Frame Functional Groups: as long as all else a thousand times
@@ -75,7 +80,7 @@ def search(catalog: Catalog, level: Level, where: Where, query: Query) -> Result
 
 def _find(catalog: Catalog, level: Level, where: Where, keys: Iterable[Match]) -> Iterator[Result]:
     study_keys, series_keys, instance_keys = _by_level(keys)
-    for study_uid, study in catalog.studies.items():
+    for study_uid, study in catalog.ordered():
         if where.study not in (None, study_uid):
             continue
         study_view = _study_view(study)
@@ -85,7 +90,7 @@ def _find(catalog: Catalog, level: Level, where: Where, keys: Iterable[Match]) -
         if level is Level.STUDIES:
             hit = next(hits, None)
             if hit is not None:
-                yield Result(_first(_first(study)), study_view)
+                yield Result(study.first, study_view)
             continue
         for series, series_view, instances in hits:
             if level is Level.SERIES:
@@ -98,7 +103,7 @@ def _in_study(
     study: Study, study_view: Attributes, where: Where, series_keys: list[Match], instance_keys: list[Match]
 ) -> Iterator[tuple[Series, Attributes, Iterable[StoredFile]]]:
     """Each series that matches, with the instances that do; none without one."""
-    for series_uid, series in study.items():
+    for series_uid, series in study.series.items():
         if where.series not in (None, series_uid):
             continue
         view = _series_view(series, study_view)
@@ -128,31 +133,42 @@ def _first(mapping: Mapping[str, Any]) -> Any:
 
 
 def _study_view(study: Study) -> Attributes:
-    first: StoredFile = _first(_first(study))
+    first = study.first.common.attributes
     modalities = {
-        value for series in study.values() for value in _first(series).attributes.get("00080060", {}).get("Value", ())
+        value
+        for series in study.series.values()
+        for value in _first(series).common.attributes.get("00080060", {}).get("Value", ())
     }
-    classes = {file.sop_class for series in study.values() for file in series.values()}
+    classes = {file.sop_class for file in study}
     counted: dict[str, JSONElement] = {
         names.MODALITIES_IN_STUDY: {"vr": "CS", "Value": sorted(modalities)},
         names.SOP_CLASSES_IN_STUDY: {"vr": "UI", "Value": sorted(classes)},
-        names.STUDY_SERIES_COUNT: {"vr": "IS", "Value": [len(study)]},
-        names.STUDY_INSTANCE_COUNT: {"vr": "IS", "Value": [sum(map(len, study.values()))]},
+        names.STUDY_SERIES_COUNT: {"vr": "IS", "Value": [len(study.series)]},
+        names.STUDY_INSTANCE_COUNT: {"vr": "IS", "Value": [study.size]},
     }
-    return counted | {tag: first.attributes[tag] for tag in names.STUDY_TAGS if tag in first.attributes}
+    return counted | {tag: first[tag] for tag in names.STUDY_TAGS if tag in first}
 
 
 def _series_view(series: Series, study_view: Attributes) -> Attributes:
-    first: StoredFile = _first(series)
+    first = _first(series).common.attributes
     own: dict[str, JSONElement] = {names.SERIES_INSTANCE_COUNT: {"vr": "IS", "Value": [len(series)]}}
-    own |= {tag: first.attributes[tag] for tag in names.SERIES_TAGS if tag in first.attributes}
+    own |= {tag: first[tag] for tag in names.SERIES_TAGS if tag in first}
     return ChainMap(own, dict(study_view))
 
 
 def _instance_view(file: StoredFile, series_view: Attributes) -> Attributes:
     own: dict[str, JSONElement] = {names.AVAILABLE_TRANSFER_SYNTAX: _syntax(file)}
-    own |= {tag: file.attributes[tag] for tag in names.INSTANCE_TAGS if tag in file.attributes}
+    own |= file.own_attributes
     return ChainMap(own, dict(series_view))
+
+
+def representative(files: Sequence[StoredFile]) -> StoredFile:
+    """The one to show for *files*, at least one, of a series or study: of tiled levels the largest image that is one frame,
+    else the middle one (the first and last slices of a stack show little)."""
+    tiled = [file for file in files if file.facts.is_tiled]
+    if tiled:
+        return min(tiled, key=lambda file: (file.facts.frames, -file.facts.rows * file.facts.columns))
+    return files[len(files) // 2]
 
 
 def _syntax(file: StoredFile) -> JSONElement:

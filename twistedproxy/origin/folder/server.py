@@ -1,7 +1,7 @@
 """The folder's answers to DICOMweb requests (DICOM PS3.18 section 10).
 
 - What is there is given as it is stored; what would need decoding is refused with 406.
-- Nothing is deleted or replaced: 405.
+- Nothing is stored, deleted or replaced: 405.
 - URLs in answers begin with the origin's own URL, as those of any store do; who stands in front rewrites them.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Optional
 from urllib.parse import unquote
 
 from twistedproxy.dicom.address import InvalidUID, validate_uid
-from twistedproxy.dicom.multipart_writer import build, part_content_type
+from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
 from twistedproxy.origin.folder.accept import (
     JSON_TYPES,
@@ -24,6 +24,7 @@ from twistedproxy.origin.folder.accept import (
 )
 from twistedproxy.origin.folder.answers import (
     DICOM_JSON,
+    MAX_SHOWN,
     Refusal,
     answer,
     no_such,
@@ -32,20 +33,19 @@ from twistedproxy.origin.folder.answers import (
     shown,
     streamed,
 )
-from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX
-from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, multipart
+from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, identity, multipart
 from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.header import read_full_header
-from twistedproxy.origin.folder.json_model import NoSuchElement, find_element, json_chunks
+from twistedproxy.origin.folder.index import Index
+from twistedproxy.origin.folder.instance_file import AVAILABLE_TRANSFER_SYNTAX, StoredFile, read_full_header
+from twistedproxy.origin.folder.json_model import NoSuchElement, find_value, json_chunks
 from twistedproxy.origin.folder.open_files import OpenFiles
 from twistedproxy.origin.folder.query import parse_query
-from twistedproxy.origin.folder.records import StoredFile
 from twistedproxy.origin.folder.search import Level, Where, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads
-from twistedproxy.origin.folder.watch import Watch
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, StreamTooLong
 
+SEARCH_WAIT = 5.0  # seconds that a search waits for the first scan; it then gives what is known
 MAX_FRAMES = 10_000  # of one request; the number of frames in a query line of 16 KiB is smaller
 MAX_FRAMES_BYTES = 256 * 1024 * 1024  # of one answer
 DICOM = "application/dicom"
@@ -60,14 +60,14 @@ class FolderServer:
     def __init__(
         self,
         url: str,
-        watch: Watch,
+        index: Index,
         threads: Threads,
         files: OpenFiles,
         frames: FrameReader,
         translate: Callable[[Exception], Exception],
     ) -> None:
         self._url = url.rstrip("/")
-        self._watch = watch
+        self._index = index
         self._threads = threads
         self._files = files
         self._frames = frames
@@ -75,20 +75,20 @@ class FolderServer:
 
     async def answer(self, request: OriginRequest) -> OriginResponse:
         """Answer one request. Raises `Refusal`, origin errors, and what reading raises."""
-        handler, methods = self._route(request)
+        handler = self._route(request)
         method = request.method.decode("latin-1").upper()
         if method == "OPTIONS":
-            allow = ", ".join(methods).encode("ascii")
+            allow = ", ".join(_READ).encode("ascii")
             return OriginResponse(204, ((b"Allow", allow),), BytesStream(), 0)
-        if method not in methods:
-            raise not_allowed(methods)
+        if method not in _READ:
+            raise not_allowed(_READ)
         response = await handler()
         if method == "HEAD":
             response.body.close()
             return OriginResponse(response.status, response.headers, BytesStream(), response.length)
         return response
 
-    def _route(self, request: OriginRequest) -> tuple[Handler, Sequence[str]]:
+    def _route(self, request: OriginRequest) -> Handler:
         segments = unquote(request.path.decode("latin-1")).strip("/").split("/")
         try:
             found = _split(segments)
@@ -101,37 +101,42 @@ class FolderServer:
 
     def _resource(
         self, request: OriginRequest, study: Optional[str], series: Optional[str], sop: Optional[str], rest: list[str]
-    ) -> tuple[Handler, Sequence[str]]:
+    ) -> Handler:
         where = Where(study, series)
         match rest:
             case ["studies" | "series" | "instances" as level] if sop is None:
-                methods = (*_READ, "POST") if level == "studies" else _READ
-                return lambda: self._search(request, Level(level), where), methods
+                return lambda: self._search(request, Level(level), where)
             case ["metadata"]:
-                return lambda: self._metadata(request, study, series, sop), _READ
+                return lambda: self._metadata(request, study, series, sop)
             case ["bulkdata", *place] if sop is not None and place:
-                return lambda: self._bulk_data(request, study, series, sop, place), _READ
+                return lambda: self._bulk_data(request, study, series, sop, place)
             case ["frames", numbers] if sop is not None:
-                return lambda: self._frame_list(request, study, series, sop, numbers), _READ
+                return lambda: self._frame_list(request, study, series, sop, numbers)
             case []:
-                methods = (*_READ, "POST") if series is None else _READ
-                return lambda: self._instances(request, study, series, sop), methods
+                return lambda: self._instances(request, study, series, sop)
             case ["rendered" | "thumbnail"] | ["frames", _, "rendered" | "thumbnail"]:
-                return _nothing_rendered, _READ
+                return lambda: self._nothing_rendered(study, series, sop)
         raise Refusal(404, f"{shown(request.path)} is no DICOMweb resource of a folder")
 
     async def _search(self, request: OriginRequest, level: Level, where: Where) -> OriginResponse:
         _require_json(request)
         query = parse_query(request.query)
-        catalog = self._watch.catalog
+        complete = await self._index.first_scan(SEARCH_WAIT)
+        self._index.check_there()
+        catalog = self._index.catalog
         results = await self._threads.run(lambda: search(catalog, level, where, query))
-        headers: tuple[tuple[bytes, bytes], ...] = ()
+        warnings = []
         if results.left:
             # PS3.18 section 8.3.4.4 and 10.6.3
-            warning = b'299 twistedproxy "There are %d additional results that can be requested"' % results.left
-            headers = ((b"Warning", warning),)
+            warnings.append(f"There are {results.left} additional results that can be requested")
+        if query.ignored:
+            names = "".join(char for char in ", ".join(query.ignored) if char.isalnum() or char in ".,_ ")
+            warnings.append(f"Nothing is matched by these parameters: {names[:MAX_SHOWN]}")
+        if not complete:
+            warnings.append("The folder is still being indexed: there may be more results")
+        headers = [(b"Warning", f'299 twistedproxy "{text}"'.encode("ascii", "replace")) for text in warnings]
         chunks = result_chunks(results.found, level, where, query, self._url)
-        return await self._generated(200, DICOM_JSON, chunks, None, headers)
+        return await self._generated(200, DICOM_JSON, chunks, None, tuple(headers))
 
     async def _metadata(
         self, request: OriginRequest, study: Optional[str], series: Optional[str], sop: Optional[str]
@@ -169,7 +174,7 @@ class FolderServer:
 
     def _whole(self, record: StoredFile) -> PartSource:
         return PartSource(
-            part_content_type(DICOM, record.transfer_syntax),
+            record.transfer_syntax,
             record.stamp.size,
             lambda: file_chunks(self._files, record),
         )
@@ -177,7 +182,7 @@ class FolderServer:
     async def _multipart(
         self, parts: Sequence[PartSource], media_type: str, records: Sequence[StoredFile]
     ) -> OriginResponse:
-        body = multipart(parts, media_type, repr([(record.path, record.stamp) for record in records]))
+        body = multipart(parts, media_type, identity(records))
         return await self._generated(200, body.content_type, body.chunks, body.length)
 
     async def _frame_list(
@@ -212,18 +217,36 @@ class FolderServer:
         record = (await self._records(study, series, sop))[0]
         pixels = record.pixels
         if pixels is not None and place == [f"{pixels.tag:08X}"]:
-            if pixels.length is None or record.deflated:
-                return await self._stored_frames(request, record, range(1, record.facts.frames + 1))
-            start, end = pixels.start, pixels.start + pixels.length
-            return await self._octets(
-                request, record, pixels.length, lambda: file_chunks(self._files, record, start, end)
-            )
+            if pixels.length is None:
+                return await self._all_frames(request, record)
+            spans = await self._threads.run(lambda: self._frames.spans(record))
+            return await self._octets(request, record, pixels.length, lambda: self._frames.chunks(record, spans))
         try:
-            element = await self._threads.run(lambda: find_element(read_full_header(record), place))
+            value = await self._threads.run(lambda: find_value(read_full_header(record), place))
         except NoSuchElement:
             raise no_such("bulk data") from None
-        value = element.value if isinstance(element.value, bytes) else b""
         return await self._octets(request, record, len(value), lambda: iter((value,)))
+
+    async def _all_frames(self, request: OriginRequest, record: StoredFile) -> OriginResponse:
+        """Encapsulated pixel data: a part for each frame, each read when its turn comes; one body if that is wanted."""
+        types = accepted_types(request)
+        syntax = record.frame_syntax
+        media_type = media_type_of(syntax)
+        if not accepts_parts(types, media_type, syntax):
+            raise not_acceptable(f"{offers([media_type])}; transfer-syntax={syntax}")
+        first = await self._threads.run(lambda: self._frames.spans(record, 1))
+        if record.frames == 1 and accepts_single(types, media_type, syntax):
+            content_type = part_content_type(media_type, syntax).encode("ascii")
+            return await self._generated(200, content_type, self._frames.chunks(record, first), _size(first))
+        form = MultipartForm.of(media_type, syntax, identity([record]))
+        return await self._generated(200, form.content_type, self._frame_parts(record, form), None)
+
+    def _frame_parts(self, record: StoredFile, form: MultipartForm) -> Iterator[bytes]:
+        for number in range(1, record.frames + 1):
+            spans = self._frames.spans(record, number)
+            yield form.head(_size(spans), number == 1)
+            yield from self._frames.chunks(record, spans)
+        yield form.end
 
     async def _octets(
         self, request: OriginRequest, record: StoredFile, length: int, chunks: Callable[[], Iterator[bytes]]
@@ -233,15 +256,18 @@ class FolderServer:
             raise not_acceptable(offers([OCTET_STREAM]))
         if accepts_single(types, OCTET_STREAM):
             return await self._generated(200, OCTET_STREAM.encode("ascii"), chunks(), length)
-        return await self._multipart([PartSource(OCTET_STREAM, length, chunks)], OCTET_STREAM, [record])
+        return await self._multipart([PartSource(None, length, chunks)], OCTET_STREAM, [record])
+
+    async def _nothing_rendered(
+        self, study: Optional[str], series: Optional[str], sop: Optional[str]
+    ) -> OriginResponse:
+        await self._records(study, series, sop)
+        raise Refusal(406, "a folder gives frames as they are stored and renders nothing")
 
     async def _records(self, study: Optional[str], series: Optional[str], sop: Optional[str]) -> list[StoredFile]:
-        """What is there of a study, series or instance; if nothing, the folder is looked at again."""
+        """What is there of a study, series or instance. `OriginBusy` as `Index.find`."""
         assert study is not None  # every resource that gets here lies below a study
-        found = self._watch.catalog.files(study, series, sop)
-        if not found:
-            await self._watch.refresh()
-            found = self._watch.catalog.files(study, series, sop)
+        found = await self._index.find(study, series, sop)
         if not found:
             raise no_such("instance" if sop else "series" if series else "study")
         return found
@@ -257,6 +283,10 @@ class FolderServer:
         body = GeneratedStream(self._threads, chunks, self._translate)
         await body.start()
         return streamed(status, content_type, body, length, headers)
+
+
+def _size(spans: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def _split(segments: list[str]) -> Optional[tuple[Optional[str], Optional[str], Optional[str], list[str]]]:
@@ -294,9 +324,5 @@ def check_numbers(record: StoredFile, numbers: Sequence[int]) -> None:
     """Raises `Refusal` 404 for frames that the instance doesn't have."""
     if record.pixels is None:
         raise Refusal(404, "the instance has no pixel data")
-    if numbers and (max(numbers) > record.facts.frames or min(numbers) < 1):
-        raise Refusal(404, f"the instance has frames 1 to {record.facts.frames}")
-
-
-async def _nothing_rendered() -> OriginResponse:
-    raise Refusal(406, "a folder gives frames as they are stored and renders nothing")
+    if numbers and (max(numbers) > record.frames or min(numbers) < 1):
+        raise Refusal(404, f"the instance has frames 1 to {record.frames}")

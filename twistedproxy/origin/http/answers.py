@@ -32,6 +32,7 @@ from twistedproxy.dicom.multipart import (
 from twistedproxy.dicom.sniffing import may_be, sniff
 from twistedproxy.dicom.transfer_syntaxes import (
     ENCAPSULATED_UNCOMPRESSED,
+    EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
@@ -180,7 +181,7 @@ class _Labels:
             (uid for uid in (media_type.transfer_syntax, self.outer.transfer_syntax) if uid and uid != "*"), None
         )
         if uid is None and self._stored is not None and media_type_of(self._stored) == self._kind:
-            uid = self._stored
+            uid = frame_uid(self._stored)
         self._uid = None if uid is None else _uid(uid)
 
     def _shown(self, data: bytes) -> str:
@@ -200,7 +201,8 @@ class _Labels:
 
 def _uid(uid: str) -> str:
     try:
-        return validate_uid(frame_uid(uid))
+        # What says of itself that it is big endian, against PS3.18 section 8.7.3, is so.
+        return validate_uid(uid if uid == EXPLICIT_VR_BIG_ENDIAN else frame_uid(uid))
     except InvalidUID as bad:
         raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
 

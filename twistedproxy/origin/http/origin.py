@@ -118,6 +118,10 @@ class HTTPOrigin:
         """See `Origin.stored_instance`. The slot is held until the stream was read to its end or closed."""
         return await observed(self._observer, self._clock, "instance", self._stored_instance(instance, caller))
 
+    async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
+        """See `Origin.representative`: the store makes the picture."""
+        return None
+
     async def local_file(self, instance: Instance) -> Optional[str]:
         """See `Origin.local_file`: it is elsewhere."""
         return None

@@ -35,7 +35,7 @@ class SampleOrigin(FolderOrigin):
     def __init__(
         self, reactor: Any, environment: Optional[Mapping[str, str]] = None, command: Sequence[str] = ()
     ) -> None:
-        super().__init__(URL, self._find_or_make, reactor, writable=False)
+        super().__init__(URL, self._find_or_make, reactor)
         self._environment = os.environ if environment is None else environment
         self._command = command
         self._temporary: Optional[str] = None
