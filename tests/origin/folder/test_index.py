@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
+import attrs
 import pydicom
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import loop, slide
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder import instance_file
 from twistedproxy.origin.folder.catalog import Key
@@ -100,6 +102,16 @@ class ScanTests(IndexTestCase):
         slide(self.folder / ".hidden.dcm", 1, 1, tile=16)
         self.started()
         self.assertEqual(self.names(), ["a/b/no-suffix"])
+
+    def test_facts(self) -> None:
+        """What is kept of a file is what its whole header says, of a part of a concatenation too, and after it was kept."""
+        part = {"InConcatenationNumber": 2, "ConcatenationFrameOffsetNumber": 3}
+        made = slide(self.folder / "part.dcm", 1, 3, tile=16, extra=part)
+        self.started()
+        (record,) = self.find(made.study, made.series, made.sop)
+        whole = InstanceMetadata.from_dataset(pydicom.dcmread(made.path, stop_before_pixels=True))
+        self.assertEqual((whole.concatenation_part, whole.frame_offset), (2, 3))
+        self.assertEqual(record.facts, attrs.evolve(whole, transfer_syntax=record.facts.transfer_syntax))
 
     def test_symlinks(self) -> None:
         """Symlinks lead nowhere, neither to files nor to folders outside."""

@@ -24,7 +24,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 
 from twistedproxy.dicom.address import validate_uid
-from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
 from twistedproxy.dicom.native_pixels import swap_bytes, swapped_width
 from twistedproxy.dicom.part10_buffer import BadPart10
 from twistedproxy.dicom.part10_dataset import DataSetReader, FileMetaReader
@@ -86,7 +86,8 @@ _UNDEFINED = 0xFFFFFFFF
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 _WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of one value
-_FACT_TAGS = frozenset((0x00480105, 0x00282000))  # Optical Path Sequence, ICC Profile: whether there is a profile
+_FACT_TAGS = frozenset(int(tag, 16) for tag in FIELDS) | {0x00480105, 0x00282000}
+"""What `InstanceMetadata` is made of; Optical Path Sequence, ICC Profile: whether there is a profile."""
 
 # An attribute in the DICOM JSON Model (PS3.18 annex F): {"vr": ..., "Value": [...]}. Shared between
 # records, so never changed.
