@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -312,3 +313,22 @@ class OnAFolder(ClientSuite, LiveCase):
 
     async def serve(self, *made: Made) -> None:
         self.url = (await self.proxy("--origin", f"/files=file:{self.folder.absolute()}")).url + "/files"
+
+    async def test_store(self) -> None:
+        """A folder takes no uploads; a file that is put there is found, and so are its frames, which were not known before."""
+        await self.serve(slide(self.path(), 1, 1, 32))
+        elsewhere = Path(self.mktemp())
+        new = slide(elsewhere, 3, 4, 32)
+        client = dicomweb(self.url)
+        refused = await self.http_error(client.retrieve_instance_frames, *uids(new), [1])
+        self.assertEqual(refused.status_code, 404)
+        refused = await self.http_error(client.store_instances, [pydicom.dcmread(new.path)])
+        self.assertEqual((refused.status_code, refused.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+        expected = new.stored_frames()
+        os.rename(elsewhere, self.path())
+        found: list[Any] = []
+        while not found:
+            found = await self.threaded(client.search_for_instances, *uids(new)[:2])
+        self.assertEqual([one["00080018"]["Value"] for one in found], [[new.sop]])
+        frames = await self.threaded(client.retrieve_instance_frames, *uids(new), [12, 1])
+        self.assertEqual(frames, [expected[11], expected[0]])

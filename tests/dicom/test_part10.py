@@ -228,6 +228,16 @@ class EveryEncoding(SynchronousTestCase):
             for cut in (1, 7, 5000):
                 self.assertEqual(read(head + element + stored, cut), [frame.tobytes() for frame in frames], (vr, bits))
 
+    def test_another_codec(self) -> None:
+        """Frames of another codec than the file's transfer syntax names are refused; another process of it is not."""
+        made = slide(self.folder / "slide", 1, 2, 32, "jpeg")
+        stored = stored_frames(made.path)
+        items = [one + bytes(len(one) % 2) for one in stored]
+        for uid in (ts.JPEG_2000, ts.JPEG_LS_LOSSLESS, ts.RLE_LOSSLESS, ts.JPEG_XL):
+            self.assertRaises(BadPart10, read, encapsulated(items, 2, uid=uid), 5000)
+        for uid in (ts.JPEG_BASELINE, ts.JPEG_EXTENDED):
+            self.assertEqual(read(encapsulated(items, 2, uid=uid), 5000), items)
+
     def test_samples_that_are_all_there(self) -> None:
         """Data that say YBR_FULL_422 and are not subsampled are cut by the length that there is, or refused."""
         sizes = {"Rows": 4, "Columns": 6, "SamplesPerPixel": 3, "BitsAllocated": 8}

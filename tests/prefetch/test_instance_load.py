@@ -157,12 +157,10 @@ class FormatTests(LoadCase):
             self.check(made, made.stored_frames(), made.encoding.transfer_syntax)
 
     def test_native(self) -> None:
-        """Native frames of 8 and 16 bits; implicit and deflated ones are labelled as what a frame of them is."""
-        for encoding in ("raw", "raw-gray", "raw-16", "implicit", "deflated"):
+        """Native frames of 8 and 16 bits; implicit, deflated and big endian ones are labelled as what a frame of them is."""
+        for encoding in ("raw", "raw-gray", "raw-16", "implicit", "deflated", "big-endian"):
             made = self.made(encoding=encoding)
             self.check(made, made.stored_frames(), NATIVE)
-        made = self.made(encoding="big-endian")
-        self.check(made, made.stored_frames(), "1.2.840.10008.1.2.2")
 
     def test_pad_byte(self) -> None:
         """A trailing pad byte is no frame and belongs to none."""
