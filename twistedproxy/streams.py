@@ -106,16 +106,16 @@ async def hold(stream: ByteStream, limit: int) -> tuple[bytes, bool]:
 
     The stream is closed only when it breaks. What is held may pass *limit* by less than one chunk.
     """
-    chunks: list[bytes] = []
+    gathered = Gathered()
     size = 0
     try:
         while size < limit:
             chunk = await stream.read()
             if not chunk:
-                return b"".join(chunks), True
-            chunks.append(chunk)
+                return gathered.whole(), True
+            gathered.add(chunk)
             size += len(chunk)
     except BaseException:
         stream.close()
         raise
-    return b"".join(chunks), False
+    return gathered.whole(), False

@@ -309,6 +309,31 @@ class TroubleTests(Servers):
         self.assertFalse(await put(cache, {b"2": bytes(3 * LARGE)}))
         self.assertEqual(await cache.present(A, [b"2"]), set())
 
+    async def test_few_large_entries_are_read_at_once(self) -> None:
+        """However many readers there are: they may find that there is no memory for what they read."""
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
+        value = bytes(3 * LARGE)
+        await put(cache, {b"1": value})
+        send, running, most = cache._reads.send, 0, 0
+
+        def counted(wire: bytes, count: int) -> Deferred[list[object]]:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+
+            def ended(replies: list[object]) -> list[object]:
+                nonlocal running
+                running -= 1
+                return replies
+
+            return send(wire, count).addCallback(ended)
+
+        self.patch(cache._reads, "send", counted)
+        readings = await gatherResults([Deferred.fromCoroutine(cache.get_many(A, [b"1"])) for _ in range(6)])
+        self.assertEqual([reading.entries for reading in readings], [{b"1": value}] * 6)
+        self.assertEqual(most, redis.LARGE_READS)
+
     async def test_a_replica_takes_no_writes(self) -> None:
         """A put is False, and a forget that could not be done is an error."""
         server = await self.server()

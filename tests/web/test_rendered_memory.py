@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import attrs
+
 from tests.slides import slide
 from tests.stores.dialects import STANDARD
+from tests.stores.faults import Fault
+from tests.stores.replies import Reply
 from tests.web.support import ProxyCase
 from twistedproxy.frames import answer_memory
-from twistedproxy.frames.answer_memory import AnswerMemory
+from twistedproxy.frames.answer_memory import AnswerMemory, Held
 
 
 class RenderedMemoryTests(ProxyCase):
@@ -31,3 +35,30 @@ class RenderedMemoryTests(ProxyCase):
             answer = await proxy.client().get(f"/{self.slide.resource}/frames/1,2{query}", {"Accept": accept})
             self.assertIn(sum(map(len, answer.frames())), changes, query)
             self.assertEqual(proxy.rooms.answer_memory.used, 0)
+
+    async def test_handed_on(self) -> None:
+        """Metadata whose length the store does not say count as what they are once they are held, and until they are sent."""
+        store = self.store()
+        store.fail(_Unsized(), "/metadata", times=None)
+        proxy = await self.proxy(store)
+        length = len((await proxy.client().get(f"/{self.slide.resource}/metadata")).body)
+        sizes: list[int] = []
+        set_size = Held.set
+
+        def noted(held: Held, size: int) -> None:
+            set_size(held, size)
+            sizes.append(proxy.rooms.answer_memory.used)
+
+        self.patch(answer_memory, "SMALL", 0)
+        self.patch(Held, "set", noted)
+        await proxy.client().get(f"/{self.slide.resource}/metadata")
+        held, end = sizes
+        self.assertTrue(0 < held < 2 * length, held)
+        self.assertEqual(end, 0)
+
+
+class _Unsized(Fault):
+    """An answer without a length."""
+
+    def change(self, reply: Reply) -> Reply:
+        return attrs.evolve(reply, framing="chunked")

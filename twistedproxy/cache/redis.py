@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
@@ -49,6 +49,9 @@ WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice 
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
 WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
+LARGE_READS = (
+    2  # at once: all share one connection, and readers who find no memory for theirs have at least not held it all
+)
 KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
 # Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
@@ -95,6 +98,7 @@ class RedisCache:
         self._reads = Link(reactor, endpoint, hello, "reads", READ_PATIENCE, outage)
         self._writes = Link(reactor, endpoint, hello, "writes", WRITE_PATIENCE, outage)
         self._gatherer = ReadGatherer(reactor, self._reads.send)
+        self._reads_of_large = DeferredSemaphore(LARGE_READS)
 
     async def start(self) -> None:
         """Connect. A server that is not there is waited for a little, then left to come when it comes."""
@@ -223,12 +227,16 @@ class RedisCache:
         entry = large.Entry(packed)
         gathered = Gathered()
         left = entry.size
-        for wire in entry.reads(key):
-            (piece,) = await self._reads.send(wire, 1)
-            if not isinstance(piece, bytes) or not piece:
-                return None  # evicted meanwhile
-            gathered.add(piece)
-            left -= len(piece)
+        await self._reads_of_large.acquire()
+        try:
+            for wire in entry.reads(key):
+                (piece,) = await self._reads.send(wire, 1)
+                if not isinstance(piece, bytes) or not piece:
+                    return None  # evicted meanwhile
+                gathered.add(piece)
+                left -= len(piece)
+        finally:
+            self._reads_of_large.release()
         return gathered.whole() if not left else None
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:

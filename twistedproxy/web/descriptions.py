@@ -25,6 +25,7 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.frames.access import Access, metadata_in
+from twistedproxy.frames.answer_memory import Held
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.reader import FrameReader, Wanted
@@ -129,10 +130,11 @@ class Watch:
         good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
         return response.status in good and form_of(response.headers) is not None
 
-    async def follow(self, response: OriginResponse, outside: str) -> ByteStream:
+    async def follow(self, response: OriginResponse, outside: str, memory: Held) -> ByteStream:
         """The answer's body as the client shall see it; its length is not known beforehand.
 
-        *outside*: the URL of the mount as the client sees it. To be called only if it `understands` the answer.
+        *outside*: the URL of the mount as the client sees it. *memory*: told what is held, where that is all. To be called only
+        if it `understands` the answer.
         """
         form = form_of(response.headers) or Form.JSON
         syntaxes: dict[str, str] = {}
@@ -140,6 +142,8 @@ class Watch:
         if form is Form.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             body = ChainedStream(BytesStream(*_pieces(start)), body)
+            if whole:
+                memory.set(len(start))
             try:
                 if self._instance is None:
                     syntaxes = await self._known_syntaxes(start)

@@ -51,7 +51,7 @@ class HotServer:
             return False
         method, target, head = request
         answer = self.hot.find((target, head.accept, head.origin), head.caller)
-        if answer is None or (len(answer.body) > SMALL and not self.memory.has_room(UNTAKEN)):
+        if answer is None:
             return False
         whole, unchanged = self._start_lines()
         if matches_none(head.if_none_match, answer.etag):
@@ -59,6 +59,8 @@ class HotServer:
             write_at_once(channel.transport, unchanged, _head_of_304(answer))
         elif method is GET:
             status, size = 200, len(answer.body)
+            if size > SMALL and not self.memory.has_room(UNTAKEN):
+                return False
             write_at_once(channel.transport, whole, answer.head, answer.body)
         else:
             status, size = 200, 0

@@ -124,7 +124,7 @@ class PassThrough:
             await self.descriptions.revoke(request, target)
         size = response.length
         if watch is not None and watch.understands(response):
-            body = await watch.follow(response, outside)
+            body = await watch.follow(response, outside, held)
             if alter is not None:
                 body, size = await alter(body), None
             response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
