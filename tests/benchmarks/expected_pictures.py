@@ -72,12 +72,21 @@ class Instance:
     def is_tiled(self) -> bool:
         return "TotalPixelMatrixRows" in self.data
 
+    @property
+    def profile(self) -> bytes:
+        """The ICC profile of the first optical path, or of the instance; b"" for none, and for what has no colors."""
+        paths = self.data.get("OpticalPathSequence") or [self.data]
+        return bytes(paths[0].get("ICCProfile") or b"") if self.data.get("SamplesPerPixel") == 3 else b""
+
     def stored(self) -> list[bytes]:
         """All frames as they are stored. Raises NoReference."""
         try:
-            return _stored(self)
+            frames = _stored(self)
         except Exception as error:  # pydicom has many for what is wrong in a file
             raise NoReference(f"pydicom has no frames: {error}") from error
+        if len(frames) != self.frames:
+            raise NoReference(f"pydicom finds {len(frames)} frames where the instance says {self.frames}")
+        return frames
 
     def pictures(self, frame: int) -> dict[str, Pixels]:
         """The right pictures of *frame* (from 1) by the range that they show: (rows, columns) or (rows, columns, 3), uint8. Raises
@@ -95,7 +104,9 @@ class Instance:
         """The total pixel matrix of a tiled image, white where there is no frame. Raises NoReference."""
         data = self.data
         first = self._only_picture(1)
-        whole = numpy.full((data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns, *first.shape[2:]), 255, numpy.uint8)
+        whole = numpy.full(
+            (data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns, *first.shape[2:]), 255, numpy.uint8
+        )
         for number, (top, left) in enumerate(_positions(data), 1):
             part = whole[top : top + data.Rows, left : left + data.Columns]
             part[:] = self._only_picture(number)[: part.shape[0], : part.shape[1]]
@@ -180,7 +191,9 @@ def _positions(data: Dataset) -> list[tuple[int, int]]:
 def _values(instance: Instance, frame: int) -> Pixels:
     """Stored values, or RGB."""
     source = instance.decoded or instance.data
-    return pixel_array(source, index=frame - 1) if instance.decoded is None else pixel_array(str(source), index=frame - 1)
+    return (
+        pixel_array(source, index=frame - 1) if instance.decoded is None else pixel_array(str(source), index=frame - 1)
+    )
 
 
 def _pictures(instance: Instance, frame: int) -> Iterator[tuple[str, Pixels]]:
@@ -203,6 +216,7 @@ def _pictures(instance: Instance, frame: int) -> Iterator[tuple[str, Pixels]]:
 def _shown_with(data: Dataset, frame: int) -> Dataset:
     """What the display of one frame depends on, as if it stood at the top level (PS3.3 section C.7.6.16)."""
     flat = Dataset()
+    flat.set_original_encoding(*data.original_encoding, data.original_character_set)
     keywords = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored", "BitsAllocated", "PixelPaddingValue")
     more = ("VOILUTFunction", "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingRangeLimit")
     groups = [*data.get("SharedFunctionalGroupsSequence", ())[:1]]
@@ -241,8 +255,9 @@ def _shares(values: Pixels, shown: Dataset, bits: int) -> Iterator[tuple[str, Pi
 def _ranges(values: Pixels, real: Pixels, shown: Dataset, bits: int) -> Iterator[tuple[str, Pixels]]:
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if shown.PixelRepresentation else (0, (1 << bits) - 1)
     if bits <= 8 and "ModalityLUTSequence" not in shown:
-        yield "values as they are", _stretched(values, low, high) if shown.get("RescaleSlope", 1) >= 0 else 1 - _stretched(
-            values, low, high
+        yield (
+            "values as they are",
+            _stretched(values, low, high) if shown.get("RescaleSlope", 1) >= 0 else 1 - _stretched(values, low, high),
         )
         return
     counted = real

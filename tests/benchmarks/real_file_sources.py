@@ -13,9 +13,7 @@ import gzip
 import shutil
 import subprocess
 import sys
-import tarfile
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,7 +56,7 @@ ENCODERS: dict[str, Sequence[str]] = {
     "implicit": ("dcmconv", "+ti"),
     "deflated": ("dcmconv", "+td"),
     "rle": ("dcmcrle",),
-    "rle-fragments": ("dcmcrle", "+fs", "8", "-ot"),
+    "rle-without-offsets": ("dcmcrle", "-ot"),
     "jpeg-lossless-sv1": ("dcmcjpeg", "+e1"),
     "jpeg-lossless": ("dcmcjpeg", "+el", "+sv", "4", "-ot"),
     "jpeg": ("dcmcjpeg", "+eb"),
@@ -69,7 +67,18 @@ ENCODERS: dict[str, Sequence[str]] = {
 }
 
 SLIDES: dict[str, Sequence[str]] = {
-    "raw": ("--compression", "none", "--tile-width", "256", "--tile-height", "192", "--pyramid", "1", "--max-size", "1"),
+    "raw": (
+        "--compression",
+        "none",
+        "--tile-width",
+        "256",
+        "--tile-height",
+        "192",
+        "--pyramid",
+        "1",
+        "--max-size",
+        "1",
+    ),
     "jpeg": ("--compression", "jpeg", "--tile-width", "256", "--tile-height", "256", "--pyramid", "1"),
     "jpeg-small": ("--compression", "jpeg", "--tile-width", "64", "--tile-height", "48", "--max-size", "1"),
     "jpeg2000": ("--compression", "jpeg2000", "--tile-width", "200", "--tile-height", "120", "--pyramid", "1"),
@@ -108,12 +117,12 @@ def gather(folder: Path, fetch: bool) -> Gathered:
 
 
 def read(path: Path) -> Dataset | None:
-    """An instance's data set, whose pixel data is read when it is asked for; None where the file is none."""
+    """An instance's data set, whose pixel data is read when it is asked for; None where the file is no instance of a series."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, force=True, defer_size=1 << 16)
-            return dataset if dataset.get("SOPInstanceUID") and dataset.get("SOPClassUID") else None
+            return dataset if all(dataset.get(f"{level}InstanceUID") for level in ("Study", "Series", "SOP")) else None
     except Exception:  # whatever a file that is none makes of pydicom
         return None
 
@@ -138,9 +147,9 @@ def _fetch(requirement: str, folder: Path) -> None:
     _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(archives), requirement])
     for archive in archives.iterdir():
         if archive.suffix == ".whl":
-            zipfile.ZipFile(archive).extractall(folder)
+            shutil.unpack_archive(archive, folder, "zip")
         else:
-            tarfile.open(archive).extractall(folder, filter="data")
+            shutil.unpack_archive(archive, folder, filter="data")
 
 
 def _run(command: Sequence[str]) -> None:
@@ -184,7 +193,7 @@ def _wrapped(tile: Path, table: str) -> Dataset:
         data.PixelData, data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = encapsulate_extended([frame] * 2)
     else:
         data.PixelData = encapsulate([frame] * 2, has_bot=table == "basic", fragments_per_frame=1 + (table == "basic"))
-    data["PixelData"].VR = "OB" if syntax.is_encapsulated else "OW"
+    data["PixelData"].VR = "OB" if syntax.is_encapsulated or bits == "8" else "OW"
     return data
 
 

@@ -1,8 +1,7 @@
 """Some 450 real DICOM files from a folder and from Orthanc, each frame and picture compared with pydicom's.
 
 Of each image up to 20 frames are asked for as they are stored, one by one and as a list, and rendered as PNG; of tiled and single-frame
-images also the whole picture. What comes is compared with what pydicom (where it has no decoder: DCMTK) makes of the file. Files that share
-a SOP Instance UID are served in turns. Prints a table, then every difference and refusal, grouped by its reason; ends with 1 if one of
+images also the whole picture, of those with an ICC profile whether it comes along. What comes is compared with what pydicom (where it has no decoder: DCMTK) makes of the file. Prints a table, then every difference and refusal, grouped by its reason; ends with 1 if one of
 them is not in `KNOWN`. Run: ``python -m tests.benchmarks.real_files``.
 """
 
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.error
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,10 @@ FRAMES = 20  # of one image that are compared
 CALLERS = 3  # images at once
 MAX_WHOLE = 16_000_000  # pixels of whole pictures that are compared
 LOSSLESS_STEPS = 1  # of 255: rounding
-LOSSY_MEAN, LOSSY_MOST = 2.0, 48  # of 255: decoders' inverse transforms and upsampling; the most for 99.9 % of the samples
+LOSSY_MEAN, LOSSY_MOST = (
+    2.0,
+    48,
+)  # of 255: decoders' inverse transforms and upsampling; the most for 99.9 % of the samples
 ORIGINS = ("folder", "orthanc")
 EQUAL, DIFFERENT, REFUSED, NO_REFERENCE = "equal", "different", "refused", "no reference"
 
@@ -111,15 +113,34 @@ def layers(items: Iterable[Item]) -> list[list[Item]]:
 
 
 def items_of(files: Mapping[Path, str], folder: Path) -> Iterator[Item]:
-    """Each file once, whatever its name."""
-    seen = set()
+    """Each file once, whatever its name; of a SOP Instance UID that came before, the last digits are changed in the file."""
+    seen, taken = set(), set()
     for path, source in files.items():
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        data = read(path)
-        if digest not in seen and data is not None:
-            seen.add(digest)
-            image = "Rows" in data and any(keyword in data for keyword in PIXELS)
-            yield Item(str(path.relative_to(folder)), source, path, image, str(data.SOPInstanceUID))
+        content = path.read_bytes()
+        data, digest = read(path), hashlib.sha256(content).digest()
+        if digest in seen or data is None:
+            continue
+        seen.add(digest)
+        sop = str(data.SOPInstanceUID)
+        if sop in taken and (other := other_uid(sop, taken)) and (changed := with_uid(content, sop, other)) is not None:
+            path.write_bytes(changed)
+            sop = other
+        taken.add(sop)
+        image = "Rows" in data and any(keyword in data for keyword in PIXELS)
+        yield Item(str(path.relative_to(folder)), source, path, image, sop)
+
+
+def other_uid(uid: str, taken: Collection[str]) -> str | None:
+    """As long as *uid*, and not one of *taken*; None where its last component is too short for that."""
+    if not uid[-4:].isdigit():
+        return None
+    return next((new for number in range(1000) if (new := f"{uid[:-3]}{number:03}") not in taken), None)
+
+
+def with_uid(content: bytes, uid: str, other: str) -> bytes | None:
+    """A file's content with another UID, as long as the one that it has; None where that is not found in the data set, which is
+    deflated then."""
+    return content.replace(uid.encode(), other.encode()) if content.count(uid.encode()) >= 2 else None
 
 
 def sample(count: int) -> list[int]:
@@ -138,6 +159,7 @@ class Comparison:
         self._resource = f"{origin}/{instance.resource}"
 
     def outcomes(self) -> Iterator[Outcome]:
+        """All of it, and nothing further where there is no metadata."""
         answer = self._proxy.get(f"{self._resource}/metadata", {"Accept": "application/dicom+json"})
         if answer.status != 200:
             yield self._outcome("metadata", 0, REFUSED, refusal(answer))
@@ -150,6 +172,8 @@ class Comparison:
                 yield self._rendered(number)
             if self._instance.is_tiled or self._instance.frames == 1:
                 yield self._whole()
+            if self._instance.profile:
+                yield self._profile()
 
     def _outcome(self, check: str, frame: int, result: str, detail: str = "", also: str = "") -> Outcome:
         return Outcome(self._origin, self._item.source, self._item.name, check, frame, result, detail, also)
@@ -178,7 +202,7 @@ class Comparison:
             if result != EQUAL and self._direct is not None:
                 straight = frames_compared(self._direct.frames(self._instance.resource, asked), right)
                 if straight == (result, detail) or (straight[0], result) == (REFUSED, REFUSED):
-                    also = f"so is Orthanc's own answer: {straight[1]}"
+                    also = f"so is Orthanc's own answer: {straight[1][:60]}"
             yield self._outcome(check, frame, result, detail, also)
 
     def _picture(self, path: str) -> Fetched:
@@ -187,7 +211,8 @@ class Comparison:
     def _rendered(self, number: int) -> Outcome:
         answer = self._picture(f"frames/{number}/rendered")
         try:
-            return self._outcome("rendered", number, *self._compared(answer, self._instance.pictures(number)))
+            result, detail, also = self._compared(answer, self._instance.pictures(number))
+            return self._outcome("rendered", number, result, detail, also or self._without_frames(result))
         except NoReference as error:
             return self._outcome("rendered", number, NO_REFERENCE, f"{error}; the proxy: {refusal(answer)}")
 
@@ -202,7 +227,27 @@ class Comparison:
                 right = {"mosaic": self._instance.mosaic()}
         except NoReference as error:
             return self._outcome("whole", 0, NO_REFERENCE, f"{error}; the proxy: {refusal(answer)}")
-        return self._outcome("whole", 0, *self._compared(answer, right))
+        result, detail, also = self._compared(answer, right)
+        return self._outcome("whole", 0, result, detail, also or self._without_frames(result))
+
+    def _profile(self) -> Outcome:
+        """Whether the picture comes with the instance's own ICC profile."""
+        answer = self._picture("frames/1/rendered?iccprofile=yes")
+        if answer.status != 200:
+            return self._outcome("profile", 1, REFUSED, refusal(answer), self._without_frames(REFUSED))
+        came = Image.open(io.BytesIO(answer.body)).info.get("icc_profile", b"")
+        if came == self._instance.profile:
+            return self._outcome("profile", 1, EQUAL)
+        return self._outcome(
+            "profile", 1, DIFFERENT, f"a profile of {len(came)} bytes where {len(self._instance.profile)} are stored"
+        )
+
+    def _without_frames(self, result: str) -> str:
+        """Where there is no picture: whether the store gives no frame to make one of."""
+        if result != REFUSED or self._direct is None:
+            return ""
+        answer = self._direct.frames(self._instance.resource, [1])
+        return "" if answer.status == 200 else f"Orthanc has no frame for it: {refusal(answer)[:60]}"
 
     def _compared(self, answer: Fetched, right: Mapping[str, Pixels]) -> tuple[str, str, str]:
         """The result, what is wrong, and what is right about it all the same."""
@@ -244,7 +289,10 @@ def frames_compared(answer: Fetched, right: Sequence[bytes]) -> tuple[str, str]:
     if len(came) != len(should):
         return DIFFERENT, f"{len(came)} bytes where {len(should)} are stored"
     at = next(index for index in range(len(came)) if came[index] != should[index])
-    return DIFFERENT, f"other bytes from byte {at} on: {came[at : at + 4].hex()} where {should[at : at + 4].hex()} is stored"
+    return (
+        DIFFERENT,
+        f"other bytes from byte {at} on: {came[at : at + 4].hex()} where {should[at : at + 4].hex()} is stored",
+    )
 
 
 def difference(got: Pixels, right: Pixels, lossy: bool) -> str:
@@ -255,7 +303,9 @@ def difference(got: Pixels, right: Pixels, lossy: bool) -> str:
     mean, most = float(apart.mean()), float(numpy.percentile(apart, 99.9)) if lossy else float(apart.max())
     if most <= (LOSSY_MOST if lossy else LOSSLESS_STEPS) and mean <= (LOSSY_MEAN if lossy else LOSSLESS_STEPS):
         return ""
-    return f"samples apart by {mean:.1f} on average, {most:.0f} at most, {(apart > 1).mean():.1%} of them by more than 1"
+    return (
+        f"samples apart by {mean:.1f} on average, {most:.0f} at most, {(apart > 1).mean():.1%} of them by more than 1"
+    )
 
 
 def compare(item: Item, url: str, orthanc: Orthanc, origins: Sequence[str], folder: Path) -> list[Outcome]:
@@ -268,7 +318,9 @@ def compare(item: Item, url: str, orthanc: Orthanc, origins: Sequence[str], fold
             asked = direct if origin == "orthanc" else None
             outcomes += Comparison(item, instance, origin, proxy, asked).outcomes()
     except Exception as error:  # one file ends no measurement
-        outcomes.append(Outcome(origin, item.source, item.name, "error", 0, DIFFERENT, f"{type(error).__name__}: {error}"))
+        outcomes.append(
+            Outcome(origin, item.source, item.name, "error", 0, DIFFERENT, f"{type(error).__name__}: {error}")
+        )
     finally:
         proxy.close()
         direct.close()
@@ -282,7 +334,9 @@ def store(item: Item, orthanc: Orthanc) -> Outcome | None:
     except urllib.error.HTTPError as error:
         said = " ".join(error.read()[:300].decode("utf-8", "replace").split())
         error.close()
-        return Outcome("orthanc", item.source, item.name, "store", 0, REFUSED, f"{error.code} {said}", "Orthanc does not store it")
+        return Outcome(
+            "orthanc", item.source, item.name, "store", 0, REFUSED, f"{error.code} {said}", "Orthanc does not store it"
+        )
     return None
 
 
@@ -321,7 +375,9 @@ def row(origin: str, items: Mapping[str, Item], outcomes: Sequence[Outcome]) -> 
     mine = [outcome for outcome in outcomes if outcome.origin == origin]
     files = {outcome.file for outcome in mine if outcome.check != "store"}
     results = collections.Counter(outcome.result for outcome in mine)
-    compared = [outcome for outcome in mine if outcome.check in ("stored", "rendered") and outcome.result != NO_REFERENCE]
+    compared = [
+        outcome for outcome in mine if outcome.check in ("stored", "rendered") and outcome.result != NO_REFERENCE
+    ]
     unexplained = sum(not outcome.reason for outcome in mine)
     images = sum(items[name].image for name in files)
     counts = [results[result] for result in (EQUAL, DIFFERENT, REFUSED, NO_REFERENCE)]
@@ -341,7 +397,17 @@ def groups(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], list[Outcome]]:
 
 
 def report(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
-    heads = ["origin", "files", "images", "frames compared", "equal", "different", "refused", "no reference", "unexplained"]
+    heads = [
+        "origin",
+        "files",
+        "images",
+        "frames compared",
+        "equal",
+        "different",
+        "refused",
+        "no reference",
+        "unexplained",
+    ]
     named = {item.name: item for item in items}
     print(table(heads, [row(origin, named, outcomes) for origin in ORIGINS]))
     for (state, origin, check, result, _text), found in groups(outcomes).items():
@@ -363,7 +429,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         gathered = gather(folder / "files", not options.no_fetch)
-        items = [item for item in items_of(gathered.files, folder / "files") if fnmatch.fnmatch(item.name, options.only)]
+        items = [
+            item for item in items_of(gathered.files, folder / "files") if fnmatch.fnmatch(item.name, options.only)
+        ]
         sources = collections.Counter(item.source for item in items)
         print(f"{len(items)} files: " + ", ".join(f"{count} {source}" for source, count in sources.items()))
         for missing in gathered.missing:
