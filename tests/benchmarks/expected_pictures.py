@@ -66,7 +66,8 @@ class Instance:
 
     @property
     def frames(self) -> int:
-        return int(self.data.get("NumberOfFrames") or 1)
+        count = str(self.data.get("NumberOfFrames") or 1)
+        return int(count) if count.isdigit() else 1
 
     @property
     def is_tiled(self) -> bool:

@@ -179,7 +179,7 @@ def _wrapped(tile: Path, table: str) -> Dataset:
     data.Rows = data.Columns = 240
     data.NumberOfFrames = 2
     data.SamplesPerPixel, data.PhotometricInterpretation = (1, "MONOCHROME2") if kind == "GRAYSCALE" else (3, "RGB")
-    if kind == "YBR":
+    if kind == "YBR" and not name.startswith("jpeg lossless"):  # those are RGB, and say so
         kinds = {".90": "YBR_RCT", ".91": "YBR_ICT"}
         data.PhotometricInterpretation = kinds.get(syntax[-3:], "YBR_FULL")
     if data.SamplesPerPixel == 3:

@@ -66,7 +66,20 @@ class Known:
         )
 
 
-KNOWN: tuple[Known, ...] = ()
+_NO_PART_10 = "no DICOM Part 10 file (PS3.10 section 7.1): a folder's are"
+KNOWN: tuple[Known, ...] = (
+    Known(_NO_PART_10, "*NoMeta.dcm", "folder", "metadata"),
+    Known(_NO_PART_10, "*/rtstruct.dcm", "folder", "metadata"),
+    Known(_NO_PART_10, "*/OT-PAL-8-face.dcm", "folder", "metadata"),
+    Known("implicit VR where the transfer syntax has explicit VR", "*/SC_rgb_jpeg.dcm", "folder", "metadata"),
+    Known("pixel data that is cut off", "*/MR_truncated.dcm", "folder", "metadata"),
+    Known("a number of frames that is no number", "*/badVR.dcm"),
+    Known("UIDs with letters (PS3.5 section 9.1)", "*/bad_sequence.dcm", "*", "metadata", "is no UID"),
+    Known("Orthanc's metadata lose the window: a yen sign for its backslash", "*/J2K_pixelrep_mismatch.dcm", "orthanc"),
+    Known("Orthanc's metadata lose the palette's descriptors", "*/OBXXXX1A_2frame-implicit.dcm", "orthanc", "[rw]*"),
+    Known("Orthanc's metadata lose the palette's descriptors", "*/gdcm-US-ALOKA-16.dcm", "orthanc", "[rw]*"),
+)
+"""Each was looked into: a file that is wrong, or a store that loses what a picture needs."""
 
 
 @attrs.frozen
@@ -114,7 +127,8 @@ def layers(items: Iterable[Item]) -> list[list[Item]]:
 
 def items_of(files: Mapping[Path, str], folder: Path) -> Iterator[Item]:
     """Each file once, whatever its name; of a SOP Instance UID that came before, the last digits are changed in the file."""
-    seen, taken = set(), set()
+    seen: set[bytes] = set()
+    taken: set[str] = set()
     for path, source in files.items():
         content = path.read_bytes()
         data, digest = read(path), hashlib.sha256(content).digest()
@@ -310,7 +324,7 @@ def difference(got: Pixels, right: Pixels, lossy: bool) -> str:
 
 def compare(item: Item, url: str, orthanc: Orthanc, origins: Sequence[str], folder: Path) -> list[Outcome]:
     """All of one file."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     proxy, direct = Fetcher(url), Fetcher(orthanc.url)
     try:
         instance = instance_at(item.path, folder)
