@@ -43,6 +43,7 @@ LOSSY_MEAN, LOSSY_MOST = (
     2.0,
     48,
 )  # of 255: decoders' inverse transforms and upsampling; the most for 99.9 % of the samples
+FEW_LEVELS = 64  # of gray: what shows fewer, where another range would show more, is no picture
 ORIGINS = ("folder", "orthanc")
 EQUAL, DIFFERENT, REFUSED, NO_REFERENCE = "equal", "different", "refused", "no reference"
 
@@ -272,8 +273,10 @@ class Comparison:
         first, *others = found
         if not found[first]:
             return EQUAL, "", ""
-        also = next((f"shows the {name}, not the {first}" for name in others if not found[name]), "")
-        return DIFFERENT, found[first], also
+        other = next((name for name in others if not found[name]), "")
+        if other and int(numpy.ptp(got)) < min(FEW_LEVELS, int(numpy.ptp(right[first]))):
+            return DIFFERENT, f"shows next to nothing: {numpy.ptp(got) + 1} levels of gray, as of the {other}", ""
+        return DIFFERENT, found[first], other and f"shows the {other}, not the {first}"
 
 
 def refusal(answer: Fetched) -> str:
@@ -302,10 +305,13 @@ def frames_compared(answer: Fetched, right: Sequence[bytes]) -> tuple[str, str]:
     came, should = got[wrong], right[wrong]
     if len(came) != len(should):
         return DIFFERENT, f"{len(came)} bytes where {len(should)} are stored"
+    for size in (2, 4):
+        if len(came) % size == 0 and numpy.frombuffer(came, f">u{size}").astype(f"<u{size}").tobytes() == should:
+            return DIFFERENT, f"words of {size} bytes are big endian"
     at = next(index for index in range(len(came)) if came[index] != should[index])
     return (
         DIFFERENT,
-        f"other bytes from byte {at} on: {came[at : at + 4].hex()} where {should[at : at + 4].hex()} is stored",
+        f"other bytes from byte {at} on: {came[at : at + 4].hex(' ')} where {should[at : at + 4].hex(' ')} is stored",
     )
 
 
@@ -404,7 +410,7 @@ def groups(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], list[Outcome]]:
     for outcome in outcomes:
         if outcome.result != EQUAL:
             known = outcome.reason and outcome.result != NO_REFERENCE
-            text = re.sub(r"[0-9][0-9.]*", "#", outcome.reason if known else outcome.detail)
+            text = re.sub(r"\b[0-9a-f]{2}\b|[0-9][0-9.]*", "#", outcome.reason if known else outcome.detail)
             state = "" if not outcome.reason else "explained" if known else NO_REFERENCE
             made.setdefault((state, outcome.origin, outcome.check, outcome.result, text), []).append(outcome)
     return dict(sorted(made.items()))
