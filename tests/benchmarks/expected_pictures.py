@@ -2,10 +2,10 @@
 
 Rules:
 
-- Stored frames: the items of a frame joined, pad bytes kept (PS3.5 section A.4); native ones cut by size, little endian.
+- Stored frames: a frame's items joined, pad bytes kept (PS3.5 section A.4); native ones cut by size, in little endian.
 - Pictures: modality LUT, VOI LUT or first window, inversion of MONOCHROME1 (PS3.3 section C.11), 8 bits.
-- Where neither a window nor a VOI LUT applies, more than one range of values is a right one to show: `pictures` gives all of
-  them, each with its name, the range of the frame's own values first.
+- Where neither a window nor a VOI LUT applies, more than one range of values is a right one to show: `pictures` gives all
+  of them, each with its name, the range of the frame's own values first.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Instance:
         return frames
 
     def pictures(self, frame: int) -> dict[str, Pixels]:
-        """The right pictures of *frame* (from 1) by the range that they show: (rows, columns) or (rows, columns, 3), uint8. Raises
-        NoReference."""
+        """The right pictures of *frame* (from 1) by the range that they show: uint8, (rows, columns) or (rows, columns, 3).
+        Raises NoReference."""
         if frame in self._made:
             return self._made[frame]
         try:
@@ -161,7 +161,8 @@ def _stored(instance: Instance) -> list[bytes]:
 
 
 def little_endian(value: bytes, bits: int, vr: str) -> bytes:
-    """Big endian pixel data as little endian has it: words of OW are swapped, whatever a sample's size (PS3.5 section 7.3)."""
+    """Big endian pixel data as little endian has it: of OW each word is swapped, of 8-bit samples, too (PS3.5 section
+    7.3)."""
     size = max(2, bits // 8) if vr == "OW" else bits // 8
     if size < 2:
         return value
@@ -191,10 +192,7 @@ def _positions(data: Dataset) -> list[tuple[int, int]]:
 
 def _values(instance: Instance, frame: int) -> Pixels:
     """Stored values, or RGB."""
-    source = instance.decoded or instance.data
-    return (
-        pixel_array(source, index=frame - 1) if instance.decoded is None else pixel_array(str(source), index=frame - 1)
-    )
+    return pixel_array(str(instance.decoded) if instance.decoded else instance.data, index=frame - 1)
 
 
 def _pictures(instance: Instance, frame: int) -> Iterator[tuple[str, Pixels]]:

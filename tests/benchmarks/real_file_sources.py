@@ -117,7 +117,7 @@ def gather(folder: Path, fetch: bool) -> Gathered:
 
 
 def read(path: Path) -> Dataset | None:
-    """An instance's data set, whose pixel data is read when it is asked for; None where the file is no instance of a series."""
+    """An instance's data set, whose pixel data is read when it is asked for; None where the file holds no instance."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

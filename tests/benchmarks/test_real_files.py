@@ -11,19 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import slides
 from tests.benchmarks.expected_pictures import Instance, bit_frames, instance_at, little_endian
+from tests.benchmarks.file_comparison import DIFFERENT, EQUAL, FRAMES, REFUSED, Outcome, difference, sample
 from tests.benchmarks.real_file_sources import read
-from tests.benchmarks.real_files import (
-    DIFFERENT,
-    EQUAL,
-    FRAMES,
-    REFUSED,
-    Outcome,
-    difference,
-    groups,
-    items_of,
-    layers,
-    sample,
-)
+from tests.benchmarks.real_files import groups, items_of, layers
 
 
 class ExpectedTests(SynchronousTestCase):
@@ -52,8 +42,8 @@ class ExpectedTests(SynchronousTestCase):
             self.assertEqual(instance_at(made.path, self.folder).stored(), made.stored_frames(), encoding)
 
     def test_pictures(self) -> None:
-        """The modality LUT comes before the window, the inversion of MONOCHROME1 after it; without a window the values' own range
-        is shown, or that of the bits."""
+        """The modality LUT comes before the window, the inversion of MONOCHROME1 after it; without a window the values' own
+        range is shown, or that of the bits."""
         data = Dataset()
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
