@@ -43,10 +43,10 @@ class Fetched:
 class Fetcher:
     """Requests below *url*, one after the other, on one connection as long as the server keeps it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float = TIMEOUT) -> None:
         parts = urlsplit(url)
         self._root = parts.path.rstrip("/")
-        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
 
     def get(self, path: str, headers: Optional[Mapping[str, str]] = None) -> Fetched:
         """GET; asked once more on a fresh connection if the server had closed the kept one."""
