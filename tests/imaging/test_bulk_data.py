@@ -53,6 +53,15 @@ class PlaceTests(SynchronousTestCase):
             ("/dicom-web/aets/B/studies/1/b", "/aets/A/studies/1/b"),
         )
 
+    def test_folders(self) -> None:
+        """A folder and the sample name their values by their own URLs."""
+        for url in ("file:/data/slides of 2024", "sample:"):
+            instance = Instance(url, "", "1", "2", "3")
+            for uri in (f"{url}{HERE}/bulkdata/282000", "bulkdata/282000"):
+                self.assertEqual(bulk_place(url, instance, uri), (f"{HERE}/bulkdata/282000".encode(), b""), uri)
+            for uri in (f"{url}/../x", "file:/etc/passwd", f"{url}x/1"):
+                self.assertIsNone(bulk_place(url, instance, uri), uri)
+
     def test_nowhere(self) -> None:
         """What leaves the store, is no http(s) URL, or is read in several ways, is no place."""
         for uri in (

@@ -255,6 +255,17 @@ class FormsTests(SynchronousTestCase):
         )
         self.assertTrue((values == swapped).all())
 
+    def test_more_bits_than_are_stored(self) -> None:
+        """The sign of values is at the end of the stored bits, also where the codestream is said to have more of them."""
+        values = numpy.array([[-2048, -1], [0, 2047]], numpy.int16)
+        facts = PixelFacts(2, 2, bits_allocated=16, bits_stored=12, high_bit=11, pixel_representation=1)
+        for coded in (values.view(numpy.uint16) & 0xFFF, values.view(numpy.uint16)):
+            for data, uid in (
+                (imagecodecs.jpegls_encode(coded), syntaxes.JPEG_LS_LOSSLESS),
+                (imagecodecs.ljpeg_encode(coded, bitspersample=16), syntaxes.JPEG_LOSSLESS_SV1),
+            ):
+                self.assertEqual(decode(data, uid, facts, max_pixels=4096).tolist(), values.tolist(), uid)
+
     def test_unsigned_codestream_of_signed_values(self) -> None:
         """JPEG-LS knows no sign: the instance's is put back."""
         values = numpy.arange(-2048, 2048, dtype=numpy.int16).reshape(64, 64)

@@ -20,6 +20,7 @@ from twistedproxy.streams import StreamTooLong, read_all
 MAX_BULK = 16 << 20
 """Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
 
+_NO_HTTP = "http://origin.invalid"  # stands for the URL of an origin that is none of HTTP's
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # readers of URLs drop some, or take a backslash for a slash
 
 
@@ -52,8 +53,12 @@ def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, 
     """Path and query, below the origin at *url*, of what *uri* in the metadata of *instance* leads to. None for what is no
     place there.
 
-    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts.
+    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts. A folder
+    names its values by its own URL, which is no http one.
     """
+    if not url.startswith(("http://", "https://")):
+        uri = uri.replace(url, _NO_HTTP, 1) if uri.startswith(f"{url}/") else uri
+        url = _NO_HTTP
     if not uri.isascii() or _AMBIGUOUS.search(uri):
         return None
     try:

@@ -147,7 +147,10 @@ def decode_jpegxl(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
 
 
 def signed(array: Pixels, bits: int, facts: PixelFacts) -> Pixels:
-    """Values of *bits* bits as what PixelRepresentation says that they are; what lies above them is dropped."""
+    """Values of *bits* bits as what PixelRepresentation says that they are; what lies above them is dropped. The sign of
+    signed ones is at the end of the stored bits: codestreams may be said to have more (DCMTK's have)."""
+    if facts.signed:
+        bits = min(bits, facts.bits_stored)
     room = 8 * array.dtype.itemsize - bits
     if room < 0:
         raise BadImage(f"{bits} bits in {array.dtype}")
