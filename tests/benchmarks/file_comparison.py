@@ -64,6 +64,7 @@ KNOWN: tuple[Known, ...] = (
     Known(_NO_PART_10, "*/OT-PAL-8-face.dcm", "folder", "metadata"),
     Known("implicit VR where the transfer syntax has explicit VR", "*/SC_rgb_jpeg.dcm", "folder", "metadata"),
     Known("pixel data that is cut off", "*/MR_truncated.dcm", "folder", "metadata"),
+    Known("a data set that is cut off", "*/rtplan_truncated.dcm", "folder", "metadata"),
     Known("a number of frames that is no number", "*/badVR.dcm"),
     Known("big endian words of 32-bit values: DCMTK swaps 16 bits, pydicom 32", "dcmtk/rtdose-big-endian.dcm"),
     Known("UIDs with letters (PS3.5 section 9.1)", "*/bad_sequence.dcm", "*", "metadata", "is no UID"),
