@@ -90,7 +90,8 @@ class ServerTests(FolderTestCase):
         bare = await ask(self.origin, path, accept="application/octet-stream")
         self.assertEqual((bare.headers["content-type"], bare.body), ("application/octet-stream", self.profile))
         self.assertEqual((await ask(self.origin, path, accept="image/png")).status, 406)
-        for wrong in ("/bulkdata/00480105/2/00282000", "/bulkdata/00480105/0/00282000", "/bulkdata/x", "/bulkdata"):
+        wrong_places = ("00480105/2/00282000", "00480105/0/00282000", "x", "00280010", "00280008", "00480105", "")
+        for wrong in ("/bulkdata", *(f"/bulkdata/{place}" for place in wrong_places)):  # numbers and sequences, too
             self.assertEqual((await ask(self.origin, f"/{self.first.resource}{wrong}")).status, 404, wrong)
 
     async def test_pixels_as_bulk_data(self) -> None:

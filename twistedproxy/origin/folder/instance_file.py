@@ -31,7 +31,7 @@ from twistedproxy.dicom.part10_dataset import DataSetReader, FileMetaReader
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.json_model import element_json, element_of
+from twistedproxy.origin.folder.json_model import dumps, element_json, element_of
 
 
 def _tags(keywords: str) -> tuple[str, ...]:
@@ -347,16 +347,12 @@ def _record(
     found = dict(_attributes(dataset))
     shared = {tag: element for tag, element in found.items() if tag not in _INSTANCE}
     stated = (study, series, str(dataset.get("SOPClassUID", "")), syntax, attrs.asdict(facts), shared)
-    packed = _packed(stated)
+    packed = dumps(stated)
     common = intern.get(packed)
     if common is None:
         common = intern[packed] = Common.unpack(packed)
     own = [found[tag].get("Value", []) if tag in found else None for tag in INSTANCE_TAGS]
-    return StoredFile(path, stamp, sop, common, _packed(own), pixels)
-
-
-def _packed(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    return StoredFile(path, stamp, sop, common, dumps(own), pixels)
 
 
 @functools.cache

@@ -125,13 +125,16 @@ def dumps(value: Any) -> bytes:
 
 
 def find_value(dataset: Dataset, place: Sequence[str]) -> bytes:
-    """The value that a reference names; *place* is what follows ``bulkdata/``. Raises `NoSuchElement`."""
+    """The binary value that a reference names; *place* is what follows ``bulkdata/``. Raises `NoSuchElement`."""
     try:
         for depth in range(0, len(place) - 1, 2):
             number = int(place[depth + 1])
             if number < 1:
                 raise NoSuchElement
             dataset = dataset[int(place[depth], 16)].value[number - 1]
-        return bytes(dataset[int(place[-1], 16)].value or b"")
+        value = dataset[int(place[-1], 16)].value or b""
+        if not isinstance(value, bytes):  # bytes() of a number would be as many zeros
+            raise NoSuchElement
+        return value
     except Exception:
         raise NoSuchElement("/".join(place)) from None
