@@ -15,6 +15,7 @@ from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
 from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
+from twistedproxy.streams import StreamTooLong
 
 
 class ReaderCase(SynchronousTestCase):
@@ -66,6 +67,13 @@ class ReadThroughTests(ReaderCase):
         reader = self.room.reader(max_answer=10)
         self.failureResultOf(self.ask(1, 2, reader=reader), AnswerTooLarge)
         self.assertEqual(self.got(1, reader=reader).frames, frames(1))
+
+    def test_too_large_at_the_origin(self) -> None:
+        """So are those of which too many bytes come from the origin, past the cache or not."""
+        self.origin.failure = StreamTooLong("more than there may be")
+        for fresh in (False, True):
+            wanted = Wanted(self.origin, INSTANCE, (1, 2), ALICE, fresh=fresh)  # type: ignore[arg-type]
+            self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), AnswerTooLarge)
 
     def test_huge(self) -> None:
         """Huge frames are answered once the cache has them, others before: the answer's memory is what bounds them."""

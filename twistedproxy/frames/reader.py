@@ -289,8 +289,7 @@ class FrameReader:
     ) -> tuple[dict[int, _Fetched], int]:
         """The missing frames, and how many of them came from fetches that were under way already."""
         if wanted.fresh:
-            frames = await self._fetch(wanted, grant, fence, missing)
-            return {key[2]: frame for key, frame in frames.items()}, 0
+            return await self._past_the_cache(wanted, grant, fence, missing), 0
         running = self._in_flight.running((wanted.instance, fence, number) for number in missing)
         alone = [number for number in missing if (wanted.instance, fence, number) not in running]
         waits: list[Deferred[_Frames]] = []
@@ -305,6 +304,15 @@ class FrameReader:
             raise AnswerTooLarge(self.too_large()) from None
         found = {key[2]: frame for result in results for key, frame in result.items()}
         return {number: found[number] for number in missing}, len(missing) - len(alone)
+
+    async def _past_the_cache(
+        self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
+    ) -> dict[int, _Fetched]:
+        try:
+            frames = await self._fetch(wanted, grant, fence, numbers)
+        except StreamTooLong:
+            raise AnswerTooLarge(self.too_large()) from None
+        return {key[2]: frame for key, frame in frames.items()}
 
     async def _join(
         self, fetch: Fetch[_Key, _Fetched], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
