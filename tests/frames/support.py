@@ -38,12 +38,13 @@ def frames(*numbers: int) -> list[Frame]:
 
 @attrs.define(eq=False)
 class MemoryOrigin:
-    """Lets *readers* read; notes what it was asked for. *gate*: what frame requests wait for. *failure*, *refusal*: what
-    becomes of frames, and of metadata, for those who may read."""
+    """Lets *readers* read; notes what it was asked for. *priority*: of the last request for frames. *gate*: what frame
+    requests wait for. *failure*, *refusal*: what becomes of frames, and of metadata, for those who may read."""
 
     readers: set[bytes] = attrs.Factory(lambda: {ALICE.credential})
     metadata_value: InstanceMetadata = METADATA
     asked: list[tuple[str, object]] = attrs.Factory(list)
+    priority: Optional[Priority] = None
     gate: Optional[Deferred[None]] = None
     cancelled: int = 0
     failure: Optional[Exception] = None
@@ -71,6 +72,7 @@ class MemoryOrigin:
         limit: Optional[int] = None,
     ) -> Mapping[int, Frame]:
         self.asked.append(("frames", tuple(numbers)))
+        self.priority = priority
         if self.gate is not None:
             try:
                 await self.gate

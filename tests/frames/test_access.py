@@ -15,7 +15,7 @@ from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, RENEWED_BY_ME
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.origin.errors import OriginBadAnswer, OriginBusy, OriginRefused
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, Priority
 
 TTL = 600.0
 
@@ -165,6 +165,7 @@ class RenewalTests(AccessCase):
         self.clock.advance(0.8 * TTL)
         self.renew(grant)
         self.assertEqual(self.origin.asked, [("frames", (1,))])
+        self.assertEqual(self.origin.priority, Priority.UNKNOWN)  # the whole file is not read for the sake of it
         self.assertGreater(self.grant_end(), grant.expires)
 
     def test_frame_refused_for_another_reason(self) -> None:

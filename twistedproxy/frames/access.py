@@ -23,7 +23,7 @@ from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.origin.interface import Caller, Origin, Priority
 from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
 
@@ -178,7 +178,8 @@ class Access:
         """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
         if known.frames > RENEWED_BY_METADATA:
             try:
-                await origin.frames(instance, (1,), caller, known)
+                # With the priority of callers who hold no grant, no frame is cut out of the whole file.
+                await origin.frames(instance, (1,), caller, known, Priority.UNKNOWN)
                 return known
             except OriginRefused as refused:
                 if refused.status in (401, 403):

@@ -111,7 +111,8 @@ class Origin(Protocol):
         priority: Priority = Priority.CALLER,
         limit: Optional[int] = None,
     ) -> Mapping[int, Frame]:
-        """Fetch all of *numbers* (from 1, no repeats) as stored, each checked to be whole.
+        """Fetch all of *numbers* (from 1, no repeats) as stored, each checked to be whole. Only at `Priority.CALLER` are
+        they cut out of the whole instance where the origin gives them in no other way.
 
         All (and others that came along) or an error; `StreamTooLong` once more than *limit* bytes came. Where the
         origin is better asked for one frame a request, it is asked so, side by side.
