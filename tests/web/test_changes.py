@@ -203,6 +203,19 @@ class UploadedTests(SynchronousTestCase):
         self.assertEqual([place(1)], broken.scopes())
         self.assertFalse(broken.whole)
 
+    def test_malformed(self) -> None:
+        """What follows a part that is no part here may be one for the store."""
+        body = upload(file(1)).removesuffix(b"--stow--\r\n")
+        part = (
+            b"--stow\r\nContent-Type: application/dicom\r\nContent-Range: bytes 0-9/90\r\n\r\n"
+            + file(2)
+            + b"\r\n--stow--\r\n"
+        )
+        for size in (100, 1 << 20):
+            uploaded = self.read(body + part, size)
+            self.assertFalse(uploaded.whole)
+            self.assertNotIn(place(2), uploaded.scopes())
+
     def test_single_part(self) -> None:
         """One file without parts is read, too."""
         uploaded = self.read(file(1), 100, b"application/dicom")

@@ -73,7 +73,7 @@ class UploadedInstances:
         """Take the next bytes of the upload."""
         if self._parser is None:
             self._take(chunk)
-            self.whole = bool(self._places)
+            self.whole = self._legible and bool(self._places)
             return
         try:
             for event in self._parser.feed(chunk):
@@ -86,7 +86,8 @@ class UploadedInstances:
                 elif isinstance(event, End):
                     self.whole = self._legible and bool(self._places or self._studies)
         except BadMultipart:
-            self._parser = None
+            self._parser = self._file = self._text = None
+            self._legible = False
 
     def scopes(self) -> list[Scope]:
         """The instances that were named so far, or their studies where these are many."""
