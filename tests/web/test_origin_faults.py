@@ -118,9 +118,9 @@ class FrameFaultTests(FaultCase):
         store, client = await self.started(prefetch=False)
         store.fail(faults.Answer(404), self.is_instance, None)
         store.fail(faults.server_error(), "/frames/", None)
-        for asked in (2, 1):
+        for asked, cookie in ((2, "of=one"), (1, "of=one"), (2, "of=another")):  # a refusal may be meant for one caller
             before = len(store.seen("/frames/"))
-            self.assertEqual((await client.frames(self.slide.resource, [1], octets)).status, 500)
+            self.assertEqual((await client.frames(self.slide.resource, [1], octets, Cookie=cookie)).status, 500)
             self.assertEqual(len(store.seen("/frames/")) - before, asked)
 
     async def test_own_errors(self) -> None:

@@ -38,9 +38,10 @@ from twistedproxy.web.cross_site import refuse_cross_site
 from twistedproxy.web.entry import Entry
 from twistedproxy.web.forwarded import Outside, outside
 from twistedproxy.web.framing import FrameAnswers, cache_outcome, note_outcome, transfer_syntax_of
-from twistedproxy.web.handling import answer_unrouted, answered, client_of
+from twistedproxy.web.handling import answer_unrouted, answered
 from twistedproxy.web.hot_server import HotServer
 from twistedproxy.web.mounts import Mounts, Target
+from twistedproxy.web.onward import caller_of
 from twistedproxy.web.origin_pictures import OriginPictures
 from twistedproxy.web.passthrough import PassThrough
 from twistedproxy.web.paths import Kind, parse_frame_list
@@ -96,7 +97,7 @@ class ProxyRoutes:
         self.seconds = seconds
         self.access_log = access_log
         self.cors = Cors(settings.cors_origin)
-        self._not_decoded: Recent[Instance] = Recent(settings.recache_after)
+        self._not_decoded: Recent[tuple[Instance, bytes]] = Recent(settings.recache_after)
         self._answers = FrameAnswers(b"private, max-age=%d" % settings.client_max_age, _vary(settings))
         self._rendered = RenderedAnswers(
             PictureAnswers(self._answers, hot.keep),
@@ -140,6 +141,7 @@ class ProxyRoutes:
             try:
                 answer = await self.lists.read(wanted, held)
             except (FramesRefused, NotAsStored):
+                held.set(0)
                 if not await self._decoded_by_origin(request, target, wanted, wanted_form):
                     raise
                 return
@@ -162,7 +164,8 @@ class ProxyRoutes:
     ) -> bool:
         """Hand on for decoded frames what the origin does not give as stored, if the caller takes those. They pass as they
         come, and are not cached: they are not the stored ones. False, and nothing is written, where it refuses these too."""
-        if self._not_decoded.has(wanted.instance, self.seconds()):
+        asked = wanted.instance, wanted.caller.credential
+        if self._not_decoded.has(asked, self.seconds()):
             return False
         try:
             negotiation.choose_frames(accepted, EXPLICIT_VR_LITTLE_ENDIAN, len(wanted.numbers))
@@ -173,7 +176,7 @@ class ProxyRoutes:
         plain = attrs.evolve(target, query=b"")
         if await self.pass_through.answer(request, plain, outside, only_good=True):
             return True
-        self._not_decoded.add(wanted.instance, self.seconds())
+        self._not_decoded.add(asked, self.seconds())
         return False
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
@@ -211,8 +214,7 @@ class ProxyRoutes:
         elif resource.study is not None:
             instance = await target.origin.representative(resource.root, resource.study, resource.series)
             if instance is not None:
-                caller = self.credentials.caller(request.requestHeaders.getRawHeaders)
-                wanted = Wanted(target.origin, instance, (), caller)
+                wanted = Wanted(target.origin, instance, (), caller_of(request, target, self.credentials))
         if wanted is None or not await self._rendered.thumbnail(request, wanted, target.query, _accept(request)):
             await self._hand_on(request, target)
 
@@ -322,7 +324,7 @@ class ProxyRoutes:
         numbers: tuple[int, ...],
         check: Callable[[InstanceMetadata], None] = lambda _metadata: None,
     ) -> Wanted:
-        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
+        caller = caller_of(request, target, self.credentials)
         resource = target.resource
         if resource.series is None:
             instance = await self.series.instance(target.origin, resource.root, resource.study, resource.sop, caller)

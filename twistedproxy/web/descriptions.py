@@ -34,6 +34,7 @@ from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.described import Form, form_of, instances_in, transform_of
 from twistedproxy.web.mounts import Target
+from twistedproxy.web.onward import caller_of
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.transformed import STRETCH, TransformedStream
 
@@ -76,7 +77,7 @@ class Descriptions:
     async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
         grant holds only for what the cache knew then."""
-        caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
+        caller = caller_of(request, target, self.credentials)
         if not self._would_grant(handed_on, target):
             return Watch(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)
@@ -85,8 +86,7 @@ class Descriptions:
     async def revoke(self, request: Request, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
         if target.resource.series is not None and target.resource.sop is not None:
-            caller = self.credentials.caller(request.requestHeaders.getRawHeaders, target.token)
-            await self.access.revoke(caller, target.instance)
+            await self.access.revoke(caller_of(request, target, self.credentials), target.instance)
 
     async def read(self, instance: Instance) -> Reading:
         """What the cache holds of the metadata of *instance*."""

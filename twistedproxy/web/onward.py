@@ -19,10 +19,12 @@ from typing import Optional
 
 from twisted.web.server import Request
 
+from twistedproxy.frames.credentials import Credentials
 from twistedproxy.origin.http.headers import HOP_BY_HOP
-from twistedproxy.origin.interface import OriginRequest
+from twistedproxy.origin.interface import Caller, OriginRequest
 from twistedproxy.streams import ByteStream
 from twistedproxy.web.forwarded import Network, is_trusted
+from twistedproxy.web.handling import client_of
 from twistedproxy.web.mounts import Target
 
 PSEUDONYM = b"twistedproxy"
@@ -34,15 +36,20 @@ _STAY = HOP_BY_HOP | frozenset(
 _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
 
 
+def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:
+    """Who asks by *request* for *target*."""
+    return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
+
+
 def onward(
-    request: Request, target: Target, identity: bool, credentials: Sequence[bytes] = (), trusted: Sequence[Network] = ()
+    request: Request, target: Target, identity: bool, credentials: Credentials, trusted: Sequence[Network] = ()
 ) -> OriginRequest:
     """What to hand on of *request*, its body still to be pulled.
 
-    *identity*: the answer must come without a content coding. *credentials*: the headers that make a caller; *trusted*: the
-    networks whose proxies are believed.
+    *identity*: the answer must come without a content coding. *credentials* tell what makes a caller; *trusted*: the networks
+    whose proxies are believed.
     """
-    callers = {b"cookie", *(name.lower() for name in credentials)}
+    callers = {b"cookie", *(name.lower() for name in credentials.headers)}
     stay = _named_by_connection(request)
     believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
     headers = [
@@ -54,8 +61,9 @@ def onward(
     headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
     upload: Optional[ByteStream] = getattr(request, "upload", None)
     length = getattr(upload, "length", None)
-    query = b"&".join(filter(None, (target.query, target.token)))
-    return OriginRequest(request.method, target.raw_path, query, tuple(headers), upload, length, identity)
+    caller = caller_of(request, target, credentials)
+    query = caller.asking(target.query)
+    return OriginRequest(request.method, target.raw_path, query, tuple(headers), upload, length, identity, caller)
 
 
 def _named_by_connection(request: Request) -> set[bytes]:

@@ -35,7 +35,6 @@ from twistedproxy.web.cross_site import confine
 from twistedproxy.web.described import is_describing
 from twistedproxy.web.descriptions import Descriptions
 from twistedproxy.web.forwarded import Network
-from twistedproxy.web.handling import client_of
 from twistedproxy.web.locations import located
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.onward import onward
@@ -98,10 +97,7 @@ class PassThrough:
         only_good: bool,
     ) -> bool:
         describing = is_describing(request.method, target.resource.kind)
-        credentials = self.descriptions.credentials
-        handed_on = onward(request, target, describing, credentials.headers, self.trusted)
-        caller = credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
-        handed_on = attrs.evolve(handed_on, caller=caller)
+        handed_on = onward(request, target, describing, self.descriptions.credentials, self.trusted)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
             response = await self._change(request, target, handed_on)
