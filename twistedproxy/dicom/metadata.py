@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.metadata_json import CLOSE, OPEN, BadMetadata, Events, MetadataEvents
+from twistedproxy.dicom.metadata_json import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_first
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -257,24 +257,10 @@ class _Found:
     def element(self, tag: str) -> Optional[Events]:
         """The reader of a top-level element; None for one that says nothing of interest."""
         if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
-            return self._watch_value(tag)
+            return keep_first(self.values, tag)
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
             return self._watch_icc_profile(tag)
         return None
-
-    def _watch_value(self, tag: str) -> Events:
-        """Keep the first value of an element that has just begun: ``{"vr": "US", "Value": [240]}``."""
-        depth, key = 1, None
-        while depth:
-            event, value = yield
-            if event in OPEN:
-                depth += 1
-            elif event in CLOSE:
-                depth -= 1
-            elif event == "map_key":
-                key = value
-            elif key == "Value" and tag not in self.values:
-                self.values[tag] = value
 
     def _watch_icc_profile(self, tag: str) -> Events:
         """Notice an ICC profile that is not empty in an element that has just begun."""

@@ -47,7 +47,7 @@ class MetadataEvents:
         self._complete = False
         self._text = LenientJson()
         self._expected = uids
-        self._uids: dict[str, str] = {}
+        self._uids: dict[str, Any] = {}
         watcher = _watch(readers, self._uids)
         next(watcher)
         # Without use_float, an integer of more digits than `sys.get_int_max_str_digits` kills the process: ijson 3.6 goes
@@ -65,7 +65,8 @@ class MetadataEvents:
             self._parse(self._text.close)
         if not self._complete:
             raise BadMetadata("the metadata ended too early")
-        if self._expected is not None and tuple(self._uids.get(tag) for tag in UIDS) != self._expected:
+        uids = tuple(str(self._uids.get(tag, "")).strip(" \0") for tag in UIDS)
+        if self._expected not in (None, uids):
             raise BadMetadata("the metadata are not those of the instance asked for")
 
     def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
@@ -86,7 +87,7 @@ class MetadataEvents:
             self._json = parser
 
 
-def _watch(readers: Readers, uids: dict[str, str]) -> Events:
+def _watch(readers: Readers, uids: dict[str, Any]) -> Events:
     event, _ = yield
     if event != "start_array":
         raise BadMetadata("the metadata are no array of instances")
@@ -99,7 +100,7 @@ def _watch(readers: Readers, uids: dict[str, str]) -> Events:
             break
         event, _ = yield
         if event == "start_map":
-            reader = _keep_uid(uids, tag) if tag in UIDS else readers(tag)
+            reader = keep_first(uids, tag) if tag in UIDS else readers(tag)
             yield from reader if reader is not None else skip()
         elif event == "start_array":  # no element is one
             yield from skip()
@@ -109,8 +110,8 @@ def _watch(readers: Readers, uids: dict[str, str]) -> Events:
     raise _Complete
 
 
-def _keep_uid(uids: dict[str, str], tag: str) -> Events:
-    """Keep the first value of a UID's element that has just begun: ``{"vr": "UI", "Value": ["1.2.3"]}``."""
+def keep_first(values: dict[str, Any], tag: str) -> Events:
+    """Keep the first value of an element that has just begun: ``{"vr": "US", "Value": [240]}``."""
     depth, key = 1, None
     while depth:
         event, value = yield
@@ -120,8 +121,8 @@ def _keep_uid(uids: dict[str, str], tag: str) -> Events:
             depth -= 1
         elif event == "map_key":
             key = value
-        elif key == "Value" and event == "string":
-            uids.setdefault(tag, value.strip(" \0"))
+        elif key == "Value":
+            values.setdefault(tag, value)
 
 
 def skip() -> Events:
