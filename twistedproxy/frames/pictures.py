@@ -22,7 +22,7 @@ from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import OriginRequest, OriginResponse
+from twistedproxy.origin.interface import OriginRequest, OriginResponse, first
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_PICTURE = 64 << 20
@@ -127,9 +127,7 @@ class PictureReader:
 
 async def _fetch(picture: Picture) -> Rendered:
     accept = picture.accept or b"image/jpeg"
-    caller = picture.wanted.caller
-    headers = (*caller.headers, (b"Accept", accept))
-    asked = OriginRequest(b"GET", picture.path, caller.asking(picture.query), headers, decoded=True, caller=caller)
+    asked = OriginRequest.get(picture.path, picture.query, accept, picture.wanted.caller)
     response = await picture.wanted.origin.forward(asked)
     try:
         data = await read_all(response.body, MAX_PICTURE)
@@ -144,10 +142,7 @@ async def _fetch(picture: Picture) -> Rendered:
 
 def _checked(response: OriginResponse, data: bytes) -> bytes:
     """The Content-Type of what is a whole picture, or several. Raises `OriginBadAnswer`."""
-    headers = {name.lower(): value for name, value in response.headers}
-    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
-        raise OriginBadAnswer("the origin sent pictures in a content coding that nobody asked for")
-    content_type = headers.get(b"content-type", b"")
+    content_type = first(response.headers, b"content-type") or b""
     try:
         media_type = parse_media_type(content_type)
     except BadMediaType:

@@ -81,9 +81,7 @@ class SeriesLookup:
     async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
         path = f"{root}/studies/{study}/instances".encode("ascii")
         query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
-        headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
-        asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
-        response = await origin.forward(asked)
+        response = await origin.forward(OriginRequest.get(path, query, b"application/dicom+json", caller))
         try:
             answer = await read_all(response.body, MAX_ANSWER)
         except StreamTooLong:

@@ -14,7 +14,7 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, first
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_BULK = 16 << 20
@@ -34,17 +34,14 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
         )
     path, query = place
     accept = b'multipart/related; type="application/octet-stream"'
-    headers = (*caller.headers, (b"Accept", accept))
-    asked = OriginRequest(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
-    response = await origin.forward(asked)
+    response = await origin.forward(OriginRequest.get(path, query, accept, caller))
     try:
         data = await read_all(response.body, MAX_BULK)
         if response.status in (401, 403):
             raise OriginRefused(response.status, response.headers, data)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
-        content_type = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
-        return _only_part(content_type, data, response.length is not None)
+        return _only_part(first(response.headers, b"content-type") or b"", data, response.length is not None)
     except (StreamTooLong, BadMediaType, BadMultipart) as error:
         raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
 

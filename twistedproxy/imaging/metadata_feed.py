@@ -55,9 +55,7 @@ async def feed(
 
 async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
     """The body of a successful answer to a GET of the caller. Raises the errors of `twistedproxy.origin.errors`."""
-    headers = (*caller.headers, (b"Accept", b"application/dicom+json"))
-    asked = OriginRequest(b"GET", path, caller.asking(b""), headers, decoded=True, caller=caller)
-    response = await origin.forward(asked)
+    response = await origin.forward(OriginRequest.get(path, b"", b"application/dicom+json", caller))
     if response.status != 200:
         try:
             refusal = await read_all(response.body, MAX_REFUSAL)

@@ -69,6 +69,12 @@ class OriginRequest:
     decoded: bool = False
     caller: Optional[Caller] = None
 
+    @classmethod
+    def get(cls, path: bytes, query: bytes, accept: bytes, caller: Caller) -> OriginRequest:
+        """A GET of the proxy's own in the name of *caller*, of which it reads the answer."""
+        headers = (*caller.headers, (b"Accept", accept))
+        return cls(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
+
 
 @attrs.frozen
 class OriginResponse:
@@ -81,14 +87,18 @@ class OriginResponse:
     length: Optional[int] = None
 
 
+def first(headers: Headers, name: bytes) -> Optional[bytes]:
+    """The first value of field *name* (lower case), stripped, or None."""
+    return next((value.strip() for key, value in headers if key.lower() == name), None)
+
+
 _DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
 
 
 def is_dicom_json(headers: Headers) -> bool:
     """Whether an answer with these *headers* says that it is DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
-    content_type = next((value for name, value in headers if name.lower() == b"content-type"), b"")
     try:
-        return parse_media_type(content_type).type in _DICOM_JSON
+        return parse_media_type(first(headers, b"content-type") or b"").type in _DICOM_JSON
     except BadMediaType:
         return False
 

@@ -42,7 +42,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 )
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.http.headers import first
+from twistedproxy.origin.interface import first
 from twistedproxy.streams import Gathered, StreamTooLong
 
 UNLIMITED = 1 << 62  # where the caller sets no limit

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from twistedproxy.dicom.transfer_syntaxes import media_type_of
-from twistedproxy.origin.http.headers import first
-from twistedproxy.origin.interface import Headers
+from twistedproxy.origin.interface import Headers, first
 from twistedproxy.recent import Recent
 
 MAX_ROOTS = 1000  # DICOMweb roots remembered below one origin

@@ -7,7 +7,6 @@ a ``Connection`` field names, are never handed on (RFC 9110 section 7.6.1).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Optional
 
 from twistedproxy.origin.interface import Headers
 
@@ -26,14 +25,6 @@ HOP_BY_HOP = frozenset(
 )
 # Set from the length of the body and from the origin's URL; an Expect was answered by whoever read the request.
 MADE_ANEW = frozenset({b"content-length", b"host", b"expect"})
-
-
-def first(headers: Headers, name: bytes) -> Optional[bytes]:
-    """The first value of field *name* (lower case), stripped, or None."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value.strip()
-    return None
 
 
 def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozenset[bytes] = frozenset()) -> Headers:

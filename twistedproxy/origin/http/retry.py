@@ -18,8 +18,7 @@ from typing import Optional, Protocol, TypeVar
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.origin.http.headers import first
-from twistedproxy.origin.interface import Headers
+from twistedproxy.origin.interface import Headers, first
 from twistedproxy.streams import ByteStream, StreamTooLong, read_all
 
 BUSY = frozenset({429, 503})

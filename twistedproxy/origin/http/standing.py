@@ -17,8 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from twistedproxy.origin.errors import OriginBusy
-from twistedproxy.origin.http.headers import first
-from twistedproxy.origin.interface import Caller, Headers, Priority
+from twistedproxy.origin.interface import Caller, Headers, Priority, first
 
 KNOWN_SECONDS = 3600.0
 """How long a caller stays known after the last answer that showed it: about one sitting."""
