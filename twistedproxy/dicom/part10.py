@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits, swapped_width
-from twistedproxy.dicom.part10_buffer import BadPart10, NotByFrame
-from twistedproxy.dicom.part10_dataset import PIXEL_DATA, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swapped_width
+from twistedproxy.dicom.part10_buffer import AnotherCodec, BadPart10, NotByFrame
+from twistedproxy.dicom.part10_dataset import UNDEFINED_LENGTH, DataSetReader, FileMetaReader
 from twistedproxy.dicom.part10_pixels import EncapsulatedFrames, NativeFrames
-from twistedproxy.dicom.sniffing import SNIFFED_BYTES, other_codec
+from twistedproxy.dicom.sniffing import other_codec
 
-__all__ = ["MAX_FRAME_BYTES", "BadPart10", "NotByFrame", "Part10Stream"]
+__all__ = ["MAX_FRAME_BYTES", "AnotherCodec", "BadPart10", "NotByFrame", "Part10Stream"]
 
 MAX_FRAME_BYTES = 256 << 20
 """One frame. The largest real ones, single-frame mammograms and slide overviews, have about 100 MB."""
@@ -117,9 +117,11 @@ class Part10Stream:
     def _given(self, frames: list[bytes]) -> list[bytes]:
         if frames and not self.frames_given:
             assert self.transfer_syntax is not None
-            shown = other_codec(frames[0][:SNIFFED_BYTES], self.transfer_syntax)
+            shown = other_codec(frames[0], self.transfer_syntax)
             if shown is not None:
-                raise BadPart10(f"frames are {shown}, which is not the file's transfer syntax {self.transfer_syntax}")
+                raise AnotherCodec(
+                    f"frames are {shown}, which is not the file's transfer syntax {self.transfer_syntax}"
+                )
         self.frames_given += len(frames)
         return frames
 

@@ -17,6 +17,10 @@ class NotByFrame(BadPart10):
     """A DICOM file whose frames cannot be told apart without decoding: 1-bit pixels, video."""
 
 
+class AnotherCodec(BadPart10):
+    """Frames are of another codec than the file's transfer syntax names."""
+
+
 class Gatherer:
     """Chunks that wait until they hold what is needed next."""
 

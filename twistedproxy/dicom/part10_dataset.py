@@ -18,6 +18,7 @@ import attrs
 
 from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
 from twistedproxy.dicom.metadata_json import UIDS, BadMetadata
+from twistedproxy.dicom.native_pixels import PIXEL_DATA
 from twistedproxy.dicom.part10_buffer import BadPart10, Gatherer
 
 MAX_META_BYTES = 1 << 20
@@ -30,8 +31,7 @@ MAX_DEPTH = 100
 """Sequences within sequences. Structured reports, the deepest, have about 20."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
-PIXEL_DATA = 0x7FE00010
-_PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
+PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
 EXTENDED_OFFSET_TABLE = 0x7FE00001
 EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
 _KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in (*FIELDS, *UIDS)}
@@ -216,7 +216,7 @@ class DataSetReader:
                 header, is_unknown = 12, vr == b"UN"
                 length = struct.unpack_from(">8xL" if level.big_endian else "<8xL", data, position)[0]
         if level is self._top:
-            if tag in _PIXEL_TAGS:
+            if tag in PIXEL_TAGS:
                 self.pixel_tag, self.pixel_length = tag, length
                 if not level.implicit_vr:
                     self.pixel_vr = vr.decode("latin-1")

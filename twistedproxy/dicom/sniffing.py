@@ -65,7 +65,7 @@ def other_codec(frame: bytes, uid: str) -> str | None:
     Processes of one codec are not told apart: decoders read them all.
     """
     said = ts.media_type_of(uid)
-    shown = sniff(frame) if said.startswith("image/") else None
+    shown = sniff(frame[:SNIFFED_BYTES]) if said.startswith("image/") else None
     found = ts.media_type_of(shown) if shown is not None else said
     return None if found == said or {found, said} <= _JPEG_2000_TYPES else found
 

@@ -12,16 +12,12 @@ from twistedproxy.origin.interface import Origin
 from twistedproxy.settings import Settings
 
 
-async def _nothing(_scope: Scope) -> None:
-    return
-
-
 def open_origin(
     reactor: Any,
     url: str,
     settings: Settings,
     metrics: Metrics,
-    changed: Callable[[Scope], Awaitable[None]] = _nothing,
+    changed: Callable[[Scope], Awaitable[None]],
 ) -> Origin:
     """The origin at *url* (``http(s)://…``, ``file:PATH``, ``sample:``), not yet started.
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.part10 import NotByFrame, Part10Stream
+from twistedproxy.dicom.part10 import AnotherCodec, NotByFrame, Part10Stream
 from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, Withdrawn
@@ -69,7 +69,7 @@ class InstanceLoad:
             await self.frames.take_back()
             if self.frames.written:
                 raise Withdrawn(str(error) or type(error).__name__) from error
-            if isinstance(error, NotByFrame):
+            if isinstance(error, (NotByFrame, AnotherCodec)):
                 raise NotLoadable(str(error)) from error
             if isinstance(error, ValueError):  # the file is not what it should be
                 raise LoadFailed(str(error)) from error

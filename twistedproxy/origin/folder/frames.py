@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
-from twistedproxy.dicom.sniffing import SNIFFED_BYTES, other_codec
+from twistedproxy.dicom.sniffing import other_codec
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import (
     MAX_INFLATED,
@@ -79,7 +79,7 @@ class FrameReader:
             frames = [self._frame(record, read_at, number) for number in numbers]
         if limit is not None and sum(map(len, frames)) > limit:
             raise StreamTooLong(f"more than {limit} bytes")
-        if frames and (shown := other_codec(frames[0][:SNIFFED_BYTES], record.transfer_syntax)):
+        if frames and (shown := other_codec(frames[0], record.transfer_syntax)):
             raise BadPixelData(f"its frames are {shown}, which is not its transfer syntax")
         return frames
 

@@ -187,12 +187,10 @@ class Index:
         """
         await self._settled(study, series, sop)
         found = self.catalog.files(study, series, sop)
-        if not self.complete and (not found or sop is None):
-            until = self._reactor.seconds() + FIRST_WAIT
-            while not self.complete and (not found or sop is None):
-                if not await self._progress(until - self._reactor.seconds()):
-                    raise OriginBusy("the folder is still being indexed")
-                found = self.catalog.files(study, series, sop)
+        until = self._reactor.seconds() + FIRST_WAIT
+        while not self.complete and (not found or sop is None):
+            if not await self._progress(until - self._reactor.seconds()):
+                raise OriginBusy("the folder is still being indexed")
             found = self.catalog.files(study, series, sop)
         if not found:
             await self.refresh()

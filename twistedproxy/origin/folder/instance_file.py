@@ -27,7 +27,7 @@ from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
 from twistedproxy.dicom.native_pixels import swap_bytes, swapped_width
 from twistedproxy.dicom.part10_buffer import BadPart10
-from twistedproxy.dicom.part10_dataset import DataSetReader, FileMetaReader
+from twistedproxy.dicom.part10_dataset import PIXEL_TAGS, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.dicom.transfer_syntaxes import lookup
@@ -80,8 +80,6 @@ _INSTANCE = frozenset(INSTANCE_TAGS)
 MAX_INFLATED = 256 * 1024 * 1024  # bytes; the syntax is meant for reports, not for slides
 _MAX_META = 64 * 1024
 _READ_BYTES = 512 * 1024
-_PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
-_UNDEFINED = 0xFFFFFFFF
 # A file may hold values that break the rules of their VR: they are shown as they are, without a warning each.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -418,13 +416,13 @@ def _pixel_element(content: BinaryIO, dataset: FileDataset) -> Optional[PixelEle
         return None
     group, number = struct.unpack(f"{order}HH", raw[:4])
     tag = group << 16 | number
-    if tag not in _PIXEL_TAGS:
+    if tag not in PIXEL_TAGS:
         return None
     length = struct.unpack(f"{order}I", raw[4:8] if implicit else raw[8:12])[0]
     start = content.tell() - (4 if implicit else 0)
     vr = "OW" if implicit else raw[4:6].decode("ascii", "replace")
     end = content.seek(0, os.SEEK_END)
-    if length == _UNDEFINED:
+    if length == UNDEFINED_LENGTH:
         _check_end(content, start, end, order)
         return _shared_element(tag, vr, start, None, bool(little))
     if start + length > end:

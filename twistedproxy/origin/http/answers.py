@@ -29,7 +29,7 @@ from twistedproxy.dicom.multipart import (
     PartData,
     PartStart,
 )
-from twistedproxy.dicom.sniffing import may_be, sniff
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, may_be, sniff
 from twistedproxy.dicom.transfer_syntaxes import (
     ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -47,7 +47,6 @@ from twistedproxy.streams import Gathered, StreamTooLong
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
-SNIFF_BYTES = 65536  # of a frame that are looked at for its transfer syntax; ICC profiles stand before it
 DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
 
 
@@ -186,7 +185,7 @@ class _Labels:
 
     def _shown(self, data: bytes) -> str:
         """The transfer syntax that a frame's bytes show, where nothing says it."""
-        shown = sniff(data[:SNIFF_BYTES])
+        shown = sniff(data[:SNIFFED_BYTES])
         if shown is None:
             if self._kind == OCTET_STREAM:
                 # Not stored so, or not known: bytes without a signature are native ones.
