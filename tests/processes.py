@@ -85,6 +85,8 @@ class Child:
     def __init__(self, command: Sequence[str], environment: Optional[Mapping[str, str]] = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="child-"))
         self._family: dict[int, psutil.Process] = {}
+        serves_folder = any("file:" in word for word in command)  # whose index it keeps
+        private = {"XDG_CACHE_HOME": str(self.folder / "cache")} if serves_folder else {}
         with (self.folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 tied(command),
@@ -92,7 +94,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 cwd=self.folder,
-                env=python_environment(environment),
+                env=python_environment({**private, **(environment or {})}),
             )
 
     @property

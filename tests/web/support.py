@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional, cast
@@ -84,6 +85,7 @@ class ProxyCase(TestCase):
     """Stores and proxies that end with the test. *slide*: a slide of six JPEG frames in the first store."""
 
     timeout = 60
+    _cache_home: Optional[str] = None
 
     def store(self, dialect: Dialect = STANDARD, *more: Made, **options: Any) -> SimulatedStore:
         """A simulated store that holds a slide, or those given."""
@@ -96,13 +98,19 @@ class ProxyCase(TestCase):
         self.addCleanup(lambda: ensureDeferred(store.stop()))
         return store
 
+    def _keep_indexes_apart(self) -> None:
+        """Have the indexes of folders kept in a place of the test's own."""
+        if self._cache_home is None:
+            self._cache_home = os.path.abspath(self.mktemp())
+            self.patch(os, "environ", {**os.environ, "XDG_CACHE_HOME": self._cache_home})
+
     async def proxy(
         self, *stores: SimulatedStore, cache: Optional[CacheAddress] = None, **settings: Any
     ) -> RunningProxy:
         """A proxy in front of *stores*: the first at ``/dicomweb``, the others at ``/dicomweb2`` and so on."""
         from twisted.internet import reactor
 
-        given = {
+        given: dict[str, Any] = {
             "origin": tuple(
                 Mount(f"/dicomweb{number if number > 1 else ''}", store.url)
                 for number, store in enumerate(stores, start=1)
@@ -117,6 +125,8 @@ class ProxyCase(TestCase):
             "stop_deadline": 2.0,
             **settings,
         }
+        if any(mount.url.startswith("file:") for mount in given["origin"]):
+            self._keep_indexes_apart()
         rooms = Rooms(reactor, Settings(**given), AccessLog())
         self.addCleanup(self._stop, rooms)
         await rooms.start()

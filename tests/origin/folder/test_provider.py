@@ -229,7 +229,6 @@ class ProxiedTests(ProxyCase):
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir(parents=True)
-        self.patch(os, "environ", {**os.environ, "XDG_CACHE_HOME": str(self.folder.with_name("cache"))})
 
     async def served(self) -> tuple[Path, Client]:
         folder = self.folder
