@@ -80,13 +80,13 @@ class Settings:
     """Seconds for which one origin answer proves a caller's right to read: how late a withdrawn right is felt."""
 
     credential_header: tuple[str, ...] = ("Authorization",)
-    """Request headers that make a caller and are passed on to the origin."""
+    """Request headers that identify a caller; forwarded to the origin."""
 
     credential_cookie: tuple[str, ...] = ()
-    """Cookies that make a caller; empty: all of them. Some change with every answer, and would make a new caller each time."""
+    """Cookies that identify a caller; empty: all of them. Some change with every answer, and would make a new caller each time."""
 
     credential_parameter: tuple[str, ...] = ("access_token",)
-    """Query parameters that make a caller and are passed on to the origin: an ``<img>`` cannot send Authorization."""
+    """Query parameters that identify a caller; forwarded to the origin: an ``<img>`` cannot send Authorization."""
 
     secret: bytes = attrs.field(factory=_random_secret, repr=False)
     """The key of the credential digests, from the secret file or random for this run."""

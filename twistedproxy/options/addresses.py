@@ -214,7 +214,7 @@ def _no_pem(endpoint: str) -> str:
         if b"-----BEGIN " not in text:
             return f"{path} is no PEM file"
         if b"ENCRYPTED" in text:
-            return f"{path} is encrypted, and there is nobody to ask for the passphrase"
+            return f"{path} is encrypted, and a service cannot ask for the passphrase"
     return ""
 
 

@@ -99,7 +99,7 @@ _FILE = Kind(addresses.parse_file, "the path of a readable file of 32 bytes to 6
 
 
 def _parameter_refused(name: str) -> str:
-    """Why a query parameter cannot make a caller; "" if it can."""
+    """Why a query parameter cannot identify a caller; "" if it can."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         return "its letters stand for something else in a query"
     return "it says what is asked for" if name.lower() in ("accept", "limit", "offset", "viewport") else ""
@@ -160,14 +160,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "credential-header",
         _HEADER,
-        "Request header that makes a caller and is passed on to the origin; replaces the default",
+        "Request header that identifies a caller; forwarded to the origin; replaces the default",
         "NAME",
         True,
     ),
     Option(
         "credential-cookie",
         _COOKIE,
-        "Cookie that makes a caller and is passed on; name them where some change with every answer",
+        "Cookie that identifies a caller; forwarded to the origin; name them where some change with every answer",
         "NAME",
         True,
         default="all cookies",
@@ -175,7 +175,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "credential-parameter",
         _PARAMETER,
-        "Query parameter that makes a caller and is passed on to the origin; replaces the default",
+        "Query parameter that identifies a caller; forwarded to the origin; replaces the default",
         "NAME",
         True,
     ),
@@ -207,7 +207,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "answer-memory",
         size(MIB),
-        "Memory for answers above 64 kB until clients have taken them, in each worker; who finds no room waits, then gets a 503",
+        "Memory for answers above 64 kB until clients have taken them, in each worker; a request that finds no room waits, then gets a 503",
         "SIZE",
     ),
     Option(
