@@ -49,9 +49,8 @@ WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice 
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
 WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
-LARGE_READS = (
-    2  # at once: all share one connection, and readers who find no memory for theirs have at least not held it all
-)
+# At once: all share one connection, and readers who find no memory for theirs have at least not held it all.
+LARGE_READS = 2
 KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
 # Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
