@@ -245,11 +245,20 @@ class OddTests(SynchronousTestCase):
                 self.assertIn(name, str(error))
 
     def test_tables_that_are_not_needed(self) -> None:
-        """A palette that a gray image has left over is not read, nor fetched; a VOI LUT that is broken is passed over."""
+        """A palette that a gray image has left over is not read, nor fetched, nor are windows and tables that one in color has;
+        a VOI LUT that is broken is passed over."""
         tags = ("1101", "1102", "1103", "1201", "1202", "1203")
         odd = {f"e{tag}": {"vr": "OW", "BulkDataURI": "http://store/bulk"} for tag in tags}
         metadata = instance().to_json_dict() | {f"0028{tag}": odd[f"e{tag}"] for tag in tags}
         self.assertIsNone(PixelFacts.from_dicom_json(metadata, lambda uri: self.fail(uri)).palette)
+        elsewhere = {"00283006": {"vr": "OW", "BulkDataURI": "http://store/bulk"}}
+        voi = {"vr": "SQ", "Value": [{"00283002": {"vr": "US", "Value": [2, 0, 8]}, **elsewhere}]}
+        color = instance(PhotometricInterpretation="RGB", SamplesPerPixel=3).to_json_dict()
+        for more in (
+            {"00283010": voi},
+            {"52009229": {"vr": "SQ", "Value": [{"00289132": {"Value": [{"00283010": voi}]}}]}},
+        ):
+            self.assertIsNone(PixelFacts.from_dicom_json(color | more, lambda uri: self.fail(uri)).voi_lut)
         short = {
             "00283002": {"vr": "US", "Value": [99, 0, 8]},
             "00283006": {"vr": "US", "Value": [1]},

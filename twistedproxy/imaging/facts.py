@@ -120,7 +120,8 @@ class PixelFacts:
         *bulk* reads values that stand elsewhere (ICC profile, tables); without it they are left out. It may block.
         Raises BadImage, and what *bulk* raises.
         """
-        tables = _PALETTE if _text_of(instance, "00280004") == "PALETTE COLOR" else frozenset()
+        kind = _text_of(instance, "00280004")
+        tables = _PALETTE if kind == "PALETTE COLOR" else _OF_GRAY if kind in MONOCHROME else frozenset()
         wanted = _only_frame({tag: instance[tag] for tag in _WANTED | tables if tag in instance}, frame)
         return cls.from_dataset(_dataset(wanted, bulk), 1)
 
@@ -129,10 +130,12 @@ _SHARED, _PER_FRAME, _OPTICAL_PATHS = "52009229", "52009230", "00480105"
 _WANTED = frozenset(
     f"0028{element}"
     for element in "0002 0004 0006 0008 0010 0011 0100 0101 0102 0103 0106 0107 0120 0121 1050 1051 1052 1053 1056 "
-    "2000 3000 3010".split()
-) | {_SHARED, _PER_FRAME, _OPTICAL_PATHS, "00480006", "20500020"}
+    "2000".split()
+) | {_OPTICAL_PATHS, "00480006", "20500020"}
+_OF_GRAY = frozenset((_SHARED, _PER_FRAME, "00283000", "00283010"))
+"""Where windows and tables stand."""
 _PALETTE = frozenset(f"0028{element}" for element in "1101 1102 1103 1201 1202 1203 1221 1222 1223".split())
-_SEQUENCES = frozenset((_SHARED, _PER_FRAME, _OPTICAL_PATHS, "00283000", "00283010", "00289132", "00289145"))
+_SEQUENCES = _OF_GRAY | {_OPTICAL_PATHS, "00289132", "00289145"}
 
 
 def _only_frame(instance: dict[str, Any], frame: int) -> dict[str, Any]:
