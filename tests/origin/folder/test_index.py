@@ -276,6 +276,38 @@ class WhenTests(IndexTestCase):
             self.assertEqual(self.find("1.2.3"), [])
         self.assertEqual(self.threads.calls, calls)
 
+    def test_gone_while_a_file_changes(self) -> None:
+        """What is being taken up when the folder goes, or comes back, does not undo that."""
+        slide(self.folder / "kept.dcm", 1, 1, tile=16)
+        changed = slide(self.folder / "changed.dcm", 1, 1, tile=16)
+        index = self.started()
+        self.look()
+        waiting: list[Deferred[None]] = []
+
+        async def invalidate(_keys: Optional[Collection[Key]]) -> None:
+            waiting.append(Deferred())
+            await waiting[-1]
+
+        self.patch(index, "_invalidate", invalidate)
+        os.utime(changed.path, ns=(1, 1))
+        self.look()
+        self.assertEqual(len(waiting), 1)
+        aside = self.folder.with_name("aside")
+        self.folder.rename(aside)
+        going = Deferred.fromCoroutine(index._go("it went"))
+        waiting.pop().callback(None)
+        self.successResultOf(going)
+        self.assertEqual(self.names(), [])
+        aside.rename(self.folder)
+        os.utime(changed.path, ns=(2, 2))
+        looking = Deferred.fromCoroutine(index.look_at([str(changed.path)]))
+        coming = Deferred.fromCoroutine(index._come_back())
+        for waiter in waiting:
+            waiter.callback(None)
+        self.successResultOf(looking)
+        self.successResultOf(coming)
+        self.assertEqual(self.names(), ["changed.dcm", "kept.dcm"])
+
     def test_folder_gone_and_back(self) -> None:
         """Without its folder nothing is served or said to be missing; when it is back all is as it was."""
         slide(self.folder / "one.dcm", 1, 1, tile=16)

@@ -416,7 +416,7 @@ class Index:
                 await self._load()
             walked = await self._threads.run_long(functools.partial(self._walk, self._folder))
             self._walk_seconds = self._reactor.seconds() - started
-            self._come_back()
+            await self._come_back()
             self._note_unlisted(walked.unlisted)
             if self._watch(walked.folders):  # what came in between is found by another walk
                 again = await self._threads.run_long(functools.partial(self._walk, self._folder))
@@ -455,13 +455,21 @@ class Index:
         if reason != self._gone:
             log.error("the folder cannot be listed: {reason}", event="folder_gone", reason=reason)
         self._gone = reason
-        self.catalog = Catalog()
-        self.on_change()
+        await self._show(Catalog)
 
-    def _come_back(self) -> None:
+    async def _come_back(self) -> None:
         if self._gone:
             self._gone = ""
-            self.catalog = Catalog().changed((), list(self._files.values()))
+            await self._show(lambda: Catalog().changed((), list(self._files.values())))
+
+    async def _show(self, make: Callable[[], Catalog]) -> None:
+        """Show another catalog, after what is being taken up: that would put what it began with in its place."""
+        await self._lock.acquire()
+        try:
+            self.catalog = make()
+            self.on_change()
+        finally:
+            self._lock.release()
 
     def _note_unlisted(self, unlisted: Sequence[tuple[str, str]]) -> None:
         for folder, reason in unlisted:
