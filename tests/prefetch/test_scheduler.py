@@ -317,6 +317,8 @@ class NotLoadableTests(PrefetchCase):
             worker = self.worker()
             self.assertEqual(self.load(worker, 1, error), WHOLE)
             self.assertEqual([self.load(worker, number, None) for number in (500, 900)], [BLOCK, BLOCK])
+            picture = worker.scheduler.for_picture(self.wanted(1), SLIDE, self.fence())
+            self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(picture)), error)
             self.clock.advance(301)
             self.assertEqual(self.load(worker, 1500, error), WHOLE)
             self.setUp()

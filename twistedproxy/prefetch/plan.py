@@ -153,9 +153,11 @@ def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan
     return Plan(Kind.WHOLE, Reason.ASKED_BY_HAND, metadata.frames)
 
 
-def plan_for_picture(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan:
+def plan_for_picture(settings: PrefetchSettings, metadata: InstanceMetadata, not_loadable: bool = False) -> Plan:
     """Decide on a whole-instance load of what a caller needs most frames of, and waits for: fetching them otherwise is more
-    work still, so it does not matter how busy the machine is."""
+    work still, so it does not matter how busy the machine is. *not_loadable*: as of `plan`."""
+    if not_loadable:
+        return Plan(Kind.NOTHING, Reason.NOT_LOADABLE)
     if metadata.frames < settings.prefetch_min_frames:
         return Plan(Kind.NOTHING, Reason.TOO_FEW_FRAMES)
     if (not_whole := too_large(settings, metadata)) is not None:

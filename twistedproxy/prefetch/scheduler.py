@@ -228,7 +228,7 @@ class Scheduler:
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
         if running is not None:
             return running
-        decided = plan_for_picture(self.settings, metadata)
+        decided = plan_for_picture(self.settings, metadata, self.loads.unloadable(wanted.instance))
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         if decided.kind is Kind.NOTHING:
             return None
