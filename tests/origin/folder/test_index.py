@@ -23,7 +23,7 @@ from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder import instance_file
 from twistedproxy.origin.folder.catalog import Key
 from twistedproxy.origin.folder.index import FIRST_WAIT, INTERVAL, MAX_SHARE, MIN_PAUSE, FolderGone, Index
-from twistedproxy.origin.folder.instance_file import StoredFile
+from twistedproxy.origin.folder.instance_file import Common, StoredFile
 from twistedproxy.origin.folder.kept import Kept, kept_place
 
 
@@ -464,6 +464,42 @@ class KeptTests(IndexTestCase):
         self.assertEqual(self.restarted(), ["0.dcm"])
         self.assertEqual(set().union(*self.invalidated), {(one.study, one.series, one.sop) for one in made})
 
+    def test_written_while_it_is_read(self) -> None:
+        """What another worker writes meanwhile is seen with all that belongs to it, or not at all."""
+        slide(self.folder / "one.dcm", 1, 1, tile=16)
+        self.restarted()
+        (known,) = [file for study in self.index.catalog.studies.values() for file in study]
+        other, reading = Kept(self.place), Kept(self.place)
+        other.load({})
+        unpack = Common.unpack
+
+        def write_first(packed: bytes) -> Common:
+            other.write(
+                (),
+                [
+                    attrs.evolve(
+                        known, path="/new", common=attrs.evolve(known.common, packed=known.common.packed + b" ")
+                    )
+                ],
+                {},
+            )
+            return unpack(packed)
+
+        self.patch(Common, "unpack", write_first)
+        learned = reading.load({})
+        self.patch(Common, "unpack", unpack)
+        self.assertEqual([known.path], list(learned.files) if learned is not None else None)
+        for kept in (other, reading):
+            kept.close()
+        with sqlite3.connect(self.place) as database:
+            self.assertEqual(database.execute("SELECT count(*) FROM common").fetchone(), (2,))
+            database.execute("DELETE FROM files WHERE path = ?", (b"/new",))
+        database.close()
+        self.assertEqual(self.restarted(), [])
+        with sqlite3.connect(self.place) as database:  # what no file has any more
+            self.assertEqual(database.execute("SELECT count(*) FROM common").fetchone(), (1,))
+        database.close()
+
     def test_private(self) -> None:
         """Nobody else may read it; it names patients."""
         slide(self.folder / "one.dcm", 1, 1, tile=16)
@@ -498,10 +534,10 @@ class KeptTests(IndexTestCase):
         reading, go_on = threading.Event(), threading.Event()
         read = kept._read
 
-        def slowly(intern: Any) -> Any:
+        def slowly(*arguments: Any) -> Any:
             reading.set()
             go_on.wait(10)
-            return read(intern)
+            return read(*arguments)
 
         kept._read = slowly  # type: ignore[method-assign]
         with ThreadPoolExecutor() as pool:

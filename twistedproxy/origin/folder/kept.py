@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS common (id BLOB PRIMARY KEY, packed BLOB NOT NULL) WI
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, modified INTEGER,
     sop TEXT, common BLOB, own BLOB, pixels TEXT) WITHOUT ROWID;
 """
+_DELETE_UNUSED = "DELETE FROM common WHERE id NOT IN (SELECT common FROM files WHERE common IS NOT NULL)"
 log = Logger()
 
 
@@ -72,8 +73,13 @@ class Kept:
             return None
         for _ in range(2):  # a damaged one is made anew
             try:
-                self._open(self._place)
-                return self._read(intern)
+                database = self._open(self._place)
+                with database:  # one state of both tables, whatever other workers write meanwhile
+                    database.execute("BEGIN")
+                    learned = self._read(database, intern)
+                with contextlib.suppress(sqlite3.OperationalError), database:  # another worker may be writing
+                    database.execute(_DELETE_UNUSED)
+                return learned
             except sqlite3.OperationalError as error:
                 self._give_up(error)
                 return None
@@ -133,7 +139,7 @@ class Kept:
         log.warn("the folder's index is not kept for the next start: {reason}", reason=str(error))
         self._close()
 
-    def _open(self, place: Path) -> None:
+    def _open(self, place: Path) -> sqlite3.Connection:
         place.parent.parent.mkdir(parents=True, exist_ok=True)
         place.parent.mkdir(mode=0o700, exist_ok=True)
         status = os.stat(place.parent)
@@ -142,25 +148,25 @@ class Kept:
         _sweep(place.parent)
         os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         os.utime(place)
-        self._database = sqlite3.connect(place, check_same_thread=False, timeout=10.0)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        database = self._database = sqlite3.connect(place, check_same_thread=False, timeout=10.0)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             raise ValueError("another version's")
-        self._database.executescript(_TABLES)
-        self._database.execute(f"PRAGMA user_version={_VERSION}")
+        database.executescript(_TABLES)
+        database.execute(f"PRAGMA user_version={_VERSION}")
+        return database
 
-    def _read(self, intern: dict[bytes, Common]) -> Optional[Learned]:
-        assert self._database is not None
+    def _read(self, database: sqlite3.Connection, intern: dict[bytes, Common]) -> Optional[Learned]:
         common = {
             key: intern.setdefault(packed, Common.unpack(packed))
-            for key, packed in self._database.execute("SELECT id, packed FROM common")
+            for key, packed in database.execute("SELECT id, packed FROM common")
         }
         files: dict[str, StoredFile] = {}
         unreadable: dict[str, Stamp] = {}
         elements: dict[Optional[str], Optional[PixelElement]] = {None: None}
-        for raw, device, inode, size, modified, sop, key, own, pixels in self._database.execute("SELECT * FROM files"):
+        for raw, device, inode, size, modified, sop, key, own, pixels in database.execute("SELECT * FROM files"):
             path, stamp = os.fsdecode(raw), Stamp(device, inode, size, modified)
             if sop is None:
                 unreadable[path] = stamp
