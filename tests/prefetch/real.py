@@ -128,10 +128,12 @@ class RealCase(TestCase):
         children.start()
         return worker
 
+    caller = Caller(b"alice", ((b"Authorization", b"Bearer " + TOKEN.encode()),), b"access_token=in-the-query")
+
     async def ask(self, worker: Worker, *numbers: int) -> FrameAnswer:
         """Ask for frames; they must be the slide's."""
-        caller = Caller(b"alice", ((b"Authorization", b"Bearer " + TOKEN.encode()),), b"access_token=in-the-query")
-        answer = await within(worker.reader.read(Wanted(worker.origin, self.instance, numbers, caller)))  # type: ignore[arg-type]
+        wanted = Wanted(worker.origin, self.instance, numbers, self.caller)
+        answer = await within(worker.reader.read(wanted))  # type: ignore[arg-type]
         self.assertEqual([frame.data for frame in answer.frames], [self.frames[number - 1] for number in numbers])
         return answer
 

@@ -24,6 +24,7 @@ from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.demand import Demand, Level
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.metrics import Metrics
+from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import child_process, children, pace
 from twistedproxy.settings import Settings
 
@@ -226,7 +227,9 @@ class FaultTests(ChildCase):
         await worker.child()
         await self.ask(worker, 1)
         await self.failed(worker, "404")
-        self.assertTrue(worker.scheduler.loads.unloadable(self.instance))
+        self.assertTrue(worker.scheduler.loads.unloadable(self.instance, self.caller))
+        other = Caller(b"bob")
+        self.assertFalse(worker.scheduler.loads.unloadable(self.instance, other), "it says nothing of other callers")
 
     async def test_child_killed(self) -> None:
         """The child is killed in mid-load: what it wrote is gone, another child comes, the next load works."""

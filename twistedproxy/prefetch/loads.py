@@ -26,7 +26,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.metrics import Metrics
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.origin.interface import Priority
+from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.errors import LoadFailed, Withdrawn, is_lasting
 from twistedproxy.prefetch.grid import numbers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
@@ -70,31 +70,32 @@ class Loads:
     small: Loader
     whole: Loader
     _slots: dict[tuple[str, bool], DeferredLock] = attrs.field(init=False, factory=dict)
-    _unloadable: Recent[Instance] = attrs.field(init=False)
-    _first_of: Recent[str] = attrs.field(init=False)
-    _none_of: Recent[str] = attrs.field(init=False)
+    _unloadable: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
+    _first_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
+    _none_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         seconds = self.settings.recache_after
         self._unloadable, self._first_of, self._none_of = Recent(seconds), Recent(seconds), Recent(seconds)
 
-    def unloadable(self, instance: Instance) -> bool:
-        """Whether a whole-instance load would fail, as one of it or two of others at that store did a short while ago."""
-        now = self.clock.seconds()
-        return self._unloadable.has(instance, now) or self._none_of.has(instance.place, now)
+    def unloadable(self, instance: Instance, caller: Caller) -> bool:
+        """Whether a whole-instance load would fail, as one of it or two of others at that store did for *caller* a short
+        while ago. What a store refuses one caller says nothing of others."""
+        now, who = self.clock.seconds(), caller.credential
+        return self._unloadable.has((instance, who), now) or self._none_of.has((instance.place, who), now)
 
-    def _note_failure(self, instance: Instance) -> None:
-        now, place = self.clock.seconds(), instance.place
-        if self._first_of.has(place, now) and not self._unloadable.has(instance, now):
+    def _note_failure(self, instance: Instance, caller: Caller) -> None:
+        now, place, one = self.clock.seconds(), (instance.place, caller.credential), (instance, caller.credential)
+        if self._first_of.has(place, now) and not self._unloadable.has(one, now):
             self._none_of.add(place, now)
         self._first_of.add(place, now)
-        self._unloadable.add(instance, now)
+        self._unloadable.add(one, now)
 
-    def _note_success(self, instance: Instance) -> None:
-        self._unloadable.discard(instance)
-        self._first_of.discard(instance.place)
-        self._none_of.discard(instance.place)
+    def _note_success(self, instance: Instance, caller: Caller) -> None:
+        self._unloadable.discard((instance, caller.credential))
+        self._first_of.discard((instance.place, caller.credential))
+        self._none_of.discard((instance.place, caller.credential))
 
     def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
         """Start a whole-instance load; in this process after its display load."""
@@ -148,11 +149,11 @@ class Loads:
             raise
         except Exception as failed:
             if is_lasting(failed):
-                self._note_failure(occasion.instance)
+                self._note_failure(occasion.instance, wanted.caller)
             raise
         finally:
             slot.release()
-        self._note_success(occasion.instance)
+        self._note_success(occasion.instance, wanted.caller)
         job.progressed(loaded.frames, loaded.bytes)
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:

@@ -117,7 +117,7 @@ class Scheduler:
             from_origin=from_origin,
             one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
             frames_refused=refused,
-            not_loadable=self.loads.unloadable(wanted.instance),
+            not_loadable=self.loads.unloadable(wanted.instance, wanted.caller),
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         self._log.debug(
@@ -228,7 +228,7 @@ class Scheduler:
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
         if running is not None:
             return running
-        decided = plan_for_picture(self.settings, metadata, self.loads.unloadable(wanted.instance))
+        decided = plan_for_picture(self.settings, metadata, self.loads.unloadable(wanted.instance, wanted.caller))
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         if decided.kind is Kind.NOTHING:
             return None
