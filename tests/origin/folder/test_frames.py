@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.slides import Made, slide
 from twistedproxy.origin.folder.frames import FrameReader
 from twistedproxy.origin.folder.instance_file import StoredFile, read_header
+from twistedproxy.origin.folder.offsets import BadPixelData
 from twistedproxy.origin.folder.open_files import OpenFiles
 
 
@@ -38,6 +39,17 @@ class FrameReaderTests(SynchronousTestCase):
         made.path.write_bytes(content)
         record = read_header(str(made.path), {})
         self.assertEqual(FrameReader(self.files).read(record, range(1, 7)), expected)
+
+    def test_no_codestream(self) -> None:
+        """Bytes that no frame in the transfer syntax begins with are no frame, wherever they stand."""
+        made, _ = self.make("one.dcm")
+        frame = made.stored_frames()[1]
+        content = made.path.read_bytes()
+        made.path.write_bytes(content.replace(frame, b"<html>" + frame[6:]))
+        record = read_header(str(made.path), {})
+        reader = FrameReader(self.files)
+        self.assertEqual(reader.read(record, [1, 3]), [made.stored_frames()[0], made.stored_frames()[2]])
+        self.assertIn("frame 2", str(self.assertRaises(BadPixelData, reader.read, record, [1, 2])))
 
     def test_remembered(self) -> None:
         """Tables are remembered up to so many bytes together, the one used last longest."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
-from twistedproxy.dicom.sniffing import other_codec
+from twistedproxy.dicom.sniffing import may_be, other_codec
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import (
     MAX_INFLATED,
@@ -81,6 +81,11 @@ class FrameReader:
             raise StreamTooLong(f"more than {limit} bytes")
         if frames and (shown := other_codec(frames[0], record.transfer_syntax)):
             raise BadPixelData(f"its frames are {shown}, which is not its transfer syntax")
+        for number, frame in zip(numbers, frames):
+            if frame and not may_be(frame, record.transfer_syntax):
+                raise BadPixelData(
+                    f"frame {number} begins with {frame[:16]!r}, as none in {record.transfer_syntax} does"
+                )
         return frames
 
     def spans(self, record: StoredFile, number: Optional[int] = None) -> list[tuple[int, int]]:
