@@ -88,6 +88,7 @@ class ConfineTests(SynchronousTestCase):
             b"application/dicom+xml",
             b"text/xml",
             b"text/javascript",
+            b"multipart/x-mixed-replace; boundary=a",
             b"nonsense",
         ):
             self.assertTrue(confined(kind), kind)

@@ -75,9 +75,11 @@ Event = PartStart | PartData | PartEnd | End
 
 
 class MultipartParser:
-    """Feed it a body, chunk by chunk; *boundary* None: taken from the body's first line."""
+    """Feed it a body, chunk by chunk; *boundary* None: taken from the body's first line. *lenient*: only delimiters count, and
+    nothing that headers of parts say makes it raise: for bodies that somebody else judges."""
 
-    def __init__(self, boundary: bytes | None) -> None:
+    def __init__(self, boundary: bytes | None, lenient: bool = False) -> None:
+        self._lenient = lenient
         self._rest = b""
         self._scanned = 0  # bytes of the rest that the header state has searched already
         self._events: list[Event] = []
@@ -113,7 +115,7 @@ class MultipartParser:
         raise BadMultipart("the body ended before its closing delimiter")
 
     def _use_boundary(self, boundary: bytes, before: bytes) -> None:
-        if len(boundary) > MAX_BOUNDARY_BYTES:
+        if len(boundary) > MAX_BOUNDARY_BYTES and not self._lenient:
             raise BadMultipart(f"a boundary of more than {MAX_BOUNDARY_BYTES} bytes")
         # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
         # stand at the very beginning: *before* puts a line end there, and is no part's data.
@@ -147,18 +149,24 @@ class MultipartParser:
         """*position*: at the line end of the delimiter."""
         blank = _BLANK_LINE.search(data, position + self._scanned)
         if (blank.start() if blank else len(data)) - position > MAX_HEADER_BYTES:
-            raise BadMultipart(f"headers of a part of more than {MAX_HEADER_BYTES} bytes")
+            if not self._lenient:
+                raise BadMultipart(f"headers of a part of more than {MAX_HEADER_BYTES} bytes")
+            return self._begin_part({}, position)
         if blank is None:
             self._scanned = max(0, len(data) - position - 2)
             return position, False
-        headers = _parse_headers(data[position + 1 : blank.start() + 1])
+        headers = _parse_headers(data[position + 1 : blank.start() + 1], self._lenient)
+        # the blank line's end may be the line end of the next delimiter: an empty part
+        return self._begin_part(headers, blank.end() - 1)
+
+    def _begin_part(self, headers: dict[str, str], position: int) -> tuple[int, bool]:
         self._events.append(PartStart(headers))
         self._in_part = True
         self._parts += 1
-        self._length, self._received = headers.get("content-length", ""), 0
+        self._length, self._received = "" if self._lenient else headers.get("content-length", ""), 0
         self._state = self._read_body
-        self._unread = 1  # the blank line's end may be the line end of the next delimiter: an empty part
-        return blank.end() - 1, True
+        self._unread = 1
+        return position, True
 
     def _read_body(self, data: bytes, position: int) -> tuple[int, bool]:
         """The data of a part, or the preamble, up to the next delimiter."""
@@ -205,7 +213,7 @@ class MultipartParser:
         return len(data), False
 
 
-def _parse_headers(block: bytes) -> dict[str, str]:
+def _parse_headers(block: bytes, lenient: bool) -> dict[str, str]:
     headers: dict[str, str] = {}
     text = block.decode("latin-1")
     if "\n " in text or "\n\t" in text:
@@ -214,7 +222,7 @@ def _parse_headers(block: bytes) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if colon:
             name, value = name.strip().lower(), value.strip()
-            if name in _CODED and value.lower() not in _CODED[name]:
+            if not lenient and name in _CODED and value.lower() not in _CODED[name]:
                 raise BadMultipart(f"a part has {name}: {value[:40]}")
             headers.setdefault(name, value)
     return headers

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Optional
 
-from twistedproxy.dicom.address import InvalidUID, Scope
+from twistedproxy.dicom.address import InvalidUID, Scope, validate_uid
 from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, PartData, PartEnd, PartStart
 from twistedproxy.dicom.part10 import BadPart10, Part10Stream
@@ -22,12 +22,10 @@ from twistedproxy.streams import ByteStream
 from twistedproxy.web.described import form_of
 
 MAX_SCOPES = 100
-"""Instances that are invalidated one by one; of more, their studies are."""
+"""Instances that are invalidated one by one; of more, their studies are. Of as many studies, too, where only the upload names
+them: each costs a pass over what a worker remembers, and anybody can name a thousand."""
 
-MAX_STUDIES = 1000
-"""Studies of one upload that are invalidated one by one; of more, all below the root is."""
-
-MAX_DESCRIPTION = 4 << 20
+MAX_DESCRIPTION = 1 << 20
 """Bytes of a part in JSON or XML that are looked through for the studies that it names."""
 
 REFUSED = frozenset({401, 403, 407})
@@ -41,14 +39,20 @@ _RESPONSE = re.compile(rb"[\"']0008119[89][\"']")
 _REFERENCED = re.compile(rb"[\"']00081155[\"']")
 _FAILED = re.compile(rb"[\"']00081197[\"']")
 _OTHER_FAILURES = re.compile(rb"[\"']0008119[Aa][\"']")  # these have a reason too, and name no instance
-# StudyInstanceUID (0020,000D) in either form.
-_STUDY = re.compile(rb"[\"']0020000[Dd][\"'][^\[<]{0,200}(?:\[\s*\"|<Value[^>]{0,100}>\s*)([0-9.]{1,64})")
+# StudyInstanceUID (0020,000D) in either form. Neither pattern looks at a byte more than a few times, whatever comes.
+_STUDIES = (
+    re.compile(rb'"0020000[Dd]"[^0-9\]}<>]{1,80}"([0-9.]{1,64})"'),
+    re.compile(rb"[\"']0020000[Dd][\"'][^<>]{0,120}>\s{0,40}<Value[^<>]{0,40}>\s{0,40}([0-9.]{1,64})"),
+)
 
 _Place = tuple[str, str, str]
 
 
 class UploadedInstances:
-    """What the parts of a STOW to *addressed* (a root or a study) name, read as they pass. *content_type*: the upload's."""
+    """What the parts of a STOW to *addressed* (a root or a study) name, read as they pass. *content_type*: the upload's.
+
+    The store judges the upload, not this: only delimiters tell parts apart, whatever else is wrong with them.
+    """
 
     def __init__(self, content_type: bytes, addressed: Scope) -> None:
         self.whole = False
@@ -60,17 +64,22 @@ class UploadedInstances:
         self._file: Optional[Part10Stream] = None
         self._text: Optional[bytearray] = None
         self._parser: Optional[MultipartParser] = None
+        self._begun = False
         try:
             media_type = parse_media_type(content_type)
         except BadMediaType:
             return
         if media_type.is_multipart:
-            self._parser = MultipartParser(media_type.boundary)
-        elif media_type.type == "application/dicom":  # one file without parts, as Azure takes it
-            self._file = Part10Stream()
+            self._parser = MultipartParser(media_type.boundary, lenient=True)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the upload."""
+        if not self._begun and chunk:
+            self._begun = True
+            if self._parser is None and chunk.startswith(b"--"):  # multipart that does not say so
+                self._parser = MultipartParser(None, lenient=True)
+            elif self._parser is None:  # one file without parts, as Azure takes it
+                self._file = Part10Stream()
         if self._parser is None:
             self._take(chunk)
             self.whole = self._legible and bool(self._places)
@@ -85,16 +94,13 @@ class UploadedInstances:
                     self._end()
                 elif isinstance(event, End):
                     self.whole = self._legible and bool(self._places or self._studies)
-        except BadMultipart:
+        except BadMultipart:  # no delimiter where there must be one
             self._parser = self._file = self._text = None
             self._legible = False
 
     def scopes(self) -> list[Scope]:
-        """The instances that were named so far, or their studies where these are many."""
-        studies = self._studies | {study for study, _, _ in self._places}
-        if len(studies) > MAX_STUDIES:
-            return [self._addressed]
-        return _scopes(self._addressed, self._places, self._studies)
+        """The instances that were named so far, or their studies where these are many, as far as that is bearable."""
+        return _scopes(self._addressed, self._places, self._studies)[:MAX_SCOPES]
 
     def _begin(self, content_type: str) -> None:
         described = "json" in content_type or "xml" in content_type
@@ -116,22 +122,22 @@ class UploadedInstances:
         """All that a part names is known, or never will be."""
         if self._file is not None:
             study, series, sop = self._file.uids
-            if study and series and sop:
-                self._name(study, series, sop)
-            else:
-                self._legible = False
+            self._legible = self._name(study, series, sop) and self._legible
         elif self._text is not None:
-            studies = {uid.decode("ascii") for uid in _STUDY.findall(self._text)}
-            self._studies |= studies
+            studies = {uid.decode("ascii") for form in _STUDIES for uid in form.findall(self._text)}
+            self._studies |= {study for study in studies if _is_uid(study)}
             self._legible = self._legible and len(self._text) < MAX_DESCRIPTION
         self._file = self._text = None
 
-    def _name(self, *place: str) -> None:
-        study, series, sop = place
+    def _name(self, study: str, series: str, sop: str) -> bool:
+        """Note an instance; whether it is one."""
+        if not all(map(_is_uid, (study, series, sop))):
+            return False
         if len(self._places) < MAX_SCOPES * MAX_SCOPES:
             self._places.add((study, series, sop))
         else:
             self._studies.add(study)
+        return True
 
 
 class ObservedUpload:
@@ -169,12 +175,19 @@ def touched_by_store(
 def _placed(answer: bytes) -> Optional[set[_Place]]:
     """The instances that a store response says are stored; None where it does not place all of them."""
     unescaped = answer.replace(b"\\/", b"/")
-    found = [match.groups() for match in _RETRIEVE_URL.finditer(unescaped)]
+    found = {match.groups() for match in _RETRIEVE_URL.finditer(unescaped)}
     named = len(_REFERENCED.findall(unescaped))
     failed = 0 if _OTHER_FAILURES.search(unescaped) else len(_FAILED.findall(unescaped))
-    if named == 0 or len(found) < named - failed:
+    if len(found) < named - failed:
         return None
     return {(study.decode("ascii"), series.decode("ascii"), sop.decode("ascii")) for study, series, sop in found}
+
+
+def _is_uid(text: str) -> bool:
+    try:
+        return bool(validate_uid(text))
+    except InvalidUID:
+        return False
 
 
 def _scopes(addressed: Scope, places: Iterable[_Place], studies: Iterable[str] = ()) -> list[Scope]:

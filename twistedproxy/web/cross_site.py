@@ -24,8 +24,10 @@ NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
 
 _POLICY = b"Content-Security-Policy"
 # PDF is among them: browsers show it in a viewer of their own, and not at all in a sandbox.
-_NO_DOCUMENTS = ("image/", "video/", "audio/", "multipart/", "application/dicom", "application/json", "text/plain")
-_NO_DOCUMENT = frozenset({"application/octet-stream", "application/pdf", "application/zip", "application/problem+json"})
+_NO_DOCUMENTS = ("image/", "video/", "audio/", "application/dicom", "application/json", "text/plain")
+_NO_DOCUMENT = frozenset(
+    ("application/octet-stream", "application/pdf", "application/zip", "application/problem+json", "multipart/related")
+)
 
 
 def confine(headers: Headers) -> None:

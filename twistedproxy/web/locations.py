@@ -61,16 +61,17 @@ def _cookie(value: bytes, urls: UrlMap) -> bytes:
     """A Set-Cookie field as callers may see it."""
     pair, *attributes = value.split(b";")
     kept = [pair]
+    path = b""
     for attribute in attributes:
         name, _, text = attribute.partition(b"=")
         match name.strip().lower():
             case b"domain":
                 continue
-            case b"path":
-                kept.append(b" Path=" + _cookie_path(text.strip(), urls))
+            case b"path":  # of several the last counts (RFC 6265 section 5.3)
+                path = text.strip()
             case _:
                 kept.append(attribute)
-    return b";".join(kept)
+    return b";".join([*kept, b" Path=" + _cookie_path(path, urls)])
 
 
 def _cookie_path(path: bytes, urls: UrlMap) -> bytes:

@@ -59,9 +59,14 @@ _NOT_ALLOWED = frozenset({401, 403})
 # Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
-# Another way to the origin (RFC 7838), and what a browser would do to the proxy's whole host and so to other stores'.
+# Another way to the origin (RFC 7838); places of the store's own that callers cannot go to; what a browser would do to the
+# proxy's whole host and so to other stores' pages; and what a web server in front of the proxy takes for an order.
 _NOT_HANDED_BACK = frozenset(
-    {b"content-length", b"alt-svc", b"clear-site-data", b"service-worker-allowed", b"strict-transport-security"}
+    b"content-length alt-svc refresh link set-cookie2 clear-site-data service-worker-allowed strict-transport-security"
+    b" public-key-pins public-key-pins-report-only expect-ct nel report-to reporting-endpoints accept-ch critical-ch"
+    b" speculation-rules use-as-dictionary set-login sec-session-registration content-security-policy-report-only"
+    b" x-accel-redirect x-accel-buffering x-accel-charset x-accel-expires x-accel-limit-rate x-sendfile"
+    b" x-litespeed-location x-reproxy-url".split()
 )
 
 
