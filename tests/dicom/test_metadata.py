@@ -241,8 +241,42 @@ class ReadingTests(SynchronousTestCase):
                 self.assertRaises(BadMetadata, parse, changed(**{**elements, name: wrong}), 1 << 20, uids)
             missing = {other: value for other, value in elements.items() if other != name}
             self.assertRaises(BadMetadata, parse, changed(**missing), 1 << 20, uids)
+            other, right_one = element("UI", "9.9"), element("UI", right[name])
+            for wrong in (
+                element("UI", None, right[name]),
+                element("UI", right[name], "9.9"),
+                element("UI", right[name], right[name]),
+                element("UI", right[name], {"Value": right[name]}),
+                element("UI", {"Alphabetic": right[name]}),
+                {"vr": "UI", "Value": {"a": right[name]}},
+            ):
+                self.assertRaises(BadMetadata, parse, changed(**{**elements, name: wrong}), 1 << 20, uids)
+            for twin in (other, right_one, element("UI"), None, "9.9", [right[name]]):
+                for pair in ((right_one, twin), (twin, right_one)):
+                    first, second = (f'"{name[1:]}":{json.dumps(one)}' for one in pair)
+                    rest = json.dumps(changed(**{key: value for key, value in elements.items() if key != name}))
+                    twice = f"[{{{first},{second},{rest[2:]}".encode()
+                    self.assertRaises(BadMetadata, parse, twice, 1 << 20, uids)
+                    self.assertEqual(parse(twice), FACTS, "where any instance will do")
         nested = {**SLIDE, "00081115": element("SQ", {name[1:]: value for name, value in elements.items()})}
         self.assertRaises(BadMetadata, parse, [nested], 1 << 20, uids)
+
+    def test_what_follows(self) -> None:
+        """Behind the array only white space may come, however the answer is cut: a proxy's error page behind it, or another
+        array, may be all that another reader sees."""
+        data = json.dumps([SLIDE]).encode()
+        block = lenient_json.BLOCK
+        for rest in (b"<html>denied", json.dumps([{"error": 1}]).encode(), b"]", b",", b"null", b"nul", b"1", b'"', b'"x', b"{"):
+            for space in (b"", b"\r\n", b" " * (2 * block)):
+                for size in (len(data), 1000, 1 << 20):
+                    self.assertRaises(BadMetadata, parse, data + space + rest, size)
+        for space in (b"\r\n", b"\0", b" \t\n" * block):
+            self.assertEqual(parse(data + space, 1000), FACTS)
+        for make in (Description, lambda: SparseDescription(InstanceMetadata(frames=1))):
+            parser: MetadataEvents = make()
+            with self.assertRaises(BadMetadata):
+                parser.feed(data + b"<html>" + b" " * block)
+            self.assertRaises(BadMetadata, parser.check_complete)
 
     def test_no_instance(self) -> None:
         """An empty array, an error page, another JSON and nothing at all are errors."""

@@ -55,7 +55,8 @@ class LenientJson:
         self._first = True
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._tail = b""  # the beginning of a token that is not all there
-        self._in_string = False
+        self.in_string = False
+        """Whether what was given out ends within a text."""
         self._open = 0  # bytes of the text that has begun
 
     def feed(self, chunk: bytes) -> bytes:
@@ -80,10 +81,10 @@ class LenientJson:
         data = data.translate(_SPACES)
         if not final:
             data = self._without_tail(data)
-        begun_in_string = self._in_string
+        begun_in_string = self.in_string
         if not self._count(data) and begun_in_string:
             return data
-        if not self._in_string and not final:
+        if not self.in_string and not final:
             data = self._without_word(data)
         return _mended(data, begun_in_string) if _may_hold_odd(data) else data
 
@@ -108,9 +109,9 @@ class LenientJson:
         """See whether *data* ends in a text, and how much of it has come; return how many quotes begin or end one."""
         bare = _ESCAPE.sub(b"", data) if b"\\" in data else data
         quotes = bare.count(b'"')
-        self._in_string ^= bool(quotes % 2)
+        self.in_string ^= bool(quotes % 2)
         self._open = self._open + len(data) if not quotes else len(bare) - bare.rfind(b'"') - 1
-        if not self._in_string:
+        if not self.in_string:
             self._open = 0
         elif self._open > MAX_VALUE:
             raise BadJson(f"a value of more than {MAX_VALUE} bytes")

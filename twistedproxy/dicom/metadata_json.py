@@ -28,16 +28,13 @@ class BadMetadata(ValueError):
     """Metadata are no DICOM JSON, or say something impossible."""
 
 
-class _Complete(Exception):
-    """The array has ended."""
-
-
 class MetadataEvents:
     """Feed it the answer to a metadata request for one instance, an array of one object, in chunks.
 
     Numbers are those of 64 bits, floats where they have a fraction. Only *readers* see what is in the metadata, and what is
     malformed elsewhere does not matter as long as objects, arrays and texts are closed; see `LenientJson`. *uids*: the
-    Study, Series and SOP Instance UID that the object must have; None accepts any.
+    Study, Series and SOP Instance UID that the object must have, each once and with one value: of several, another reader
+    may take another. None accepts any. Only white space may follow the array.
 
     *readers* must not lead to this object: the garbage collector does not look into ijson's, so a circle through it stays
     for good.
@@ -47,7 +44,7 @@ class MetadataEvents:
         self._complete = False
         self._text = LenientJson()
         self._expected = uids
-        self._uids: dict[str, Any] = {}
+        self._uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
         watcher = _watch(readers, self._uids)
         next(watcher)
         # Without use_float, an integer of more digits than `sys.get_int_max_str_digits` kills the process: ijson 3.6 goes
@@ -60,14 +57,19 @@ class MetadataEvents:
             self._parse(self._text.feed, chunk)
 
     def check_complete(self) -> None:
-        """The answer has ended. Raises `BadMetadata` if it ended too early, or describes another instance."""
+        """The answer has ended. Raises `BadMetadata` if it ended too early, or not with its array, or describes another
+        instance."""
         if self._json is not None:
             self._parse(self._text.close)
+        if self._json is not None:
+            self._end()
         if not self._complete:
-            raise BadMetadata("the metadata ended too early")
-        uids = tuple(str(self._uids.get(tag, "")).strip(" \0") for tag in UIDS)
-        if self._expected not in (None, uids):
-            raise BadMetadata("the metadata are not those of the instance asked for")
+            raise BadMetadata("the metadata ended too early, or something follows them")
+        if self._expected is None:
+            return
+        for tag, uid in zip(UIDS, self._expected, strict=True):
+            if [value.strip(" \0") if isinstance(value, str) else None for value in self._uids[tag]] != [uid]:
+                raise BadMetadata("the metadata are not those of the instance asked for")
 
     def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
         parser, self._json = self._json, None
@@ -75,8 +77,6 @@ class MetadataEvents:
             block = take(*chunk)
             if block:  # yajl takes an empty chunk for the end
                 parser.send(block)
-        except _Complete:  # what follows the array does not matter
-            self._complete = True
         except BadJson as error:
             raise BadMetadata(f"the metadata hold {error}") from error
         except BadMetadata:
@@ -86,8 +86,18 @@ class MetadataEvents:
         else:
             self._json = parser
 
+    def _end(self) -> None:
+        """Have the parser say whether that was all: one array, which is closed."""
+        parser, self._json = self._json, None
+        try:
+            parser.send(b"")
+        except StopIteration:
+            self._complete = not self._text.in_string  # the parser passes over a text that begins behind the array
+        except (ijson.JSONError, BadMetadata):
+            pass
 
-def _watch(readers: Readers, uids: dict[str, Any]) -> Events:
+
+def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
     event, _ = yield
     if event != "start_array":
         raise BadMetadata("the metadata are no array of instances")
@@ -99,15 +109,35 @@ def _watch(readers: Readers, uids: dict[str, Any]) -> Events:
         if event != "map_key":
             break
         event, _ = yield
+        if tag in UIDS and event != "start_map":
+            uids[tag].append(None)
         if event == "start_map":
-            reader = keep_first(uids, tag) if tag in UIDS else readers(tag)
+            reader = _keep_uid(uids[tag]) if tag in UIDS else readers(tag)
             yield from reader if reader is not None else skip()
         elif event == "start_array":  # no element is one
             yield from skip()
     event, _ = yield
     if event != "end_array":
         raise BadMetadata("the metadata are of more than one instance")
-    raise _Complete
+    yield  # anything else is no JSON
+
+
+def _keep_uid(values: list[Any]) -> Events:
+    """Add all values of an element that has just begun to *values*, None for what is no text; of no value, that, too."""
+    depth, key, count = 1, None, len(values)
+    while depth:
+        event, value = yield
+        if event in CLOSE:
+            depth -= 1
+            continue
+        if event == "map_key" and depth == 1:
+            key = value
+        elif key == "Value" and (event, depth) != ("start_array", 1) and len(values) < 3:  # two are too many as it is
+            values.append(value)
+        if event in OPEN:
+            depth += 1
+    if len(values) == count:
+        values.append(None)
 
 
 def keep_first(values: dict[str, Any], tag: str) -> Events:

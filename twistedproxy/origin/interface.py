@@ -10,7 +10,7 @@ import attrs
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
+from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.streams import ByteStream
 
@@ -95,12 +95,20 @@ def first(headers: Headers, name: bytes) -> Optional[bytes]:
 _DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
 
 
+def media_type_of(headers: Headers) -> Optional[MediaType]:
+    """What Content-Type says; None where it is missing or cannot be read, or where several fields say different things:
+    readers take the first or the last (RFC 9110 section 5.3)."""
+    told = {value.strip() for name, value in headers if name.lower() == b"content-type"}
+    try:
+        return parse_media_type(told.pop()) if len(told) == 1 else None
+    except BadMediaType:
+        return None
+
+
 def is_dicom_json(headers: Headers) -> bool:
     """Whether an answer with these *headers* says that it is DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
-    try:
-        return parse_media_type(first(headers, b"content-type") or b"").type in _DICOM_JSON
-    except BadMediaType:
-        return False
+    media_type = media_type_of(headers)
+    return media_type is not None and media_type.type in _DICOM_JSON
 
 
 class Origin(Protocol):

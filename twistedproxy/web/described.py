@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Optional
 
 from twistedproxy.dicom.address import Instance, InvalidUID
-from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, parse_media_type
-from twistedproxy.origin.interface import Headers
+from twistedproxy.dicom.media_types import MULTIPART_RELATED
+from twistedproxy.origin.interface import Headers, media_type_of
 from twistedproxy.web.mounts import Target
 from twistedproxy.web.object_syntax import SyntaxLookup
 from twistedproxy.web.paths import Kind
@@ -56,9 +56,8 @@ def form_of(headers: Headers) -> Optional[Form]:
     values = {name.lower(): value for name, value in headers}
     if values.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
         return None
-    try:
-        media_type = parse_media_type(values.get(b"content-type", b""))
-    except BadMediaType:
+    media_type = media_type_of(headers)
+    if media_type is None:
         return None
     if media_type.type == MULTIPART_RELATED:
         return Form.XML_PARTS if _FORMS.get(media_type.part_type or "") is Form.XML else None
