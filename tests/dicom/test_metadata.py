@@ -266,7 +266,18 @@ class ReadingTests(SynchronousTestCase):
         array, may be all that another reader sees."""
         data = json.dumps([SLIDE]).encode()
         block = lenient_json.BLOCK
-        for rest in (b"<html>denied", json.dumps([{"error": 1}]).encode(), b"]", b",", b"null", b"nul", b"1", b'"', b'"x', b"{"):
+        for rest in (
+            b"<html>denied",
+            json.dumps([{"error": 1}]).encode(),
+            b"]",
+            b",",
+            b"null",
+            b"nul",
+            b"1",
+            b'"',
+            b'"x',
+            b"{",
+        ):
             for space in (b"", b"\r\n", b" " * (2 * block)):
                 for size in (len(data), 1000, 1 << 20):
                     self.assertRaises(BadMetadata, parse, data + space + rest, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,7 +12,8 @@ from tests.frames.support import MemoryOrigin
 from twistedproxy.dicom.address import Instance
 from twistedproxy.imaging.bulk_data import bulk_place, read_bulk_value
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse
+from twistedproxy.streams import BytesStream
 
 STORE = "http://store:80/dicom-web"
 HERE = "/studies/1/series/2/instances/3"
@@ -76,8 +78,79 @@ class PlaceTests(SynchronousTestCase):
             self.places("", (uri, None))
 
 
+@attrs.define(eq=False)
+class BulkOrigin(MemoryOrigin):
+    """Answers with *body*, under a Content-Type of each of *types* and *more* headers."""
+
+    types: tuple[str, ...] = ("application/octet-stream",)
+    more: Headers = ()
+    body: bytes = b"\x01\x02"
+    framed: bool = True
+
+    async def forward(self, request: OriginRequest) -> OriginResponse:
+        headers = (*((b"Content-Type", kind.encode()) for kind in self.types), *self.more)
+        return OriginResponse(200, headers, BytesStream(self.body), None, lambda: self.framed)
+
+
+def multipart(headers: str, data: str = "\x01\x02", end: str = "--") -> bytes:
+    """One part."""
+    return f"--b\r\n{headers}\r\n{data}\r\n--b{end}\r\n".encode()
+
+
 class ReadBulkValueTests(SynchronousTestCase):
     """`read_bulk_value`."""
+
+    def read(self, origin: BulkOrigin) -> Deferred[bytes]:
+        """What becomes of reading a value."""
+        instance = Instance("http://store/dicom-web", "", "1", "2", "3")
+        return Deferred.fromCoroutine(read_bulk_value(origin, instance, Caller(b"", ()), "bulkdata/1"))  # type: ignore[arg-type]
+
+    def test_values(self) -> None:
+        """A value comes as bytes, alone or as the one part of an answer, whose type may be left out."""
+        related, octets = 'multipart/related; boundary=b; type="application/octet-stream"', "application/octet-stream"
+        for origin in (
+            BulkOrigin(),
+            BulkOrigin(types=(f"{octets}; x=y",) * 2),
+            BulkOrigin(types=(related,), body=multipart("")),
+            BulkOrigin(types=("multipart/related; boundary=b",), body=multipart(f"Content-Type: {octets}\r\n")),
+            BulkOrigin(types=(related,), body=multipart(f"Content-Type: {octets}\r\n"), framed=False),
+        ):
+            self.assertEqual(self.successResultOf(self.read(origin)), b"\x01\x02", origin.types)
+
+    def test_what_is_no_value(self) -> None:
+        """Anything else is an error: a page, a picture, a piece, an object, nothing, and what may not be all of it."""
+        related, octets = 'multipart/related; boundary=b; type="application/octet-stream"', "application/octet-stream"
+        kinds = (
+            "image/jpeg",
+            "application/dicom",
+            "text/html",
+            "application/dicom+json",
+            "application/xml",
+            "application/x",
+        )
+        for origin in (
+            *(BulkOrigin(types=(kind,)) for kind in kinds),
+            *(
+                BulkOrigin(types=(related,), body=multipart(f"Content-Type: {kind}\r\n"))
+                for kind in (*kinds, "nonsense")
+            ),
+            *(
+                BulkOrigin(types=(f'multipart/related; boundary=b; type="{kind}"',), body=multipart(""))
+                for kind in kinds
+            ),
+            BulkOrigin(types=()),
+            BulkOrigin(types=("nonsense",)),
+            BulkOrigin(types=(octets, "text/html")),
+            BulkOrigin(types=("text/html", octets)),
+            BulkOrigin(more=((b"content-range", b"bytes 0-1/9"),)),
+            BulkOrigin(types=(related,), more=((b"content-range", b"bytes 0-1/9"),), body=multipart("")),
+            BulkOrigin(body=b""),
+            BulkOrigin(types=(related,), body=multipart("", "")),
+            BulkOrigin(types=(related,), body=multipart("", end="") + multipart("")),
+            BulkOrigin(types=(related,), body=multipart("", end=""), framed=False),
+            BulkOrigin(framed=False),
+        ):
+            self.failureResultOf(self.read(origin), OriginBadAnswer)
 
     def test_elsewhere(self) -> None:
         """What is no URL, or one of another place, is not asked for: there is no picture that needs it."""

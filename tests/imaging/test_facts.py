@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twistedproxy.imaging.description import Description, InstanceFacts
 from twistedproxy.imaging.errors import BadImage
 from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.icc import profile_of
 from twistedproxy.imaging.lookup import LookupTable, lay_out
 
 
@@ -179,10 +180,34 @@ class TravelTests(SynchronousTestCase):
 
         def read(uri: str) -> bytes:
             asked.append(uri)
-            return b"from there"
+            return profile
 
-        self.assertEqual(PixelFacts.from_dicom_json(metadata, read).icc_profile, b"from there")
+        profile = profile_of("srgb")
+        self.assertEqual(PixelFacts.from_dicom_json(metadata, read).icc_profile, profile)
         self.assertEqual(asked, ["http://store/bulk/1"])
+        self.assertEqual(PixelFacts.from_dicom_json(metadata, lambda _: b"").icc_profile, b"")
+
+    def test_what_was_fetched_and_is_no_such_value(self) -> None:
+        """A page in the place of a table or a profile is an error: without it there would be a picture, and a wrong one."""
+        data = {"vr": "OW", "BulkDataURI": "http://store/bulk/1"}
+        voi = {"vr": "SQ", "Value": [{"00283002": {"vr": "US", "Value": [4, 0, 16]}, "00283006": data}]}
+        descriptors = {f"0028110{n}": {"vr": "US", "Value": [4, 0, 16]} for n in (1, 2, 3)}
+        palette = instance(PhotometricInterpretation="PALETTE COLOR").to_json_dict() | descriptors
+        plain = instance().to_json_dict()
+        entries = words(1, 2, 3, 400)
+        for metadata, right in (
+            (plain | {"00283010": voi}, entries),
+            (plain | {"52009229": {"vr": "SQ", "Value": [{"00289132": {"Value": [{"00283010": voi}]}}]}}, entries),
+            (plain | {"00283000": voi}, entries),
+            (palette | {f"0028120{n}": data for n in (1, 2, 3)}, entries),
+            (palette | {f"0028122{n}": data for n in (1, 2, 3)}, words(0, 4, 1, 2, 3, 400)),
+            (plain | {"00282000": data}, profile_of("srgb")),
+            (plain | {"00480105": {"vr": "SQ", "Value": [{"00282000": data}]}}, profile_of("srgb")),
+        ):
+            PixelFacts.from_dicom_json(metadata, lambda _, right=right: right)  # type: ignore[misc]
+            for wrong in (b"<p>", right[:3]):
+                with self.assertRaises(BadImage):
+                    PixelFacts.from_dicom_json(metadata, lambda _, wrong=wrong: wrong)  # type: ignore[misc]
 
     def test_one_frame_of_many(self) -> None:
         """Of the groups of all frames the one that is asked for counts."""

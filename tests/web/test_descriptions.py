@@ -291,8 +291,19 @@ class GrantTests(DescribedCase):
         self.assertEqual((await client.frames(self.slide.resource, [6])).frames(), self.stored[5:6])
 
     async def test_a_page_for_people(self) -> None:
-        """An answer that is no metadata makes no grant."""
+        """An answer that is no metadata makes no grant, nor is one that may be something else to others."""
         store, client = await self.started()
-        store.fail(faults.Answer(200, JSON, b"[]"), "/metadata")
+        right = json.dumps([next(iter(store.instances.values())).metadata]).encode()
+        html = ("Content-Type", "text/html")
+        for headers, body in (
+            (JSON, b"[]"),
+            (JSON, right + b"<html>"),
+            ((*JSON, html), right),
+            ((html, *JSON), right),
+        ):
+            store.fail(faults.Answer(200, headers, body), "/metadata")
+            await client.get(self.metadata)
+            self.assertEqual(len(self.running.rooms.access.grants), 0, headers)
+        store.fail(faults.Answer(200, JSON, right), "/metadata")
         await client.get(self.metadata)
-        self.assertEqual(len(self.running.rooms.access.grants), 0)
+        self.assertEqual(len(self.running.rooms.access.grants), 1)

@@ -643,6 +643,10 @@ class ColourTests(RenderingCase):
             (faults.Answer(403), 403),
             (faults.Answer(206, (("Content-Type", "application/octet-stream"),), b"x"), 502),
             (faults.Answer(200, (("Content-Type", "text/html"),), b"<p>log in"), 502),
+            (faults.Answer(200, (("Content-Type", "application/octet-stream"),), b"<p>log in"), 502),
+            (faults.Answer(200, (("Content-Type", "application/octet-stream"),), b""), 502),
+            (faults.Answer(200, (("Content-Type", "image/jpeg"),), bytes(131072)), 502),
+            (faults.Answer(200, (), bytes(131072)), 502),
         ):
             self.behind.fail(fault, "/bulkdata/", None)
             self.assertEqual((await client.get(path, png)).status, status, fault)

@@ -11,14 +11,16 @@ from typing import Optional
 from urllib.parse import unquote, urljoin, urlsplit
 
 from twistedproxy.dicom.address import Instance
-from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest, first
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_BULK = 16 << 20
 """Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
+
+_BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "application/x-octet-stream"))
+"""What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
 
 _NO_HTTP = "http://origin.invalid"  # stands for the URL of an origin that is none of HTTP's
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # readers of URLs drop some, or take a backslash for a slash
@@ -41,8 +43,8 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
             raise OriginRefused(response.status, response.headers, data)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
-        return _only_part(first(response.headers, b"content-type") or b"", data, response.length is not None)
-    except (StreamTooLong, BadMediaType, BadMultipart) as error:
+        return _only_part(response, data)
+    except (StreamTooLong, BadMultipart) as error:
         raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
 
 
@@ -74,16 +76,28 @@ def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, 
     return None
 
 
-def _only_part(content_type: bytes, data: bytes, framed: bool) -> bytes:
-    """The value in an answer: the one part of a multipart one, or all of it. *framed*: see `MultipartParser.close`."""
-    media_type = parse_media_type(content_type or b"application/octet-stream")
-    kind = media_type.part_type or ""
-    if kind.startswith("text/") or kind.endswith(("json", "xml")):  # a gateway's page
-        raise BadMediaType(f"it came as {kind[:80]}")
-    if not media_type.is_multipart:
-        return data
-    collector = PartCollector(media_type.boundary, MAX_BULK, 1)
-    parts = collector.feed(data) + collector.close(framed)
-    if not parts:
-        raise BadMultipart("a multipart answer has no part")
-    return parts[0].data
+def _only_part(response: OriginResponse, data: bytes) -> bytes:
+    """The value in an answer: the one part of a multipart one, or all of it. Raises BadMultipart for what is no value, or
+    may not be all of it: a picture would be made of a gateway's page."""
+    framed, media_type = response.framed(), media_type_of(response.headers)
+    if media_type is None:
+        raise BadMultipart("its Content-Type is missing, or says nothing")
+    if first(response.headers, b"content-range") is not None:
+        raise BadMultipart("it came with a Content-Range, as a piece of something")
+    kinds = [media_type.part_type]
+    if media_type.is_multipart:
+        collector = PartCollector(media_type.boundary, MAX_BULK, 1)
+        parts = collector.feed(data) + collector.close(framed)
+        if not parts:
+            raise BadMultipart("a multipart answer has no part")
+        data = parts[0].data
+        if "content-type" in parts[0].headers:
+            kinds.append(parts[0].media_type.type if parts[0].media_type is not None else "of no known type")
+    elif not framed:
+        raise BadMultipart("it ended with its connection: nothing says that it is whole")
+    for kind in kinds:
+        if kind is not None and kind not in _BYTES:
+            raise BadMultipart(f"it came as {kind[:80]}, and application/octet-stream is accepted")
+    if not data:
+        raise BadMultipart("it is empty")
+    return data

@@ -7,6 +7,7 @@ Rules that this file keeps:
   (PS3.3 section C.7.6.16.1.1).
 - What cannot be read counts as absent, as in most viewers, and what this picture does not need is not read: a window of
   NaN, a palette that a gray image has left over. Sizes, depth and colours must be there, and a modality LUT must be whole.
+  So must be what was fetched: there the metadata are in order, and what came for a table or a profile is something else.
 - `from_bytes` trusts nobody: JSON and plain bytes, no pickle.
 """
 
@@ -117,8 +118,8 @@ class PixelFacts:
     def from_dicom_json(cls, instance: Mapping[str, Any], bulk: BulkReader | None = None, frame: int = 1) -> Self:
         """The facts in an instance's metadata (PS3.18 annex F).
 
-        *bulk* reads values that stand elsewhere (ICC profile, tables); without it they are left out. It may block.
-        Raises BadImage, and what *bulk* raises.
+        *bulk* reads values that stand elsewhere (ICC profile, tables); without it, and where it gives b"", they are left out.
+        It may block. Raises BadImage, for what *bulk* gave and is no such value, too, and what *bulk* raises.
         """
         kind = _text_of(instance, "00280004")
         tables = _PALETTE if kind == "PALETTE COLOR" else _OF_GRAY if kind in MONOCHROME else frozenset()
@@ -136,6 +137,10 @@ _OF_GRAY = frozenset((_SHARED, _PER_FRAME, "00283000", "00283010"))
 """Where windows and tables stand."""
 _PALETTE = frozenset(f"0028{element}" for element in "1101 1102 1103 1201 1202 1203 1221 1222 1223".split())
 _SEQUENCES = _OF_GRAY | {_OPTICAL_PATHS, "00289132", "00289145"}
+
+
+class _Fetched(bytes):
+    """A value that stood elsewhere."""
 
 
 def _only_frame(instance: dict[str, Any], frame: int) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _element_value(tag: str, element: Mapping[str, Any], bulk: BulkReader | None
             return base64.b64decode(inline)
         except ValueError:
             return None
-    return bulk(uri) if bulk is not None and uri and isinstance(uri, str) else None
+    return _Fetched(bulk(uri)) if bulk is not None and uri and isinstance(uri, str) else None
 
 
 def _text_of(instance: Mapping[str, Any], tag: str) -> str:
@@ -331,7 +336,8 @@ def _voi_lut(dataset: Dataset, signed: bool, little_endian: bool) -> LookupTable
             if (table := lut_item(item, signed, little_endian)) is not None:
                 return table
         except (TypeError, ValueError):
-            continue
+            if _any_fetched(item):
+                raise
     return None
 
 
@@ -339,7 +345,13 @@ def _palette(dataset: Dataset, signed: bool, little_endian: bool) -> tuple[Looku
     try:
         return palette_of(dataset, signed, little_endian)
     except (TypeError, ValueError, IndexError):
+        if _any_fetched(dataset):
+            raise
         return None
+
+
+def _any_fetched(dataset: Dataset) -> bool:
+    return any(isinstance(element.value, _Fetched) for element in dataset)
 
 
 def _stored(dataset: Dataset, keyword: str, signed: bool, bits: int) -> int | None:
@@ -374,6 +386,8 @@ def _value_range(dataset: Dataset, facts: PixelFacts) -> tuple[int, int] | None:
 def _icc_profile(dataset: Dataset) -> bytes:
     for place in (dataset, *_items(dataset, "OpticalPathSequence")):
         value = place.get("ICCProfile")
+        if isinstance(value, _Fetched) and value and value[36:40] != b"acsp":  # ICC.1 section 7.2.11
+            raise ValueError("what came for the ICC profile is none")
         if isinstance(value, bytes) and value:
             return value
     return b""

@@ -99,6 +99,8 @@ def lay_out(words: Words, bits: int = 16) -> list[int]:
     """
     entries: list[int] = []
     _segments([int(word) for word in words], 0, None, entries, 8 if bits <= 8 else 16, nested=False)
+    if not entries:
+        raise ValueError("a segmented lookup table has no segment")
     return entries
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Optional, Protocol
 
 import attrs
@@ -79,12 +79,14 @@ class OriginRequest:
 @attrs.frozen
 class OriginResponse:
     """An answer whose body is still to be pulled. *headers* are end-to-end ones.
-    *length* is the body's length in bytes where the origin said it."""
+    *length* is the body's length in bytes where the origin said it. *framed* tells, after the body's end, whether its length
+    or its chunks showed that it is whole; else it ended with its connection."""
 
     status: int
     headers: Headers
     body: ByteStream
     length: Optional[int] = None
+    framed: Callable[[], bool] = attrs.field(default=lambda: True, eq=False, repr=False)
 
 
 def first(headers: Headers, name: bytes) -> Optional[bytes]:

@@ -637,6 +637,10 @@ class MetadataTests(StoreTestCase):
             faults.Answer(206, (*headers, ("Content-Range", f"bytes 0-9/{len(right)}")), right),
             faults.Answer(200, (("Content-Type", "text/html"),), right),
             faults.Answer(200, (), right),
+            faults.Answer(200, (*headers, ("Content-Type", "text/html")), right),
+            faults.Answer(200, (("Content-Type", "text/html"), *headers), right),
+            faults.Answer(200, headers, right + b"<html>denied"),
+            faults.Answer(200, headers, right + b'[{"error":1}]'),
         ):
             with self.subTest(fault=fault):
                 self.store.fail(fault)

@@ -127,7 +127,7 @@ class Requests:
                 raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
             raise
         self.standings.passed(caller, request.path, answer.status, answer.headers)
-        response = OriginResponse(answer.status, answer.headers, answer.body, answer.length)
+        response = OriginResponse(answer.status, answer.headers, answer.body, answer.length, lambda: answer.framed)
         return _decoded(response, request.method) if request.decoded else response
 
     async def _with_retries(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
@@ -171,7 +171,7 @@ def _decoded(response: OriginResponse, method: bytes) -> OriginResponse:
     body, headers = decoded(response.body, response.headers)
     if method == b"HEAD" or response.status == 204:
         body = response.body
-    return OriginResponse(response.status, headers, body)
+    return OriginResponse(response.status, headers, body, framed=response.framed)
 
 
 def _listed(statuses: Collection[int]) -> str:
