@@ -38,13 +38,14 @@ def frames(*numbers: int) -> list[Frame]:
 
 @attrs.define(eq=False)
 class MemoryOrigin:
-    """Lets *readers* read; notes what it was asked for. *priority*: of the last request for frames. *gate*: what frame
+    """Lets *readers* read; notes what it was asked for. *priority*, *caller*: of the last request for frames. *gate*: what frame
     requests wait for. *failure*, *refusal*: what becomes of frames, and of metadata, for those who may read."""
 
     readers: set[bytes] = attrs.Factory(lambda: {ALICE.credential})
     metadata_value: InstanceMetadata = METADATA
     asked: list[tuple[str, object]] = attrs.Factory(list)
     priority: Optional[Priority] = None
+    caller: Optional[Caller] = None
     gate: Optional[Deferred[None]] = None
     cancelled: int = 0
     failure: Optional[Exception] = None
@@ -72,7 +73,7 @@ class MemoryOrigin:
         limit: Optional[int] = None,
     ) -> Mapping[int, Frame]:
         self.asked.append(("frames", tuple(numbers)))
-        self.priority = priority
+        self.priority, self.caller = priority, caller
         if self.gate is not None:
             try:
                 await self.gate

@@ -14,7 +14,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, RENEWED_BY_METADATA, Access
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.origin.errors import OriginBadAnswer, OriginBusy, OriginRefused
+from twistedproxy.origin.errors import AnsweredByCache, OriginBadAnswer, OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 
 TTL = 600.0
@@ -84,6 +84,27 @@ class AskTests(AccessCase):
         self.origin.answer.callback(None)
         self.assertEqual(self.successResultOf(second).metadata, METADATA)
         self.failureResultOf(other, OriginRefused)
+
+    def test_a_cache_on_the_way(self) -> None:
+        """Metadata from a cache on the way are facts, and no proof: that is a frame, for which the origin itself is asked."""
+        self.origin.refusal = AnsweredByCache(METADATA)
+        self.assertEqual(self.successResultOf(self.ask()).metadata, METADATA)
+        self.assertEqual(self.origin.asked, [("metadata", b"alice"), ("frames", (1,))])
+        assert self.origin.caller is not None
+        self.assertEqual(self.origin.caller.headers, (*ALICE.headers, (b"Cache-Control", b"no-cache")))
+        self.assertIsNotNone(self.access.known(ALICE, INSTANCE))
+
+    def test_a_cache_on_the_way_to_who_may_not(self) -> None:
+        """Who is given metadata by a cache, and no frame by the origin, has no grant, nor the one from before any longer."""
+        grant = self.successResultOf(self.ask())
+        self.origin.refusal = AnsweredByCache(METADATA)
+        for status in (500, 403):
+            self.origin.failure = OriginRefused(status, (), b"no")
+            self.failureResultOf(self.ask(), OriginRefused)
+            self.assertIs(self.access.known(ALICE, INSTANCE), grant if status == 500 else None)
+        self.origin.failure = OriginBadAnswer("no frames here")
+        self.failureResultOf(self.ask(), OriginBadAnswer)
+        self.assertEqual(len(self.access.grants), 0)
 
     def test_after_forgetting(self) -> None:
         """Who asks after the instance was forgotten does not share an answer from before."""

@@ -307,3 +307,17 @@ class GrantTests(DescribedCase):
         store.fail(faults.Answer(200, JSON, right), "/metadata")
         await client.get(self.metadata)
         self.assertEqual(len(self.running.rooms.access.grants), 1)
+
+    async def test_a_cache_on_the_way(self) -> None:
+        """What a cache in front of the origin answers makes no grant for a caller with credentials, however long it is."""
+        for held in (descriptions.HELD, 16):
+            self.patch(descriptions, "HELD", held)
+            store, anyone = await self.started()
+            right = {**next(iter(store.instances.values())).metadata, SYNTAX: {"vr": "UI", "Value": [JPEG]}}
+            answer = json.dumps([right]).encode()
+            store.fail(faults.Answer(200, (*JSON, ("Age", "100")), answer), "/metadata", None)
+            grants = self.running.rooms.access.grants
+            for client, count in ((self.running.client(ALICE), 0), (anyone, 1)):
+                found = (await client.get(self.metadata)).json()
+                self.assertEqual(found[0]["00080018"], right["00080018"])
+                self.assertEqual(len(grants), count)

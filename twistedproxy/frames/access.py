@@ -22,7 +22,7 @@ from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.inflight import InFlight
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
+from twistedproxy.origin.errors import AnsweredByCache, OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, Priority
 from twistedproxy.siblings import NoSiblings, Siblings
 from twistedproxy.waits import all_or_none
@@ -95,7 +95,7 @@ class Access:
     async def _ask(self, key: _Key, origin: Origin, caller: Caller, reading: Reading) -> Mapping[_Key, Grant]:
         instance = key[1]
         try:
-            metadata = await origin.metadata(instance, caller)
+            metadata = await self._metadata(origin, instance, caller)
         except OriginRefused as refused:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
@@ -161,7 +161,7 @@ class Access:
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
-            metadata = await self._proved(origin, instance, caller, grant.metadata)
+            metadata = await self._still_proved(origin, instance, caller, grant.metadata)
             await self.record(instance, caller, metadata, Reading(grant.fence, {}))
         except OriginRefused as refused:
             if refused.status in DENIALS:
@@ -171,22 +171,37 @@ class Access:
         except OriginError as error:
             self._not_renewed(instance, grant, error)
 
-    @staticmethod
-    async def _proved(
-        origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
+    async def _still_proved(
+        self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
     ) -> InstanceMetadata:  # fmt: skip
-        """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
+        """Have the origin prove the caller's right once more; return the facts. Raises `OriginError`."""
         if known.frames > RENEWED_BY_METADATA:
             try:
-                # With the priority of callers who hold no grant, no frame is cut out of the whole file.
-                await origin.frames(instance, (1,), caller, known, Priority.UNKNOWN)
-                return known
+                return await self._by_frame(origin, instance, caller, known)
             except OriginRefused as refused:
                 if refused.status in (401, 403):
                     raise
             except OriginBadAnswer:
                 pass  # a store that gives no frames may give metadata
-        return await origin.metadata(instance, caller)
+        return await self._metadata(origin, instance, caller)
+
+    async def _metadata(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceMetadata:
+        """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
+        try:
+            return await origin.metadata(instance, caller)
+        except AnsweredByCache as facts:
+            return await self._by_frame(origin, instance, caller, facts.metadata)
+
+    @staticmethod
+    async def _by_frame(
+        origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
+    ) -> InstanceMetadata:  # fmt: skip
+        """Have the origin prove the caller's right by a frame; return the facts, which are *known*. Raises `OriginError`."""
+        if caller.has_credentials:  # a cache on the way must ask the origin (RFC 9111 section 5.2.1.4)
+            caller = attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
+        # With the priority of callers who hold no grant, no frame is cut out of the whole file.
+        await origin.frames(instance, (1,), caller, known, Priority.UNKNOWN)
+        return known
 
     def _not_renewed(self, instance: Instance, grant: Grant, error: OriginError) -> None:
         grant.next_renewal = self.wall_clock() + RENEWAL_PAUSE

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import attrs
+
+if TYPE_CHECKING:
+    from twistedproxy.dicom.metadata import InstanceMetadata
 
 
 class OriginError(Exception):
@@ -43,6 +48,16 @@ class OriginTimeout(OriginError):
 
 class OriginBadAnswer(OriginError):
     """The answer came and is not what DICOMweb says it should be: 502."""
+
+
+@attrs.define(eq=False)
+class AnsweredByCache(OriginBadAnswer):
+    """A cache on the way gave the *metadata*: they are facts, and do not show that this caller may read the instance."""
+
+    metadata: InstanceMetadata
+
+    def __str__(self) -> str:
+        return "a cache in front of the origin answered, which does not know who may read the instance"
 
 
 class NotAsStored(OriginBadAnswer):

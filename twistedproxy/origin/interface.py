@@ -43,9 +43,14 @@ class Caller:
     address: str = attrs.field(default="", eq=False, repr=False)
 
     @property
+    def has_credentials(self) -> bool:
+        """Whether there is anything that the origin may judge by."""
+        return bool(self.headers or self.query)
+
+    @property
     def flow(self) -> bytes:
         """What a fair share at the origin is given to."""
-        return self.credential if self.headers or self.query else self.address.encode("utf-8")
+        return self.credential if self.has_credentials else self.address.encode("utf-8")
 
     def asking(self, query: bytes) -> bytes:
         """*query* of a request in the caller's name, with the caller's own fields."""
@@ -94,6 +99,12 @@ def first(headers: Headers, name: bytes) -> Optional[bytes]:
     return next((value.strip() for key, value in headers if key.lower() == name), None)
 
 
+def is_for(caller: Caller, headers: Headers) -> bool:
+    """Whether the origin itself judged *caller* for the answer with these *headers*: Age is a cache's (RFC 9111 section 5.1),
+    which may have kept what another caller asked for. Who has no credentials is like all others without."""
+    return not caller.has_credentials or first(headers, b"age") is None
+
+
 _DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
 
 
@@ -120,7 +131,8 @@ class Origin(Protocol):
     """The store's identity, as the operator gave it, without credentials: part of every `Instance`."""
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
-        """Ask for the instance's metadata with the caller's own headers: access check and facts in one."""
+        """Ask for the instance's metadata with the caller's own headers: access check and facts in one. Raises
+        `AnsweredByCache` where it is facts only."""
 
     async def frames(
         self,

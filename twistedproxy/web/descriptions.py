@@ -4,7 +4,8 @@
 - (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and somebody knows it: a viewer
   that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
 - The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
-  caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them.
+  caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
+  cache's answer to a caller with credentials is none.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from twistedproxy.frames.answer_memory import Held
 from twistedproxy.frames.credentials import Credentials
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.reader import FrameReader, Wanted
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
 from twistedproxy.web.described import Form, form_of, instances_in, transform_of
@@ -66,6 +67,13 @@ _HARMLESS = frozenset(
     b" if-modified-since"
     b" via traceparent tracestate x-request-id x-forwarded-proto x-forwarded-host x-forwarded-port".split()
 )
+
+
+_Tell = Callable[[InstanceMetadata], Awaitable[None]]
+
+
+async def _nobody(_: InstanceMetadata) -> None:
+    """What a cache told proves nothing."""
 
 
 @attrs.frozen
@@ -143,6 +151,7 @@ class Watch:
         form = form_of(response.headers) or Form.JSON
         syntaxes: dict[str, str] = {}
         body: ByteStream = response.body
+        tell = self._record if is_for(self._caller, response.headers) else _nobody
         if form is Form.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             body = ChainedStream(BytesStream(*_pieces(start)), body)
@@ -152,10 +161,10 @@ class Watch:
                 if self._instance is None:
                     syntaxes = await self._known_syntaxes(start)
                 elif whole:
-                    syntaxes = await self._granted(self._instance, start)
+                    syntaxes = await self._granted(self._instance, start, tell)
                 else:
                     syntaxes = self._learned(self._instance)
-                    body = _Observed(body, MetadataParser(self._instance.uids), self._record, self._room.clock)
+                    body = _Observed(body, MetadataParser(self._instance.uids), tell, self._room.clock)
                 if len(start) > PIECE:
                     await deferLater(self._room.clock, 0)
             except BaseException:
@@ -170,8 +179,8 @@ class Watch:
         known = metadata_in(self._reading)
         return {instance.sop: known.transfer_syntax} if known is not None and known.transfer_syntax else {}
 
-    async def _granted(self, instance: Instance, answer: bytes) -> dict[str, str]:
-        """Record the grant that this answer is; return the instance's transfer syntax, by its UID."""
+    async def _granted(self, instance: Instance, answer: bytes, tell: _Tell) -> dict[str, str]:
+        """*tell* of the metadata that this answer is; return the instance's transfer syntax, by its UID."""
         parser = MetadataParser(instance.uids)
         try:
             for piece in _pieces(answer):
@@ -181,7 +190,7 @@ class Watch:
             metadata = parser.close()
         except BadMetadata:
             return {}
-        await self._record(metadata)
+        await tell(metadata)
         if metadata.transfer_syntax is not None:
             return {}
         if learned := self._learned(instance):
@@ -238,7 +247,7 @@ class _Observed:
         self,
         source: ByteStream,
         parser: MetadataParser,
-        tell: Callable[[InstanceMetadata], Awaitable[None]],
+        tell: _Tell,
         clock: IReactorTime,
     ) -> None:
         self._source = source

@@ -26,6 +26,7 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.metadata_json import UIDS
 from twistedproxy.origin.errors import (
+    AnsweredByCache,
     OriginBadAnswer,
     OriginError,
     OriginRefused,
@@ -648,6 +649,20 @@ class MetadataTests(StoreTestCase):
                     await self.facts()
         self.store.fail(faults.Answer(200, (("Content-Type", "application/json; charset=utf-8"),), right))
         self.assertEqual((await self.facts()).frames, 12)
+
+    async def test_a_cache_on_the_way(self) -> None:
+        """What a cache answers (RFC 9111 section 5.1) is facts, and no proof of the rights of a caller who has credentials."""
+        self.begin()
+        right = json.dumps([metadata_of(self.instance)]).encode()
+        headers = (("Content-Type", "application/dicom+json"), ("Age", "0"))
+        self.store.fail(faults.Answer(200, headers, right), times=None)
+        self.assertEqual((await self.facts()).frames, 12)
+        for caller in (Caller(b"x", ((b"Authorization", b"Bearer t"),)), Caller(b"y", (), b"access_token=t")):
+            with self.assertRaises(AnsweredByCache) as caught:
+                await self.origin.metadata(self.instance, caller)
+            self.assertEqual(caught.exception.metadata.frames, 12)
+            self.assertEqual(self.origin._requests.standings.priority(caller), Priority.UNKNOWN)
+        self.assertEqual(self.counts.operations, [("metadata", "ok")] * 3)
 
     async def test_packed(self) -> None:
         """A store of ready-made files that packs what it was asked not to pack is understood, if all of it comes."""

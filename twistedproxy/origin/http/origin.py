@@ -17,6 +17,7 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.origin.errors import (
+    AnsweredByCache,
     FramesRefused,
     NotAsStored,
     OriginBadAnswer,
@@ -33,7 +34,7 @@ from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
 from twistedproxy.origin.http.retry import drain
 from twistedproxy.origin.http.transport import Transport, normal_url
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong
 
@@ -180,6 +181,8 @@ class HTTPOrigin:
             if answer.status != 200 or not is_dicom_json(answer.headers):
                 raise OriginBadAnswer(f"the origin's answer ({answer.status}) to a metadata request is no DICOM JSON")
             metadata = await self._parse(answer, instance)
+            if not is_for(caller, answer.headers):
+                raise AnsweredByCache(metadata)
             self._requests.standings.proven(caller)
             return metadata
         except BadMetadata as bad:

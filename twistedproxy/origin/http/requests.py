@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.origin.errors import (
+    AnsweredByCache,
     OriginBadAnswer,
     OriginBusy,
     OriginError,
@@ -208,6 +209,7 @@ async def observed(observer: Observer, clock: IReactorTime, name: str, work: Awa
 
 
 _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
+    (AnsweredByCache, "ok"),
     (OriginRefused, "refused"),
     (OriginBusy, "busy"),
     (OriginTimeout, "timeout"),
