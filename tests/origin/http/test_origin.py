@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from tests.origin.http.test_transport import HandStream
+from tests.origin.http.wire import Head, Wire, WireServer
 from tests.slides import files
 from tests.stores import faults
 from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_SYNTAX, ORTHANC, STANDARD, Dialect
@@ -799,6 +800,36 @@ class ForwardTests(StoreTestCase):
         self.store.fail(faults.Answer(200, (("Content-Encoding", "br"),), b"x"))
         with self.assertRaises(OriginBadAnswer):
             await self.origin.forward(asked)
+
+    async def test_framed(self) -> None:
+        """Whether an answer's length or chunks showed that it is whole is known at its end, with a content coding or without."""
+        from twisted.internet import reactor
+
+        self.begin()
+        for field, tail, framed in (
+            (b"Content-Length: %d", b"%s", True),
+            (b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n", True),
+            (b"X: y", b"%s", False),
+        ):
+            for coding, body in ((b"identity", b"text"), (b"gzip", gzip.compress(b"text"))):
+                size = len(body)
+                head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: " + coding + b"\r\n"
+                head += field % size if b"%" in field else field
+                sent = head + b"\r\n\r\n" + (tail % (size, body) if b"%x" in tail else tail % body)
+
+                async def script(wire: Wire, _: Head, sent: bytes = sent) -> None:
+                    wire.send(sent)
+                    wire.close()
+
+                server = WireServer(script)
+                origin = HTTPOrigin(reactor, server.listen(reactor), Settings(origin_timeout=5.0), self.counts)
+                try:
+                    answer = await origin.forward(OriginRequest(b"GET", b"/x", decoded=True))
+                    self.assertEqual(await read_all(answer.body, MB), b"text")
+                    self.assertEqual(answer.framed(), framed, sent)
+                finally:
+                    await origin.stop()
+                    await server.stop()
 
     async def test_uploads(self) -> None:
         """An upload reaches the store with and without a known length, and is counted."""
