@@ -13,7 +13,7 @@ from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room,
 from twistedproxy.frames import reader as reading
 from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.reader import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
-from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
+from twistedproxy.origin.errors import FramesRefused, OriginBadAnswer, OriginBrokeOff, OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import StreamTooLong
 
@@ -278,6 +278,69 @@ class SharingTests(ReaderCase):
         self.gate.callback(None)
         self.failureResultOf(first, OriginRefused)
         self.assertEqual(self.successResultOf(second).frames, frames(1))
+
+    def test_the_other_fails(self) -> None:
+        """Whatever the origin made of that caller's request, the others ask for themselves: once for each credential, and all
+        at once. Requests of the same caller share its failure."""
+        callers = [Caller(b"bob"), Caller(b"carol")]
+        for failure in (
+            OriginRefused(500, (), b""),
+            OriginRefused(428, (), b""),
+            FramesRefused(400, (), b""),
+            OriginBadAnswer("a redirect"),
+            OriginBrokeOff("too early"),
+        ):
+            self.setUp()
+            for caller in callers:
+                self.origin.readers.add(caller.credential)
+                self.origin.gate = None
+                self.got(100, caller=caller)
+            self.origin.asked.clear()
+            self.origin.gate = self.gate
+            first = [self.ask(1), self.ask(1)]
+            others = [self.ask(1, caller=caller) for caller in callers * 3]
+            second: Deferred[None] = Deferred()
+            self.origin.gate, self.origin.failure = second, failure
+            self.gate.callback(None)
+            for wait in first:
+                self.failureResultOf(wait, type(failure))
+            self.assertEqual(self.origin.asked_for("frames"), [(1,)] * 3, failure)
+            self.origin.failure = None
+            second.callback(None)
+            for wait in others:
+                self.assertEqual(self.successResultOf(wait).frames, frames(1))
+
+    def test_it_fails_for_all(self) -> None:
+        """One request of each credential, not of each who waits."""
+        callers = [Caller(b"bob"), Caller(b"carol")]
+        self.origin.gate = None
+        for caller in callers:
+            self.origin.readers.add(caller.credential)
+            self.got(100, caller=caller)
+        self.origin.asked.clear()
+        self.origin.gate = self.gate
+        waits = [self.ask(1, caller=caller) for caller in [ALICE, *callers] * 5]
+        second: Deferred[None] = Deferred()
+        self.origin.gate, self.origin.failure = second, OriginRefused(500, (), b"")
+        self.gate.callback(None)
+        second.callback(None)
+        for wait in waits:
+            self.failureResultOf(wait, OriginRefused)
+        self.assertEqual(self.origin.asked_for("frames"), [(1,)] * 3)
+
+    def test_origin_is_gone(self) -> None:
+        """An origin that cannot be reached is gone for all: nobody asks again for that."""
+        self.origin.gate = None
+        self.origin.readers.add(b"bob")
+        self.got(100, caller=Caller(b"bob"))
+        self.origin.asked.clear()
+        self.origin.gate = self.gate
+        waits = [self.ask(1), self.ask(1, caller=Caller(b"bob"))]
+        self.origin.failure = OriginUnreachable("gone")
+        self.gate.callback(None)
+        for wait in waits:
+            self.failureResultOf(wait, OriginUnreachable)
+        self.assertEqual(self.origin.asked_for("frames"), [(1,)])
 
     def test_all_are_denied(self) -> None:
         """A denial reaches all of that caller's requests that wait, and the origin is not asked for each of them."""

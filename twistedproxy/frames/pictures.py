@@ -6,21 +6,19 @@ Only what is a picture is kept: a page that asks people to sign in is none, what
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.dicom.sniffing import is_text
-from twistedproxy.frames.access import DENIALS
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
+from twistedproxy.frames.sharing import Shared, shared
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import OriginRequest, OriginResponse, first
 from twistedproxy.streams import StreamTooLong, read_all
@@ -85,7 +83,7 @@ class PictureReader:
     reader: FrameReader
     cache: Cache
     seconds: Optional[float]
-    _in_flight: InFlight[_Key, Rendered] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[Shared[_Key], Rendered] = attrs.field(init=False, factory=InFlight)
 
     async def read(self, picture: Picture) -> PictureAnswer:
         """The pictures. Raises `NoSuchFrame` and the errors of `twistedproxy.origin.errors`."""
@@ -103,26 +101,16 @@ class PictureReader:
         return await self._from_origin(picture, (wanted.instance, reading.fence, name))
 
     async def _from_origin(self, picture: Picture, key: _Key) -> PictureAnswer:
-        stored = key[1] is not None
-        while (fetch := self._in_flight.running([key]).get(key)) is not None:
-            try:
-                return PictureAnswer((await fetch.wait())[key], shared=True, stored=stored)
-            except OriginRefused as refused:
-                # Another caller was denied. This one has a grant of its own.
-                if refused.status not in DENIALS or fetch.owner == picture.wanted.caller.credential:
-                    raise
-        return PictureAnswer((await self._start(picture, key))[key], stored=stored)
-
-    def _start(self, picture: Picture, key: _Key) -> Deferred[Mapping[_Key, Rendered]]:
         instance, fence, name = key
 
-        async def fetch() -> Mapping[_Key, Rendered]:
-            return {key: await _fetch(picture)}
+        async def fetch() -> Rendered:
+            return await _fetch(picture)
 
-        async def keep(rendered: Mapping[_Key, Rendered]) -> None:
-            await self.cache.put_many(instance, fence, {name: _pack(rendered[key])}, self.seconds)
+        async def keep(rendered: Rendered) -> None:
+            await self.cache.put_many(instance, fence, {name: _pack(rendered)}, self.seconds)
 
-        return self._in_flight.start([key], fetch(), keep, picture.wanted.caller.credential)
+        rendered, joined = await shared(self._in_flight, key, picture.wanted.caller, fetch, keep)
+        return PictureAnswer(rendered, shared=joined, stored=fence is not None)
 
 
 async def _fetch(picture: Picture) -> Rendered:

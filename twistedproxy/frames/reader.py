@@ -34,6 +34,7 @@ from twistedproxy.frames.entries import (
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
+from twistedproxy.frames.sharing import MAYBE_FOR_THE_OWNER
 from twistedproxy.frames.sizes import cached_sizes, most
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
@@ -128,7 +129,9 @@ class NoWatch:
         """Nothing to do."""
 
 
-_Key = tuple[Instance, Optional[Fence], int]
+_Key = tuple[
+    Instance, Optional[Fence], int, Optional[bytes]
+]  # the number, and whose fetch may be joined: None for anyone's
 _Fetched = tuple[Frame, float]  # and when it ends in the cache, see `expiry`
 _Frames = Mapping[_Key, _Fetched]
 
@@ -221,7 +224,7 @@ class FrameReader:
 
     def numbers_in_flight(self, instance: Instance) -> set[int]:
         """The frames of *instance* that are being fetched for callers of this worker."""
-        return {number for one, _, number in self._in_flight if one == instance}
+        return {number for one, _, number, _ in self._in_flight if one == instance}
 
     async def granted(
         self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes]
@@ -285,19 +288,25 @@ class FrameReader:
         return frames, expires
 
     async def _from_origin(
-        self, wanted: Wanted, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
+        self,
+        wanted: Wanted,
+        grant: Grant,
+        fence: Optional[Fence],
+        missing: Sequence[int],
+        whose: Optional[bytes] = None,
     ) -> tuple[dict[int, _Fetched], int]:
-        """The missing frames, and how many of them came from fetches that were under way already."""
+        """The missing frames, and how many of them came from fetches that were under way already: those of *whose*
+        credential, None for anyone's."""
         if wanted.fresh:
             return await self._past_the_cache(wanted, grant, fence, missing), 0
-        running = self._in_flight.running((wanted.instance, fence, number) for number in missing)
-        alone = [number for number in missing if (wanted.instance, fence, number) not in running]
+        running = self._in_flight.running((wanted.instance, fence, number, whose) for number in missing)
+        alone = [number for number in missing if (wanted.instance, fence, number, whose) not in running]
         waits: list[Deferred[_Frames]] = []
         if alone:
-            waits.append(self._start(wanted, grant, fence, alone))
+            waits.append(self._start(wanted, grant, fence, alone, whose))
         for fetch in {id(fetch): fetch for fetch in running.values()}.values():
             numbers = [key[2] for key, one in running.items() if one is fetch]
-            waits.append(Deferred.fromCoroutine(self._join(fetch, wanted, grant, fence, numbers)))
+            waits.append(Deferred.fromCoroutine(self._join(fetch, wanted, grant, fence, numbers, whose)))
         try:
             results = await all_or_none(waits)
         except StreamTooLong:
@@ -309,27 +318,40 @@ class FrameReader:
         self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
     ) -> dict[int, _Fetched]:
         try:
-            frames = await self._fetch(wanted, grant, fence, numbers)
+            frames = await self._fetch(wanted, grant, fence, numbers, None)
         except StreamTooLong:
             raise AnswerTooLarge(self.too_large()) from None
         return {key[2]: frame for key, frame in frames.items()}
 
     async def _join(
-        self, fetch: Fetch[_Key, _Fetched], wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
+        self,
+        fetch: Fetch[_Key, _Fetched],
+        wanted: Wanted,
+        grant: Grant,
+        fence: Optional[Fence],
+        numbers: Sequence[int],
+        whose: Optional[bytes],
     ) -> _Frames:
         try:
             return await fetch.wait()
         except StreamTooLong:  # that list was too long; this one may not be
-            return await self._start(wanted, grant, fence, numbers)
-        except OriginRefused as refused:
-            # Another caller was denied. This one has a grant of its own, and asks or joins who does: one of each
-            # credential, not all who wait.
-            if refused.status not in DENIALS or fetch.owner == wanted.caller.credential:
+            return await self._start(wanted, grant, fence, numbers, whose)
+        except MAYBE_FOR_THE_OWNER:
+            # This caller has a grant of its own, and asks: one of each credential, not all who wait.
+            own = wanted.caller.credential
+            if fetch.owner == own:
                 raise
-        frames, _ = await self._from_origin(wanted, grant, fence, numbers)
-        return {(wanted.instance, fence, number): fetched for number, fetched in frames.items()}
+        frames, _ = await self._from_origin(wanted, grant, fence, numbers, own)
+        return {(wanted.instance, fence, number, own): fetched for number, fetched in frames.items()}
 
-    def _start(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> Deferred[_Frames]:
+    def _start(
+        self,
+        wanted: Wanted,
+        grant: Grant,
+        fence: Optional[Fence],
+        numbers: Sequence[int],
+        whose: Optional[bytes],
+    ) -> Deferred[_Frames]:
         instance = wanted.instance
 
         async def keep(frames: _Frames) -> None:
@@ -342,17 +364,24 @@ class FrameReader:
             any_frame, _ = next(iter(frames.values()))
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
 
-        keys = [(instance, fence, number) for number in numbers]
+        keys = [(instance, fence, number, whose) for number in numbers]
 
         async def fetch() -> _Frames:
-            fetched = await self._fetch(wanted, grant, fence, numbers)
+            fetched = await self._fetch(wanted, grant, fence, numbers, whose)
             if _is_huge(fetched):
                 await write(fetched)
             return fetched
 
         return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
 
-    async def _fetch(self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]) -> _Frames:
+    async def _fetch(
+        self,
+        wanted: Wanted,
+        grant: Grant,
+        fence: Optional[Fence],
+        numbers: Sequence[int],
+        whose: Optional[bytes],
+    ) -> _Frames:
         """Frames from the origin."""
         instance = wanted.instance
         limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
@@ -363,7 +392,7 @@ class FrameReader:
                 await self.access.revoke(wanted.caller, instance)
             raise
         expires = self._expiry()  # before it is written: the cache keeps it a little longer
-        return {(instance, fence, number): (frame, expires) for number, frame in frames.items()}
+        return {(instance, fence, number, whose): (frame, expires) for number, frame in frames.items()}
 
 
 def _names(wanted: Wanted, numbers: Sequence[int]) -> list[bytes]:

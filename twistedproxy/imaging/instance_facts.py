@@ -19,13 +19,13 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.inflight import InFlight
+from twistedproxy.frames.sharing import Shared, shared
 from twistedproxy.imaging.bulk_data import read_bulk_value
 from twistedproxy.imaging.description import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.facts import PixelFacts
 from twistedproxy.imaging.metadata_feed import feed
 from twistedproxy.imaging.pool import Held, RenderPool
-from twistedproxy.imaging.sharing import shared
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
 
@@ -72,7 +72,7 @@ class FactsReader:
     cache: Cache
     pool: RenderPool
     _remembered: LruStore = attrs.field(init=False, factory=lambda: LruStore(REMEMBERED))
-    _in_flight: InFlight[_Key, InstanceFacts] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[Shared[_Key], InstanceFacts] = attrs.field(init=False, factory=InFlight)
     _places: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(AT_ONCE))
 
     async def read(

@@ -22,6 +22,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, expiry, pack_picture, unpack_picture
 from twistedproxy.frames.inflight import InFlight
 from twistedproxy.frames.reader import FrameReader, Wanted
+from twistedproxy.frames.sharing import Shared, shared
 from twistedproxy.frames.sizes import most
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
 from twistedproxy.imaging.forms import is_as_stored, is_gray
@@ -31,7 +32,6 @@ from twistedproxy.imaging.planning import Planner
 from twistedproxy.imaging.pool import RenderPool
 from twistedproxy.imaging.profile_check import checked_profiles
 from twistedproxy.imaging.profiles import BadProfiles
-from twistedproxy.imaging.sharing import shared
 from twistedproxy.imaging.sparse_places import PlacementReader
 from twistedproxy.imaging.tasks import Limits, Pictures, Request, Task
 from twistedproxy.waits import all_or_none
@@ -66,7 +66,7 @@ class PictureService:
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
     _maker: Maker = attrs.field(init=False)
-    _in_flight: InFlight[_Key, _Kept] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[Shared[_Key], _Kept] = attrs.field(init=False, factory=InFlight)
 
     def __attrs_post_init__(self) -> None:
         self._maker = Maker(self.reader, self.pool, FactsReader(self.cache, self.pool), self.limits.pixels)

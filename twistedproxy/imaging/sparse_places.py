@@ -17,10 +17,10 @@ from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.inflight import InFlight
+from twistedproxy.frames.sharing import Shared, shared
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.metadata_feed import feed
 from twistedproxy.imaging.pool import Held, RenderPool
-from twistedproxy.imaging.sharing import shared
 from twistedproxy.imaging.sparse import Placement, read_placement
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Origin
@@ -44,7 +44,7 @@ class PlacementReader:
     cache: Cache
     pool: RenderPool
     _remembered: OrderedDict[_Key, Placement] = attrs.field(init=False, factory=OrderedDict)
-    _in_flight: InFlight[_Key, bytes] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[Shared[_Key], bytes] = attrs.field(init=False, factory=InFlight)
     _turns: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(AT_ONCE))
 
     async def read(

@@ -8,6 +8,9 @@ import attrs
 
 if TYPE_CHECKING:
     from twistedproxy.dicom.metadata import InstanceMetadata
+HAS_NOT = frozenset({404, 405, 406, 410, 415})
+"""Statuses by which an origin says that it does not have something for a caller, or not in that form. After any other
+refusal the next request may go well."""
 
 
 class OriginError(Exception):
@@ -36,6 +39,10 @@ class FramesRefused(OriginRefused):
 
 class OriginUnreachable(OriginError):
     """No connection, or it broke: 502."""
+
+
+class OriginBrokeOff(OriginUnreachable):
+    """An answer began, and broke off."""
 
 
 class OriginBusy(OriginError):

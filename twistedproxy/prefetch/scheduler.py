@@ -59,7 +59,7 @@ class Scheduler:
     loads: Loads = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
-    _refused: Recent[Instance] = attrs.field(init=False)
+    _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
@@ -89,13 +89,13 @@ class Scheduler:
     def refused(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.
 
-        Some origins cannot tell the frames of an instance apart, and give the whole of it all the same: it is loaded once
-        in ``recache-after``, whatever comes of that.
+        Some origins cannot tell the frames of an instance apart, and give the whole of it all the same: for one
+        caller it is loaded once in ``recache-after``, whatever comes of that.
         """
-        now = self.clock.seconds()
-        if fence is None or self._stopped or self._refused.has(wanted.instance, now):
+        asked, now = (wanted.instance, wanted.caller.credential), self.clock.seconds()
+        if fence is None or self._stopped or self._refused.has(asked, now):
             return
-        self._refused.add(wanted.instance, now)
+        self._refused.add(asked, now)
         self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)), refused=True)
 
     def _consider(self, occasion: Occasion, from_origin: int, refused: bool = False) -> None:

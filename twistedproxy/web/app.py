@@ -29,7 +29,7 @@ from twistedproxy.frames.series import SeriesLookup
 from twistedproxy.imaging.service import PictureService
 from twistedproxy.logs import AccessLog
 from twistedproxy.metrics import Metrics
-from twistedproxy.origin.errors import FramesRefused, NotAsStored
+from twistedproxy.origin.errors import HAS_NOT, FramesRefused, NotAsStored
 from twistedproxy.recent import Recent
 from twistedproxy.settings import Settings
 from twistedproxy.web import negotiation, problems
@@ -174,10 +174,10 @@ class ProxyRoutes:
         request.requestHeaders.setRawHeaders(b"Accept", [DECODED])
         outside = self._outside(request).base + target.mount.prefix
         plain = attrs.evolve(target, query=b"")
-        if await self.pass_through.answer(request, plain, outside, only_good=True):
-            return True
-        self._not_decoded.add(asked, self.seconds())
-        return False
+        refused = await self.pass_through.answer(request, plain, outside, only_good=True)
+        if refused in HAS_NOT:
+            self._not_decoded.add(asked, self.seconds())
+        return refused is None
 
     @app.route(f"/{Kind.FRAMES_RENDERED.value}", methods=_READ)
     @answered("frames_rendered")

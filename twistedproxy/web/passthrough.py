@@ -82,10 +82,10 @@ class PassThrough:
 
     async def answer(
         self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None, only_good: bool = False
-    ) -> bool:  # fmt: skip
+    ) -> Optional[int]:  # fmt: skip
         """Hand *request* on and write the answer. *outside*: the URL of the mount as the client sees it. *alter*: what
         becomes of an answer that describes instances, as JSON; one in another form is not acceptable then. *only_good*:
-        nothing is written where the origin refuses, and the result is False.
+        nothing is written where the origin refuses, and the result is the status with which it does.
 
         Raises the errors of `twistedproxy.origin.errors` and `NoRoom`, before anything was written.
         """
@@ -100,7 +100,7 @@ class PassThrough:
         outside: str,
         alter: Optional[Alteration],
         only_good: bool,
-    ) -> bool:
+    ) -> Optional[int]:
         describing = is_describing(request.method, target.resource.kind)
         handed_on = onward(request, target, describing, self.descriptions.credentials, self.trusted)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
@@ -111,7 +111,7 @@ class PassThrough:
             response = await target.origin.forward(handed_on)
             if only_good and response.status >= 400:
                 response.body.close()
-                return False
+                return response.status
             most = PASSING + (watch.held if watch is not None else 0)
             try:
                 await held.take(most if response.length is None else min(most, response.length))
@@ -135,7 +135,7 @@ class PassThrough:
         if describing:
             response = await compress(response, request, size, self.descriptions.clock)
         await self._send(request, response)
-        return True
+        return None
 
     def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and invalidate what it touched before the answer is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 from twisted.internet.defer import Deferred
@@ -33,7 +34,14 @@ class LabelTests(SynchronousTestCase):
         body.framed = True  # type: ignore[attr-defined]
         metadata = InstanceMetadata(len(labels), transfer_syntax=stored)
         answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
-        return Deferred.fromCoroutine(read_frames(answer, len(labels), metadata, Budget(None, len(labels))))
+        return self.frames(answer, range(1, len(labels) + 1), metadata)
+
+    def frames(self, answer: Answer, numbers: Sequence[int], metadata: InstanceMetadata) -> Deferred[list[Frame]]:
+        """The frames, in the order of *numbers*."""
+        target = f"/dicom-web/studies/1/series/2/instances/3/frames/{','.join(map(str, numbers))}"
+        reading = read_frames(answer, target, numbers, metadata, Budget(None, len(numbers)))
+        found = Deferred.fromCoroutine(reading)
+        return found.addCallback(lambda frames: [frames[number] for number in numbers])  # type: ignore[return-value]
 
     def test_each_its_own(self) -> None:
         """Parts of one answer may differ: what one of them said is not taken for what the next one says."""
@@ -53,3 +61,59 @@ class LabelTests(SynchronousTestCase):
         good = f"image/jpeg; transfer-syntax={JPEG}"
         for bad in ("text/html", "image/jpeg; transfer-syntax=no-uid"):
             self.failureResultOf(self.read(good, bad, good), OriginBadAnswer)
+
+    def located(self, numbers: Sequence[int], *locations: Optional[str]) -> Deferred[list[bytes]]:
+        """The frames *numbers* of an answer whose parts, 0, 1, ..., say these Content-Locations."""
+        parts = [
+            b"--B\r\nContent-Type: image/jpeg\r\n%b\r\n\xff\xd8%d\r\n"
+            % (b"" if location is None else b"Content-Location: %b\r\n" % location.encode(), index)
+            for index, location in enumerate(locations)
+        ]
+        body = BytesStream(*parts, b"--B--\r\n")
+        body.framed = True  # type: ignore[attr-defined]
+        answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
+        found = self.frames(answer, numbers, InstanceMetadata(9, transfer_syntax=JPEG))
+        return found.addCallback(lambda frames: [frame.data[2:] for frame in frames])  # type: ignore[return-value]
+
+    def test_order_of_parts(self) -> None:
+        """Where parts say which frames they are, that counts: in a URL, a path or what is relative to the request."""
+        for place in ("http://other.test/wado/frames/", "/x/frames/", "frames/", "../frames/", "", "FRAMES?/frames/"):
+            swapped = place != "FRAMES?/frames/"
+            found = self.successResultOf(self.located((2, 3, 5), f"{place}5", f"{place}2", f"{place}3"))
+            self.assertEqual(found, [b"1", b"2", b"0"] if swapped else [b"0", b"1", b"2"], place)
+
+    def test_parts_that_do_not_say(self) -> None:
+        """What names no single frame changes nothing: a list, bulk data, a path of the store's own, or no Content-Location."""
+        for locations in (
+            (None, None),
+            ("/x", "/x"),
+            ("/frames/1,2", "/frames/1,2"),
+            ("/bulk/7", "/bulk/6"),
+            ("http://[bad/frames/2", "http://[bad/frames/1"),
+            ("/frames/1", None),
+            ("/frames/1/", "/frames/2#x"),
+        ):
+            self.assertEqual(self.successResultOf(self.located((1, 2), *locations)), [b"0", b"1"], locations)
+
+    def test_parts_of_other_frames(self) -> None:
+        """Parts that say they are other frames than those asked for, or the same one, are a bad answer."""
+        for locations in (
+            ("/frames/1", "/frames/3"),
+            ("/frames/2", "/frames/2"),
+            ("/frames/2", None),
+            ("/frames/0", "/frames/1"),
+        ):
+            self.failureResultOf(self.located((1, 2), *locations), OriginBadAnswer)
+        self.failureResultOf(self.located((1,), "/frames/2"), OriginBadAnswer)
+
+    def test_single_part_of_another_frame(self) -> None:
+        """So is a single part."""
+        for location, right in ((b"/frames/1", True), (b"/frames/2", False), (b"/rendered", True)):
+            body = BytesStream(b"\xff\xd8frame")
+            body.framed = True  # type: ignore[attr-defined]
+            headers = ((b"Content-Type", b"image/jpeg"), (b"Content-Location", location))
+            found = self.frames(Answer(200, headers, body, None), (1,), InstanceMetadata(9, transfer_syntax=JPEG))  # type: ignore[arg-type]
+            if right:
+                self.assertEqual(len(self.successResultOf(found)), 1)
+            else:
+                self.failureResultOf(found, OriginBadAnswer)

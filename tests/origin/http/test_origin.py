@@ -28,6 +28,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.metadata_json import UIDS
 from twistedproxy.origin.errors import (
     AnsweredByCache,
+    NotAsStored,
     OriginBadAnswer,
     OriginError,
     OriginRefused,
@@ -203,6 +204,37 @@ class DialectTests(StoreTestCase):
             self.assertEqual(frame, Frame(self.slide.frames[number - 1], EXPLICIT))
         self.assertEqual(len(self.store.seen("/frames/")), 3)
 
+    async def test_unknown_and_the_second_way_fails(self) -> None:
+        """A second dialect that fails once shows nothing: the decompressed frames of the first are not taken for stored
+        ones, then or later. The instance's file tells what they are."""
+        native = (("Content-Type", f"application/octet-stream; transfer-syntax={EXPLICIT}"),)
+        for fault in (faults.server_error(), faults.Answer(403), faults.Answer(406), faults.html()):
+            self.begin(attrs.evolve(NO_SYNTAX, root="/hidden"))
+            facts = await self.facts(transfer_syntax=None)
+            pixels = b"p" * (facts.frame_length or 0)
+            self.store.fail(
+                faults.Answer(200, native, pixels), lambda seen: "octet" in seen.header("Accept"), times=None
+            )
+            self.store.fail(fault, lambda seen: "*/*" in seen.header("Accept"))
+            self.store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop))
+            with self.assertRaises(NotAsStored):
+                await self.frames([1], facts)
+            self.assertEqual(await self.frames([1], facts), self.expected([1]), fault)
+            self.begin(attrs.evolve(NO_SYNTAX, root="/hidden"))
+            self.store.fail(
+                faults.Answer(200, native, pixels), lambda seen: "octet" in seen.header("Accept"), times=None
+            )
+            self.store.fail(fault, lambda seen: "*/*" in seen.header("Accept"))
+            self.assertEqual((await self.frames([1], facts))[1], self.expected([1])[1], fault)
+
+    async def test_file_shows_standing(self) -> None:
+        """Who was given an instance goes before strangers from then on."""
+        self.begin()
+        self.store.fail(faults.server_error(), "/frames/", times=None)
+        self.assertEqual(self.origin._requests.standings.priority(ANYONE), Priority.UNKNOWN)
+        await self.frames([1])
+        self.assertEqual(self.origin._requests.standings.priority(ANYONE), Priority.CALLER)
+
     async def test_only_decompressed(self) -> None:
         """A store that decompresses whatever it is asked gives no frames: they would not be as stored. Its file has them."""
         self.begin(attrs.evolve(DCM4CHEE, root="/hidden"))
@@ -265,12 +297,20 @@ class DialectTests(StoreTestCase):
         gate.release()
 
     async def test_frames_refused_and_no_file(self) -> None:
-        """Where the instance is no help, the refusal comes as it came, and the instance is not asked for again soon; what
-        another caller may not have says nothing of it."""
+        """Where the instance is no help, the refusal comes as it came. The instance is not asked for again soon where that
+        would be no help either; what came of it once for another caller, or may pass by itself, says nothing of it."""
         facts = InstanceMetadata(12, transfer_syntax=stored().transfer_syntax)
         for fault, tries, metadata in (
             (faults.Answer(404), 1, facts),
-            (faults.html(), 1, facts),
+            (faults.Answer(405), 1, facts),
+            (faults.Answer(410), 1, facts),
+            (faults.html(), 2, facts),
+            (faults.Answer(200, (("Content-Type", "application/dicom"),), b"<html>sign in"), 2, facts),
+            (faults.server_error(), 4, facts),  # in two ways each time
+            (faults.redirect("http://127.0.0.1:1/"), 2, facts),
+            (faults.Answer(206, (("Content-Type", "application/dicom"),), b"DICM"), 2, facts),
+            (faults.Answer(451), 2, facts),
+            (faults.Answer(428), 2, facts),
             (faults.Answer(200, (("Content-Type", "application/dicom"),), _another()), 1, facts),
             (faults.Answer(403), 2, facts),
             (None, 1, attrs.evolve(facts, frames=11)),
@@ -286,6 +326,10 @@ class DialectTests(StoreTestCase):
                 self.assertEqual(raised.exception.status, 500)
             files = [seen for seen in self.store.requests if seen.path.endswith(self.slide.sop)]
             self.assertEqual(len(files), tries, (fault, metadata))
+            self.store.heal()
+            self.store.fail(faults.server_error(), "/frames/", times=None)
+            other = await self.origin.frames(self.instance, [1], Caller(b"other"), facts)
+            self.assertEqual(other[1], self.expected([1])[1], fault)
 
     async def test_frames_refused_and_another_instance(self) -> None:
         """A file of another instance has no frame of this one."""

@@ -7,13 +7,16 @@ Rules that this module keeps:
 - A frame's bytes must be what its label says: a codestream begins as such, native frames have the size of the image.
   What is only labelled so (a page, a problem in JSON, a part of a frame) is no frame.
 - A frame's transfer syntax is what its part says; else the instance's, if the bytes can be in it; else what the bytes show.
+- Parts come in the order that was asked for, or in the one that their Content-Locations name.
 - A frame's bytes stay as they came, a pad byte at their end included.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Optional
+from urllib.parse import urljoin, urlsplit
 
 from twistedproxy.dicom.address import InvalidUID, validate_uid
 from twistedproxy.dicom.frame import Frame
@@ -47,6 +50,7 @@ from twistedproxy.streams import Gathered, StreamTooLong
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
+_ONE_FRAME = re.compile(r"/frames/([0-9]{1,10})/?$")  # frame numbers are IS: at most 2 ** 31 - 1 (PS3.5 section 6.2)
 DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
 
 
@@ -81,15 +85,19 @@ class TooFewFrames(OriginBadAnswer):
     """The answer is whole, and has fewer frames than were asked for."""
 
 
-async def read_frames(answer: Answer, count: int, metadata: InstanceMetadata, budget: Budget) -> list[Frame]:
-    """The *count* frames of an answer, in order. *metadata*: what is known of the instance."""
+async def read_frames(
+    answer: Answer, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
+) -> dict[int, Frame]:
+    """The frames of an answer to a request of *target* for *numbers*. *metadata*: what is known of the instance."""
+    count = len(numbers)
     try:
         media_type = content_type(answer)
         labels = _Labels(media_type, metadata)
         if media_type.is_multipart:
             frames = await _read_parts(answer, labels, count, budget)
         else:
-            frames = [await _read_single(answer, labels, budget)]
+            location = first(answer.headers, b"content-location") or b""
+            frames = [(location.decode("latin-1"), await _read_single(answer, labels, budget))]
     except BadMultipart as bad:
         raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
     finally:
@@ -98,17 +106,48 @@ async def read_frames(answer: Answer, count: int, metadata: InstanceMetadata, bu
         raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
     if len(frames) < count:
         raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
-    return frames
+    said = _numbered([location for location, _ in frames], target, numbers)
+    return {number: frame for number, (_, frame) in zip(said, frames)}
 
 
-async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[Frame]:
+def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> Sequence[int]:
+    """The numbers of the frames whose parts have these Content-Locations (RFC 9110 section 8.7): *numbers*, or those in the
+    order that they say. Raises `OriginBadAnswer` where they say that the frames are others."""
+    said = [_number_in(location, target) for location in locations]
+    if all(one is None or one == number for one, number in zip(said, numbers)):
+        return numbers
+    found = [one for one in said if one is not None]
+    if len(found) < len(said) or sorted(found) != sorted(numbers):
+        listed = ", ".join("no number" if one is None else str(one) for one in said)
+        raise OriginBadAnswer(
+            f"the origin was asked for the frames {', '.join(map(str, numbers))}, and sent parts that say they are {listed}"
+        )
+    return found
+
+
+def _number_in(location: str, target: str) -> Optional[int]:
+    """The frame that a Content-Location names, None where it names none: a list, bulk data, something of the store's own."""
+    if not location:
+        return None
+    try:
+        match = _ONE_FRAME.search(urlsplit(urljoin(target, location)).path)
+    except ValueError:
+        return None
+    return int(match.group(1)) if match else None
+
+
+async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
     # One part more than asked for is enough to know that the answer is wrong.
     collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
-    frames: list[Frame] = []
+    frames: list[tuple[str, Frame]] = []
+
+    def take(parts: Sequence[Part]) -> None:
+        frames.extend([(part.headers.get("content-location", ""), labels.frame(part)) for part in parts])
+
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
-        frames += map(labels.frame, collector.feed(chunk))
-    frames += map(labels.frame, collector.close(answer.framed))
+        take(collector.feed(chunk))
+    take(collector.close(answer.framed))
     return frames
 
 

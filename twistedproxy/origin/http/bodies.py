@@ -26,7 +26,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.origin.errors import OriginBrokeOff, OriginTimeout, OriginUnreachable
 from twistedproxy.streams import ByteStream
 
 PROGRESS = 64 * 1024
@@ -105,7 +105,7 @@ class AnswerBody(Protocol):
         if reason.check(PotentialDataLoss):
             self.framed = False
         elif not reason.check(ResponseDone):
-            error = OriginUnreachable("the origin's answer broke off")
+            error = OriginBrokeOff("the origin's answer broke off")
         self._end(error)
 
     # ByteStream: what the reader pulls

@@ -31,6 +31,11 @@ from twistedproxy.streams import ByteStream, StreamTooLong
 KEPT = 16 << 20
 """Bytes of frames that nobody asked for and that are given all the same: they would need the whole file again."""
 
+
+class NoHelp(OriginBadAnswer):
+    """The file came, and none of its frames can be told to be the instance's."""
+
+
 Open = Callable[[], Awaitable[ByteStream]]
 
 
@@ -134,7 +139,9 @@ class _Cut:
                         await deferLater(clock, 0)
             self._parser.finish()
         except BadPart10 as bad:
-            raise OriginBadAnswer(f"the origin's file cannot be cut into frames: {bad}") from bad
+            # What does not even say which instance it is may be a page, and the next answer the file.
+            wrong = NoHelp if self._parser.uids == self._uids else OriginBadAnswer
+            raise wrong(f"the origin's file cannot be cut into frames: {bad}") from bad
         finally:
             stream.close()
 
@@ -146,7 +153,7 @@ class _Cut:
             if self._left < 0:
                 raise StreamTooLong(f"frames of more than {self._limit} bytes")
             if data and not may_be(data, uid):
-                raise OriginBadAnswer(f"a frame of the origin's file begins with {data[:16]!r}, as none in {uid} does")
+                raise NoHelp(f"a frame of the origin's file begins with {data[:16]!r}, as none in {uid} does")
             if self._number not in self.wanted:
                 if self._spare < len(data):
                     continue
@@ -158,11 +165,9 @@ class _Cut:
         found, uid, known = self._parser.metadata, self._parser.transfer_syntax, self._metadata.transfer_syntax
         assert found is not None and uid is not None, "there are frames only after they were read"
         if self._parser.uids != self._uids:
-            raise OriginBadAnswer("the origin's file is not of the instance that was asked for")
+            raise NoHelp("the origin's file is not of the instance that was asked for")
         if found.frames != self._metadata.frames:
-            raise OriginBadAnswer(
-                f"the origin's file has {found.frames} frames, its metadata say {self._metadata.frames}"
-            )
+            raise NoHelp(f"the origin's file has {found.frames} frames, its metadata say {self._metadata.frames}")
         if known is not None and not as_stored(Frame(b"", frame_uid(uid)), known):
-            raise OriginBadAnswer(f"the origin's file came as {uid}, stored it is {known}")
+            raise NoHelp(f"the origin's file came as {uid}, stored it is {known}")
         return frame_uid(uid)

@@ -6,7 +6,8 @@ Rules that this module keeps:
 - A store that is not known yet is asked for the first frame alone, dialect after dialect, until one brings it as stored.
 - A list is cut into requests of the size that the store serves best, and they run side by side.
 - Where the instance's transfer syntax is not known, native frames from an unproven store may be decompressed
-  ones: a second dialect is asked, once for each instance. If that brings compressed ones, they are the stored ones.
+  ones: a second dialect is asked, once for each instance. If that brings compressed ones, they are the stored ones. If
+  it fails, nothing was learned: the frames are not taken for stored ones, by this request or a later one.
 """
 
 from __future__ import annotations
@@ -107,18 +108,17 @@ class FrameLoad:
         if self.stored is not None or self.instance.sop in self.store.checked:
             return
         native = self.found[number]
-        for other in self.store.candidates()[1:]:
-            if other.frames is None:
-                continue
-            try:
-                await self._ask(other, [number])
-            except (OriginRefused, OriginBadAnswer):
-                self.found[number] = native
-                continue
-            if not is_native(self.found[number].transfer_syntax):
-                self.store.prove(other)
-                return
-            self.found[number] = native
+        other = next(way for way in self.store.candidates()[1:] if way.frames is not None)
+        try:
+            await self._ask(other, [number])
+        except (OriginRefused, OriginBadAnswer) as failed:
+            raise NotAsStored(
+                f"the origin sent native frames that may be decompressed ones: asked for in another way, {failed}"
+            ) from failed
+        if not is_native(self.found[number].transfer_syntax):
+            self.store.prove(other)
+            return
+        self.found[number] = native
         self.store.check_off(self.instance.sop)
 
     async def _ask(self, dialect: Dialect, numbers: Sequence[int]) -> None:
@@ -129,7 +129,7 @@ class FrameLoad:
         target = f"{self.instance.root}/{self.instance.path}/frames/{listed}"
         answer = await self.requests.get(target, accept, self.caller, self.priority, (200, 206))
         try:
-            frames = await read_frames(answer, len(numbers), self.metadata, self.budget)
+            frames = await read_frames(answer, target, numbers, self.metadata, self.budget)
         except TooFewFrames:
             if answer.status == 206:  # dcm4chee gives what there is of a list
                 raise OriginRefused(404, (), b"the origin does not have all of these frames") from None
@@ -138,8 +138,8 @@ class FrameLoad:
             raise OriginBadAnswer(
                 f"the origin answered a request for frames with {answer.status}: only 200 is all of them"
             )
-        if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames):
+        if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames.values()):
             raise NotAsStored("the origin sent frames in another form than the stored one")
         self.store.hear(answer.headers)
         self.requests.standings.proven(self.caller)
-        self.found.update(zip(numbers, frames, strict=True))
+        self.found.update(frames)

@@ -18,6 +18,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.origin.errors import (
     AnsweredByCache,
+    HAS_NOT,
     FramesRefused,
     NotAsStored,
     OriginBadAnswer,
@@ -26,7 +27,7 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
 )
 from twistedproxy.origin.http.answers import Budget, InstanceStream
-from twistedproxy.origin.http.cut import FileReads
+from twistedproxy.origin.http.cut import FileReads, NoHelp
 from twistedproxy.origin.http.dialect import Stores
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
@@ -39,7 +40,6 @@ from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
-DENIED = frozenset({401, 403})  # that caller, not others
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 JSON = b"application/dicom+json"
@@ -215,14 +215,16 @@ class HTTPOrigin:
         except (OriginRefused, NotAsStored) as failed:
             if isinstance(failed, OriginRefused) and failed.status in FINAL:
                 raise
-            if not store.without_file.has(sop, now) and (frames := await self._from_file(load, numbers)) is not None:
+            asked = sop, load.caller.credential
+            if not store.without_file.has(asked, now) and (frames := await self._from_file(load, numbers)) is not None:
                 return frames
             if isinstance(failed, OriginRefused):
                 raise FramesRefused(failed.status, failed.headers, failed.body) from failed
             raise
 
     async def _from_file(self, load: FrameLoad, numbers: Sequence[int]) -> Optional[Mapping[int, Frame]]:
-        """The frames out of the instance's file; None where that is no help. What it was is remembered."""
+        """The frames out of the instance's file; None where that is no help. What will be no help to this caller the next
+        time either is remembered."""
         store, sop = load.store, load.instance.sop
         try:
             frames = await self._files.frames(
@@ -234,11 +236,12 @@ class HTTPOrigin:
             )
         except (OriginError, StreamTooLong) as no_help:
             store.by_file.discard(sop)
-            denied = isinstance(no_help, OriginRefused) and no_help.status in DENIED
-            if isinstance(no_help, (OriginRefused, OriginBadAnswer, StreamTooLong)) and not denied:
-                store.without_file.add(sop, self._clock.seconds())
+            has_not = isinstance(no_help, OriginRefused) and no_help.status in HAS_NOT
+            if has_not or isinstance(no_help, (NoHelp, StreamTooLong)):
+                store.without_file.add((sop, load.caller.credential), self._clock.seconds())
             return None
         store.by_file.add(sop, self._clock.seconds())
+        self._requests.standings.proven(load.caller)
         return frames
 
     async def _stored_instance(
