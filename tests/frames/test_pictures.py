@@ -122,6 +122,28 @@ class PictureTests(SynchronousTestCase):
             self.assertEqual(self.successResultOf(wait).rendered.data, b"a picture")
         self.assertEqual(len(self.origin.requests), 2)
 
+    def test_the_other_fails(self) -> None:
+        """So it is where the origin makes anything else of that one's request."""
+        bob = Caller(b"bob", ((b"Authorization", b"Bearer bob"),))
+        self.origin.readers.add(b"bob")
+        for status, body in ((500, b"out of disks"), (429, b"later"), (302, b""), (200, b"<html>sign in")):
+            for caller in (ALICE, bob):
+                self.successResultOf(self.ask(caller, (9,)))
+            self.origin.requests.clear()
+            self.origin.painted = Deferred()
+            query = b"of=%d" % status
+            waits = [self.ask(caller, query=query) for caller in (ALICE, ALICE, bob, bob)]
+            first, self.origin.painted = self.origin.painted, Deferred()
+            self.origin.status, self.origin.body = status, body
+            first.callback(None)
+            self.origin.status, self.origin.body = 200, b"a picture"
+            self.origin.painted.callback(None)
+            for wait in waits[:2]:
+                self.failureResultOf(wait, OriginRefused, OriginBadAnswer)
+            for wait in waits[2:]:
+                self.assertEqual(self.successResultOf(wait).rendered.data, b"a picture")
+            self.assertEqual(len(self.origin.requests), 2)
+
     def test_no_grant(self) -> None:
         """Nobody gets a picture, cached or not, of what they may not read."""
         self.successResultOf(self.ask())

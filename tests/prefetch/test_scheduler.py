@@ -250,6 +250,14 @@ class RefusedTests(PrefetchCase):
         self.refused(worker, 1)
         self.assertEqual(len(worker.whole.tasks), 2)
 
+    def test_once_for_each_caller(self) -> None:
+        """What one caller was not given says nothing of what another one may have."""
+        worker = self.worker()
+        self.refused(worker, 1)
+        worker.whole.fail(LoadFailed("the origin answered 500"))
+        worker.scheduler.refused(self.wanted(1, caller="bob"), self.origin.metadata_value, self.fence())
+        self.assertEqual(len(worker.whole.tasks), 2)
+
     def test_known_syntax(self) -> None:
         """The same where the syntax is known, and where there are few frames."""
         for facts, kinds in ((SLIDE, [WHOLE]), (attrs.evolve(LOOP, frames=1), [WHOLE])):
