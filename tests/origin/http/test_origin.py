@@ -255,6 +255,11 @@ class DialectTests(StoreTestCase):
         asked = len(self.store.seen("/frames/"))
         await self.frames([2])
         self.assertEqual((len(self.store.seen("/frames/")), len(self.store.requests)), (asked, asked + 2))
+        other = Caller(b"other")  # whose frames it may give
+        await self.origin.frames(
+            self.instance, [2], other, InstanceMetadata(12, transfer_syntax=self.slide.transfer_syntax)
+        )
+        self.assertGreater(len(self.store.seen("/frames/")), asked)
         self.store.heal()
         self.store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop))
         self.assertEqual(await self.frames([2]), self.expected([2]))

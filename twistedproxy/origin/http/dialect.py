@@ -76,7 +76,7 @@ class Store:
 
     *proven*: it does not decompress when asked in *dialect*. *frames_per_request*: once it was learned that it
     differs from the dialect's. *lists*: a list of frames was answered. *by_file*: instances whose frames it refuses, and
-    whose file it gives; *without_file*: those whose file was no help, and to which credential.
+    whose file it gives; *without_file*: those whose file was no help. Each for one credential.
     """
 
     dialect: Dialect = STANDARD
@@ -84,7 +84,7 @@ class Store:
     lists: bool = False
     one_a_request: bool = False
     checked: OrderedDict[str, None] = attrs.field(factory=OrderedDict)
-    by_file: Recent[str] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
+    by_file: Recent[tuple[str, bytes]] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
     without_file: Recent[tuple[str, bytes]] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
 
     @property

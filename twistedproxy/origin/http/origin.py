@@ -205,17 +205,16 @@ class HTTPOrigin:
 
     async def _frames(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
         """Frames as the store gives them; for a caller, out of the instance's file where it does not."""
-        store, sop, now = load.store, load.instance.sop, self._clock.seconds()
+        store, asked, now = load.store, (load.instance.sop, load.caller.credential), self._clock.seconds()
         if load.priority is not Priority.CALLER:
             return await load.run(numbers)
-        if store.by_file.has(sop, now) and (frames := await self._from_file(load, numbers)) is not None:
+        if store.by_file.has(asked, now) and (frames := await self._from_file(load, numbers)) is not None:
             return frames
         try:
             return await load.run(numbers)
         except (OriginRefused, NotAsStored) as failed:
             if isinstance(failed, OriginRefused) and failed.status in FINAL:
                 raise
-            asked = sop, load.caller.credential
             if not store.without_file.has(asked, now) and (frames := await self._from_file(load, numbers)) is not None:
                 return frames
             if isinstance(failed, OriginRefused):
@@ -225,7 +224,7 @@ class HTTPOrigin:
     async def _from_file(self, load: FrameLoad, numbers: Sequence[int]) -> Optional[Mapping[int, Frame]]:
         """The frames out of the instance's file; None where that is no help. What will be no help to this caller the next
         time either is remembered."""
-        store, sop = load.store, load.instance.sop
+        store, asked = load.store, (load.instance.sop, load.caller.credential)
         try:
             frames = await self._files.frames(
                 load.instance,
@@ -235,12 +234,12 @@ class HTTPOrigin:
                 lambda: self._stored_instance(load.instance, load.caller, Priority.CALLER),
             )
         except (OriginError, StreamTooLong) as no_help:
-            store.by_file.discard(sop)
+            store.by_file.discard(asked)
             has_not = isinstance(no_help, OriginRefused) and no_help.status in HAS_NOT
             if has_not or isinstance(no_help, (NoHelp, StreamTooLong)):
-                store.without_file.add((sop, load.caller.credential), self._clock.seconds())
+                store.without_file.add(asked, self._clock.seconds())
             return None
-        store.by_file.add(sop, self._clock.seconds())
+        store.by_file.add(asked, self._clock.seconds())
         self._requests.standings.proven(load.caller)
         return frames
 
