@@ -34,7 +34,7 @@ from twistedproxy.frames.entries import (
 from twistedproxy.frames.forgetting import Forgetting
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.inflight import Fetch, InFlight
-from twistedproxy.frames.sharing import MAYBE_FOR_THE_OWNER
+from twistedproxy.frames.sharing import MAYBE_FOR_THE_OWNER, after_failure
 from twistedproxy.frames.sizes import cached_sizes, most
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
@@ -129,9 +129,7 @@ class NoWatch:
         """Nothing to do."""
 
 
-_Key = tuple[
-    Instance, Optional[Fence], int, Optional[bytes]
-]  # the number, and whose fetch may be joined: None for anyone's
+_Key = tuple[Instance, Optional[Fence], int, Optional[bytes]]  # the number, and who may join, see `Shared`
 _Fetched = tuple[Frame, float]  # and when it ends in the cache, see `expiry`
 _Frames = Mapping[_Key, _Fetched]
 
@@ -295,8 +293,8 @@ class FrameReader:
         missing: Sequence[int],
         whose: Optional[bytes] = None,
     ) -> tuple[dict[int, _Fetched], int]:
-        """The missing frames, and how many of them came from fetches that were under way already: those of *whose*
-        credential, None for anyone's."""
+        """The missing frames, and how many of them came from fetches that were under way already: those of *whose*,
+        see `Shared`."""
         if wanted.fresh:
             return await self._past_the_cache(wanted, grant, fence, missing), 0
         running = self._in_flight.running((wanted.instance, fence, number, whose) for number in missing)
@@ -337,12 +335,12 @@ class FrameReader:
         except StreamTooLong:  # that list was too long; this one may not be
             return await self._start(wanted, grant, fence, numbers, whose)
         except MAYBE_FOR_THE_OWNER:
-            # This caller has a grant of its own, and asks: one of each credential, not all who wait.
-            own = wanted.caller.credential
-            if fetch.owner == own:
+            # This caller has a grant of its own, and asks or joins who does: one of each credential, not all who wait.
+            if fetch.owner == wanted.caller.credential:
                 raise
-        frames, _ = await self._from_origin(wanted, grant, fence, numbers, own)
-        return {(wanted.instance, fence, number, own): fetched for number, fetched in frames.items()}
+        whose = after_failure(whose, wanted.caller)
+        frames, _ = await self._from_origin(wanted, grant, fence, numbers, whose)
+        return {(wanted.instance, fence, number, whose): fetched for number, fetched in frames.items()}
 
     def _start(
         self,

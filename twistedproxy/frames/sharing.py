@@ -1,7 +1,7 @@
 """One piece of work for all who want its result at the same time.
 
-Work is done in the name of its owner, who began it. What fails may fail for the owner alone; who joined then does it in
-its own name, at once: one of each credential, and nobody waits for more than two of them.
+Work is done in the name of its owner, who began it. What fails may fail for the owner alone: the others then share one more
+attempt. If that fails, too, each credential tries in its own name: nobody waits for a third one's failure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 Shared = tuple[K, Optional[bytes]]
-"""What is worked on, and who may join: those of that credential, None for everybody."""
+"""What is worked on, and who may join: None for everybody, else see `after_failure`."""
+
+
+def after_failure(whose: Optional[bytes], caller: Caller) -> bytes:
+    """Whose work *caller* may join where it joined *whose* and that failed: that of all who did (empty), then its own."""
+    return b"" if whose is None else caller.credential
 
 
 async def shared(
@@ -39,7 +44,7 @@ async def shared(
         except MAYBE_FOR_THE_OWNER:
             if fetch.owner == caller.credential:
                 raise
-            among = key, caller.credential
+            among = key, after_failure(among[1], caller)
 
     async def all_work() -> Mapping[Shared[K], V]:
         return {among: await work()}
