@@ -17,8 +17,8 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.origin.errors import (
-    AnsweredByCache,
     HAS_NOT,
+    AnsweredByCache,
     FramesRefused,
     NotAsStored,
     OriginBadAnswer,
