@@ -515,6 +515,17 @@ class FaultTests(StoreTestCase):
             with self.assertRaises(OriginBadAnswer):
                 await self.origin.stored_instance(self.instance, ANYONE)
 
+    async def test_pieces(self) -> None:
+        """A 200 that says to be a piece of something is no frame and no instance."""
+        self.begin()
+        piece = ("Content-Range", "bytes 0-299/725")
+        self.store.fail(faults.Answer(200, (("Content-Type", "image/jpeg"), piece), self.slide_frame()), times=None)
+        await self.refuses(OriginBadAnswer)
+        self.store.heal()
+        self.store.fail(faults.Answer(200, (("Content-Type", "application/dicom"), piece), self.slide.part10))
+        with self.assertRaises(OriginBadAnswer):
+            await self.origin.stored_instance(self.instance, ANYONE)
+
     async def test_what_is_only_labelled_as_a_frame(self) -> None:
         """Bytes that cannot be what their label says are no frame, in one part or several."""
         label = f"image/jpeg; transfer-syntax={self.slide_syntax()}"

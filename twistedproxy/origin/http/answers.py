@@ -74,7 +74,9 @@ class Budget:
 
 
 def content_type(answer: Answer) -> MediaType:
-    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing."""
+    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or that it is a piece of something."""
+    if first(answer.headers, b"content-range") is not None:
+        raise OriginBadAnswer("the origin's answer came with a Content-Range, as a piece of something")
     try:
         return parse_media_type(first(answer.headers, b"content-type") or b"")
     except BadMediaType as bad:
