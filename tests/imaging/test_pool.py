@@ -278,7 +278,7 @@ class RealChildTests(PoolCase):
         pool = self.pool(workers=1, seconds=90.0)
         pool.module = MODULE
         await pool.call({"op": "drop", "number": 0})  # it has come up
-        noise = numpy.frombuffer(random.Random(1).randbytes(3 << 20), numpy.uint8).reshape(1024, 1024, 3)
+        noise = numpy.frombuffer(random.Random(1).randbytes(6 << 20), numpy.uint8).reshape(2048, 1024, 3)
         jpeg = imagecodecs.jpeg8_encode(noise)
         child = psutil.Process(pool.pids[0])
         for pid in (child.pid, self.rival()):
