@@ -11,7 +11,7 @@ import io
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
@@ -212,22 +212,31 @@ class ClientSuite(Base):
             self.assertEqual(dataset.PixelData, original.PixelData)
             self.assertEqual(dataset, original)
 
-    async def test_store(self) -> None:
-        """What is stored through the proxy is found at once, and so are its frames, which nobody knew before."""
+    async def unknown(self, folder: Path) -> tuple[Made, Any]:
+        """A slide in *folder* whose frames nobody knows yet, and a client of a store that holds another one."""
         await self.serve(slide(self.path(), 1, 1, 32))
-        elsewhere = Path(self.mktemp())
-        new = slide(elsewhere, 3, 4, 32)
+        new = slide(folder, 3, 4, 32)
         client = dicomweb(self.url)
         refused = await self.http_error(client.retrieve_instance_frames, *uids(new), [1])
         self.assertEqual(refused.status_code, 404)
+        return new, client
+
+    async def assert_known(self, client: Any, new: Made, found: list[Any], expected: Sequence[bytes]) -> None:
+        """It is what a search *found*, and its frames are the *expected* ones."""
+        self.assertEqual([one["00080018"]["Value"] for one in found], [[new.sop]])
+        frames = await self.threaded(client.retrieve_instance_frames, *uids(new), [12, 1])
+        self.assertEqual(frames, [expected[11], expected[0]])
+
+    async def test_store(self) -> None:
+        """What is stored through the proxy is found at once, and so are its frames, which nobody knew before."""
+        elsewhere = Path(self.mktemp())
+        new, client = await self.unknown(elsewhere)
         answer = await self.threaded(client.store_instances, [pydicom.dcmread(new.path)])
         (stored,) = answer.ReferencedSOPSequence
         self.assertEqual(stored.ReferencedSOPInstanceUID, new.sop)
         self.assertEqual(stored.RetrieveURL, f"{self.url}/{new.resource}")
         found = await self.threaded(client.search_for_instances, *uids(new)[:2])
-        self.assertEqual([one["00080018"]["Value"] for one in found], [[new.sop]])
-        frames = await self.threaded(client.retrieve_instance_frames, *uids(new), [12, 1])
-        self.assertEqual(frames, [new.stored_frames()[11], new.stored_frames()[0]])
+        await self.assert_known(client, new, found, new.stored_frames())
 
     async def test_rendered(self) -> None:
         """A JPEG frame as a picture is the frame, or shows nothing else: a store may encode it anew."""
@@ -316,12 +325,8 @@ class OnAFolder(ClientSuite, LiveCase):
 
     async def test_store(self) -> None:
         """A folder takes no uploads; a file that is put there is found, and so are its frames, which were not known before."""
-        await self.serve(slide(self.path(), 1, 1, 32))
         elsewhere = Path(self.mktemp())
-        new = slide(elsewhere, 3, 4, 32)
-        client = dicomweb(self.url)
-        refused = await self.http_error(client.retrieve_instance_frames, *uids(new), [1])
-        self.assertEqual(refused.status_code, 404)
+        new, client = await self.unknown(elsewhere)
         refused = await self.http_error(client.store_instances, [pydicom.dcmread(new.path)])
         self.assertEqual((refused.status_code, refused.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
         expected = new.stored_frames()
@@ -329,6 +334,4 @@ class OnAFolder(ClientSuite, LiveCase):
         found: list[Any] = []
         while not found:
             found = await self.threaded(client.search_for_instances, *uids(new)[:2])
-        self.assertEqual([one["00080018"]["Value"] for one in found], [[new.sop]])
-        frames = await self.threaded(client.retrieve_instance_frames, *uids(new), [12, 1])
-        self.assertEqual(frames, [expected[11], expected[0]])
+        await self.assert_known(client, new, found, expected)
