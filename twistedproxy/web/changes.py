@@ -19,7 +19,7 @@ from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Par
 from twistedproxy.dicom.part10 import BadPart10, Part10Stream
 from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
-from twistedproxy.web.described import form_of
+from twistedproxy.web.described import STORED_STATUSES, form_of
 
 MAX_SCOPES = 100
 """Instances that are invalidated one by one; of more, their studies are. Of as many studies, too, where only the upload names
@@ -29,7 +29,6 @@ MAX_DESCRIPTION = 1 << 20
 """Bytes of a part in JSON or XML that are looked through for the studies that it names."""
 
 REFUSED = frozenset({401, 403, 407})
-_STORED = frozenset({200, 202, 409})  # table 10.5.3-1: all, some, or none was stored
 
 # Both forms of the answer, DICOM JSON and Native DICOM Model XML, hold the RetrieveURL (0008,1190) of each instance.
 _RETRIEVE_URL = re.compile(rb"/studies/([0-9.]{1,64})/series/([0-9.]{1,64})/instances/([0-9.]{1,64})(?![0-9./])")
@@ -163,7 +162,7 @@ def touched_by_store(
     long to be kept."""
     if status in REFUSED:
         return []
-    if status in _STORED and form_of(headers) is not None and _RESPONSE.search(answer):
+    if status in STORED_STATUSES and form_of(headers) is not None and _RESPONSE.search(answer):
         placed = _placed(answer)
         if placed is not None:
             return _scopes(addressed, placed)

@@ -19,6 +19,9 @@ from twistedproxy.web.rewriting import Chain, Transform, json_transform, xml_tra
 MAX_LOOKUPS = 64
 """Instances of one answer whose transfer syntax is looked up: search pages of viewers are not longer."""
 
+STORED_STATUSES = frozenset({200, 202, 409})
+"""Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
+
 _STEP = re.compile(r"[\s,]*")
 _PART_LENGTH = re.compile(rb"\r?\nContent-Length:[ \t]*[0-9]+[ \t]*(?=\r?\n)", re.IGNORECASE)
 _MAX_PART_LENGTH = 64  # bytes of such a line

@@ -34,9 +34,8 @@ from twistedproxy.frames.reader import FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.waits import all_or_none
-from twistedproxy.web.described import Form, form_of, instances_in, transform_of
+from twistedproxy.web.described import STORED_STATUSES, Form, form_of, instances_in, transform_of
 from twistedproxy.web.mounts import Target
-from twistedproxy.web.onward import caller_of
 from twistedproxy.web.paths import Kind
 from twistedproxy.web.transformed import STRETCH, TransformedStream
 
@@ -53,9 +52,6 @@ PIECE = 64 << 10
 
 PROBE_SECONDS = 5.0
 """How long a metadata answer may wait for the frame that tells the transfer syntax. The frame comes all the same."""
-
-STORED_STATUSES = frozenset({200, 202, 409})
-"""Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
 
 # The one field of a query that no store decides by: a media type without parameters, for some split fields at semicolons.
 _ACCEPT = re.compile(rb"accept=(?:[A-Za-z0-9./+*,_-]|%2[BCFbcf])*", re.IGNORECASE)
@@ -89,16 +85,17 @@ class Descriptions:
     async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
         grant holds only for what the cache knew then."""
-        caller = caller_of(request, target, self.credentials)
+        caller = handed_on.caller
+        assert caller is not None  # `onward` has found it
         if not self._would_grant(handed_on, target):
             return Watch(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)
         return Watch(self, target, caller, request.method, target.instance, reading)
 
-    async def revoke(self, request: Request, target: Target) -> None:
+    async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
-        if target.resource.series is not None and target.resource.sop is not None:
-            await self.access.revoke(caller_of(request, target, self.credentials), target.instance)
+        if target.resource.series is not None and target.resource.sop is not None and handed_on.caller is not None:
+            await self.access.revoke(handed_on.caller, target.instance)
 
     async def read(self, instance: Instance) -> Reading:
         """What the cache holds of the metadata of *instance*."""

@@ -122,7 +122,7 @@ class PassThrough:
             response, UrlMap(target.origin.url, outside), target.origin.url + handed_on.path.decode("ascii")
         )
         if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
-            await self.descriptions.revoke(request, target)
+            await self.descriptions.revoke(handed_on, target)
         size = response.length
         if watch is not None and watch.understands(response):
             body = await watch.follow(response, outside, held)
