@@ -22,7 +22,7 @@ from twistedproxy.dicom.metadata_json import BadMetadata
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender
 from twistedproxy.imaging.sparse import POSITION, TILED_FULL, Placement, Positions, needs_positions
-from twistedproxy.imaging.sparse_description import count_of
+from twistedproxy.imaging.sparse_description import FOCAL_PLANES, PER_FRAME, SHARED, count_of
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
@@ -31,9 +31,9 @@ _IMAGE_TYPE = "00080008"
 _CLASS = "00080016"
 _ORGANIZATION = "00209311"
 _FRAMES, _ROWS, _COLUMNS, _SPACING = "00280008", "00280010", "00280011", "00280030"
-_PATHS, _FOCAL_PLANES = "00480302", "00480303"
+_PATHS = "00480302"
 _TOTAL_COLUMNS, _TOTAL_ROWS = "00480006", "00480007"
-_SHARED, _PER_FRAME, _PIXEL_MEASURES = "52009229", "52009230", "00289110"
+_PIXEL_MEASURES = "00289110"
 _IMAGER_SPACING, _NOMINAL_SPACING = "00181164", "00182010"
 
 _PART, _OFFSET = "00209162", "00209228"
@@ -68,12 +68,12 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     if not virtual.is_tiled and _first(attributes, _CLASS) == SLIDE_CLASS and _TOTAL_ROWS not in attributes:
         result.pop(_FRAMES, None)  # a search that leaves the matrix out: no telling how many are left
         return result
-    for tag in (_PER_FRAME, *(_CONCATENATION if virtual.is_tiled else ())):
+    for tag in (PER_FRAME, *(_CONCATENATION if virtual.is_tiled else ())):
         result.pop(tag, None)
     if placement is not None:
         result[_ORGANIZATION] = {"vr": "CS", "Value": [TILED_FULL]}
-        if _PER_FRAME in attributes:  # what TILED_FULL must say (PS3.3 sections C.8.12.4 and C.8.12.5)
-            result[_FOCAL_PLANES] = {"vr": "UL", "Value": [placement.focal_planes]}
+        if PER_FRAME in attributes:  # what TILED_FULL must say (PS3.3 sections C.8.12.4 and C.8.12.5)
+            result[FOCAL_PLANES] = {"vr": "UL", "Value": [placement.focal_planes]}
             result[_PATHS] = {"vr": "UL", "Value": [placement.planes // placement.focal_planes]}
         else:
             result.pop(_FRAMES, None)  # a search: no telling how many planes there are
@@ -98,14 +98,14 @@ def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Option
     plane. Raises `CannotRender`."""
     if not needs_positions(facts):
         return None
-    if _PER_FRAME not in attributes:
+    if PER_FRAME not in attributes:
         return Placement(1, [], [])
     positions = Positions(facts)
-    for groups in attributes.get(_SHARED, {}).get("Value", ()):
+    for groups in attributes.get(SHARED, {}).get("Value", ()):
         positions.share(groups)
-    for groups in attributes[_PER_FRAME].get("Value", ()):
+    for groups in attributes[PER_FRAME].get("Value", ()):
         positions.add(groups)
-    return positions.placement(focal_planes=count_of(attributes.get(_FOCAL_PLANES)))
+    return positions.placement(focal_planes=count_of(attributes.get(FOCAL_PLANES)))
 
 
 def _first(attributes: Mapping[str, Any], tag: str) -> Any:
@@ -130,9 +130,9 @@ def _widen(result: dict[str, Any], ratios: tuple[float, float]) -> None:
     for tag in (_SPACING, _IMAGER_SPACING, _NOMINAL_SPACING):
         if (wider := _wider(result.get(tag), ratios)) is not None:
             result[tag] = wider
-    groups = result.get(_SHARED)
+    groups = result.get(SHARED)
     if isinstance(groups, dict) and isinstance(groups.get("Value"), list):
-        result[_SHARED] = {**groups, "Value": [_with_measures(item, ratios) for item in groups["Value"]]}
+        result[SHARED] = {**groups, "Value": [_with_measures(item, ratios) for item in groups["Value"]]}
 
 
 def _with_measures(item: Any, ratios: tuple[float, float]) -> Any:

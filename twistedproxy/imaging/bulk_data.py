@@ -6,14 +6,13 @@ reference is relative to the URL of the metadata (RFC 3986 section 5.2).
 
 from __future__ import annotations
 
-import re
 from typing import Optional
 from urllib.parse import unquote, urljoin, urlsplit
 
 from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
+from twistedproxy.origin.interface import AMBIGUOUS, Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_BULK = 16 << 20
@@ -23,7 +22,6 @@ _BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "applicat
 """What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
 
 _NO_HTTP = "http://origin.invalid"  # stands for the URL of an origin that is none of HTTP's
-_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # readers of URLs drop some, or take a backslash for a slash
 
 
 async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
@@ -58,7 +56,7 @@ def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, 
     if not url.startswith(("http://", "https://")):
         uri = uri.replace(url, _NO_HTTP, 1) if uri.startswith(f"{url}/") else uri
         url = _NO_HTTP
-    if not uri.isascii() or _AMBIGUOUS.search(uri):
+    if not uri.isascii() or AMBIGUOUS.search(uri):
         return None
     try:
         parts = urlsplit(urljoin(f"{url}{instance.root}/{instance.path}/metadata", uri))

@@ -15,9 +15,8 @@ import attrs
 
 from twistedproxy.dicom.metadata_json import Events, MetadataEvents
 from twistedproxy.imaging.elements import read_items, read_value
-from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.facts import OPTICAL_PATHS, PER_FRAME, SHARED, PixelFacts
 
-SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
 _SHOWING = frozenset(("00289145", "00289132"))
 """Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
 ICC_PROFILE = "00282000"

@@ -127,16 +127,16 @@ class PixelFacts:
         return cls.from_dataset(_dataset(wanted, bulk), 1)
 
 
-_SHARED, _PER_FRAME, _OPTICAL_PATHS = "52009229", "52009230", "00480105"
+SHARED, PER_FRAME, OPTICAL_PATHS = "52009229", "52009230", "00480105"
 _WANTED = frozenset(
     f"0028{element}"
     for element in "0002 0004 0006 0008 0010 0011 0100 0101 0102 0103 0106 0107 0120 0121 1050 1051 1052 1053 1056 "
     "2000".split()
-) | {_OPTICAL_PATHS, "00480006", "20500020"}
-_OF_GRAY = frozenset((_SHARED, _PER_FRAME, "00283000", "00283010"))
+) | {OPTICAL_PATHS, "00480006", "20500020"}
+_OF_GRAY = frozenset((SHARED, PER_FRAME, "00283000", "00283010"))
 """Where windows and tables stand."""
 _PALETTE = frozenset(f"0028{element}" for element in "1101 1102 1103 1201 1202 1203 1221 1222 1223".split())
-_SEQUENCES = _OF_GRAY | {_OPTICAL_PATHS, "00289132", "00289145"}
+_SEQUENCES = _OF_GRAY | {OPTICAL_PATHS, "00289132", "00289145"}
 
 
 class _Fetched(bytes):
@@ -145,9 +145,9 @@ class _Fetched(bytes):
 
 def _only_frame(instance: dict[str, Any], frame: int) -> dict[str, Any]:
     """Of the functional groups of up to 100,000 frames those of one: the rest costs more than all else here."""
-    groups = instance.get(_PER_FRAME)
+    groups = instance.get(PER_FRAME)
     if isinstance(groups, Mapping):
-        instance[_PER_FRAME] = {"vr": "SQ", "Value": _list(groups.get("Value"))[frame - 1 : frame]}
+        instance[PER_FRAME] = {"vr": "SQ", "Value": _list(groups.get("Value"))[frame - 1 : frame]}
     return instance
 
 
@@ -292,15 +292,18 @@ def _readable(value: Any) -> float | None:
     return number if math.isfinite(number) and abs(number) <= LARGEST else None
 
 
-def _number(dataset: Dataset, keyword: str, default: float) -> float:
+def _first(dataset: Dataset, keyword: str) -> float | None:
     values = _values(dataset, keyword)
-    number = _readable(values[0]) if values else None
+    return _readable(values[0]) if values else None
+
+
+def _number(dataset: Dataset, keyword: str, default: float) -> float:
+    number = _first(dataset, keyword)
     return default if number is None else number
 
 
 def _integer(dataset: Dataset, keyword: str) -> int | None:
-    values = _values(dataset, keyword)
-    number = _readable(values[0]) if values else None
+    number = _first(dataset, keyword)
     return int(number) if number is not None and number == int(number) else None
 
 

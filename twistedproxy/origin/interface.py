@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional, Protocol
 
@@ -15,6 +16,9 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]
+
+AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")
+"""What readers of URLs take differently: some drop these, and take a backslash for a slash."""
 
 
 class Priority(enum.IntEnum):

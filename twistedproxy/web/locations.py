@@ -16,14 +16,13 @@ Rules kept here:
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Optional
 from urllib.parse import unquote, urljoin, urlsplit
 
 import attrs
 from twisted.logger import Logger
 
-from twistedproxy.origin.interface import OriginResponse
+from twistedproxy.origin.interface import AMBIGUOUS, OriginResponse
 from twistedproxy.web.problems import bad_gateway
 from twistedproxy.web.rewriting import UrlMap, authority
 
@@ -32,7 +31,6 @@ _log = Logger()
 _FIELDS = frozenset({b"location", b"content-location"})
 # RFC 9110 section 15.4; 304 leads nowhere.
 _REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
-_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")  # browsers drop some, and take a backslash for a slash
 
 
 def located(response: OriginResponse, urls: UrlMap, asked: str) -> OriginResponse:
@@ -82,7 +80,7 @@ def _cookie_path(path: bytes, urls: UrlMap) -> bytes:
 
 def _shown(value: str, urls: UrlMap, asked: str) -> Optional[str]:
     """The URL reference *value* as callers may see it; None if they may not."""
-    if _AMBIGUOUS.search(value):
+    if AMBIGUOUS.search(value):
         return None
     try:
         whole = urljoin(asked, value)
