@@ -43,10 +43,6 @@ class NativeFrames:
     def __init__(self, length: int, frames: int, frame_length: int, swapped: int = 1) -> None:
         if length == UNDEFINED_LENGTH:
             raise BadPart10("native pixel data of undefined length")
-        surplus = length - frames * frame_length
-        # One pad byte is usual; some writers leave more behind, but a whole frame more is a wrong number of frames.
-        if not 0 <= surplus < max(frame_length, 2):
-            raise BadPart10(f"{length} bytes of pixel data for {frames} frames of {frame_length} bytes")
         self._frame_length = frame_length
         self._left = frames
         self._gather = Gatherer(frame_length)

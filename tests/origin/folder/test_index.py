@@ -228,7 +228,7 @@ class ScanTests(IndexTestCase):
         data.save_as(self.folder / "b.dcm")
         self.started()
         first, second = self.find(one.study)
-        self.assertEqual([file.attributes["00200013"]["Value"] for file in (first, second)], [[1], [7]])
+        self.assertEqual([file.own_attributes["00200013"]["Value"] for file in (first, second)], [[1], [7]])
         self.assertIs(first.common, second.common)
 
 
@@ -457,7 +457,8 @@ class KeptTests(IndexTestCase):
             for file in study:
                 known = before[file.path]
                 self.assertEqual((file.stamp, file.key, file.pixels), (known.stamp, known.key, known.pixels))
-                self.assertEqual((file.facts, file.attributes), (known.facts, known.attributes))
+                self.assertEqual((file.facts, file.common.attributes), (known.facts, known.common.attributes))
+                self.assertEqual(file.own_attributes, known.own_attributes)
                 self.assertEqual(file.transfer_syntax, known.transfer_syntax)
         slide(made[0].path, 1, 1, tile=20, study=made[0].study, series=made[0].series, sop=made[0].sop)
         made[1].path.unlink()

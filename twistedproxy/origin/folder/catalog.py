@@ -65,11 +65,14 @@ class Catalog:
 
     def files(self, study: str, series: Optional[str] = None, sop: Optional[str] = None) -> list[StoredFile]:
         """All files of a study, a series or one instance; none where there is no such thing."""
+        if series is not None and sop is not None:
+            file = self.get(study, series, sop)
+            return [] if file is None else [file]
         found = self.studies.get(study)
         if found is None:
             return []
         chosen: Iterable[Series] = found.series.values() if series is None else (found.series.get(series, {}),)
-        return [file for instances in chosen for file in instances.values() if sop in (None, file.sop)]
+        return [file for instances in chosen for file in instances.values()]
 
     def ordered(self) -> Iterable[tuple[str, Study]]:
         """The studies, by the path of their first file."""

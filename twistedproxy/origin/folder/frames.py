@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
+from twistedproxy.dicom.part10_dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
 from twistedproxy.dicom.sniffing import may_be, other_codec
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import (
@@ -41,7 +42,6 @@ from twistedproxy.origin.folder.open_files import OpenFiles
 from twistedproxy.streams import StreamTooLong
 
 MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables; 8 bytes a frame: sixteen slides of 500,000 frames
-_EXTENDED_TABLE, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _ITEM_HEADER = 8
 _CHUNK = 512 * 1024  # bytes read at once of what is streamed; a multiple of all words
 
@@ -180,8 +180,8 @@ def _extended_tables(record: StoredFile) -> Optional[tuple[bytes, bytes]]:
     """The Extended Offset Table and its lengths (PS3.3 section C.7.6.3), where there are both."""
     try:
         with open_plain(record.path) as file:
-            dataset = read_dataset(file, [_EXTENDED_TABLE, _EXTENDED_LENGTHS])
-        return bytes(dataset[_EXTENDED_TABLE].value), bytes(dataset[_EXTENDED_LENGTHS].value)
+            dataset = read_dataset(file, [EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS])
+        return bytes(dataset[EXTENDED_OFFSET_TABLE].value), bytes(dataset[EXTENDED_OFFSET_TABLE_LENGTHS].value)
     except (KeyError, TypeError, UnreadableFile):
         return None
 

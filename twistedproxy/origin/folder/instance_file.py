@@ -191,11 +191,6 @@ class StoredFile:
         }
 
     @property
-    def attributes(self) -> dict[str, JSONElement]:
-        """All that searches know."""
-        return {**self.common.attributes, **self.own_attributes}
-
-    @property
     def key(self) -> tuple[str, str, str]:
         """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID."""
         return self.study, self.series, self.sop

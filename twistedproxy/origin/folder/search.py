@@ -50,7 +50,7 @@ class Where:
 
 @attrs.frozen(eq=False)
 class Result:
-    """One thing that was found. *view*: its attributes and those of what it belongs to."""
+    """One thing that was found. *view*: its attributes and those of what it belongs to; of an instance, those of its series."""
 
     file: StoredFile
     view: Attributes
@@ -96,7 +96,7 @@ def _find(catalog: Catalog, level: Level, where: Where, keys: Iterable[Match]) -
             if level is Level.SERIES:
                 yield Result(_first(series), series_view)
             else:
-                yield from (Result(file, _instance_view(file, series_view)) for file in instances)
+                yield from (Result(file, series_view) for file in instances)
 
 
 def _in_study(
@@ -196,9 +196,8 @@ def _answer(result: Result, level: Level, where: Where, query: Query, base: str)
         wanted |= names.INSTANCE_LEVEL
         url += f"/instances/{file.sop}"
     wanted |= {key.place[0] for key in query.matches} | {place[0] for place in query.include}
-    answer: dict[str, Any] = {
-        tag: element for tag, element in result.view.items() if tag in wanted or query.include_all
-    }
+    view = _instance_view(file, result.view) if level is Level.INSTANCES else result.view
+    answer: dict[str, Any] = {tag: element for tag, element in view.items() if tag in wanted or query.include_all}
     answer |= _from_file(result, level, query, f"{base}{file.resource}/bulkdata", answer)
     answer[names.AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
     answer[names.RETRIEVE_URL] = {"vr": "UR", "Value": [url]}

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from urllib.parse import unquote
 
 from twistedproxy.dicom.address import InvalidUID, validate_uid
+from twistedproxy.dicom.media_types import MediaType
 from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
 from twistedproxy.origin.folder.accept import (
@@ -190,16 +191,7 @@ class FolderServer:
     ) -> OriginResponse:
         record = (await self._records(study, series, sop))[0]
         numbers = _frame_numbers(listed, record)
-        return await self._stored_frames(request, record, numbers)
-
-    async def _stored_frames(
-        self, request: OriginRequest, record: StoredFile, numbers: Sequence[int]
-    ) -> OriginResponse:
-        types = accepted_types(request)
-        syntax = record.frame_syntax
-        media_type = media_type_of(syntax)
-        if not accepts_parts(types, media_type, syntax):
-            raise not_acceptable(f"{offers([media_type])}; transfer-syntax={syntax}")
+        types, media_type, syntax = _frame_form(request, record)
         distinct = sorted(set(numbers))
         try:
             frames = await self._threads.run(lambda: self._frames.read(record, distinct, MAX_FRAMES_BYTES))
@@ -229,11 +221,7 @@ class FolderServer:
 
     async def _all_frames(self, request: OriginRequest, record: StoredFile) -> OriginResponse:
         """Encapsulated pixel data: a part for each frame, each read when its turn comes; one body if that is wanted."""
-        types = accepted_types(request)
-        syntax = record.frame_syntax
-        media_type = media_type_of(syntax)
-        if not accepts_parts(types, media_type, syntax):
-            raise not_acceptable(f"{offers([media_type])}; transfer-syntax={syntax}")
+        types, media_type, syntax = _frame_form(request, record)
         first = await self._threads.run(lambda: self._frames.spans(record, 1))
         if record.frames == 1 and accepts_single(types, media_type, syntax):
             content_type = part_content_type(media_type, syntax).encode("ascii")
@@ -306,6 +294,16 @@ def _split(segments: list[str]) -> Optional[tuple[Optional[str], Optional[str], 
 def _require_json(request: OriginRequest) -> None:
     if not accepts_json(accepted_types(request)):
         raise not_acceptable(JSON_TYPES[0])
+
+
+def _frame_form(request: OriginRequest, record: StoredFile) -> tuple[list[MediaType], str, str]:
+    """What is accepted, and the media type and transfer syntax of the frames of *record*; 406 where these are not."""
+    types = accepted_types(request)
+    syntax = record.frame_syntax
+    media_type = media_type_of(syntax)
+    if not accepts_parts(types, media_type, syntax):
+        raise not_acceptable(f"{offers([media_type])}; transfer-syntax={syntax}")
+    return types, media_type, syntax
 
 
 def _frame_numbers(listed: str, record: StoredFile) -> list[int]:
