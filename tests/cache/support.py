@@ -25,6 +25,7 @@ from twistedproxy.cache.embedded import answers, find_server
 from twistedproxy.cache.endpoints import HELLO, Greeting
 from twistedproxy.cache.link import Link
 from twistedproxy.dicom.address import Instance
+from twistedproxy.outages import Outage
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
 DEADLINE = 10.0
@@ -58,7 +59,7 @@ async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) ->
     reactor = installed_reactor()
     endpoint = UNIXClientEndpoint(reactor, path)
     hello = HELLO if password is None else Greeting((resp.command(b"AUTH", password),))
-    connection = Link(reactor, endpoint, hello, path, Patience(5.0, 5.0))
+    connection = Link(reactor, endpoint, hello, path, Patience(5.0, 5.0), Outage(path, reactor.seconds))
     connection.start()
     try:
         await connection.wait_up(5.0)

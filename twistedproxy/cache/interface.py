@@ -29,6 +29,11 @@ LARGE = 4 << 20
 one of 300 MB each copy stops the reactor for 0.1 to 0.5 s."""
 
 
+def pieces(value: Value) -> tuple[bytes, ...]:
+    """What the bytes of an entry are put together from."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 def whole(value: Value) -> bytes:
     """The bytes of an entry. Where it has several pieces and is large, other threads run meanwhile."""
     return b"".join(value) if isinstance(value, tuple) else value
@@ -36,7 +41,7 @@ def whole(value: Value) -> bytes:
 
 def size_of(value: Value) -> int:
     """How many bytes that are."""
-    return sum(map(len, value)) if isinstance(value, tuple) else len(value)
+    return sum(map(len, pieces(value)))
 
 
 class CacheUnavailable(Exception):

@@ -15,7 +15,7 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache import resp
-from twistedproxy.cache.interface import Value, size_of
+from twistedproxy.cache.interface import Value, pieces, size_of
 
 SLICE = 1 << 20
 """Bytes of one command: a millisecond of the server's time, and of the reactor's."""
@@ -49,8 +49,7 @@ class Entry:
     @classmethod
     def new(cls, value: Value) -> Entry:
         """The entry of *value*."""
-        pieces = value if isinstance(value, tuple) else (value,)
-        start = b"".join([piece[:START] for piece in pieces])[:START]
+        start = b"".join([piece[:START] for piece in pieces(value)])[:START]
         return cls(_LAYOUT.pack(MARK, size_of(value), secrets.token_bytes(8)) + start)
 
     @property
@@ -64,7 +63,7 @@ class Entry:
     def writes(self, key: bytes, value: Value, seconds: Optional[float]) -> Iterator[bytes]:
         """The commands that write *value*, the entry at *key*, one after the other."""
         place, begun = self._key(key), False
-        for piece in value if isinstance(value, tuple) else (value,):
+        for piece in pieces(value):
             view = memoryview(piece)
             for start in range(0, len(view), SLICE):
                 part = bytes(view[start : start + SLICE])

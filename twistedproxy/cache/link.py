@@ -81,12 +81,12 @@ class Link:
         hello: Greeting,
         name: str,
         patience: Patience,
-        outage: Optional[Outage] = None,
+        outage: Outage,
     ) -> None:
         self._reactor = reactor
         self._hello = hello
         self._name = name
-        self._outage = outage or Outage(name, reactor.seconds)
+        self._outage = outage
         self._endpoint = _Heard(endpoint, self._failed)
         self._factory = _Factory(reactor, patience, self._connected)
         self._up: Optional[BatchProtocol] = None

@@ -12,7 +12,7 @@ from typing import Optional
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, whole
+from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.observer import CacheObserver, NullObserver
@@ -77,7 +77,7 @@ class MemoryCache:
         taken = fence is not None and fence == fence_of([self._store.get(key, now) for key in keys.generations])
         if taken and fence is not None:
             for name, value in entries.items():
-                taken = self._store.put(keys.entry + name, fence + whole(value), now, seconds) and taken
+                taken = self._store.put(keys.entry + name, b"".join((fence, *pieces(value))), now, seconds) and taken
         self._done("put_many", taken, now)
         return taken
 

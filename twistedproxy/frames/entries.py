@@ -71,7 +71,7 @@ def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, p
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
     head = b"%s%c%s" % (_EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
-    return [head + frame if len(frame) <= LARGE else (head, frame) for frame in frames]
+    return [_packed(head, frame) for frame in frames]
 
 
 def expires_of(value: bytes) -> float:
@@ -92,6 +92,10 @@ def unpack_frame(value: bytes) -> Frame:
     if len(value) < end:
         raise BadEntry("a frame's entry is too short")
     return Frame(_rest(value, end), _uid(value[_UID:end]))
+
+
+def _packed(head: bytes, body: bytes) -> Value:
+    return head + body if len(body) <= LARGE else (head, body)
 
 
 def _rest(value: bytes, start: int) -> bytes:
@@ -123,7 +127,7 @@ def pack_picture(picture: bytes, digest: bytes, expires: float) -> Value:
     if len(digest) != DIGEST_BYTES:  # the picture would be read from a wrong place
         raise ValueError("a picture's digest has another length")
     head = _EXPIRY.pack(expires) + digest
-    return head + picture if len(picture) <= LARGE else (head, picture)
+    return _packed(head, picture)
 
 
 def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:

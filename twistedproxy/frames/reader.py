@@ -198,7 +198,10 @@ class FrameReader:
         missing = [number for number in numbers if number not in frames]
         shared = 0
         if missing:
-            fetched, shared = await self._from_origin(wanted, grant, reading.fence, missing)
+            try:
+                fetched, shared = await self._from_origin(wanted, grant, reading.fence, missing)
+            except StreamTooLong:
+                raise AnswerTooLarge(self.too_large()) from None
             frames.update({number: frame for number, (frame, _) in fetched.items()})
             expires = min(expires, *[ends for _, ends in fetched.values()])
         ordered = [frames[number] for number in wanted.numbers]
@@ -296,7 +299,7 @@ class FrameReader:
         """The missing frames, and how many of them came from fetches that were under way already: those of *whose*,
         see `Shared`."""
         if wanted.fresh:
-            return await self._past_the_cache(wanted, grant, fence, missing), 0
+            return await self._fetch(wanted, grant, missing), 0
         running = self._in_flight.running((wanted.instance, fence, number, whose) for number in missing)
         alone = [number for number in missing if (wanted.instance, fence, number, whose) not in running]
         waits: list[Deferred[_Frames]] = []
@@ -305,21 +308,9 @@ class FrameReader:
         for fetch in {id(fetch): fetch for fetch in running.values()}.values():
             numbers = [key[2] for key, one in running.items() if one is fetch]
             waits.append(Deferred.fromCoroutine(self._join(fetch, wanted, grant, fence, numbers, whose)))
-        try:
-            results = await all_or_none(waits)
-        except StreamTooLong:
-            raise AnswerTooLarge(self.too_large()) from None
+        results = await all_or_none(waits)
         found = {key[2]: frame for result in results for key, frame in result.items()}
         return {number: found[number] for number in missing}, len(missing) - len(alone)
-
-    async def _past_the_cache(
-        self, wanted: Wanted, grant: Grant, fence: Optional[Fence], numbers: Sequence[int]
-    ) -> dict[int, _Fetched]:
-        try:
-            frames = await self._fetch(wanted, grant, fence, numbers, None)
-        except StreamTooLong:
-            raise AnswerTooLarge(self.too_large()) from None
-        return {key[2]: frame for key, frame in frames.items()}
 
     async def _join(
         self,
@@ -365,21 +356,15 @@ class FrameReader:
         keys = [(instance, fence, number, whose) for number in numbers]
 
         async def fetch() -> _Frames:
-            fetched = await self._fetch(wanted, grant, fence, numbers, whose)
+            frames = await self._fetch(wanted, grant, numbers)
+            fetched = {(instance, fence, number, whose): frame for number, frame in frames.items()}
             if _is_huge(fetched):
                 await write(fetched)
             return fetched
 
         return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
 
-    async def _fetch(
-        self,
-        wanted: Wanted,
-        grant: Grant,
-        fence: Optional[Fence],
-        numbers: Sequence[int],
-        whose: Optional[bytes],
-    ) -> _Frames:
+    async def _fetch(self, wanted: Wanted, grant: Grant, numbers: Sequence[int]) -> dict[int, _Fetched]:
         """Frames from the origin."""
         instance = wanted.instance
         limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
@@ -390,7 +375,7 @@ class FrameReader:
                 await self.access.revoke(wanted.caller, instance)
             raise
         expires = self._expiry()  # before it is written: the cache keeps it a little longer
-        return {(instance, fence, number, whose): (frame, expires) for number, frame in frames.items()}
+        return {number: (frame, expires) for number, frame in frames.items()}
 
 
 def _names(wanted: Wanted, numbers: Sequence[int]) -> list[bytes]:
