@@ -10,8 +10,8 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Optional
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -76,11 +76,8 @@ class _Read:
         self._waiters: dict[Deferred[Mapping[int, Frame]], bool] = {}
         self._reading: Optional[Deferred[None]] = None
 
-    def begin(self, work: Awaitable[None], ended: Callable[[], object]) -> None:
-        async def read() -> None:
-            await work
-
-        self._reading = Deferred.fromCoroutine(read())
+    def begin(self, work: Coroutine[Any, Any, None], ended: Callable[[], object]) -> None:
+        self._reading = Deferred.fromCoroutine(work)
         self._reading.addBoth(self._end, ended)
 
     def wait(self, failing: bool = True) -> Deferred[Mapping[int, Frame]]:

@@ -203,14 +203,15 @@ def _guard_head(parser: HTTPClientParser) -> None:
     twisted.web takes a lone LF for a line end: what a store copied into a value would become a field of its own. It is a
     line end only in heads that have no other.
     """
-    received, left, end = parser.lineReceived, MAX_HEAD, b""
+    received, left = parser.lineReceived, MAX_HEAD
+    end: Optional[bytes] = None  # what lines end with before their LF
 
     def line_received(line: bytes) -> None:
         nonlocal left, end
         left -= len(line) + 2
         if left < 0:
             raise _BadHead(f"more than {MAX_HEAD} bytes")
-        if left == MAX_HEAD - len(line) - 2:
+        if end is None:
             end = b"\r" if line.endswith(b"\r") else b""
         text = line.removesuffix(b"\r")
         if line != text + end or b"\r" in text or b"\0" in text:

@@ -178,8 +178,8 @@ class HTTPOrigin:
         answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
         self._stores.at(instance.root).hear(answer.headers)
         try:
-            if answer.status != 200 or not is_dicom_json(answer.headers):
-                raise OriginBadAnswer(f"the origin's answer ({answer.status}) to a metadata request is no DICOM JSON")
+            if not is_dicom_json(answer.headers):
+                raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
             metadata = await self._parse(answer, instance)
             if not is_for(caller, answer.headers):
                 raise AnsweredByCache(metadata)
