@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 from tests.cache.certificates import certificate
 from tests.cache.contract import CacheContract
 from tests.cache.support import A, RunningServer, any_server, ask, installed_reactor, until
+from tests.processes import free_port
 from twistedproxy.cache import link, redis
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
 from twistedproxy.cache.batches import Patience
@@ -371,14 +371,6 @@ class TroubleTests(Servers):
         self.assertEqual([one.called for one in puts], [False] * 2 + [True] * 8)
         os.kill(pid, signal.SIGCONT)
         self.assertEqual(await gatherResults(puts), [True] * 2 + [False] * 8)
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody uses just now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 class AddressTests(Servers):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.cache.support import alive
 from tests.waiting import wait_until
 from twistedproxy.background import TURN_SECONDS
 from twistedproxy.imaging import child_process
@@ -349,11 +350,4 @@ class EndTests(PoolCase):
         proxy.send_signal(signal.SIGKILL)
         proxy.wait()
         proxy.stdout.close()  # the child writes no more
-        await wait_until(lambda: not _runs(pid))
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
+        await wait_until(lambda: not alive(pid))

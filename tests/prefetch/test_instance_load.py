@@ -183,6 +183,11 @@ class FormatTests(LoadCase):
             stream.give(made.path.read_bytes())
             stream.end()
             self.successResultOf(self.begin(stream, attrs.evolve(self.metadata(made), transfer_syntax=known)))
+        stream = Pieces()
+        stream.give(made.path.read_bytes())
+        stream.end()
+        loading = self.begin(stream, attrs.evolve(self.metadata(made), transfer_syntax=JPEG))
+        self.assertIn("stored it is", str(self.failureResultOf(loading, LoadFailed).value))
 
 
 class ProvisionalTests(LoadCase):
