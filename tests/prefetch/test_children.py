@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -298,7 +299,9 @@ class FaultTests(ChildCase):
         from twisted.internet import reactor
 
         store = self.store()
-        server = EmbeddedServer(reactor, any_server(), 64 * MIB, base=Path(tempfile.mkdtemp()))
+        base = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, base)
+        server = EmbeddedServer(reactor, any_server(), 64 * MIB, base=base)
         cache = EmbeddedCache(reactor, server)
         worker = await self.worker(cache)
         gate = await self.half(worker, store)
