@@ -18,45 +18,28 @@ PACKAGE = Path(twistedproxy.__file__).parent
 
 DICOM = {"dicom"}
 STORES = DICOM | {"cache", "origin"}
+READING = STORES | {"frames"}
 BELOW = {
     "dicom": set(),
+    "imaging": DICOM,
     "cache": DICOM,
     "origin": DICOM,
     "frames": STORES,
-    "prefetch": STORES | {"frames"},
-    "imaging": STORES | {"frames"},
-    "web": STORES | {"frames", "prefetch", "imaging"},
-    "workers": STORES | {"rooms"},
-    "rooms": STORES | {"frames", "prefetch", "imaging", "web"},
+    "prefetch": READING,
+    "rendering": READING | {"imaging"},
+    "server": READING,
+    "hot": READING | {"server"},
+    "dicomweb": READING | {"prefetch", "imaging", "rendering", "server", "hot"},
+    "proxy": READING | {"prefetch", "rendering", "server", "hot", "dicomweb"},
+    "workers": STORES | {"server", "proxy"},
     "options": set(),
-    "service": STORES | {"rooms", "workers", "options"},
+    "service": {"server", "proxy", "workers", "options"},
     "warm": DICOM | {"options"},
 }
 """What each room may import, itself and what all share apart."""
 
-SHARED = {
-    "announcing",
-    "at_once",
-    "background",
-    "client_tls",
-    "cpus",
-    "demand",
-    "digest",
-    "listening",
-    "log_json",
-    "logs",
-    "machine",
-    "metrics",
-    "outages",
-    "privileges",
-    "processes",
-    "recent",
-    "settings",
-    "siblings",
-    "streams",
-    "waits",
-}
-"""Small modules beside the rooms that any of them may import, and that import no room."""
+SHARED = {"deferreds", "processes", "settings", "streams", "system"}
+"""Rooms and modules that any other may import, and that import no room."""
 
 EXCEPTIONS = {
     # Settings hold the cache's address as a value, and options make it.
@@ -64,11 +47,11 @@ EXCEPTIONS = {
     ("twistedproxy.options.addresses", "twistedproxy.cache.address"),
     ("twistedproxy.options.command", "twistedproxy.cache.address"),
     ("twistedproxy.options.table", "twistedproxy.cache.address"),
-    # What workers tell each other is about instances.
-    ("twistedproxy.siblings", "twistedproxy.dicom.address"),
 }
 
-PURE = ("dicom", "prefetch.plan", "prefetch.regions", "prefetch.grid", "prefetch.gates")
+PURE = tuple(
+    f"twistedproxy.{name}." for name in ("dicom", "imaging", "prefetch.plan", "prefetch.regions", "prefetch.rules")
+)
 """Values in, values out: no Twisted, and nothing that waits."""
 
 INPUT_OUTPUT = {
@@ -141,7 +124,7 @@ class LayerTests(SynchronousTestCase):
     def test_pure_modules(self) -> None:
         """Knowledge and plans do no input or output, and neither does what they import of the package."""
         found = modules()
-        for start in (name for name in found if name.removeprefix("twistedproxy.").startswith(PURE)):
+        for start in (name for name in found if f"{name}.".startswith(PURE)):
             seen, waiting = set(), [start]
             while waiting:
                 module = waiting.pop()

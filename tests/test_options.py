@@ -12,12 +12,12 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.certificates import certificate
-from twistedproxy.machine import MemoryReading
 from twistedproxy.options import Options
 from twistedproxy.options.document import BEGIN, END, markdown
 from twistedproxy.options.table import OPTIONS
 from twistedproxy.options.values import show_size, size
 from twistedproxy.settings import GIB, MIB, Mount, Settings
+from twistedproxy.system.resources import MemoryReading
 
 SAMPLE = ("--origin", "sample:")
 

@@ -1,6 +1,6 @@
 """The service that twistd runs: one proxy in this process, or the parent of several workers.
 
-What a proxy consists of is `twistedproxy.rooms`'s business. A start that fails ends the process with a last line
+What a proxy consists of is `twistedproxy.proxy`'s business. A start that fails ends the process with a last line
 that says why.
 
 SIGHUP replaces the workers, and without any says so: it ends nothing.
@@ -24,13 +24,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.announcing import announce
-from twistedproxy.listening import descriptions
-from twistedproxy.logs import AccessLog, LoggedService, LogOutput, twistd_output
 from twistedproxy.options import Options
-from twistedproxy.privileges import Ports, changes_user, move_home
-from twistedproxy.processes import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.processes.child import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.server.listening import descriptions
+from twistedproxy.server.privileges import Ports, changes_user, move_home
+from twistedproxy.server.startup_log import announce
 from twistedproxy.settings import Settings
+from twistedproxy.system.logs import AccessLog, LoggedService, LogOutput, twistd_output
 
 if TYPE_CHECKING:
     from twistedproxy.workers.supervisor import Supervisor
@@ -196,14 +196,14 @@ class ProxyService(Service):
         leave_loaded_alone()
 
     async def _start_proxy(self) -> None:
-        from twistedproxy.rooms import Rooms
+        from twistedproxy.proxy import Proxy
 
         async def joining() -> None:
             keep_freed_memory()
             leave_loaded_alone()
 
         output, listen = AccessLog(self._output), self._ports.listen
-        self._rooms = rooms = Rooms(self._reactor, self._settings, output, listen=listen, joining=joining)
+        self._rooms = rooms = Proxy(self._reactor, self._settings, output, listen=listen, joining=joining)
         await rooms.start()
         announce(self._settings, rooms.hosts(), rooms.served())
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.measuring import end_in_order
-from tests.processes import end, tied
+from tests.running import end, tied
 
 FOLDER = Path(__file__).parent
 USAGE = "usage: python -m tests.benchmarks [all | NAME [OPTION...]] [NAME [OPTION...]]..."

@@ -27,7 +27,7 @@ import attrs
 
 from tests.benchmarks.load import Load, load
 from tests.benchmarks.measuring import median, percentile
-from tests.processes import pinned, python_environment, tied
+from tests.running import pinned, python_environment, tied
 
 BROWSER = 6  # connections that browsers open to one host
 SOON = 0.05  # seconds until the first request

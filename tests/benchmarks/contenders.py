@@ -13,7 +13,7 @@ import psutil
 
 from tests.benchmarks import nginx
 from tests.benchmarks.measuring import Fetcher
-from tests.processes import READY_SECONDS, Child, Proxy, free_port, pinned
+from tests.running import READY_SECONDS, Child, Proxy, free_port, pinned
 
 NGINX = "nginx, proxy_cache"
 NGINX_CREDENTIAL = "nginx, credential in its key"

@@ -21,7 +21,7 @@ import numpy
 from tests.imaging.damage import codecs, damaged
 from twistedproxy.imaging.decode import decode
 from twistedproxy.imaging.errors import BadImage
-from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.pixel_description import PixelFacts
 
 MAX_PIXELS = 1 << 20
 ADDRESS_SPACE = 4 << 30  # bytes

@@ -30,7 +30,7 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
-from tests.processes import Child
+from tests.running import Child
 
 LEAST = 0.4  # of nginx's requests a second
 MOST = 3.0  # times nginx's milliseconds at the 99th percentile

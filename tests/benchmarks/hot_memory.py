@@ -15,7 +15,7 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
-from tests.processes import Proxy
+from tests.running import Proxy
 
 ALLOWED = 1.25  # of --hot-memory
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 from tests.benchmarks.load import load
 from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
-from tests.processes import Proxy
+from tests.running import Proxy
 
 SLOWER = 1.5  # times: what 5,000 and 200 others may cost in requests a second
 LATE = 2.0  # seconds after the deadline in which a slow one must be gone

@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, table
-from tests.processes import Child, Proxy, Store
+from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
-from twistedproxy.cache import resp
 from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.keys import instance_keys, scope_key
-from twistedproxy.dicom.address import Instance
+from twistedproxy.cache.redis import pipeline
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 
 ACCEPT_INSTANCE = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -69,7 +69,7 @@ class Redis(Child):
 
     def ask(self, *arguments: bytes) -> bytes:
         """The first line of the answer to one command; for answers of one line."""
-        self._socket.sendall(resp.command(*arguments))
+        self._socket.sendall(pipeline.command(*arguments))
         return self._stream.readline()
 
     def set_all(self, entries: Sequence[tuple[bytes, bytes]]) -> float:
@@ -77,7 +77,7 @@ class Redis(Child):
         start = time.perf_counter()
         for first in range(0, len(entries), BATCH):
             part = entries[first : first + BATCH]
-            self._socket.sendall(b"".join(resp.set_entries(b"", part, None)))
+            self._socket.sendall(b"".join(pipeline.set_entries(b"", part, None)))
             for _ in part:
                 self._stream.readline()
         return time.perf_counter() - start
@@ -170,7 +170,7 @@ class Bench:
     def child_peak(self) -> int:
         """Bytes of memory that the loader child had at most."""
         for process in self.proxy.family():
-            if "twistedproxy.prefetch.child" in process.cmdline():
+            if "twistedproxy.prefetch.loader_main" in process.cmdline():
                 found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
                 return int(found[1]) * 1024 if found else 0
         raise RuntimeError("the proxy has no child")

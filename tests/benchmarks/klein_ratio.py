@@ -28,7 +28,7 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
-from tests.processes import Child, Proxy, free_port, pinned
+from tests.running import Child, Proxy, free_port, pinned
 
 LIMIT = 1.67  # bare Klein routes: at least 0.6 of its requests a second
 

@@ -14,7 +14,7 @@ from typing import Optional
 
 import attrs
 
-from tests.processes import pinned, python_environment
+from tests.running import pinned, python_environment
 
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from tests.clients import split_multipart
-from tests.processes import Child, Proxy, Store
+from tests.running import Child, Proxy, Store
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DECOMPRESSED = 'multipart/related; type="application/octet-stream"'

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.processes import READY_SECONDS, Child, free_port, pinned
+from tests.running import READY_SECONDS, Child, free_port, pinned
 
 _CONFIGURATION = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error warn; user root;

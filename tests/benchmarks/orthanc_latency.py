@@ -19,7 +19,7 @@ from typing import Any
 
 from tests import slides
 from tests.benchmarks.measuring import AS_JPEG, AS_STORED, DECOMPRESSED, Fetcher, end_in_order, milliseconds, table
-from tests.processes import Proxy
+from tests.running import Proxy
 from tests.slides import Made
 from tests.stores.orthanc import Orthanc
 

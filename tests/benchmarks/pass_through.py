@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.benchmarks.measuring import TIMEOUT, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
-from tests.processes import MemoryWatch, Proxy
+from tests.running import MemoryWatch, Proxy
 from tests.stores.holdings import big_pieces
 from tests.stores.replies import PIECE
 

@@ -31,7 +31,7 @@ from tests.benchmarks.expected_pictures import PIXELS, instance_at
 from tests.benchmarks.file_comparison import DIFFERENT, EQUAL, NO_REFERENCE, REFUSED, Comparison, Item, Outcome
 from tests.benchmarks.measuring import Fetcher, end_in_order, table
 from tests.benchmarks.real_file_sources import gather, read
-from tests.processes import Proxy
+from tests.running import Proxy
 from tests.stores.orthanc import Orthanc
 
 CALLERS = 3  # images at once

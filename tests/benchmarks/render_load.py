@@ -22,8 +22,8 @@ import psutil
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
-from tests.processes import Proxy
-from twistedproxy.background import stand_back
+from tests.running import Proxy
+from twistedproxy.system.tuning import stand_back
 
 MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
 ASKING = 8  # for pictures at once
@@ -118,7 +118,7 @@ def rendering_seconds(proxy: Proxy) -> float:
     used = 0.0
     for process in proxy.family():
         try:
-            if "twistedproxy.imaging.child" in process.cmdline():
+            if "twistedproxy.rendering.child" in process.cmdline():
                 times = process.cpu_times()
                 used += times.user + times.system
         except psutil.NoSuchProcess:

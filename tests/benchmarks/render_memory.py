@@ -15,7 +15,7 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.measuring import Fetched, Fetcher, end_in_order, stopped_at_the_end, table
-from tests.processes import Child, Proxy
+from tests.running import Child, Proxy
 
 MIB = 1 << 20
 TILE = 256
@@ -26,7 +26,7 @@ MOST_OF_PICTURE = (
     6.0  # times the bytes of the encoded picture that the proxy takes, beyond what the smallest one took it
 )
 ROOM = 48 * MIB  # for what both need besides: a batch of frames and the next, codecs
-MODULE = "twistedproxy.imaging.child"
+MODULE = "twistedproxy.rendering.child"
 
 
 def main(arguments: list[str]) -> int:

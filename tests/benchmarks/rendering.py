@@ -21,12 +21,11 @@ from PIL import Image, ImageCms
 
 from tests.slides.encodings import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging.colour import convert_colours
+from twistedproxy.imaging.color import convert_colours, profile_of
 from twistedproxy.imaging.decode import decode
 from twistedproxy.imaging.encode import encode
-from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.grayscale import to_display
-from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.pixel_description import PixelFacts
+from twistedproxy.imaging.windowing import to_display
 
 SIDE = 256
 QUALITY = 95

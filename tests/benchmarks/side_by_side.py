@@ -27,7 +27,7 @@ from tests import slides
 from tests.benchmarks import contenders, nginx, wrk
 from tests.benchmarks.contenders import HOT, KLEIN, NAMES, NGINX, PROXIES, Contender, Field
 from tests.benchmarks.measuring import AS_STORED, Fetched, Fetcher, end_in_order, median, stopped_at_the_end, table
-from tests.processes import Child, Store
+from tests.running import Child, Store
 
 HEADERS = {"Accept": AS_STORED, "Authorization": "Bearer c41f0a9b5d"}
 CONNECTIONS = (1, 32, 500)

@@ -25,7 +25,7 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
-from tests.processes import MemoryWatch, Proxy
+from tests.running import MemoryWatch, Proxy
 
 MIB = 1 << 20
 SIDE = 1024  # pixels: a frame of 8 bits a pixel is a MiB

@@ -24,10 +24,10 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
-from tests.processes import Child, Proxy, free_port
+from tests.running import Child, Proxy, free_port
 from tests.slides import Made
 from twistedproxy.cache.embedded import find_server
-from twistedproxy.cache.resp import command
+from twistedproxy.cache.redis.pipeline import command
 
 MIB = 1 << 20
 MORE_MEMORY = 16 * MIB  # of the proxy's own process, from the first third to the end, but for what new grants take

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from tests.benchmarks import wrk
 from tests.benchmarks.contenders import HOT, KLEIN, LEAF, NGINX, Contender, Field
 from tests.benchmarks.side_by_side import BUSY, HEADERS, Measured, aims, middle
-from tests.processes import Child
+from tests.running import Child
 
 
 class WrkTests(SynchronousTestCase):

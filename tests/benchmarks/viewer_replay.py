@@ -26,7 +26,7 @@ from tests import slides
 from tests.benchmarks import nginx
 from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, percentile, table
 from tests.benchmarks.viewing import Level, Screen, session
-from tests.processes import Child, Proxy, Store
+from tests.running import Child, Proxy, Store
 from tests.slides import Made
 
 CONNECTIONS = 6  # that browsers open to one HTTP/1.1 server

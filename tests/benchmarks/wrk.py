@@ -12,7 +12,7 @@ from typing import Optional
 
 import attrs
 
-from tests.processes import pinned, python_environment
+from tests.running import pinned, python_environment
 
 _DONE = """
 done = function(summary, latency, requests)

@@ -22,7 +22,7 @@ from tests.browser import comparing, looking
 from tests.browser.installing import MICROSCOPY, OPENSEADRAGON, PLAYWRIGHT, install, missing, served
 from tests.browser.looking import Found, accesses, drive
 from tests.browser.slides import Truth, as_jpeg2000, sample_files
-from tests.processes import Proxy
+from tests.running import Proxy
 from tests.stores import orthanc
 from tests.stores.orthanc import Orthanc, basic
 

@@ -16,7 +16,7 @@ from tests.benchmarks.measuring import percentile
 from tests.browser.comparing import MOST, is_blank, worst_block
 from tests.browser.installing import chromium
 from tests.browser.slides import Truth
-from tests.processes import Child, tied
+from tests.running import Child, tied
 
 DRIVE_SECONDS = 180.0
 HIT = "twistedproxy; hit"

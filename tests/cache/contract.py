@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from tests.cache.support import A
 from twistedproxy.cache.interface import LARGE, Cache, Head, Value
 from twistedproxy.cache.keys import instance_keys
-from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.dicom.resource import Instance, Scope
 
 SAME_SERIES = attrs.evolve(A, sop="1.2.3.4.6")
 SAME_STUDY = attrs.evolve(A, series="1.2.3.5")

@@ -19,13 +19,14 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
 
-from twistedproxy.cache import resp, with_parent
-from twistedproxy.cache.batches import Patience
 from twistedproxy.cache.embedded import answers, find_server
-from twistedproxy.cache.endpoints import HELLO, Greeting
-from twistedproxy.cache.link import Link
-from twistedproxy.dicom.address import Instance
-from twistedproxy.outages import Outage
+from twistedproxy.cache.redis import pipeline
+from twistedproxy.cache.redis.connection import Link
+from twistedproxy.cache.redis.endpoint import HELLO, Greeting
+from twistedproxy.cache.redis.pipeline import Patience
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.processes import with_parent
+from twistedproxy.system.outages import Outage
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
 DEADLINE = 10.0
@@ -58,12 +59,12 @@ async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) ->
     """What the server on the unix socket at *path* answers to one command."""
     reactor = installed_reactor()
     endpoint = UNIXClientEndpoint(reactor, path)
-    hello = HELLO if password is None else Greeting((resp.command(b"AUTH", password),))
+    hello = HELLO if password is None else Greeting((pipeline.command(b"AUTH", password),))
     connection = Link(reactor, endpoint, hello, path, Patience(5.0, 5.0), Outage(path, reactor.seconds))
     connection.start()
     try:
         await connection.wait_up(5.0)
-        return (await connection.send(resp.command(*arguments), 1))[0]
+        return (await connection.send(pipeline.command(*arguments), 1))[0]
     finally:
         await connection.stop()
 

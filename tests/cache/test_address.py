@@ -17,7 +17,7 @@ from twistedproxy.cache.address import (
     parse_cache,
 )
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.cache.none import NoCache
+from twistedproxy.cache.open import NoCache
 
 
 class ParseCacheTests(SynchronousTestCase):

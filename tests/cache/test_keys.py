@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.support import A
 from twistedproxy.cache.keys import fence_of, instance_keys, scope_key, unstamp
-from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.dicom.resource import Instance, Scope
 
 
 class KeyTests(SynchronousTestCase):

@@ -14,7 +14,7 @@ from tests.cache.contract import CacheContract
 from tests.cache.support import A
 from twistedproxy.cache.lru import ITEM_OVERHEAD, LruStore
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.cache.none import NoCache
+from twistedproxy.cache.open import NoCache
 
 
 class MemoryCacheTests(CacheContract, TestCase):

@@ -18,12 +18,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom import lenient_json
+from twistedproxy.dicom.json_events import BadMetadata, MetadataEvents
 from twistedproxy.dicom.lenient_json import LenientJson
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
-from twistedproxy.dicom.metadata_json import BadMetadata, MetadataEvents
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
-from twistedproxy.imaging.description import Description
-from twistedproxy.imaging.sparse_description import SparseDescription
+from twistedproxy.imaging.describe import Description
+from twistedproxy.imaging.tile_index import SparseDescription
 
 
 def element(vr: str, *values: object) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from tests.dicom.test_transfer_syntaxes import ENCODED, expected_of
 from tests.slides import ENCODINGS, OffsetTable, Pieces, multi_frame, slide, stored_frames
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.part10 import INFLATED_BYTES, BadPart10, NotByFrame, Part10Stream
-from twistedproxy.dicom.part10_dataset import MAX_DEPTH, MAX_META_BYTES
+from twistedproxy.dicom.part10.dataset import MAX_DEPTH, MAX_META_BYTES
+from twistedproxy.dicom.part10.stream import INFLATED_BYTES, BadPart10, NotByFrame, Part10Stream
 
 ITEM = b"\xfe\xff\x00\xe0"
 END = b"\xfe\xff\xdd\xe0\0\0\0\0"

@@ -10,12 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
-from twistedproxy.frames.forgetting import Forgetting
-from twistedproxy.frames.reader import FrameReader
+from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.read_through import FrameReader
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 

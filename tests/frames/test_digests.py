@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
+from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.multipart_writer import build
-from twistedproxy.digest import content_digest
-from twistedproxy.frames import digests
+from twistedproxy.frames import entries
 
 PARTS = [b"a" * 1000, b"", b"bc" * 700]
 PICTURE = b"".join(PARTS)
@@ -33,18 +33,18 @@ class DigestTests(TestCase):
 
     async def test_in_a_thread(self) -> None:
         """What is large is digested in a thread, with the same result."""
-        self.patch(digests, "AT_ONCE", 2399)
-        self.patch(digests, "content_digest", self.watched(content_digest))
-        self.patch(digests, "parts_digest", self.watched(digests.parts_digest))
-        self.assertEqual(await digests.digest_of(PICTURE), DIGEST)
-        self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
+        self.patch(entries, "AT_ONCE", 2399)
+        self.patch(entries, "content_digest", self.watched(content_digest))
+        self.patch(entries, "parts_digest", self.watched(entries.parts_digest))
+        self.assertEqual(await entries.digest_of(PICTURE), DIGEST)
+        self.assertEqual(await entries.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(len(self.threads), 2)
         self.assertNotIn(threading.get_ident(), self.threads)
 
     async def test_at_once(self) -> None:
         """What is small is digested at once."""
-        self.patch(digests, "AT_ONCE", 2400)
-        self.patch(digests, "content_digest", self.watched(content_digest))
-        self.assertEqual(await digests.digest_of(PICTURE), DIGEST)
-        self.assertEqual(await digests.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
+        self.patch(entries, "AT_ONCE", 2400)
+        self.patch(entries, "content_digest", self.watched(content_digest))
+        self.assertEqual(await entries.digest_of(PICTURE), DIGEST)
+        self.assertEqual(await entries.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
         self.assertEqual(self.threads, [threading.get_ident()])

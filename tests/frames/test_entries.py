@@ -9,8 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
 from twistedproxy.cache.interface import LARGE
-from twistedproxy.dicom.frame import Frame
-from twistedproxy.digest import content_digest
+from twistedproxy.dicom.frame import Frame, content_digest
 from twistedproxy.frames.entries import (
     METADATA,
     PICTURE_HEAD,

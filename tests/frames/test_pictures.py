@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, MALLORY, MemoryOrigin, Room
 from twistedproxy.frames import pictures
 from twistedproxy.frames.pictures import Picture, PictureAnswer, PictureReader, Rendered
-from twistedproxy.frames.reader import Wanted
+from twistedproxy.frames.read_through import Wanted
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream

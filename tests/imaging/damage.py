@@ -11,7 +11,7 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging.facts import PixelFacts
+from twistedproxy.imaging.pixel_description import PixelFacts
 
 SIDE = 64  # pixels: small, so that thousands are tried
 

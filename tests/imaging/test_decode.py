@@ -24,12 +24,12 @@ from tests.imaging.damage import codecs, damaged
 from tests.imaging.exact_jpeg import exact_planes
 from tests.slides import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging import forms
+from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.decode import can_decode, decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
-from twistedproxy.imaging.facts import PixelFacts
-from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.pixel_description import PixelFacts
+from twistedproxy.rendering import media_types
 
 MAX_PIXELS = 1 << 24
 TEST_FILES = sorted((pathlib.Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
@@ -468,7 +468,7 @@ class RefusedTests(SynchronousTestCase):
     def test_known_beforehand(self) -> None:
         """The proxy, which loads no codec, knows which frames its children decode."""
         for syntax in syntaxes._BY_UID:
-            self.assertEqual(can_decode(syntax), forms.can_decode(syntax), syntax)
+            self.assertEqual(can_decode(syntax), media_types.can_decode(syntax), syntax)
 
     def test_cut_off(self) -> None:
         """Half of a frame is no frame."""

@@ -15,12 +15,12 @@ from PIL import Image
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.attributes import downsampled, downsampled_answer
-from twistedproxy.imaging.cut import Cut, decoder_scale
 from twistedproxy.imaging.downsampled import Downsampled, shrunk
+from twistedproxy.imaging.downsampled_metadata import downsampled, downsampled_answer
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
+from twistedproxy.imaging.geometry import Cut, decoder_scale
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
-from twistedproxy.imaging.whole import Canvas
+from twistedproxy.imaging.stitcher import Canvas
 
 FACTORS = st.sampled_from((2.0, 2.5, 3.7, 4.0, 8.0, 64.0, 1.001)) | st.floats(1.0, 100.0)
 

@@ -16,9 +16,9 @@ import pydicom
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.slides import Made
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import PartCollector
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse

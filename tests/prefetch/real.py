@@ -15,22 +15,21 @@ from tests.slides import Made, slide
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.redis import RedisCache, redis_cache
-from twistedproxy.demand import Demand
-from twistedproxy.dicom.address import Instance
+from twistedproxy.cache.redis.cache import RedisCache, redis_cache
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name
-from twistedproxy.frames.forgetting import Forgetting
-from twistedproxy.frames.reader import FrameAnswer, FrameReader, Wanted
-from twistedproxy.metrics import Metrics
+from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch.children import Children
-from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.jobs import JobBook
-from twistedproxy.prefetch.loaders import InProcessLoader
+from twistedproxy.prefetch.loaders import Children, InProcessLoader
+from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
+from twistedproxy.system.demand import Demand
+from twistedproxy.system.metrics import Metrics
 
 TOKEN = "d41f6e0c-alice-token"
 SIDE = 16  # frames: 256 of 8.7 kB, some batches

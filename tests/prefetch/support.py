@@ -13,22 +13,22 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE, JPEG
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name, unpack_frame
-from twistedproxy.frames.forgetting import Forgetting
-from twistedproxy.frames.reader import FrameAnswer, FrameReader, Wanted
-from twistedproxy.metrics import Metrics
+from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Progress
 from twistedproxy.prefetch.loaders import LoadTask
+from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, ByteStream
+from twistedproxy.system.metrics import Metrics
 
 MIB = 1 << 20
 

@@ -20,10 +20,16 @@ from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expires_of, frame_name, unpack_frame, was_prefetched
 from twistedproxy.origin.errors import OriginUnreachable
-from twistedproxy.prefetch.errors import LoadFailed, Withdrawn
-from twistedproxy.prefetch.instance_load import BATCH_BYTES, BATCH_SECONDS, InstanceLoad, Loaded
+from twistedproxy.prefetch.instance_load import (
+    BATCH_BYTES,
+    BATCH_SECONDS,
+    OUTSTANDING_BYTES,
+    InstanceLoad,
+    Loaded,
+    ProvisionalFrames,
+)
+from twistedproxy.prefetch.jobs import LoadFailed, Withdrawn
 from twistedproxy.prefetch.loaders import InProcessLoader, LoadTask, turns
-from twistedproxy.prefetch.provisional import OUTSTANDING_BYTES, ProvisionalFrames
 
 NATIVE = "1.2.840.10008.1.2.1"
 

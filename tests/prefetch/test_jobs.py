@@ -10,9 +10,9 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE
-from twistedproxy.metrics import Metrics
 from twistedproxy.prefetch.jobs import MAX_ENDED, JobBook, JobKind, Result
-from twistedproxy.prefetch.usefulness import MAX_INSTANCES, Usefulness
+from twistedproxy.prefetch.scheduler import MAX_INSTANCES, Usefulness
+from twistedproxy.system.metrics import Metrics
 
 FIELDS = {"instance", "kind", "frames", "total", "bytes", "seconds", "result", "reason"}
 

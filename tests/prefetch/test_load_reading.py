@@ -6,9 +6,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.machine import MemoryReading
-from twistedproxy.prefetch.gates import LoadReading
 from twistedproxy.prefetch.load_reading import LoadReader
+from twistedproxy.prefetch.rules import LoadReading
+from twistedproxy.system.resources import MemoryReading
 
 GIB = 1 << 30
 

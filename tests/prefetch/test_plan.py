@@ -13,8 +13,8 @@ from tests.frames.support import JPEG
 from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.grid import Region, numbers
 from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand, plan_for_picture
+from twistedproxy.prefetch.regions import Region, numbers
 from twistedproxy.settings import Settings
 
 EXPLICIT = "1.2.840.10008.1.2.1"

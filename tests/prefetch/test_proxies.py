@@ -13,13 +13,13 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
 from tests.clients import client
+from tests.dicomweb.support import ProxyCase
 from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase, absolute
-from tests.processes import Proxy, Store
+from tests.running import Proxy, Store
 from tests.slides import slide
 from tests.waiting import wait_until, within
-from tests.web.support import ProxyCase
 from twistedproxy.cache.address import EmbeddedAddress
-from twistedproxy.processes import leave_loaded_alone
+from twistedproxy.processes.child import leave_loaded_alone
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -152,7 +152,7 @@ class ProxyTests(RealCase):
         await self.setUpAll()
         (proxy,) = self.proxies
         gate = await self.half(proxy)
-        child = next(one for one in proxy.family() if "twistedproxy.prefetch.child" in one.cmdline())
+        child = next(one for one in proxy.family() if "twistedproxy.prefetch.loader_main" in one.cmdline())
         child.kill()
         gate.release()
         await wait_until(lambda: "prefetch failed" in proxy.output(), "the failure in the log")

@@ -12,7 +12,7 @@ from tests.prefetch.support import SLIDE, PrefetchCase, content
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expires_of, frame_name, pack_frames
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.errors import LoadFailed
+from twistedproxy.prefetch.jobs import LoadFailed
 from twistedproxy.prefetch.region_load import CLAIM_SECONDS, SIDE_BY_SIDE, RegionLoad
 from twistedproxy.prefetch.regions import NEAREST_FRAMES
 

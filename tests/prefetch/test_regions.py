@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.grid import FrameGrid, Region, Tiling, numbers
-from twistedproxy.prefetch.regions import Screen, block_load, display_load
+from twistedproxy.prefetch.regions import FrameGrid, Region, Screen, Tiling, block_load, display_load, numbers
 
 BLOCK, DISPLAY = 8000, 3000
 

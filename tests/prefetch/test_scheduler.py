@@ -13,15 +13,14 @@ from twisted.internet.defer import Deferred
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch import loads
-from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, NotStarted, Withdrawn
-from twistedproxy.prefetch.gates import LoadReading
-from twistedproxy.prefetch.jobs import JobKind
+from twistedproxy.prefetch import runner
+from twistedproxy.prefetch.jobs import JobKind, LoadFailed, NotLoadable, NotStarted, Withdrawn
+from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import STOP_SECONDS
 
 WHOLE, BLOCK, DISPLAY = JobKind.WHOLE, JobKind.BLOCK, JobKind.DISPLAY
@@ -182,7 +181,7 @@ class OccasionTests(PrefetchCase):
             SLIDE, frames=10**10, rows=1, columns=1, total_rows=10**5, total_columns=10**5
         )
         self.origin.held = []
-        self.patch(loads, "MAX_REGION_FRAMES", 100)
+        self.patch(runner, "MAX_REGION_FRAMES", 100)
         worker = self.worker()
         self.ask(worker, 1)
         self.assertEqual([(job.kind, job.total) for job in worker.jobs.running][1:], [(DISPLAY, 99)])

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from tests.frames.support import INSTANCE
 from tests.prefetch.test_region_load import RegionCase
-from twistedproxy.dicom.address import Instance
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.prefetch.region_load import CLAIM_SECONDS, SLICE, SLICE_OF_CLAIMS
 

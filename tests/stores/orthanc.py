@@ -23,7 +23,7 @@ from unittest import SkipTest
 
 from twisted.internet.threads import deferToThread
 
-from tests.processes import free_port, tied
+from tests.running import free_port, tied
 
 PROGRAM = "/usr/sbin/Orthanc"  # Debian's package "orthanc"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # Debian's package "orthanc-dicomweb"

@@ -14,17 +14,17 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from tests.processes import free_port, python_environment
+from tests.dicomweb.support import ALICE, ProxyCase, RunningProxy, token
+from tests.running import free_port, python_environment
 from tests.slides import Made, loop, slide
 from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
-from tests.web.support import ALICE, ProxyCase, RunningProxy, token
+from twistedproxy.dicomweb import prefetch
 from twistedproxy.warm import targets
 from twistedproxy.warm.command import warm
 from twistedproxy.warm.options import Options
-from twistedproxy.web import warming
 
 
 class Terminal(io.StringIO):
@@ -103,7 +103,7 @@ class WarmTests(WarmCase):
 
     async def test_waits_for_a_busy_proxy(self) -> None:
         """While the proxy is busy with other loads it is asked again as long as patience lasts, and no longer."""
-        self.patch(warming, "BUSY_RETRY_AFTER", 1)
+        self.patch(prefetch, "BUSY_RETRY_AFTER", 1)
         store = self.store(STANDARD, *self.study())
         proxy = await self.warm_proxy(store)
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3/instances"

@@ -9,8 +9,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from twistedproxy.metrics import Metrics
-from twistedproxy.workers.exchange import Exchange, Member
+from twistedproxy.system.metrics import Metrics
+from twistedproxy.workers.broadcast import Exchange, Member
 from twistedproxy.workers.peer import CallFailed, Peer
 
 

@@ -16,11 +16,11 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection, client
-from tests.processes import Child, Proxy
+from tests.dicomweb.support import ALICE, STORED
+from tests.running import Child, Proxy
 from tests.slides import slide
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
-from tests.web.support import ALICE, STORED
 
 MEMORY = ("--cache-memory", "64M", "--hot-memory", "64M")
 NO_PREFETCH = ("--prefetch", "off")

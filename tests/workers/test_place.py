@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.web.support import logged
+from tests.dicomweb.support import logged
 from twistedproxy.workers.place import MAX_DELAY, STEADY_SECONDS, Place, StartFailed
 
 

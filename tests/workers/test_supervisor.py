@@ -14,14 +14,14 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.processes import TREE, free_port
+from tests.dicomweb.support import logged
+from tests.running import TREE, free_port
 from tests.waiting import wait_until, within
-from tests.web.support import logged
 from tests.workers import fake_worker
 from twistedproxy.cache.address import EmbeddedAddress, NoAddress
-from twistedproxy.listening import bind
+from twistedproxy.server.listening import bind
 from twistedproxy.settings import Settings
-from twistedproxy.workers import supervisor, watch
+from twistedproxy.workers import supervisor, watchdog
 from twistedproxy.workers.supervisor import Supervisor
 
 
@@ -222,7 +222,7 @@ class WatchTests(SupervisorCase):
 
     async def test_hangs(self) -> None:
         """A worker that is stopped from outside answers nobody: it is killed and replaced, and the log says so."""
-        self.patch(watch, "PING_SECONDS", 0.25)
+        self.patch(watchdog, "PING_SECONDS", 0.25)
         parent = await self.started()
         hangs = parent.pids()[0]
         with logged() as events:

@@ -8,9 +8,9 @@ import sys
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.processes import Child
+from tests.running import Child
 from tests.waiting import wait_until, within
-from twistedproxy.processes import ChildProcess
+from twistedproxy.processes.child import ChildProcess
 from twistedproxy.workers import worker
 from twistedproxy.workers.peer import Peer
 

@@ -16,9 +16,9 @@ from twisted.internet.threads import deferToThread
 
 from tests.cache.certificates import certificate
 from tests.clients import client
-from tests.processes import Proxy, free_port
+from tests.dicomweb.support import ALICE, token
+from tests.running import Proxy, free_port
 from tests.waiting import wait_until, within
-from tests.web.support import ALICE, token
 from tests.workers.support import Caller, Load, WorkersCase, counters, over_tcp, over_tls, over_unix
 
 GONE_SECONDS = 10.0  # after which nothing may be left of a parent that was killed
@@ -142,7 +142,7 @@ class FamilyTests(WorkersCase):
         killed = children_of(pids, "prefetch").pop()
         os.kill(killed, signal.SIGKILL)
         await wait_until(lambda: len(children_of(pids, "prefetch") - {killed}) == 2, "another loader")
-        await wait_until(lambda: len(children_of(pids, "imaging")) == 2, "two renderers")
+        await wait_until(lambda: len(children_of(pids, "rendering")) == 2, "two renderers")
         answer = await client(self, proxy.url, ALICE).get(f"{self.frame_path}/rendered", {"Accept": "image/png"})
         self.assertEqual(answer.status, 200)
         everybody = "parent, cache, two workers, a spare, two loaders, two renderers or more"

@@ -2,7 +2,7 @@
 
 Rules kept here:
 - It listens on a unix socket in a private folder, on no port, and keeps nothing on disk.
-- It never outlives the proxy (`twistedproxy.cache.with_parent`).
+- It never outlives the proxy (`twistedproxy.processes.with_parent`).
 - When it dies it is started again, later each time while it doesn't stay up.
 """
 
@@ -28,9 +28,9 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.cache import with_parent
 from twistedproxy.cache.address import UnixAddress
 from twistedproxy.cache.folders import PrivateFolder, make_folder, sweep
+from twistedproxy.processes import with_parent
 
 SERVERS = ("valkey-server", "redis-server")
 START_SECONDS = 10.0  # to its first answer

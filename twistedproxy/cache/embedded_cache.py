@@ -10,9 +10,9 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClie
 from zope.interface import implementer
 
 from twistedproxy.cache.embedded import EmbeddedServer
-from twistedproxy.cache.endpoints import CONNECT_SECONDS
-from twistedproxy.cache.observer import CacheObserver
-from twistedproxy.cache.redis import RedisCache
+from twistedproxy.cache.monitoring import CacheObserver
+from twistedproxy.cache.redis.cache import RedisCache
+from twistedproxy.cache.redis.endpoint import CONNECT_SECONDS
 
 
 class EmbeddedCache(RedisCache):

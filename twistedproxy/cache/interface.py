@@ -17,7 +17,7 @@ from typing import Optional, Protocol, Union
 import attrs
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.dicom.resource import Instance, Scope
 
 Fence = bytes
 

@@ -21,7 +21,7 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache.interface import Fence
-from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.dicom.resource import Instance, Scope
 
 FENCE_LENGTH = 8  # bytes; a late writer's stamp passes by chance once in 2**64
 DIGEST_LENGTH = 15  # bytes: 20 base64 characters without padding, 120 bits against made-up collisions

@@ -15,8 +15,8 @@ from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
-from twistedproxy.cache.observer import CacheObserver, NullObserver
-from twistedproxy.dicom.address import Instance, Scope
+from twistedproxy.cache.monitoring import CacheObserver, NullObserver
+from twistedproxy.dicom.resource import Instance, Scope
 
 
 class MemoryCache:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.metadata_json import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_first
+from twistedproxy.dicom.json_events import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_first
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

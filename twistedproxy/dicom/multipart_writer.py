@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from twistedproxy.dicom.address import validate_uid
+from twistedproxy.dicom.resource import validate_uid
 
 _DIGEST_BYTES = 16
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+")

@@ -16,16 +16,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
-from twistedproxy.dicom.address import Instance
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.metadata_json import BadMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.frames.inflight import InFlight
-from twistedproxy.origin.errors import AnsweredByCache, OriginBadAnswer, OriginError, OriginRefused
+from twistedproxy.frames.peers import NoSiblings, Siblings
+from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.origin.errors import DENIALS, AnsweredByCache, OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, Priority
-from twistedproxy.siblings import NoSiblings, Siblings
-from twistedproxy.waits import all_or_none
 
 METADATA_SECONDS = 24 * 3600.0
 """How long metadata stay in the cache; forgetting an instance ends them at once."""
@@ -38,9 +38,6 @@ RENEWED_BY_METADATA = 100
 
 CLOCK_SLACK = 30.0
 """Seconds by which the clock may be set back under a grant; by more, and it would last that much longer."""
-
-DENIALS = frozenset({401, 403, 404, 410})
-"""How origins say that a caller may not read, or that there is nothing to read."""
 
 _Key = tuple[bytes, Instance, Optional[Fence]]
 

@@ -11,14 +11,13 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, PartCollector
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.sniffing import is_text
 from twistedproxy.frames.entries import rendered_name
-from twistedproxy.frames.inflight import InFlight
-from twistedproxy.frames.reader import FrameReader, NoSuchFrame, Wanted
-from twistedproxy.frames.sharing import Shared, shared
+from twistedproxy.frames.read_through import FrameReader, NoSuchFrame, Wanted
+from twistedproxy.frames.single_flight import InFlight, Shared, shared
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import OriginRequest, OriginResponse, first
 from twistedproxy.streams import StreamTooLong, read_all

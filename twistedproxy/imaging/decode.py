@@ -19,10 +19,10 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging import codestreams
+from twistedproxy.imaging import codecs
+from twistedproxy.imaging.codecs import FULL, PARTIAL, SUBSAMPLED, expand_422, ybr_to_rgb
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
-from twistedproxy.imaging.facts import MONOCHROME, PixelFacts
-from twistedproxy.imaging.ybr import FULL, PARTIAL, SUBSAMPLED, expand_422, ybr_to_rgb
+from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 """(rows, columns) or (rows, columns, 3)."""
@@ -217,8 +217,8 @@ _DECODERS: dict[str, Decoder] = {
     syntaxes.EXPLICIT_VR_BIG_ENDIAN: _big_endian,
     syntaxes.DEFLATED_IMAGE_FRAME: _deflated,
     syntaxes.RLE_LOSSLESS: _rle,
-    **dict.fromkeys(_JPEGS, codestreams.decode_jpeg),
-    **dict.fromkeys(_JPEG_2000S, codestreams.decode_jpeg2000),
-    **dict.fromkeys(syntaxes.uids_of("image/jls"), codestreams.decode_jpegls),
-    **dict.fromkeys(_JPEG_XLS, codestreams.decode_jpegxl),
+    **dict.fromkeys(_JPEGS, codecs.decode_jpeg),
+    **dict.fromkeys(_JPEG_2000S, codecs.decode_jpeg2000),
+    **dict.fromkeys(syntaxes.uids_of("image/jls"), codecs.decode_jpegls),
+    **dict.fromkeys(_JPEG_XLS, codecs.decode_jpegxl),
 }

@@ -15,9 +15,9 @@ from __future__ import annotations
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.cut import Axis, Cut
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
-from twistedproxy.imaging.sparse import lies_in_order, needs_positions
+from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.tile_index import lies_in_order, needs_positions
 
 
 @attrs.frozen

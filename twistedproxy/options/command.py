@@ -19,12 +19,12 @@ from typing import Any, Optional
 from twisted.python import usage
 
 from twistedproxy.cache.address import MemoryAddress
-from twistedproxy.logs import check_destination
-from twistedproxy.machine import MemoryReading, read_memory
 from twistedproxy.options import addresses
 from twistedproxy.options.table import ENVIRONMENT_PREFIX, OPTIONS, Option
 from twistedproxy.options.values import Explained, Rejected, show_size
 from twistedproxy.settings import MIB, Settings
+from twistedproxy.system.logs import check_destination
+from twistedproxy.system.resources import MemoryReading, read_memory
 
 SHOWN_LENGTH = 120  # characters of a bad value in an error
 # What Kubernetes and Docker links set for a service that is named twistedproxy: not meant for us.

@@ -8,6 +8,10 @@ import attrs
 
 if TYPE_CHECKING:
     from twistedproxy.dicom.metadata import InstanceMetadata
+
+DENIALS = frozenset({401, 403, 404, 410})
+"""How origins say that a caller may not read, or that there is nothing to read."""
+
 HAS_NOT = frozenset({404, 405, 406, 410, 415})
 """Statuses by which an origin says that it does not have something for a caller, or not in that form. After any other
 refusal the next request may go well."""

@@ -9,10 +9,10 @@ from typing import Optional, Protocol
 
 import attrs
 
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]

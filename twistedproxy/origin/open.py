@@ -6,10 +6,10 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twistedproxy.dicom.address import Scope
-from twistedproxy.metrics import Metrics
+from twistedproxy.dicom.resource import Scope
 from twistedproxy.origin.interface import Origin
 from twistedproxy.settings import Settings
+from twistedproxy.system.metrics import Metrics
 
 
 def open_origin(

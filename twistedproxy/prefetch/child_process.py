@@ -14,9 +14,9 @@ from twisted.python.failure import Failure
 
 from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.jobs import Progress
-from twistedproxy.processes import ChildProcess
+from twistedproxy.processes.child import ChildProcess
 
-MODULE = "twistedproxy.prefetch.child"
+MODULE = "twistedproxy.prefetch.loader_main"
 
 
 class LoaderChild(amp.AMP):

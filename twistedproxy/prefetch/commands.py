@@ -19,7 +19,7 @@ from twistedproxy.cache.address import (
     ServerAddress,
     UnixAddress,
 )
-from twistedproxy.prefetch.errors import LoadFailed, NotLoadable, Withdrawn
+from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn
 
 
 class Configure(amp.Command):

@@ -2,13 +2,19 @@
 
 - A job is logged when it starts and when it ends, with the same field names.
 - Ended jobs stay visible for one interval, then a LoopingCall drops them; nothing that goes wrong in it ends it.
+
+How a load ends when it doesn't end well, and why it is not started.
+
+The lock of an instance in the cache: of all workers and hosts, one loads it.
 """
 
 from __future__ import annotations
 
 import enum
+import os
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import Optional
 
 import attrs
@@ -17,10 +23,117 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from twistedproxy.cache.interface import Fence
-from twistedproxy.dicom.address import Instance
-from twistedproxy.metrics import Metrics
-from twistedproxy.prefetch.locks import LoadLock
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.system.metrics import Metrics
+
+
+class LoadFailed(Exception):
+    """A load was given up. The text says why, and holds no secrets."""
+
+
+class NotLoadable(LoadFailed):
+    """The origin does not give this instance as a file, or gives another one: the next load would end likewise."""
+
+
+# How origins say that they have no instance resource, or not in any form that we know. S3 says 403 of what is not there.
+NO_INSTANCE = frozenset({400, 403, 404, 405, 406, 410, 415, 501})
+
+
+def is_lasting(error: Optional[BaseException]) -> bool:
+    """Whether what ended a load will not pass by itself."""
+    refused = isinstance(error, OriginRefused) and error.status in NO_INSTANCE
+    return refused or isinstance(error, (NotLoadable, OriginBadAnswer))
+
+
+class Withdrawn(LoadFailed):
+    """A load was given up after frames of it were in the cache, and may have been served.
+
+    They were removed as far as that was possible; who hears this must see to it that nobody is given them any more.
+    """
+
+
+class Refusal(enum.Enum):
+    """Why a load that was decided on is not started. The values are stable, as those of a plan's reasons are."""
+
+    LOADED_LATELY = "loaded-lately"
+    RUNNING = "running"
+    JOBS_BUSY = "jobs-busy"
+    STOPPING = "stopping"
+    CACHE_UNREACHABLE = "cache-unreachable"
+
+
+class NotStarted(Exception):
+    """A load is not started. Its text is for people.
+
+    *reason*: the value of a `Refusal`, or of a plan's reason. *status*: of HTTP. *retry_after*: seconds after which
+    it can be, None where that is not known. *running*: the load that there is already.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        text: str,
+        retry_after: Optional[float] = None,
+        running: Optional[Job] = None,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        self.running = running
+
+
+LOCK = b"load"
+
+
+@attrs.define(eq=False)
+class LoadLock:
+    """One try for the lock, as ``async with``: what was taken and is not to be kept is given back, whatever the way out.
+
+    The fence is part of its name: what was forgotten may be loaded anew at once.
+    """
+
+    cache: Cache = attrs.field(repr=False)
+    instance: Instance
+    fence: Fence
+    token: bytes = attrs.field(factory=lambda: os.urandom(12), repr=False)
+    _to_give_back: bool = attrs.field(init=False, default=False)
+
+    async def __aenter__(self) -> LoadLock:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        if self._to_give_back:
+            await self.give_back()
+
+    async def take(self, seconds: float) -> bool:
+        """Take it for at most *seconds*, if nobody holds it; whether it was taken."""
+        self._to_give_back = True  # who is cancelled while asking does not hear that it was taken
+        self._to_give_back = await self.cache.lock(self.instance, LOCK + self.fence, self.token, seconds)
+        return self._to_give_back
+
+    def keep(self) -> LoadLock:
+        """Leave it taken beyond the ``async with``: whoever has it now gives it back."""
+        self._to_give_back = False
+        return self
+
+    async def give_back(self) -> None:
+        """Let others have it. Harmless where we never had it, or no longer."""
+        await self.cache.unlock(self.instance, LOCK + self.fence, self.token)
+
+
+async def seconds_left(cache: Cache, instance: Instance, fence: Fence) -> Optional[float]:
+    """After how many seconds whoever holds the lock holds it no longer; None where that is not known."""
+    return await cache.lock_left(instance, LOCK + fence)
+
 
 MAX_ENDED = 1000
 """Ended jobs that are kept at most, about 1 kB each."""

@@ -5,7 +5,7 @@ Rules:
 - readings are kept for a second, by the clock value that the caller brings;
 - where figures come from is an argument, so that tests need no particular machine.
 
-Sources: getloadavg(3); CPUs: `twistedproxy.cpus`; memory: `twistedproxy.machine`.
+Sources: getloadavg(3); CPUs: `twistedproxy.system.resources`; memory: `twistedproxy.system.resources`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Optional
 
 import psutil
 
-from twistedproxy.cpus import cpu_count
-from twistedproxy.machine import MemoryReading, read_memory
-from twistedproxy.prefetch.gates import LoadReading
+from twistedproxy.prefetch.rules import LoadReading
+from twistedproxy.system.resources import MemoryReading, cpu_count, read_memory
 
 FRESH_SECONDS = 1.0
 """For how long a reading holds: load averages move every five seconds, and a reading takes 0.25 ms."""

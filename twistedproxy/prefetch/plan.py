@@ -1,7 +1,7 @@
 """What to load after a request, and why. Pure: settings, metadata, frame numbers and a load reading in, a `Plan` out.
 
 Rules:
-- the questions (`twistedproxy.prefetch.gates`) are asked in one fixed order; a plan carries the reason of each "no";
+- the questions (`twistedproxy.prefetch.rules`) are asked in one fixed order; a plan carries the reason of each "no";
 - a transfer syntax that nobody knows is no "no" to a whole-instance load, for the file itself says it, and such a load
   writes nothing before that; frames around a request can't be loaded then, as where frames lie in no order;
 - what a caller waits for is loaded however busy the machine is;
@@ -17,7 +17,8 @@ from typing import Optional
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.gates import (
+from twistedproxy.prefetch.regions import FrameGrid, Region, Runs, Screen, Tiling, block_load, display_load
+from twistedproxy.prefetch.rules import (
     Load,
     LoadReading,
     PrefetchSettings,
@@ -29,8 +30,6 @@ from twistedproxy.prefetch.gates import (
     unsized,
     unsupported,
 )
-from twistedproxy.prefetch.grid import FrameGrid, Region, Runs, Tiling
-from twistedproxy.prefetch.regions import Screen, block_load, display_load
 
 __all__ = [
     "Kind",

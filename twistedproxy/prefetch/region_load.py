@@ -20,14 +20,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
-from twistedproxy.frames.reader import Wanted
+from twistedproxy.frames.read_through import Wanted
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.errors import LoadFailed
-from twistedproxy.prefetch.jobs import Progress
+from twistedproxy.prefetch.jobs import LoadFailed, Progress
 from twistedproxy.prefetch.loaders import turns
-from twistedproxy.waits import all_or_none
 
 CLAIM_SECONDS = 5.0
 RENEW_SECONDS = 2.0

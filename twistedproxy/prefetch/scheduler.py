@@ -4,11 +4,16 @@
 - A lock is given back on every way out on which no whole-instance load came to its good end.
 - Display loads need no lock: frames are claimed one by one.
 - Whatever fails here is logged; the request that gave the reason was answered long before.
+
+How many of the frames that were loaded before anybody asked are then asked for: what waste there is shows here.
+
+A frame counts once for each worker that serves it. Bits are kept for the instances that were asked for last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Optional
 
 import attrs
@@ -18,20 +23,47 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.reader import FrameAnswer, FrameReader, Wanted
-from twistedproxy.metrics import Metrics
-from twistedproxy.prefetch.errors import NotStarted, Refusal
-from twistedproxy.prefetch.gates import LoadReading
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
-from twistedproxy.prefetch.loads import Loads, Occasion
-from twistedproxy.prefetch.locks import LoadLock, seconds_left
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
-from twistedproxy.prefetch.usefulness import Usefulness
-from twistedproxy.recent import Recent
+from twistedproxy.prefetch.rules import LoadReading
+from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.settings import Settings
+from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.recent import Recent
+
+MAX_INSTANCES = 200
+"""Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
+
+
+class Usefulness:
+    """Counts prefetched frames that were asked for."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._asked: OrderedDict[Instance, bytearray] = OrderedDict()
+
+    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> None:
+        """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
+        bits = self._asked.get(instance)
+        if bits is None or len(bits) * 8 < frames:
+            bits = self._asked[instance] = bytearray(frames // 8 + 1)
+            if len(self._asked) > MAX_INSTANCES:
+                self._asked.popitem(last=False)
+        else:
+            self._asked.move_to_end(instance)
+        new = 0
+        for number in numbers:
+            byte, bit = divmod(number - 1, 8)
+            if not bits[byte] >> bit & 1:
+                bits[byte] |= 1 << bit
+                new += 1
+        if new:
+            self._metrics.count("prefetch_frames_used", (), new)
+
 
 BLOCK_LOCK_SECONDS = 3.0
 

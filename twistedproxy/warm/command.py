@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from twisted.python import usage
 
-from twistedproxy.processes import use_monotonic_clock
+from twistedproxy.processes.child import use_monotonic_clock
 from twistedproxy.warm.client import Refused, Trouble, Warmer
 from twistedproxy.warm.options import Options
 from twistedproxy.warm.progress import Progress

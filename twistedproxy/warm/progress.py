@@ -9,7 +9,7 @@ from typing import Any, Optional, TextIO
 import attrs
 from tqdm import tqdm
 
-from twistedproxy.log_json import printable
+from twistedproxy.system.log_json import printable
 from twistedproxy.warm.client import Job
 from twistedproxy.warm.targets import Found
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from twistedproxy.dicom.address import InvalidUID, validate_uid
+from twistedproxy.dicom.resource import InvalidUID, validate_uid
 
 PAGE = 200
 """Instances that one search asks for: Azure's limit, the lowest known."""

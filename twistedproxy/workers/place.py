@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.workers.exchange import Member
+from twistedproxy.workers.broadcast import Member
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 10.0

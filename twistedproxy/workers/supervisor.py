@@ -24,20 +24,20 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 
-from twistedproxy.announcing import Served, announce
 from twistedproxy.cache.address import EmbeddedAddress
 from twistedproxy.cache.embedded import EmbeddedServer, find_server
-from twistedproxy.listening import descriptions
-from twistedproxy.logs import LogOutput
-from twistedproxy.processes import ChildProcess
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.processes.child import ChildProcess
+from twistedproxy.server.listening import descriptions
+from twistedproxy.server.startup_log import Served, announce
 from twistedproxy.settings import Settings
-from twistedproxy.waits import all_or_none
+from twistedproxy.system.logs import LogOutput
 from twistedproxy.workers import worker
-from twistedproxy.workers.exchange import Exchange, Member
-from twistedproxy.workers.log_lines import LogLines
+from twistedproxy.workers.broadcast import Exchange, Member
+from twistedproxy.workers.output import LogLines
 from twistedproxy.workers.peer import CallFailed, Handler, Peer
 from twistedproxy.workers.place import Place, StartFailed
-from twistedproxy.workers.watch import Watch
+from twistedproxy.workers.watchdog import Watch
 
 START_SECONDS = 120.0
 """How long a worker may take until it listens: a folder of many files takes a while to index."""

@@ -22,14 +22,14 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.dicom.address import Instance, Scope
-from twistedproxy.listening import listening_on
-from twistedproxy.logs import AccessLog, begin_logging
+from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.processes import keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.processes.child import keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.server.listening import listening_on
 from twistedproxy.settings import Settings
+from twistedproxy.system.logs import AccessLog, begin_logging
+from twistedproxy.workers.broadcast import SiblingsByParent
 from twistedproxy.workers.peer import CallFailed, Peer
-from twistedproxy.workers.siblings import SiblingsByParent
 
 CONTROL_IN = 3
 CONTROL_OUT = 4
@@ -57,11 +57,11 @@ class Worker:
     """What the parent may call."""
 
     def __init__(self, reactor: Any) -> None:
-        from twistedproxy.rooms import Rooms
+        from twistedproxy.proxy import Proxy
 
         self._reactor = reactor
-        self._make_rooms = Rooms
-        self._rooms: Optional[Rooms] = None
+        self._make_rooms = Proxy
+        self._rooms: Optional[Proxy] = None
         self._ending = False
         names = ("start", "ping", "drain", "forget", "revoke", "snapshot", "status")
         self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
@@ -87,7 +87,7 @@ class Worker:
         await self.peer.call("join")
 
     async def ping(self) -> None:
-        """The parent asks for a sign of life (`twistedproxy.workers.watch`)."""
+        """The parent asks for a sign of life (`twistedproxy.workers.watchdog`)."""
 
     async def drain(self, idle_seconds: float) -> None:
         """Accept no more, let running answers finish, and end. Idle connections stay for *idle_seconds*."""

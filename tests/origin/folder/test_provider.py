@@ -13,12 +13,12 @@ from PIL import Image
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.clients import Client
+from tests.dicomweb.support import ProxyCase
 from tests.origin.folder.support import FolderTestCase, ask
 from tests.origin.provider_suite import CALLER, Known, OriginSuite
 from tests.slides import ENCODINGS, loop, slide
 from tests.waiting import wait_until
-from tests.web.support import ProxyCase
-from twistedproxy.dicom.address import Scope
+from twistedproxy.dicom.resource import Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginUnreachable
 from twistedproxy.origin.folder import FolderOrigin, folder_origin
 from twistedproxy.origin.interface import Origin

@@ -14,7 +14,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from tests.origin.http.test_transport import HandStream
+from tests.origin.http.test_client import HandStream
 from tests.origin.http.wire import Head, Wire, WireServer
 from tests.slides import files
 from tests.stores import faults
@@ -22,10 +22,10 @@ from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_S
 from tests.stores.instances import StoredInstance, from_file
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.json_events import UIDS
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.metadata_json import UIDS
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import (
     AnsweredByCache,
     NotAsStored,
@@ -36,7 +36,7 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http import HTTPOrigin, requests
-from twistedproxy.origin.http.decoding import ZSTD_LIBRARY
+from twistedproxy.origin.http.headers import ZSTD_LIBRARY
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, StreamTooLong, read_all

@@ -14,7 +14,7 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 from tests.cache.certificates import self_signed
 from tests.origin.http.wire import Head, Wire, WireServer
 from twistedproxy.origin.errors import OriginUnreachable
-from twistedproxy.origin.http.transport import Transport
+from twistedproxy.origin.http.client import Transport
 from twistedproxy.streams import read_all
 
 MB = 1 << 20

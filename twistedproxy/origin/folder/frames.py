@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
-from twistedproxy.dicom.part10_dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
+from twistedproxy.dicom.part10.dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
 from twistedproxy.dicom.sniffing import may_be, other_codec
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import (

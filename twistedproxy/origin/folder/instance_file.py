@@ -23,11 +23,11 @@ import pydicom
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 
-from twistedproxy.dicom.address import validate_uid
 from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
 from twistedproxy.dicom.native_pixels import swap_bytes, swapped_width
-from twistedproxy.dicom.part10_buffer import BadPart10
-from twistedproxy.dicom.part10_dataset import PIXEL_TAGS, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.part10.buffer import BadPart10
+from twistedproxy.dicom.part10.dataset import PIXEL_TAGS, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.resource import validate_uid
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.dicom.transfer_syntaxes import lookup

@@ -18,7 +18,7 @@ import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits
-from twistedproxy.dicom.part10_pixels import END_MARKER_BYTES
+from twistedproxy.dicom.part10.pixels import END_MARKER_BYTES
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import PixelElement
 

@@ -12,9 +12,9 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
-from twistedproxy.dicom.address import Instance, Scope
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginUnreachable
 from twistedproxy.origin.folder.answers import Refusal, no_such
 from twistedproxy.origin.folder.bodies import GeneratedStream, file_chunks

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
-from twistedproxy.dicom.address import InvalidUID, validate_uid
 from twistedproxy.dicom.media_types import MediaType
 from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
+from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
 from twistedproxy.origin.folder.accept import (
     JSON_TYPES,

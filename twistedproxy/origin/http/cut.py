@@ -18,13 +18,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.part10 import BadPart10, Part10Stream
+from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.http.answers import as_stored, frame_uid
+from twistedproxy.origin.http.responses import as_stored, frame_uid
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
 

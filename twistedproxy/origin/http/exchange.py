@@ -29,8 +29,8 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnr
 from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import Headers
-from twistedproxy.outages import tls_reason_in
 from twistedproxy.streams import ByteStream
+from twistedproxy.system.outages import tls_reason_in
 
 _LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*")  # bytes; an exabyte has 19 digits
 

@@ -17,13 +17,13 @@ from typing import Optional, Union
 
 import attrs
 
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
-from twistedproxy.origin.http.answers import Budget, TooFewFrames, as_stored, is_native, read_frames
-from twistedproxy.origin.http.dialect import Dialect, Store
+from twistedproxy.origin.http.dialects import Dialect, Store
 from twistedproxy.origin.http.requests import Requests, side_by_side
+from twistedproxy.origin.http.responses import Budget, TooFewFrames, as_stored, is_native, read_frames
 from twistedproxy.origin.interface import Caller, Priority
 
 # How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.

@@ -2,13 +2,30 @@
 
 Field names are compared in lower case (RFC 9110 section 5.1). Fields that concern one connection only, and those that
 a ``Connection`` field names, are never handed on (RFC 9110 section 7.6.1).
+
+Content codings of answers that were asked for without one: web servers of ready-made files compress all the same.
+
+Rules that this module keeps:
+
+- `decoded` is the only place where the codings of a store's answers are undone: for the proxy's own requests, and for
+  answers that are rewritten on their way.
+- All codings are undone, in one field or several, the last one first (RFC 9110 section 8.4); so are all members of a
+  gzip body (RFC 1952 section 2.2) and all frames of a zstd body (RFC 8878 section 3). Unknown codings are refused.
+- A coded body that ends before its own end mark is no whole body. After the end mark nothing may follow but another
+  member, or zeros after a gzip member, with which some writers pad.
+- A read never makes more than `MAX_STEP` bytes, whatever the body claims: memory stays flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, Optional, Protocol
 
+from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Headers
+from twistedproxy.streams import ByteStream
 
 HOP_BY_HOP = frozenset(
     {
@@ -40,3 +57,134 @@ def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozens
 def without(headers: Headers, names: frozenset[bytes]) -> Headers:
     """*headers* without the fields *names* (lower case)."""
     return tuple((key, value) for key, value in headers if key.lower() not in names)
+
+
+MAX_STEP = 256 * 1024  # bytes that one `read` gives
+MAX_CODINGS = 3  # of one answer; no server means to apply more than one
+ZSTD_WINDOW_LOG = 23  # RFC 9659: as a content coding, zstd has windows of at most 8 MB
+
+_ENCODING = frozenset({b"content-encoding"})
+
+
+class _Decompressor(Protocol):
+    """What `zlib` and the zstd libraries have in common."""
+
+    eof: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _gzip(head: bytes) -> Any:
+    return zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+
+def _deflate(head: bytes) -> Any:
+    """With zlib's header, as RFC 9110 section 8.4.1.2 wants it, or without, as some servers send it. A bare deflate body
+    begins like that header only with a block of no use."""
+    zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
+    return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
+
+
+def _find_zstd() -> Any:
+    """Python 3.14 has it; the package backports.zstd is the same for those before."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+ZSTD_LIBRARY: Any = _find_zstd()
+
+
+def _zstd(head: bytes) -> Any:
+    options = {ZSTD_LIBRARY.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+    return ZSTD_LIBRARY.ZstdDecompressor(options=options)
+
+
+_DECOMPRESSORS: dict[bytes, Callable[[bytes], _Decompressor]] = {
+    b"gzip": _gzip,
+    b"x-gzip": _gzip,
+    b"deflate": _deflate,
+    **({b"zstd": _zstd} if ZSTD_LIBRARY else {}),
+}
+_ERRORS: tuple[type[Exception], ...] = (zlib.error, *((ZSTD_LIBRARY.ZstdError,) if ZSTD_LIBRARY else ()))
+
+
+def decoded(body: ByteStream, headers: Headers) -> tuple[ByteStream, Headers]:
+    """What *body* holds without the content codings that *headers* name, and the headers without these.
+
+    Raises `OriginBadAnswer`, and closes the body, for a coding that cannot be undone.
+    """
+    names = codings(headers)
+    if len(names) > MAX_CODINGS or not _DECOMPRESSORS.keys() >= set(names):
+        body.close()
+        came = b", ".join(names)[:80].decode("latin-1")
+        known = ", ".join(name.decode("ascii") for name in _DECOMPRESSORS)
+        raise OriginBadAnswer(f"the origin's answer has the content coding {came!r}; {known} can be decoded")
+    for name in reversed(names):
+        body = Decoded(body, name)
+    return body, without(headers, _ENCODING)
+
+
+def codings(headers: Headers) -> list[bytes]:
+    """The content codings in the order in which they were applied, lower case; none for identity."""
+    values = b",".join(value for name, value in headers if name.lower() in _ENCODING)
+    return [name for value in values.split(b",") if (name := value.strip().lower()) not in (b"", b"identity")]
+
+
+class Decoded:
+    """A `ByteStream` of what *body* holds, without *coding*."""
+
+    def __init__(self, body: ByteStream, coding: bytes) -> None:
+        self._body = body
+        self._coding = coding
+        self._member: Optional[_Decompressor] = None
+        self._members = 0
+        self._rest = b""  # came, and is not decoded yet
+        self._more = False  # whether the decompressor may have more without another byte
+        self._ended = False
+
+    async def read(self) -> bytes:
+        try:
+            while not self._ended:
+                member = self._member or await self._next_member()
+                if member is not None and (data := await self._some(member)):
+                    return data
+        except _ERRORS as bad:
+            raise OriginBadAnswer(f"the origin's answer cannot be decoded as {self._coding.decode()}") from bad
+        return b""
+
+    def close(self) -> None:
+        self._body.close()
+
+    async def _some(self, member: _Decompressor) -> bytes:
+        coded = self._rest
+        if not coded and not self._more:
+            coded = await self._body.read()
+            if not coded:
+                raise OriginBadAnswer(f"the origin's {self._coding.decode()} answer ended too early")
+        data = member.decompress(coded, MAX_STEP)
+        self._more = len(data) == MAX_STEP
+        self._rest = getattr(member, "unconsumed_tail", b"")  # the zstd libraries keep it
+        if member.eof:
+            self._rest, self._member, self._more = member.unused_data, None, False
+        return data
+
+    async def _next_member(self) -> Optional[_Decompressor]:
+        """The decompressor of what comes next; None at the end."""
+        padding = b"\0" if self._members and self._coding.endswith(b"gzip") else b""
+        head = self._rest.lstrip(padding)
+        while len(head) < 2 and (chunk := await self._body.read()):
+            head = (head + chunk).lstrip(padding)
+        self._rest = head
+        if not head:
+            self._ended = True
+            return None
+        if self._members and self._coding == b"deflate":
+            raise OriginBadAnswer("something follows the end of the origin's deflate answer")
+        self._members += 1
+        self._member = _DECOMPRESSORS[self._coding](head)
+        return self._member

@@ -12,10 +12,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 
-from twistedproxy.dicom.address import Instance
 from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
-from twistedproxy.dicom.metadata_json import BadMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import (
     HAS_NOT,
     AnsweredByCache,
@@ -26,15 +26,15 @@ from twistedproxy.origin.errors import (
     OriginRefused,
     OriginTimeout,
 )
-from twistedproxy.origin.http.answers import Budget, InstanceStream
+from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.http.cut import FileReads, NoHelp
-from twistedproxy.origin.http.dialect import Stores
+from twistedproxy.origin.http.dialects import Stores
 from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
+from twistedproxy.origin.http.responses import Budget, InstanceStream
 from twistedproxy.origin.http.retry import drain
-from twistedproxy.origin.http.transport import Transport, normal_url
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong

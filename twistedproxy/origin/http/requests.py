@@ -27,13 +27,12 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http.decoding import codings, decoded
+from twistedproxy.origin.http.client import REPEATABLE, USER_AGENT, Transport, Unspeakable
 from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, end_to_end, without
+from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, codings, decoded, end_to_end, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
 from twistedproxy.origin.http.standing import Standings
-from twistedproxy.origin.http.transport import REPEATABLE, USER_AGENT, Transport, Unspeakable
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import ByteStream
 

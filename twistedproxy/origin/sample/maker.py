@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from twistedproxy.processes import child_command, child_environment
+from twistedproxy.processes.child import child_command, child_environment
 
 DEADLINE = 180.0  # seconds; 3 to 6 are usual
 MAX_SAID = 4096  # bytes of what it says on its way out

@@ -1,0 +1,200 @@
+"""(0008,3002) where the origin left it out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.dicomweb.test_url_rewriting import in_pieces
+from twistedproxy.dicomweb.available_syntaxes import MAX_HEAD, SyntaxAdder, SyntaxLookup
+
+JPEG = "1.2.840.10008.1.2.4.50"
+RLE = "1.2.840.10008.1.2.5"
+KNOWN = {"1.2": JPEG, "1.3": RLE, "bad": JPEG}
+
+
+def sop(uid: str) -> dict[str, Any]:
+    return {"00080018": {"vr": "UI", "Value": [uid]}}
+
+
+AVAILABLE = {"00083002": {"vr": "UI", "Value": [JPEG]}}
+EMPTY = {"00083002": {"vr": "UI"}}
+NAME = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": 'A"}]{[\\B'}]}}
+NESTED = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **AVAILABLE}]}}
+META = {"00020010": {"vr": "UI", "Value": [RLE]}}
+
+
+def added(documents: Any, syntax: str | SyntaxLookup = KNOWN.get, *cuts: int) -> Any:
+    return json.loads(in_pieces(SyntaxAdder(syntax), json.dumps(documents).encode(), *cuts))
+
+
+class AddedTests(SynchronousTestCase):
+    def test_added_in_order(self) -> None:
+        """The member stands between the smaller and the greater tags."""
+        (document,) = added([{**sop("1.2"), **NAME}])
+        self.assertEqual(list(document), ["00080018", "00083002", "00100010"])
+        self.assertEqual(document["00083002"], AVAILABLE["00083002"])
+
+    def test_added_last(self) -> None:
+        """Where all tags are smaller the member is the last."""
+        self.assertEqual(added([sop("1.2")]), [{**sop("1.2"), **AVAILABLE}])
+
+    def test_malformed_elsewhere(self) -> None:
+        """A byte order mark, Latin-1 and NaN leave the answer what it is."""
+        body = b'\xef\xbb\xbf[{"00080018":{"vr":"UI","Value":["1.2"]},"00100010":{"vr":"FD","Value":["M\xfc",NaN]}}]'
+        member = json.dumps(AVAILABLE, separators=(",", ":")).encode()[1:-1] + b","
+        expected = body.replace(b'"00100010"', member + b'"00100010"')
+        for cuts in ((), range(1, len(body))):
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *cuts), expected)
+
+    def test_each_object_by_itself(self) -> None:
+        """Every object of a search gets its own; what is unknown gets none."""
+        first, second, third = added([{**sop("1.2"), **NAME}, {**sop("1.4"), **NAME}, {**sop("1.3"), **NAME}])
+        self.assertEqual(first["00083002"]["Value"], [JPEG])
+        self.assertNotIn("00083002", second)
+        self.assertEqual(third["00083002"]["Value"], [RLE])
+
+    def test_present(self) -> None:
+        """What the origin said stays, in order or not, and byte for byte."""
+        for document in ({**sop("1.3"), **AVAILABLE, **NAME}, {**NAME, **AVAILABLE, **sop("1.3")}):
+            body = json.dumps([document]).encode()
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body), body)
+            self.assertEqual(in_pieces(SyntaxAdder(RLE), body), body)
+
+    def test_empty_member_is_filled(self) -> None:
+        """A member without a value is replaced."""
+        self.assertEqual(added([{**sop("1.2"), **EMPTY, **NAME}]), [{**sop("1.2"), **AVAILABLE, **NAME}])
+
+    def test_nested_does_not_count(self) -> None:
+        """UIDs inside sequences are those of other instances."""
+        (document,) = added([{**sop("1.2"), **NESTED, **NAME}])
+        self.assertEqual(document["00083002"]["Value"], [JPEG])
+        self.assertEqual(document["00081140"], NESTED["00081140"])
+        self.assertNotIn("00083002", added([{**NESTED, **NAME}])[0])
+
+    def test_unsorted(self) -> None:
+        """An object whose members are in no order still gets it once."""
+        (document,) = added([{**NAME, **NESTED, **sop("1.2")}])
+        self.assertEqual(document["00083002"]["Value"], [JPEG])
+
+    def test_own_transfer_syntax(self) -> None:
+        """(0002,0010) of the object itself comes before what is known."""
+        self.assertEqual(added([{**META, **sop("1.2")}])[0]["00083002"]["Value"], [RLE])
+        self.assertEqual(added([{**META, **sop("1.9")}])[0]["00083002"]["Value"], [RLE])
+
+    def test_fixed(self) -> None:
+        """With the UID of the one instance asked about no lookup is needed; a bad UID is not added."""
+        self.assertEqual(added([NAME], JPEG)[0]["00083002"]["Value"], [JPEG])
+        self.assertEqual(added([NAME], 'x"'), [NAME])
+        self.assertEqual(added([sop("bad")]), [sop("bad")])
+
+    def test_single_object(self) -> None:
+        """A body that is one object, without an array, is treated alike."""
+        self.assertEqual(added({**sop("1.2"), **NAME})["00083002"]["Value"], [JPEG])
+
+    def test_nothing_to_add(self) -> None:
+        """Empty arrays and objects, other JSON, other text, and what is cut off pass as they came."""
+        for body in (
+            b"",
+            b"[]",
+            b" [ ] ",
+            b"[{}]",
+            b"[1, null, []]",
+            b"<html>{}{}",
+            b'"{"',
+            b'[{"00080018":{"vr":"UI","Value":["1.2"]},"00100010":{',
+            b'[{"a\\',
+            b"}}]]{{[[",
+            b"\\\\\\",
+        ):
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body), body)
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *range(1, len(body))), body)
+
+    def test_cut_anywhere(self) -> None:
+        """The result is the same wherever the body is cut, and byte by byte."""
+        documents = [{**sop("1.2"), **NESTED, **NAME}, sop("1.3"), {**sop("1.2"), **EMPTY}, {**NAME, **sop("1.3")}]
+        body = json.dumps(documents).encode()
+        expected = in_pieces(SyntaxAdder(KNOWN.get), body)
+        self.assertEqual([d["00083002"]["Value"] for d in json.loads(expected)], [[JPEG], [RLE], [JPEG], [RLE]])
+        for cut in range(len(body)):
+            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, cut), expected, cut)
+        self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *range(1, len(body))), expected)
+
+    def test_larger_than_what_is_held(self) -> None:
+        """Of an object that is not held as a whole the beginning decides; those behind it get theirs too."""
+        item = {"00209113": {"vr": "SQ", "Value": [{"00209157": {"vr": "UL", "Value": [1, 2]}, **NAME}]}}
+        large = {"52009230": {"vr": "SQ", "Value": [item] * (3 * MAX_HEAD // 100)}}
+        body = json.dumps(
+            [{**sop("1.2"), **large}, {**sop("1.3"), **AVAILABLE, **large}, sop("1.3"), sop("1.2")]
+        ).encode()
+        self.assertGreater(len(body), 6 * MAX_HEAD)
+        out = in_pieces(SyntaxAdder(KNOWN.get), body, *range(50_000, len(body), 50_000))
+        self.assertEqual(out, in_pieces(SyntaxAdder(KNOWN.get), body))
+        documents = json.loads(out)
+        self.assertEqual([d["00083002"]["Value"] for d in documents], [[JPEG], [JPEG], [RLE], [JPEG]])
+        self.assertEqual(list(documents[0]), ["00080018", "00083002", "52009230"])
+        self.assertEqual(documents[0]["52009230"], large["52009230"])
+        self.assertEqual(len(out) - len(body), 3 * len(f',"00083002":{{"vr":"UI","Value":["{JPEG}"]}}') - 3)
+
+    def test_nested_deeply(self) -> None:
+        """Nor does it matter how deep sequences lie in each other, or how much of an object comes at once."""
+        deep: dict[str, Any] = {}
+        for _ in range(40):
+            deep = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **deep}]}}
+        documents = [
+            sop("1.2"),
+            {**deep, **sop("1.2")},
+            {**sop("1.3"), **NAME, "00400555": deep["00081140"]},
+            sop("1.3"),
+        ]
+        size = len(json.dumps(documents))
+        for cuts in ((), (size // 2,), range(100, size, 100)):
+            found = added(documents, KNOWN.get, *cuts)
+            self.assertEqual([one["00083002"]["Value"] for one in found], [[JPEG], [JPEG], [RLE], [RLE]])
+            self.assertEqual([{**one, **AVAILABLE} for one in found], [{**one, **AVAILABLE} for one in documents])
+
+    def test_large_object_whose_tags_are_all_smaller(self) -> None:
+        """An object that is cut off in the middle of a small tag is left alone, and stays valid."""
+        large = {"00081140": {"vr": "SQ", "Value": [sop("1.9")] * (2 * MAX_HEAD // 40)}}
+        documents = [{**sop("1.2"), **large}, sop("1.2")]
+        self.assertEqual(added(documents), [documents[0], {**sop("1.2"), **AVAILABLE}])
+
+
+_VALUES = st.one_of(
+    st.text(alphabet='ab"\\{}[]/,:é\n', max_size=8), st.integers(), st.none(), st.lists(st.text(max_size=3), max_size=3)
+)
+_ELEMENT = st.fixed_dictionaries({"vr": st.just("LO")}, optional={"Value": st.lists(_VALUES, max_size=3)})
+_TAGS = st.sampled_from(["00080005", "00081190", "00083001", "00083003", "00100010", "7FE00010"])
+_ITEM = st.dictionaries(_TAGS, _ELEMENT, max_size=4)
+_SEQUENCE = st.fixed_dictionaries({"vr": st.just("SQ"), "Value": st.lists(_ITEM, max_size=3)})
+
+
+@st.composite
+def _documents(draw: st.DrawFn) -> list[dict[str, Any]]:
+    documents = []
+    for _ in range(draw(st.integers(0, 4))):
+        members = list(draw(st.dictionaries(_TAGS, st.one_of(_ELEMENT, _SEQUENCE), max_size=5)).items())
+        members += sop(draw(st.sampled_from(["1.2", "1.3", "1.4"]))).items()
+        if draw(st.booleans()):
+            members += AVAILABLE.items()
+        documents.append(dict(draw(st.permutations(members))))
+    return documents
+
+
+class AnyDocumentTests(SynchronousTestCase):
+    @settings(max_examples=200, deadline=None)
+    @given(_documents(), st.lists(st.integers(0, 2000), max_size=6), st.booleans())
+    def test_same_as_a_parser_would(self, documents: list[dict[str, Any]], cuts: list[int], escape: bool) -> None:
+        """Any array of objects, cut anywhere, comes out as if it had been parsed, completed and written again."""
+        body = json.dumps(documents, ensure_ascii=escape).encode()
+        out = json.loads(in_pieces(SyntaxAdder(KNOWN.get), body, *sorted(cut for cut in cuts if cut < len(body))))
+        expected = []
+        for document in documents:
+            uid = KNOWN.get(document["00080018"]["Value"][0])
+            missing = uid is not None and "00083002" not in document
+            expected.append({**document, "00083002": {"vr": "UI", "Value": [uid]}} if missing else document)
+        self.assertEqual(out, expected)

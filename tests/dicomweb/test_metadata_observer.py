@@ -1,0 +1,323 @@
+"""Metadata, searches and STOW answers on their way through."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from ipaddress import ip_network
+from typing import Any
+
+from tests.clients import Client, RawConnection
+from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy
+from tests.slides import slide
+from tests.stores import faults
+from tests.stores.dialects import NO_SYNTAX, STANDARD, Dialect
+from tests.stores.simulated import SimulatedStore
+from tests.waiting import wait_until
+from twistedproxy.dicomweb import metadata_observer
+
+JPEG = "1.2.840.10008.1.2.4.50"
+SYNTAX = "00083002"
+JSON = (("Content-Type", "application/dicom+json"),)
+
+
+class DescribedCase(ProxyCase):
+    """A proxy in front of a store with one slide."""
+
+    async def started(self, dialect: Dialect = STANDARD, **settings: Any) -> tuple[SimulatedStore, Client]:
+        """The store, and a client of the proxy."""
+        self.origin = self.store(dialect)
+        self.running: RunningProxy = await self.proxy(self.origin, **settings)
+        self.metadata = f"/{self.slide.resource}/metadata"
+        return self.origin, self.running.client()
+
+    async def knowing(self, **settings: Any) -> tuple[SimulatedStore, Client]:
+        """The same, of a store that does not tell transfer syntaxes, after a frame told it."""
+        store, client = await self.started(NO_SYNTAX, **settings)
+        await client.frames(self.slide.resource, [1])
+        return store, client
+
+
+class UrlTests(DescribedCase):
+    """Answers name the proxy."""
+
+    async def test_metadata(self) -> None:
+        """BulkDataURI and RetrieveURL lead to the proxy, and can be followed there."""
+        _, client = await self.started()
+        answer = await client.get(self.metadata)
+        found = answer.json()[0]
+        base = f"{self.running.url}/dicomweb/{self.slide.resource}"
+        self.assertEqual(found["00081190"]["Value"], [base])
+        self.assertEqual(found["7FE00010"]["BulkDataURI"], f"{base}/bulkdata/7FE00010")
+        self.assertNotIn(self.origin.server.encode(), answer.body)
+        bulk = await client.get(f"/{self.slide.resource}/bulkdata/7FE00010")
+        self.assertEqual(bulk.body, b"".join(self.stored))
+
+    async def test_search(self) -> None:
+        """So do the RetrieveURLs of searches, of every level."""
+        _, client = await self.started()
+        for path in ("/studies", f"/studies/{self.slide.study}/series", "/instances"):
+            found = (await client.get(path)).json()
+            self.assertTrue(found[0]["00081190"]["Value"][0].startswith(f"{self.running.url}/dicomweb/studies/"), path)
+
+    async def test_nothing_found(self) -> None:
+        """A search that finds nothing stays a 204."""
+        _, client = await self.started()
+        answer = await client.get("/studies?PatientID=NOBODY")
+        self.assertEqual((answer.status, answer.body), (204, b""))
+
+    async def test_untrusted_forwarding_headers(self) -> None:
+        """Anybody's X-Forwarded-* change nothing."""
+        _, client = await self.started()
+        told = {"X-Forwarded-Host": "evil.test", "X-Forwarded-Proto": "https", "Forwarded": "host=evil.test"}
+        answer = await client.get(self.metadata, told)
+        self.assertNotIn(b"evil.test", answer.body)
+        self.assertIn(self.running.url.encode(), answer.body)
+
+    async def test_trusted_forwarding_headers(self) -> None:
+        """A trusted proxy's decide what the URLs say."""
+        _, client = await self.started(trusted_proxy=(ip_network("127.0.0.0/8"),))
+        told = {"X-Forwarded-Host": "pacs.example", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/web"}
+        found = (await client.get(self.metadata, told)).json()[0]
+        self.assertEqual(found["00081190"]["Value"], [f"https://pacs.example/web/dicomweb/{self.slide.resource}"])
+
+    async def test_stow(self) -> None:
+        """What a STOW answers names the proxy, whether all, some or nothing was stored."""
+        store, client = await self.started()
+        item = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081190": {"vr": "UR", "Value": []}}
+        item["00081190"]["Value"] = [f"{store.url}/studies/1/series/2/instances/1.2"]  # type: ignore[index]
+        body = json.dumps({"00081199": {"vr": "SQ", "Value": [item]}}).encode()
+        for status in (200, 202, 409):
+            store.fail(faults.Answer(status, JSON, body), "/studies")
+            answer = await client.request("POST", "/studies", {"Content-Type": "multipart/related"}, b"x")
+            url = answer.json()["00081199"]["Value"][0]["00081190"]["Value"][0]
+            self.assertEqual(
+                (answer.status, url), (status, f"{self.running.url}/dicomweb/studies/1/series/2/instances/1.2")
+            )
+
+    async def test_xml(self) -> None:
+        """XML names the proxy too; parts no longer claim a length that they don't have."""
+        store, client = await self.started()
+        url = f"{store.url}/{self.slide.resource}/bulkdata/1"
+        xml = f'<NativeDicomModel><BulkData uri="{url}"/></NativeDicomModel>'
+        expected = xml.replace(store.url, f"{self.running.url}/dicomweb")
+        head = f"--b\r\nContent-Type: application/dicom+xml\r\nContent-Length: {len(xml)}\r\n\r\n"
+        body = f"{head}{xml}\r\n--b--\r\n".encode()
+        kind = 'multipart/related; type="application/dicom+xml"; boundary=b'
+        store.fail(faults.Answer(200, (("Content-Type", kind),), body), "/metadata")
+        answer = await client.get(self.metadata, {"Accept": kind})
+        (part,) = answer.parts()
+        self.assertEqual(part.body.decode(), expected)
+        self.assertNotIn("content-length", part.headers)
+        store.fail(faults.Answer(200, (("Content-Type", "application/dicom+xml"),), xml.encode()), "/metadata")
+        self.assertEqual((await client.get(self.metadata)).body.decode(), expected)
+
+    async def test_untouched(self) -> None:
+        """What is no description at all passes as it came, with its length; a description that came compressed does not."""
+        store, client = await self.started()
+        url = f'[{{"00081190": {{"vr": "UR", "Value": ["{store.url}"]}}}}]'.encode()
+        packed = gzip.compress(url)
+        store.fail(faults.Answer(200, (*JSON, ("Content-Encoding", "gzip")), packed), "/metadata")
+        self.assertNotIn(store.url.encode(), (await client.get(self.metadata)).body)
+        for kind, body in (
+            ((("Content-Type", "text/html"),), url),
+            ((("Content-Type", "application/octet-stream"),), url),
+        ):
+            store.fail(faults.Answer(200, kind, body), "/metadata")
+            answer = await client.get(self.metadata)
+            self.assertEqual((answer.body, answer.headers["content-length"]), (body, str(len(body))), kind)
+
+    async def test_head(self) -> None:
+        """HEAD does not promise the length that the origin's own answer has, and makes no grant."""
+        await self.started()
+        connection = await RawConnection.open(self.running.port)
+        connection.send(f"HEAD /dicomweb{self.metadata} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n".encode())
+        head = await connection.end()
+        self.assertTrue(head.startswith(b"HTTP/1.1 200 ") and head.endswith(b"\r\n\r\n"), head)
+        self.assertNotIn(b"content-length", head.lower())
+        self.assertEqual(len(self.running.rooms.access.grants), 0)
+
+    async def test_no_compression_is_asked_for(self) -> None:
+        """The origin is asked for what can be looked into, whatever the client could take."""
+        store, client = await self.started()
+        await client.get(self.metadata, {"Accept-Encoding": "gzip, br"})
+        self.assertEqual(store.seen("/metadata")[0].header("Accept-Encoding"), "identity")
+
+
+class SyntaxTests(DescribedCase):
+    """(0008,3002) is there."""
+
+    async def test_said_by_the_origin(self) -> None:
+        """What the origin says is left as it is, and no frame is asked for."""
+        store, client = await self.started()
+        self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
+        self.assertEqual(store.lines("/frames/"), [])
+
+    async def test_probed(self) -> None:
+        """Where the origin leaves it out, one frame tells, which is then cached."""
+        store, client = await self.started(NO_SYNTAX)
+        self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
+        self.assertEqual(len(store.lines("/frames/1")), 1)
+        self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
+        self.assertEqual((await client.frames(self.slide.resource, [1])).frames(), self.stored[:1])
+        self.assertEqual(len(store.lines("/frames/")), 1)
+
+    async def test_probe_has_a_deadline(self) -> None:
+        """A frame that takes too long does not hold the metadata up; the next time it is known."""
+        self.patch(metadata_observer, "PROBE_SECONDS", 0.05)
+        store, client = await self.started(NO_SYNTAX)
+        gate = store.hold("/frames/1")
+        self.assertNotIn(SYNTAX, (await client.get(self.metadata)).json()[0])
+        gate.release()
+        await wait_until(lambda: not len(self.running.rooms.reader._in_flight))
+        self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
+        self.assertEqual(len(store.lines("/frames/")), 1)
+
+    async def test_probe_fails(self) -> None:
+        """An origin that gives no frame gives its metadata all the same."""
+        store, client = await self.started(NO_SYNTAX)
+        store.fail(faults.server_error(), "/frames/", None)
+        store.fail(faults.Answer(404), lambda seen: seen.path.endswith(self.slide.sop), None)
+        answer = await client.get(self.metadata)
+        self.assertEqual((answer.status, SYNTAX in answer.json()[0]), (200, False))
+
+    async def test_no_probe_for_video(self) -> None:
+        """Frame 1 of a video may be all of it: it is not asked for."""
+        store = self.store(NO_SYNTAX, slide(self.mktemp(), 1, 2, 32))
+        stored = next(iter(store.instances.values()))
+        stored.metadata["00080016"]["Value"] = ["1.2.840.10008.5.1.4.1.1.77.1.1.1"]
+        client = (await self.proxy(store)).client()
+        await client.get(f"/{self.slide.resource}/metadata")
+        self.assertEqual(store.lines("/frames/"), [])
+
+    async def test_search(self) -> None:
+        """A search answer says it for the instances that somebody has read, and asks for none."""
+        store, client = await self.knowing()
+        other = store.add(slide(self.mktemp(), 1, 1, 32).path)
+        found = {item["00080018"]["Value"][0]: item for item in (await client.get("/instances")).json()}
+        self.assertEqual(found[self.slide.sop][SYNTAX]["Value"], [JPEG])
+        self.assertNotIn(SYNTAX, found[other.sop])
+        self.assertEqual(len(store.lines("/frames/")), 1)
+
+    async def test_malformed_elsewhere(self) -> None:
+        """A byte order mark, Latin-1 and control characters do not keep instances from being found in an answer."""
+        store, client = await self.knowing()
+        first = (await client.get("/instances")).json()[0]
+        first.pop(SYNTAX)
+        answer = b"\xef\xbb\xbf[" + json.dumps(first).encode().replace(
+            b"{", b'{"00091001":{"vr":"LO","Value":["\xfc\t"]},', 1
+        )
+        store.fail(faults.Answer(200, JSON, answer + b"]"), "/instances")
+        found = await client.get("/instances")
+        self.assertIn(b'"00083002":{"vr":"UI","Value":["%s"]}' % JPEG.encode(), found.body)
+
+    async def test_long_search(self) -> None:
+        """Of a long answer the first instances are looked up, and nothing of it is lost."""
+        store, client = await self.knowing()
+        first = (await client.get("/instances")).json()[0]
+        first.pop(SYNTAX)
+        others = [{"00080018": {"vr": "UI", "Value": [f"1.2.{n}"]}, "x": "y" * 900} for n in range(1000)]
+        store.fail(faults.Answer(200, JSON, json.dumps([first, *others]).encode()), "/instances")
+        found = (await client.get("/instances")).json()
+        self.assertEqual(found[0].pop(SYNTAX)["Value"], [JPEG])
+        self.assertEqual(found, [first, *others])
+
+    async def test_another_callers_metadata_keep_it(self) -> None:
+        """What one caller's frame told is not lost when the next caller's metadata come without it."""
+        store, _ = await self.started(NO_SYNTAX)
+        await self.running.client(ALICE).frames(self.slide.resource, [1])
+        await self.running.client(MALLORY).frames(self.slide.resource, [1])
+        self.assertEqual((await self.running.client(MALLORY).get("/instances")).json()[0][SYNTAX]["Value"], [JPEG])
+
+
+class LargeTests(DescribedCase):
+    """Metadata too large to be held."""
+
+    async def test_streams(self) -> None:
+        """They pass with their URLs rewritten before the last byte has come, and make a grant at their end."""
+        self.patch(metadata_observer, "HELD", 1 << 16)
+        store, client = await self.started()
+        found = (await client.get(self.metadata)).json()[0]
+        found["00081190"]["Value"] = [f"{store.url}/{self.slide.resource}"]
+        found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(30_000)]}
+        store.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), "/metadata")
+        self.running.rooms.access.grants.forget(lambda _instance: True)
+        gate = store.hold("/metadata", after=800_000)
+        connection = await RawConnection.open(self.running.port)
+        line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nHost: p.test\r\nConnection: close\r\n\r\n"
+        connection.send(line.encode())
+        await connection.until(f'"http://p.test/dicomweb/{self.slide.resource}"'.encode())
+        self.assertEqual(len(self.running.rooms.access.grants), 0)
+        gate.release()
+        body = await connection.end()
+        self.assertGreater(body.count(b'"00189073"'), 29_900)  # chunks cut some of them
+        self.assertTrue(body.endswith(b"\r\n0\r\n\r\n"))
+        asked = len(store.lines("/metadata"))
+        self.assertEqual((await client.frames(self.slide.resource, [1])).status, 200)
+        self.assertEqual(len(store.lines("/metadata")), asked)
+
+
+class GrantTests(DescribedCase):
+    """Metadata that pass are a grant, for what was asked with what makes the caller alone."""
+
+    async def after(self, *, path: str = "", **headers: str) -> int:
+        """How many metadata requests the origin has seen after metadata, asked for so, and then a frame."""
+        store, client = await self.started()
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        await client.get(path or self.metadata, given)
+        self.assertEqual((await client.frames(self.slide.resource, [1])).status, 200)
+        return len(store.lines("/metadata"))
+
+    async def test_no_second_request(self) -> None:
+        """A viewer that has read the metadata gets frames without the origin being asked for them again."""
+        self.assertEqual(await self.after(Accept="application/dicom+json", User_Agent="x", Referer="y"), 1)
+
+    async def test_other_headers(self) -> None:
+        """A header that may have moved the origin, and makes no caller, makes no grant: others don't send it."""
+        for name in ("X-Api-Key", "X-Remote-User"):
+            self.assertEqual(await self.after(**{name.replace("-", "_"): "10.0.0.1"}), 2, name)
+
+    async def test_headers_that_stay_behind(self) -> None:
+        """A header that does not go on has moved nobody."""
+        self.assertEqual(await self.after(X_Forwarded_For="192.0.2.9", X_HTTP_Method_Override="DELETE"), 1)
+
+    async def test_parts_of_metadata(self) -> None:
+        """An answer to a request for a part of the metadata makes no grant and leaves nothing wrong behind."""
+        store, client = await self.started()
+        part = faults.MetadataSays({"00280008": None, SYNTAX: None})
+        store.fail(part, lambda seen: "includefield" in seen.query)
+        answer = await client.get(f"{self.metadata}?includefield=00280010")
+        self.assertNotIn("00280008", answer.json()[0])
+        self.assertEqual((await client.frames(self.slide.resource, [6])).frames(), self.stored[5:6])
+
+    async def test_a_page_for_people(self) -> None:
+        """An answer that is no metadata makes no grant, nor is one that may be something else to others."""
+        store, client = await self.started()
+        right = json.dumps([next(iter(store.instances.values())).metadata]).encode()
+        html = ("Content-Type", "text/html")
+        for headers, body in (
+            (JSON, b"[]"),
+            (JSON, right + b"<html>"),
+            ((*JSON, html), right),
+            ((html, *JSON), right),
+        ):
+            store.fail(faults.Answer(200, headers, body), "/metadata")
+            await client.get(self.metadata)
+            self.assertEqual(len(self.running.rooms.access.grants), 0, headers)
+        store.fail(faults.Answer(200, JSON, right), "/metadata")
+        await client.get(self.metadata)
+        self.assertEqual(len(self.running.rooms.access.grants), 1)
+
+    async def test_a_cache_on_the_way(self) -> None:
+        """What a cache in front of the origin answers makes no grant for a caller with credentials, however long it is."""
+        for held in (metadata_observer.HELD, 16):
+            self.patch(metadata_observer, "HELD", held)
+            store, anyone = await self.started()
+            right = {**next(iter(store.instances.values())).metadata, SYNTAX: {"vr": "UI", "Value": [JPEG]}}
+            answer = json.dumps([right]).encode()
+            store.fail(faults.Answer(200, (*JSON, ("Age", "100")), answer), "/metadata", None)
+            grants = self.running.rooms.access.grants
+            for client, count in ((self.running.client(ALICE), 0), (anyone, 1)):
+                found = (await client.get(self.metadata)).json()
+                self.assertEqual(found[0]["00080018"], right["00080018"])
+                self.assertEqual(len(grants), count)

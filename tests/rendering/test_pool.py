@@ -1,0 +1,353 @@
+"""Rendering children: calls, their limits, and how both sides end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import imagecodecs
+import numpy
+import psutil
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.cache.support import alive
+from tests.waiting import wait_until
+from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
+from twistedproxy.processes.child import child_environment
+from twistedproxy.rendering import child_process
+from twistedproxy.rendering.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
+from twistedproxy.rendering.pool import MODULE, RenderPool
+from twistedproxy.system.tuning import TURN_SECONDS
+
+STUB = "tests.rendering.stub_child"
+
+
+class MessageTests(SynchronousTestCase):
+    """The framing."""
+
+    @given(st.lists(st.lists(st.binary(max_size=50), max_size=4), max_size=4), st.integers(1, 40))
+    def test_any_cut(self, blobs: list[list[bytes]], size: int) -> None:
+        """Messages come out as they went in, however the bytes are cut."""
+        messages = [Message({"n": number, "text": "ä"}, tuple(some)) for number, some in enumerate(blobs)]
+        data = b"".join(piece for message in messages for piece in message.packed())
+        reader = MessageReader()
+        came = [m for start in range(0, len(data), size) for m in reader.feed(data[start : start + size])]
+        self.assertEqual([(m.head, tuple(m.blobs)) for m in came], [(m.head, m.blobs) for m in messages])
+
+    def test_what_is_no_message(self) -> None:
+        """A head that is too long, is no JSON or promises impossible lengths is refused before memory is taken."""
+        heads = (b"{]", b"[]", b"{}", b'{"blobs":[-1]}', b'{"blobs":["1"]}', b'{"blobs":[99999999999]}')
+        for data in ((MAX_HEADER + 1).to_bytes(4, "big"), *(len(head).to_bytes(4, "big") + head for head in heads)):
+            with self.assertRaises(BadMessage):
+                list(MessageReader().feed(data))
+
+    def test_end_of_a_pipe(self) -> None:
+        """The child's end reads a message at a time, and nothing from a pipe that ends inside one."""
+        data = b"".join(Message({}, [b"abc"]).packed())
+        for end in range(len(data)):
+            held = [data[:end]]
+
+            def read(size: int, held: list[bytes] = held) -> bytes:
+                taken, held[0] = held[0][:size], held[0][size:]
+                return taken
+
+            self.assertIsNone(read_message(read), end)
+
+
+class PoolCase(TestCase):
+    """Pools that end with the test."""
+
+    timeout = 30
+
+    def pool(self, workers: int = 2, queue: int = 10, seconds: float = 20.0) -> RenderPool:
+        from twisted.internet import reactor
+
+        pool = RenderPool(reactor, workers, queue, seconds, STUB)
+        self.addCleanup(lambda: Deferred.fromCoroutine(pool.stop()))
+        return pool
+
+
+def started(coroutine: Any) -> Deferred[Any]:
+    """*coroutine* under way."""
+    return Deferred.fromCoroutine(coroutine)
+
+
+class CallTests(PoolCase):
+    """Calls and what becomes of them."""
+
+    async def test_large_values(self) -> None:
+        """Megabytes go there and back unchanged, also where they are a part of something."""
+        blob = os.urandom(1 << 20) * 5
+        answer = await self.pool().call({"op": "echo"}, [blob, b"", b"x", memoryview(blob)[5:]])
+        self.assertEqual(list(answer.blobs), [blob, b"", b"x", blob[5:]])
+
+    async def test_as_many_children_as_allowed(self) -> None:
+        """Children are started as they are needed, up to the limit, and used again."""
+        pool = self.pool(workers=2)
+        first = (await pool.call({"op": "echo"})).head["pid"]
+        self.assertEqual((await pool.call({"op": "echo"})).head["pid"], first)
+        self.assertEqual(pool.pids, [first])
+        answers = await gatherResults([started(pool.call({"op": "slow", "seconds": 0.05})) for _ in range(6)])
+        self.assertEqual(len({answer.head["pid"] for answer in answers}), 2)
+        self.assertEqual(len(pool.pids), 2)
+
+    async def test_full_queue(self) -> None:
+        """Beyond the queue's limit a call is refused at once; those in the queue are all done."""
+        pool = self.pool(workers=1, queue=3)
+        calls = [started(pool.call({"op": "echo"}, [b"%d" % number])) for number in range(3)]
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+        answers = await gatherResults(calls)
+        self.assertEqual([answer.blobs[0] for answer in answers], [b"0", b"1", b"2"])
+        self.assertEqual(pool.status(), {"children": 1, "busy": 0, "waiting": 0})
+
+    async def test_failure(self) -> None:
+        """What a child could not do is told, and the child lives on."""
+        pool = self.pool(workers=1)
+        error = await self.assertFailure(started(pool.call({"op": "fail"})), CallFailed)
+        self.assertEqual((error.kind, str(error)), ("BadImage", "no"))
+        pids = pool.pids
+        await pool.call({"op": "echo"})
+        self.assertEqual(pool.pids, pids)
+
+    async def test_crash(self) -> None:
+        """A crash fails the one call; who waits gets another child."""
+        pool = self.pool(workers=1)
+        crash, after = started(pool.call({"op": "crash"})), started(pool.call({"op": "echo"}, [b"x"]))
+        await self.assertFailure(crash, ChildDied)
+        self.assertEqual((await after).blobs[0], b"x")
+
+    async def test_garbage(self) -> None:
+        """A child that does not speak the language any more is ended, and its call fails."""
+        pool = self.pool(workers=1)
+        await self.assertFailure(started(pool.call({"op": "garbage"})), ChildDied)
+        self.assertEqual((await pool.call({"op": "echo"}, [b"x"])).blobs[0], b"x")
+
+    async def test_deadline(self) -> None:
+        """A call that does not come back ends its child after the time allowed."""
+        pool = self.pool(workers=1, seconds=0.2)
+        await pool.call({"op": "echo"})
+        pid = pool.pids[0]
+        await self.assertFailure(started(pool.call({"op": "hang"})), PoolTimeout)
+        await wait_until(lambda: pid not in pool.pids)
+        await pool.call({"op": "echo"})
+
+    async def test_cancelled_in_the_queue(self) -> None:
+        """Who leaves the queue leaves nothing behind."""
+        pool = self.pool(workers=1)
+        running = started(pool.call({"op": "slow", "seconds": 0.1}))
+        waiting = started(pool.call({"op": "note"}, [b"never"]))
+        waiting.cancel()
+        await self.assertFailure(waiting, CancelledError)
+        await running
+        self.assertEqual(list((await pool.call({"op": "notes"})).blobs), [])
+
+    async def test_cancelled_at_work(self) -> None:
+        """A call that nobody waits for may end by itself, and its child is used again for the next."""
+        pool = self.pool(workers=1)
+        await pool.call({"op": "echo"})
+        pids = pool.pids
+        call = started(pool.call({"op": "slow", "seconds": 0.1}))
+        call.cancel()
+        await self.assertFailure(call, CancelledError)
+        self.assertEqual((await pool.call({"op": "echo"}, [b"mine"])).blobs[0], b"mine")
+        self.assertEqual(pool.pids, pids)
+
+    async def test_cancelled_and_hanging(self) -> None:
+        """A call that nobody waits for and that does not end takes its child along."""
+        self.patch(sys.modules["twistedproxy.rendering.child_process"], "GRACE_SECONDS", 0.1)
+        pool = self.pool(workers=1)
+        await pool.call({"op": "echo"})
+        pids = pool.pids
+        call = started(pool.call({"op": "hang"}))
+        call.cancel()
+        await self.assertFailure(call, CancelledError)
+        await pool.call({"op": "echo"})
+        self.assertNotEqual(pool.pids, pids)
+
+
+class HeldTests(PoolCase):
+    """Children that hold something."""
+
+    async def test_the_same_child(self) -> None:
+        """Calls about what a child holds go to that child, while others use it in between."""
+        pool = self.pool(workers=2)
+        held = await pool.hold({"op": "note"}, [b"1"])
+        others = [started(pool.call({"op": "slow", "seconds": 0.02})) for _ in range(5)]
+        for number in (b"2", b"3"):
+            await held.call({"op": "note"}, [number])
+        self.assertEqual(list((await held.call({"op": "notes"})).blobs), [b"1", b"2", b"3"])
+        await gatherResults(others)
+
+    async def test_gone(self) -> None:
+        """When the child is gone, what it held is, and says so."""
+        pool = self.pool(workers=1)
+        held = await pool.hold({"op": "note"}, [b"1"])
+        crash = started(pool.call({"op": "crash"}))
+        queued = started(held.call({"op": "notes"}))
+        await self.assertFailure(crash, ChildDied)
+        await self.assertFailure(queued, ChildDied)
+        await self.assertFailure(started(held.call({"op": "notes"})), ChildDied)
+        await pool.call({"op": "echo"})
+
+
+class ReadyTests(PoolCase):
+    """Children that are there before anybody asks."""
+
+    def kept(self, workers: int = 2) -> RenderPool:
+        """A pool that has children ready."""
+        self.patch(sys.modules["twistedproxy.rendering.pool"], "FIRST_SECONDS", 0.0)
+        pool = self.pool(workers)
+        pool.start()
+        return pool
+
+    async def test_first(self) -> None:
+        """One child is ready without a call, and does the first."""
+        pool = self.kept()
+        await wait_until(lambda: pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+        (pid,) = pool.pids
+        self.assertEqual((await pool.call({"op": "echo"})).head["pid"], pid)
+        self.assertEqual(pool.pids, [pid])
+
+    async def test_replaced(self) -> None:
+        """A child that ends has another in its place without a call, and never more than may be."""
+        pool = self.kept(workers=1)
+        await wait_until(lambda: pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+        pids = pool.pids
+        await self.assertFailure(started(pool.call({"op": "crash"})), ChildDied)
+        await wait_until(lambda: pool.pids != pids and pool.status() == {"children": 1, "busy": 0, "waiting": 0})
+
+    async def test_does_not_come_up(self) -> None:
+        """A first child that cannot start is not tried again and again: the next call tells."""
+        pool = self.kept()
+        pool.module = "tests.imaging.no_such_module"
+        await wait_until(lambda: pool._not_before > 0)
+        self.assertEqual(pool.pids, [])
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+
+    async def test_stopped_before(self) -> None:
+        """A pool that stops before its first child has started leaves none, and no timer."""
+        pool = self.pool()
+        pool.start()
+        await pool.stop()
+        self.assertEqual(pool.pids, [])
+
+
+RIVAL = """
+import os, sys
+from twistedproxy.system.tuning import stand_back
+stand_back()
+print("ready", flush=True)
+while os.getppid() == int(sys.argv[1]):
+    pass
+"""
+"""Wants all of a CPU, and stands back as much as a rendering child does."""
+
+
+class RealChildTests(PoolCase):
+    """The real child, at work."""
+
+    timeout = 120  # it runs only where nothing else wants to
+
+    def setUp(self) -> None:
+        self.patch(child_process, "START_SECONDS", 90.0)
+
+    def rival(self) -> int:
+        """The process that runs `RIVAL` until the test ends."""
+        command = [sys.executable, "-P", "-c", RIVAL, str(os.getpid())]
+        process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        assert process.stdout is not None
+        self.addCleanup(process.stdout.close)
+        self.assertEqual(process.stdout.readline(), b"ready\n")
+        return process.pid
+
+    async def test_short(self) -> None:
+        """It lets others have its CPU each time, also inside of a codec's calls."""
+        if not hasattr(os, "sched_setaffinity"):
+            raise SkipTest("this system lets no process choose its CPU")
+        pool = self.pool(workers=1, seconds=90.0)
+        pool.module = MODULE
+        await pool.call({"op": "drop", "number": 0})  # it has come up
+        noise = numpy.frombuffer(random.Random(1).randbytes(6 << 20), numpy.uint8).reshape(2048, 1024, 3)
+        jpeg = imagecodecs.jpeg8_encode(noise)
+        child = psutil.Process(pool.pids[0])
+        for pid in (child.pid, self.rival()):
+            os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))])
+        before, begun = child.num_ctx_switches().involuntary, sum(child.cpu_times()[:2])
+        await pool.call({"op": "transcode", "media_type": "image/jxl"}, [jpeg])
+        used = sum(child.cpu_times()[:2]) - begun
+        self.assertGreater(used, 0.1)
+        self.assertGreater(child.num_ctx_switches().involuntary - before, 0.5 * used / TURN_SECONDS)
+
+    async def test_interrupted(self) -> None:
+        """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""
+        pool = self.pool(workers=1, seconds=90.0)
+        pool.module = MODULE
+        await pool.call({"op": "drop", "number": 0})
+        (child,) = pool.pids
+        os.kill(child, signal.SIGINT)
+        await pool.call({"op": "drop", "number": 0})
+        self.assertEqual(pool.pids, [child])
+
+
+class EndTests(PoolCase):
+    """Ends."""
+
+    async def test_stop(self) -> None:
+        """Stopping ends the children and tells all who wait."""
+        pool = self.pool(workers=1)
+        await pool.call({"op": "echo"})
+        (pid,) = pool.pids
+        running, waiting = started(pool.call({"op": "hang"})), started(pool.call({"op": "echo"}))
+        await pool.stop()
+        await self.assertFailure(running, ChildDied)
+        await self.assertFailure(waiting, PoolBusy)
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+        self.assertRaises(ProcessLookupError, os.kill, pid, 0)
+
+    async def test_no_child_comes_up(self) -> None:
+        """Where children do not start, calls fail at once for a while, instead of starting one after the other."""
+        pool = self.pool()
+        pool.module = "tests.imaging.no_such_module"
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+        await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
+        self.assertEqual(pool.pids, [])
+
+    async def test_killed_proxy(self) -> None:
+        """A child ends when its proxy is killed, even if its standard input does not: so would one that is at work."""
+        source, target = os.pipe()
+        self.addCleanup(os.close, target)
+        program = textwrap.dedent(f"""
+            import subprocess, sys, time
+            command = [sys.executable, "-m", "twistedproxy.rendering.child"]
+            child = subprocess.Popen(command, stdin={source}, stdout=subprocess.PIPE)
+            assert len(child.stdout.read(4)) == 4
+            print(child.pid, flush=True)
+            time.sleep(60)
+        """)
+        tree = str(Path(__file__).parents[2])
+        proxy = subprocess.Popen(  # noqa: ASYNC220 -- it is not waited for but to end
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": tree},
+            pass_fds=[source],
+        )
+        os.close(source)
+        assert proxy.stdout is not None
+        pid = int(proxy.stdout.readline())
+        os.kill(pid, 0)
+        proxy.send_signal(signal.SIGKILL)
+        proxy.wait()
+        proxy.stdout.close()  # the child writes no more
+        await wait_until(lambda: not alive(pid))

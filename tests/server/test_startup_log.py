@@ -1,0 +1,59 @@
+"""What is said once the listeners are there."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.server.startup_log import Served, announce
+from twistedproxy.settings import Settings
+
+EVERYWHERE = IPv4Address("TCP", "0.0.0.0", 80)
+HERE = IPv4Address("TCP", "127.0.0.1", 81)
+
+
+class AnnounceTests(SynchronousTestCase):
+    """`announce`."""
+
+    def said(
+        self, hosts: list[object], listen: tuple[str, ...] = ("tcp:80",), admin: Optional[str] = None
+    ) -> list[str]:
+        """The lines for listeners at *hosts*."""
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        served = [Served("/dicomweb", "http://store", ["studies"])]
+        announce(Settings(listen=listen, admin_listen=admin), hosts, served)
+        return [formatEvent(event) for event in events]
+
+    def test_warning(self) -> None:
+        """Pages on a listener beyond loopback are warned of; elsewhere there is nothing to warn of."""
+        admin = "tcp:9100"
+        for hosts, given, warned in (
+            ([EVERYWHERE], None, True),
+            ([IPv6Address("TCP", "::", 80)], None, True),
+            ([HERE], None, False),
+            ([IPv6Address("TCP", "::1", 80)], None, False),
+            ([UNIXAddress("/run/socket")], None, False),
+            ([EVERYWHERE, HERE], admin, False),
+            ([HERE, EVERYWHERE], admin, True),
+        ):
+            lines = self.said(list(hosts), admin=given)
+            self.assertEqual(any("name instances" in line for line in lines), warned, (hosts, given))
+
+    def test_urls(self) -> None:
+        """Each listener's URLs are told by its own scheme; the admin's listener serves no frames."""
+        ipv6 = IPv6Address("TCP", "::1", 443)
+        lines = self.said([HERE, ipv6, HERE], ("tcp:81", "ssl:443"), admin="tcp:9100")
+        self.assertEqual(
+            lines,
+            [
+                "http://127.0.0.1:81/dicomweb stands for http://store",
+                "try http://127.0.0.1:81/dicomweb/studies",
+                "https://[::1]:443/dicomweb stands for http://store",
+                "try https://[::1]:443/dicomweb/studies",
+            ],
+        )

@@ -1,0 +1,104 @@
+"""Who hears of cache operations (the metrics), and a log that is not flooded.
+
+How much the cache holds, looked at now and then: for metrics, and for those who must not count it as used memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from twistedproxy.cache.interface import Cache
+from twistedproxy.system.metrics import Metrics
+
+INTERVAL = 5.0  # seconds between two looks: a cache fills at some 100 MB/s at most
+
+
+class CacheUse:
+    """Looks at *cache*, and tells *metrics*."""
+
+    _log = Logger()
+
+    def __init__(self, cache: Cache, metrics: Metrics, clock: IReactorTime) -> None:
+        self._cache = cache
+        self._metrics = metrics
+        self._used = 0
+        self._local = False
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = clock
+
+    def on_this_machine(self) -> int:
+        """Bytes that a cache of this proxy's own held when last looked at; 0 where it may be on another host."""
+        return self._used if self._local else 0
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._looking.start(INTERVAL)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._looking.running:
+            self._looking.stop()
+
+    async def _look(self) -> None:
+        try:
+            status = await self._cache.status()
+        except Exception:
+            self._log.failure("looking at the cache failed")
+            return
+        self._local = status.get("provider") in ("embedded", "memory")
+        self._used = _number(status.get("used_bytes"))
+        self._metrics.cache_server(
+            bool(status.get("connected")), self._used, _number(status.get("max_bytes")), _number(status.get("evicted"))
+        )
+
+
+def _number(value: Optional[object]) -> int:
+    return value if isinstance(value, int) else 0
+
+
+LOG_INTERVAL = 60.0  # seconds between two lines about the same trouble: a server can be down for hours
+
+
+class CacheObserver(Protocol):
+    """Hears of every operation's end."""
+
+    def cache_operation(self, name: str, outcome: str, seconds: float) -> None:
+        """*name* is the method of `Cache`; *outcome* is ``hit``, ``partial``, ``miss`` (of `get_many`),
+        ``ok``, ``lost`` (a claim or a lock that others hold) or ``failed``."""
+
+
+class NullObserver:
+    """Counts nothing."""
+
+    def cache_operation(self, name: str, outcome: str, seconds: float) -> None:
+        """Do nothing."""
+
+
+class Complaints:
+    """Logs each kind of trouble at most once per `LOG_INTERVAL`, with the number of those left out."""
+
+    def __init__(self, log: Logger, seconds: Callable[[], float]) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._last: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def complain(self, kind: str, reason: str) -> None:
+        """Log trouble of *kind* (one of a few fixed words) with its *reason* (no secrets), or count it."""
+        now = self._seconds()
+        last = self._last.get(kind)
+        if last is not None and now - last < LOG_INTERVAL:
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return
+        self._last[kind] = now
+        self._log.warn(
+            "cache {kind}: {reason} ({left_out} like it were not logged)",
+            kind=kind,
+            reason=reason,
+            left_out=self._left_out.pop(kind, 0),
+        )

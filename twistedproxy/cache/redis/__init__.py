@@ -1,0 +1,1 @@
+"""The cache on a server that speaks the Redis protocol."""

@@ -1,0 +1,385 @@
+"""The cache on a server that speaks the Redis protocol (Redis 6 or newer, Valkey).
+
+Rules kept here:
+- `get_many` is one round trip, together with all others of the same reactor turn; only where a generation is missing
+  a second one begins it.
+- Reads have a connection of their own, so that they never queue behind megabytes of writes.
+- Whatever fails is a miss or a False, counted, and logged now and then.
+- A server that was started anew counts as empty: the fence holds the name of its run. What it read from an old snapshot, or
+  has as a replica that was promoted, may lack the last invalidations, and with them every grant and frame would be back.
+- A large entry has its bytes below a key of their own (`twistedproxy.cache.redis.large`), and goes both ways in slices:
+  neither the server nor the reactor stops for it. Its entry says where they are, and is written last.
+
+The server should evict with ``allkeys-lru``: entries of ended generations are never deleted, they go with their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+
+from twistedproxy.cache.address import ServerAddress
+from twistedproxy.cache.interface import LARGE, CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of, whole
+from twistedproxy.cache.keys import (
+    FENCE_LENGTH,
+    InstanceKeys,
+    fence_of,
+    instance_keys,
+    new_generation,
+    scope_key,
+    unstamp,
+)
+from twistedproxy.cache.memory import read_outcome
+from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
+from twistedproxy.cache.redis import large, pipeline
+from twistedproxy.cache.redis.connection import Link
+from twistedproxy.cache.redis.endpoint import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
+from twistedproxy.cache.redis.gathered import ReadGatherer
+from twistedproxy.cache.redis.pipeline import Patience
+from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.streams import Gathered
+from twistedproxy.system.outages import Outage
+
+READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
+WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice is a megabyte
+START_SECONDS = 5.0  # for the first connection; then we go on without
+STOP_SECONDS = 5.0
+WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
+# At once: all share one connection, and readers who find no memory for theirs have at least not held it all.
+LARGE_READS = 2
+KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
+# Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
+# what is cached below it: once in a month.
+GENERATION_SECONDS = 30 * 24 * 3600.0
+
+
+def redis_cache(
+    reactor: Any,
+    address: ServerAddress,
+    observer: Optional[CacheObserver] = None,
+    trust_root: Any = None,
+) -> RedisCache:
+    """The cache on the server at *address*. *trust_root* (default: the platform's) signs ``rediss://`` certificates."""
+    endpoint = open_endpoint(reactor, address, trust_root)
+    cache = RedisCache(reactor, endpoint, address.where, greeting(address), observer)
+    cache.address = address
+    return cache
+
+
+class RedisCache:
+    """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people.
+
+    *reactor* must be the installed one: txredisapi uses that.
+    """
+
+    shared = True
+    address: Optional[ServerAddress] = None
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        where: str,
+        hello: Greeting = HELLO,
+        observer: Optional[CacheObserver] = None,
+    ) -> None:
+        self._reactor = reactor
+        self._where = where
+        self._observer = observer or NullObserver()
+        self._complaints = Complaints(self.log, reactor.seconds)
+        self._endpoint = endpoint
+        outage = Outage(f"the cache at {where}", reactor.seconds)
+        self._reads = Link(reactor, endpoint, hello, "reads", READ_PATIENCE, outage)
+        self._writes = Link(reactor, endpoint, hello, "writes", WRITE_PATIENCE, outage)
+        self._gatherer = ReadGatherer(reactor, self._reads.send)
+        self._reads_of_large = DeferredSemaphore(LARGE_READS)
+
+    async def start(self) -> None:
+        """Connect. A server that is not there is waited for a little, then left to come when it comes."""
+        self._reads.start()
+        self._writes.start()
+        if await self.wait_up(START_SECONDS):
+            self.log.info("cache connected: {where}", where=self._where)
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait for both connections, at most *seconds*; whether they are up."""
+        began = self._reactor.seconds()
+        if not await self._reads.wait_up(seconds):
+            return False
+        return await self._writes.wait_up(max(0.0, seconds - (self._reactor.seconds() - began)))
+
+    async def stop(self) -> None:
+        """Hang up."""
+        ending = [Deferred.fromCoroutine(link.stop()) for link in (self._reads, self._writes)]
+        if isinstance(self._endpoint, MasterEndpoint):
+            ending.append(self._endpoint.disconnect())  # type: ignore[arg-type]
+        done = gatherResults(ending, consumeErrors=True)
+        done.addTimeout(STOP_SECONDS, self._reactor)
+        try:
+            await done
+        except Exception as error:  # whatever it is, we are leaving
+            self.log.warn("cache: hanging up failed: {error}", error=error)
+
+    async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
+        """See `Cache`."""
+        began = self._reactor.seconds()
+        keys = instance_keys(instance)
+        entry = keys.entry
+        try:
+            values = await self._gatherer.read([*keys.generations, *[entry + name for name in names]])
+            fence = self._fence(self._reads, values[: len(keys.generations)])
+            if fence is None:
+                fence = await self._begin_generations(keys)
+                values = []
+        except CacheUnavailable as error:
+            self._failed(self._reads, "get_many", error)
+            self._observer.cache_operation("get_many", "failed", self._reactor.seconds() - began)
+            return Reading(None, {})
+        found: dict[bytes, bytes] = {}
+        for name, stored in zip(names, values[len(keys.generations) :]):
+            value = None if stored is None or fence is None else unstamp(fence, stored)
+            if value is not None and large.is_packed(value):
+                value = await self._read_large(entry + name, value)
+            if value is not None:
+                found[name] = value
+        self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
+        return Reading(fence, found)
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """See `Cache`. Only the stamps are read."""
+        keys = instance_keys(instance)
+        commands = [pipeline.command(b"MGET", *keys.generations)]
+        commands += pipeline.for_each(b"GETRANGE", keys.entries(names), b"0", b"%d" % (FENCE_LENGTH - 1))
+        replies = await self._timed("present", commands)
+        generations = replies[0] if replies else None
+        fence = self._fence(self._writes, generations)
+        if fence is None or replies is None:
+            return set()
+        return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
+
+    async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
+        """See `Cache`. On the connection for reads: a caller waits."""
+        began = self._reactor.seconds()
+        keys = instance_keys(instance)
+        last = b"%d" % (FENCE_LENGTH + large.PREFIX + length - 1)
+        commands = [pipeline.command(b"MGET", *keys.generations)]
+        entries = keys.entries(names)
+        commands += pipeline.for_each(b"GETRANGE", entries, b"0", last)
+        commands += pipeline.for_each(b"STRLEN", entries)
+        try:
+            generations, *replies = await self._reads.send(b"".join(commands), len(commands))
+        except CacheUnavailable as error:
+            self._failed(self._reads, "heads", error)
+            self._observer.cache_operation("heads", "failed", self._reactor.seconds() - began)
+            return Heads(None, {})
+        fence = self._fence(self._reads, generations)
+        heads: dict[bytes, Head] = {}
+        for name, start, size in zip(names, replies, replies[len(names) :]):
+            if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
+                stored = start[FENCE_LENGTH:]
+                if large.is_packed(stored):
+                    heads[name] = Head(stored[large.PREFIX :][:length], large.size(stored))
+                else:
+                    heads[name] = Head(stored[:length], size - FENCE_LENGTH)
+        self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
+        return Heads(fence, heads)
+
+    async def put_many(
+        self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, Value], seconds: Optional[float]
+    ) -> bool:
+        """See `Cache`."""
+        if fence is None:
+            self._observer.cache_operation("put_many", "failed", 0.0)
+            return False
+        prefix = instance_keys(instance).entry
+        began = self._reactor.seconds()
+        taken = True
+        for part in _slices(entries):
+            keyed = [(prefix + name, await self._placed(prefix + name, value, seconds)) for name, value in part]
+            placed = [(key, value) for key, value in keyed if value is not None]
+            wire = b"".join(pipeline.set_entries(fence, placed, seconds))
+            replies = await self._ask("put_many", wire, len(placed)) if placed else []
+            taken = replies is not None and [b"OK"] * len(part) == replies
+            if not taken:
+                break
+        self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
+        return taken
+
+    async def _placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
+        """What stands at *key* for *value*: itself, or where its bytes are, after these were written; None where the server
+        did not take them."""
+        if size_of(value) <= LARGE:
+            return whole(value)
+        entry = large.Entry.new(value)
+        for wire in entry.writes(key, value, seconds):
+            if await self._ask("put_many", wire, 1) is None:
+                return None
+        return entry.packed
+
+    async def _read_large(self, key: bytes, packed: bytes) -> Optional[bytes]:
+        """The bytes of a large entry; None where they are not all there. Raises `CacheUnavailable`."""
+        entry = large.Entry(packed)
+        gathered = Gathered()
+        left = entry.size
+        await self._reads_of_large.acquire()
+        try:
+            for wire in entry.reads(key):
+                (piece,) = await self._reads.send(wire, 1)
+                if not isinstance(piece, bytes) or not piece:
+                    return None  # evicted meanwhile
+                gathered.add(piece)
+                left -= len(piece)
+        finally:
+            self._reads_of_large.release()
+        return gathered.whole() if not left else None
+
+    async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
+        """See `Cache`."""
+        keys = instance_keys(instance).entries(list(names))
+        commands = [pipeline.command(b"UNLINK", *part) for part in _parts(keys)]
+        return await self._timed("remove", commands) is not None
+
+    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
+        """See `Cache`. None is won where the server can't be asked."""
+        keys = instance_keys(instance).claims(names)
+        replies = await self._timed("claim", pipeline.set_if_absent(keys, token, seconds))
+        return {name for name, reply in zip(names, replies or ()) if reply == b"OK"}
+
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+        """See `Cache`."""
+        keys = instance_keys(instance).claims(list(names))
+        await self._timed("renew_claims", [pipeline.prolong_if_ours(part, token, seconds) for part in _parts(keys)])
+
+    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
+        """See `Cache`."""
+        keys = instance_keys(instance).claims(list(names))
+        await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in _parts(keys)])
+
+    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+        """See `Cache`. Not taken where the server can't be asked."""
+        key = instance_keys(instance).lock + name
+        replies = await self._timed("lock", pipeline.set_if_absent([key], token, seconds))
+        return replies == [b"OK"]
+
+    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+        """See `Cache`."""
+        await self._timed("unlock", [pipeline.delete_if_ours([instance_keys(instance).lock + name], token)])
+
+    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """See `Cache`."""
+        replies = await self._timed("lock_left", [pipeline.command(b"PTTL", instance_keys(instance).lock + name)])
+        left = replies[0] if replies else None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
+
+    async def forget(self, scope: Scope) -> None:
+        """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
+        key = scope_key(scope)
+        if await self._timed("forget", [pipeline.command(b"DEL", key)]) is None:
+            raise CacheUnavailable(f"the cache could not be told to forget: {self._writes.trouble}")
+
+    async def ping(self) -> None:
+        """See `Cache`. Raises `CacheUnavailable`."""
+        for link in (self._reads, self._writes):
+            for reply in await link.send(PING, 1):
+                if isinstance(reply, Exception):
+                    raise CacheUnavailable(str(reply))
+
+    async def status(self) -> dict[str, object]:
+        """Facts for ``/status.json``."""
+        status: dict[str, object] = {"provider": "redis", "where": self._where, "connected": False}
+        sections = [pipeline.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
+        try:
+            replies = await self._writes.send(b"".join(sections), len(sections))
+        except CacheUnavailable as error:
+            return {**status, "reason": str(error)}
+        return {**status, "connected": self._reads.up and self._writes.up, **_facts(replies)}
+
+    async def _begin_generations(self, keys: InstanceKeys) -> Optional[Fence]:
+        """Begin the generations that are missing. Set only if absent: all who race for it get the same fence.
+        None where a full server takes none."""
+        root, *below = keys.generations
+        commands = pipeline.set_if_absent([root], new_generation(), None)
+        for key in below:
+            commands += pipeline.set_if_absent([key], new_generation(), GENERATION_SECONDS)
+        commands.append(pipeline.command(b"MGET", *keys.generations))
+        replies = await self._reads.send(b"".join(commands), len(commands))
+        self._look_for_errors("get_many", replies)
+        return self._fence(self._reads, replies[-1])
+
+    def _fence(self, link: Link, generations: object) -> Optional[Fence]:
+        """The fence of *generations*, which *link* has just read."""
+        return fence_of([link.server, *generations]) if isinstance(generations, list) else None
+
+    async def _timed(self, operation: str, commands: list[bytes]) -> Optional[list[object]]:
+        """Send commands on the write connection, observed. None where that failed, or an error is among the replies."""
+        if not commands:
+            return []
+        began = self._reactor.seconds()
+        replies = await self._ask(operation, b"".join(commands), len(commands))
+        outcome = "failed" if replies is None else "lost" if None in replies else "ok"
+        self._observer.cache_operation(operation, outcome, self._reactor.seconds() - began)
+        return replies
+
+    async def _ask(self, operation: str, wire: bytes, count: int) -> Optional[list[object]]:
+        try:
+            replies = await self._writes.send(wire, count)
+        except CacheUnavailable as error:
+            self._failed(self._writes, operation, error)
+            return None
+        return None if self._look_for_errors(operation, replies) else replies
+
+    def _failed(self, link: Link, operation: str, error: CacheUnavailable) -> None:
+        if link.up:  # else the log says already that the server is down
+            self._complaints.complain(operation, str(error))
+
+    def _look_for_errors(self, operation: str, replies: list[object]) -> bool:
+        """Whether an error is among the replies: a full server (OOM), another type of value, a replica (READONLY)."""
+        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if error is None:
+            return False
+        self._complaints.complain(operation, f"the server answered: {error}")
+        if str(error).startswith("READONLY") and isinstance(self._endpoint, MasterEndpoint):
+            for link in (self._reads, self._writes):  # the master changed: ask the sentinels again
+                link.hang_up("the server is no longer the master")
+        return True
+
+
+def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
+    """Entries in groups of about `WRITE_SLICE_BYTES`."""
+    slices: list[list[tuple[bytes, Value]]] = []
+    room = 0
+    for name, value in entries.items():
+        if room <= 0:
+            slices.append([])
+            room = WRITE_SLICE_BYTES
+        slices[-1].append((name, value))
+        room -= size_of(value) + 64
+    return slices
+
+
+def _parts(keys: list[bytes]) -> list[list[bytes]]:
+    return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]
+
+
+def _facts(replies: list[object]) -> dict[str, object]:
+    """What INFO says, as numbers. ``max_bytes`` 0: no limit."""
+    info: dict[str, str] = {}
+    for reply in replies:
+        if isinstance(reply, bytes):
+            lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+            info.update({name: value for name, colon, value in lines if colon})
+    server = (
+        "valkey " + info["valkey_version"] if "valkey_version" in info else "redis " + info.get("redis_version", "?")
+    )
+    return {
+        "server": server,
+        "used_bytes": int(info.get("used_memory", 0)),
+        "max_bytes": int(info.get("maxmemory", 0)),
+        "policy": info.get("maxmemory_policy", ""),
+        "evicted": int(info.get("evicted_keys", 0)),
+    }

@@ -1,0 +1,202 @@
+"""One connection to a Redis-protocol server that is kept up.
+
+txredisapi connects, reconnects and reads replies (with hiredis). Commands go out as ready-made bytes
+(`twistedproxy.cache.redis.pipeline`), many at once: its own Deferred per command costs more than the server's answer.
+
+Rules kept here:
+- The connection is *up* only once the server has answered our greeting. While it isn't, `Link.send` fails at
+  once: nobody waits for a server that is down.
+- A server that was hung up on because it did not answer in time is down until it answers again.
+- Pauses between attempts grow until the server has answered our greeting, also where it accepts connections and then
+  refuses us. The log says once why the server is down, and once that it is back.
+- Bytes that wait for an answer are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import txredisapi  # type: ignore[import-untyped]
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.cache.redis.endpoint import Greeting
+from twistedproxy.cache.redis.pipeline import WHICH_RUN, BatchProtocol, Patience, run_of
+from twistedproxy.system.outages import Outage, reason_of
+
+FIRST_RETRY_SECONDS = 0.1  # a local server is back within a second
+MAX_RETRY_SECONDS = 2.0
+MAX_REFUSED_RETRY_SECONDS = 10.0  # a password or a certificate is not put right within seconds
+MAX_OUTSTANDING_BYTES = 64 * 2**20  # of commands not yet answered
+
+
+class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
+    """Keeps one connection and tells the link when it is there."""
+
+    initialDelay = FIRST_RETRY_SECONDS
+    maxDelay = MAX_RETRY_SECONDS
+    refused = 0
+    """Connections in a row that were made, and ended before the server had answered our greeting."""
+
+    def __init__(self, clock: Any, patience: Patience, connected: Callable[[BatchProtocol], None]) -> None:
+        # No conversions: frames of digits are no numbers. Greeting and login are ours, for txredisapi gives up for good
+        # when a login fails once.
+        super().__init__(uuid=None, dbid=None, poolsize=1, isLazy=True, charset=None, convertNumbers=False)
+        self._clock = clock
+        self._patience = patience
+        self._connected = connected
+
+    def retryDelay(self, attempt: int) -> float:
+        self.maxDelay = MAX_REFUSED_RETRY_SECONDS if self.refused else MAX_RETRY_SECONDS
+        delay: float = super().retryDelay(max(attempt, self.refused))
+        return delay
+
+    def buildProtocol(self, addr: object) -> BatchProtocol:
+        protocol = BatchProtocol(charset=None, convertNumbers=False, clock=self._clock, patience=self._patience)
+        protocol.factory = self
+        protocol.whenConnected().addCallback(self._connectionReady)
+        return protocol
+
+    def addConnection(self, conn: BatchProtocol) -> None:
+        super().addConnection(conn)
+        if conn in self.pool:
+            self._connected(conn)
+
+
+class Link:
+    """A connection to the server behind *endpoint*, greeted with *hello*.
+
+    *outage* hears whether the server works, of the links to one server under the names that they go by.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        hello: Greeting,
+        name: str,
+        patience: Patience,
+        outage: Outage,
+    ) -> None:
+        self._reactor = reactor
+        self._hello = hello
+        self._name = name
+        self._outage = outage
+        self._endpoint = _Heard(endpoint, self._failed)
+        self._factory = _Factory(reactor, patience, self._connected)
+        self._up: Optional[BatchProtocol] = None
+        self._any: Optional[BatchProtocol] = None
+        self._waiting: list[Deferred[None]] = []
+        self._stopping = False
+        self.trouble = "not connected yet"
+        self.server = b""
+        """The run of the server that the connection leads to: another one after each restart. Empty where it does not say."""
+
+    @property
+    def up(self) -> bool:
+        """Whether commands can be sent."""
+        return self._up is not None
+
+    def start(self) -> None:
+        """Begin to connect, and go on whenever the connection is lost."""
+        self._factory.startConnecting(self._endpoint)
+
+    def send(self, wire: bytes, count: int) -> Deferred[list[object]]:
+        """Send *count* commands. Raises `CacheUnavailable` at once where the server is down or too much is outstanding."""
+        up = self._up
+        if up is None:
+            raise CacheUnavailable(self.trouble)
+        if up.outstanding and up.outstanding + len(wire) > MAX_OUTSTANDING_BYTES:
+            raise CacheUnavailable("the server takes what is written too slowly")
+        return up.send(wire, count)
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait until the link is up, for at most *seconds*; whether it is."""
+        if self._up is None:
+            waiter: Deferred[None] = Deferred()
+            self._waiting.append(waiter)
+            timer = self._reactor.callLater(seconds, waiter.callback, None)
+            try:
+                await waiter
+            finally:
+                if timer.active():
+                    timer.cancel()
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+        return self.up
+
+    def hang_up(self, reason: str) -> None:
+        """End the present connection; another one is made."""
+        connection = self._any
+        self.trouble = reason
+        self._up = self._any = None
+        if connection is not None:
+            connection.lost = None
+            connection.transport.abortConnection()
+
+    async def stop(self) -> None:
+        """Hang up for good."""
+        self._stopping = True
+        self.hang_up("stopped")
+        await self._factory.disconnect()
+
+    def _connected(self, connection: BatchProtocol) -> None:
+        self._any = connection
+        connection.lost = self._lost
+        ensureDeferred(self._greet(connection))
+
+    async def _greet(self, connection: BatchProtocol) -> None:
+        try:
+            hello = self._hello.commands
+            *replies, info = await connection.send(b"".join((*hello, WHICH_RUN)), len(hello) + 1)
+            why = self._hello.refusal(replies)
+            self.server = run_of(info)
+        except CacheUnavailable as error:
+            why = str(error)
+        if self._stopping or connection is not self._any:
+            return
+        if why is not None:
+            self._factory.refused += 1
+            self._failed_because(f"the server refused us: {why}")
+            self.hang_up(self.trouble)
+            return
+        self._up = connection
+        self._factory.refused = 0
+        self._outage.worked(self._name)
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+    def _lost(self, reason: str) -> None:
+        if self._up is None:
+            self._factory.refused += 1
+        self._up = self._any = None
+        self._failed_because(f"the connection was lost: {reason}")
+
+    def _failed(self, reason: Failure) -> None:
+        if not self._stopping:
+            self._failed_because(f"cannot connect: {reason_of(reason.value)}")
+
+    def _failed_because(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._outage.failed(self._name, trouble)
+
+
+@implementer(IStreamClientEndpoint)
+class _Heard:
+    """Tells why an attempt to connect failed: ClientService keeps that to itself."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None]) -> None:
+        self._endpoint = endpoint
+        self._failed = failed
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        def failed(failure: Failure) -> Failure:
+            self._failed(failure)
+            return failure
+
+        return self._endpoint.connect(protocolFactory).addErrback(failed)

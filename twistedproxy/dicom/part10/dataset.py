@@ -1,0 +1,252 @@
+"""The part of a DICOM file before its pixels: preamble and file meta information (PS3.10 section 7.1), then the
+data set (PS3.5 section 7) up to the pixel data element of its top level.
+
+Rules that this file keeps:
+
+- Values that nobody needs are skipped, not kept; what is kept is bounded.
+- Nested sequences cost no recursion: only how deep the reader stands is remembered, and that is bounded too.
+- No I/O; every cut of the stream gives the same result.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import Any
+
+import attrs
+
+from twistedproxy.dicom.json_events import UIDS, BadMetadata
+from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
+from twistedproxy.dicom.native_pixels import PIXEL_DATA
+from twistedproxy.dicom.part10.buffer import BadPart10, Gatherer
+
+MAX_META_BYTES = 1 << 20
+"""File meta information. About 300 bytes are usual; private information may add some."""
+MAX_TABLE_BYTES = 64 << 20
+"""An offset table: 8 million frames in the Extended Offset Table."""
+MAX_VALUE_BYTES = 256
+"""Any other value that is kept."""
+MAX_DEPTH = 100
+"""Sequences within sequences. Structured reports, the deepest, have about 20."""
+
+UNDEFINED_LENGTH = 0xFFFFFFFF
+PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
+EXTENDED_OFFSET_TABLE = 0x7FE00001
+EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
+_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in (*FIELDS, *UIDS)}
+_KEPT |= {EXTENDED_OFFSET_TABLE: MAX_TABLE_BYTES, EXTENDED_OFFSET_TABLE_LENGTHS: MAX_TABLE_BYTES}
+
+# PS3.5 section 7.1.2: these have a 16-bit length; those not in the list, of the future too, a 32-bit one.
+_SHORT_VRS = frozenset(
+    [b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"]
+    + [b"ST", b"TM", b"UI", b"UL", b"US"]
+)
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_NUMBER_OF_FRAMES = "00280008"
+
+
+class FileMetaReader:
+    """Reads preamble and file meta information, which is explicit VR little endian always."""
+
+    def __init__(self) -> None:
+        self._gather = Gatherer(132)
+        self._begun = False
+        self._deflated_from: int | None = None
+        self._read = 0
+        self.transfer_syntax = ""
+
+    def feed(self, chunk: bytes, deflated: str) -> bytes | None:
+        """Take the next bytes; once the data set begins, return what there is of it (maybe nothing).
+
+        *deflated*: the UID of the transfer syntax after whose meta information no tags follow.
+        """
+        data = self._gather.add(chunk)
+        if data is None:
+            return None
+        position, size = 0, len(data)
+        if not self._begun:
+            if data[128:132] != b"DICM":
+                raise BadPart10("no DICOM file: DICM is missing after the preamble")
+            self._begun, position = True, 132
+        while True:
+            need = 2
+            if size - position >= need:
+                is_meta = data[position : position + 2] == b"\x02\x00"
+                if not is_meta or (self._read == self._deflated_from and self.transfer_syntax == deflated):
+                    if not self.transfer_syntax:
+                        raise BadPart10("the file meta information names no transfer syntax")
+                    return data[position:]
+                need = self._element(data, position)
+                if need <= size - position:
+                    position += need
+                    self._read += need
+                    continue
+            if self._read + need > MAX_META_BYTES:
+                raise BadPart10(f"file meta information of more than {MAX_META_BYTES} bytes")
+            self._gather.keep(data, position, need)
+            return None
+
+    def _element(self, data: bytes, position: int) -> int:
+        """The bytes of the element at *position*, read if all are there; else at least one more than there are."""
+        left = len(data) - position
+        if left < 12:
+            return 12  # none is shorter that anything is followed by
+        element, vr, length = struct.unpack_from("<2xH2sH", data, position)
+        header = 8
+        if vr not in _SHORT_VRS:
+            if not vr.isalpha():
+                raise BadPart10("the file meta information is broken")
+            length, header = struct.unpack_from("<8xL", data, position)[0], 12
+        if left >= header + length:
+            value = data[position + header : position + header + length]
+            if element == 0 and length == 4:
+                self._deflated_from = self._read + header + length + int.from_bytes(value, "little")
+            elif element == 0x10:
+                self.transfer_syntax = value.decode("latin-1").strip(" \0")
+        return int(header + length)
+
+
+@attrs.frozen
+class _Level:
+    """A sequence or an item of undefined length that the reader stands in."""
+
+    is_item: bool
+    implicit_vr: bool
+    big_endian: bool
+
+
+_level = functools.cache(_Level)  # a sparse slide enters a million of them; eight are different
+
+
+class DataSetReader:
+    """Reads a data set up to its pixel data.
+
+    Then *pixel_tag* is set, *pixel_vr*, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
+    """
+
+    def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
+        self._top = _Level(True, implicit_vr, big_endian)  # not from the cache: known by its identity
+        self._levels = [self._top]
+        self._gather = Gatherer(1)
+        self._skip = 0
+        self._values: dict[int, bytes] = {}
+        self.pixel_tag: int | None = None
+        self.pixel_vr = "OW"
+        self.pixel_length = 0
+
+    def feed(self, chunk: bytes) -> bytes | None:
+        """Take the next bytes; once the pixel data begins, return what there is of its value (maybe nothing)."""
+        if self._skip >= len(chunk):
+            self._skip -= len(chunk)
+            return None
+        data = self._gather.add(chunk[self._skip :] if self._skip else chunk)
+        self._skip = 0
+        if data is None:
+            return None
+        position, size = 0, len(data)
+        while size - position >= 8:
+            used = self._element(data, position)
+            if self.pixel_tag is not None:
+                return data[position + used :]
+            if used < 0:
+                self._gather.keep(data, position, -used)
+                return None
+            position += used
+            if position > size:
+                self._skip = position - size
+                self._gather.keep(data, size, 1)
+                return None
+        self._gather.keep(data, position, 8)
+        return None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what came ends where a data set may: behind an element of the top level. Zeros may follow."""
+        return not self._skip and self._levels == [self._top] and not self._gather.waiting.strip(b"\0")
+
+    def metadata(self, transfer_syntax: str) -> InstanceMetadata:
+        """The facts that stood before the pixel data; raises `BadPart10` for impossible ones."""
+        values: dict[str, Any] = {}
+        for tag, value in self._values.items():
+            name = f"{tag:08X}"
+            if name in FIELDS and value:
+                values[name] = self._decoded(name, value)
+        values["00020010"] = transfer_syntax
+        try:
+            return from_values(values, False)
+        except BadMetadata as error:
+            raise BadPart10(str(error)) from error
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """Study, Series and SOP Instance UID; "" for those that have not come."""
+        values = [self._values.get(int(tag, 16), b"") for tag in UIDS]
+        return tuple(value.decode("latin-1").strip(" \0") for value in values)
+
+    def extended_offsets(self) -> tuple[bytes, bytes]:
+        """The Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
+        return self._values.get(EXTENDED_OFFSET_TABLE, b""), self._values.get(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
+
+    def _decoded(self, name: str, value: bytes) -> object:
+        if name == _NUMBER_OF_FRAMES or str in FIELD_TYPES[FIELDS[name]]:
+            return value.decode("latin-1").split("\\")[0].strip(" \0")
+        return int.from_bytes(value[: 4 if len(value) == 4 else 2], "big" if self._top.big_endian else "little")
+
+    def _element(self, data: bytes, position: int) -> int:
+        """Read the element or delimiter at *position*, of which 8 bytes are there. Return the bytes to go on by
+        (maybe more than there are), or minus the bytes needed from *position* to say so."""
+        level = self._levels[-1]
+        group, element, length = struct.unpack_from(">HHL" if level.big_endian else "<HHL", data, position)
+        tag = group << 16 | element
+        if group == 0xFFFE:
+            return self._delimiter(tag, length, level)
+        if not level.is_item:
+            raise BadPart10(f"({group:04X},{element:04X}) stands between the items of a sequence")
+        header, is_unknown = 8, False
+        if not level.implicit_vr:
+            vr = data[position + 4 : position + 6]
+            if vr in _SHORT_VRS:
+                length = int.from_bytes(data[position + 6 : position + 8], "big" if level.big_endian else "little")
+            else:
+                if not (vr.isalpha() and vr.isupper()):
+                    raise BadPart10(f"({group:04X},{element:04X}) has no VR")
+                if len(data) - position < 12:
+                    return -12
+                header, is_unknown = 12, vr == b"UN"
+                length = struct.unpack_from(">8xL" if level.big_endian else "<8xL", data, position)[0]
+        if level is self._top:
+            if tag in PIXEL_TAGS:
+                self.pixel_tag, self.pixel_length = tag, length
+                if not level.implicit_vr:
+                    self.pixel_vr = vr.decode("latin-1")
+                return header
+            if tag in _KEPT and length != UNDEFINED_LENGTH:
+                if length > _KEPT[tag]:
+                    raise BadPart10(f"({group:04X},{element:04X}) has {length} bytes, too many to make sense")
+                if len(data) - position < header + length:
+                    return -int(header + length)
+                self._values[tag] = data[position + header : position + header + length]
+        if length == UNDEFINED_LENGTH:
+            # PS3.5 section 6.2.2: what UN of undefined length holds is implicit VR little endian.
+            self._enter(
+                _level(False, True, False) if is_unknown else _level(False, level.implicit_vr, level.big_endian)
+            )
+            return header
+        return int(header + length)
+
+    def _delimiter(self, tag: int, length: int, level: _Level) -> int:
+        if tag == _ITEM and not level.is_item:
+            if length != UNDEFINED_LENGTH:
+                return 8 + length
+            self._enter(_level(True, level.implicit_vr, level.big_endian))
+        elif level is not self._top and tag == (_ITEM_END if level.is_item else _SEQUENCE_END):
+            self._levels.pop()
+        else:
+            raise BadPart10("items and their delimiters are out of order")
+        return 8
+
+    def _enter(self, level: _Level) -> None:
+        if len(self._levels) > MAX_DEPTH:
+            raise BadPart10(f"sequences more than {MAX_DEPTH} deep")
+        self._levels.append(level)

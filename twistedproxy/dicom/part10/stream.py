@@ -1,0 +1,157 @@
+"""A DICOM file in, chunk by chunk; its frames out, each as soon as it is complete (PS3.10 section 7, PS3.5).
+
+Rules that this file keeps:
+
+- No I/O, and no waiting for more than one frame: memory does not grow with the file.
+- Whatever bytes come, the end is `finish` returning (all frames were given, as many as the file says) or `BadPart10`.
+- Native frames come in little endian, whatever the file has (PS3.18 section 8.7.3).
+- Until `finish` returned, frames are provisional: a stream may turn out wrong at its end.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from twistedproxy.dicom import transfer_syntaxes as ts
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swapped_width
+from twistedproxy.dicom.part10.buffer import AnotherCodec, BadPart10, NotByFrame
+from twistedproxy.dicom.part10.dataset import UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.part10.pixels import EncapsulatedFrames, NativeFrames
+from twistedproxy.dicom.sniffing import other_codec
+
+__all__ = ["MAX_FRAME_BYTES", "AnotherCodec", "BadPart10", "NotByFrame", "Part10Stream"]
+
+MAX_FRAME_BYTES = 256 << 20
+"""One frame. The largest real ones, single-frame mammograms and slide overviews, have about 100 MB."""
+INFLATED_BYTES = 512 * 1024
+"""How much of a deflated data set is inflated at once: deflate can make a thousand bytes of one."""
+
+
+class Part10Stream:
+    """Feed it a DICOM file.
+
+    *transfer_syntax*: of the file, once its meta information was read. *uids*: its Study, Series and SOP Instance UID, as
+    far as they have come. *metadata*: the facts of the instance, once the pixel data begins (of ICC profiles it knows
+    nothing). *frames_given*: how many frames were given so far.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._meta: FileMetaReader | None = FileMetaReader()
+        self._data_set: DataSetReader | None = None
+        self._inflater: zlib._Decompress | None = None
+        self._pixels: NativeFrames | EncapsulatedFrames | None = None
+        self._uids: tuple[str, ...] = ("", "", "")
+        self.transfer_syntax: str | None = None
+        self.metadata: InstanceMetadata | None = None
+        self.frames_given = 0
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        return self._uids if self._data_set is None else self._data_set.uids
+
+    @property
+    def complete(self) -> bool:
+        """Whether all frames were given; what still comes does not matter."""
+        return self._pixels is not None and self._pixels.complete
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes; return the frames that they complete, in order. Raises `BadPart10`, and
+        `NotByFrame` as soon as it is known that frames cannot be told apart."""
+        if self._pixels is not None and self._inflater is None:  # nearly every call
+            return self._given(self._pixels.feed(chunk))
+        return [frame for batch in self.batches(chunk) for frame in batch]
+
+    def batches(self, chunk: bytes) -> Iterator[list[bytes]]:
+        """As `feed`, but the frames of a deflated file come little by little, as they are iterated over."""
+        if self._meta is not None:
+            rest = self._meta.feed(chunk, ts.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN)
+            if rest is None:
+                return
+            self._begin_data_set(self._meta.transfer_syntax)
+            self._meta = None
+            chunk = rest
+        if self._inflater is None:
+            yield self._take(chunk)
+            return
+        while not self._inflater.eof and not self.complete:
+            try:
+                inflated = self._inflater.decompress(chunk, INFLATED_BYTES)
+            except zlib.error as error:
+                raise BadPart10("the deflated data set is broken") from error
+            chunk = self._inflater.unconsumed_tail
+            if not inflated and not chunk:
+                return
+            yield self._take(inflated)
+
+    def finish(self) -> None:
+        """The stream has ended. Raises `BadPart10` unless all frames were given."""
+        if self._pixels is None:
+            raise BadPart10("the stream ended before any pixel data")
+        if not self._pixels.complete:
+            raise BadPart10(f"the stream ended within its pixel data, after {self.frames_given} frames")
+
+    def _begin_data_set(self, uid: str) -> None:
+        syntax = ts.lookup(uid)
+        if syntax is None:
+            raise NotByFrame(f"the transfer syntax {uid[:64]!r} is unknown")
+        self.transfer_syntax = uid
+        self._data_set = DataSetReader(syntax.implicit_vr, syntax.big_endian)
+        if syntax.deflated:
+            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def _take(self, chunk: bytes) -> list[bytes]:
+        """Bytes of the data set, inflated."""
+        if self._data_set is not None:
+            rest = self._data_set.feed(chunk)
+            if rest is None:
+                return []
+            self._begin_pixels(self._data_set)
+            self._data_set = None
+            chunk = rest
+        assert self._pixels is not None
+        return self._given(self._pixels.feed(chunk))
+
+    def _given(self, frames: list[bytes]) -> list[bytes]:
+        if frames and not self.frames_given:
+            assert self.transfer_syntax is not None
+            shown = other_codec(frames[0], self.transfer_syntax)
+            if shown is not None:
+                raise AnotherCodec(
+                    f"frames are {shown}, which is not the file's transfer syntax {self.transfer_syntax}"
+                )
+        self.frames_given += len(frames)
+        return frames
+
+    def _begin_pixels(self, data_set: DataSetReader) -> None:
+        assert self.transfer_syntax is not None
+        syntax = ts.lookup(self.transfer_syntax)
+        assert syntax is not None
+        self._uids = data_set.uids
+        metadata = self.metadata = data_set.metadata(self.transfer_syntax)
+        if not syntax.frames_separable:
+            raise NotByFrame(f"frames in {syntax.name} cannot be told apart without decoding")
+        length = metadata.frame_length
+        if syntax.encapsulated and data_set.pixel_tag == PIXEL_DATA:
+            whole = length if syntax.uid == ts.ENCAPSULATED_UNCOMPRESSED else None
+            if data_set.pixel_length != UNDEFINED_LENGTH:
+                raise BadPart10(f"pixel data of defined length in {syntax.name}")
+            offsets = data_set.extended_offsets()
+            self._pixels = EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
+            return
+        if length is None:
+            raise NotByFrame(
+                f"{metadata.bits_allocated}-bit pixels of {metadata.rows} x {metadata.columns} "
+                "are not supported frame by frame"
+            )
+        if data_set.pixel_length != UNDEFINED_LENGTH:
+            try:
+                length = native_frame_bits(metadata, data_set.pixel_length) // 8
+            except BadPixelLength as error:
+                raise BadPart10(str(error)) from None
+        if length > self._max_frame_bytes:
+            raise BadPart10(f"frames of {length} bytes, where {self._max_frame_bytes} are possible")
+        swapped = swapped_width(data_set.pixel_vr, metadata.bits_allocated) if syntax.big_endian else 1
+        self._pixels = NativeFrames(data_set.pixel_length, metadata.frames, length, swapped)

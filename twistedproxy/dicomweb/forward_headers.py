@@ -1,0 +1,78 @@
+"""A caller's request as the store gets it.
+
+Rules kept here:
+- a field that makes another request of it than the one that was judged here stays behind: a GET that a store takes for
+  a DELETE would leave the cache as it is, X-Original-URL would lead out of the mount, Proxy would lead the store itself
+  astray where it is a CGI. Some servers read an underscore in a field's name as a dash: Transfer_Encoding is no other field;
+- Forwarded, X-Forwarded-* and the like are what a trusted proxy says; from others they stay behind, for anybody can
+  write them. A header that the operator named as a credential goes on, whatever its name;
+- the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
+  Cache-Status names it there;
+- fields of the hop stay on it (RFC 9110 section 7.6.1). But what makes the caller goes on although Connection names it:
+  the store must not judge another caller than the one that the answer is a grant for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from twisted.web.server import Request
+
+from twistedproxy.dicomweb.middleware import client_of
+from twistedproxy.dicomweb.mounts import Target
+from twistedproxy.frames.grants import Credentials
+from twistedproxy.origin.http.headers import HOP_BY_HOP
+from twistedproxy.origin.interface import Caller, OriginRequest
+from twistedproxy.server.forwarded import Network, is_trusted
+from twistedproxy.streams import ByteStream
+
+PSEUDONYM = b"twistedproxy"
+
+_STAY = HOP_BY_HOP | frozenset(
+    b"host content-length expect proxy x-http-method-override x-http-method x-method-override x-forwarded-method"
+    b" x-original-url x-rewrite-url".split()
+)
+_OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
+
+
+def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:
+    """Who asks by *request* for *target*."""
+    return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
+
+
+def onward(
+    request: Request, target: Target, identity: bool, credentials: Credentials, trusted: Sequence[Network] = ()
+) -> OriginRequest:
+    """What to hand on of *request*, its body still to be pulled.
+
+    *identity*: the answer must come without a content coding. *credentials* tell what makes a caller; *trusted*: the networks
+    whose proxies are believed.
+    """
+    callers = {b"cookie", *(name.lower() for name in credentials.headers)}
+    stay = _named_by_connection(request)
+    believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
+    headers = [
+        (name, value)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        if (lower := name.lower()) in callers or (lower not in stay and _goes_on(lower, believed))
+        for value in values
+    ]
+    headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
+    upload: Optional[ByteStream] = getattr(request, "upload", None)
+    length = getattr(upload, "length", None)
+    caller = caller_of(request, target, credentials)
+    query = caller.asking(target.query)
+    return OriginRequest(request.method, target.raw_path, query, tuple(headers), upload, length, identity, caller)
+
+
+def _named_by_connection(request: Request) -> set[bytes]:
+    lines = request.requestHeaders.getRawHeaders(b"Connection") or ()
+    return {token.strip().lower() for line in lines for token in line.split(b",")}
+
+
+def _goes_on(lower: bytes, believed: bool) -> bool:
+    dashed = lower.replace(b"_", b"-")
+    if dashed in _STAY:
+        return False
+    return believed or not (dashed in _OF_PROXIES or dashed.startswith(b"x-forwarded"))

@@ -1,0 +1,322 @@
+"""Answers that describe instances (metadata, searches, what a STOW stored), looked at while they pass.
+
+- URLs of the origin become the proxy's, in JSON and in XML.
+- (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and somebody knows it: a viewer
+  that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
+- The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
+  caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
+  cache's answer to a caller with credentials is none.
+
+A stream whose bytes pass a transform, a little at a time: the reactor gets its turn although much is there at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Optional
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from twistedproxy.cache.interface import Cache, Reading
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, Form, form_of, instances_in, transform_of
+from twistedproxy.dicomweb.mounts import Target
+from twistedproxy.dicomweb.paths import Kind
+from twistedproxy.dicomweb.url_rewriting import Transform
+from twistedproxy.frames.access import Access, metadata_in
+from twistedproxy.frames.entries import METADATA
+from twistedproxy.frames.grants import Credentials
+from twistedproxy.frames.memory_budget import Held
+from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+
+TRANSFORMED = 16 << 10
+"""Bytes that go through a transform at once: half a millisecond of a search's JSON, two where it is all URLs."""
+
+STRETCH = 0.002
+"""Seconds of work after which the reactor gets its turn. By the clock: where nothing changes, hundreds of kB pass in that."""
+
+
+class TransformedStream:
+    """A `ByteStream` of another one's bytes, transformed. What is ready is not held back while the source takes its time."""
+
+    def __init__(self, source: ByteStream, transform: Transform, clock: IReactorTime) -> None:
+        self._source = source
+        self._transform: Optional[Transform] = transform
+        self._clock = clock
+        self._chunk = memoryview(b"")  # of it, what is still to go through
+        self._worked = 0.0  # seconds since the reactor's last turn
+
+    async def read(self) -> bytes:
+        """The next bytes, empty at the end. See `ByteStream.read`."""
+        ready: list[bytes] = []
+        while self._transform is not None:
+            if not self._chunk:
+                if ready:
+                    break
+                self._chunk = memoryview(await self._source.read())
+                if not self._chunk:
+                    transform, self._transform = self._transform, None
+                    return transform.close()
+            if self._worked >= STRETCH:
+                if ready:
+                    break
+                await deferLater(self._clock, 0)
+                self._worked = 0.0
+            if out := self._some(self._transform):
+                ready.append(out)
+        return b"".join(ready)
+
+    def _some(self, transform: Transform) -> bytes:
+        """What the next piece gives."""
+        piece, self._chunk = bytes(self._chunk[:TRANSFORMED]), self._chunk[TRANSFORMED:]
+        begin = self._clock.seconds()
+        out = transform.feed(piece)
+        self._worked += self._clock.seconds() - begin
+        return out
+
+    def close(self) -> None:
+        """See `ByteStream.close`."""
+        self._source.close()
+
+
+_log = Logger()
+
+HELD = 4 << 20
+"""Bytes of one instance's metadata that are held back to know its transfer syntax before the first is sent on."""
+
+SEARCH_HELD = 256 << 10
+"""Bytes of other answers that are held back to find the instances in them."""
+
+PIECE = 64 << 10
+"""Bytes of metadata parsed between two turns of the reactor: 1.7 ms."""
+
+PROBE_SECONDS = 5.0
+"""How long a metadata answer may wait for the frame that tells the transfer syntax. The frame comes all the same."""
+
+# The one field of a query that no store decides by: a media type without parameters, for some split fields at semicolons.
+_ACCEPT = re.compile(rb"accept=(?:[A-Za-z0-9./+*,_-]|%2[BCFbcf])*", re.IGNORECASE)
+
+# Request headers that no store decides by. Any other may be why it answered, and is no part of the grant's credential.
+_HARMLESS = frozenset(
+    b"host accept accept-charset accept-encoding accept-language user-agent referer origin connection keep-alive"
+    b" cache-control content-type pragma dnt priority te upgrade-insecure-requests x-requested-with if-none-match"
+    b" if-modified-since"
+    b" via traceparent tracestate x-request-id x-forwarded-proto x-forwarded-host x-forwarded-port".split()
+)
+
+
+_Tell = Callable[[InstanceMetadata], Awaitable[None]]
+
+
+async def _nobody(_: InstanceMetadata) -> None:
+    """What a cache told proves nothing."""
+
+
+@attrs.frozen
+class Descriptions:
+    """Watches describing answers pass."""
+
+    cache: Cache
+    access: Access
+    reader: FrameReader
+    credentials: Credentials
+    clock: IReactorTime
+
+    async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
+        """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
+        grant holds only for what the cache knew then."""
+        caller = handed_on.caller
+        assert caller is not None  # `onward` has found it
+        if not self._would_grant(handed_on, target):
+            return Watch(self, target, caller, request.method, None, Reading(None, {}))
+        reading = await self.read(target.instance)
+        return Watch(self, target, caller, request.method, target.instance, reading)
+
+    async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
+        """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
+        if target.resource.series is not None and target.resource.sop is not None and handed_on.caller is not None:
+            await self.access.revoke(handed_on.caller, target.instance)
+
+    async def read(self, instance: Instance) -> Reading:
+        """What the cache holds of the metadata of *instance*."""
+        if self.reader.forgetting.is_pending(instance):
+            return Reading(None, {})
+        return await self.cache.get_many(instance, [METADATA])
+
+    def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
+        resource = target.resource
+        if handed_on.method != b"GET" or resource.kind is not Kind.METADATA or not (resource.series and resource.sop):
+            return False
+        if any(_ACCEPT.fullmatch(field) is None for field in target.query.split(b"&") if field):
+            return False
+        names = [name.lower() for name, _ in handed_on.headers]
+        return handed_on.body is None and self.credentials.are_all(name for name in names if not _is_harmless(name))
+
+
+def _is_harmless(name: bytes) -> bool:
+    return name in _HARMLESS or name.startswith(b"sec-")
+
+
+@attrs.frozen
+class Watch:
+    """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
+    what the cache knew of them before."""
+
+    _room: Descriptions
+    _target: Target
+    _caller: Caller
+    _method: bytes
+    _instance: Optional[Instance]
+    _reading: Reading
+
+    @property
+    def held(self) -> int:
+        """Bytes of the answer that are held back to be looked into, at most."""
+        return SEARCH_HELD if self._instance is None else HELD
+
+    def understands(self, response: OriginResponse) -> bool:
+        """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
+        good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
+        return response.status in good and form_of(response.headers) is not None
+
+    async def follow(self, response: OriginResponse, outside: str, memory: Held) -> ByteStream:
+        """The answer's body as the client shall see it; its length is not known beforehand.
+
+        *outside*: the URL of the mount as the client sees it. *memory*: told what is held, where that is all. To be called only
+        if it `understands` the answer.
+        """
+        form = form_of(response.headers) or Form.JSON
+        syntaxes: dict[str, str] = {}
+        body: ByteStream = response.body
+        tell = self._record if is_for(self._caller, response.headers) else _nobody
+        if form is Form.JSON and self._method == b"GET":
+            start, whole = await hold(body, self.held)
+            body = ChainedStream(BytesStream(*_pieces(start)), body)
+            if whole:
+                memory.set(len(start))
+            try:
+                if self._instance is None:
+                    syntaxes = await self._known_syntaxes(start)
+                elif whole:
+                    syntaxes = await self._granted(self._instance, start, tell)
+                else:
+                    syntaxes = self._learned(self._instance)
+                    body = _Observed(body, MetadataParser(self._instance.uids), tell, self._room.clock)
+                if len(start) > PIECE:
+                    await deferLater(self._room.clock, 0)
+            except BaseException:
+                body.close()
+                raise
+        url = self._target.origin.url
+        asked = url + self._target.raw_path.decode("latin-1")
+        transform = transform_of(form, url, outside, syntaxes.get, asked)
+        return TransformedStream(body, transform, self._room.clock)
+
+    def _learned(self, instance: Instance) -> dict[str, str]:
+        known = metadata_in(self._reading)
+        return {instance.sop: known.transfer_syntax} if known is not None and known.transfer_syntax else {}
+
+    async def _granted(self, instance: Instance, answer: bytes, tell: _Tell) -> dict[str, str]:
+        """*tell* of the metadata that this answer is; return the instance's transfer syntax, by its UID."""
+        parser = MetadataParser(instance.uids)
+        try:
+            for piece in _pieces(answer):
+                parser.feed(piece)
+                if len(answer) > PIECE:
+                    await deferLater(self._room.clock, 0)
+            metadata = parser.close()
+        except BadMetadata:
+            return {}
+        await tell(metadata)
+        if metadata.transfer_syntax is not None:
+            return {}
+        if learned := self._learned(instance):
+            return learned
+        if not metadata.has_pictures:
+            return {}
+        uid = await self._probe(instance)
+        return {instance.sop: uid} if uid is not None else {}
+
+    async def _record(self, metadata: InstanceMetadata) -> None:
+        if self._instance is not None:
+            await self._room.access.record(self._instance, self._caller, metadata, self._reading)
+
+    async def _probe(self, instance: Instance) -> Optional[str]:
+        """The transfer syntax that the first frame tells, if it comes soon. If not, it is known the next time."""
+        told: Deferred[Optional[str]] = Deferred()  # without a canceller: who waits no longer ends no fetch
+        Deferred.fromCoroutine(self._first_frame(instance)).addCallback(told.callback)
+        try:
+            return await told.addTimeout(PROBE_SECONDS, self._room.clock)
+        except defer.TimeoutError:
+            return None
+
+    async def _first_frame(self, instance: Instance) -> Optional[str]:
+        wanted = Wanted(self._target.origin, instance, (1,), self._caller, prefetch=False)
+        try:
+            return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
+        except Exception as error:
+            _log.info("no frame told the transfer syntax: {reason}", reason=str(error), instance=instance.path)
+            return None
+
+    async def _known_syntaxes(self, answer: bytes) -> dict[str, str]:
+        """The transfer syntaxes that the cache knows, of the instances in *answer*."""
+        clock = self._room.clock
+        instances, begin = [], clock.seconds()
+        for instance in instances_in(answer, self._target):
+            if instance is not None:
+                instances.append(instance)
+            if clock.seconds() - begin > STRETCH:
+                await deferLater(clock, 0)
+                begin = clock.seconds()
+        readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in instances])
+        known = zip(instances, map(metadata_in, readings), strict=True)
+        return {one.sop: found.transfer_syntax for one, found in known if found and found.transfer_syntax}
+
+
+def _pieces(answer: bytes) -> list[bytes]:
+    return [answer[start : start + PIECE] for start in range(0, len(answer), PIECE)]
+
+
+class _Observed:
+    """A stream of one instance's metadata that are read as they pass, and told of at the end."""
+
+    def __init__(
+        self,
+        source: ByteStream,
+        parser: MetadataParser,
+        tell: _Tell,
+        clock: IReactorTime,
+    ) -> None:
+        self._source = source
+        self._tell = tell
+        self._clock = clock
+        self._parser: Optional[MetadataParser] = parser
+
+    async def read(self) -> bytes:
+        chunk = await self._source.read()
+        if self._parser is not None:
+            try:
+                if chunk:
+                    self._parser.feed(chunk)
+                    await deferLater(self._clock, 0)
+                else:
+                    parser, self._parser = self._parser, None
+                    await self._tell(parser.close())
+            except BadMetadata:
+                self._parser = None
+        return chunk
+
+    def close(self) -> None:
+        self._source.close()

@@ -1,0 +1,198 @@
+"""What all routes have in common: errors become answers, and each request is counted and logged once.
+
+- A problem that comes up before the answer began is the answer; after that the connection is cut, which is the one
+  way to tell a client that what it has is not whole.
+- A client that leaves cancels its handler. That is nobody's error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Optional, Protocol, TypeVar
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.web.server import Request
+
+from twistedproxy.frames.memory_budget import RETRY_AFTER, NoRoom
+from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
+from twistedproxy.frames.streamed import AnswerBroken
+from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.server import problems
+from twistedproxy.server.cors import NOSNIFF, Cors, confine
+from twistedproxy.server.problems import Problem
+from twistedproxy.server.response_body import ClientGone
+from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.metrics import Metrics
+
+_log = Logger()
+
+REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
+"""Headers of an origin's refusal that go to the caller."""
+
+_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIFF[0].lower()})
+
+STOPPING_RETRY_AFTER = 5
+"""Seconds after which a client may ask again: about what a restart takes."""
+
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+
+
+class Routes(Protocol):
+    """What has routes."""
+
+    metrics: Metrics
+    access_log: AccessLog
+    cors: Cors
+    seconds: Callable[[], float]
+
+
+R = TypeVar("R", bound=Routes)
+Handler = Callable[[R, Request], Awaitable[None]]
+
+
+def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]]]:
+    """Make a handler of a Klein route out of one that takes the request alone. *route*: its name in the metrics."""
+
+    def decorate(handler: Handler[R]) -> Callable[..., Awaitable[None]]:
+        @functools.wraps(handler)
+        async def handle(self: R, request: Request, **_variables: str) -> None:
+            # Klein's variables are percent-decoded: handlers read the raw path instead.
+            started = self.seconds()
+            self.metrics.request_started()
+            try:
+                for name, value in (NOSNIFF, *self.cors.headers(request.getHeader(b"Origin"))):
+                    request.responseHeaders.addRawHeader(name, value)
+                refused: Optional[Problem] = getattr(request, "refused", None)
+                if refused is not None:
+                    raise refused
+                await handler(self, request)
+            except ClientGone:
+                _note_that_nobody_reads(request)
+            except CancelledError:
+                if not request._disconnected:  # not the client: something that was waited for is being stopped
+                    answer_error(request, problems.unavailable("the proxy is stopping", STOPPING_RETRY_AFTER))
+                    return
+                _note_that_nobody_reads(request)
+                raise
+            except Exception as error:
+                answer_error(request, error)
+            finally:
+                _account(self, request, route, started)
+
+        return handle
+
+    return decorate
+
+
+def answer_unrouted(routes: Routes, request: Request, problem: Problem) -> None:
+    """Answer what no route took, counted and logged like all else."""
+    started = routes.seconds()
+    routes.metrics.request_started()
+    answer_error(request, problem)
+    _account(routes, request, "unrouted", started)
+
+
+def _account(routes: Routes, request: Request, route: str, started: float) -> None:
+    """Count and log a request that was answered, one way or another."""
+    seconds = routes.seconds() - started
+    outcome = getattr(request, "cache_outcome", "")
+    method = request.method.decode("latin-1")
+    if method not in _KNOWN_METHODS:
+        method = "other"  # a client's invention must not make a time series
+    upload = getattr(request, "upload", None)
+    if upload is not None:
+        routes.metrics.bytes_received(upload.size)
+    routes.metrics.request_ended()
+    routes.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
+    routes.access_log.request(
+        request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
+    )
+
+
+def _note_that_nobody_reads(request: Request) -> None:
+    if not request.startedWriting:
+        request.setResponseCode(499, b"client closed request")  # for the log, as nginx has it
+
+
+def client_of(request: Request) -> str:
+    """The address of the client, as far as it is known to be true."""
+    seen: Optional[str] = getattr(request, "client_seen", None)
+    return seen or getattr(request.getClientAddress(), "host", None) or "-"
+
+
+def answer_error(request: Request, error: Exception) -> None:
+    """Make the answer that *error* calls for."""
+    if request.startedWriting:
+        if isinstance(error, (OriginError, Problem, AnswerBroken, AnswerTooLarge)):
+            _log.warn("an answer broke off: {reason}", reason=str(error))
+        else:
+            _log.failure("an answer broke off")
+        cut(request)
+        return
+    _drop_prepared_headers(request)
+    if isinstance(error, OriginRefused):
+        _send_refusal(request, error)
+    else:
+        send_problem(request, problem_of(error))
+
+
+def _drop_prepared_headers(request: Request) -> None:
+    """Take back what was to describe the answer that failed: a problem is not gzip, for one."""
+    for name in [name for name, _ in request.responseHeaders.getAllRawHeaders()]:
+        lower = name.lower()
+        if lower not in _OF_EVERY_ANSWER and not lower.startswith(b"access-control-"):
+            request.responseHeaders.removeHeader(name)
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that tells of *error*."""
+    match error:
+        case Problem():
+            return error
+        case NoSuchFrame():
+            return problems.not_found(str(error))
+        case AnswerTooLarge():
+            return Problem(413, str(error))
+        case NoRoom() | AnswerBroken():
+            return problems.unavailable(str(error), RETRY_AFTER)
+        case OriginError():
+            return problems.from_origin_error(error)
+    _log.failure("a request failed for a reason of our own")
+    return Problem(500, "the proxy failed; its log says more")
+
+
+def send_problem(request: Request, problem: Problem) -> None:
+    """Answer with a problem."""
+    body = problem.to_json()
+    request.setResponseCode(problem.status)
+    headers = request.responseHeaders
+    headers.setRawHeaders(b"Content-Type", [problems.CONTENT_TYPE])
+    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    headers.setRawHeaders(b"Cache-Control", [b"no-store"])
+    for name, value in problem.headers:
+        headers.setRawHeaders(name, [value])
+    request.write(body)
+
+
+def _send_refusal(request: Request, refused: OriginRefused) -> None:
+    """Give the origin's error as it came."""
+    request.setResponseCode(refused.status)
+    for name, value in refused.headers:
+        if name.lower() in REFUSED_HEADERS:
+            request.responseHeaders.addRawHeader(name, value)
+    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(refused.body)])
+    if not request.responseHeaders.hasHeader(b"Content-Type"):
+        request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/octet-stream"])
+    confine(request.responseHeaders)
+    request.write(refused.body)
+
+
+def cut(request: Request) -> None:
+    """End the connection in the middle of an answer."""
+    channel: Any = request.channel
+    if channel is not None:
+        channel.persistent = False
+        channel.transport.abortConnection()

@@ -1,0 +1,105 @@
+"""Mounts: URL prefixes of the proxy and the origins that they stand for.
+
+Where requests come in: the raw path tells the mount and the DICOMweb resource, then Klein finds the handler.
+
+Klein is shown the kind of the resource in the place of the path that was read already: matching a path of ten segments
+costs a fifth of all that a cached frame costs, and Klein decodes percent signs, while a path must mean the same to us
+as to the origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Optional
+
+import attrs
+from twisted.web.resource import IResource
+from twisted.web.resource import Resource as WebResource
+
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicomweb.paths import Resource, parse_resource
+from twistedproxy.frames.grants import Credentials
+from twistedproxy.origin.interface import Origin
+from twistedproxy.server.problems import Problem, not_found, shown
+
+
+@attrs.frozen
+class Mount:
+    """*prefix*: "" or with a leading and no trailing slash."""
+
+    prefix: str
+    origin: Origin
+
+
+class Mounts:
+    """All mounts; of two that fit, the longer prefix wins."""
+
+    def __init__(self, mounts: Iterable[Mount]) -> None:
+        self.all = sorted(mounts, key=lambda mount: len(mount.prefix), reverse=True)
+        self._by_prefix = [(mount.prefix.encode("ascii"), mount) for mount in self.all]
+
+    def find(self, raw_path: bytes) -> Optional[tuple[Mount, bytes]]:
+        """The mount that *raw_path* (still percent-encoded) lies below, and the path below it."""
+        for prefix, mount in self._by_prefix:
+            if raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in (b"", b"/"):
+                return mount, raw_path[len(prefix) :]
+        return None
+
+
+@attrs.frozen
+class Target:
+    """What a request is about. *raw_path*: below the mount, still percent-encoded; *query*: raw, without the fields that
+    identify the caller: these are *token*, for the store alone."""
+
+    mount: Mount
+    resource: Resource
+    raw_path: bytes
+    query: bytes
+    token: bytes = attrs.field(default=b"", repr=False)
+
+    @property
+    def origin(self) -> Origin:
+        """The store behind the mount."""
+        return self.mount.origin
+
+    @property
+    def instance(self) -> Instance:
+        """The instance that the path names. `ValueError` where it names none (in full)."""
+        return self.resource.instance(self.mount.origin.url)
+
+
+OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})
+"""The proxy's own pages, which no mount hides."""
+
+
+class Entry(WebResource):
+    """The root resource of a listener. *routes*: Klein's."""
+
+    isLeaf = True
+
+    def __init__(self, mounts: Mounts, routes: IResource, credentials: Credentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+        self._mounts = mounts
+        self._routes = routes
+
+    def render(self, request: Any) -> Any:
+        """Say what *request* is about (`StreamingRequest.target`, or why it is about nothing), and pass it on."""
+        raw_path, _, query = request.uri.partition(b"?")
+        if raw_path not in OWN and request.refused is None:
+            try:
+                self._enter(request, raw_path, query)
+            except Problem as problem:
+                request.nowhere = problem
+                request.postpath = [b"nowhere"]
+        return self._routes.render(request)
+
+    def _enter(self, request: Any, raw_path: bytes, query: bytes) -> None:
+        found = self._mounts.find(raw_path)
+        if found is None:
+            prefixes = ", ".join(mount.prefix or "/" for mount in self._mounts.all)
+            raise not_found(f"{shown(raw_path)} is below no mount; there is: {prefixes}")
+        mount, below = found
+        resource = parse_resource(below)
+        request.target = Target(mount, resource, below, *self._credentials.split(query))
+        request.postpath = [resource.kind.value.encode("ascii")]

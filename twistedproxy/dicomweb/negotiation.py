@@ -1,0 +1,255 @@
+"""From Accept to the form of an answer (RFC 9110 section 12.5.1, DICOM PS3.18 sections 8.7.3 to 8.7.5).
+
+Rules kept here:
+- a frame goes out as stored unless the request asks for another form; among forms of equal weight the stored one wins;
+- ``application/octet-stream`` with a transfer syntax, ``*`` too, is met by the stored frame whatever its true type
+  is, and the label says the true type; without one it means Explicit VR Little Endian (PS3.18 table 8.7.3-5) and
+  nothing else, since its readers take the bytes for pixels;
+- another type without a transfer syntax is met by every syntax of that type: the table's defaults (``image/jpeg``
+  would mean lossless only) are not what clients mean;
+- one bare type (not multipart) is answered in a single part if one frame was asked for; ``*/*`` means multipart;
+- what cannot be made is a 406 that lists what there is: wsidicom takes only that to mean "not this syntax";
+- the most specific range decides on a form, its weight 0 forbids it; then the highest weight wins, then what is
+  stored, then what was named first.
+
+Two stages, so that the way of a frame finds both remembered: `parse_accept`, then `choose_frames`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from urllib.parse import unquote_to_bytes
+
+import attrs
+
+from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, covers, parse_media_type_list
+from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_BASELINE,
+    JPEG_PROGRESSIVE,
+    OCTET_STREAM,
+    canonical_media_type,
+    lookup,
+    media_type_of,
+)
+from twistedproxy.server.problems import bad_request, not_acceptable
+
+MAX_RANGES = 64  # media ranges of one Accept that count; clients send up to a dozen
+CACHED_ACCEPTS = 512  # clients send a handful of different ones
+MAX_CACHED_ACCEPT = 1024  # bytes; longer ones are parsed each time
+CACHED_CHOICES = 4096
+
+ANY = "*/*"
+_ENCODED_SPACE = re.compile(rb"([;,])\++")
+
+
+@attrs.frozen
+class Range:
+    """One media range of an Accept: the type of the whole or, for multipart, of its parts; canonical names."""
+
+    media_type: str
+    multipart: bool
+    transfer_syntax: str | None
+    q: float
+
+
+# Compared by identity: `parse_accept` remembers, and hashing the ranges each time would cost more than it saves.
+@attrs.frozen(eq=False)
+class Wanted:
+    """What a request accepts, in the order written; *ranges* empty: anything."""
+
+    ranges: tuple[Range, ...] = ()
+    anything: bool = True
+
+
+@attrs.frozen
+class FrameForm:
+    """The form of the answer to a request for frames.
+
+    *transfer_syntax* labels the frames: that of the bytes (Explicit VR Little Endian for every native little endian
+    frame). *as_stored*: the frames' bytes are the stored ones; else they must be transcoded to this.
+    """
+
+    multipart: bool
+    media_type: str
+    transfer_syntax: str
+    as_stored: bool
+
+    @property
+    def part_content_type(self) -> bytes:
+        """Content-Type of one frame: of each part, or of a single-part answer."""
+        return f"{self.media_type}; transfer-syntax={self.transfer_syntax}".encode("ascii")
+
+
+@attrs.frozen
+class RenderedForm:
+    """The form of a rendered answer. *as_stored*: the stored frame is that picture already."""
+
+    media_type: str
+    as_stored: bool
+
+
+def query_accept(query: bytes) -> bytes | None:
+    """The value of ``accept`` in a raw query string (PS3.18 section 8.3.3.1), decoded; None where it is missing or empty.
+
+    A ``+`` stays one (``dicom+json``), but for those behind a separator: there they were spaces.
+    """
+    for field in query.split(b"&"):
+        if field[:7].lower() == b"accept=":
+            return _ENCODED_SPACE.sub(rb"\1 ", unquote_to_bytes(field[7:])).strip() or None
+    return None
+
+
+def parse_accept(accept: bytes | None, accept_in_query: bytes | None = None) -> Wanted:
+    """Read Accept (its lines joined by commas); one in the query replaces it.
+
+    A missing or empty one accepts anything. One that holds no media range accepts nothing.
+    Raises `Problem` 400 for one of more than 16 KiB.
+    """
+    text = accept_in_query or accept or b""
+    return _parse_remembered(text) if len(text) <= MAX_CACHED_ACCEPT else _parse(text)
+
+
+def choose_frames(
+    wanted: Wanted, stored_transfer_syntax: str, frame_count: int, producible: tuple[str, ...] = ()
+) -> FrameForm:
+    """The form in which to answer *frame_count* frames that are stored in that transfer syntax.
+
+    *producible*: UIDs of transfer syntaxes that the frames could be transcoded to, the preferred ones first.
+    Raises `Problem` 406 where neither is accepted.
+    """
+    return _choose_frames(wanted, stored_transfer_syntax, frame_count == 1, producible)
+
+
+def choose_type(wanted: Wanted, available: Sequence[str]) -> str:
+    """The best of *available* media types, the preferred ones first, for an answer that is no multipart.
+
+    Raises `Problem` 406.
+    """
+    best_q, best = 0.0, ""
+    for media_type in available:
+        matching = [
+            (_specificity(range_), range_.q)
+            for range_ in _ranges(wanted)
+            if covers(range_.media_type, media_type) and (not range_.multipart or range_.media_type == ANY)
+        ]
+        q = max(matching)[1] if matching else 0.0
+        if q > best_q:
+            best_q, best = q, media_type
+    if not best:
+        raise not_acceptable(available)
+    return best
+
+
+def choose_rendered(wanted: Wanted, stored_transfer_syntax: str, producible: tuple[str, ...] = ()) -> RenderedForm:
+    """The form of a picture of one frame: JPEG where anything will do (PS3.18 table 8.7.4-1).
+
+    *producible*: media types that can be made, by us or by the origin. Stored is preferred among equal weights.
+    Raises `Problem` 406.
+    """
+    stored = ("image/jpeg",) if stored_transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE) else ()
+    media_type = choose_type(wanted, tuple(dict.fromkeys(stored + producible)))
+    return RenderedForm(media_type, media_type in stored)
+
+
+def _parse(text: bytes) -> Wanted:
+    if not text.strip():
+        return Wanted()
+    try:
+        media_types = parse_media_type_list(text)
+    except BadMediaType as error:
+        raise bad_request(str(error)) from None
+    return Wanted(tuple(map(_range, media_types[:MAX_RANGES])), anything=False)
+
+
+_parse_remembered = functools.lru_cache(maxsize=CACHED_ACCEPTS)(_parse)
+
+
+def _range(media_type: MediaType) -> Range:
+    multipart = media_type.is_multipart or media_type.type == ANY
+    part_type = media_type.part_type or ANY
+    if multipart and media_type.type not in (ANY, "multipart/*", MULTIPART_RELATED):
+        part_type = media_type.type  # another multipart: no frame comes so
+    if "/" not in part_type:  # some say type=* for type="*/*"
+        part_type = ANY if part_type == "*" else part_type
+    return Range(canonical_media_type(part_type), multipart, media_type.transfer_syntax, media_type.q)
+
+
+_ANYTHING = (Range(ANY, True, None, 1.0),)
+
+
+def _ranges(wanted: Wanted) -> tuple[Range, ...]:
+    return _ANYTHING if wanted.anything else wanted.ranges
+
+
+@attrs.frozen
+class _Offer:
+    form: FrameForm
+    names: tuple[str, ...]
+    """The transfer syntaxes that the offer may be asked for by: its own, and the one in which the instance is stored."""
+
+
+def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[_Offer]:
+    """All that could be answered, the preferred first. Frames in implicit VR or deflated files go as explicit VR, frames
+    that a store gave in big endian not as they are (PS3.18 section 8.7.3)."""
+    known = lookup(stored)
+    label = known.frame_uid if known else stored
+    swapped = known is not None and known.big_endian
+    for uid in dict.fromkeys(producible if swapped else (label, *producible)):
+        as_stored = uid == label and not swapped
+        names = (label, stored) if as_stored else (uid,)
+        for multipart in (True, False) if single else (True,):
+            yield _Offer(FrameForm(multipart, media_type_of(uid), uid, as_stored), names)
+
+
+@functools.lru_cache(maxsize=CACHED_CHOICES)
+def _choose_frames(wanted: Wanted, stored: str, single: bool, producible: tuple[str, ...]) -> FrameForm:
+    offers = list(_offers(stored, single, producible))
+    ranges = _ranges(wanted)
+    candidates = []
+    for offer in offers:
+        matching = [
+            (_specificity(range_), range_.q, -position)
+            for position, range_ in enumerate(ranges)
+            if _meets(range_, offer)
+        ]
+        if matching:
+            _, q, position = max(matching)
+            candidates.append((q, offer.form.as_stored, position, offer.form))
+    best = max(candidates, key=lambda candidate: candidate[:3], default=None)
+    if best is None or best[0] <= 0:
+        raise not_acceptable(_described(offer.form) for offer in offers)
+    return best[3]
+
+
+def _meets(range_: Range, offer: _Offer) -> bool:
+    """Whether the offer is what the range asks for."""
+    form = offer.form
+    if range_.multipart != form.multipart:
+        return False
+    wanted_uid = range_.transfer_syntax
+    if wanted_uid not in (None, "*") and wanted_uid not in offer.names:
+        return False
+    if range_.media_type == OCTET_STREAM:
+        if wanted_uid is None:
+            return form.transfer_syntax == EXPLICIT_VR_LITTLE_ENDIAN
+        return form.as_stored or form.media_type == OCTET_STREAM
+    return covers(range_.media_type, form.media_type)
+
+
+def _specificity(range_: Range) -> tuple[int, bool]:
+    """How exactly a range says what it means: any type, a family or a type; then, a transfer syntax or not."""
+    if range_.media_type == ANY:
+        family = 0
+    else:
+        family = 1 if range_.media_type.endswith("/*") else 2
+    return family, range_.transfer_syntax not in (None, "*")
+
+
+def _described(form: FrameForm) -> str:
+    """An offer as it could stand in Accept."""
+    if form.multipart:
+        return f'multipart/related; type="{form.media_type}"; transfer-syntax={form.transfer_syntax}'
+    return form.part_content_type.decode("ascii")

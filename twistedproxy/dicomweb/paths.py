@@ -1,0 +1,267 @@
+"""What a request path below a mount is.
+
+Rules kept here:
+- only paths that both sides of the proxy read alike get through: no dot segments, empty segments, path
+  parameters (servlet containers drop ``;…`` and then see ``..``), encoded slashes, double encoding,
+  controls, non-ASCII: 400;
+- only DICOMweb resources get through (DICOM PS3.18 sections 8-13), else 404;
+- whatever stands before ``/studies`` is the root: a mount may stand for something above the DICOMweb root;
+- UIDs that come out are valid and may be put into a URL; what is asked often is parsed once.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+from collections.abc import Sequence
+from typing import Optional
+from urllib.parse import quote, unquote_to_bytes
+
+import attrs
+
+from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, known_instance, validate_uid
+from twistedproxy.server.problems import Problem, bad_request, not_found, shown
+
+MAX_FRAME_DIGITS = 10  # NumberOfFrames is an IS: at most 2**31 - 1 (PS3.5 section 6.2)
+MAX_SEGMENTS = 64  # bulk data lies deep (tag/item/tag/…), no real path comes near
+MAX_ROOT = 512  # characters; Google's project path has some 150, and roots are kept in memory by the thousand
+CACHED_PATHS = 4096  # instances in use at once; an entry is below 2 kB
+MAX_CACHED_PATH = 512  # bytes; three UIDs of 64 and Google's project path fit
+
+_RAW_SEGMENT = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,=:@%]+")  # pchar of RFC 3986 section 3.3, without ";"
+_ENCODED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_DECODED_SEGMENT = re.compile(rb"[^\x00-\x1f\x7f-\xff/\\%;?#]+")
+_PCHAR_SAFE = "-._~!$&'()*+,=:@"
+_PLAIN_FRAME_LIST = re.compile(rb"[0-9,]+")
+
+# PS3.18 sections 11 (worklist), 12 (non-patient instances), 13 (storage commitment).
+_OTHER_SERVICES = frozenset(
+    ("workitems", "commitment-requests")
+    + ("color-palettes", "defined-procedure-protocols", "hanging-protocols", "implant-templates", "inventories")
+)
+MAX_OTHER_SEGMENTS = 4  # workitems/{uid}/subscribers/{aet}/suspend has the most below the service's name
+
+
+class Kind(enum.Enum):
+    """What a path names. The level (study, series, instance) shows in the UIDs that the `Resource` has."""
+
+    CAPABILITIES = "capabilities"  # the mount itself, for OPTIONS (PS3.18 section 8.9)
+    STUDIES = "studies"  # search with GET, store with POST
+    SEARCH = "search"  # series and instances, of all or of a study or series
+    STUDY = "study"
+    SERIES = "series"
+    INSTANCE = "instance"
+    METADATA = "metadata"  # any level
+    RENDERED = "rendered"  # a study or series
+    INSTANCE_RENDERED = "instance_rendered"
+    FRAMES = "frames"
+    FRAMES_RENDERED = "frames_rendered"
+    THUMBNAIL = "thumbnail"  # any level, of frames too
+    BULKDATA = "bulkdata"  # any level, whatever is below it
+    PIXELDATA = "pixeldata"  # any level
+    PREFETCH = "prefetch"  # an instance; the proxy's own
+    OTHER = "other"  # worklist, non-patient instances, storage commitment
+
+
+_READ = ("GET", "HEAD", "OPTIONS")
+_METHODS = {
+    Kind.CAPABILITIES: ("OPTIONS",),
+    Kind.STUDIES: (*_READ, "POST", "PUT"),  # Azure updates with PUT
+    Kind.STUDY: (*_READ, "POST", "PUT", "DELETE"),
+    Kind.SERIES: (*_READ, "POST", "DELETE"),
+    Kind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
+    Kind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
+    Kind.PREFETCH: ("GET", "HEAD", "POST"),
+}
+
+
+@attrs.frozen
+class Resource:
+    """A DICOMweb resource below a mount.
+
+    *root*: what stands before the resource, percent-encoded in one way, "" or with a leading slash.
+    *series* is None also for the short path ``studies/{}/instances/{}/frames/…``.
+    *frame_list*: the text after ``frames/``, commas decoded, for `parse_frame_list`.
+    """
+
+    kind: Kind
+    root: str = ""
+    study: Optional[str] = None
+    series: Optional[str] = None
+    sop: Optional[str] = None
+    frame_list: str = ""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """The methods that make sense here, OPTIONS among them."""
+        return _METHODS.get(self.kind, _READ)
+
+    def instance(self, origin: str) -> Instance:
+        """The instance that the path names, at the store *origin*. `ValueError` where it names none (in full)."""
+        if self.study is None or self.series is None or self.sop is None:
+            raise ValueError(f"no whole instance address: {self!r}")
+        return known_instance(origin, self.root, self.study, self.series, self.sop)
+
+    def scope(self, origin: str) -> Scope:
+        """What a change of this resource touches, at the store *origin*."""
+        return Scope(origin, self.root, self.study, self.series, self.sop)
+
+
+def parse_resource(raw_path: bytes) -> Resource:
+    """Say what *raw_path* is: still percent-encoded, without query, relative to the mount, "" or with a leading slash.
+
+    Raises `Problem`: 400 for what is malformed or tries to get out, 404 for what is no DICOMweb resource.
+    """
+    # Viewers ask for thousands of frames of few instances: what stands before the list is parsed once.
+    head, separator, tail = raw_path.rpartition(b"/frames/")
+    if separator and _PLAIN_FRAME_LIST.fullmatch(tail):
+        parent = _parse_cached(head + b"/frames/1")
+        return Resource(parent.kind, parent.root, parent.study, parent.series, parent.sop, tail.decode("ascii"))
+    return _parse_cached(raw_path)
+
+
+def _parse_cached(raw_path: bytes) -> Resource:
+    return _parse_remembered(raw_path) if len(raw_path) <= MAX_CACHED_PATH else _parse(raw_path)
+
+
+def parse_frame_list(text: str, max_count: int) -> tuple[int, ...]:
+    """The frame numbers (from 1) of *text* in the order asked for, repeats kept.
+
+    Raises `Problem` 400 for anything but 1 to *max_count* positive numbers joined by commas.
+    """
+    count = text.count(",") + 1
+    if count > max_count:
+        raise bad_request(f"{count} frames were asked for; one request may ask for at most {max_count}")
+    return tuple(map(_frame_number, text.split(",")))
+
+
+def _frame_number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= MAX_FRAME_DIGITS and (number := int(text)) > 0:
+        return number
+    raise bad_request(f"{shown(text)} is no frame number: numbers from 1, joined by commas, are accepted")
+
+
+def _parse(raw_path: bytes) -> Resource:
+    if raw_path in (b"", b"/"):
+        return Resource(Kind.CAPABILITIES)
+    if not raw_path.startswith(b"/"):
+        raise bad_request(f"the path {shown(raw_path)} does not start with a slash")
+    raw_segments = raw_path[1:].split(b"/", MAX_SEGMENTS)
+    if len(raw_segments) > MAX_SEGMENTS:
+        raise bad_request(f"the path has more than {MAX_SEGMENTS} segments")
+    segments = [_decode_segment(raw) for raw in raw_segments]
+    start = _resource_start(segments)
+    root = "".join("/" + quote(segment, safe=_PCHAR_SAFE) for segment in segments[:start])
+    if len(root) > MAX_ROOT:
+        raise bad_request(f"more than {MAX_ROOT} characters stand before the resource")
+    try:
+        return _classify(root, segments[start:])
+    except InvalidUID as error:
+        raise bad_request(str(error)) from None
+
+
+_parse_remembered = functools.lru_cache(maxsize=CACHED_PATHS)(_parse)
+
+
+def _decode_segment(raw: bytes) -> str:
+    """The segment percent-decoded once; 400 if that leaves anything which another reader could take otherwise."""
+    if not _RAW_SEGMENT.fullmatch(raw) or _ENCODED.search(raw):
+        raise bad_request(f"the path segment {shown(raw)} is empty or holds characters that are not accepted")
+    decoded = unquote_to_bytes(raw) if b"%" in raw else raw
+    if decoded in (b".", b"..") or not _DECODED_SEGMENT.fullmatch(decoded):
+        raise bad_request(f"the path segment {shown(raw)} is not accepted")
+    return decoded.decode("ascii")
+
+
+def _resource_start(segments: Sequence[str]) -> int:
+    """Where the resource begins: at the first ``studies`` that is last or has a UID behind it (a project may
+    be called "studies" too), else at the first ``studies``, else at the first word of another service."""
+    studies = [index for index, segment in enumerate(segments) if segment == "studies"]
+    for index in studies:
+        if index + 1 == len(segments) or segments[index + 1][:1].isdigit():
+            return index
+    if studies:
+        return studies[0]
+    # Only at the end, and once: a store's own interface has paths such as series/{id}/instances.
+    if segments[-1] in ("series", "instances") and not {"series", "instances"}.intersection(segments[:-1]):
+        return len(segments) - 1
+    for index, segment in enumerate(segments):
+        if segment == "bulkdata" or segment in _OTHER_SERVICES:
+            return index
+    raise _no_resource(segments)
+
+
+def _no_resource(segments: Sequence[str]) -> Problem:
+    return not_found(f"{shown('/'.join(segments))} is no DICOMweb resource")
+
+
+def _classify(root: str, segments: Sequence[str]) -> Resource:
+    """The resource of *segments*, which begin with the name of a service's collection."""
+    match segments:
+        case ["studies"]:
+            return Resource(Kind.STUDIES, root)
+        case ["series"] | ["instances"]:
+            return Resource(Kind.SEARCH, root)
+        case ["bulkdata", _, *_]:
+            return Resource(Kind.BULKDATA, root)
+        case ["studies", study, *rest]:
+            return _below_study(root, validate_uid(study), rest)
+        case [service, *rest] if service in _OTHER_SERVICES and len(rest) <= MAX_OTHER_SEGMENTS:
+            return Resource(Kind.OTHER, root)
+    raise _no_resource(segments)
+
+
+def _below_study(root: str, study: str, rest: Sequence[str]) -> Resource:
+    match rest:
+        case []:
+            return Resource(Kind.STUDY, root, study)
+        case ["series"] | ["instances"]:
+            return Resource(Kind.SEARCH, root, study)
+        case ["series", series, *below]:
+            return _below_series(root, study, validate_uid(series), below)
+        case ["instances", sop, "frames", *_]:
+            return _below_instance(root, study, None, validate_uid(sop), rest[2:])
+    return Resource(_common_kind(rest, Kind.RENDERED), root, study)
+
+
+def _below_series(root: str, study: str, series: str, rest: Sequence[str]) -> Resource:
+    match rest:
+        case []:
+            return Resource(Kind.SERIES, root, study, series)
+        case ["instances"]:
+            return Resource(Kind.SEARCH, root, study, series)
+        case ["instances", sop, *below]:
+            return _below_instance(root, study, series, validate_uid(sop), below)
+    return Resource(_common_kind(rest, Kind.RENDERED), root, study, series)
+
+
+def _below_instance(root: str, study: str, series: Optional[str], sop: str, rest: Sequence[str]) -> Resource:
+    match rest:
+        case []:
+            return Resource(Kind.INSTANCE, root, study, series, sop)
+        case ["frames", frames]:
+            return Resource(Kind.FRAMES, root, study, series, sop, frames)
+        case ["frames", frames, "rendered"]:
+            return Resource(Kind.FRAMES_RENDERED, root, study, series, sop, frames)
+        case ["frames", frames, "thumbnail"]:
+            return Resource(Kind.THUMBNAIL, root, study, series, sop, frames)
+        case ["prefetch"] if series is not None:
+            return Resource(Kind.PREFETCH, root, study, series, sop)
+    return Resource(_common_kind(rest, Kind.INSTANCE_RENDERED), root, study, series, sop)
+
+
+def _common_kind(rest: Sequence[str], rendered: Kind) -> Kind:
+    """The kind of what a study, a series and an instance have alike (PS3.18 section 10.4.1)."""
+    match rest:
+        case ["metadata"]:
+            return Kind.METADATA
+        case ["rendered"]:
+            return rendered
+        case ["thumbnail"]:
+            return Kind.THUMBNAIL
+        case ["pixeldata"]:
+            return Kind.PIXELDATA
+        case ["bulkdata", *_] | ["bulk", _, *_]:  # Orthanc's BulkDataURI says "bulk"
+            return Kind.BULKDATA
+    raise _no_resource(rest)

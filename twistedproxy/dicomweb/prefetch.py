@@ -1,0 +1,208 @@
+"""``{instance}/prefetch``: a whole-instance load on request, and what is to be told of it.
+
+- Whoever asks needs a grant of their own, to start a load as well as to hear of one.
+- A job belongs to the proxy, not to the request: who asked may leave, and it goes on.
+- At an orderly stop a followed job has a part of the deadline to end; then it is given up, and its answer ends with that.
+- To follow a job is one answer that ends with it. Another request could meet another worker, which knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.server import Request
+
+from twistedproxy.cache.interface import Fence
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicomweb.negotiation import parse_accept
+from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.origin.errors import DENIALS, OriginRefused
+from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted
+from twistedproxy.prefetch.scheduler import Scheduler
+from twistedproxy.server.problems import Headers, Problem, bad_request, not_found, shown
+from twistedproxy.server.response_body import send_stream
+
+LINE_SECONDS = 0.25
+"""From one line about a followed job to the next: a smooth bar, and no idle connection that something in between cuts."""
+
+SHARE_OF_STOP = 0.5
+"""Of the deadline of an orderly stop, what a followed job has left. What it wrote is removed in the rest."""
+
+BUSY_RETRY_AFTER = 2
+"""Seconds; an instance of 100 MB takes about one."""
+
+LINES = "application/x-ndjson"
+
+_FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
+
+
+@attrs.frozen
+class Asked:
+    """What the query and the Accept header of a request say. *again*: whoever loaded it lately."""
+
+    again: bool = False
+    follow: bool = False
+
+    @classmethod
+    def of(cls, query: bytes, accept: Optional[bytes]) -> Asked:
+        """Read them. Raises `Problem` 400 for what is not known: a misspelt ``again`` must not be ignored."""
+        given = {"follow": any(range_.media_type == LINES for range_ in parse_accept(accept).ranges)}
+        for field in filter(None, query.split(b"&")):
+            name, _, value = field.partition(b"=")
+            if name not in (b"again", b"follow") or value not in _FLAGS:
+                raise bad_request(f"{shown(field)} is not known; again=1 and follow=1 are")
+            given[name.decode("ascii")] = _FLAGS[value]
+        return cls(**given)
+
+
+@attrs.define(eq=False)
+class Warming:
+    """Starts loads by hand and tells of them."""
+
+    reader: FrameReader
+    scheduler: Scheduler
+    jobs: JobBook
+    clock: IReactorTime
+    _give_up_at: float = attrs.field(init=False, default=math.inf)
+
+    def stop_within(self, seconds: float) -> None:
+        """Have all answers that follow a job ended in *seconds*."""
+        self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP
+
+    async def start(self, request: Request, wanted: Wanted, asked: Asked, url: str) -> None:
+        """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
+
+        Raises `Problem` where none is started, and the errors of `twistedproxy.origin.errors`.
+        """
+        grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+        metadata = await self._with_syntax(wanted, grant.metadata)
+        job = await self._by_hand(wanted, metadata, reading.fence, asked.again)
+        request.setResponseCode(202)
+        request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
+        if asked.follow:
+            await _send_lines(request, self._lines(job))
+        else:
+            _send_json(request, job.fields(self.clock.seconds()))
+
+    async def tell(self, request: Request, wanted: Wanted, asked: Asked) -> None:
+        """Answer with the running job of *wanted*'s instance, or the last that this worker remembers.
+
+        Raises `Problem` 404 where there is none, and the errors of `twistedproxy.origin.errors`.
+        """
+        await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+        job = self.jobs.last(wanted.instance)
+        if job is None:
+            raise not_found("this worker knows of no load of this instance; POST starts one")
+        if asked.follow and job.result is None:
+            await _send_lines(request, self._lines(job))
+        else:
+            _send_json(request, job.fields(self.clock.seconds()))
+
+    def _lines(self, job: Job) -> JobLines:
+        return JobLines(job, self.clock, lambda: self.clock.seconds() >= self._give_up_at)
+
+    async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
+        """The metadata with the transfer syntax, which some stores say of a frame only."""
+        if metadata.transfer_syntax is not None or not (metadata.rows and metadata.columns):
+            return metadata
+        try:
+            answer = await self.reader.read(attrs.evolve(wanted, numbers=(1,), prefetch=False))
+        except OriginRefused as refused:
+            if refused.status in DENIALS:
+                raise
+            return metadata  # a store that can't tell such frames apart: the file will say it
+        return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
+
+    async def _by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
+        try:
+            return await self.scheduler.by_hand(wanted, metadata, fence, again)
+        except NotStarted as refused:
+            retry = BUSY_RETRY_AFTER if refused.status == 503 else refused.retry_after
+            headers = () if retry is None else _retry_after(retry)
+            raise Problem(
+                refused.status, str(refused), members={"reason": refused.reason}, headers=headers
+            ) from refused
+
+
+class JobLines:
+    """A job as a `ByteStream` of JSON lines, from now on to its end; the last line has the result.
+
+    Once it is *too_late* the job is given up.
+    """
+
+    def __init__(self, job: Job, clock: IReactorTime, too_late: Callable[[], bool]) -> None:
+        self._job = job
+        self._clock = clock
+        self._too_late = too_late
+        self._begun = self._told_end = False
+        self._waiter: Optional[Deferred[None]] = None
+        if job.running is not None:
+            job.running.addBoth(self._job_ended)
+
+    async def read(self) -> bytes:
+        """The next line; empty after the one with the result. See `ByteStream.read`."""
+        if self._told_end:
+            return b""
+        if self._begun and self._job.result is None:
+            await self._next_moment()
+        if self._job.result is None and self._too_late():
+            if self._job.running is None:  # a part of another job: it ends with that
+                self._told_end = True
+            else:
+                self._job.running.cancel()
+        self._begun = True
+        self._told_end = self._told_end or self._job.result is not None
+        return _json(self._job.fields(self._clock.seconds()))
+
+    def close(self) -> None:
+        """See `ByteStream.close`. The job goes on."""
+        self._told_end = True
+
+    async def _next_moment(self) -> None:
+        """Return when the job ends, or it is time for a line."""
+        self._waiter = Deferred()
+        timer = self._clock.callLater(LINE_SECONDS, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer.active():
+                timer.cancel()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    def _job_ended(self, outcome: object) -> object:
+        self._wake()
+        return outcome
+
+
+async def _send_lines(request: Request, lines: JobLines) -> None:
+    request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
+    request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
+    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+    await send_stream(request, lines)
+
+
+def _send_json(request: Request, fields: dict[str, object]) -> None:
+    body = _json(fields)
+    request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/json"])
+    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+    request.write(body)
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def _retry_after(seconds: float) -> Headers:
+    return ((b"Retry-After", b"%d" % max(1, math.ceil(seconds))),)

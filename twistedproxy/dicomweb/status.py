@@ -1,0 +1,257 @@
+"""What the proxy says of itself: health, readiness, metrics, status.
+
+What ``/metrics`` and ``/status.json`` say of prefetching, of all workers together. Pure: numbers in, numbers out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Optional
+
+import attrs
+from klein import Klein
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from twistedproxy.cache.interface import Cache, CacheUnavailable
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.dicomweb.compression import compressed_page
+from twistedproxy.dicomweb.middleware import answer_error, answered
+from twistedproxy.dicomweb.mounts import Mounts
+from twistedproxy.frames.peers import NoSiblings, Siblings
+from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.origin.errors import OriginError
+from twistedproxy.server.cors import Cors
+from twistedproxy.server.problems import method_not_allowed, not_found
+from twistedproxy.server.response_body import send_stream
+from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.metrics import CONTENT_TYPE, Metrics, Snapshot, merge
+
+# Of running jobs, by kind: JOB fields (None: each counts 1) and the gauges that they are summed in.
+_RUNNING = {
+    "prefetch_jobs_running": None,
+    "prefetch_frames_running": "frames",
+    "prefetch_frames_wanted": "total",
+    "prefetch_bytes_running": "bytes",
+}
+
+
+def running_gauges(jobs: Iterable[Mapping[str, Any]]) -> Snapshot:
+    """The progress of running *jobs*, as gauges by kind; a kind that does not run is 0."""
+    sums: dict[str, dict[str, float]] = {name: dict.fromkeys(("whole", "block", "display"), 0.0) for name in _RUNNING}
+    for job in jobs:
+        for name, field in _RUNNING.items():
+            sums[name][job["kind"]] += 1 if field is None else job[field]
+    return {name: [[[kind], [value]] for kind, value in by_kind.items()] for name, by_kind in sums.items()}
+
+
+def totals(snapshot: Snapshot) -> dict[str, object]:
+    """What became of prefetching since the start: *plans* by kind and reason, *ended* jobs by kind and result, *frames*
+    that ended jobs loaded, by kind, and *used*, how many frames were then asked for; locks and claims that others had;
+    living children."""
+
+    def number(family: str) -> int:
+        return int(sum(row[0] for _, row in snapshot.get(family, ())))
+
+    def by_label(family: str) -> dict[str, int]:
+        return {labels[0]: int(row[0]) for labels, row in snapshot.get(family, ())}
+
+    def by_labels(family: str) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        for (first, second), row in snapshot.get(family, ()):
+            found[first][second] = int(row[0])
+        return found
+
+    return {
+        "plans": by_labels("prefetch_plans"),
+        "ended": by_labels("prefetch_jobs"),
+        "frames": by_label("prefetch_frames"),
+        "used": number("prefetch_frames_used"),
+        "busy": number("prefetch_jobs_busy"),
+        "locks_lost": number("prefetch_locks_lost"),
+        "claims_lost": number("prefetch_claims_lost"),
+        "children": number("prefetch_children"),
+    }
+
+
+CHECK_SECONDS = 3.0
+"""How long readiness waits for the cache and the origins, which are asked side by side."""
+
+READY_SECONDS = 1.0
+"""How long an answer about readiness holds: whoever asks more often costs the origins nothing."""
+
+
+@attrs.frozen
+class Check:
+    """What came of a check: whether it can be used, and what is to be said of it."""
+
+    usable: bool
+    text: str = "ok"
+
+
+Checks = dict[str, Check]
+"""What was checked, by name."""
+
+Ping = Callable[[], Awaitable[Optional[str]]]
+
+
+@attrs.define(eq=False)
+class StatusPages:
+    """Writes the pages. *own*: this worker's part, ``{"worker": {...}, "jobs": {"running": [...], "ended": [...]}}``."""
+
+    mounts: Mounts
+    cache: Cache
+    metrics: Metrics
+    clock: IReactorTime
+    own: Callable[[], dict[str, Any]]
+    siblings: Siblings = attrs.Factory(NoSiblings)
+    _checked: tuple[float, Checks] = attrs.field(init=False, default=(-math.inf, {}))
+    _checking: InFlight[str, Optional[str]] = attrs.field(init=False, factory=InFlight)
+
+    async def health(self, request: Request) -> None:
+        """200 as long as the reactor turns."""
+        await self._send_json(request, 200, {"status": "ok"})
+
+    async def ready(self, request: Request) -> None:
+        """200 where the cache and all origins can be reached, else 503 that says what cannot.
+
+        An origin that may be the wrong one is reported as doubtful, with 200: a request may show that it is right, and a
+        load balancer that saw 503 would send none.
+        """
+        checks = await self._checks()
+        ready = all(check.usable for check in checks.values())
+        sure = all(check == Check(True) for check in checks.values())
+        status = "unavailable" if not ready else "ok" if sure else "doubtful"
+        shown = {name: check.text for name, check in checks.items()}
+        await self._send_json(request, 200 if ready else 503, {"status": status, "checks": shown})
+
+    async def _checks(self) -> Checks:
+        """The checks of a moment ago, or those under way, or new ones."""
+        when, checks = self._checked
+        if self.clock.seconds() - when < READY_SECONDS:
+            return checks
+        fetch = self._checking.running(["ready"]).get("ready")
+        await (fetch.wait() if fetch is not None else self._checking.start(["ready"], self._check_all()))
+        return self._checked[1]
+
+    async def _check_all(self) -> Mapping[str, Optional[str]]:
+        pings: dict[str, Ping] = {"cache": self.cache.ping}
+        pings.update({f"origin {mount.prefix or '/'}": mount.origin.ping for mount in self.mounts.all})
+        checks = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
+        self._checked = self.clock.seconds(), dict(zip(pings, checks, strict=True))
+        return {"ready": None}
+
+    async def _check(self, ping: Ping) -> Check:
+        async def check() -> Optional[str]:
+            return await ping()
+
+        try:
+            doubt = await Deferred.fromCoroutine(check()).addTimeout(CHECK_SECONDS, self.clock)
+        except (CacheUnavailable, OriginError) as error:  # whose texts are fit to be shown
+            return Check(False, str(error) or type(error).__name__)
+        except defer.TimeoutError:
+            return Check(False, f"no answer within {CHECK_SECONDS:g} s")
+        except OSError as error:
+            return Check(False, error.strerror or type(error).__name__)
+        return Check(True, doubt or "ok")
+
+    async def metrics_text(self, request: Request) -> None:
+        """Prometheus' text format."""
+        cache = await self.cache.status()
+        self.metrics.cache_server(
+            bool(cache.get("connected", True)),
+            *(_count(cache.get(name)) for name in ("used_bytes", "max_bytes", "evicted")),
+        )
+        parts = await self._parts()
+        running = running_gauges(job for part in parts for job in part["jobs"]["running"])
+        await self._send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
+
+    async def status_json(self, request: Request) -> None:
+        """Mounts, cache, workers, jobs, and what became of prefetching in numbers."""
+        mounts = [{"prefix": mount.prefix or "/", **mount.origin.status()} for mount in self.mounts.all]
+        cache = await self.cache.status()
+        parts = await self._parts()
+        jobs = {state: [job for part in parts for job in part["jobs"][state]] for state in ("running", "ended")}
+        workers = [part["worker"] for part in parts]
+        prefetch = totals(merge([self.metrics.snapshot(), *await self.siblings.snapshots()]))
+        status = {"mounts": mounts, "cache": cache, "workers": workers, "jobs": jobs, "prefetch": prefetch}
+        await self._send_json(request, 200, status)
+
+    async def _parts(self) -> list[dict[str, Any]]:
+        """What each worker says of itself, this one too."""
+        parts = [self.own(), *await self.siblings.statuses()]
+        parts.sort(key=lambda part: part["worker"]["pid"])
+        return parts
+
+    async def _send_json(self, request: Request, status: int, value: object) -> None:
+        await self._send(request, status, b"application/json", json.dumps(value, indent=1).encode("utf-8") + b"\n")
+
+    async def _send(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
+        request.setResponseCode(status)
+        request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
+        request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+        compressed = compressed_page(request, body, self.clock)
+        if compressed is not None:
+            await send_stream(request, compressed)
+            return
+        request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        request.write(body)
+
+
+class AdminRoutes:
+    """What the listener for administrators answers."""
+
+    app = Klein()
+
+    def __init__(
+        self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]
+    ) -> None:
+        self.status = status
+        self.metrics = metrics
+        self.seconds = seconds
+        self.access_log = access_log
+        self.cors = Cors()
+
+    @app.route("/healthz", methods=["GET", "HEAD"])
+    @answered("healthz")
+    async def healthz(self, request: Request) -> None:
+        """Whether the process lives."""
+        await self.status.health(request)
+
+    @app.route("/readyz", methods=["GET", "HEAD"])
+    @answered("readyz")
+    async def readyz(self, request: Request) -> None:
+        """Whether it can serve."""
+        await self.status.ready(request)
+
+    @app.route("/metrics", methods=["GET", "HEAD"])
+    @answered("metrics")
+    async def metrics_text(self, request: Request) -> None:
+        """Prometheus text."""
+        await self.status.metrics_text(request)
+
+    @app.route("/status.json", methods=["GET", "HEAD"])
+    @answered("status")
+    async def status_json(self, request: Request) -> None:
+        """What the proxy does."""
+        await self.status.status_json(request)
+
+    @app.handle_errors(HTTPException)
+    def routing_failed(self, request: Any, failure: Failure) -> None:
+        """Nothing else is here."""
+        error = failure.value
+        if isinstance(error, HTTPException) and error.code == 405:
+            answer_error(request, method_not_allowed(["GET", "HEAD"]))
+        else:
+            answer_error(request, not_found("there is nothing here but /metrics, /status.json, /healthz and /readyz"))
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,120 @@
+"""The short path ``studies/{}/instances/{}/frames/…`` lacks the series: a search with the caller's own headers finds it.
+
+What was found is remembered until a STOW or DELETE may have changed it. A search that is under way then says what was
+before: it is neither remembered nor joined.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Optional
+
+from twisted.internet.defer import Deferred
+
+from twistedproxy.dicom.lenient_json import read_json
+from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, store_of
+from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
+from twistedproxy.streams import StreamTooLong, read_all
+
+MAX_REMEMBERED = 10_000
+"""Answers that are remembered, each for one caller: about 400 bytes each."""
+
+MAX_ANSWER = 1 << 20
+"""Bytes of the answer to a search for one instance."""
+
+_Key = tuple[bytes, str, str, str]  # credential, place (see `Instance`), study, instance
+
+
+class SeriesLookup:
+    """Finds the series of instances. What was found for a caller is remembered for that caller, *seconds* long."""
+
+    def __init__(self, clock: Callable[[], float], seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._found: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+        self._searching: InFlight[_Key, str] = InFlight()
+
+    async def instance(
+        self, origin: Origin, root: str, study: Optional[str], sop: Optional[str], caller: Caller
+    ) -> Instance:
+        """The whole address of instance *sop* in *study*.
+
+        Raises the errors of `twistedproxy.origin.errors`; `OriginRefused` with 404 where the search finds nothing.
+        """
+        assert study is not None and sop is not None
+        key = (caller.credential, origin.url + root, study, sop)
+        expires, series = self._found.get(key, (0.0, ""))
+        if expires <= self._clock():
+            series = await self._find(key, origin, root, caller)
+        return Instance(origin.url, root, study, series, sop)
+
+    def forget(self, scope: Scope) -> None:
+        """Remember nothing of *scope* any more: one pass, for the rare STOW and DELETE."""
+        self._searching = InFlight()
+        for key in [key for key, (_, series) in self._found.items() if _lies_in(scope, key, series)]:
+            del self._found[key]
+
+    def _find(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Deferred[str]:
+        """Search, or wait for the same caller's search that is under way."""
+        fetch = self._searching.running([key]).get(key)
+        if fetch is not None:
+            found = fetch.wait()
+        else:
+            found = self._searching.start([key], self._search(key, origin, root, caller))
+        return found.addCallback(lambda series: series[key])
+
+    async def _search(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Mapping[_Key, str]:
+        _, _, study, sop = key
+        searching = self._searching
+        series = await self._ask(origin, root, study, sop, caller)
+        if self._searching is not searching:  # something was forgotten meanwhile
+            return {key: series}
+        self._found[key] = (self._clock() + self._seconds, series)
+        self._found.move_to_end(key)
+        while len(self._found) > MAX_REMEMBERED:
+            self._found.popitem(last=False)
+        return {key: series}
+
+    async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
+        path = f"{root}/studies/{study}/instances".encode("ascii")
+        query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
+        response = await origin.forward(OriginRequest.get(path, query, b"application/dicom+json", caller))
+        try:
+            answer = await read_all(response.body, MAX_ANSWER)
+        except StreamTooLong:
+            raise OriginBadAnswer("the origin's answer to a search for one instance is too long") from None
+        if response.status >= 400:
+            raise OriginRefused(response.status, response.headers, answer)
+        if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
+            raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
+        if answer.strip() and not is_dicom_json(response.headers):
+            raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON")
+        return _series_in(answer, study, sop)
+
+
+def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
+    """Whether *scope* may concern what was found. An instance in it may have been in another series before."""
+    _, place, study, sop = key
+    within = scope.sop == sop if scope.sop is not None else scope.series in (None, series)
+    return within and scope.study in (None, study) and scope.store == store_of(place)
+
+
+def _series_in(answer: bytes, study: str, sop: str) -> str:
+    """The series that a search's *answer* names for the instance; one that names another study is of another."""
+    try:
+        found = read_json(answer) if answer.strip() else []
+        if not isinstance(found, list):
+            raise TypeError
+        for attributes in found:
+            same_study = attributes.get("0020000D", {}).get("Value", [study]) == [study]
+            if same_study and attributes["00080018"]["Value"][0] == sop:
+                series = attributes["0020000E"]["Value"][0]
+                Instance("", "", "1", series, "1")
+                return str(series)
+    except (ValueError, LookupError, TypeError, AttributeError, InvalidUID, RecursionError):
+        raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON") from None
+    body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
+    raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)

@@ -1,0 +1,1 @@
+"""The fast lane: answers from memory before Twisted parses the request."""

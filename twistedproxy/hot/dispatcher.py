@@ -1,0 +1,109 @@
+"""Gives hot responses on connections, and takes them from the ordinary way's answers.
+
+What goes out is, dates aside, byte for byte what the ordinary way would send for a cached frame, If-None-Match
+included; the same is counted and logged, and the connection is left as if the ordinary way had been gone. A Range takes
+the ordinary way: no viewer asks for parts of frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.web import http, server
+
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.memory_budget import SMALL, UNTAKEN, AnswerMemory
+from twistedproxy.hot.request_heads import GET, Heads
+from twistedproxy.hot.responses import HotAnswer, HotResponses, Source
+from twistedproxy.server.conditional import matches_none
+from twistedproxy.system.fast_write import write_at_once
+from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.metrics import Metrics
+
+OUTCOME = "hot"
+
+_NOT_KEPT = frozenset({b"Server", b"Date"})
+_NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
+
+
+@attrs.define(eq=False)
+class HotServer:
+    """Hot responses of one worker. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
+    way, and waits, where this has no room."""
+
+    hot: HotResponses
+    heads: Heads
+    metrics: Metrics
+    access_log: AccessLog
+    seconds: Callable[[], float]
+    memory: AnswerMemory
+    _second: int = attrs.field(init=False, default=0)
+    _start: tuple[bytes, bytes] = attrs.field(init=False, default=(b"", b""))
+
+    def answer(self, channel: Any, data: bytes) -> bool:
+        """Answer *data* on *channel*, whose reader waits for the first byte of a request; whether that was possible."""
+        began = self.seconds()
+        request = self.heads.read(data, channel.client)
+        if request is None:
+            return False
+        method, target, head = request
+        answer = self.hot.find((target, head.accept, head.origin), head.caller)
+        if answer is None:
+            return False
+        whole, unchanged = self._start_lines()
+        if matches_none(head.if_none_match, answer.etag):
+            status, size = 304, 0
+            write_at_once(channel.transport, unchanged, _head_of_304(answer))
+        elif method is GET:
+            status, size = 200, len(answer.body)
+            if size > SMALL and not self.memory.has_room(UNTAKEN):
+                return False
+            write_at_once(channel.transport, whole, answer.head, answer.body)
+        else:
+            status, size = 200, 0
+            write_at_once(channel.transport, whole, answer.head)
+        seconds = self.seconds() - began
+        self.metrics.request_finished(answer.route, method.decode("ascii"), status, OUTCOME, seconds, size)
+        self.access_log.request(method, target, status, size, seconds, OUTCOME, head.client or channel.client)
+        return True
+
+    def _start_lines(self) -> tuple[bytes, bytes]:
+        """What twisted.web writes first, of 200 and of 304: the status line, Server, Date. Made once a second."""
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            fields = b"Server: %s\r\nDate: %s\r\n" % (server.version, http.datetimeToString())
+            self._start = b"HTTP/1.1 200 OK\r\n" + fields, b"HTTP/1.1 304 Not Modified\r\n" + fields
+        return self._start
+
+    def keep(self, request: Any, instance: Instance, source: Source, route: str, body: Sequence[bytes]) -> None:
+        """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*."""
+        if not self.hot.max_answer or source.fence is None or request.method != b"GET" or request.code != 200:
+            return
+        # No key may hold a token, and the head of a request does not tell such a caller.
+        if request.target.token or sum(map(len, body)) > self.hot.max_answer:
+            return
+        accept = request.requestHeaders.getRawHeaders(b"Accept") or [b""]
+        origin = request.requestHeaders.getRawHeaders(b"Origin") or [b""]
+        headers = request.responseHeaders
+        if len(accept) > 1 or len(origin) > 1 or headers.hasHeader(b"Connection"):
+            return
+        headers.setRawHeaders(b"Cache-Status", [b"twistedproxy; hit"])  # it is written; the next one is a hit
+        lines = [
+            b"%s: %s\r\n" % (name, value)
+            for name, values in headers.getAllRawHeaders()
+            if name not in _NOT_KEPT
+            for value in values
+        ]
+        (etag,) = headers.getRawHeaders(b"ETag")
+        key = (request.uri, accept[0], origin[0])
+        head = b"".join((*lines, b"\r\n"))
+        self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
+
+
+def _head_of_304(answer: HotAnswer) -> bytes:
+    """The fields of *answer* that its 304 has: those that do not tell of a body."""
+    return b"".join(line for line in answer.head.splitlines(keepends=True) if not line.startswith(_NOT_OF_304))

@@ -1,0 +1,211 @@
+"""Stored values to the 8 bits that a screen shows (PS3.3 sections C.11.1, C.11.2 and C.7.6.3.1.5; PS3.4 annex N.2).
+
+Rules that this file keeps:
+
+- The order is the standard's: modality LUT or rescale, VOI LUT or window, then the inversion of MONOCHROME1 or of the
+  Presentation LUT Shape.
+- A window that was asked for goes before the instance's VOI LUT, and that before its first window.
+- Without any of them (PS3.3 section C.11.2 leaves it to the viewer) values of up to 8 bits are shown as they are, and
+  deeper ones from the smallest to the largest: those that the instance names, else those of the frame. Never those of one
+  tile of many, since tiles would not match: those of some tiles, the same for every picture (`range_of`).
+- Stored values of up to 16 bits go through a table, which is kept: 65,536 entries cost as much as a frame to compute.
+- pydicom.pixels does the same by the frame, in floating point, and refuses what it finds odd: it is the test, not the tool.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import attrs
+import numpy
+
+from twistedproxy.imaging.errors import BadImage, NotDecodable
+from twistedproxy.imaging.lut import LookupTable
+from twistedproxy.imaging.parameters import Window
+from twistedproxy.imaging.pixel_description import MONOCHROME, WINDOW_FUNCTIONS, PixelFacts
+
+Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
+Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
+
+MAX_TABLES = 32  # of 64 kB: one for every instance and window that is looked at now
+
+
+def to_display(
+    array: Pixels, facts: PixelFacts, window: Window | None = None, stored_values: bool = False
+) -> Bytes:  # fmt: skip
+    """(rows, columns) of gray, or (rows, columns, 3) of RGB, 8 bits each, of what `decode` gave.
+
+    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colours have none.
+    *stored_values*: who asks will do all that to gray of 8 bits. Raises BadImage for a palette or a window function that
+    cannot be.
+    """
+    if array.ndim == 3:
+        return _eight_bits(array, facts.bits_stored)
+    if (
+        stored_values
+        and facts.bits_allocated == 8
+        and not facts.signed
+        and facts.photometric_interpretation in MONOCHROME
+    ):
+        return array
+    if facts.photometric_interpretation == "PALETTE COLOR":
+        return _palette(array, facts)
+    look = _look(array, facts, window)
+    if array.dtype.itemsize > 2:
+        return look.shown(array.astype(numpy.float64))
+    if array.dtype == numpy.uint8 and look.is_nothing:
+        return array
+    return _table(look, array.dtype.str)[array.view(f"u{array.dtype.itemsize}")]
+
+
+def shown_as_stored(facts: PixelFacts) -> bool:
+    """Whether every gray value of 8 bits is shown as itself, unless a window is asked for."""
+    if facts.bits_allocated != 8 or facts.bits_stored != 8 or facts.photometric_interpretation not in MONOCHROME:
+        return False
+    values = numpy.arange(256, dtype=numpy.uint8)[None]
+    return bool((to_display(values.view(facts.dtype), facts) == values).all())
+
+
+def needs_range(facts: PixelFacts) -> bool:
+    """Whether it takes pixels to know which values are shown black and white, unless a window is asked for."""
+    deep = facts.bits_stored > 8 and facts.photometric_interpretation in MONOCHROME
+    windowed = facts.window_widths or facts.voi_lut is not None or facts.modality_lut is not None
+    return deep and not windowed and facts.value_range is None
+
+
+def range_of(array: Pixels, facts: PixelFacts) -> tuple[float, float] | None:
+    """The smallest and largest value, padding and what is no number left out; None where all are the same."""
+    if facts.padding is not None:
+        array = array[(array < facts.padding[0]) | (array > facts.padding[1])]
+    if facts.floating:
+        array = array[numpy.isfinite(array)]
+    if not array.size:
+        return None
+    low, high = array.min().item(), array.max().item()
+    return (low, high) if low < high else None
+
+
+@attrs.frozen
+class Look:
+    """How one instance's gray is shown. *window*: center, width and function; *ends*: the stored values that are
+    shown black and white where there is neither window nor VOI LUT."""
+
+    slope: float
+    intercept: float
+    modality_lut: LookupTable | None
+    voi_lut: LookupTable | None
+    window: tuple[float, float, str] | None
+    ends: tuple[float, float]
+    inverted: bool
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether 8-bit values are shown as they are."""
+        return self == Look(1.0, 0.0, None, None, None, (0, 255), False)
+
+    def shown(self, values: Pixels) -> Bytes:
+        """float64 stored values of any shape as uint8."""
+        with numpy.errstate(all="ignore"):  # what is out of bounds is black or white
+            return self._shown(values)
+
+    def _shown(self, values: Pixels) -> Bytes:
+        real = self._modality(values)
+        if self.window is not None:
+            shares = windowed(real, *self.window)
+        elif self.voi_lut is not None:
+            shares = self.voi_lut.apply(numpy.rint(real)) / ((1 << self.voi_lut.bits) - 1)
+        else:
+            shares = self._stretched(real)
+        result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
+        return 255 - result if self.inverted else result
+
+    def _modality(self, values: Pixels) -> Pixels:
+        if self.modality_lut is not None:
+            return self.modality_lut.apply(values).astype(numpy.float64)
+        return values * self.slope + self.intercept
+
+    def _stretched(self, real: Pixels) -> Pixels:
+        if self.modality_lut is not None:
+            ends = self.modality_lut.entries.astype(numpy.float64)
+        else:
+            ends = numpy.array(self.ends, numpy.float64) * self.slope + self.intercept
+        low, high = float(ends.min()), float(ends.max())
+        return (real - low) / ((high - low) or 1.0)
+
+
+def windowed(values: Pixels, center: float, width: float, function: str) -> Pixels:
+    """Shares of white, from 0 to 1 once clipped (PS3.3 sections C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2)."""
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + numpy.exp(numpy.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
+    if function == "LINEAR" and width >= 1.0:  # below, which the standard does not allow, values are no integers
+        center, width = center - 0.5, width - 1.0
+    if width <= 0:  # one value wide: a threshold
+        return (values > center).astype(numpy.float64)
+    return (values - center) / width + 0.5
+
+
+@functools.lru_cache(MAX_TABLES)
+def _table(look: Look, dtype: str) -> Bytes:
+    kind = numpy.dtype(dtype)
+    table = look.shown(numpy.arange(1 << 8 * kind.itemsize, dtype=f"u{kind.itemsize}").view(kind).astype(numpy.float64))
+    table.flags.writeable = False
+    return table
+
+
+def _look(array: Pixels, facts: PixelFacts, window: Window | None) -> Look:
+    chosen = _window(facts, window)
+    stretched = chosen is None and facts.voi_lut is None and facts.modality_lut is None
+    return Look(
+        facts.rescale_slope or 1.0,
+        facts.rescale_intercept,
+        facts.modality_lut,
+        facts.voi_lut if chosen is None else None,
+        chosen,
+        _ends(array, facts) if stretched else (0, 255),
+        facts.inverted,
+    )
+
+
+def _window(facts: PixelFacts, asked: Window | None) -> tuple[float, float, str] | None:
+    """The window to use; None where the VOI LUT is, or nothing. A stored one that is not above 0 says nothing."""
+    if asked is not None:
+        center, width, function = asked.center, asked.width, asked.function.upper().replace("-", "_")
+    elif facts.voi_lut is None and facts.window_widths and facts.window_widths[0] > 0:
+        center, width, function = facts.window_centers[0], facts.window_widths[0], facts.voi_lut_function
+    else:
+        return None
+    if function not in WINDOW_FUNCTIONS or not width > 0:
+        raise BadImage(f"no window of function {function} and width {width}")
+    return center, width, function
+
+
+def _ends(array: Pixels, facts: PixelFacts) -> tuple[float, float]:
+    if facts.bits_stored > 8 and facts.value_range is not None:
+        return facts.value_range
+    own = range_of(array, facts) if facts.bits_stored > 8 and not facts.tiled else None
+    return own or facts.stored_range
+
+
+def _eight_bits(array: Pixels, bits: int) -> Bytes:
+    """Of deeper values the upper 8 bits, of shallower ones the same share of white."""
+    if bits < 8:
+        return (array.astype(numpy.uint16) * 255 // ((1 << bits) - 1)).astype(numpy.uint8)
+    return array if array.dtype == numpy.uint8 else (array.view(f"u{array.dtype.itemsize}") >> bits - 8).astype("u1")
+
+
+def _palette(array: Pixels, facts: PixelFacts) -> Bytes:
+    if facts.palette is None:
+        raise NotDecodable("the instance's palette is missing")
+    return numpy.stack([_colours(table)[_places(array, table)] for table in facts.palette], axis=2)
+
+
+def _places(array: Pixels, table: LookupTable) -> Pixels:
+    return numpy.clip(array.astype(numpy.int32) - table.first, 0, len(table.data) // 2 - 1)
+
+
+def _colours(table: LookupTable) -> Bytes:
+    """Entries as bytes. Tables that claim 16 bits and hold 8 are common."""
+    entries = table.entries
+    bits = 8 if table.bits > 8 and int(entries.max()) < 256 else table.bits
+    return _eight_bits(entries, bits)

@@ -1,0 +1,221 @@
+"""One HTTP request to one origin, and its answer, as bytes.
+
+Rules that this module keeps:
+
+- The request target goes out byte for byte as it came: no URL library touches it. Redirects are not followed, cookies are
+  not kept, no Accept-Encoding is added, TLS certificates are verified.
+- Every wait has a deadline: to a connection; from the last byte of the request to the first byte of the answer; between bytes.
+- A GET or HEAD whose kept-alive connection turns out to be gone is sent again at once. All else never meets a kept
+  connection: it cannot be repeated, so it gets a new one.
+- An origin that refuses an upload before it has all of it (401, 413) is heard, and the upload ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Optional
+from urllib.parse import SplitResult, urlsplit
+from weakref import WeakSet
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IReactorTCP, IReactorTime, IStreamClientEndpoint
+from twisted.python.failure import Failure
+from twisted.web import http_headers
+from twisted.web._newclient import HTTP11ClientProtocol
+from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.iweb import IPolicyForHTTPS
+
+from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
+from twistedproxy.origin.http.bodies import UploadProducer
+from twistedproxy.origin.http.exchange import Answer, Dropped, Exchange, Running
+from twistedproxy.origin.interface import Headers
+from twistedproxy.streams import ByteStream
+from twistedproxy.system.client_tls import Verified
+from twistedproxy.system.outages import Outage, reason_of
+
+REPEATABLE = frozenset({b"GET", b"HEAD"})
+IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
+USER_AGENT = b"twistedproxy"
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_TARGET = re.compile(rb"\A/[\x21\x22\x24-\x7e]*\Z")  # visible ASCII, without a fragment (RFC 9112 section 3.2)
+_TOKEN = re.compile(rb"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
+
+
+class Unspeakable(ValueError):
+    """A request that HTTP cannot carry."""
+
+
+class Transport:
+    """Sends requests to the host of *url*. Timeouts in seconds; *on_bytes* hears ``("in" | "out", bytes)``."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        connect_timeout: float,
+        timeout: float,
+        stall_timeout: float,
+        connections: int,
+        policy: Optional[IPolicyForHTTPS] = None,
+        on_bytes: Callable[[str, int], None] = lambda direction, count: None,
+    ) -> None:
+        self._clock: IReactorTime = reactor
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._running = Running(reactor, stall_timeout, on_bytes)
+        self._base, self._host, self._endpoint = _where(reactor, url, connect_timeout, policy)
+        self._kept = _Pool(reactor, persistent=True)
+        self._kept.retryAutomatically = False  # done here, where it is known whether a connection was kept
+        self._kept.maxPersistentPerHost = connections
+        self._kept.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
+        self._new = HTTPConnectionPool(reactor, persistent=False)
+        self._used: WeakSet[HTTP11ClientProtocol] = WeakSet()
+        self._outage = Outage(f"the origin {url}", reactor.seconds)
+        self.found_something = False
+        """Whether there was an answer other than 404."""
+
+    async def request(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: Optional[ByteStream] = None,
+        length: Optional[int] = None,
+        deadline: Optional[float] = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Send one request; *target* is path and query below the URL's path, *headers* end-to-end ones without Host.
+
+        *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
+        was closed; not if this raises. Raises `Unspeakable` before anything is sent, `OriginError` afterwards, or what
+        reading *body* raised.
+        """
+        target = self._base + target
+        if not _TARGET.match(target):
+            raise Unspeakable("a request target has visible ASCII characters only, and no fragment")
+        if not _TOKEN.match(method):
+            raise Unspeakable("a method is a token")
+        fields = http_headers.Headers()
+        for name, value in headers:
+            fields.addRawHeader(name, value)
+        fields.setRawHeaders(b"Host", [self._host])
+        if not fields.hasHeader(b"User-Agent"):
+            fields.addRawHeader(b"User-Agent", USER_AGENT)
+        repeatable = method in REPEATABLE and body is None
+        seconds = deadline or self._timeout
+        exchange = Exchange(self._running, method, target, fields, seconds, on_end, repeatable)
+        if body is not None:
+            return await self._upload(exchange, body, length)
+        while True:
+            connection = await self.connect(self._kept if repeatable else self._new)
+            kept = connection in self._used
+            self._used.add(connection)
+            try:
+                return self._heard(await exchange.send(connection, None))
+            except Dropped as dropped:
+                if not kept:
+                    raise self._dropped(dropped, "without an answer") from dropped
+
+    async def _upload(self, exchange: Exchange, stream: ByteStream, length: Optional[int]) -> Answer:
+        running = self._running
+        try:
+            connection = await self.connect(self._new)
+        except BaseException:
+            stream.close()
+            raise
+        upload = UploadProducer(
+            stream, length, running.clock, running.stall_timeout, lambda count: running.on_bytes("out", count)
+        )
+        try:
+            return self._heard(await exchange.send(connection, upload))
+        except Exception as failed:
+            if upload.failure is not None:
+                raise upload.failure from failed
+            if isinstance(failed, Dropped):
+                raise self._dropped(failed, "during the upload") from failed
+            raise
+
+    async def connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
+        """A connection that carries no request."""
+        waiting = pool.getConnection("origin", self._endpoint)
+        error = OriginTimeout(f"no connection to the origin within {self._connect_timeout:g} s")
+        waiting.addTimeout(self._connect_timeout, self._clock, onTimeoutCancel=lambda *_: Failure(error))
+        try:
+            return await waiting
+        except CancelledError:
+            raise
+        except ConnectingCancelledError:
+            raise CancelledError() from None
+        except (OriginTimeout, ConnectTimeout) as timed_out:
+            self._outage.failed("", "timed out")
+            raise error from timed_out
+        except Exception as failed:
+            reason = reason_of(failed)
+            self._outage.failed("", reason)
+            raise OriginUnreachable(f"no connection to the origin: {reason}") from failed
+
+    def _heard(self, answer: Answer) -> Answer:
+        self._outage.worked("")
+        self.found_something |= answer.status != 404
+        return answer
+
+    def _dropped(self, dropped: Dropped, when: str) -> OriginUnreachable:
+        if reason := str(dropped):
+            self._outage.failed("", reason)
+            return OriginUnreachable(f"no TLS connection to the origin: {reason}")
+        return OriginUnreachable(f"the origin closed the connection {when}")
+
+    async def close(self) -> None:
+        """Drop all connections; who still waits for an answer or a body is told."""
+        self._kept.closed = True
+        self._running.stop()
+        await self._kept.closeCachedConnections()
+
+
+class _Pool(HTTPConnectionPool):
+    """Kept connections. One that becomes idle after the end is not kept."""
+
+    closed = False
+
+    def _putConnection(self, key: object, connection: HTTP11ClientProtocol) -> None:
+        if self.closed:
+            connection.transport.loseConnection()  # type: ignore[union-attr]
+        else:
+            super()._putConnection(key, connection)
+
+
+def normal_url(url: str) -> str:
+    """*url*, of an origin, as others may write it too: scheme and host in lower case, no default port, no slash at its
+    end (RFC 3986 section 6.2). Raises ValueError for what is no http(s) URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{_host(parts)}{parts.path.rstrip('/')}"
+
+
+def _host(parts: SplitResult) -> str:
+    """The value of Host for a URL of *parts*. Raises ValueError for what is no http(s) URL of a host."""
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{parts.geturl()!r} is no http or https URL with a host")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return name if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f"{name}:{parts.port}"
+
+
+def _where(
+    reactor: IReactorTCP, url: str, connect_timeout: float, policy: Optional[IPolicyForHTTPS]
+) -> tuple[bytes, bytes, IStreamClientEndpoint]:
+    """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for what is no http(s) URL."""
+    parts = urlsplit(url)
+    host = _host(parts)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("an origin's URL has no user, query or fragment")
+    secure = parts.scheme == "https"
+    assert parts.hostname is not None
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, parts.hostname, port, timeout=connect_timeout)
+    if secure:
+        creator = (policy or BrowserLikePolicyForHTTPS()).creatorForNetloc(parts.hostname.encode("ascii"), port)
+        endpoint = wrapClientTLS(Verified(creator, parts.hostname), endpoint)
+    return parts.path.rstrip("/").encode("ascii"), host.encode("ascii"), endpoint

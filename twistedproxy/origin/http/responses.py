@@ -1,0 +1,346 @@
+"""What a store's answer holds: frames, an instance's file. All or `OriginBadAnswer`.
+
+Rules that this module keeps:
+
+- Frames count only when the closing delimiter and exactly the number of parts asked for were seen; a single part only
+  when its length or its chunks show that it is whole. Where these show it, a delimiter at the very end will close, too.
+- A frame's bytes must be what its label says: a codestream begins as such, native frames have the size of the image.
+  What is only labelled so (a page, a problem in JSON, a part of a frame) is no frame.
+- A frame's transfer syntax is what its part says; else the instance's, if the bytes can be in it; else what the bytes show.
+- Parts come in the order that was asked for, or in the one that their Content-Locations name.
+- A frame's bytes stay as they came, a pad byte at their end included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Optional
+from urllib.parse import urljoin, urlsplit
+
+from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart import (
+    BadMultipart,
+    End,
+    Event,
+    MultipartParser,
+    Part,
+    PartCollector,
+    PartData,
+    PartStart,
+)
+from twistedproxy.dicom.resource import InvalidUID, validate_uid
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, may_be, sniff
+from twistedproxy.dicom.transfer_syntaxes import (
+    ENCAPSULATED_UNCOMPRESSED,
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    OCTET_STREAM,
+    canonical_media_type,
+    lookup,
+    media_type_of,
+    uids_of,
+)
+from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
+from twistedproxy.origin.http.exchange import Answer
+from twistedproxy.origin.interface import first
+from twistedproxy.streams import Gathered, StreamTooLong
+
+UNLIMITED = 1 << 62  # where the caller sets no limit
+PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
+_ONE_FRAME = re.compile(r"/frames/([0-9]{1,10})/?$")  # frame numbers are IS: at most 2 ** 31 - 1 (PS3.5 section 6.2)
+DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
+
+
+class Budget:
+    """Bytes that the answers to one call may still have, together."""
+
+    def __init__(self, limit: Optional[int], frames: int) -> None:
+        self._limit = limit
+        self._left = UNLIMITED if limit is None else limit + PART_OVERHEAD * (frames + 1)
+
+    def spend(self, count: int) -> None:
+        """Count bytes that came. Raises `StreamTooLong` once there are too many."""
+        self._left -= count
+        if self._left < 0:
+            raise StreamTooLong(f"more than {self._limit} bytes")
+
+    def check(self, frames: Sequence[Frame]) -> None:
+        """The frames themselves, without what surrounded them."""
+        if self._limit is not None and sum(len(frame.data) for frame in frames) > self._limit:
+            raise StreamTooLong(f"more than {self._limit} bytes")
+
+
+def content_type(answer: Answer) -> MediaType:
+    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or that it is a piece of something."""
+    if first(answer.headers, b"content-range") is not None:
+        raise OriginBadAnswer("the origin's answer came with a Content-Range, as a piece of something")
+    try:
+        return parse_media_type(first(answer.headers, b"content-type") or b"")
+    except BadMediaType as bad:
+        raise OriginBadAnswer("the origin's answer has no content type") from bad
+
+
+class TooFewFrames(OriginBadAnswer):
+    """The answer is whole, and has fewer frames than were asked for."""
+
+
+async def read_frames(
+    answer: Answer, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
+) -> dict[int, Frame]:
+    """The frames of an answer to a request of *target* for *numbers*. *metadata*: what is known of the instance."""
+    count = len(numbers)
+    try:
+        media_type = content_type(answer)
+        labels = _Labels(media_type, metadata)
+        if media_type.is_multipart:
+            frames = await _read_parts(answer, labels, count, budget)
+        else:
+            location = first(answer.headers, b"content-location") or b""
+            frames = [(location.decode("latin-1"), await _read_single(answer, labels, budget))]
+    except BadMultipart as bad:
+        raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
+    finally:
+        answer.body.close()
+    if len(frames) > count:
+        raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
+    if len(frames) < count:
+        raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
+    said = _numbered([location for location, _ in frames], target, numbers)
+    return {number: frame for number, (_, frame) in zip(said, frames)}
+
+
+def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> Sequence[int]:
+    """The numbers of the frames whose parts have these Content-Locations (RFC 9110 section 8.7): *numbers*, or those in the
+    order that they say. Raises `OriginBadAnswer` where they say that the frames are others."""
+    said = [_number_in(location, target) for location in locations]
+    if all(one is None or one == number for one, number in zip(said, numbers)):
+        return numbers
+    found = [one for one in said if one is not None]
+    if len(found) < len(said) or sorted(found) != sorted(numbers):
+        listed = ", ".join("no number" if one is None else str(one) for one in said)
+        raise OriginBadAnswer(
+            f"the origin was asked for the frames {', '.join(map(str, numbers))}, and sent parts that say they are {listed}"
+        )
+    return found
+
+
+def _number_in(location: str, target: str) -> Optional[int]:
+    """The frame that a Content-Location names, None where it names none: a list, bulk data, something of the store's own."""
+    if not location:
+        return None
+    try:
+        match = _ONE_FRAME.search(urlsplit(urljoin(target, location)).path)
+    except ValueError:
+        return None
+    return int(match.group(1)) if match else None
+
+
+async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
+    # One part more than asked for is enough to know that the answer is wrong.
+    collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
+    frames: list[tuple[str, Frame]] = []
+
+    def take(parts: Sequence[Part]) -> None:
+        frames.extend([(part.headers.get("content-location", ""), labels.frame(part)) for part in parts])
+
+    while chunk := await answer.body.read():
+        budget.spend(len(chunk))
+        take(collector.feed(chunk))
+    take(collector.close(answer.framed))
+    return frames
+
+
+async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
+    _frame_type(labels.outer)  # a page for people need not be read
+    gathered = Gathered()
+    while chunk := await answer.body.read():
+        budget.spend(len(chunk))
+        gathered.add(chunk)
+    if not answer.framed:
+        raise OriginBadAnswer("the origin's answer does not show where it ends")
+    data = gathered.whole()
+    if not data:
+        raise OriginBadAnswer("the origin sent an empty frame")
+    return labels.frame(Part({}, data))
+
+
+class _Labels:
+    """Makes frames of the parts of one answer. *metadata*: what is known of the instance.
+
+    Nearly always all parts say the same: what it means is worked out once.
+    """
+
+    def __init__(self, outer: MediaType, metadata: InstanceMetadata) -> None:
+        self.outer = outer
+        self._stored = metadata.transfer_syntax
+        self._metadata = metadata
+        self._lengths = metadata.native_lengths
+        self._said: Optional[str] = None
+        self._kind = ""
+        self._uid: Optional[str] = None
+
+    def frame(self, part: Part) -> Frame:
+        """The frame in a *part*; one without headers is what the answer is. Raises `OriginBadAnswer`."""
+        said = part.headers.get("content-type", "")
+        if said != self._said:
+            self._read(part)
+            self._said = said
+        if not part.data:
+            return self._empty()
+        uid = self._uid or _uid(self._shown(part.data))
+        self._check(part.data, uid)
+        return Frame(part.data, uid)
+
+    def _empty(self) -> Frame:
+        """A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure."""
+        uid = self._uid or self._stored
+        if uid is None or is_native(uid) or not self._metadata.is_tiled:
+            raise OriginBadAnswer("the origin sent an empty frame")
+        return Frame(b"", _uid(uid))
+
+    def _check(self, data: bytes, uid: str) -> None:
+        if not may_be(data, uid):
+            raise OriginBadAnswer(
+                f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}"
+            )
+        native = is_native(uid) or uid == ENCAPSULATED_UNCOMPRESSED
+        if self._stored is not None and is_native(uid) and not is_native(self._stored):
+            native = False  # it is not as stored, whatever its length, and another dialect may bring what is
+        if native and self._lengths and len(data) not in self._lengths:
+            raise OriginBadAnswer(
+                f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(self._lengths)}"
+            )
+
+    def _read(self, part: Part) -> None:
+        media_type = part.media_type or self.outer
+        self._kind = _frame_type(media_type)
+        uid = next(
+            (uid for uid in (media_type.transfer_syntax, self.outer.transfer_syntax) if uid and uid != "*"), None
+        )
+        if uid is None and self._stored is not None and media_type_of(self._stored) == self._kind:
+            uid = frame_uid(self._stored)
+        self._uid = None if uid is None else _uid(uid)
+
+    def _shown(self, data: bytes) -> str:
+        """The transfer syntax that a frame's bytes show, where nothing says it."""
+        shown = sniff(data[:SNIFFED_BYTES])
+        if shown is None:
+            if self._kind == OCTET_STREAM:
+                # Not stored so, or not known: bytes without a signature are native ones.
+                return EXPLICIT_VR_LITTLE_ENDIAN
+            if self._kind.startswith("video/"):
+                raise NotAsStored("the origin sent a video where a frame was asked for")
+            raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
+        if self._stored is not None and media_type_of(self._stored) == media_type_of(shown):
+            return self._stored
+        return shown
+
+
+def _uid(uid: str) -> str:
+    try:
+        # What says of itself that it is big endian, against PS3.18 section 8.7.3, is so.
+        return validate_uid(uid if uid == EXPLICIT_VR_BIG_ENDIAN else frame_uid(uid))
+    except InvalidUID as bad:
+        raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
+
+
+def _frame_type(media_type: MediaType) -> str:
+    """The canonical type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
+    kind = media_type.part_type
+    if kind in (None, "", "*/*", "application/*", "image/*"):
+        return OCTET_STREAM
+    kind = canonical_media_type(str(kind))
+    if not uids_of(kind):
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} where frames belong")
+    return kind
+
+
+def frame_uid(uid: str) -> str:
+    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
+    syntax = lookup(uid)
+    return uid if syntax is None else syntax.frame_uid
+
+
+def is_native(uid: str) -> bool:
+    """Whether frames in transfer syntax *uid* are plain pixels (PS3.5 section A.4 has the others)."""
+    syntax = lookup(uid)
+    return syntax is not None and not syntax.encapsulated
+
+
+def as_stored(frame: Frame, stored: str) -> bool:
+    """Whether *frame* can be as stored. Byte orders of native data are one: web services carry little endian only
+    (PS3.18 section 8.7.3.5.2)."""
+    return frame.transfer_syntax == frame_uid(stored) or (is_native(frame.transfer_syntax) and is_native(stored))
+
+
+class InstanceStream:
+    """The DICOM file in an answer, unwrapped as it comes; `read` raises `OriginBadAnswer` at the end of what is not whole."""
+
+    def __init__(self, answer: Answer) -> None:
+        media_type = content_type(answer)
+        kind = media_type.part_type and canonical_media_type(media_type.part_type)
+        if kind is not None and kind not in ("*/*", *DICOM_TYPES):
+            raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
+        if kind is None and not media_type.is_multipart:
+            raise OriginBadAnswer("the origin sent no DICOM file")
+        self._answer = answer
+        self._body = answer.body
+        self._parser = MultipartParser(media_type.boundary) if media_type.is_multipart else None
+        self._chunks: list[bytes] = []  # in reverse
+        self._parts = 0
+        self._error: Optional[Exception] = None
+        self._ended = False
+
+    async def read(self) -> bytes:
+        if self._chunks:
+            return self._chunks.pop()
+        if self._error is not None:
+            raise self._error
+        try:
+            while not self._chunks and not self._ended:
+                self._take(await self._body.read())
+        except (OriginBadAnswer, BadMultipart) as bad:
+            self._error = bad if isinstance(bad, OriginBadAnswer) else OriginBadAnswer(f"no whole instance: {bad}")
+            self.close()
+            raise self._error from bad
+        return self._chunks.pop() if self._chunks else b""
+
+    def close(self) -> None:
+        self._chunks.clear()
+        self._body.close()
+
+    def _take(self, chunk: bytes) -> None:
+        if not chunk:
+            self._finish()
+        elif self._parser is None:
+            self._chunks = [chunk]
+        else:
+            self._hear(self._parser.feed(chunk))
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, PartData):
+                self._chunks.append(event.data)
+            elif isinstance(event, PartStart):
+                self._begin_part(event)
+            elif isinstance(event, End) and not self._parts:
+                raise OriginBadAnswer("the origin's answer holds no instance")
+        self._chunks.reverse()
+
+    def _begin_part(self, start: PartStart) -> None:
+        self._parts += 1
+        if self._parts > 1:
+            raise OriginBadAnswer("the origin sent more than the one instance asked for")
+        kind = Part(start.headers, b"").media_type
+        if kind is not None and canonical_media_type(kind.type) not in DICOM_TYPES:
+            raise OriginBadAnswer(f"the origin sent {kind.type[:80]} where a DICOM file belongs")
+
+    def _finish(self) -> None:
+        self._ended = True
+        if self._parser is not None:
+            self._hear(self._parser.close(self._answer.framed))
+        elif not self._answer.framed:
+            raise OriginBadAnswer("the origin's answer does not show where it ends")

@@ -1,0 +1,255 @@
+"""All parts of one proxy, wired together; nothing else wires anything.
+
+Starting: cache, origins, prefetch, then listeners. Stopping: listeners, open connections (with a deadline), prefetch,
+origins, cache.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Optional
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from twistedproxy.cache.monitoring import CacheUse
+from twistedproxy.cache.open import open_cache
+from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.dicomweb.metadata_observer import Descriptions
+from twistedproxy.dicomweb.mounts import Mount, Mounts
+from twistedproxy.dicomweb.passthrough import PassThrough
+from twistedproxy.dicomweb.prefetch import Warming
+from twistedproxy.dicomweb.routes import ProxyRoutes
+from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
+from twistedproxy.frames.access import Access
+from twistedproxy.frames.grants import Credentials, normal_key
+from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.memory_budget import AnswerMemory
+from twistedproxy.frames.peers import NoSiblings, Siblings
+from twistedproxy.frames.pictures import PictureReader
+from twistedproxy.frames.read_through import FrameReader
+from twistedproxy.frames.series_lookup import SeriesLookup
+from twistedproxy.hot.dispatcher import HotServer
+from twistedproxy.hot.request_heads import Heads
+from twistedproxy.hot.responses import HotResponses
+from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.open import open_origin
+from twistedproxy.prefetch.jobs import JobBook
+from twistedproxy.prefetch.load_reading import LoadReader
+from twistedproxy.prefetch.loaders import Children, InProcessLoader
+from twistedproxy.prefetch.rules import switched_off
+from twistedproxy.prefetch.scheduler import Scheduler
+from twistedproxy.rendering.service import open_imaging
+from twistedproxy.server.listening import Listening, listening_anew
+from twistedproxy.server.site import Connections, ProxySite
+from twistedproxy.server.startup_log import Served
+from twistedproxy.settings import Settings
+from twistedproxy.system.demand import Demand
+from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.resources import cpu_count
+
+_log = Logger()
+
+HEADS_SHARE = 16
+"""One part in so many of the memory for hot responses is for the heads of requests that were understood."""
+
+STEP_SECONDS = 10.0
+"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
+
+
+class Proxy:
+    """All parts of one proxy.
+
+    A worker has *siblings*, and sockets that are open already: *listen* listens on these as a description says.
+    *joining* is waited for just before.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        access_log: Optional[AccessLog] = None,
+        siblings: Optional[Siblings] = None,
+        listen: Optional[Listening] = None,
+        joining: Optional[Callable[[], Awaitable[None]]] = None,
+    ) -> None:
+        siblings = siblings or NoSiblings()
+        self._listen_as = listen or listening_anew(reactor)
+        self._joining = joining
+        access_log = access_log or AccessLog()
+        self.stopping = False
+        self._reactor = reactor
+        self._settings = settings
+        self.metrics = Metrics()
+        self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
+        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self.mounts = Mounts(
+            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics, self._changed))
+            for mount in settings.origin
+        )
+        credentials = Credentials(
+            normal_key(settings.secret),
+            tuple(name.encode("ascii") for name in settings.credential_header),
+            tuple(name.encode("ascii") for name in settings.credential_cookie),
+            tuple(name.encode("ascii") for name in settings.credential_parameter),
+        )
+        self.access = Access(self.cache, time.time, settings.grant_ttl, siblings=siblings)
+        self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)
+        self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
+        self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
+        pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
+        self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
+        descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
+        self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
+        self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)
+        in_process = InProcessLoader(self.cache, reactor)
+        self._cache_use = CacheUse(self.cache, self.metrics, reactor)
+        load = LoadReader(self._cache_use.on_this_machine)
+        self.scheduler = Scheduler(
+            settings,
+            self.cache,
+            self.reader,
+            self.metrics,
+            reactor,
+            self.jobs,
+            lambda: load.read(reactor.seconds()),
+            in_process,
+            self.children if self.cache.shared else in_process,
+        )
+        self.reader.answered = self.scheduler.answered
+        self.reader.refused = self.scheduler.refused
+        if self.imaging is not None:
+            self.imaging.load_whole_by(self.scheduler.for_picture)
+        status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
+        heads_memory = settings.hot_memory // HEADS_SHARE
+        hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)
+        heads = Heads(credentials, heads_memory, settings.trusted_proxy)
+        self.reader.watch = hot
+        series = SeriesLookup(time.monotonic, settings.grant_ttl)
+        self.forgetting.also += [hot.forget, series.forget]
+        hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter, self.answer_memory)
+        self.connections = Connections(
+            reactor, settings.client_timeout, hot_server if settings.hot_memory else None, self.answer_memory
+        )
+        self._routes = ProxyRoutes(
+            settings,
+            self.mounts,
+            credentials,
+            self.reader,
+            self.answer_memory,
+            pictures,
+            self.imaging,
+            series,
+            PassThrough(self.forgetting, descriptions, self.answer_memory, settings.trusted_proxy),
+            status,
+            Warming(self.reader, self.scheduler, self.jobs, reactor),
+            hot_server,
+            self.metrics,
+            access_log,
+            time.perf_counter,
+        )
+        self._admin_routes = AdminRoutes(status, self.metrics, access_log, time.perf_counter)
+        self._ports: list[IListeningPort] = []
+
+    def status(self) -> dict[str, Any]:
+        """This worker's part of ``/status.json``."""
+        worker: dict[str, Any] = {"pid": os.getpid(), "connections": len(self.connections)}
+        worker["grants"] = len(self.access.grants)
+        worker["cached_answers_per_second"] = round(self.demand.per_second, 1)
+        worker["answers"] = {"held_bytes": self.answer_memory.used, "waiting": self.answer_memory.waiting}
+        if self.imaging is not None:
+            worker["rendering"] = self.imaging.pool.status()
+        return {"worker": worker, "jobs": self.jobs.status()}
+
+    async def _changed(self, scope: Scope) -> None:
+        """An origin noticed that what is cached of *scope* is old."""
+        await self.forgetting.forget(scope)
+
+    def revoke(self, credential: bytes, instance: Instance) -> None:
+        """Drop a grant that the origin denied at another worker."""
+        self.access.grants.revoke(Caller(credential), instance)
+
+    async def start(self) -> None:
+        """Start all parts, the listeners last; go no further once `stopping`. Raises what keeps one from starting."""
+        await self.cache.start()
+        for mount in self.mounts.all:
+            if not self.stopping:
+                await mount.origin.start()
+        if not self.stopping:
+            self._start_prefetch()
+            self.connections.start()
+            if self.imaging is not None:
+                await self.imaging.start()
+            if self._joining is not None:
+                await self._joining()
+            await self._listen()
+
+    def _start_prefetch(self) -> None:
+        self.demand.start()
+        self._cache_use.start()
+        self.jobs.start_reaping()
+        reason = switched_off(self._settings)
+        if reason is not None:
+            _log.info("nothing is prefetched: {reason}", reason=reason.value)
+        elif self.cache.shared and self._settings.whole_instance:
+            self.children.start()
+
+    async def _stop_prefetch(self) -> None:
+        await self.scheduler.stop()
+        await self.children.stop()
+        self.jobs.stop_reaping()
+        self.demand.stop()
+        self._cache_use.stop()
+
+    async def _listen(self) -> None:
+        for text in self._settings.listen:
+            await self._listen_at(text, ProxySite(self._routes.resource(), self.connections, self._reactor))
+        if self._settings.admin_listen is not None:
+            site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
+            await self._listen_at(self._settings.admin_listen, site)
+
+    async def _listen_at(self, text: str, site: Any) -> None:
+        self._ports.append(await self._listen_as(text, site))
+
+    def served(self) -> list[Served]:
+        """What its mounts stand for, once it has been started."""
+        return [Served(mount.prefix, mount.origin.url, mount.origin.examples()) for mount in self.mounts.all]
+
+    def hosts(self) -> list[Any]:
+        """Where it listens, in the order of the settings."""
+        return [port.getHost() for port in self._ports]
+
+    async def stop(self, idle_seconds: float = 0.0) -> None:
+        """Stop all parts; running answers may finish until the deadline, idle connections stay for *idle_seconds*."""
+        self.stopping = True
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await self._ended("a listener", _stopped(port))
+        self._routes.warming.stop_within(self._settings.stop_deadline)
+        cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
+        if cut:
+            _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
+        await self._ended("prefetch", self._stop_prefetch())
+        self.forgetting.stop()  # a load that is given up may have had something to forget
+        if self.imaging is not None:
+            await self._ended("rendering", self.imaging.pool.stop())
+        for mount in self.mounts.all:
+            await self._ended(f"the origin at {mount.prefix or '/'}", mount.origin.stop())
+        await self._ended("the cache", self.cache.stop())
+
+    async def _ended(self, what: str, stopping: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Wait until one part has stopped. That it doesn't must not keep the next from being stopped."""
+        try:
+            await Deferred.fromCoroutine(stopping).addTimeout(STEP_SECONDS, self._reactor)
+        except Exception:
+            _log.failure("{what} did not stop as it should", what=what)
+
+
+async def _stopped(port: IListeningPort) -> None:
+    stopping = port.stopListening()
+    if isinstance(stopping, Deferred):
+        await stopping

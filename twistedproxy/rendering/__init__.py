@@ -1,0 +1,1 @@
+"""Pictures as jobs: planner, runner, pool of child processes, child."""

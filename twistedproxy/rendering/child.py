@@ -1,0 +1,369 @@
+"""A rendering child: ``python -m twistedproxy.rendering.child``, started by the proxy and spoken to over a pipe.
+
+- It does one thing at a time, without a reactor; what it is told to do is in `twistedproxy.rendering.child`.
+- A decoder that crashes takes this process down and nothing else; one that takes too much memory gets a MemoryError.
+- It ends with the proxy: when its standard input does, and, should a decoder never come back, by the kernel's signal.
+- It stands back: the proxy answers from the cache meanwhile, and comes first.
+
+What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
+
+Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal,
+and where frames were left out, ``left_empty``, which says what is wrong with the first:
+- ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
+  ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
+  operator's own to convert to, b"" for none;
+- ``range`` [facts, frame…]: the smallest and the largest of the frames' values, as JSON, null for none;
+- ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
+- ``profile`` [profile]: whether pictures can be converted to it;
+- ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
+- ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
+- ``place`` [piece…], ``placed``: an instance's metadata, piece by piece, then where its frames lie;
+- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
+
+Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import attrs
+
+from twistedproxy.dicom.frame import content_digest
+from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.imaging.color import check_target, convert_colours
+from twistedproxy.imaging.decode import decode, reduced
+from twistedproxy.imaging.describe import Description
+from twistedproxy.imaging.downsampled_metadata import downsampled_answer
+from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
+from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.parameters import Rendering, Window
+from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
+from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged, resized
+from twistedproxy.imaging.tile_index import SparseDescription
+from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
+from twistedproxy.imaging.windowing import range_of, to_display
+from twistedproxy.rendering.messages import Message, read_message
+from twistedproxy.system.tuning import short_turns, stand_back
+
+MAX_HELD = 16
+"""Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
+
+_PICTURES = ("picture", "finish", "native", "transcode")
+"""Operations whose result is for callers, who also get its digest: one more piece of work that is not the proxy's."""
+
+_EXPECTED = (BadImage, BadProfile, BadMetadata)
+
+
+@attrs.define(eq=False)
+class _Picture:
+    """A picture being made. *must_draw*: whether it is an error that none of its frames can be drawn."""
+
+    canvas: Optional[Canvas]
+    rendering: Rendering
+    facts: PixelFacts
+    scale: int
+    max_pixels: int
+    own_profile: bytes = b""
+    pixels: Any = None
+    must_draw: bool = True
+    drawn: bool = False
+    failure: Optional[BadImage] = None
+
+    def add(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
+        """Draw a frame. Where there is more than one, those that cannot be decoded leave their place empty; if there is
+        none but those, `finish` raises why. Of a part of many all may be without a byte, as if they were not there."""
+        try:
+            self._draw(frame, transfer_syntax, top, left)
+        except ImageTooLarge:
+            raise
+        except BadImage as error:
+            if self.canvas is None:
+                raise
+            self.failure = self.failure or error
+            self.must_draw = self.must_draw or bool(frame)
+        else:
+            self.drawn = True
+
+    def _draw(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
+        rows, columns = self._inside(top, left)
+        sizes = ((rows, self.facts.rows), (columns, self.facts.columns))
+        # A decoder that averages would mix in what an edge frame holds beyond the matrix.
+        scale = self.scale if all(inside == size or inside % self.scale == 0 for inside, size in sizes) else 1
+        array = decode(frame, transfer_syntax, self.facts, max_pixels=self.max_pixels, scale=scale)
+        shown = to_display(array, self.facts, self.rendering.window, self.rendering.stored_values)
+        if self.canvas is None:
+            self.pixels = shown
+        elif scale == self.scale:
+            self.canvas.add(top, left, self._as_large_as_expected(shown))
+        else:
+            self.canvas.add(top, left, averaged(shown[:rows, :columns], self.scale))
+
+    def _inside(self, top: int, left: int) -> tuple[int, int]:
+        """Rows and columns of a frame that lie inside of the picture's source."""
+        rows, columns = self.facts.rows, self.facts.columns
+        if self.canvas is not None:
+            source_rows, source_columns = self.canvas.source
+            rows, columns = min(rows, source_rows - top), min(columns, source_columns - left)
+        return rows, columns
+
+    def _as_large_as_expected(self, shown: Any) -> Any:
+        """A codec may have shrunk a frame by less than it was asked to."""
+        rows, columns = reduced(self.facts, self.scale)
+        return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
+
+    def finish(self) -> bytes:
+        """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
+        if self.failure is not None and self.must_draw and not self.drawn:
+            raise self.failure
+        pixels = self.pixels if self.canvas is None else self.canvas.finish()
+        rendering, profile = self.rendering, self.facts.icc_profile
+        if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
+            pixels, profile = convert_colours(pixels, profile, rendering.profile, self.own_profile)
+        if rendering.media_type == OCTET_STREAM:
+            return bytes(pixels.tobytes())
+        embedded = profile if rendering.embed and pixels.ndim == 3 else None
+        return encode(pixels, rendering.media_type, rendering.quality, embedded or None)
+
+
+class Work:
+    """Answers messages."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, _Picture] = {}
+        self._descriptions: dict[int, Description] = {}
+        self._sparse: dict[int, SparseDescription] = {}
+        self._left_empty = ""
+        self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
+            "picture": self._whole_picture,
+            "begin": self._begin,
+            "add": self._add,
+            "finish": self._finish,
+            "drop": self._drop,
+            "range": _range,
+            "native": _native,
+            "profile": _profile,
+            "transcode": _transcode,
+            "describe": self._describe,
+            "place": self._place,
+            "placed": self._placed,
+            "downsample": _downsample,
+        }
+
+    def answer(self, message: Message) -> Message:
+        """The answer to *message*; every error is one."""
+        try:
+            if message.head["op"] == "described":
+                return self._described(message.head, message.blobs)
+            made = self._operations[message.head["op"]](message.head, message.blobs)
+            head = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
+            if self._left_empty:
+                head["left_empty"], self._left_empty = self._left_empty, ""
+            return Message(head, [made])
+        except _EXPECTED as error:
+            return _failed(type(error).__name__, str(error))
+        except MemoryError:
+            return _failed("BadImage", "the picture takes more memory than a worker may have")
+        except Exception as error:  # a library's own way to say that a frame is damaged
+            return _failed("Unexpected", f"{type(error).__name__}: {error}"[:500])
+
+    def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        picture = _picture_of(head, *blobs[:2])
+        _add_all(picture, head, blobs[2:])
+        return self._finished(picture)
+
+    def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        _make_room(self._held)
+        self._held[head["number"]] = _picture_of(head, *blobs)
+        return b""
+
+    def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        _add_all(self._held[head["number"]], head, blobs)
+        return b""
+
+    def _finish(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        return self._finished(self._held.pop(head["number"]))
+
+    def _finished(self, picture: _Picture) -> bytes:
+        made = picture.finish()
+        self._left_empty = str(picture.failure or "")
+        return made
+
+    def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        self._held.pop(head["number"], None)
+        self._descriptions.pop(head["number"], None)
+        self._sparse.pop(head["number"], None)
+        return b""
+
+    def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        number = head["number"]
+        if number not in self._descriptions:
+            _make_room(self._descriptions)
+            self._descriptions[number] = Description(tuple(head["uids"]))
+        for piece in blobs:
+            self._descriptions[number].feed(piece)
+        return b""
+
+    def _place(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        number = head["number"]
+        if number not in self._sparse:
+            _make_room(self._sparse)
+            known = InstanceMetadata.from_bytes(head["metadata"].encode())
+            self._sparse[number] = SparseDescription(known, tuple(head["uids"]))
+        for piece in blobs:
+            self._sparse[number].feed(piece)
+        return b""
+
+    def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        return self._sparse[head["number"]].packed()
+
+    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
+        """The facts, and where the values are that the metadata only point to."""
+        description = self._descriptions[head["number"]]
+        described = description.facts(dict(zip(head["uris"], blobs)), head["profile"])
+        return Message({"uris": described.missing}, [described.packed])
+
+
+def _make_room(held: dict[int, Any]) -> None:
+    """Drop the oldest: its proxy's end was cut off in a way that it could not say."""
+    while len(held) >= MAX_HELD:
+        held.pop(next(iter(held)))
+
+
+def _failed(kind: str, text: str) -> Message:
+    return Message({"error": {"kind": kind, "text": text}})
+
+
+def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
+    rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
+    scale, values, known = head["scale"], head["cut"], PixelFacts.from_bytes(facts)
+    canvas, alone = None, True
+    if values is not None:
+        axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
+        cut, empty = Cut(**{**values, **axes}), _empty(head["background"], known)
+        canvas = Canvas(cut, rendering.interpolation, scale, empty, head["in_grid"])
+        alone = cut.is_of_one_frame
+    return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, must_draw=alone)
+
+
+def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[int]:
+    """What a picture shows where frames are missing: as many samples as it has."""
+    red, green, blue = background or (EMPTY,) * 3
+    if facts.photometric_interpretation in MONOCHROME:
+        return [round(0.299 * red + 0.587 * green + 0.114 * blue)]
+    return [red, green, blue]
+
+
+def _window_of(values: Optional[dict[str, Any]]) -> Optional[Window]:
+    return Window(**values) if values is not None else None
+
+
+def _add_all(picture: _Picture, head: Mapping[str, Any], frames: Sequence[bytes]) -> None:
+    for frame, (transfer_syntax, top, left) in zip(frames, head["tiles"]):
+        picture.add(frame, transfer_syntax, top, left)
+
+
+def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    facts = PixelFacts.from_bytes(blobs[0])
+    array = decode(blobs[1], head["transfer_syntax"], facts, max_pixels=head["max_pixels"])
+    if facts.bits_allocated < 8:
+        raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
+    data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return data
+
+
+def _range(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    """Frames that cannot be decoded, and those of one value only, do not count."""
+    facts = PixelFacts.from_bytes(blobs[0])
+    ranges = []
+    for frame, transfer_syntax in zip(blobs[1:], head["transfer_syntaxes"]):
+        try:
+            found = range_of(decode(frame, transfer_syntax, facts, max_pixels=head["max_pixels"]), facts)
+        except BadImage:
+            continue
+        if found is not None:
+            ranges.append(found)
+    lows, highs = zip(*ranges) if ranges else ((), ())
+    return json.dumps([min(lows), max(highs)] if ranges else None).encode()
+
+
+def _profile(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    check_target(blobs[0])
+    return b""
+
+
+def _transcode(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    return jpeg_to_jxl(blobs[0]) if head["media_type"] == "image/jxl" else jxl_to_jpeg(blobs[0])
+
+
+def _downsample(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+    try:
+        return downsampled_answer(blobs[0], head["factor"])
+    except ValueError as error:
+        raise BadMetadata("the origin's answer is no DICOM JSON") from error
+
+
+ADDRESS_SPACE = 8 << 30
+"""Bytes of address space, not of memory, that a child may take: libraries map far more than they use. A picture that
+explodes in a decoder ends there."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    _die_with_parent()
+    # Ctrl-C in a terminal is for the proxy, which ends us in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source, target = _own_pipes()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    stand_back()
+
+    work = Work()
+    _write(target, Message({"ready": True}))
+    while (message := read_message(source.read)) is not None:
+        with short_turns():
+            answer = work.answer(message)
+        _write(target, answer)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the proxy is gone, where the kernel can. Should it be gone already, no work
+    will come: that comes to those who said that they are ready."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _own_pipes() -> tuple[Any, Any]:
+    """Standard input and output for messages alone: what a library prints goes to standard error."""
+    source, target = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    return os.fdopen(source, "rb"), os.fdopen(target, "wb", buffering=0)
+
+
+def _write(target: Any, message: Message) -> None:
+    for piece in message.packed():
+        view = memoryview(piece)
+        while view:
+            written = target.write(view)
+            view = view[written:]
+
+
+if __name__ == "__main__":
+    # the proxy that has gone leaves a pipe that nobody reads
+    with contextlib.suppress(BrokenPipeError):
+        main()
+    os._exit(0)

@@ -1,0 +1,306 @@
+"""One picture: the stored frames that it needs, and what children are told to make of them, with no more work than it takes.
+
+- What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
+- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
+  which stored frames a picture needed.
+- Of an instance whose frames most are needed and missing, the whole is loaded; the picture is made as its frames come.
+- A picture of many frames is held by one child, while the next batch of frames is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Any, Optional, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.logger import Logger
+
+from twistedproxy.cache.interface import Fence
+from twistedproxy.cache.lru import LruStore
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
+from twistedproxy.frames.entries import cached_sizes, digest_of
+from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.imaging.errors import CallFailed
+from twistedproxy.imaging.geometry import Tile, decoder_scale
+from twistedproxy.imaging.pixel_description import PixelFacts
+from twistedproxy.imaging.tile_index import needs_positions
+from twistedproxy.imaging.windowing import needs_range, shown_as_stored
+from twistedproxy.rendering.descriptions import FactsReader
+from twistedproxy.rendering.jobs import Task
+from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
+from twistedproxy.rendering.messages import Message
+from twistedproxy.rendering.pool import Held, RenderPool
+
+BATCH = 64
+"""Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
+
+_SHRINKING = frozenset(("image/jpeg", "image/jp2", "image/jpx", "image/jphc"))
+"""Frames whose decoders can leave out detail: by averages of JPEG's, by resolutions of JPEG 2000's wavelet."""
+
+MAX_HELD = 8
+"""Pictures of many frames that are made at once: children hold them meanwhile."""
+
+
+RANGES = 1 << 20
+"""Bytes of ranges of values that are remembered: about 1,700."""
+
+SAMPLE = 9
+"""Tiles whose values tell the range."""
+
+
+_log = Logger()
+
+
+@attrs.frozen
+class Made:
+    """A picture, and its `content_digest`. *forwarded*: whether the origin was asked for a frame of it."""
+
+    data: bytes
+    digest: bytes
+    forwarded: bool = False
+
+    @classmethod
+    def of(cls, answer: Message) -> Made:
+        """The picture in a child's answer."""
+        return cls(answer.blobs[0], bytes.fromhex(answer.head["digest"]))
+
+
+@attrs.define
+class _Asked:
+    """Whether the origin was asked, so far. *load*: one that brings what is read."""
+
+    origin: bool = False
+    load: Optional[Load] = None
+
+
+class Load(Protocol):
+    """A whole-instance load that runs."""
+
+    def reached(self, frames: int) -> Deferred[None]:
+        """Fires once so many frames are cached, or it has ended, however."""
+
+
+LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[Load]]]
+"""Has an instance loaded whole for a caller who needs most of its frames; None where it is not to be."""
+
+
+@attrs.define(eq=False)
+class Maker:
+    """Makes pictures one by one. *max_pixels*: of one stored frame."""
+
+    reader: FrameReader
+    pool: RenderPool
+    facts: FactsReader
+    max_pixels: int
+    load_whole: Optional[LoadWhole] = None
+    _turns: DeferredSemaphore = attrs.field(init=False)
+    _ranges: LruStore = attrs.field(init=False, factory=lambda: LruStore(RANGES))
+    _numbers: int = attrs.field(init=False, default=1 << 32)  # those of metadata are below
+
+    def __attrs_post_init__(self) -> None:
+        self._turns = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
+
+    async def make(self, task: Task) -> Made:
+        """Make a picture. Raises `PoolError`, and what reading frames raises."""
+        asked = _Asked()
+        return attrs.evolve(await self._picture(task, asked), forwarded=asked.origin)
+
+    async def _picture(self, task: Task, asked: _Asked) -> Made:
+        request, cut = task.request, task.cut
+        rendering = request.rendering
+        tiles = list(task.tiles())
+        if rendering.changes_nothing and cut.is_whole_frame and tiles:
+            unchanged = await self._unchanged(task, tiles[0], asked)
+            if unchanged is not None:
+                return unchanged
+        await self._have_loaded(task, tiles, asked)
+        if len(tiles) > BATCH:
+            return await self._in_batches(task, tiles, asked)
+        frames = await self._read(task, tiles, asked)
+        head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles, asked)
+        head |= {"op": "picture", "tiles": _places(tiles, frames)}
+        blobs = [facts, task.own_profile, *(frame.data for frame in frames)]
+        return _checked(task, await self.pool.call(head, blobs))
+
+    async def _have_loaded(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> None:
+        """Where a picture needs most frames of an instance, and the cache lacks many of them: have it loaded whole."""
+        request, fence = task.request, task.reading.fence
+        if self.load_whole is None or fence is None or len(tiles) < 2 or len(tiles) * 2 < task.metadata.frames:
+            return
+        numbers = [tile.number for tile in tiles]
+        sizes = await cached_sizes(self.reader.cache, request.instance, numbers)
+        if sizes.fence == fence and len(sizes.of) * 2 < len(numbers):
+            wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller)
+            asked.load = await self.load_whole(wanted, task.metadata, fence)
+            asked.origin = asked.origin or asked.load is not None
+
+    async def _unchanged(self, task: Task, tile: Tile, asked: _Asked) -> Optional[Made]:
+        """The picture where it is the stored frame, or the same in another wrapping."""
+        media_type = task.request.rendering.media_type
+        if media_type == OCTET_STREAM:
+            (frame,) = await self._read(task, [tile], asked)
+            _, facts = await self._head(task, frame.transfer_syntax, [tile], asked)
+            head = {"op": "native", "transfer_syntax": frame.transfer_syntax, "max_pixels": self.max_pixels}
+            return Made.of(await self.pool.call(head, [facts, frame.data]))
+        if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
+            return None
+        (frame,) = await self._read(task, [tile], asked, task.request.fresh)
+        metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
+        if not is_same_picture(metadata, media_type):
+            return None
+        if is_gray(metadata) and not task.request.rendering.stored_values:
+            _, facts = await self._head(task, frame.transfer_syntax, [tile], asked)
+            if not shown_as_stored(PixelFacts.from_bytes(facts)):
+                return None
+        if is_as_stored(metadata, media_type):
+            check_not_empty([frame])
+            return Made(frame.data, await digest_of(frame.data))
+        return Made.of(await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data]))
+
+    async def _read(
+        self, task: Task, tiles: Sequence[Tile], asked: _Asked, fresh: bool = False
+    ) -> Sequence[Any]:  # fmt: skip
+        """The stored frames of *tiles*; *fresh*: past the cache."""
+        if not tiles:
+            return []
+        request = task.request
+        numbers = tuple(tile.number for tile in tiles)
+        if asked.load is not None:
+            await asked.load.reached(max(numbers))
+        wanted = Wanted(request.origin, request.instance, numbers, request.caller, fresh=fresh)
+        answer = await self.reader.read(wanted)
+        asked.origin = asked.origin or answer.fetched + answer.shared > 0
+        return answer.frames
+
+    async def _head(
+        self, task: Task, transfer_syntax: str, tiles: Sequence[Tile], asked: _Asked
+    ) -> tuple[dict[str, Any], bytes]:
+        """What a child must know of a picture, and the facts of its instance."""
+        request, cut = task.request, task.cut
+        colour = request.rendering.profile != "no"
+        facts = await self.facts.read(
+            request.origin, request.instance, request.caller, task.reading, colour, task.metadata
+        )  # fmt: skip
+        number = tiles[0].number if tiles else 1
+        packed = facts.of(number)
+        scale = _scale(task, transfer_syntax)
+        if is_gray(task.metadata) and request.rendering.window is None and not request.rendering.stored_values:
+            known = PixelFacts.from_bytes(packed)
+            if needs_range(known) and (known.tiled or scale > 1):  # else by the values that it takes anyway
+                numbers = range_sample(task.metadata, number) if known.tiled else [number]
+                value_range = await self._range(task, numbers, packed, asked)
+                packed = attrs.evolve(known, value_range=value_range).to_bytes()
+        head = {
+            "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
+            "cut": None if cut.is_whole_frame else attrs.asdict(cut),
+            "scale": scale,
+            "in_grid": _in_grid(task),
+            "background": task.placement.background if task.placement is not None else None,
+            "max_pixels": self.max_pixels,
+        }
+        return head, packed
+
+    async def _range(
+        self, task: Task, numbers: Sequence[int], packed: bytes, asked: _Asked
+    ) -> Optional[tuple[float, float]]:  # fmt: skip
+        """The smallest and the largest stored value of frames *numbers*; None where all are the same."""
+        request, fence = task.request, task.reading.fence
+        name = b"%s %s/%s %d" % (
+            fence or b"", request.instance.place.encode(), request.instance.path.encode(), numbers[0],
+        )  # fmt: skip
+        found = self._ranges.get(name, 0.0) if fence is not None else None
+        if found is not None:
+            return _pair(found)
+        frames = await self._read(task, [Tile(one, 0, 0) for one in numbers], asked)
+        syntaxes = [frame.transfer_syntax for frame in frames]
+        head = {"op": "range", "transfer_syntaxes": syntaxes, "max_pixels": self.max_pixels}
+        found = (await self.pool.call(head, [packed, *(frame.data for frame in frames)])).blobs[0]
+        if fence is not None:
+            self._ranges.put(name, found, 0.0, None)
+        return _pair(found)
+
+    async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
+        """A picture of many frames: a child holds it while they come, row by row."""
+        await self._turns.acquire()
+        held: Optional[Held] = None
+        self._numbers += 1
+        number = self._numbers
+        try:
+            left = iter(tiles)
+            batch = list(islice(left, BATCH))
+            coming = Deferred.fromCoroutine(self._read(task, batch, asked))
+            while batch:
+                frames, read = await coming, batch
+                batch = list(islice(left, BATCH))
+                if batch:  # the next come while these are drawn
+                    coming = Deferred.fromCoroutine(self._read(task, batch, asked))
+                if held is None:
+                    head, facts = await self._head(task, frames[0].transfer_syntax, read, asked)
+                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts, task.own_profile])
+                head = {"op": "add", "number": number, "tiles": _places(read, frames)}
+                await held.call(head, [frame.data for frame in frames])
+            assert held is not None, "there are more tiles than none"
+            return _checked(task, await held.call({"op": "finish", "number": number}))
+        except BaseException:
+            coming.addErrback(lambda _failure: None)
+            coming.cancel()
+            if held is not None:
+                held.forget({"op": "drop", "number": number})
+            raise
+        finally:
+            self._turns.release()
+
+
+def range_sample(metadata: InstanceMetadata, number: int) -> list[int]:
+    """Tiles of the plane that frame *number* belongs to, spread evenly, the same for each of them. Where positions decide,
+    all frames are one plane."""
+    rows, columns = metadata.grid
+    plane = metadata.frames if needs_positions(metadata) else rows * columns
+    first = (number - 1) // plane * plane
+    count = max(1, min(plane, metadata.frames - first))
+    taken = min(SAMPLE, count)
+    return [first + 1 + (2 * index + 1) * count // (2 * taken) for index in range(taken)]
+
+
+def _pair(found: bytes) -> Optional[tuple[float, float]]:
+    values = json.loads(found)
+    return (values[0], values[1]) if values is not None else None
+
+
+def _in_grid(task: Task) -> bool:
+    """Whether frames begin at multiples of their size."""
+    return task.placement is None or task.placement.in_grid
+
+
+def _scale(task: Task, transfer_syntax: str) -> int:
+    """By how much decoders may shrink the frames: not where values stand for colours. Those of deep JPEG cannot."""
+    rendering, media_type = task.request.rendering, media_type_of(transfer_syntax)
+    palette = task.metadata.photometric_interpretation == "PALETTE COLOR"
+    deep = media_type == "image/jpeg" and task.metadata.bits_stored > 8
+    if rendering.interpolation != "area" or palette or deep or media_type not in _SHRINKING or not _in_grid(task):
+        return 1
+    return decoder_scale(task.cut, rendering.viewport is not None, averages=media_type == "image/jpeg")
+
+
+def _checked(task: Task, answer: Message) -> Made:
+    """The picture in a child's answer; what it lacks is logged."""
+    if reason := answer.head.get("left_empty"):
+        _log.warn(
+            "frames that cannot be decoded are left empty in a picture: {reason}",
+            event="frames_left_empty", reason=reason, instance=task.request.instance.path,
+        )  # fmt: skip
+    return Made.of(answer)
+
+
+def check_not_empty(frames: Sequence[Any]) -> None:
+    """Raises `CallFailed` where a stored frame that is to be a picture has no bytes, as a child would."""
+    if not all(frame.data for frame in frames):
+        raise CallFailed("BadImage", "the stored frame is empty")
+
+
+def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:
+    return [(frame.transfer_syntax, tile.top, tile.left) for tile, frame in zip(tiles, frames)]

@@ -1,0 +1,249 @@
+"""Pictures for callers: from a request to bytes, found, shared, or made.
+
+- Nobody gets a picture without a grant for its instance.
+- A picture is in the cache under its instance, its frame and its normalised parameters; who asks for one that is being
+  made waits for that one, and it is given up when the last who waits has gone.
+- Limits are looked at before any frame is fetched.
+
+The operator's own ICC profiles, read and tried before any picture is asked for.
+
+A rendering child tries them: the proxy itself loads no codec.
+
+The room's service, made from the settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+
+from twistedproxy.cache.interface import Cache, Fence, Reading
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, expiry, most, pack_picture, unpack_picture
+from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.frames.single_flight import InFlight, Shared, shared
+from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
+from twistedproxy.imaging.icc_profiles import BadProfiles, OwnProfiles, read_profiles
+from twistedproxy.rendering.descriptions import FACTS, FactsReader
+from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
+from twistedproxy.rendering.media_types import is_as_stored, is_gray
+from twistedproxy.rendering.planner import Planner
+from twistedproxy.rendering.pool import RenderPool
+from twistedproxy.rendering.runner import LoadWhole, Maker, check_not_empty
+from twistedproxy.rendering.tile_indexes import PlacementReader
+from twistedproxy.settings import Settings
+
+
+async def checked_profiles(pool: RenderPool, folder: str) -> OwnProfiles:
+    """The profiles in *folder*, all fit to convert to. Raises `BadProfiles` and `PoolError`."""
+    profiles = await deferToThread(read_profiles, folder)
+    for name, profile in profiles.by_name.items():
+        try:
+            await pool.call({"op": "profile"}, [profile])
+        except CallFailed as failed:
+            raise BadProfiles(f"{folder}: {name} is no profile to convert to: {failed}") from None
+    return profiles
+
+
+MADE_AT_ONCE = 4
+"""Pictures of one request that are made side by side: one list must not take all places in the queue."""
+
+
+_Key = tuple[Instance, Optional[Fence], bytes]
+
+
+@attrs.frozen
+class _Kept:
+    """A picture with its `content_digest`, when it ends in the cache, and whether the origin was asked for frames of it
+    just now."""
+
+    data: bytes
+    digest: bytes
+    expires: float
+    forwarded: bool = False
+
+
+@attrs.define(eq=False)
+class PictureService:
+    """Makes pictures. *seconds*: how long they stay in the cache (None: no expiry). *folder*: of ICC profiles."""
+
+    reader: FrameReader
+    cache: Cache
+    pool: RenderPool
+    limits: Limits
+    seconds: Optional[float]
+    folder: Optional[str] = None
+    planner: Planner = attrs.field(init=False)
+    _maker: Maker = attrs.field(init=False)
+    _in_flight: InFlight[Shared[_Key], _Kept] = attrs.field(init=False, factory=InFlight)
+
+    def __attrs_post_init__(self) -> None:
+        self._maker = Maker(self.reader, self.pool, FactsReader(self.cache, self.pool), self.limits.pixels)
+        self.planner = Planner(PlacementReader(self.cache, self.pool), self.limits)
+
+    async def start(self) -> None:
+        """Have a child ready, and read the folder of profiles. Raises `BadProfiles`."""
+        self.pool.start()
+        if self.folder is not None:
+            try:
+                self.planner.profiles = await checked_profiles(self.pool, self.folder)
+            except (BadProfiles, PoolError) as error:
+                raise BadProfiles(f"--icc-profiles: {error}") from None
+
+    def load_whole_by(self, load_whole: LoadWhole) -> None:
+        """Have instances that pictures need most frames of loaded by *load_whole*."""
+        self._maker.load_whole = load_whole
+
+    async def metadata(self, request: Request) -> InstanceMetadata:
+        """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""
+        grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
+        return grant.metadata
+
+    async def frames(self, request: Request, numbers: Sequence[int]) -> Pictures:
+        """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
+
+        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
+        raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
+        """
+        names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
+        await self._check_cached(request, [names[number] for number in numbers])
+        metadata, reading = await self._granted(request, list(names.values()))
+        rendering = request.rendering
+        if rendering.changes_nothing and is_as_stored(metadata, rendering.media_type) and not is_gray(metadata):
+            return await self._as_stored(request, numbers)
+        tasks = await self.planner.frames(request, metadata, reading, names)
+        return await self._pictures(tasks, numbers)
+
+    async def _check_cached(self, request: Request, names: Sequence[bytes]) -> None:
+        """Refuse pictures that are cached and too large together before they are read."""
+        grant = self.reader.access.known(request.caller, request.instance)
+        many = len(names) > 1 and not request.fresh
+        if grant is None or not many or len(names) * most(grant.metadata) <= self.limits.answer:
+            return
+        heads = (await self.cache.heads(request.instance, list(dict.fromkeys(names)), 0)).entries
+        if sum([heads[name].size for name in names if name in heads]) > self.limits.answer + PICTURE_HEAD * len(names):
+            raise PictureTooLarge(self._too_large())
+
+    def _too_large(self) -> str:
+        return f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
+
+    async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
+        wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)
+        answer = await self.reader.read(wanted)
+        check_not_empty(answer.frames)
+        data = [frame.data for frame in answer.frames]
+        forwarded = answer.fetched + answer.shared
+        return Pictures(
+            data,
+            answer.metadata,
+            answer.cached,
+            answer.fetched,
+            answer.shared,
+            forwarded,
+            answer.fence,
+            answer.prefetched,
+            expires=answer.expires,
+        )
+
+    async def whole(self, request: Request) -> Pictures:
+        """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
+        name = self.planner.whole_name(request.rendering)
+        metadata, reading = await self._granted(request, [name])
+        task = await self.planner.whole(request, metadata, reading, name)
+        return await self._pictures({1: task}, [1])
+
+    async def _granted(self, request: Request, names: Sequence[bytes]) -> tuple[InstanceMetadata, Reading]:
+        facts = FACTS[request.rendering.profile != "no"]
+        wanted = [facts, *names] if not request.fresh else [facts]
+        grant, reading = await self.reader.granted(request.origin, request.instance, request.caller, wanted)
+        request.check(grant.metadata)
+        return grant.metadata, reading
+
+    async def _pictures(self, tasks: Mapping[int, Task], numbers: Sequence[int]) -> Pictures:
+        """All pictures of one request, a few at a time."""
+        pictures: dict[int, _Kept] = {}
+        counts = {"cached": 0, "made": 0, "shared": 0, "forwarded": 0}
+        left = iter(tasks.items())
+        times = Counter(numbers)
+        size = 0
+        expires = math.inf
+
+        async def some() -> None:
+            nonlocal size, expires
+            for number, task in left:
+                picture, how = await self._picture(task)
+                pictures[number] = picture
+                expires = min(expires, picture.expires)
+                counts[how] += 1
+                counts["forwarded"] += picture.forwarded
+                size += len(picture.data) * times[number]
+                if size > self.limits.answer and len(numbers) > 1:
+                    raise PictureTooLarge(self._too_large())
+
+        await all_or_none([Deferred.fromCoroutine(some()) for _ in range(min(MADE_AT_ONCE, len(tasks)))])
+        one = next(iter(tasks.values()))
+        return Pictures(
+            [pictures[number].data for number in numbers],
+            one.metadata,
+            counts["cached"],
+            counts["made"],
+            counts["shared"],
+            counts["forwarded"],
+            one.reading.fence,
+            digests=[pictures[number].digest for number in numbers],
+            expires=min(expires, self._expiry()),  # a writer's clock may have been wrong
+        )
+
+    def _expiry(self) -> float:
+        return expiry(self.reader.access.wall_clock(), self.seconds)
+
+    async def _picture(self, task: Task) -> tuple[_Kept, str]:
+        cached = _cached(task)
+        if cached is not None:
+            return cached, "cached"
+
+        async def make() -> _Kept:
+            made = await self._maker.make(task)
+            # before it is written: the cache keeps it a little longer
+            return _Kept(made.data, made.digest, self._expiry(), made.forwarded)
+
+        if task.request.fresh:
+            return await make(), "made"
+        instance, fence, name = key = (task.request.instance, task.reading.fence, task.name)
+
+        async def keep(made: _Kept) -> None:
+            await self.cache.put_many(
+                instance, fence, {name: pack_picture(made.data, made.digest, made.expires)}, self.seconds
+            )
+
+        caller = task.request.caller
+        made, joined = await shared(self._in_flight, key, caller, make, keep)
+        return made, "shared" if joined else "made"
+
+
+def _cached(task: Task) -> Optional[_Kept]:
+    """The picture among what was read from the cache."""
+    entry = task.reading.entries.get(task.name)
+    try:
+        return _Kept(*unpack_picture(entry)) if entry is not None else None
+    except BadEntry:
+        return None
+
+
+def open_imaging(reactor: Any, settings: Settings, reader: FrameReader, cache: Cache) -> Optional[PictureService]:
+    """The service that makes pictures; None where there are no workers for it. Its `start` reads profiles."""
+    if settings.render_workers == 0:
+        return None
+    pool = RenderPool(reactor, settings.render_workers, settings.render_queue, settings.render_timeout)
+    limits = Limits(
+        settings.render_max_pixels, settings.render_max_frames, settings.render_max_whole_frames, settings.max_answer
+    )
+    return PictureService(reader, cache, pool, limits, settings.frame_ttl, settings.icc_profiles)

@@ -1,0 +1,155 @@
+"""All open connections of the listeners: their deadlines, and their orderly end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+from twistedproxy.frames.memory_budget import UNTAKEN, AnswerMemory
+
+NEVER = float("inf")
+"""The deadline of a wait that is not under way."""
+
+IDLE_SECONDS = 75.0
+"""How long a connection may stay open between requests; as nginx's keepalive_timeout."""
+
+LINGER_SECONDS = 5.0
+"""How long the rest of what nobody wants may still come after the answer; as nginx's lingering_timeout."""
+
+SWEEP_SECONDS = 0.5
+"""How often connections are looked over for passed deadlines: one pass over 5,000 takes about 1 ms."""
+
+STALLED_SECONDS = 10.0
+"""How long a client may take nothing of its answer while others wait for the memory that this holds."""
+
+CUT_SECONDS = 1.0
+"""How long connections may take to be gone once they were cut: the reactor needs one turn."""
+
+
+class HotServer(Protocol):
+    """What answers known requests before they are parsed."""
+
+    def answer(self, channel: Any, data: bytes) -> bool:
+        """Answer *data* on *channel*; whether that was possible."""
+
+
+class Connection(Protocol):
+    """What is looked after here. Deadlines are in the clock's seconds."""
+
+    read_deadline: float
+    """When the client must have sent what is waited for."""
+
+    write_deadline: float
+    """When the client must have taken what was written."""
+
+    def expired(self, now: float) -> None:
+        """A deadline has passed."""
+
+    def abort(self) -> None:
+        """End now, whatever is still to be sent."""
+
+    def close_soon(self, idle: bool) -> None:
+        """End once what has been received is answered. *idle*: but if a client might believe that it can send another
+        request, after that one or at `idle_deadline`."""
+
+
+class Connections:
+    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows. *memory*: where
+    what clients have not taken is counted."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        client_timeout: float,
+        hot: Optional[HotServer] = None,
+        memory: Optional[AnswerMemory] = None,
+    ) -> None:
+        self.hot = hot
+        self._memory = memory
+        self.closing = False
+        self.seconds: Callable[[], float] = clock.seconds
+        self._client_timeout = client_timeout
+        self._idle_seconds = IDLE_SECONDS
+        self._open: set[Connection] = set()
+        self._clock = clock
+        self._sweeper = LoopingCall(self._sweep)
+        self._sweeper.clock = clock
+        self._emptied: Optional[Deferred[None]] = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def start(self) -> None:
+        """Look after deadlines from now on."""
+        self._sweeper.start(SWEEP_SECONDS, now=False)
+
+    def deadline(self) -> float:
+        """When a wait that begins now must be over."""
+        return self.seconds() + self._client_timeout
+
+    def idle_deadline(self) -> float:
+        """When the next request must have begun."""
+        return self.seconds() + self._idle_seconds
+
+    def linger_deadline(self) -> float:
+        """When a connection that only swallows must be gone."""
+        return self.seconds() + LINGER_SECONDS
+
+    def add(self, connection: Connection) -> None:
+        """Look after a connection that was made."""
+        self._open.add(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Look no longer after one that is gone."""
+        self._open.discard(connection)
+        if not self._open:
+            self._wake()
+
+    def behind(self, behind: bool) -> None:
+        """A client is behind: it has not taken what was written. Or it is so no longer."""
+        if self._memory is not None:
+            self._memory.change(UNTAKEN if behind else -UNTAKEN)
+
+    def _sweep(self) -> None:
+        now = self.seconds()
+        taken_by = now
+        if self._memory is not None and self._memory.waiting:
+            taken_by += max(0.0, self._client_timeout - STALLED_SECONDS)
+        for one in [one for one in self._open if one.read_deadline < now or one.write_deadline < taken_by]:
+            one.expired(now)
+
+    async def drain(self, deadline: float, idle_seconds: float = 0.0) -> int:
+        """Let each connection finish what it has received, for *deadline* seconds at most; then cut the rest.
+
+        With *idle_seconds* clients that keep connections between requests lose none: each is told with its next answer
+        that this is the last one here, if it comes so soon. Returns how many were cut.
+        """
+        self.closing = True
+        self._idle_seconds = idle_seconds
+        for connection in list(self._open):
+            connection.close_soon(idle_seconds > 0)
+        await self._gone_within(deadline + idle_seconds)
+        cut = list(self._open)
+        for connection in cut:
+            connection.abort()
+        await self._gone_within(CUT_SECONDS)
+        if self._sweeper.running:
+            self._sweeper.stop()
+        return len(cut)
+
+    async def _gone_within(self, seconds: float) -> None:
+        if self._open:
+            self._emptied = Deferred()
+            give_up = self._clock.callLater(seconds, self._wake)
+            await self._emptied
+            if give_up.active():
+                give_up.cancel()
+
+    def _wake(self) -> None:
+        emptied, self._emptied = self._emptied, None
+        if emptied is not None:
+            emptied.callback(None)

@@ -1,0 +1,151 @@
+"""Which web pages may read our answers: the CORS protocol (https://fetch.spec.whatwg.org/#http-cors-protocol).
+
+Rules kept here:
+- an origin that is listed by name may use credentials (cookies); ``*`` lets everybody read, without credentials;
+- a page that is not allowed gets an answer without permission, never an error: the browser does the rest;
+- whatever depends on Origin says so in Vary, also towards those that sent none.
+
+What stores and pages of other sites may have a browser do in the proxy's web origin, which all mounts share.
+
+Rules kept here:
+- What a store sends runs in no browser as a page of the proxy: a document that could (HTML, SVG, XML) comes in a sandbox
+  (https://www.w3.org/TR/CSP3/#directive-sandbox), and no answer is taken for another type than it has.
+- Requests that a page of another site has a browser make with its user's logins (cross-site request forgery):
+- What the browser says of itself is believed (Sec-Fetch-Site, https://www.w3.org/TR/fetch-metadata/), else Origin, which
+  every browser sends along with a POST to elsewhere; a page can set neither. Who sends neither is no browser.
+- The proxy's own pages may do all, and those of origins that are listed by name; where ``*`` is listed, others may what
+  they can do without a login that a browser adds by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+import attrs
+from twisted.web.http_headers import Headers
+
+from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
+from twistedproxy.server.forwarded import HeaderLookup
+from twistedproxy.server.problems import Problem
+
+HeaderPairs = tuple[tuple[bytes, bytes], ...]
+
+ALLOWED_METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
+EXPOSED_HEADERS = b"Content-Type, Content-Length, Content-Range, ETag, Cache-Status"
+MAX_AGE = 7200  # seconds; Chromium keeps no preflight longer
+MAX_REQUEST_HEADERS = 2048  # bytes of Access-Control-Request-Headers that are echoed
+
+_VARY = (b"Vary", b"Origin")
+_VARY_PREFLIGHT = (
+    b"Vary",
+    b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network",
+)
+_TOKEN_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~, \t]*")
+
+
+def _normalized(origins: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(origin.strip().rstrip("/").lower().encode("ascii") for origin in origins)
+
+
+@attrs.frozen
+class Cors:
+    """The answers to pages of other origins. *origins*: as in Origin headers (``https://viewer.example``), or ``*``."""
+
+    origins: frozenset[bytes] = attrs.field(converter=_normalized, default=())
+
+    def headers(self, origin: bytes | None) -> HeaderPairs:
+        """What goes out with every answer that is no preflight's, errors too. *origin*: the request's Origin."""
+        if not self.origins:
+            return ()
+        permission = self._permission(origin)
+        if permission and origin is not None:
+            permission += ((b"Access-Control-Expose-Headers", EXPOSED_HEADERS),)
+        return permission if self.origins == {b"*"} else (*permission, _VARY)
+
+    def preflight(
+        self, origin: bytes | None, requested_headers: bytes | None = None, private_network: bytes | None = None
+    ) -> HeaderPairs:
+        """The headers of the 204 to a preflight.
+
+        *requested_headers*, *private_network*: Access-Control-Request-Headers and -Private-Network as they came.
+        The headers are echoed: a ``*`` would not stand for Authorization.
+        """
+        if not self.origins:
+            return ()
+        permission = self._permission(origin)
+        if not permission:
+            return (_VARY_PREFLIGHT,)
+        more: list[tuple[bytes, bytes]] = [
+            (b"Access-Control-Allow-Methods", ALLOWED_METHODS),
+            (b"Access-Control-Max-Age", b"%d" % MAX_AGE),
+        ]
+        requested = requested_headers or b""
+        if 0 < len(requested) <= MAX_REQUEST_HEADERS and _TOKEN_LIST.fullmatch(requested):
+            more.append((b"Access-Control-Allow-Headers", requested))
+        if private_network is not None and private_network.strip().lower() == b"true":
+            more.append((b"Access-Control-Allow-Private-Network", b"true"))
+        return (*permission, *more, _VARY_PREFLIGHT)
+
+    def _permission(self, origin: bytes | None) -> HeaderPairs:
+        if origin is not None and origin.lower() in self.origins and origin != b"*":
+            return ((b"Access-Control-Allow-Origin", origin), (b"Access-Control-Allow-Credentials", b"true"))
+        # Said to those without Origin too where it is the same for all: shared caches may keep the answer.
+        if b"*" in self.origins and (origin is not None or self.origins == {b"*"}):
+            return ((b"Access-Control-Allow-Origin", b"*"),)
+        return ()
+
+
+def is_preflight(method: bytes, origin: bytes | None, requested_method: bytes | None) -> bool:
+    """Whether a request is a preflight: *requested_method* is its Access-Control-Request-Method."""
+    return method == b"OPTIONS" and origin is not None and requested_method is not None
+
+
+NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
+
+_POLICY = b"Content-Security-Policy"
+# PDF is among them: browsers show it in a viewer of their own, and not at all in a sandbox.
+_NO_DOCUMENTS = ("image/", "video/", "audio/", "application/dicom", "application/json", "text/plain")
+_NO_DOCUMENT = frozenset(
+    ("application/octet-stream", "application/pdf", "application/zip", "application/problem+json", "multipart/related")
+)
+
+
+def confine(headers: Headers) -> None:
+    """Add a sandbox to the *headers* of an answer that a store made, unless its type is none that runs as a document."""
+    content_type = headers.getRawHeaders(b"Content-Type", [b""])
+    try:
+        kind = parse_media_type(content_type[0]).type if len(content_type) == 1 else ""
+    except BadMediaType:
+        kind = ""
+    inert = kind in _NO_DOCUMENT or kind.startswith(_NO_DOCUMENTS)
+    if not inert or kind.endswith("xml"):  # image/svg+xml, application/dicom+xml
+        headers.addRawHeader(_POLICY, b"sandbox")
+
+
+def refuse_cross_site(headers: HeaderLookup, own: str, listed: Collection[bytes]) -> None:
+    """Raises `Problem` 403 for a request that a page of another site may not make.
+
+    *headers* gives all lines of one header, as Twisted's ``getRawHeaders`` does; *own* is the origin at which the client
+    sees the proxy (``https://proxy.example``); *listed*: lower-cased origins whose pages may read answers, or ``*``.
+    """
+    site = _first(headers, b"Sec-Fetch-Site")
+    origin = _first(headers, b"Origin")
+    if site in (b"same-origin", b"none") or (not site and not origin):
+        return
+    if origin and (origin == own.lower().encode("latin-1") or origin in listed):
+        return
+    if b"*" in listed and not _logged_in_by_browser(headers):
+        return
+    raise Problem(403, "pages of other origins may not ask for this; --cors-origin names those that may")
+
+
+def _logged_in_by_browser(headers: HeaderLookup) -> bool:
+    """Whether there are credentials that a browser may have added: all but bearer tokens, which only a page can set."""
+    authorization = _first(headers, b"Authorization")
+    return bool(headers(b"Cookie")) or bool(authorization and not authorization.startswith(b"bearer "))
+
+
+def _first(headers: HeaderLookup, name: bytes) -> bytes:
+    lines = headers(name)
+    return lines[0].strip().lower() if lines else b""

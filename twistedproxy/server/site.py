@@ -1,0 +1,159 @@
+"""The HTTP server below the routes: requests whose bodies stream, and the factory of their connections.
+
+- twisted.web hands a request on when its whole body has come. Here it is handed on at the end of its head, and the
+  body is pulled from `StreamingRequest.upload`.
+- An answer that ends before the request's body did closes the connection, once the rest has come or a moment passed.
+- What is wrong with a request as HTTP is told by the routes (`StreamingRequest.refused`), so that it is counted and logged.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Optional
+from urllib.parse import unquote_to_bytes
+
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.http import _GenericHTTPChannelProtocol
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from twistedproxy.server.channel import ProxyChannel
+from twistedproxy.server.connections import Connections
+from twistedproxy.server.problems import Problem, bad_request, shown
+from twistedproxy.server.response_body import ClientGone
+from twistedproxy.server.uploads import Upload
+
+__all__ = ["Connections", "ProxyChannel", "ProxySite", "StreamingRequest"]
+
+_ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
+_ROUTED_NOWHERE = b"/-"
+
+
+class StreamingRequest(Request):
+    """A request whose body, where it has one, is pulled while it comes."""
+
+    channel: ProxyChannel
+    defaultContentType = None
+    upload: Optional[Upload] = None
+    refused: Optional[Problem] = None
+    """What is wrong with it as HTTP: the routes raise it."""
+    target: Any = None
+    """What it is about, below a mount: found by the listener's root resource."""
+    nowhere: Optional[Problem] = None
+    """Why it has no target."""
+    cache_outcome: str = ""
+    """What the cache did for this request, in one word, for metrics and the log."""
+    client_seen: Optional[str] = None
+    """The client's address, where a trusted proxy says so."""
+
+    # The head.
+
+    def gotLength(self, length: Optional[int]) -> None:
+        super().gotLength(0)
+        if length != 0:
+            self.upload = Upload(length, self.channel.body_awaited)
+
+    def head_received(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Start to work on a request whose body is still to come."""
+        super().requestReceived(command, path, version)
+
+    def process(self) -> None:
+        """Give the request to the routes, its target in the one form that they know: a path and a query."""
+        hosts = self.requestHeaders.getRawHeaders(b"Host", [])
+        if self.clientproto == b"HTTP/1.1" and len(hosts) != 1:
+            self.refused = bad_request(f"a request has one Host field (RFC 9112 section 3.2), not {len(hosts)}")
+        if self.method != self.method.upper():  # methods are case-sensitive (RFC 9110 section 9.1), not to Klein
+            self.refused = bad_request(f"{shown(self.method)} is no method")
+        absolute = _ABSOLUTE.fullmatch(self.uri)
+        if absolute is not None:
+            authority, rest = absolute.groups()
+            self.requestHeaders.setRawHeaders(b"Host", [authority])  # RFC 9112 section 3.2.2
+            self.uri = rest if rest.startswith(b"/") else b"/" + rest
+            self.path = self.uri.partition(b"?")[0]
+        elif not self.uri.startswith(b"/") and self.uri != b"*":
+            self.refused = bad_request(f"the request target {shown(self.uri)} does not start with a slash")
+        if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
+            # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found
+            # by their path: twisted.web need not decode the others.
+            self.path = _ROUTED_NOWHERE
+        super().process()
+
+    def getRequestHostname(self) -> bytes:
+        """Klein asks for the sake of URLs that it could build: it must not stumble over what a client put there."""
+        return b"localhost"
+
+    # The body.
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self.upload is None:
+            super().handleContentChunk(data)
+        else:
+            self.channel.body_progressed(len(data))
+            self.upload.received(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self.upload is None:
+            super().requestReceived(command, path, version)
+            return
+        self.upload.ended()
+        if self.finished and self.channel.lingering:
+            super()._cleanup()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        super().connectionLost(reason)  # this cancels the handler
+        if self.upload is not None:
+            self.upload.failed(Failure(ClientGone()))
+
+    # The answer.
+
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting and self._body_is_coming() and not self._disconnected:
+            self.channel.close_after_answer(self)
+        super().write(data)
+        if self.channel is not None:
+            self.channel.send_head()
+
+    def _cleanup(self) -> None:
+        if self._body_is_coming():
+            assert self.upload is not None
+            self.upload.close()
+            self.channel.linger()
+        else:
+            self.channel.when_taken(super()._cleanup)
+
+    def _body_is_coming(self) -> bool:
+        return self.upload is not None and not self.upload.complete
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class ProxySite(Site):
+    """The factory of connections to one proxy."""
+
+    requestFactory = StreamingRequest
+    noisy = False
+
+    def __init__(self, resource: IResource, connections: Connections, reactor: Any) -> None:
+        # No timeout of twisted.web's: `Connections` keeps the deadlines.
+        super().__init__(resource, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
+        self._connections = connections
+
+    def protocol(self) -> _GenericHTTPChannelProtocol:  # type: ignore[override]
+        """A channel of ours inside Twisted's wrapper, which keeps ALPN working."""
+        channel = ProxyChannel()
+        channel.connections = self._connections
+        return _GenericHTTPChannelProtocol(channel)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 only: having `h2` importable must not switch HTTP/2 on."""
+        return [b"http/1.1"]
+
+    def log(self, request: http.Request) -> None:
+        """Requests are logged by the routes, as structured events."""

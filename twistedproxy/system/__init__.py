@@ -1,0 +1,1 @@
+"""The process and its machine: metrics, logs, CPUs and memory, tuning."""

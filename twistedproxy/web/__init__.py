@@ -1,1 +1,0 @@
-"""HTTP in front: routes, negotiation, answers, pass-through, status."""
