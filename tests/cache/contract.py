@@ -242,40 +242,22 @@ class CacheContract:
         await self.pass_time(free)
         self.assertEqual(won, {b"2"})
 
-    async def test_a_lock_is_taken_once_and_given_back_by_its_holder(self) -> None:
-        """Locks of other names and instances are others."""
-        self.assertTrue(await self.cache.lock(A, b"whole", b"me", 60.0))
-        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
-        self.assertTrue(await self.cache.lock(A, b"block", b"you", 60.0))
-        self.assertTrue(await self.cache.lock(SAME_SERIES, b"whole", b"you", 60.0))
-        await self.cache.unlock(A, b"whole", b"you")
-        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
-        await self.cache.unlock(A, b"whole", b"me")
-        self.assertTrue(await self.cache.lock(A, b"whole", b"you", 60.0))
-
-    async def test_locks_expire(self) -> None:
-        """A holder that died holds nothing for ever."""
-        await self.cache.lock(A, b"whole", b"me", 0.2)
-        await self.pass_time(lambda: self.cache.lock(A, b"whole", b"you", 60.0))
-
-    async def test_the_time_left_of_a_lock(self) -> None:
-        """Who did not get a lock can be told when it ends by itself; of one that nobody holds there is nothing to tell."""
-        self.assertIsNone(await self.cache.lock_left(A, b"whole"))
-        await self.cache.lock(A, b"whole", b"me", 60.0)
-        left = await self.cache.lock_left(A, b"whole")
+    async def test_the_time_left_of_a_claim(self) -> None:
+        """The time left of a claim is known as long as it is held; a free name has none."""
+        self.assertIsNone(await self.cache.claim_left(A, b"1"))
+        await self.cache.claim(A, [b"1"], b"me", 60.0)
+        left = await self.cache.claim_left(A, b"1")
         assert left is not None
         self.assertTrue(55.0 < left <= 60.0, left)
-        self.assertIsNone(await self.cache.lock_left(A, b"block"))
-        await self.cache.unlock(A, b"whole", b"me")
-        self.assertIsNone(await self.cache.lock_left(A, b"whole"))
+        self.assertIsNone(await self.cache.claim_left(A, b"2"))
+        await self.cache.unclaim(A, [b"1"], b"me")
+        self.assertIsNone(await self.cache.claim_left(A, b"1"))
 
-    async def test_forgetting_leaves_claims_and_locks(self) -> None:
+    async def test_forgetting_leaves_claims(self) -> None:
         """They belong to those who work, not to what is cached."""
         await self.cache.claim(A, [b"1"], b"me", 60.0)
-        await self.cache.lock(A, b"whole", b"me", 60.0)
         await self.cache.forget(A.scope)
         self.assertEqual(await self.cache.claim(A, [b"1"], b"you", 60.0), set())
-        self.assertFalse(await self.cache.lock(A, b"whole", b"you", 60.0))
 
     async def test_status_tells_what_is_used(self) -> None:
         """The facts that the status page shows are there, as numbers."""

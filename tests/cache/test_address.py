@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,7 +18,6 @@ from twistedproxy.cache.address import (
     parse_cache,
 )
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.cache.open import NoCache
 
 
 class ParseCacheTests(SynchronousTestCase):
@@ -82,7 +82,8 @@ class OpenCacheTests(SynchronousTestCase):
     def test_words_open_their_cache(self) -> None:
         """``memory`` and ``none``."""
         self.assertIsInstance(opening.open_cache(Clock(), MemoryAddress(), 1000), MemoryCache)
-        self.assertIsInstance(opening.open_cache(Clock(), NoAddress(), 1000), NoCache)
+        nothing = opening.open_cache(Clock(), NoAddress(), 1000)
+        self.assertEqual("none", self.successResultOf(Deferred.fromCoroutine(nothing.status()))["provider"])
 
     def test_without_a_server_the_embedded_cache_is_in_this_process(self) -> None:
         """And the log says so."""

@@ -19,7 +19,7 @@ class KeyTests(SynchronousTestCase):
         """All keys of one instance have one hash tag, whose braces are the first ones, whatever the name."""
         keys = instance_keys(A)
         tags = set()
-        for key in (keys.entries([b"}{"])[0], keys.claims([b"}x"])[0], keys.lock + b"}"):
+        for key in (keys.entries([b"}{"])[0], keys.claims([b"}x"])[0]):
             match = re.match(rb"[a-z]{3}\{([A-Za-z0-9_-]{20})\}", key)
             assert match is not None
             tags.add(match[1])
@@ -29,7 +29,7 @@ class KeyTests(SynchronousTestCase):
     def test_kinds_of_keys_never_meet(self) -> None:
         """Entries, claims, locks and generations of the same name are different keys."""
         keys = instance_keys(A)
-        self.assertEqual(len({keys.entry, keys.claim, keys.lock, *keys.generations}), 7)
+        self.assertEqual(len({keys.entry, keys.claim, *keys.generations}), 6)
 
     def test_every_part_of_an_instance_counts(self) -> None:
         """A change in any part, or of where one part ends and the next begins, makes another key."""

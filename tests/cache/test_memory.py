@@ -14,7 +14,6 @@ from tests.cache.contract import CacheContract
 from tests.cache.support import A
 from twistedproxy.cache.lru import ITEM_OVERHEAD, LruStore
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.cache.open import NoCache
 
 
 class MemoryCacheTests(CacheContract, TestCase):
@@ -137,15 +136,14 @@ class LruStoreTests(SynchronousTestCase):
 
 
 class NoCacheTests(TestCase):
-    """The cache that keeps nothing."""
+    """A cache of 0 bytes (``--cache none``) keeps nothing."""
 
     async def test_it_wins_and_keeps_nothing(self) -> None:
-        """No entry, no claim, no lock, and no error."""
-        cache = NoCache()
+        """No entry, no claim, and no error."""
+        cache = MemoryCache(Clock(), 0)
         self.assertIsNone((await cache.get_many(A, [b"1"])).fence)
         self.assertFalse(await cache.put_many(A, b"12345678", {b"1": b"one"}, 60.0))
         self.assertEqual(await cache.claim(A, [b"1"], b"me", 5.0), set())
-        self.assertFalse(await cache.lock(A, b"whole", b"me", 5.0))
-        self.assertIsNone(await cache.lock_left(A, b"whole"))
+        self.assertIsNone(await cache.claim_left(A, b"1"))
         await cache.forget(A.scope)
         await cache.ping()

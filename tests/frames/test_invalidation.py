@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, METADATA
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.open import NoCache
+from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import MAX_PENDING, RETRY_SECONDS, Forgetting, covers
@@ -23,11 +23,11 @@ SERIES = attrs.evolve(STUDY, series=INSTANCE.series)
 OTHER = Instance(INSTANCE.origin, "", "9.2", "9.2.3", "9.2.3.4")
 
 
-class Told(NoCache):
+class Told(MemoryCache):
     """A cache that notes what it is told to forget, where it is `up`. *gate*: what telling it waits for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Clock(), 0)
         self.up = True
         self.told: list[Scope] = []
         self.gate: Optional[Deferred[None]] = None

@@ -6,10 +6,11 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
-from twistedproxy.cache.open import NoCache
+from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames import memory_budget, streamed
 from twistedproxy.frames.entries import frame_name, pack_frame
@@ -161,7 +162,7 @@ class LongTests(ListCase):
 
     def test_without_a_cache(self) -> None:
         """A list comes in pieces where nothing is cached, too."""
-        self.room.cache = NoCache()  # type: ignore[assignment]
+        self.room.cache = MemoryCache(Clock(), 0)
         self.use(1 << 20)
         self.assertEqual(self.rest(self.long(1, 2, 3, 4, 5)), frames(1, 2, 3, 4, 5))
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA
-from twistedproxy.cache.open import NoCache
+from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Grant
@@ -56,7 +56,7 @@ class HotCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.access = Access(NoCache(), self.wall, TTL)
+        self.access = Access(MemoryCache(Clock(), 0), self.wall, TTL)
         self.hot = HotResponses(self.max_bytes, self.access, self.clock.seconds)
         self.grant()
         self.check()

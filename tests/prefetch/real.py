@@ -145,8 +145,8 @@ class RealCase(TestCase):
         """Whether somebody holds the instance's lock."""
         fence = (await worker.cache.get_many(self.instance, [])).fence
         assert fence is not None
-        taken = await worker.cache.lock(self.instance, b"load" + fence, b"test", 0.001)
-        await worker.cache.unlock(self.instance, b"load" + fence, b"test")
+        taken = await worker.cache.claim(self.instance, [b"load" + fence], b"test", 0.001)
+        await worker.cache.unclaim(self.instance, [b"load" + fence], b"test")
         return not taken
 
     async def complete(self, worker: Worker) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import attrs
@@ -22,7 +23,7 @@ from twistedproxy.frames.invalidation import Forgetting
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.instance_load import Loaded
-from twistedproxy.prefetch.jobs import JobBook, JobKind, Progress
+from twistedproxy.prefetch.jobs import LOCK, JobBook, JobKind, Progress
 from twistedproxy.prefetch.loaders import LoadTask
 from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import Scheduler
@@ -217,11 +218,30 @@ class PrefetchCase(SynchronousTestCase):
 
     def locked(self, fence: Optional[bytes] = None) -> bool:
         """Whether somebody holds the instance's lock."""
-        name = b"load" + (fence or self.fence())
-        taken = self.now(self.cache.lock(INSTANCE, name, b"test", 0.001))
+        name = LOCK + (fence or self.fence())
+        taken = self.now(self.cache.claim(INSTANCE, [name], b"test", 0.001))
         if taken:
-            self.now(self.cache.unlock(INSTANCE, name, b"test"))
+            self.now(self.cache.unclaim(INSTANCE, [name], b"test"))
         return not taken
+
+    @contextlib.contextmanager
+    def held_lock(self, before: bool) -> Iterator[Deferred[None]]:
+        """Locks asked for in the block are taken once the given Deferred fires; not *before*: taken at once, answered then."""
+        real, gate = self.cache.claim, Deferred[None]()
+
+        async def held(instance: Instance, names: Sequence[bytes], *rest: Any) -> set[bytes]:
+            if not names[0].startswith(LOCK):
+                return await real(instance, names, *rest)
+            if before:
+                await gate
+            taken = await real(instance, names, *rest)
+            if not before:
+                await gate
+            return taken
+
+        self.patch(self.cache, "claim", held)
+        yield gate
+        self.patch(self.cache, "claim", real)
 
     def events(self) -> list[dict[str, Any]]:
         """What is logged from now on."""

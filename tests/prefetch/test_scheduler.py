@@ -447,7 +447,7 @@ class LockTests(PrefetchCase):
 
         async def gone(*_arguments: object) -> None: ...
 
-        self.patch(self.cache, "unlock", gone)
+        self.patch(self.cache, "unclaim", gone)
         self.ask(worker, 1)
         self.clock.advance(2.9)
         self.assertTrue(self.locked())
@@ -569,15 +569,8 @@ class ByHandTests(PrefetchCase):
         for lasts in (True, False):
             self.setUp()
             worker = self.worker(recache_after=10.0)
-            real, asked = self.cache.lock, Deferred[None]()
-
-            async def slow(*arguments: object, real: Any = real, asked: Any = asked) -> bool:
-                await asked
-                return bool(await real(*arguments))
-
-            self.patch(self.cache, "lock", slow)
-            asking = self.hand(worker)
-            self.patch(self.cache, "lock", real)
+            with self.held_lock(before=True) as asked:
+                asking = self.hand(worker)
             job = self.successResultOf(self.hand(worker))
             self.clock.advance(0 if lasts else 11)
             asked.callback(None)
@@ -617,19 +610,10 @@ class ByHandTests(PrefetchCase):
     def test_who_leaves_while_the_lock_is_taken(self) -> None:
         """Who leaves while the lock is being taken leaves no lock behind."""
         worker = self.worker()
-        taking: Deferred[None] = Deferred()
-        real = self.cache.lock
-
-        async def slow(*arguments: object) -> bool:
-            taken = await real(*arguments)  # type: ignore[arg-type]
-            await taking
-            return taken
-
-        self.patch(self.cache, "lock", slow)
-        asking = self.hand(worker)
-        asking.cancel()
-        self.failureResultOf(asking)
-        self.patch(self.cache, "lock", real)
+        with self.held_lock(before=False):
+            asking = self.hand(worker)
+            asking.cancel()
+            self.failureResultOf(asking)
         self.assertEqual((self.locked(), worker.jobs.running), (False, []))
 
 
@@ -726,15 +710,8 @@ class EndTests(PrefetchCase):
     def test_drain_and_what_is_about_to_start(self) -> None:
         """``drain`` waits for a load that is only asking for its lock, too."""
         worker = self.worker(display_min_frames=1 << 20)
-        taking: Deferred[None] = Deferred()
-        real = self.cache.lock
-
-        async def slow(*arguments: object) -> bool:
-            await taking
-            return await real(*arguments)  # type: ignore[arg-type]
-
-        self.patch(self.cache, "lock", slow)
-        self.ask(worker, 1)
+        with self.held_lock(before=True) as taking:
+            self.ask(worker, 1)
         self.assertEqual(worker.jobs.running, [])
         draining = Deferred.fromCoroutine(worker.scheduler.drain())
         self.assertNoResult(draining)
@@ -761,18 +738,9 @@ class EndTests(PrefetchCase):
     def test_stop_during_start(self) -> None:
         """Stopping while a lock is being taken gives it back, and no job starts."""
         worker = self.worker()
-        taking: Deferred[None] = Deferred()
-        real = self.cache.lock
-
-        async def slow(*arguments: object) -> bool:
-            taken = await real(*arguments)  # type: ignore[arg-type]
-            await taking
-            return taken
-
-        self.patch(self.cache, "lock", slow)
-        self.ask(worker, 1)
-        self.now(worker.scheduler.stop())
-        self.patch(self.cache, "lock", real)
+        with self.held_lock(before=False):
+            self.ask(worker, 1)
+            self.now(worker.scheduler.stop())
         self.assertFalse(self.locked())
         self.assertEqual((worker.jobs.running, self.ended(worker)), ([], []))
 

@@ -1,4 +1,4 @@
-"""What every cache offers. Providers: Redis protocol, in-process memory, none.
+"""What every cache offers. Providers: Redis protocol, in-process memory (of 0 bytes for ``--cache none``).
 
 The cache holds *entries*: bytes below an instance, found by a short name. It never raises for want of
 a working server: a failed read is a miss, a failed write is forgotten, both are counted. Forgetting is
@@ -73,7 +73,7 @@ class Heads:
 
 
 class Cache(Protocol):
-    """Entries below instances, claims and locks."""
+    """Entries below instances, and claims."""
 
     shared: bool
     """Whether other processes see the same entries."""
@@ -108,14 +108,8 @@ class Cache(Protocol):
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """Give back what *token* claimed, and only that."""
 
-    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
-        """Take the lock *name* of an instance if nobody holds it; whether it was taken."""
-
-    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
-        """Give the lock back if *token* still holds it."""
-
-    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
-        """Seconds until the lock *name* ends by itself. None where nobody holds it, or the cache can't be asked."""
+    async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
+        """Seconds until the claim on *name* ends by itself. None where it is free, or the cache can't be asked."""
 
     async def forget(self, scope: Scope) -> None:
         """End the generation of *scope*. Raises `CacheUnavailable` if the server could not be told."""

@@ -5,7 +5,7 @@ Rules kept here:
   hash tag's own (Redis Cluster specification, "Hash tags") whatever bytes a name holds.
 - An instance's entries go by its `place`, through whichever mount it was asked for; its generations go by its `store`, so
   that an invalidation reaches it below all paths of a host.
-- Entries, claims, locks and generations are different kinds: none is ever mistaken for another.
+- Entries, claims and generations are different kinds: none is ever mistaken for another.
 - An entry's value is its stamp (the fence it was written under, 8 bytes) and then its bytes.
 """
 
@@ -37,7 +37,6 @@ class InstanceKeys:
 
     entry: bytes
     claim: bytes
-    lock: bytes
     generations: tuple[bytes, ...]
 
     def entries(self, names: Sequence[bytes]) -> list[bytes]:
@@ -58,7 +57,6 @@ def instance_keys(instance: Instance) -> InstanceKeys:
     return InstanceKeys(
         entry=b"tpf" + tag,
         claim=b"tpc" + tag,
-        lock=b"tpl" + tag,
         generations=tuple(_generation(parts[:length]) for length in range(1, len(parts) + 1)),
     )
 

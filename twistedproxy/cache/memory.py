@@ -1,4 +1,5 @@
-"""The cache in this process: for one worker, and where no server can be started.
+"""The cache in this process: for one worker, and where no server can be started. Of 0 bytes it keeps nothing (``--cache none``):
+every read is a miss, and no claim is ever won.
 
 It works like a small server of the Redis provider's kind: the same keys, the same stamps, generations that
 can be evicted like entries, so both providers behave alike.
@@ -103,20 +104,12 @@ class MemoryCache:
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""
         for key in instance_keys(instance).claims(list(names)):
-            self._give_back(key, token)
+            if self._store.get(key, self._reactor.seconds()) == token:
+                self._store.delete(key)
 
-    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
+    async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """See `Cache`."""
-        now = self._reactor.seconds()
-        return self._store.put_if_absent(instance_keys(instance).lock + name, token, now, seconds)
-
-    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
-        """See `Cache`."""
-        self._give_back(instance_keys(instance).lock + name, token)
-
-    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
-        """See `Cache`."""
-        return self._store.left(instance_keys(instance).lock + name, self._reactor.seconds())
+        return self._store.left(instance_keys(instance).claim + name, self._reactor.seconds())
 
     async def forget(self, scope: Scope) -> None:
         """See `Cache`. Never raises here, but for a scope that names a level without the one above it."""
@@ -129,7 +122,7 @@ class MemoryCache:
         """Facts for ``/status.json``."""
         store = self._store
         return {
-            "provider": "memory",
+            "provider": "memory" if store.max_bytes else "none",
             "connected": True,
             "used_bytes": store.used,
             "max_bytes": store.max_bytes,
@@ -149,10 +142,6 @@ class MemoryCache:
         for key in generation_keys:
             self._store.put_if_absent(key, new_generation(), now, None)
         return fence_of([self._store.get(key, now) for key in generation_keys])
-
-    def _give_back(self, key: bytes, token: bytes) -> None:
-        if self._store.get(key, self._reactor.seconds()) == token:
-            self._store.delete(key)
 
     def _done(self, name: str, worked: bool, began: float) -> None:
         self._observer.cache_operation(name, "ok" if worked else "failed", self._reactor.seconds() - began)

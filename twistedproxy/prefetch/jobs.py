@@ -117,7 +117,8 @@ class LoadLock:
     async def take(self, seconds: float) -> bool:
         """Take it for at most *seconds*, if nobody holds it; whether it was taken."""
         self._to_give_back = True  # who is cancelled while asking does not hear that it was taken
-        self._to_give_back = await self.cache.lock(self.instance, LOCK + self.fence, self.token, seconds)
+        won = await self.cache.claim(self.instance, [LOCK + self.fence], self.token, seconds)
+        self._to_give_back = bool(won)
         return self._to_give_back
 
     def keep(self) -> LoadLock:
@@ -127,12 +128,12 @@ class LoadLock:
 
     async def give_back(self) -> None:
         """Let others have it. Harmless where we never had it, or no longer."""
-        await self.cache.unlock(self.instance, LOCK + self.fence, self.token)
+        await self.cache.unclaim(self.instance, [LOCK + self.fence], self.token)
 
 
 async def seconds_left(cache: Cache, instance: Instance, fence: Fence) -> Optional[float]:
     """After how many seconds whoever holds the lock holds it no longer; None where that is not known."""
-    return await cache.lock_left(instance, LOCK + fence)
+    return await cache.claim_left(instance, LOCK + fence)
 
 
 MAX_ENDED = 1000

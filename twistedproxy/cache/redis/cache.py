@@ -260,19 +260,9 @@ class RedisCache:
         keys = instance_keys(instance).claims(list(names))
         await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in _parts(keys)])
 
-    async def lock(self, instance: Instance, name: bytes, token: bytes, seconds: float) -> bool:
-        """See `Cache`. Not taken where the server can't be asked."""
-        key = instance_keys(instance).lock + name
-        replies = await self._timed("lock", pipeline.set_if_absent([key], token, seconds))
-        return replies == [b"OK"]
-
-    async def unlock(self, instance: Instance, name: bytes, token: bytes) -> None:
+    async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """See `Cache`."""
-        await self._timed("unlock", [pipeline.delete_if_ours([instance_keys(instance).lock + name], token)])
-
-    async def lock_left(self, instance: Instance, name: bytes) -> Optional[float]:
-        """See `Cache`."""
-        replies = await self._timed("lock_left", [pipeline.command(b"PTTL", instance_keys(instance).lock + name)])
+        replies = await self._timed("claim_left", [pipeline.command(b"PTTL", instance_keys(instance).claim + name)])
         left = replies[0] if replies else None
         return left / 1000 if isinstance(left, int) and left >= 0 else None
 
