@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -154,7 +155,8 @@ class Child:
         if self.running():
             self.kill()
         for process in self.strays():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself between the look and the signal
+                process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
