@@ -18,6 +18,7 @@ root_doc = "README"
 include_patterns = ["*.md", "docs/*.md"]
 exclude_patterns = [".*", "build", "deploy", "tests", "twisted*", "docs/_build"]
 myst_heading_anchors = 4
+highlight_language = "none"
 html_theme = "furo"
 html_title = "twistedproxy"
 html_show_copyright = False
