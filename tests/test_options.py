@@ -13,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.certificates import certificate
 from twistedproxy.options import Options
-from twistedproxy.options.document import BEGIN, END, markdown
 from twistedproxy.options.table import OPTIONS
 from twistedproxy.options.values import show_size, size
 from twistedproxy.settings import GIB, MIB, Mount, Settings
@@ -416,7 +415,7 @@ class ValueTests(OptionsTestCase):
 
 
 class HelpTests(OptionsTestCase):
-    """``--help`` and README.md."""
+    """``--help``."""
 
     def test_help_explains_every_option(self) -> None:
         """Help names every option with its default and unit, within 80 columns."""
@@ -430,8 +429,3 @@ class HelpTests(OptionsTestCase):
             self.assertTrue(described.rstrip().endswith("]"), described)
             if option.kind.unit:
                 self.assertIn(f"[{option.kind.unit};", described)
-
-    def test_readme_table(self) -> None:
-        """README.md's table of options is the one that the options make."""
-        readme = (Path(__file__).parents[1] / "README.md").read_text()
-        self.assertEqual(markdown(), readme[readme.index(BEGIN) : readme.index(END) + len(END)])

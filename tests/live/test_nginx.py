@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SkipTest
 
 from tests.benchmarks import nginx
 from tests.cache.certificates import certificate
@@ -27,13 +27,12 @@ from tests.dicomweb.support import ProxyCase, RunningProxy
 from tests.running import READY_SECONDS, Child, free_port
 from tests.waiting import wait_until
 
-README = Path(__file__).parents[2] / "README.md"
 DEPLOY = Path(__file__).parents[2] / "deploy"
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
 def deployed(name: str) -> str:
-    """A file that README.md hands to those who run the proxy."""
+    """A file that operators copy."""
     if not DEPLOY.exists():
         raise SkipTest("the tests are run without their tree")
     return (DEPLOY / name).read_text("utf-8")
@@ -225,15 +224,3 @@ class NginxTests(ProxyCase):
         )
         self.assertIn("400 succeeded, 0 failed, 0 errored, 0 timeout", run.stdout)
         self.assertIn("Application protocol: h2", run.stdout)
-
-
-class FileTests(SynchronousTestCase):
-    """README.md and the files of `deploy/`."""
-
-    def test_linked(self) -> None:
-        """README.md links to every file."""
-        if not DEPLOY.exists():
-            raise SkipTest("the tests are run without their tree")
-        readme = README.read_text("utf-8")
-        for path in sorted(DEPLOY.iterdir()):
-            self.assertIn(f"(deploy/{path.name})", readme)
