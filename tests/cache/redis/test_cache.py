@@ -27,7 +27,7 @@ from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.cache.interface import LARGE, Cache, CacheUnavailable
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.redis import cache as redis
-from twistedproxy.cache.redis import connection
+from twistedproxy.cache.redis import connection, large
 from twistedproxy.cache.redis.cache import RedisCache, redis_cache
 from twistedproxy.cache.redis.pipeline import Patience
 
@@ -331,7 +331,7 @@ class TroubleTests(Servers):
         self.patch(cache._reads, "send", counted)
         readings = await gatherResults([Deferred.fromCoroutine(cache.get_many(A, [b"1"])) for _ in range(6)])
         self.assertEqual([reading.entries for reading in readings], [{b"1": value}] * 6)
-        self.assertEqual(most, redis.LARGE_READS)
+        self.assertEqual(most, large.READS)
 
     async def test_a_replica_takes_no_writes(self) -> None:
         """A put is False, and a forget that could not be done is an error."""

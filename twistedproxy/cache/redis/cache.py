@@ -15,15 +15,16 @@ The server should evict with ``allkeys-lru``: entries of ended generations are n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
 from twistedproxy.cache.address import ServerAddress
-from twistedproxy.cache.interface import LARGE, CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of, whole
+from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
     InstanceKeys,
@@ -41,7 +42,6 @@ from twistedproxy.cache.redis.endpoint import HELLO, PING, Greeting, MasterEndpo
 from twistedproxy.cache.redis.gathered import ReadGatherer
 from twistedproxy.cache.redis.pipeline import Patience
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.streams import Gathered
 from twistedproxy.system.outages import Outage
 
 READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
@@ -49,8 +49,6 @@ WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice 
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
 WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
-# At once: all share one connection, and readers who find no memory for theirs have at least not held it all.
-LARGE_READS = 2
 KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
 # Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
@@ -97,7 +95,7 @@ class RedisCache:
         self._reads = Link(reactor, endpoint, hello, "reads", READ_PATIENCE, outage)
         self._writes = Link(reactor, endpoint, hello, "writes", WRITE_PATIENCE, outage)
         self._gatherer = ReadGatherer(reactor, self._reads.send)
-        self._reads_of_large = DeferredSemaphore(LARGE_READS)
+        self._large = large.LargeEntries(self._reads, functools.partial(self._ask, "put_many"))
 
     async def start(self) -> None:
         """Connect. A server that is not there is waited for a little, then left to come when it comes."""
@@ -108,20 +106,18 @@ class RedisCache:
 
     async def wait_up(self, seconds: float) -> bool:
         """Wait for both connections, at most *seconds*; whether they are up."""
-        began = self._reactor.seconds()
-        if not await self._reads.wait_up(seconds):
-            return False
-        return await self._writes.wait_up(max(0.0, seconds - (self._reactor.seconds() - began)))
+        end = self._reactor.seconds() + seconds
+        return await self._reads.wait_up(seconds) and await self._writes.wait_up(
+            max(0.0, end - self._reactor.seconds())
+        )
 
     async def stop(self) -> None:
         """Hang up."""
         ending = [Deferred.fromCoroutine(link.stop()) for link in (self._reads, self._writes)]
         if isinstance(self._endpoint, MasterEndpoint):
             ending.append(self._endpoint.disconnect())  # type: ignore[arg-type]
-        done = gatherResults(ending, consumeErrors=True)
-        done.addTimeout(STOP_SECONDS, self._reactor)
         try:
-            await done
+            await gatherResults(ending, consumeErrors=True).addTimeout(STOP_SECONDS, self._reactor)
         except Exception as error:  # whatever it is, we are leaving
             self.log.warn("cache: hanging up failed: {error}", error=error)
 
@@ -137,14 +133,13 @@ class RedisCache:
                 fence = await self._begin_generations(keys)
                 values = []
         except CacheUnavailable as error:
-            self._failed(self._reads, "get_many", error)
-            self._observer.cache_operation("get_many", "failed", self._reactor.seconds() - began)
+            self._failed(self._reads, "get_many", error, began)
             return Reading(None, {})
         found: dict[bytes, bytes] = {}
         for name, stored in zip(names, values[len(keys.generations) :]):
             value = None if stored is None or fence is None else unstamp(fence, stored)
             if value is not None and large.is_packed(value):
-                value = await self._read_large(entry + name, value)
+                value = await self._large.read(entry + name, value)
             if value is not None:
                 found[name] = value
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
@@ -174,8 +169,7 @@ class RedisCache:
         try:
             generations, *replies = await self._reads.send(b"".join(commands), len(commands))
         except CacheUnavailable as error:
-            self._failed(self._reads, "heads", error)
-            self._observer.cache_operation("heads", "failed", self._reactor.seconds() - began)
+            self._failed(self._reads, "heads", error, began)
             return Heads(None, {})
         fence = self._fence(self._reads, generations)
         heads: dict[bytes, Head] = {}
@@ -200,7 +194,7 @@ class RedisCache:
         began = self._reactor.seconds()
         taken = True
         for part in _slices(entries):
-            keyed = [(prefix + name, await self._placed(prefix + name, value, seconds)) for name, value in part]
+            keyed = [(prefix + name, await self._large.placed(prefix + name, value, seconds)) for name, value in part]
             placed = [(key, value) for key, value in keyed if value is not None]
             wire = b"".join(pipeline.set_entries(fence, placed, seconds))
             replies = await self._ask("put_many", wire, len(placed)) if placed else []
@@ -210,39 +204,10 @@ class RedisCache:
         self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
         return taken
 
-    async def _placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
-        """What stands at *key* for *value*: itself, or where its bytes are, after these were written; None where the server
-        did not take them."""
-        if size_of(value) <= LARGE:
-            return whole(value)
-        entry = large.Entry.new(value)
-        for wire in entry.writes(key, value, seconds):
-            if await self._ask("put_many", wire, 1) is None:
-                return None
-        return entry.packed
-
-    async def _read_large(self, key: bytes, packed: bytes) -> Optional[bytes]:
-        """The bytes of a large entry; None where they are not all there. Raises `CacheUnavailable`."""
-        entry = large.Entry(packed)
-        gathered = Gathered()
-        left = entry.size
-        await self._reads_of_large.acquire()
-        try:
-            for wire in entry.reads(key):
-                (piece,) = await self._reads.send(wire, 1)
-                if not isinstance(piece, bytes) or not piece:
-                    return None  # evicted meanwhile
-                gathered.add(piece)
-                left -= len(piece)
-        finally:
-            self._reads_of_large.release()
-        return gathered.whole() if not left else None
-
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
-        keys = instance_keys(instance).entries(list(names))
-        commands = [pipeline.command(b"UNLINK", *part) for part in _parts(keys)]
-        return await self._timed("remove", commands) is not None
+        parts = _parts(instance_keys(instance).entries(list(names)))
+        return await self._timed("remove", [pipeline.command(b"UNLINK", *part) for part in parts]) is not None
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""
@@ -275,9 +240,9 @@ class RedisCache:
     async def ping(self) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
         for link in (self._reads, self._writes):
-            for reply in await link.send(PING, 1):
-                if isinstance(reply, Exception):
-                    raise CacheUnavailable(str(reply))
+            (reply,) = await link.send(PING, 1)
+            if isinstance(reply, Exception):
+                raise CacheUnavailable(str(reply))
 
     async def status(self) -> dict[str, object]:
         """Facts for ``/status.json``."""
@@ -287,15 +252,15 @@ class RedisCache:
             replies = await self._writes.send(b"".join(sections), len(sections))
         except CacheUnavailable as error:
             return {**status, "reason": str(error)}
-        return {**status, "connected": self._reads.up and self._writes.up, **_facts(replies)}
+        return {**status, "connected": self._reads.up and self._writes.up, **pipeline.server_facts(replies)}
 
     async def _begin_generations(self, keys: InstanceKeys) -> Optional[Fence]:
         """Begin the generations that are missing. Set only if absent: all who race for it get the same fence.
         None where a full server takes none."""
-        root, *below = keys.generations
-        commands = pipeline.set_if_absent([root], new_generation(), None)
-        for key in below:
-            commands += pipeline.set_if_absent([key], new_generation(), GENERATION_SECONDS)
+        commands: list[bytes] = []
+        for key in keys.generations:
+            lasts = None if key is keys.generations[0] else GENERATION_SECONDS
+            commands += pipeline.set_if_absent([key], new_generation(), lasts)
         commands.append(pipeline.command(b"MGET", *keys.generations))
         replies = await self._reads.send(b"".join(commands), len(commands))
         self._look_for_errors("get_many", replies)
@@ -323,9 +288,11 @@ class RedisCache:
             return None
         return None if self._look_for_errors(operation, replies) else replies
 
-    def _failed(self, link: Link, operation: str, error: CacheUnavailable) -> None:
+    def _failed(self, link: Link, operation: str, error: CacheUnavailable, began: Optional[float] = None) -> None:
         if link.up:  # else the log says already that the server is down
             self._complaints.complain(operation, str(error))
+        if began is not None:
+            self._observer.cache_operation(operation, "failed", self._reactor.seconds() - began)
 
     def _look_for_errors(self, operation: str, replies: list[object]) -> bool:
         """Whether an error is among the replies: a full server (OOM), another type of value, a replica (READONLY)."""
@@ -354,22 +321,3 @@ def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
 
 def _parts(keys: list[bytes]) -> list[list[bytes]]:
     return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]
-
-
-def _facts(replies: list[object]) -> dict[str, object]:
-    """What INFO says, as numbers. ``max_bytes`` 0: no limit."""
-    info: dict[str, str] = {}
-    for reply in replies:
-        if isinstance(reply, bytes):
-            lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
-            info.update({name: value for name, colon, value in lines if colon})
-    server = (
-        "valkey " + info["valkey_version"] if "valkey_version" in info else "redis " + info.get("redis_version", "?")
-    )
-    return {
-        "server": server,
-        "used_bytes": int(info.get("used_memory", 0)),
-        "max_bytes": int(info.get("maxmemory", 0)),
-        "policy": info.get("maxmemory_policy", ""),
-        "evicted": int(info.get("evicted_keys", 0)),
-    }

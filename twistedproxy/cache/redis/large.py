@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Optional
 
 import attrs
+from twisted.internet.defer import DeferredSemaphore
 
-from twistedproxy.cache.interface import Value, pieces, size_of
+from twistedproxy.cache.interface import LARGE, Value, pieces, size_of, whole
 from twistedproxy.cache.redis import pipeline
+from twistedproxy.cache.redis.connection import Link
+from twistedproxy.streams import Gathered
 
 SLICE = 1 << 20
 """Bytes of one command: a millisecond of the server's time, and of the reactor's."""
@@ -40,41 +43,62 @@ def size(packed: bytes) -> int:
     return int(_LAYOUT.unpack_from(packed)[1])
 
 
+READS = 2
+"""Large entries that are read at once: all share one connection, and a reader that waits holds no bytes yet."""
+
+
 @attrs.frozen
-class Entry:
-    """A large entry. *packed*: what stands at its key."""
+class LargeEntries:
+    """Reads large entries over *link*, and writes them by *write*: commands as bytes, and their number, to replies; None
+    where the server did not take them."""
 
-    packed: bytes
+    _link: Link
+    _write: Callable[[bytes, int], Awaitable[Optional[list[object]]]]
+    _reading: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(READS))
 
-    @classmethod
-    def new(cls, value: Value) -> Entry:
-        """The entry of *value*."""
+    async def placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
+        """The value to write at *key*: *value* itself or, after its slices were written, the mark of a large entry. None
+        where the server did not take a slice."""
+        if size_of(value) <= LARGE:
+            return whole(value)
         start = b"".join([piece[:START] for piece in pieces(value)])[:START]
-        return cls(_LAYOUT.pack(MARK, size_of(value), secrets.token_bytes(8)) + start)
+        packed = _LAYOUT.pack(MARK, size_of(value), secrets.token_bytes(8)) + start
+        place, begun = _place(key, packed), False
+        for part in _parts(value):
+            wire = (
+                [pipeline.command(b"APPEND", place, part)]
+                if begun
+                else pipeline.set_entries(b"", [(place, part)], seconds)
+            )
+            if await self._write(b"".join(wire), 1) is None:
+                return None
+            begun = True
+        return packed
 
-    @property
-    def size(self) -> int:
-        """How many bytes it has."""
-        return size(self.packed)
+    async def read(self, key: bytes, packed: bytes) -> Optional[bytes]:
+        """The bytes of the large entry *packed* at *key*; None where they are not all there. Raises `CacheUnavailable`."""
+        place, gathered, left = _place(key, packed), Gathered(), size(packed)
+        await self._reading.acquire()
+        try:
+            for start in range(0, left, SLICE):
+                wire = pipeline.command(b"GETRANGE", place, b"%d" % start, b"%d" % (start + SLICE - 1))
+                (piece,) = await self._link.send(wire, 1)
+                if not isinstance(piece, bytes) or not piece:
+                    return None  # evicted meanwhile
+                gathered.add(piece)
+                left -= len(piece)
+        finally:
+            self._reading.release()
+        return gathered.whole() if not left else None
 
-    def _key(self, key: bytes) -> bytes:
-        return b"%b\0%b" % (key, _LAYOUT.unpack_from(self.packed)[2])
 
-    def writes(self, key: bytes, value: Value, seconds: Optional[float]) -> Iterator[bytes]:
-        """The commands that write *value*, the entry at *key*, one after the other."""
-        place, begun = self._key(key), False
-        for piece in pieces(value):
-            view = memoryview(piece)
-            for start in range(0, len(view), SLICE):
-                part = bytes(view[start : start + SLICE])
-                if begun:
-                    yield pipeline.command(b"APPEND", place, part)
-                else:
-                    yield b"".join(pipeline.set_entries(b"", [(place, part)], seconds))
-                begun = True
+def _place(key: bytes, packed: bytes) -> bytes:
+    """The key of the bytes of the entry *packed* at *key*."""
+    return b"%b\0%b" % (key, _LAYOUT.unpack_from(packed)[2])
 
-    def reads(self, key: bytes) -> Iterator[bytes]:
-        """The commands that read it."""
-        place = self._key(key)
-        for start in range(0, self.size, SLICE):
-            yield pipeline.command(b"GETRANGE", place, b"%d" % start, b"%d" % (start + SLICE - 1))
+
+def _parts(value: Value) -> Iterator[bytes]:
+    """The slices of *value*."""
+    for piece in pieces(value):
+        view = memoryview(piece)
+        yield from (bytes(view[start : start + SLICE]) for start in range(0, len(view), SLICE))

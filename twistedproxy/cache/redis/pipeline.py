@@ -51,6 +51,23 @@ def run_of(info: object) -> bytes:
     return next((line.removeprefix(b"run_id:") for line in lines if line.startswith(b"run_id:")), b"")
 
 
+def server_facts(replies: list[object]) -> dict[str, object]:
+    """The figures in the sections of INFO. ``max_bytes`` 0: no limit."""
+    info: dict[str, str] = {}
+    for reply in replies:
+        if isinstance(reply, bytes):
+            lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+            info.update({name: value for name, colon, value in lines if colon})
+    valkey = info.get("valkey_version")
+    return {
+        "server": f"valkey {valkey}" if valkey else f"redis {info.get('redis_version', '?')}",
+        "used_bytes": int(info.get("used_memory", 0)),
+        "max_bytes": int(info.get("maxmemory", 0)),
+        "policy": info.get("maxmemory_policy", ""),
+        "evicted": int(info.get("evicted_keys", 0)),
+    }
+
+
 def milliseconds(seconds: float) -> bytes:
     """What PX and PEXPIRE take: a whole number, at least 1."""
     return b"%d" % max(1, round(seconds * 1000))
