@@ -151,9 +151,7 @@ class RedisCache:
         commands = [pipeline.command(b"MGET", *keys.generations)]
         commands += pipeline.for_each(b"GETRANGE", keys.entries(names), b"0", b"%d" % (FENCE_LENGTH - 1))
         replies = await self._timed("present", commands)
-        generations = replies[0] if replies else None
-        fence = self._fence(self._writes, generations)
-        if fence is None or replies is None:
+        if not replies or (fence := self._fence(self._writes, replies[0])) is None:
             return set()
         return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
 
@@ -176,10 +174,9 @@ class RedisCache:
         for name, start, size in zip(names, replies, replies[len(names) :]):
             if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
                 stored = start[FENCE_LENGTH:]
-                if large.is_packed(stored):
-                    heads[name] = Head(stored[large.PREFIX :][:length], large.size(stored))
-                else:
-                    heads[name] = Head(stored[:length], size - FENCE_LENGTH)
+                packed = large.is_packed(stored)
+                start, size = (stored[large.PREFIX :], large.size(stored)) if packed else (stored, size - FENCE_LENGTH)
+                heads[name] = Head(start[:length], size)
         self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
         return Heads(fence, heads)
 
