@@ -175,8 +175,8 @@ class RedisCache:
             if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
                 stored = start[FENCE_LENGTH:]
                 packed = large.is_packed(stored)
-                start, size = (stored[large.PREFIX :], large.size(stored)) if packed else (stored, size - FENCE_LENGTH)
-                heads[name] = Head(start[:length], size)
+                begin, total = (stored[large.PREFIX :], large.size(stored)) if packed else (stored, size - FENCE_LENGTH)
+                heads[name] = Head(begin[:length], total)
         self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
         return Heads(fence, heads)
 
