@@ -27,7 +27,7 @@ BELOW = {
     "frames": STORES,
     "prefetch": READING,
     "rendering": READING | {"imaging"},
-    "server": READING,
+    "server": set(),
     "hot": READING | {"server"},
     "dicomweb": READING | {"prefetch", "imaging", "rendering", "server", "hot"},
     "proxy": READING | {"prefetch", "rendering", "server", "hot", "dicomweb"},

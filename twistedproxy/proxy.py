@@ -27,7 +27,6 @@ from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Credentials, normal_key
 from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.memory_budget import AnswerMemory
 from twistedproxy.frames.peers import NoSiblings, Siblings
 from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.read_through import FrameReader
@@ -49,6 +48,7 @@ from twistedproxy.server.startup_log import Served
 from twistedproxy.settings import Settings
 from twistedproxy.system.demand import Demand
 from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.resources import cpu_count
 

@@ -10,7 +10,8 @@ from tests.stores import faults
 from tests.stores.faults import server_error
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.multipart_writer import MultipartForm
-from twistedproxy.frames import memory_budget, streamed
+from twistedproxy.frames import streamed
+from twistedproxy.system import memory_budget
 
 JPEG = "1.2.840.10008.1.2.4.50"
 ALL = (1, 2, 3, 4, 5, 6)

@@ -9,8 +9,8 @@ from tests.slides import slide
 from tests.stores.dialects import STANDARD
 from tests.stores.faults import Fault
 from tests.stores.replies import Reply
-from twistedproxy.frames import memory_budget
-from twistedproxy.frames.memory_budget import AnswerMemory, Held
+from twistedproxy.system import memory_budget
+from twistedproxy.system.memory_budget import AnswerMemory, Held
 
 
 class RenderedMemoryTests(ProxyCase):

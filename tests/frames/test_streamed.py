@@ -12,14 +12,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.frames import memory_budget, streamed
+from twistedproxy.frames import streamed
 from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.memory_budget import AnswerMemory, Held
 from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, NoSuchFrame, Wanted
 from twistedproxy.frames.streamed import AnswerBroken, FramePieces, ListReader
 from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
+from twistedproxy.system import memory_budget
+from twistedproxy.system.memory_budget import AnswerMemory, Held
 
 
 class ListCase(SynchronousTestCase):

@@ -18,11 +18,11 @@ from tests.server.wire import Wire
 from tests.waiting import wait_until
 from twistedproxy.dicom.resource import Scope
 from twistedproxy.frames.entries import frame_name, pack_frames
-from twistedproxy.frames.memory_budget import UNTAKEN
 from twistedproxy.hot import dispatcher
 from twistedproxy.hot.responses import CHECK_SECONDS, TAKEN_BACK_SECONDS
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.settings import MIB
+from twistedproxy.system.memory_budget import UNTAKEN
 
 MANY = 2000  # requests: their answers are far more than the kernel's buffers hold
 

@@ -90,6 +90,8 @@ class ConfineTests(SynchronousTestCase):
             b"text/javascript",
             b"multipart/x-mixed-replace; boundary=a",
             b"nonsense",
+            b"image/png, text/html",
+            b"image/png; a=b, text/html",
         ):
             self.assertTrue(confined(kind), kind)
         self.assertTrue(confined())

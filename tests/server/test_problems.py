@@ -6,7 +6,6 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.origin.errors import OriginBadAnswer, OriginBusy, OriginRefused, OriginTimeout, OriginUnreachable
 from twistedproxy.server import problems
 
 
@@ -38,24 +37,3 @@ class ProblemTests(SynchronousTestCase):
         """What came is cut and has no controls."""
         self.assertLessEqual(len(problems.shown(b"x" * 10_000)), problems.MAX_SHOWN + 2)
         self.assertEqual(problems.shown(b"a\r\n\x00\xff"), r"'a\r\n\x00ÿ'")
-
-    def test_origin_errors(self) -> None:
-        """Each way an origin can fail has its status."""
-        cases = [
-            (OriginUnreachable("no connection"), 502),
-            (OriginBadAnswer("half a body"), 502),
-            (OriginBusy("later"), 503),
-            (OriginTimeout("60 s"), 504),
-            (OriginRefused(403, (), b""), 403),
-            (OriginRefused(799, (), b""), 502),
-        ]
-        for error, status in cases:
-            problem = problems.from_origin_error(error)
-            self.assertEqual(problem.status, status)
-            self.assertEqual(problem.detail, str(error))
-
-    def test_busy_origin_says_when_to_come_back(self) -> None:
-        """The 503 for a busy origin has a Retry-After."""
-        self.assertEqual(
-            [name for name, _ in problems.from_origin_error(OriginBusy("later")).headers], [b"Retry-After"]
-        )

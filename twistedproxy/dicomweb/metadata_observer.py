@@ -36,10 +36,10 @@ from twistedproxy.dicomweb.url_rewriting import Transform
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.frames.memory_budget import Held
 from twistedproxy.frames.read_through import FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+from twistedproxy.system.memory_budget import Held
 
 TRANSFORMED = 16 << 10
 """Bytes that go through a transform at once: half a millisecond of a search's JSON, two where it is all URLs."""

@@ -15,15 +15,15 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.web.server import Request
 
-from twistedproxy.frames.memory_budget import RETRY_AFTER, NoRoom
 from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken
-from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.origin.errors import OriginBusy, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.server import problems
 from twistedproxy.server.cors import NOSNIFF, Cors, confine
 from twistedproxy.server.problems import Problem
 from twistedproxy.server.response_body import ClientGone
 from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.memory_budget import RETRY_AFTER, NoRoom
 from twistedproxy.system.metrics import Metrics
 
 _log = Logger()
@@ -32,6 +32,9 @@ REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after
 """Headers of an origin's refusal that go to the caller."""
 
 _OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIFF[0].lower()})
+
+ORIGIN_RETRY_AFTER = 5
+"""Seconds: about as long as a store needs to work off a queue."""
 
 STOPPING_RETRY_AFTER = 5
 """Seconds after which a client may ask again: about what a restart takes."""
@@ -157,8 +160,12 @@ def problem_of(error: Exception) -> Problem:
             return Problem(413, str(error))
         case NoRoom() | AnswerBroken():
             return problems.unavailable(str(error), RETRY_AFTER)
+        case OriginBusy():
+            return problems.unavailable(str(error), ORIGIN_RETRY_AFTER)
+        case OriginTimeout():
+            return Problem(504, str(error))
         case OriginError():
-            return problems.from_origin_error(error)
+            return Problem(502, str(error))
     _log.failure("a request failed for a reason of our own")
     return Problem(500, "the proxy failed; its log says more")
 

@@ -12,12 +12,12 @@ from twistedproxy.dicomweb import negotiation
 from twistedproxy.dicomweb.frames import FrameAnswers, cache_outcome, cache_status, note_outcome, picture_status
 from twistedproxy.dicomweb.rendered_answers import Keep, take_room
 from twistedproxy.dicomweb.requests import asked_of, without_accept
-from twistedproxy.frames.memory_budget import AnswerMemory
 from twistedproxy.frames.pictures import Picture, PictureReader
 from twistedproxy.frames.read_through import Wanted
 from twistedproxy.imaging.parameters import CACHING
 from twistedproxy.rendering.media_types import JPEG, is_gray, is_same_picture
 from twistedproxy.server.problems import Problem
+from twistedproxy.system.memory_budget import AnswerMemory
 
 ORIGIN_TYPES = ("image/jpeg", "image/png", "image/gif", "image/jp2")
 """What origins render to (PS3.18 table 8.7.4-1)."""

@@ -30,7 +30,6 @@ from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
 from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.memory_budget import AnswerMemory, Held
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
@@ -40,6 +39,7 @@ from twistedproxy.server.problems import not_acceptable
 from twistedproxy.server.response_body import SLICE, send_stream
 from twistedproxy.server.uploads import Upload
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+from twistedproxy.system.memory_budget import AnswerMemory, Held
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to learn what it stored: some 40,000 instances."""

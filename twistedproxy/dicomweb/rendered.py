@@ -43,7 +43,6 @@ from twistedproxy.dicomweb.requests import (
     choose_picture,
     request_of,
 )
-from twistedproxy.frames.memory_budget import AnswerMemory
 from twistedproxy.frames.read_through import Wanted
 from twistedproxy.imaging.downsampled_metadata import ASKED_FOR
 from twistedproxy.imaging.errors import CallFailed, PoolError
@@ -56,6 +55,7 @@ from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
 from twistedproxy.server.problems import Problem
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
+from twistedproxy.system.memory_budget import AnswerMemory
 
 MAX_DESCRIPTION = 64 << 20
 """Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
@@ -83,7 +83,7 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
         answer = await read_all(body, MAX_DESCRIPTION)
         made = await pool.call({"op": "downsample", "factor": factor}, [answer])
     except StreamTooLong:
-        raise problems.too_large(MAX_DESCRIPTION, "what the origin says of these instances") from None
+        raise Problem(413, f"the origin's answer is larger than the limit of {MAX_DESCRIPTION} bytes") from None
     except PoolError as error:
         raise_problem(error)
     return BytesStream(made.blobs[0])

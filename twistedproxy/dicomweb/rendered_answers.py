@@ -13,7 +13,6 @@ from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.dicomweb import negotiation
 from twistedproxy.dicomweb.frames import FrameAnswers, note_outcome
 from twistedproxy.frames.entries import digest_of, expected, most, multipart_of
-from twistedproxy.frames.memory_budget import Held
 from twistedproxy.frames.read_through import FrameReader, Wanted
 from twistedproxy.hot.responses import Source
 from twistedproxy.imaging.errors import (
@@ -31,6 +30,7 @@ from twistedproxy.rendering.jobs import Pictures
 from twistedproxy.server import problems
 from twistedproxy.server.conditional import entity_tag
 from twistedproxy.server.problems import Problem
+from twistedproxy.system.memory_budget import Held
 
 RETRY_AFTER = 2
 """Seconds: about as long as a full queue of pictures takes."""
@@ -112,12 +112,12 @@ def raise_problem(error: Exception) -> NoReturn:
         case PoolBusy():
             raise problems.unavailable(detail, RETRY_AFTER) from None
         case PoolTimeout():
-            raise problems.gateway_timeout(detail) from None
+            raise Problem(504, detail) from None
         case CallFailed(kind="NotDecodable"):
             raise problems.not_acceptable(["the frames as they are stored"]) from None
         case ChildDied():
-            raise problems.bad_gateway(detail) from None
-    raise problems.bad_gateway(f"the picture cannot be made: {detail}") from None
+            raise Problem(502, detail) from None
+    raise Problem(502, f"the picture cannot be made: {detail}") from None
 
 
 async def take_room(reader: FrameReader, held: Held, wanted: Wanted, media_type: str = "") -> None:

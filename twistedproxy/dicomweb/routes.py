@@ -33,7 +33,6 @@ from twistedproxy.dicomweb.rendered_answers import PictureAnswers
 from twistedproxy.dicomweb.requests import without_accept
 from twistedproxy.dicomweb.status import StatusPages
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.frames.memory_budget import AnswerMemory
 from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.read_through import FrameReader, Wanted
 from twistedproxy.frames.series_lookup import SeriesLookup
@@ -47,6 +46,7 @@ from twistedproxy.server.forwarded import Outside, outside
 from twistedproxy.server.problems import Problem
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.recent import Recent
 

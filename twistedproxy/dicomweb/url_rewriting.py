@@ -36,7 +36,7 @@ from twisted.logger import Logger
 
 from twistedproxy.dicomweb.available_syntaxes import SyntaxAdder, SyntaxLookup
 from twistedproxy.origin.interface import AMBIGUOUS, OriginResponse
-from twistedproxy.server.problems import bad_gateway
+from twistedproxy.server.problems import Problem
 
 MAX_HELD = 16 * 1024  # bytes of one member that are kept while its end has not come; a URL is shorter
 
@@ -288,7 +288,9 @@ def located(response: OriginResponse, urls: UrlMap, asked: str) -> OriginRespons
             elif lower == b"location" and response.status in _REDIRECTS:
                 response.body.close()
                 _log.warn("{origin} redirects out of its root: callers get 502", origin=urls.base_from)
-                raise bad_gateway("the origin redirects to a place of its own that cannot be reached through the proxy")
+                raise Problem(
+                    502, "the origin redirects to a place of its own that cannot be reached through the proxy"
+                )
         elif lower == b"set-cookie":
             headers.append((name, _cookie(value, urls)))
         else:

@@ -25,8 +25,8 @@ from twisted.internet.defer import Deferred
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.frames.entries import Sizes, cached_sizes, expected, most
 from twistedproxy.frames.grants import Grant
-from twistedproxy.frames.memory_budget import Held
 from twistedproxy.frames.read_through import HUGE, AnswerTooLarge, FrameAnswer, FrameReader, Wanted
+from twistedproxy.system.memory_budget import Held
 
 SURELY_SHORT = 32 << 20
 """Bytes of pixels in a list that is read whole without more ado: about 3 MB as lossy frames. 170 frames of 256 x 256."""

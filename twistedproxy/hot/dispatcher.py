@@ -15,12 +15,12 @@ import attrs
 from twisted.web import http, server
 
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.memory_budget import SMALL, UNTAKEN, AnswerMemory
 from twistedproxy.hot.request_heads import GET, Heads
 from twistedproxy.hot.responses import HotAnswer, HotResponses, Source
 from twistedproxy.server.conditional import matches_none
 from twistedproxy.system.fast_write import write_at_once
 from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.memory_budget import SMALL, UNTAKEN, AnswerMemory
 from twistedproxy.system.metrics import Metrics
 
 OUTCOME = "hot"

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from twistedproxy.frames.memory_budget import UNTAKEN, AnswerMemory
+from twistedproxy.system.memory_budget import UNTAKEN, AnswerMemory
 
 NEVER = float("inf")
 """The deadline of a wait that is not under way."""

@@ -25,7 +25,6 @@ from collections.abc import Collection, Iterable
 import attrs
 from twisted.web.http_headers import Headers
 
-from twistedproxy.dicom.media_types import BadMediaType, parse_media_type
 from twistedproxy.server.forwarded import HeaderLookup
 from twistedproxy.server.problems import Problem
 
@@ -104,6 +103,8 @@ def is_preflight(method: bytes, origin: bytes | None, requested_method: bytes | 
 NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
 
 _POLICY = b"Content-Security-Policy"
+# Of several types in a list browsers take the last, whatever the first one is: a comma makes it none that is known.
+_CONTENT_TYPE = re.compile(rb"[ \t]*([a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+)[ \t]*(?:;[^,]*)?")
 # PDF is among them: browsers show it in a viewer of their own, and not at all in a sandbox.
 _NO_DOCUMENTS = ("image/", "video/", "audio/", "application/dicom", "application/json", "text/plain")
 _NO_DOCUMENT = frozenset(
@@ -113,11 +114,9 @@ _NO_DOCUMENT = frozenset(
 
 def confine(headers: Headers) -> None:
     """Add a sandbox to the *headers* of an answer that a store made, unless its type is none that runs as a document."""
-    content_type = headers.getRawHeaders(b"Content-Type", [b""])
-    try:
-        kind = parse_media_type(content_type[0]).type if len(content_type) == 1 else ""
-    except BadMediaType:
-        kind = ""
+    fields = headers.getRawHeaders(b"Content-Type", [])
+    match = _CONTENT_TYPE.fullmatch(fields[0].lower()) if len(fields) == 1 else None
+    kind = match[1].decode("ascii") if match is not None else ""
     inert = kind in _NO_DOCUMENT or kind.startswith(_NO_DOCUMENTS)
     if not inert or kind.endswith("xml"):  # image/svg+xml, application/dicom+xml
         headers.addRawHeader(_POLICY, b"sandbox")

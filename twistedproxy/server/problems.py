@@ -14,18 +14,8 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from twistedproxy.origin.errors import (
-    OriginBadAnswer,
-    OriginBusy,
-    OriginError,
-    OriginRefused,
-    OriginTimeout,
-    OriginUnreachable,
-)
-
 CONTENT_TYPE = b"application/problem+json"
 MAX_SHOWN = 80  # characters of what came, as in twistedproxy.dicom.resource
-ORIGIN_RETRY_AFTER = 5  # seconds: about as long as a store needs to work off a queue
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -86,46 +76,11 @@ def not_acceptable(available: Iterable[str]) -> Problem:
     )
 
 
-def too_large(limit: int, what: str = "the answer") -> Problem:
-    """413; *limit* in bytes."""
-    return Problem(413, f"{what} is larger than the limit of {limit} bytes", members={"limit": limit})
-
-
 def range_not_satisfiable(size: int) -> Problem:
     """416 with the size in bytes that there is (RFC 9110 section 15.5.17)."""
     return Problem(416, f"there are {size} bytes", headers=((b"Content-Range", b"bytes */%d" % size),))
 
 
-def bad_gateway(detail: str) -> Problem:
-    """502: the origin cannot be reached, or what it says cannot be given to the caller."""
-    return Problem(502, detail)
-
-
 def unavailable(detail: str, retry_after: int) -> Problem:
     """503; *retry_after* in seconds."""
     return Problem(503, detail, headers=((b"Retry-After", b"%d" % retry_after),))
-
-
-def gateway_timeout(detail: str) -> Problem:
-    """504: the origin made no progress within a deadline."""
-    return Problem(504, detail)
-
-
-def from_origin_error(error: OriginError) -> Problem:
-    """The answer to an origin that failed.
-
-    An `OriginRefused` should go back as it came; a caller that cannot do so gets its status here.
-    """
-    detail = str(error)
-    match error:
-        case OriginRefused(status=status) if status in http.HTTPStatus.__members__.values():
-            return Problem(status, detail)
-        case OriginBusy():
-            return unavailable(detail or "the origin is busy", ORIGIN_RETRY_AFTER)
-        case OriginTimeout():
-            return gateway_timeout(detail or "the origin made no progress within the deadline")
-        case OriginUnreachable():
-            return bad_gateway(detail or "the origin cannot be reached")
-        case OriginBadAnswer():
-            return bad_gateway(detail or "the origin's answer is not what DICOMweb says it should be")
-    return bad_gateway(detail or "the origin failed")

@@ -8,8 +8,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.frames import memory_budget
-from twistedproxy.frames.memory_budget import SMALL, WAIT_SECONDS, AnswerMemory, Held, NoRoom
+from twistedproxy.system import memory_budget
+from twistedproxy.system.memory_budget import SMALL, WAIT_SECONDS, AnswerMemory, Held, NoRoom
 
 LARGE = 4 * SMALL
 
