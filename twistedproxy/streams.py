@@ -7,6 +7,7 @@ beyond a small bound, so memory does not grow with the size of what passes.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Optional, Protocol
 
@@ -22,6 +23,27 @@ class ByteStream(Protocol):
 
     def close(self) -> None:
         """Let go of what feeds the stream (connection, file). Harmless when repeated or at the end."""
+
+
+class YieldedStream:
+    """A `ByteStream` of what *chunks* yields, none of them empty. Closing it closes *source*."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], source: ByteStream) -> None:
+        self._chunks = chunks
+        self._source = source
+        self._broken: Optional[BaseException] = None
+
+    async def read(self) -> bytes:
+        if self._broken is not None:  # a generator that raised looks as if it had ended
+            raise self._broken
+        try:
+            return await anext(self._chunks, b"")
+        except BaseException as error:
+            self._broken = error
+            raise
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class StreamTooLong(ValueError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.dicomweb.test_url_rewriting import in_pieces
-from twistedproxy.dicomweb.available_syntaxes import MAX_HEAD, SyntaxAdder, SyntaxLookup
+from twistedproxy.dicomweb.available_syntaxes import MAX_HEAD, objects_in, with_syntaxes
 
 JPEG = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"
@@ -25,11 +25,26 @@ AVAILABLE = {"00083002": {"vr": "UI", "Value": [JPEG]}}
 EMPTY = {"00083002": {"vr": "UI"}}
 NAME = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": 'A"}]{[\\B'}]}}
 NESTED = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **AVAILABLE}]}}
-META = {"00020010": {"vr": "UI", "Value": [RLE]}}
 
 
-def added(documents: Any, syntax: str | SyntaxLookup = KNOWN.get, *cuts: int) -> Any:
-    return json.loads(in_pieces(SyntaxAdder(syntax), json.dumps(documents).encode(), *cuts))
+def known(body: bytes, syntaxes: Mapping[str, str] = KNOWN) -> bytes:
+    """*body* with the syntax that is known of each instance in it."""
+    places = {}
+    for position, attributes in objects_in(body):
+        if isinstance(attributes, dict) and "00080018" in attributes:
+            syntax = syntaxes.get(attributes["00080018"]["Value"][0])
+            if syntax is not None:
+                places[position] = syntax
+    return with_syntaxes(body, places)
+
+
+def added(documents: Any) -> Any:
+    return json.loads(known(json.dumps(documents).encode()))
+
+
+def alone(document: Any, syntax: str) -> Any:
+    """*document* with *syntax*, as the one object of an answer."""
+    return json.loads(with_syntaxes(json.dumps([document]).encode(), {1: syntax}))[0]
 
 
 class AddedTests(SynchronousTestCase):
@@ -48,8 +63,7 @@ class AddedTests(SynchronousTestCase):
         body = b'\xef\xbb\xbf[{"00080018":{"vr":"UI","Value":["1.2"]},"00100010":{"vr":"FD","Value":["M\xfc",NaN]}}]'
         member = json.dumps(AVAILABLE, separators=(",", ":")).encode()[1:-1] + b","
         expected = body.replace(b'"00100010"', member + b'"00100010"')
-        for cuts in ((), range(1, len(body))):
-            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *cuts), expected)
+        self.assertEqual(known(body), expected)
 
     def test_each_object_by_itself(self) -> None:
         """Every object of a search gets its own; what is unknown gets none."""
@@ -62,8 +76,7 @@ class AddedTests(SynchronousTestCase):
         """What the origin said stays, in order or not, and byte for byte."""
         for document in ({**sop("1.3"), **AVAILABLE, **NAME}, {**NAME, **AVAILABLE, **sop("1.3")}):
             body = json.dumps([document]).encode()
-            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body), body)
-            self.assertEqual(in_pieces(SyntaxAdder(RLE), body), body)
+            self.assertEqual(known(body), body)
 
     def test_empty_member_is_filled(self) -> None:
         """A member without a value is replaced."""
@@ -81,20 +94,11 @@ class AddedTests(SynchronousTestCase):
         (document,) = added([{**NAME, **NESTED, **sop("1.2")}])
         self.assertEqual(document["00083002"]["Value"], [JPEG])
 
-    def test_own_transfer_syntax(self) -> None:
-        """(0002,0010) of the object itself comes before what is known."""
-        self.assertEqual(added([{**META, **sop("1.2")}])[0]["00083002"]["Value"], [RLE])
-        self.assertEqual(added([{**META, **sop("1.9")}])[0]["00083002"]["Value"], [RLE])
-
-    def test_fixed(self) -> None:
-        """With the UID of the one instance asked about no lookup is needed; a bad UID is not added."""
-        self.assertEqual(added([NAME], JPEG)[0]["00083002"]["Value"], [JPEG])
-        self.assertEqual(added([NAME], 'x"'), [NAME])
-        self.assertEqual(added([sop("bad")]), [sop("bad")])
-
-    def test_single_object(self) -> None:
-        """A body that is one object, without an array, is treated alike."""
-        self.assertEqual(added({**sop("1.2"), **NAME})["00083002"]["Value"], [JPEG])
+    def test_one_instance(self) -> None:
+        """The one instance that was asked for need not name itself; what is no UID is not added."""
+        self.assertEqual(alone(NAME, JPEG)["00083002"]["Value"], [JPEG])
+        self.assertEqual(alone(NAME, 'x"'), NAME)
+        self.assertEqual(alone({}, JPEG), {})
 
     def test_nothing_to_add(self) -> None:
         """Empty arrays and objects, other JSON, other text, and what is cut off pass as they came."""
@@ -111,37 +115,34 @@ class AddedTests(SynchronousTestCase):
             b"}}]]{{[[",
             b"\\\\\\",
         ):
-            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body), body)
-            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *range(1, len(body))), body)
+            self.assertEqual(known(body), body)
 
-    def test_cut_anywhere(self) -> None:
-        """The result is the same wherever the body is cut, and byte by byte."""
+    def test_cut_off(self) -> None:
+        """Of an answer that is cut off, the objects that are all there get theirs; the rest stays what it is."""
         documents = [{**sop("1.2"), **NESTED, **NAME}, sop("1.3"), {**sop("1.2"), **EMPTY}, {**NAME, **sop("1.3")}]
         body = json.dumps(documents).encode()
-        expected = in_pieces(SyntaxAdder(KNOWN.get), body)
-        self.assertEqual([d["00083002"]["Value"] for d in json.loads(expected)], [[JPEG], [RLE], [JPEG], [RLE]])
+        self.assertEqual([d["00083002"]["Value"] for d in json.loads(known(body))], [[JPEG], [RLE], [JPEG], [RLE]])
         for cut in range(len(body)):
-            self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, cut), expected, cut)
-        self.assertEqual(in_pieces(SyntaxAdder(KNOWN.get), body, *range(1, len(body))), expected)
+            out = known(body[:cut]) + body[cut:]
+            found = [d.get("00083002", EMPTY["00083002"]).get("Value") for d in json.loads(out)]
+            whole = sum(1 for _ in objects_in(body[:cut]))
+            self.assertEqual(found, [[JPEG], [RLE], [JPEG], [RLE]][:whole] + [None] * (4 - whole), cut)
 
-    def test_larger_than_what_is_held(self) -> None:
-        """Of an object that is not held as a whole the beginning decides; those behind it get theirs too."""
+    def test_beginning_of_a_large_object(self) -> None:
+        """Of an object that is not held as a whole the beginning decides."""
         item = {"00209113": {"vr": "SQ", "Value": [{"00209157": {"vr": "UL", "Value": [1, 2]}, **NAME}]}}
         large = {"52009230": {"vr": "SQ", "Value": [item] * (3 * MAX_HEAD // 100)}}
-        body = json.dumps(
-            [{**sop("1.2"), **large}, {**sop("1.3"), **AVAILABLE, **large}, sop("1.3"), sop("1.2")]
-        ).encode()
-        self.assertGreater(len(body), 6 * MAX_HEAD)
-        out = in_pieces(SyntaxAdder(KNOWN.get), body, *range(50_000, len(body), 50_000))
-        self.assertEqual(out, in_pieces(SyntaxAdder(KNOWN.get), body))
-        documents = json.loads(out)
-        self.assertEqual([d["00083002"]["Value"] for d in documents], [[JPEG], [JPEG], [RLE], [JPEG]])
-        self.assertEqual(list(documents[0]), ["00080018", "00083002", "52009230"])
-        self.assertEqual(documents[0]["52009230"], large["52009230"])
-        self.assertEqual(len(out) - len(body), 3 * len(f',"00083002":{{"vr":"UI","Value":["{JPEG}"]}}') - 3)
+        for document, expected in (({**sop("1.2"), **large}, RLE), ({**sop("1.3"), **AVAILABLE, **large}, JPEG)):
+            body = json.dumps([document]).encode()
+            self.assertGreater(len(body), 2 * MAX_HEAD)
+            for held in (len(body), MAX_HEAD, 200):
+                (found,) = json.loads(with_syntaxes(body[:held], {1: RLE}) + body[held:])
+                self.assertEqual(found["00083002"]["Value"], [expected])
+                self.assertEqual(list(found), ["00080018", "00083002", "52009230"])
+                self.assertEqual(found["52009230"], large["52009230"])
 
     def test_nested_deeply(self) -> None:
-        """Nor does it matter how deep sequences lie in each other, or how much of an object comes at once."""
+        """It does not matter how deep sequences lie in each other."""
         deep: dict[str, Any] = {}
         for _ in range(40):
             deep = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **deep}]}}
@@ -151,11 +152,9 @@ class AddedTests(SynchronousTestCase):
             {**sop("1.3"), **NAME, "00400555": deep["00081140"]},
             sop("1.3"),
         ]
-        size = len(json.dumps(documents))
-        for cuts in ((), (size // 2,), range(100, size, 100)):
-            found = added(documents, KNOWN.get, *cuts)
-            self.assertEqual([one["00083002"]["Value"] for one in found], [[JPEG], [JPEG], [RLE], [RLE]])
-            self.assertEqual([{**one, **AVAILABLE} for one in found], [{**one, **AVAILABLE} for one in documents])
+        found = added(documents)
+        self.assertEqual([one["00083002"]["Value"] for one in found], [[JPEG], [JPEG], [RLE], [RLE]])
+        self.assertEqual([{**one, **AVAILABLE} for one in found], [{**one, **AVAILABLE} for one in documents])
 
     def test_large_object_whose_tags_are_all_smaller(self) -> None:
         """An object that is cut off in the middle of a small tag is left alone, and stays valid."""
@@ -187,11 +186,11 @@ def _documents(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 class AnyDocumentTests(SynchronousTestCase):
     @settings(max_examples=200, deadline=None)
-    @given(_documents(), st.lists(st.integers(0, 2000), max_size=6), st.booleans())
-    def test_same_as_a_parser_would(self, documents: list[dict[str, Any]], cuts: list[int], escape: bool) -> None:
-        """Any array of objects, cut anywhere, comes out as if it had been parsed, completed and written again."""
+    @given(_documents(), st.booleans())
+    def test_same_as_a_parser_would(self, documents: list[dict[str, Any]], escape: bool) -> None:
+        """Any array of objects comes out as if it had been parsed, completed and written again."""
         body = json.dumps(documents, ensure_ascii=escape).encode()
-        out = json.loads(in_pieces(SyntaxAdder(KNOWN.get), body, *sorted(cut for cut in cuts if cut < len(body))))
+        out = json.loads(known(body))
         expected = []
         for document in documents:
             uid = KNOWN.get(document["00080018"]["Value"][0])

@@ -6,20 +6,18 @@ import gzip
 import json
 import random
 import zlib
-from typing import Any, Optional
+from typing import Any
 from unittest import SkipTest
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.clients import Answer
 from tests.dicomweb.support import ProxyCase
 from tests.stores import faults
-from tests.waiting import wait_until
-from twistedproxy.dicomweb import compression
-from twistedproxy.dicomweb.compression import FLUSH_SECONDS, PIECE, CompressedStream, coder
-from twistedproxy.streams import BytesStream, read_all
+from twistedproxy.server import compression
+from twistedproxy.streams import BytesStream, ByteStream, read_all
 
 JSON = ("Content-Type", "application/dicom+json")
 
@@ -36,145 +34,30 @@ def decoded(coding: str, data: bytes) -> bytes:
     """All that *data* holds, whether or not the end is there."""
     if coding == "gzip":
         return zlib.decompressobj(31).decompress(data)
-    return bytes(compression._zstd.ZstdDecompressor().decompress(data))
-
-
-class Handed:
-    """A stream that a test hands over, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.waiting: Optional[Deferred[bytes]] = None
-        self.closed = self.cancelled = False
-
-    async def read(self) -> bytes:
-        self.waiting = Deferred(lambda _: setattr(self, "cancelled", True))
-        return await self.waiting
-
-    def hand(self, chunk: bytes) -> None:
-        waiting, self.waiting = self.waiting, None
-        assert waiting is not None
-        waiting.callback(chunk)
-
-    def close(self) -> None:
-        self.closed = True
+    return bytes(compression.ZSTD_LIBRARY.ZstdDecompressor().decompress(data))
 
 
 class StreamTests(SynchronousTestCase):
-    """`CompressedStream`."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-
-    def stream(self, source: Any, coding: str = "gzip") -> CompressedStream:
-        return CompressedStream(source, coder(coding), self.clock)
-
-    def all_of(self, stream: CompressedStream) -> bytes:
-        """Everything, with the clock turning."""
-        reading = Deferred.fromCoroutine(read_all(stream, 1 << 30))
-        for _ in range(10_000):
-            if reading.called:
-                return self.successResultOf(reading)
-            self.clock.advance(0)
-        raise AssertionError("it does not end")
+    """`compressed`."""
 
     def test_whole(self) -> None:
         """What comes out is what went in, however it was cut, and much smaller; nothing at all is well-formed too."""
         data = described(8_000)
-        for coding in compression.AVAILABLE:
+        for coding in compression.COMPRESSORS:
             for chunks in ([data], [data[at : at + 999] for at in range(0, len(data), 999)], []):
-                packed = self.all_of(self.stream(BytesStream(*chunks), coding))
+                packed = self.all_of(BytesStream(*chunks), coding)
                 self.assertEqual(decoded(coding, packed), b"".join(chunks))
                 self.assertLess(len(packed), max(100, len(data) // 2))
-        self.assertEqual(gzip.decompress(self.all_of(self.stream(BytesStream()))), b"")
+        self.assertEqual(gzip.decompress(self.all_of(BytesStream(), "gzip")), b"")
 
-    def test_turns(self) -> None:
-        """No more than one piece is compressed in a turn of the reactor, however large a chunk came."""
-        made: Any = coder("gzip")
-        seen: list[int] = []
-        encode = made.encode
-        made.encode = lambda piece: seen.append(len(piece)) or encode(piece)
-        stream = CompressedStream(BytesStream(bytes(PIECE * 5 + 7)), made, self.clock)
-        reading = Deferred.fromCoroutine(read_all(stream, 1 << 30))
-        for turns in range(1, 6):
-            self.assertEqual(seen, [PIECE] * turns)
-            (turn,) = self.clock.calls
-            self.clock.calls = []  # `advance` would run what this call schedules too
-            turn.func(*turn.args, **turn.kw)
-        self.assertEqual(seen, [PIECE] * 5 + [7])
-        self.successResultOf(reading)
-
-    def test_pause(self) -> None:
-        """A source that pauses lets out all that it gave, in a moment; then it goes on."""
-        for coding in compression.AVAILABLE:
-            source = Handed()
-            stream = self.stream(source, coding)
-            first = Deferred.fromCoroutine(stream.read())
-            source.hand(b"the beginning")
-            if not first.called:
-                self.clock.advance(FLUSH_SECONDS)
-            out = self.successResultOf(first)
-            second = Deferred.fromCoroutine(stream.read())  # gzip gives its head at once
-            self.clock.advance(FLUSH_SECONDS)
-            if second.called:
-                out += self.successResultOf(second)
-                second = Deferred.fromCoroutine(stream.read())
-            self.assertEqual(decoded(coding, out), b"the beginning")
-            self.clock.advance(60)
-            self.assertNoResult(second)
-            source.hand(b", the middle")
-            self.clock.advance(FLUSH_SECONDS)
-            out += self.successResultOf(second)
-            self.assertEqual(decoded(coding, out), b"the beginning, the middle")
-            last = Deferred.fromCoroutine(stream.read())
-            source.hand(b"")
-            out += self.successResultOf(last)
-            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(stream.read())), b"")
-            self.assertEqual(decoded(coding, out), b"the beginning, the middle")
-            self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_no_pause(self) -> None:
-        """Chunks that come soon after each other share a flush."""
-        source = Handed()
-        stream = self.stream(source)
-        self.successResultOf_head(stream, source)
-        reading = Deferred.fromCoroutine(stream.read())
-        for _ in range(20):
-            self.clock.advance(FLUSH_SECONDS / 2)
-            self.assertNoResult(reading)
-            source.hand(b"more ")
-        self.clock.advance(FLUSH_SECONDS)
-        self.successResultOf(reading)
-
-    def successResultOf_head(self, stream: CompressedStream, source: Handed) -> None:
-        head = Deferred.fromCoroutine(stream.read())
-        source.hand(b"x")
-        self.successResultOf(head)
-
-    def test_break(self) -> None:
-        """What breaks the source breaks the stream: no end is made up."""
-        source = Handed()
-        stream = self.stream(source)
-        self.successResultOf_head(stream, source)
-        reading = Deferred.fromCoroutine(stream.read())
-        assert source.waiting is not None
-        source.waiting.errback(ConnectionError())
-        self.failureResultOf(reading, ConnectionError)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_left(self) -> None:
-        """A reader that leaves, while it waits or between two reads, ends the reading of the source."""
-        for wait in (0.0, FLUSH_SECONDS):
-            source = Handed()
-            stream = self.stream(source)
-            self.successResultOf_head(stream, source)
-            reading = Deferred.fromCoroutine(stream.read())
-            self.clock.advance(wait)
-            if not reading.called:
-                reading.cancel()
-                self.failureResultOf(reading, CancelledError)
-            stream.close()
-            self.assertTrue(source.closed and source.cancelled)
-            self.assertEqual(self.clock.getDelayedCalls(), [])
+    def all_of(self, source: ByteStream, coding: str) -> bytes:
+        """Everything, with the clock turning."""
+        clock = Clock()
+        reading = Deferred.fromCoroutine(read_all(compression.compressed(source, coding, clock), 1 << 30))
+        while not reading.called:
+            (call,) = clock.getDelayedCalls()
+            clock.advance(0)
+        return self.successResultOf(reading)
 
 
 class AnswerTests(ProxyCase):
@@ -197,7 +80,7 @@ class AnswerTests(ProxyCase):
     async def test_codings(self) -> None:
         """A search comes in the coding that the client asks for, with no length and a Vary; a client that asks for
         none gets it plain."""
-        for coding in compression.AVAILABLE:
+        for coding in compression.COMPRESSORS:
             answer = await self.given(coding)
             self.assertEqual((answer.headers["content-encoding"], answer.headers["vary"]), (coding, "Accept-Encoding"))
             self.assertNotIn("content-length", answer.headers)
@@ -305,26 +188,6 @@ class AnswerTests(ProxyCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(connection.close()))
         return connection
 
-    async def test_slow_source(self) -> None:
-        """What a store that pauses has sent reaches the client before it goes on."""
-        self.origin = self.store()
-        self.running = await self.proxy(self.origin)
-        body = described(6_000)  # more than is held back to look into it
-        self.origin.fail(faults.Answer(200, (JSON,), body), "/studies")
-        gate = self.origin.hold("/studies", after=len(body) - 10)
-        connection = await self.raw()
-        connection.send(b"GET /dicomweb/studies HTTP/1.0\r\nAccept-Encoding: gzip\r\n\r\n")
-
-        def unpacked() -> bytes:
-            return zlib.decompressobj(31).decompress(bytes(connection.received).partition(b"\r\n\r\n")[2])
-
-        # The rewriter keeps back what could be the beginning of a URL.
-        await wait_until(lambda: len(unpacked()) > len(body) - 1000, "all that the store sent")
-        self.assertFalse(connection.lost)
-        gate.release()
-        await connection.end()
-        self.assertEqual(unpacked(), body)
-
     async def test_pages(self) -> None:
         """Metrics and status are compressed for who asks, HEAD alike; the small pages stay as they are."""
         root = (await self.proxy(self.store())).client(prefix="")
@@ -345,6 +208,6 @@ class LibraryTests(SynchronousTestCase):
 
     def test_zstd(self) -> None:
         """It comes first where it can be had."""
-        if compression._zstd is None:
+        if compression.ZSTD_LIBRARY is None:
             raise SkipTest("there is no zstd")
-        self.assertEqual(compression.AVAILABLE, ("zstd", "gzip"))
+        self.assertEqual(list(compression.COMPRESSORS), ["zstd", "gzip"])

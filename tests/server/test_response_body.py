@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.server.wire import Server
 from twistedproxy.origin.errors import OriginUnreachable
-from twistedproxy.server.response_body import SLICE, ClientGone, send_bytes, send_stream
-from twistedproxy.streams import BytesStream
+from twistedproxy.server.response_body import PIECE, SLICE, ClientGone, in_pieces, send_bytes, send_stream
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream
 
 
 class Breaking(BytesStream):
@@ -120,3 +121,71 @@ class SendingTests(SynchronousTestCase):
         self.failureResultOf(self.stream(stream), ClientGone)
         self.assertTrue(stream.closed)
         self.failureResultOf(self.bytes(b"x" * SLICE * 2), ClientGone)
+
+
+class Slow(BytesStream):
+    """A source that has nothing more for now. *closed*, *left*: that it was closed, and its reader gave up."""
+
+    closed = left = False
+
+    async def read(self) -> bytes:
+        await Deferred[None](lambda _: setattr(self, "left", True))
+        return b""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class InPiecesTests(SynchronousTestCase):
+    """`in_pieces`."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.fed: list[int] = []
+
+    def feed(self, piece: bytes) -> bytes:
+        self.fed.append(len(piece))
+        return piece.upper()
+
+    def changed(self, source: ByteStream) -> ByteStream:
+        return in_pieces(source, self.feed, lambda: b"!", self.clock)
+
+    def read(self, stream: ByteStream) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(stream.read())
+
+    def test_all(self) -> None:
+        """All bytes come out changed, then what there is at the end, then nothing."""
+        stream = self.changed(BytesStream(b"ab", b"c"))
+        for expected in (b"AB", b"C", b"!", b"", b""):
+            self.assertEqual(expected, self.successResultOf(self.read(stream)))
+
+    def test_turns(self) -> None:
+        """No more than one piece is changed in a turn of the reactor, however large a chunk came."""
+        stream = self.changed(BytesStream(b"x" * (3 * PIECE + 7)))
+        self.assertEqual(b"X" * PIECE, self.successResultOf(self.read(stream)))
+        for pieces in range(1, 4):
+            reading = self.read(stream)
+            self.assertEqual([PIECE] * pieces, self.fed)
+            self.assertNoResult(reading)
+            self.clock.advance(0)
+            self.assertTrue(self.successResultOf(reading))
+        self.assertEqual([PIECE] * 3 + [7], self.fed)
+
+    def test_slow_source(self) -> None:
+        """What is ready is not held back while the source takes its time; a reader that leaves ends its reading."""
+        slow = Slow()
+        stream = self.changed(ChainedStream(BytesStream(b"a"), slow))
+        self.assertEqual(b"A", self.successResultOf(self.read(stream)))
+        reading = self.read(stream)
+        self.assertNoResult(reading)
+        reading.cancel()
+        self.failureResultOf(reading, CancelledError)
+        stream.close()
+        self.assertTrue(slow.closed and slow.left)
+
+    def test_break(self) -> None:
+        """What breaks the source breaks the stream for good: no end is made up."""
+        stream = self.changed(Breaking(b"a"))
+        self.assertEqual(b"A", self.successResultOf(self.read(stream)))
+        for _ in range(2):
+            self.failureResultOf(self.read(stream), OriginUnreachable)

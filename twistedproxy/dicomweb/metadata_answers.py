@@ -6,37 +6,27 @@ Rules:
   leaves open what was done: then what the parts name counts as changed, and nothing else, for anybody can send a POST.
 - A caller who was refused (401, 403, 407) changed nothing.
 
-What answers that describe instances are: their form, and the instances in them. Bytes in, values out, no I/O.
+Which answers describe instances, and in which form.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Optional
 
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, PartData, PartEnd, PartStart
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
-from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, validate_uid
-from twistedproxy.dicomweb.available_syntaxes import SyntaxLookup
-from twistedproxy.dicomweb.mounts import Target
+from twistedproxy.dicom.resource import InvalidUID, Scope, validate_uid
 from twistedproxy.dicomweb.paths import Kind
-from twistedproxy.dicomweb.url_rewriting import Chain, Transform, json_transform, xml_transform
+from twistedproxy.dicomweb.url_rewriting import Transform, UrlMap, json_urls, xml_urls
 from twistedproxy.origin.interface import Headers, media_type_of
 from twistedproxy.streams import ByteStream
 
-MAX_LOOKUPS = 64
-"""Instances of one answer whose transfer syntax is looked up: search pages of viewers are not longer."""
-
 STORED_STATUSES = frozenset({200, 202, 409})
 """Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
-
-_STEP = re.compile(r"[\s,]*")
-_PART_LENGTH = re.compile(rb"\r?\nContent-Length:[ \t]*[0-9]+[ \t]*(?=\r?\n)", re.IGNORECASE)
-_MAX_PART_LENGTH = 64  # bytes of such a line
 
 _DESCRIBING = frozenset({Kind.METADATA, Kind.STUDIES, Kind.SEARCH})
 _STORING = frozenset({Kind.STUDIES, Kind.STUDY, Kind.INSTANCE})
@@ -79,72 +69,9 @@ def form_of(headers: Headers) -> Optional[Form]:
     return _FORMS.get(media_type.type)
 
 
-def transform_of(form: Form, base_from: str, base_to: str, syntaxes: SyntaxLookup, asked: str) -> Transform:
+def transform_of(form: Form, urls: UrlMap) -> Transform:
     """What an answer in *form* goes through; see `twistedproxy.dicomweb.url_rewriting`."""
-    if form is Form.JSON:
-        return json_transform(base_from, base_to, syntaxes, asked)
-    xml = xml_transform(base_from, base_to)
-    return Chain((PartLengths(), xml)) if form is Form.XML_PARTS else xml
-
-
-class PartLengths:
-    """Leaves Content-Length out of the parts' headers: it would not be true any more, and nobody needs it."""
-
-    def __init__(self) -> None:
-        self._held = b""
-
-    def feed(self, chunk: bytes) -> bytes:
-        data = _PART_LENGTH.sub(b"", self._held + chunk)
-        cut = data.rfind(b"\n", max(0, len(data) - _MAX_PART_LENGTH))
-        cut = len(data) if cut < 0 else cut - (data[cut - 1 : cut] == b"\r")
-        self._held = data[cut:]
-        return data[:cut]
-
-    def close(self) -> bytes:
-        rest, self._held = self._held, b""
-        return rest
-
-
-def instances_in(answer: bytes, target: Target) -> Iterator[Optional[Instance]]:
-    """The first instances that a DICOM JSON *answer*, or the beginning of one, describes without a transfer syntax,
-    as far as it places them (PS3.18 annex F). None for each object in between: decoding many takes its time."""
-    text = answer.decode("utf-8-sig", "replace")
-    if '"00080018"' not in text or text.lstrip()[:1] != "[":
-        return
-    decoder = json.JSONDecoder(strict=False)
-    position = text.index("[") + 1
-    found = 0
-    while found < MAX_LOOKUPS:
-        step = _STEP.match(text, position)
-        try:
-            attributes, position = decoder.raw_decode(text, step.end() if step else position)
-        except (ValueError, RecursionError):  # the end, or what is no JSON
-            break
-        instance = _placed(attributes, target)
-        found += instance is not None
-        yield instance
-
-
-def _placed(attributes: object, target: Target) -> Optional[Instance]:
-    if not isinstance(attributes, dict) or {"00083002", "00020010"} & attributes.keys():
-        return None
-    study = _uid(attributes, "0020000D") or target.resource.study
-    series = _uid(attributes, "0020000E") or target.resource.series
-    sop = _uid(attributes, "00080018")
-    if not study or not series or not sop:
-        return None
-    try:
-        return Instance(target.origin.url, target.resource.root, study, series, sop)
-    except InvalidUID:
-        return None
-
-
-def _uid(attributes: dict[str, object], tag: str) -> Optional[str]:
-    try:
-        value = attributes[tag]["Value"][0]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return value if isinstance(value, str) else None
+    return json_urls(urls) if form is Form.JSON else xml_urls(urls, parts=form is Form.XML_PARTS)
 
 
 MAX_SCOPES = 100

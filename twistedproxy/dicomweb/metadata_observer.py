@@ -6,14 +6,13 @@
 - The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
   caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
   cache's answer to a caller with credentials is none.
-
-A stream whose bytes pass a transform, a little at a time: the reactor gets its turn although much is there at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Optional
 
 import attrs
@@ -29,69 +28,24 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, Form, form_of, instances_in, transform_of
+from twistedproxy.dicomweb.available_syntaxes import instances_in, with_syntaxes
+from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, Form, form_of, transform_of
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
-from twistedproxy.dicomweb.url_rewriting import Transform
+from twistedproxy.dicomweb.url_rewriting import UrlMap
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.read_through import FrameReader, Wanted
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
-from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
+from twistedproxy.server.response_body import in_pieces
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream, hold
 from twistedproxy.system.memory_budget import Held
 
-TRANSFORMED = 16 << 10
-"""Bytes that go through a transform at once: half a millisecond of a search's JSON, two where it is all URLs."""
+_log = Logger()
 
 STRETCH = 0.002
-"""Seconds of work after which the reactor gets its turn. By the clock: where nothing changes, hundreds of kB pass in that."""
-
-
-class TransformedStream:
-    """A `ByteStream` of another one's bytes, transformed. What is ready is not held back while the source takes its time."""
-
-    def __init__(self, source: ByteStream, transform: Transform, clock: IReactorTime) -> None:
-        self._source = source
-        self._transform: Optional[Transform] = transform
-        self._clock = clock
-        self._chunk = memoryview(b"")  # of it, what is still to go through
-        self._worked = 0.0  # seconds since the reactor's last turn
-
-    async def read(self) -> bytes:
-        """The next bytes, empty at the end. See `ByteStream.read`."""
-        ready: list[bytes] = []
-        while self._transform is not None:
-            if not self._chunk:
-                if ready:
-                    break
-                self._chunk = memoryview(await self._source.read())
-                if not self._chunk:
-                    transform, self._transform = self._transform, None
-                    return transform.close()
-            if self._worked >= STRETCH:
-                if ready:
-                    break
-                await deferLater(self._clock, 0)
-                self._worked = 0.0
-            if out := self._some(self._transform):
-                ready.append(out)
-        return b"".join(ready)
-
-    def _some(self, transform: Transform) -> bytes:
-        """What the next piece gives."""
-        piece, self._chunk = bytes(self._chunk[:TRANSFORMED]), self._chunk[TRANSFORMED:]
-        begin = self._clock.seconds()
-        out = transform.feed(piece)
-        self._worked += self._clock.seconds() - begin
-        return out
-
-    def close(self) -> None:
-        """See `ByteStream.close`."""
-        self._source.close()
-
-
-_log = Logger()
+"""Seconds of work after which the reactor gets its turn."""
 
 HELD = 4 << 20
 """Bytes of one instance's metadata that are held back to know its transfer syntax before the first is sent on."""
@@ -198,56 +152,54 @@ class Watch:
         if it `understands` the answer.
         """
         form = form_of(response.headers) or Form.JSON
-        syntaxes: dict[str, str] = {}
         body: ByteStream = response.body
         tell = self._record if is_for(self._caller, response.headers) else _nobody
         if form is Form.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
-            body = ChainedStream(BytesStream(*_pieces(start)), body)
             if whole:
                 memory.set(len(start))
             try:
-                if self._instance is None:
-                    syntaxes = await self._known_syntaxes(start)
-                elif whole:
-                    syntaxes = await self._granted(self._instance, start, tell)
-                else:
-                    syntaxes = self._learned(self._instance)
-                    body = _Observed(body, MetadataParser(self._instance.uids), tell, self._room.clock)
+                begun = with_syntaxes(start, await self._syntaxes(start, whole, tell))
                 if len(start) > PIECE:
                     await deferLater(self._room.clock, 0)
             except BaseException:
                 body.close()
                 raise
+            body = ChainedStream(BytesStream(begun), body)
+            if self._instance is not None and not whole:
+                parser = MetadataParser(self._instance.uids)
+                body = YieldedStream(_observed(body, parser, tell, self._room.clock), body)
         url = self._target.origin.url
-        asked = url + self._target.raw_path.decode("latin-1")
-        transform = transform_of(form, url, outside, syntaxes.get, asked)
-        return TransformedStream(body, transform, self._room.clock)
+        urls = UrlMap(url, outside, url + self._target.raw_path.decode("latin-1"))
+        transform = transform_of(form, urls)
+        return in_pieces(body, transform.feed, transform.close, self._room.clock)
 
-    def _learned(self, instance: Instance) -> dict[str, str]:
+    async def _syntaxes(self, start: bytes, whole: bool, tell: _Tell) -> dict[int, str]:
+        """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
+        if self._instance is None:
+            return await self._known_syntaxes(start)
+        syntax = await self._granted(self._instance, start, tell) if whole else self._learned()
+        return {start.find(b"{"): syntax} if syntax else {}
+
+    def _learned(self) -> Optional[str]:
+        """The transfer syntax that the cache knew."""
         known = metadata_in(self._reading)
-        return {instance.sop: known.transfer_syntax} if known is not None and known.transfer_syntax else {}
+        return known.transfer_syntax if known is not None else None
 
-    async def _granted(self, instance: Instance, answer: bytes, tell: _Tell) -> dict[str, str]:
-        """*tell* of the metadata that this answer is; return the instance's transfer syntax, by its UID."""
+    async def _granted(self, instance: Instance, answer: bytes, tell: _Tell) -> Optional[str]:
+        """*tell* of the metadata that this answer is; return the instance's transfer syntax."""
         parser = MetadataParser(instance.uids)
         try:
-            for piece in _pieces(answer):
-                parser.feed(piece)
+            for start in range(0, len(answer), PIECE):
+                parser.feed(answer[start : start + PIECE])
                 if len(answer) > PIECE:
                     await deferLater(self._room.clock, 0)
             metadata = parser.close()
         except BadMetadata:
-            return {}
+            return None
         await tell(metadata)
-        if metadata.transfer_syntax is not None:
-            return {}
-        if learned := self._learned(instance):
-            return learned
-        if not metadata.has_pictures:
-            return {}
-        uid = await self._probe(instance)
-        return {instance.sop: uid} if uid is not None else {}
+        syntax = metadata.transfer_syntax or self._learned()
+        return syntax if syntax or not metadata.has_pictures else await self._probe(instance)
 
     async def _record(self, metadata: InstanceMetadata) -> None:
         if self._instance is not None:
@@ -270,53 +222,34 @@ class Watch:
             _log.info("no frame told the transfer syntax: {reason}", reason=str(error), instance=instance.path)
             return None
 
-    async def _known_syntaxes(self, answer: bytes) -> dict[str, str]:
-        """The transfer syntaxes that the cache knows, of the instances in *answer*."""
+    async def _known_syntaxes(self, answer: bytes) -> dict[int, str]:
+        """The transfer syntaxes that the cache knows of instances in *answer*, by where their objects begin."""
         clock = self._room.clock
-        instances, begin = [], clock.seconds()
-        for instance in instances_in(answer, self._target):
+        places, begin = {}, clock.seconds()
+        for position, instance in instances_in(answer, self._target):
             if instance is not None:
-                instances.append(instance)
+                places[position] = instance
             if clock.seconds() - begin > STRETCH:
                 await deferLater(clock, 0)
                 begin = clock.seconds()
-        readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in instances])
-        known = zip(instances, map(metadata_in, readings), strict=True)
-        return {one.sop: found.transfer_syntax for one, found in known if found and found.transfer_syntax}
+        readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in places.values()])
+        known = zip(places, map(metadata_in, readings), strict=True)
+        return {position: found.transfer_syntax for position, found in known if found and found.transfer_syntax}
 
 
-def _pieces(answer: bytes) -> list[bytes]:
-    return [answer[start : start + PIECE] for start in range(0, len(answer), PIECE)]
-
-
-class _Observed:
-    """A stream of one instance's metadata that are read as they pass, and told of at the end."""
-
-    def __init__(
-        self,
-        source: ByteStream,
-        parser: MetadataParser,
-        tell: _Tell,
-        clock: IReactorTime,
-    ) -> None:
-        self._source = source
-        self._tell = tell
-        self._clock = clock
-        self._parser: Optional[MetadataParser] = parser
-
-    async def read(self) -> bytes:
-        chunk = await self._source.read()
-        if self._parser is not None:
+async def _observed(
+    source: ByteStream, parser: MetadataParser, tell: _Tell, clock: IReactorTime
+) -> AsyncIterator[bytes]:
+    """The chunks of one instance's metadata, which are read as they pass, and told of at the end."""
+    good = True
+    while chunk := await source.read():
+        if good:
             try:
-                if chunk:
-                    self._parser.feed(chunk)
-                    await deferLater(self._clock, 0)
-                else:
-                    parser, self._parser = self._parser, None
-                    await self._tell(parser.close())
+                parser.feed(chunk)
             except BadMetadata:
-                self._parser = None
-        return chunk
-
-    def close(self) -> None:
-        self._source.close()
+                good = False
+            await deferLater(clock, 0)
+        yield chunk
+    if good:
+        with suppress(BadMetadata):
+            await tell(parser.close())

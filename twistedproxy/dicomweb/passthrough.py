@@ -22,9 +22,14 @@ from twisted.web.server import Request
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb.compression import altered, compress
 from twistedproxy.dicomweb.forward_headers import onward
-from twistedproxy.dicomweb.metadata_answers import ObservedUpload, UploadedInstances, is_describing, touched_by_store
+from twistedproxy.dicomweb.metadata_answers import (
+    ObservedUpload,
+    UploadedInstances,
+    form_of,
+    is_describing,
+    touched_by_store,
+)
 from twistedproxy.dicomweb.metadata_observer import Descriptions
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
@@ -33,6 +38,7 @@ from twistedproxy.frames.invalidation import Forgetting
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
+from twistedproxy.server.compression import altered, compress, may_transform, not_modified
 from twistedproxy.server.cors import confine
 from twistedproxy.server.forwarded import Network
 from twistedproxy.server.problems import not_acceptable
@@ -124,15 +130,26 @@ class PassThrough:
         if watch is not None and watch.understands(response):
             body = await watch.follow(response, outside, held)
             if alter is not None:
-                body, size = await alter(body), None
+                body = await alter(body)
             response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
         elif alter is not None and response.status == 200:
             response.body.close()
             raise not_acceptable(["application/dicom+json"])
         if describing:
-            response = await compress(response, request, size, self.descriptions.clock)
+            response = await self._compressed(request, response, size)
         await self._send(request, response)
         return None
+
+    async def _compressed(self, request: Request, response: OriginResponse, size: Optional[int]) -> OriginResponse:
+        """A describing *response* as the client of *request* takes it, left alone where it must be. *size*: its bytes, about,
+        where that is known."""
+        if response.status == 304:
+            return attrs.evolve(response, headers=not_modified(request, response.headers))
+        if response.status in (204, 206) or form_of(response.headers) is None or not may_transform(response.headers):
+            return response
+        clock = self.descriptions.clock
+        headers, body, coded = await compress(request, response.headers, response.body, size, clock)
+        return attrs.evolve(response, headers=headers, body=body, length=None if coded else response.length)
 
     def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and invalidate what it touched before the answer is given.

@@ -22,12 +22,12 @@ from werkzeug.exceptions import HTTPException
 
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.deferreds import all_or_none
-from twistedproxy.dicomweb.compression import compressed_page
 from twistedproxy.dicomweb.middleware import answer_error, answered
 from twistedproxy.dicomweb.mounts import Mounts
 from twistedproxy.frames.peers import NoSiblings, Siblings
 from twistedproxy.frames.single_flight import InFlight
 from twistedproxy.origin.errors import OriginError
+from twistedproxy.server.compression import compressed_page
 from twistedproxy.server.cors import Cors
 from twistedproxy.server.problems import method_not_allowed, not_found
 from twistedproxy.server.response_body import send_stream

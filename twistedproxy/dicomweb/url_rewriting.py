@@ -1,4 +1,4 @@
-"""Answers that name the origin's URLs name the proxy instead, and say the transfer syntax where the origin didn't.
+"""Answers that name the origin's URLs name the proxy instead.
 
 Rules kept here:
 - bodies pass in pieces, cut anywhere, and at most `MAX_HELD` bytes of one wait for more; time is linear;
@@ -27,28 +27,26 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Optional, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
 import attrs
 from twisted.logger import Logger
 
-from twistedproxy.dicomweb.available_syntaxes import SyntaxAdder, SyntaxLookup
 from twistedproxy.origin.interface import AMBIGUOUS, OriginResponse
 from twistedproxy.server.problems import Problem
 
-MAX_HELD = 16 * 1024  # bytes of one member that are kept while its end has not come; a URL is shorter
+MAX_HELD = 8 * 1024
+"""Bytes at the end of what came that wait for more: a URL, and what is around it, is shorter."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _ANY_STRING = re.compile(_STRING, re.DOTALL)
-_KEY = re.compile(rb'"(?:BulkDataURI|00081190)"')
-_MAX_KEY = len(b'"BulkDataURI"')
-# What follows a key: the whole value, or as much of one as may still become one.
-_URI_VALUE = re.compile(rb"\s*+:\s*+" + _STRING, re.DOTALL)
-_URI_BEGUN = re.compile(rb'\s*+(?::\s*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+\\?)?)?\Z', re.DOTALL)
-_ELEMENT_VALUE = re.compile(rb"\s*+:\s*+\{[^}]*+\}")
-_ELEMENT_BEGUN = re.compile(rb"\s*+(?::\s*+(?:\{[^}]*+)?)?\Z")
+_KEYS = (b'"BulkDataURI"', b'"00081190"')
+# Neither value holds the beginning of another: what never ends is looked at once.
+_JSON_MEMBER = re.compile(_KEYS[0] + rb"\s*+:\s*+" + _STRING + rb"|" + _KEYS[1] + rb"\s*+:\s*+\{[^{}]*+\}", re.DOTALL)
+# A line of a part's head that would not be true any more, and that no reader needs.
+_PART_LENGTH = rb"\r?\n(?i:Content-Length):[ \t]*+[0-9]++[ \t]*+(?=\r?\n)"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -123,145 +121,71 @@ def authority(url: str) -> tuple[str, int | None]:
     return (parts.hostname or "", None if port is None or port == _DEFAULT_PORTS.get(parts.scheme) else port)
 
 
-def json_transform(
-    base_from: str, base_to: str, add_syntax: str | SyntaxLookup | None = None, asked: str = ""
-) -> Transform:  # fmt: skip
-    """What a JSON answer goes through.
+def json_urls(urls: UrlMap) -> Transform:
+    """What a JSON answer goes through: the values of BulkDataURI and RetrieveURL are rewritten."""
 
-    *base_from*: the origin's URL; *base_to*: the mount's, as callers see it. *asked*: the URL at the origin that it
-    answers. *add_syntax*: what (0008,3002) is to be
-    where an object lacks it: the UID of the one instance asked about, or a function from SOPInstanceUID to the UID,
-    or None if that is not known; None adds nothing.
-    """
-    urls = JsonUrls(UrlMap(base_from.rstrip("/"), base_to.rstrip("/"), asked))
-    # In this order: what the adder holds it lets go of at once, and nobody then has to look through all of it.
-    return urls if add_syntax is None else Chain((urls, SyntaxAdder(add_syntax)))
-
-
-def xml_transform(base_from: str, base_to: str) -> Transform:
-    """What an XML answer, or a multipart one of XML parts, goes through."""
-    return XmlUrls(base_from.rstrip("/"), base_to.rstrip("/"))
-
-
-class Chain:
-    """Several transforms, one after the other."""
-
-    def __init__(self, transforms: Iterable[Transform]) -> None:
-        self._transforms = list(transforms)
-
-    def feed(self, chunk: bytes) -> bytes:
-        for transform in self._transforms:
-            chunk = transform.feed(chunk)
-        return chunk
-
-    def close(self) -> bytes:
-        rest = b""
-        for transform in self._transforms:
-            rest = transform.feed(rest) + transform.close()
-        return rest
-
-
-class JsonUrls:
-    """Rewrites the values of BulkDataURI and RetrieveURL in a JSON body."""
-
-    def __init__(self, urls: UrlMap) -> None:
-        self._urls = urls
-        self._held = b""
-
-    def feed(self, chunk: bytes) -> bytes:
-        data = self._held + chunk if self._held else chunk
-        out: list[bytes] = []
-        position = 0
-        last_brace = data.rfind(b"}")
-        for key in _keys(data):
-            if key.start() < position:  # inside a value that was dealt with
-                continue
-            member = self._member(data, key, last_brace)
-            if member is None:  # its end has not come yet
-                out.append(data[position : key.start()])
-                self._held = data[key.start() :]
-                return b"".join(out)
-            if member:
-                out += (data[position : key.end()], member[0])
-                position = member[1]
-        cut = max(position, _possible_key(data))
-        self._held = data[cut:]
-        out.append(data[position:cut])
-        return b"".join(out)
-
-    def close(self) -> bytes:
-        rest, self._held = self._held, b""
-        return rest
-
-    def _member(self, data: bytes, key: re.Match[bytes], last_brace: int) -> tuple[bytes, int] | tuple[()] | None:
-        """The new text behind *key* and where the old ends; nothing if it is no such member; None if more must come."""
-        is_uri = key.group() == b'"BulkDataURI"'
-        # Without a closing brace after it, every key would have the pattern run to the end of the data.
-        may_match = is_uri or key.end() < last_brace
-        value = (_URI_VALUE if is_uri else _ELEMENT_VALUE).match(data, key.end()) if may_match else None
-        if value is not None:
-            return _ANY_STRING.sub(self._rewrite_token, value.group()), value.end()
-        if len(data) - key.end() < MAX_HELD and (_URI_BEGUN if is_uri else _ELEMENT_BEGUN).match(data, key.end()):
-            return None
-        return ()
-
-    def _rewrite_token(self, match: re.Match[bytes]) -> bytes:
-        """A JSON string, with its URL rewritten; as it came if it holds none of ours."""
-        token = match.group()
-        if b"/" not in token:  # "vr", "Value" and so on
-            return token
+    def token(match: re.Match[bytes]) -> bytes:
+        text = match.group()
+        if b"/" not in text:  # a key, "vr" and so on
+            return text
         try:
-            url = json.loads(token)
+            url = json.loads(text)
         except ValueError:
-            return token
-        rewritten = self._urls.rewrite(url)
-        return token if rewritten == url else json.dumps(rewritten).encode("ascii")
+            return text
+        rewritten = urls.rewrite(url)
+        return text if rewritten == url else json.dumps(rewritten).encode("ascii")
+
+    return Rewriting(_JSON_MEMBER, lambda member: _ANY_STRING.sub(token, member.group()), MAX_HELD, _KEYS)
 
 
-def _keys(data: bytes) -> Iterable[re.Match[bytes]]:
-    # Two finds are many times faster than one search of a pattern that starts at every quote.
-    if b'"BulkDataURI"' in data or b'"00081190"' in data:
-        return _KEY.finditer(data)
-    return ()
+def xml_urls(urls: UrlMap, parts: bool) -> Transform:
+    """What an XML answer, or (*parts*) a multipart one of XML parts, goes through: the origin's URL is replaced where a text,
+    an attribute or a part's Content-Location begins with it.
+
+    Bytes for bytes: XML of the Native DICOM Model (PS3.19 annex A.1) has URLs nowhere else, and neither URL holds what XML
+    would escape.
+    """
+    pattern = rb"(?<=[\"'> ])" + re.escape(urls.base_from.encode("ascii")) + rb"(?=[/?\"'<\s])"
+    if parts:
+        pattern += rb"|" + _PART_LENGTH
+    base = urls.base_to.encode("ascii")
+    return Rewriting(re.compile(pattern), lambda match: b"" if match.group()[:1] in b"\r\n" else base, MAX_HELD)
 
 
-def _possible_key(data: bytes) -> int:
-    """Where a key could begin at the end of *data* that is not all there."""
-    start = max(0, len(data) - _MAX_KEY + 1)
-    tail = data[start:]
-    for offset in range(len(tail)):
-        if b'"BulkDataURI"'.startswith(tail[offset:]) or b'"00081190"'.startswith(tail[offset:]):
-            return start + offset
-    return len(data)
+class Rewriting:
+    """Replaces what *pattern* finds in a body that passes in pieces, cut anywhere; the last *held* bytes wait for more.
 
-
-class XmlUrls:
-    """Replaces the origin's URL by the mount's where a text or attribute value begins with it.
-
-    Content-Location of a part counts too. Bytes for bytes: XML of the Native DICOM Model (PS3.19 annex A.1) has
-    URLs nowhere else, and neither URL holds what XML would escape.
+    *hints*: one of them is in all that is found. Two finds are many times faster than one search of a pattern that starts
+    at every quote.
     """
 
-    def __init__(self, base_from: str, base_to: str) -> None:
-        base = re.escape(base_from.encode("ascii"))
-        self._pattern = re.compile(rb"(?<=[\"'> ])" + base + rb"(?=[/?\"'<\s])")
-        self._base_to = base_to.encode("ascii")
-        self._overlap = len(base_from) + 1  # the byte before and all of the URL; with the byte behind it, it matches
+    def __init__(
+        self,
+        pattern: re.Pattern[bytes],
+        replace: Callable[[re.Match[bytes]], bytes],
+        held: int,
+        hints: Sequence[bytes] = (),
+    ) -> None:
+        self._pattern = pattern
+        self._replace = replace
+        self._most = held
+        self._hints = hints
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
-        return self._emit(self._held + chunk, final=False)
+        return self._replaced(self._held + chunk, self._most)
 
     def close(self) -> bytes:
-        return self._emit(self._held, final=True)
+        return self._replaced(self._held, 0)
 
-    def _emit(self, data: bytes, final: bool) -> bytes:
+    def _replaced(self, data: bytes, most: int) -> bytes:
         out: list[bytes] = []
         position = 0
-        for match in self._pattern.finditer(data):
-            out += (data[position : match.start()], self._base_to)
-            position = match.end()
-        cut = len(data) if final else max(position, len(data) - self._overlap)
+        if not self._hints or any(hint in data for hint in self._hints):
+            for match in self._pattern.finditer(data):
+                out += (data[position : match.start()], self._replace(match))
+                position = match.end()
+        cut = max(position, len(data) - most)
         self._held = data[cut:]
         out.append(data[position:cut])
         return b"".join(out)

@@ -36,10 +36,10 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http import HTTPOrigin, requests
-from twistedproxy.origin.http.headers import ZSTD_LIBRARY
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, StreamTooLong, read_all
+from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 MB = 1 << 20
 ANYONE = Caller(b"anyone")

@@ -18,7 +18,6 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Optional, Protocol
@@ -26,6 +25,7 @@ from typing import Any, Optional, Protocol
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Headers
 from twistedproxy.streams import ByteStream
+from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 HOP_BY_HOP = frozenset(
     {
@@ -84,19 +84,6 @@ def _deflate(head: bytes) -> Any:
     begins like that header only with a block of no use."""
     zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
     return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
-
-
-def _find_zstd() -> Any:
-    """Python 3.14 has it; the package backports.zstd is the same for those before."""
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
-ZSTD_LIBRARY: Any = _find_zstd()
 
 
 def _zstd(head: bytes) -> Any:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicomweb.compression import Choice, altered, choose, may_transform, varied
+from twistedproxy.server.compression import Choice, altered, choose, may_transform, varied
 
 BOTH = ("zstd", "gzip")
 
