@@ -19,6 +19,7 @@ from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicomweb.prefetch import LINE_SECONDS, Warming
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
+from twistedproxy.streams import BytesStream, YieldedStream
 from twistedproxy.system.metrics import Metrics
 
 JOB_FIELDS = {"instance", "kind", "frames", "total", "bytes", "seconds", "result", "reason"}
@@ -267,7 +268,7 @@ class StopTests(SynchronousTestCase):
         nobody: Any = None
         self.warming = Warming(nobody, nobody, self.jobs, self.clock)
         self.job = self.jobs.start(INSTANCE, JobKind.WHOLE, "asked-by-hand", 12)
-        self.lines = self.warming._lines(self.job)
+        self.lines = YieldedStream(self.warming.lines(self.job), BytesStream())
 
     def line(self) -> Deferred[bytes]:
         return Deferred.fromCoroutine(self.lines.read())

@@ -18,10 +18,11 @@ from twisted.web.server import Request
 from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken
 from twistedproxy.origin.errors import OriginBusy, OriginError, OriginRefused, OriginTimeout
+from twistedproxy.origin.interface import first
 from twistedproxy.server import problems
 from twistedproxy.server.cors import NOSNIFF, Cors, confine
 from twistedproxy.server.problems import Problem
-from twistedproxy.server.response_body import ClientGone
+from twistedproxy.server.response_body import ClientGone, send_page
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.memory_budget import RETRY_AFTER, NoRoom
 from twistedproxy.system.metrics import Metrics
@@ -172,15 +173,10 @@ def problem_of(error: Exception) -> Problem:
 
 def send_problem(request: Request, problem: Problem) -> None:
     """Answer with a problem."""
-    body = problem.to_json()
     request.setResponseCode(problem.status)
-    headers = request.responseHeaders
-    headers.setRawHeaders(b"Content-Type", [problems.CONTENT_TYPE])
-    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-    headers.setRawHeaders(b"Cache-Control", [b"no-store"])
     for name, value in problem.headers:
-        headers.setRawHeaders(name, [value])
-    request.write(body)
+        request.responseHeaders.setRawHeaders(name, [value])
+    send_page(request, problems.CONTENT_TYPE, problem.to_json())
 
 
 def _send_refusal(request: Request, refused: OriginRefused) -> None:
@@ -189,12 +185,8 @@ def _send_refusal(request: Request, refused: OriginRefused) -> None:
     for name, value in refused.headers:
         if name.lower() in REFUSED_HEADERS:
             request.responseHeaders.addRawHeader(name, value)
-    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(refused.body)])
-    if not request.responseHeaders.hasHeader(b"Content-Type"):
-        request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/octet-stream"])
     confine(request.responseHeaders)
-    request.write(refused.body)
+    send_page(request, first(refused.headers, b"content-type") or b"application/octet-stream", refused.body)
 
 
 def cut(request: Request) -> None:

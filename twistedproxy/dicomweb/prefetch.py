@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from typing import Optional
 
 import attrs
@@ -26,7 +26,8 @@ from twistedproxy.origin.errors import DENIALS, OriginRefused
 from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.server.problems import Headers, Problem, bad_request, not_found, shown
-from twistedproxy.server.response_body import send_stream
+from twistedproxy.server.response_body import send_page, send_stream
+from twistedproxy.streams import BytesStream, YieldedStream
 
 LINE_SECONDS = 0.25
 """From one line about a followed job to the next: a smooth bar, and no idle connection that something in between cuts."""
@@ -85,10 +86,7 @@ class Warming:
         job = await self._by_hand(wanted, metadata, reading.fence, asked.again)
         request.setResponseCode(202)
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
-        if asked.follow:
-            await _send_lines(request, self._lines(job))
-        else:
-            _send_json(request, job.fields(self.clock.seconds()))
+        await self._send(request, job, asked.follow)
 
     async def tell(self, request: Request, wanted: Wanted, asked: Asked) -> None:
         """Answer with the running job of *wanted*'s instance, or the last that this worker remembers.
@@ -99,13 +97,45 @@ class Warming:
         job = self.jobs.last(wanted.instance)
         if job is None:
             raise not_found("this worker knows of no load of this instance; POST starts one")
-        if asked.follow and job.result is None:
-            await _send_lines(request, self._lines(job))
-        else:
-            _send_json(request, job.fields(self.clock.seconds()))
+        await self._send(request, job, asked.follow and job.result is None)
 
-    def _lines(self, job: Job) -> JobLines:
-        return JobLines(job, self.clock, lambda: self.clock.seconds() >= self._give_up_at)
+    async def _send(self, request: Request, job: Job, follow: bool) -> None:
+        """Answer with what is known of *job*, or (*follow*) with a line every moment until it ends."""
+        if not follow:
+            send_page(request, b"application/json", _json(job.fields(self.clock.seconds())))
+            return
+        request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
+        request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
+        request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+        await send_stream(request, YieldedStream(self.lines(job), BytesStream()))
+
+    async def lines(self, job: Job) -> AsyncIterator[bytes]:
+        """*job* as JSON lines, from now on to its end; the last one has the result. Once it is too late the job is given up."""
+        moments: list[Deferred[None]] = []
+
+        def wake(outcome: object = None) -> object:
+            while moments:
+                moments.pop().callback(None)
+            return outcome
+
+        if job.running is not None:
+            job.running.addBoth(wake)
+        last = False
+        while not last:
+            too_late = job.result is None and self.clock.seconds() >= self._give_up_at
+            if too_late and job.running is not None:
+                job.running.cancel()
+            last = job.result is not None or (too_late and job.running is None)  # a part of another job ends with that
+            yield _json(job.fields(self.clock.seconds()))
+            if not last and job.result is None:
+                moments.append(Deferred())
+                timer = self.clock.callLater(LINE_SECONDS, wake)
+                try:
+                    await moments[0]
+                finally:
+                    moments.clear()
+                    if timer.active():
+                        timer.cancel()
 
     async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
         """The metadata with the transfer syntax, which some stores say of a frame only."""
@@ -128,76 +158,6 @@ class Warming:
             raise Problem(
                 refused.status, str(refused), members={"reason": refused.reason}, headers=headers
             ) from refused
-
-
-class JobLines:
-    """A job as a `ByteStream` of JSON lines, from now on to its end; the last line has the result.
-
-    Once it is *too_late* the job is given up.
-    """
-
-    def __init__(self, job: Job, clock: IReactorTime, too_late: Callable[[], bool]) -> None:
-        self._job = job
-        self._clock = clock
-        self._too_late = too_late
-        self._begun = self._told_end = False
-        self._waiter: Optional[Deferred[None]] = None
-        if job.running is not None:
-            job.running.addBoth(self._job_ended)
-
-    async def read(self) -> bytes:
-        """The next line; empty after the one with the result. See `ByteStream.read`."""
-        if self._told_end:
-            return b""
-        if self._begun and self._job.result is None:
-            await self._next_moment()
-        if self._job.result is None and self._too_late():
-            if self._job.running is None:  # a part of another job: it ends with that
-                self._told_end = True
-            else:
-                self._job.running.cancel()
-        self._begun = True
-        self._told_end = self._told_end or self._job.result is not None
-        return _json(self._job.fields(self._clock.seconds()))
-
-    def close(self) -> None:
-        """See `ByteStream.close`. The job goes on."""
-        self._told_end = True
-
-    async def _next_moment(self) -> None:
-        """Return when the job ends, or it is time for a line."""
-        self._waiter = Deferred()
-        timer = self._clock.callLater(LINE_SECONDS, self._wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if timer.active():
-                timer.cancel()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.callback(None)
-
-    def _job_ended(self, outcome: object) -> object:
-        self._wake()
-        return outcome
-
-
-async def _send_lines(request: Request, lines: JobLines) -> None:
-    request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
-    request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
-    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-    await send_stream(request, lines)
-
-
-def _send_json(request: Request, fields: dict[str, object]) -> None:
-    body = _json(fields)
-    request.responseHeaders.setRawHeaders(b"Content-Type", [b"application/json"])
-    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-    request.write(body)
 
 
 def _json(fields: dict[str, object]) -> bytes:

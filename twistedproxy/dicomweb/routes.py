@@ -31,7 +31,7 @@ from twistedproxy.dicomweb.prefetch import Asked, Warming
 from twistedproxy.dicomweb.rendered import RenderedAnswers
 from twistedproxy.dicomweb.rendered_answers import PictureAnswers
 from twistedproxy.dicomweb.requests import without_accept
-from twistedproxy.dicomweb.status import StatusPages
+from twistedproxy.dicomweb.status import StatusPages, add_pages
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.pictures import PictureReader
 from twistedproxy.frames.read_through import FrameReader, Wanted
@@ -251,35 +251,7 @@ class ProxyRoutes:
             target, alter = self._rendered.description(target)
         await self.pass_through.answer(request, target, seen.base + target.mount.prefix, alter)
 
-    @app.route("/healthz", methods=_READ)
-    @answered("healthz")
-    async def healthz(self, request: Request) -> None:
-        """Whether the process lives."""
-        await self.status.health(request)
-
-    @app.route("/readyz", methods=_READ)
-    @answered("readyz")
-    async def readyz(self, request: Request) -> None:
-        """Whether it can serve."""
-        await self.status.ready(request)
-
-    @app.route("/metrics", methods=_READ)
-    @answered("metrics")
-    async def metrics_text(self, request: Request) -> None:
-        """Prometheus text, where no other listener is for it."""
-        self._only_without_admin()
-        await self.status.metrics_text(request)
-
-    @app.route("/status.json", methods=_READ)
-    @answered("status")
-    async def status_json(self, request: Request) -> None:
-        """What the proxy does, where no other listener is for it."""
-        self._only_without_admin()
-        await self.status.status_json(request)
-
-    def _only_without_admin(self) -> None:
-        if self.settings.admin_listen is not None:
-            raise problems.not_found("this is answered at --admin-listen only")
+    add_pages(app, lambda routes: routes.settings.admin_listen is None)
 
     def _answer_preflight(self, request: Request) -> None:
         request.setResponseCode(204)

@@ -1,7 +1,4 @@
-"""What the proxy says of itself: health, readiness, metrics, status.
-
-What ``/metrics`` and ``/status.json`` say of prefetching, of all workers together. Pure: numbers in, numbers out.
-"""
+"""The proxy's own pages: health, readiness, metrics and status, the latter two of all workers together."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from twistedproxy.origin.errors import OriginError
 from twistedproxy.server.compression import compressed_page
 from twistedproxy.server.cors import Cors
 from twistedproxy.server.problems import method_not_allowed, not_found
-from twistedproxy.server.response_body import send_stream
+from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.metrics import CONTENT_TYPE, Metrics, Snapshot, merge
 
@@ -195,20 +192,43 @@ class StatusPages:
 
     async def _send(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
         request.setResponseCode(status)
+        compressed = compressed_page(request, body, self.clock)
+        if compressed is None:
+            send_page(request, content_type, body)
+            return
         request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
         request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-        compressed = compressed_page(request, body, self.clock)
-        if compressed is not None:
-            await send_stream(request, compressed)
-            return
-        request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-        request.write(body)
+        await send_stream(request, compressed)
+
+
+_PAGES = {
+    "healthz": ("/healthz", StatusPages.health),
+    "readyz": ("/readyz", StatusPages.ready),
+    "metrics": ("/metrics", StatusPages.metrics_text),
+    "status": ("/status.json", StatusPages.status_json),
+}
+_PRIVATE = frozenset({"metrics", "status"})
+"""Pages that name instances."""
+
+
+def add_pages(app: Klein, private: Callable[[Any], bool]) -> None:
+    """Give *app* the pages, of the `status` of the object that it belongs to. *private*: whether that object has those that
+    name instances, too."""
+    for name, (path, write) in _PAGES.items():
+
+        async def page(routes: Any, request: Request, name: str = name, write: Any = write) -> None:
+            if name in _PRIVATE and not private(routes):
+                raise not_found("this page is answered at --admin-listen only")
+            await write(routes.status, request)
+
+        app.route(path, methods=["GET", "HEAD"], endpoint=name)(answered(name)(page))
 
 
 class AdminRoutes:
     """What the listener for administrators answers."""
 
     app = Klein()
+    add_pages(app, lambda _: True)
 
     def __init__(
         self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]
@@ -219,38 +239,14 @@ class AdminRoutes:
         self.access_log = access_log
         self.cors = Cors()
 
-    @app.route("/healthz", methods=["GET", "HEAD"])
-    @answered("healthz")
-    async def healthz(self, request: Request) -> None:
-        """Whether the process lives."""
-        await self.status.health(request)
-
-    @app.route("/readyz", methods=["GET", "HEAD"])
-    @answered("readyz")
-    async def readyz(self, request: Request) -> None:
-        """Whether it can serve."""
-        await self.status.ready(request)
-
-    @app.route("/metrics", methods=["GET", "HEAD"])
-    @answered("metrics")
-    async def metrics_text(self, request: Request) -> None:
-        """Prometheus text."""
-        await self.status.metrics_text(request)
-
-    @app.route("/status.json", methods=["GET", "HEAD"])
-    @answered("status")
-    async def status_json(self, request: Request) -> None:
-        """What the proxy does."""
-        await self.status.status_json(request)
-
     @app.handle_errors(HTTPException)
     def routing_failed(self, request: Any, failure: Failure) -> None:
-        """Nothing else is here."""
-        error = failure.value
-        if isinstance(error, HTTPException) and error.code == 405:
-            answer_error(request, method_not_allowed(["GET", "HEAD"]))
-        else:
-            answer_error(request, not_found("there is nothing here but /metrics, /status.json, /healthz and /readyz"))
+        """No page, or not with that method."""
+        wrong_method = isinstance(failure.value, HTTPException) and failure.value.code == 405
+        paths = ", ".join(path for path, _ in _PAGES.values())
+        answer_error(
+            request, method_not_allowed(["GET", "HEAD"]) if wrong_method else not_found(f"there is only {paths}")
+        )
 
 
 def _count(value: object) -> int:

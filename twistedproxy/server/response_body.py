@@ -59,6 +59,14 @@ class _Pace:
         self._gone = True  # who waits is cancelled in a moment, when the request hears of it too
 
 
+def send_page(request: Request, content_type: bytes, body: bytes) -> None:
+    """Write *body* as all of an answer that no cache may keep."""
+    fields = {b"Content-Type": content_type, b"Content-Length": b"%d" % len(body), b"Cache-Control": b"no-store"}
+    for name, value in fields.items():
+        request.responseHeaders.setRawHeaders(name, [value])
+    request.write(body)
+
+
 async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
     """Write *chunks*, in slices where there is much of it. Raises `ClientGone`."""
     if sum(map(len, chunks)) <= SLICE:
