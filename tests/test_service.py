@@ -74,7 +74,7 @@ class StartTests(ProcessCase):
     async def test_announced(self) -> None:
         """One process says where to go, and nothing of what cannot be reached from elsewhere."""
         proxy = await self.started()
-        await wait_until(lambda: f"{proxy.url}/dicomweb stands for {self.store.url}" in proxy.output(), "a line")
+        await wait_until(lambda: f"{proxy.url}/dicomweb proxies {self.store.url}" in proxy.output(), "a line")
         self.assertNotIn("can be reached from elsewhere", proxy.output())
 
 

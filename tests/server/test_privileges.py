@@ -81,7 +81,7 @@ class AnotherUserTests(WorkersCase):
         command = [python, *TWISTD, "--listen", listen, "--origin", self.store.url, *MEMORY, *options]
         proxy = Child(command, {"PYTHONPATH": path, "HOME": "/root"})
         self.addCleanup(deferToThread, proxy.remove)
-        await wait_until(lambda: " stands for " in proxy.output() or not proxy.running(), "it is there")
+        await wait_until(lambda: " proxies " in proxy.output() or not proxy.running(), "it is there")
         assert port is not None
         return proxy, port
 

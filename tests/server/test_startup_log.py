@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.server.startup_log import Served, announce
@@ -18,16 +18,16 @@ HERE = IPv4Address("TCP", "127.0.0.1", 81)
 class AnnounceTests(SynchronousTestCase):
     """`announce`."""
 
-    def said(
+    def logged(
         self, hosts: list[object], listen: tuple[str, ...] = ("tcp:80",), admin: Optional[str] = None
-    ) -> list[str]:
-        """The lines for listeners at *hosts*."""
+    ) -> list[LogEvent]:
+        """The events for listeners at *hosts*."""
         events: list[LogEvent] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
         served = [Served("/dicomweb", "http://store", ["studies"])]
         announce(Settings(listen=listen, admin_listen=admin), hosts, served)
-        return [formatEvent(event) for event in events]
+        return events
 
     def test_warning(self) -> None:
         """Pages on a listener beyond loopback are warned of; elsewhere there is nothing to warn of."""
@@ -41,19 +41,15 @@ class AnnounceTests(SynchronousTestCase):
             ([EVERYWHERE, HERE], admin, False),
             ([HERE, EVERYWHERE], admin, True),
         ):
-            lines = self.said(list(hosts), admin=given)
-            self.assertEqual(any("name instances" in line for line in lines), warned, (hosts, given))
+            events = self.logged(list(hosts), admin=given)
+            self.assertEqual(any(event["event"] == "pages_exposed" for event in events), warned, (hosts, given))
 
     def test_urls(self) -> None:
         """Each listener's URLs are told by its own scheme; the admin's listener serves no frames."""
         ipv6 = IPv6Address("TCP", "::1", 443)
-        lines = self.said([HERE, ipv6, HERE], ("tcp:81", "ssl:443"), admin="tcp:9100")
-        self.assertEqual(
-            lines,
-            [
-                "http://127.0.0.1:81/dicomweb stands for http://store",
-                "try http://127.0.0.1:81/dicomweb/studies",
-                "https://[::1]:443/dicomweb stands for http://store",
-                "try https://[::1]:443/dicomweb/studies",
-            ],
-        )
+        events = self.logged([HERE, ipv6, HERE], ("tcp:81", "ssl:443"), admin="tcp:9100")
+        mounts = [(event["base"], event["origin"]) for event in events if event["event"] == "mount"]
+        bases = ["http://127.0.0.1:81/dicomweb", "https://[::1]:443/dicomweb"]
+        self.assertEqual(mounts, [(base, "http://store") for base in bases])
+        examples = [event["url"] for event in events if event["event"] == "example"]
+        self.assertEqual(examples, [f"{base}/studies" for base in bases])

@@ -16,7 +16,7 @@ from twistedproxy.server.problems import range_not_satisfiable
 
 _TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')  # entity-tag, RFC 9110 section 8.8.3
 _RANGE = re.compile(rb"[ \t]*bytes[ \t]*=[ \t]*([0-9]*)[ \t]*-[ \t]*([0-9]*)[ \t]*", re.IGNORECASE)
-MAX_POSITION_DIGITS = 18  # bounds int(): any longer position is past the end of everything
+MAX_DIGITS = 4000  # of a position: int() refuses 4,300, and all of them lie past the end of everything
 
 
 def entity_tag(content_type: bytes, digest: bytes) -> bytes:
@@ -62,34 +62,13 @@ def requested_range(range_: bytes | None, if_range: bytes | None, etag: bytes, s
     match = _RANGE.fullmatch(range_)
     if match is None:
         return None
-    first, last = match.groups()
-    if not first:
-        return _suffix(last, size)
-    start = _position(first, size)
-    stop = _position(last, size) + 1 if last else size
-    if last and _past(last, first):
+    first, last = (int(digits.lstrip(b"0")[:MAX_DIGITS] or 0) if digits else None for digits in match.groups())
+    if first is None:
+        if last is None:
+            return None
+        first, last = max(0, size - last) if last else size, None  # the last bytes; all where there are fewer
+    if last is not None and last < first:
         return None
-    if start >= size:
+    if first >= size:
         raise range_not_satisfiable(size)
-    return ByteRange(start, min(stop, size), size)
-
-
-def _suffix(length: bytes, size: int) -> ByteRange | None:
-    """The last *length* bytes; all of them where there are fewer."""
-    if not length:
-        return None
-    wanted = min(_position(length, size), size)
-    if wanted == 0:
-        raise range_not_satisfiable(size)
-    return ByteRange(size - wanted, size, size)
-
-
-def _position(digits: bytes, size: int) -> int:
-    digits = digits.lstrip(b"0")
-    return int(digits or b"0") if len(digits) <= MAX_POSITION_DIGITS else size
-
-
-def _past(last: bytes, first: bytes) -> bool:
-    """Whether *last* is smaller than *first*, however many digits they have: such a range is invalid."""
-    last, first = last.lstrip(b"0"), first.lstrip(b"0")
-    return (len(last), last) < (len(first), first)
+    return ByteRange(first, size if last is None else min(last + 1, size), size)

@@ -38,13 +38,10 @@ class _Pace:
     async def room(self) -> None:
         """Return once there is room to write. Raises `ClientGone`."""
         if self._paused and not self._gone:
-            self._waiter = Deferred(self._stop_waiting)
+            self._waiter = Deferred()
             await self._waiter
         if self._gone or self._request._disconnected:
             raise ClientGone
-
-    def _stop_waiting(self, _waiter: Deferred[None]) -> None:
-        self._waiter = None
 
     def pauseProducing(self) -> None:
         self._paused = True

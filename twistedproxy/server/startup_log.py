@@ -1,4 +1,4 @@
-"""What the log says once the listeners are there: where to go, what to try, what to mind. Once, however many workers."""
+"""The log lines at the start, once the listeners are open: URLs to use and to try, and a warning. Once for all workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = Logger(namespace="twistedproxy.service")
 
 @attrs.frozen
 class Served:
-    """What is below *prefix*: an origin's URL, and paths below the prefix that are fit to be tried."""
+    """A mount: its URL prefix, its origin's URL, and paths below the prefix that exist and are fit to be tried."""
 
     prefix: str
     origin: str
@@ -24,13 +24,15 @@ class Served:
 
 
 def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served]) -> None:
-    """Say where to go. *hosts*: the addresses of the listeners, in the order of the settings; an admin's comes last."""
+    """Log the URLs of all mounts. *hosts*: the addresses of the listeners, in the order of the settings, the admin listener's
+    last."""
     admin = settings.admin_listen is not None
     for host in hosts[-1:] if admin else hosts:
         if is_beyond_loopback(host):
             _log.warn(
-                "/metrics and /status.json name instances, and {address} can be reached from elsewhere: "
-                "--admin-listen gives them a listener of their own",
+                "/metrics and /status.json name instances and can be read from other machines at {address}; "
+                "--admin-listen moves them to a listener of their own",
+                event="pages_exposed",
                 address=str(host),
             )
     for description, host in zip(settings.listen, hosts):
@@ -38,7 +40,7 @@ def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served])
 
 
 def is_beyond_loopback(address: object) -> bool:
-    """Whether others than this machine can reach a listener at *address* (its `getHost`). A unix socket: no."""
+    """Whether other machines can reach a listener at *address* (its `getHost`). Not at a unix socket."""
     host = getattr(address, "host", None)
     try:
         return host is not None and not ipaddress.ip_address(host).is_loopback
@@ -49,11 +51,13 @@ def is_beyond_loopback(address: object) -> bool:
 def _announce_listener(scheme: str, host: Any, mounts: Sequence[Served]) -> None:
     name = getattr(host, "name", None)
     if name is not None:
-        _log.info("listening on unix:{path}", path=name.decode() if isinstance(name, bytes) else name)
+        _log.info(
+            "listening on unix:{path}", event="listening", path=name.decode() if isinstance(name, bytes) else name
+        )
         return
     address = f"[{host.host}]" if ":" in host.host else host.host
     for mount in mounts:
         base = f"{scheme}://{address}:{host.port}{mount.prefix}"
-        _log.info("{base} stands for {origin}", base=base, origin=mount.origin)
+        _log.info("{base} proxies {origin}", event="mount", base=base, origin=mount.origin)
         for path in mount.examples:
-            _log.info("try {url}", url=f"{base}/{path}")
+            _log.info("try {url}", event="example", url=f"{base}/{path}")

@@ -50,7 +50,7 @@ class Upload:
             self._begun = True
             self._let_come()
         if not (self._pieces or self.complete or self._failure is not None):
-            self._reader = Deferred(self._stop_waiting)
+            self._reader = Deferred()
             await self._reader
         if self._pieces:
             pieces, self._pieces, self._waiting = self._pieces, [], 0
@@ -102,6 +102,3 @@ class Upload:
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.callback(None)
-
-    def _stop_waiting(self, _reader: Deferred[None]) -> None:
-        self._reader = None
