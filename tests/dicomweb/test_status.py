@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
-from tests.clients import Answer
+from tests.clients import Answer, Client
 from tests.dicomweb.support import ProxyCase, RunningProxy
 from tests.stores import faults
+from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.dicomweb import status
+from twistedproxy.dicomweb.mounts import Mount, Mounts
+from twistedproxy.dicomweb.status import CHECK_SECONDS, READY_SECONDS, Checks, StatusPages
 from twistedproxy.system.demand import Level
+from twistedproxy.system.metrics import Metrics
 
 
 def samples(answer: Answer) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -28,9 +35,6 @@ def samples(answer: Answer) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
 class StatusTests(ProxyCase):
     """The pages."""
 
-    def setUp(self) -> None:
-        self.patch(status, "READY_SECONDS", 0.0)
-
     async def test_health_and_readiness(self) -> None:
         """Both are well while cache and origin are there."""
         root = (await self.proxy(self.store())).client(prefix="")
@@ -42,10 +46,16 @@ class StatusTests(ProxyCase):
         head = await root.request("HEAD", "/readyz")
         self.assertEqual((head.status, head.body), (200, b""))
 
+    async def asked_anew(self, store: SimulatedStore) -> Client:
+        """A client of a proxy that remembers no checks."""
+        proxy = await self.proxy(store)
+        proxy.rooms._routes.status.ready_seconds = 0.0
+        return proxy.client(prefix="")
+
     async def test_origin_down(self) -> None:
         """An origin that is gone makes the proxy unready, and says why; its health is untouched."""
         store = self.store()
-        root = (await self.proxy(store)).client(prefix="")
+        root = await self.asked_anew(store)
         await store.stop()
         ready = await root.get("/readyz")
         self.assertEqual((ready.status, ready.json()["status"]), (503, "unavailable"))
@@ -59,26 +69,12 @@ class StatusTests(ProxyCase):
         """An origin that has nothing but 404 may be the wrong URL: that is said, and keeps nobody away."""
         store = self.store()
         store.fail(faults.Answer(404), times=None)
-        root = (await self.proxy(store)).client(prefix="")
+        root = await self.asked_anew(store)
         ready = await root.get("/readyz")
         self.assertEqual((ready.status, ready.json()["status"]), (200, "doubtful"))
         self.assertIn("/studies answered 404: is ", ready.json()["checks"]["origin /dicomweb"])
         store.heal()
         self.assertEqual((await root.get("/readyz")).json()["status"], "ok")
-
-    async def test_stalling_origins(self) -> None:
-        """Origins that do not answer cost one deadline together, however many there are."""
-        self.patch(status, "CHECK_SECONDS", 0.3)
-        stores = [self.store(), self.store(), self.store()]
-        for store in stores:
-            store.fail(faults.Stall(), times=None)
-        proxy = await self.proxy(*stores)
-        from twisted.internet import reactor
-
-        began = reactor.seconds()  # type: ignore[attr-defined]
-        ready = await proxy.client(prefix="").get("/readyz")
-        self.assertLess(reactor.seconds() - began, 0.8)  # type: ignore[attr-defined]
-        self.assertEqual(ready.json()["checks"]["origin /dicomweb3"], "no answer within 0.3 s")
 
     async def test_cache_down(self) -> None:
         """A cache that is gone makes the proxy unready, and says why."""
@@ -90,15 +86,6 @@ class StatusTests(ProxyCase):
         self.patch(proxy.rooms.cache, "ping", ping)
         ready = await proxy.client(prefix="").get("/readyz")
         self.assertEqual((ready.status, ready.json()["checks"]["cache"]), (503, "connection refused"))
-
-    async def test_many_ask(self) -> None:
-        """Who asks again and again does not reach the origin each time."""
-        self.patch(status, "READY_SECONDS", 60.0)
-        store = self.store()
-        root = (await self.proxy(store)).client(prefix="")
-        for _ in range(5):
-            self.assertEqual((await root.get("/readyz")).status, 200)
-        self.assertEqual(len(store.requests), 1)
 
     async def test_status_json(self) -> None:
         """Mounts, cache, workers and jobs are there."""
@@ -156,6 +143,47 @@ class StatusTests(ProxyCase):
         )
         self.assertEqual(found["twistedproxy_cache_connected", ()], 1)
         self.assertGreater(found["twistedproxy_cache_used_bytes", ()], 0)
+
+
+class CheckTests(SynchronousTestCase):
+    """What readiness costs."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.pings: list[Deferred[None]] = []
+        mounts: Any = Mounts(Mount(f"/{name}", SimpleNamespace(ping=self.ping)) for name in "abc")  # type: ignore[arg-type]
+        cache: Any = SimpleNamespace(ping=self.answer)
+        self.pages = StatusPages(mounts, cache, Metrics(), self.clock, dict)
+
+    async def ping(self) -> None:
+        self.pings.append(Deferred())
+        await self.pings[-1]
+
+    async def answer(self) -> None:
+        """A cache that is there."""
+
+    def checks(self) -> Deferred[Checks]:
+        return Deferred.fromCoroutine(self.pages._checks())
+
+    def test_stalling_origins(self) -> None:
+        """Origins that do not answer cost one deadline together, however many there are."""
+        checks = self.checks()
+        self.assertEqual(3, len(self.pings))
+        self.clock.advance(CHECK_SECONDS)
+        found = self.successResultOf(checks)
+        self.assertEqual({name for name, check in found.items() if check.usable}, {"cache"})
+        self.assertEqual(found["origin /c"].text, "no answer within 3 s")
+
+    def test_many_ask(self) -> None:
+        """Asking again and again does not reach the origins each time, neither meanwhile nor for a moment afterwards."""
+        many = [self.checks() for _ in range(5)]
+        for ping in self.pings:
+            ping.callback(None)
+        for one in (*many, self.checks()):
+            self.assertTrue(self.successResultOf(one)["origin /a"].usable)
+        self.assertEqual(3, len(self.pings))
+        self.clock.advance(READY_SECONDS)
+        self.assertNoResult(self.checks())
 
 
 class AdminTests(ProxyCase):

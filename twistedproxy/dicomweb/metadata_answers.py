@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Optional
 
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, parse_media_type
@@ -23,7 +23,7 @@ from twistedproxy.dicom.resource import InvalidUID, Scope, validate_uid
 from twistedproxy.dicomweb.paths import Kind
 from twistedproxy.dicomweb.url_rewriting import Transform, UrlMap, json_urls, xml_urls
 from twistedproxy.origin.interface import Headers, media_type_of
-from twistedproxy.streams import ByteStream
+from twistedproxy.streams import ByteStream, YieldedStream
 
 STORED_STATUSES = frozenset({200, 202, 409})
 """Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
@@ -124,6 +124,16 @@ class UploadedInstances:
         if media_type.is_multipart:
             self._parser = MultipartParser(media_type.boundary, lenient=True)
 
+    def observing(self, body: ByteStream) -> ByteStream:
+        """The upload's *body*, read here as it passes."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            while chunk := await body.read():
+                self.feed(chunk)
+                yield chunk
+
+        return YieldedStream(chunks(), body)
+
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the upload."""
         if not self._begun and chunk:
@@ -190,22 +200,6 @@ class UploadedInstances:
         else:
             self._studies.add(study)
         return True
-
-
-class ObservedUpload:
-    """A `ByteStream` whose bytes *uploaded* sees."""
-
-    def __init__(self, source: ByteStream, uploaded: UploadedInstances) -> None:
-        self._source = source
-        self._uploaded = uploaded
-
-    async def read(self) -> bytes:
-        chunk = await self._source.read()
-        self._uploaded.feed(chunk)
-        return chunk
-
-    def close(self) -> None:
-        self._source.close()
 
 
 def touched_by_store(

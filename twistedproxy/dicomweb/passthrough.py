@@ -24,7 +24,6 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Scope
 from twistedproxy.dicomweb.forward_headers import onward
 from twistedproxy.dicomweb.metadata_answers import (
-    ObservedUpload,
     UploadedInstances,
     form_of,
     is_describing,
@@ -157,8 +156,7 @@ class PassThrough:
         Once all of it was sent, the answer is waited for also where the client leaves: only that tells whether anything
         changed, and a stranger who leaves at once must not have everything invalidated.
         """
-        storing = handed_on.method != b"DELETE" and target.resource.kind in (Kind.STUDIES, Kind.STUDY)
-        changing = Deferred.fromCoroutine((self._stored if storing else self._changed)(request, target, handed_on))
+        changing = Deferred.fromCoroutine(self._changed(request, target, handed_on))
         waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(request) else changing.cancel())
 
         def answered(response: OriginResponse) -> None:
@@ -174,44 +172,34 @@ class PassThrough:
         changing.addCallbacks(answered, failed)
         return waiter
 
-    async def _stored(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
-        """A STOW, for as long as it takes. Where no answer tells, the store may have stored whatever part it got."""
-        addressed = target.resource.scope(target.origin.url)
-        uploaded = UploadedInstances(request.getHeader(b"Content-Type") or b"", addressed)
-        if handed_on.body is not None:
-            handed_on = attrs.evolve(handed_on, body=ObservedUpload(handed_on.body, uploaded))
-        try:
-            response = await target.origin.forward(handed_on)
-            answer, whole = await hold(response.body, MAX_STORE_ANSWER)
-        except (OriginBusy, OriginRefused):  # nothing was sent
-            raise
-        except Exception:
-            await self._invalidate(uploaded.scopes())
-            raise
-        response = attrs.evolve(response, body=ChainedStream(BytesStream(answer), response.body))
-        told = answer if whole else b""
-        touched = touched_by_store(response.status, response.headers, told, addressed, uploaded)
-        return await self._invalidated(touched, response)
-
     async def _changed(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
-        """A DELETE, or what some stores take at an instance, for as long as it takes.
+        """Hand on what may change the store, for as long as it takes, and invalidate what it touched.
 
-        Where no answer tells, because none came, the store may have done what was asked.
+        Where no answer came, the store may have done what was asked, if it got all of the request; of a STOW it may have
+        stored any part that it got.
         """
         addressed = target.resource.scope(target.origin.url)
+        uploaded: Optional[UploadedInstances] = None
+        if handed_on.method != b"DELETE" and target.resource.kind in (Kind.STUDIES, Kind.STUDY):
+            uploaded = UploadedInstances(request.getHeader(b"Content-Type") or b"", addressed)
+            if handed_on.body is not None:
+                handed_on = attrs.evolve(handed_on, body=uploaded.observing(handed_on.body))
         try:
             response = await target.origin.forward(handed_on)
+            answer, whole = await hold(response.body, MAX_STORE_ANSWER) if uploaded is not None else (b"", False)
         except (OriginBusy, OriginRefused):  # nothing was sent
             raise
         except Exception:
-            if _was_sent(request):
-                await self._invalidate([addressed])
+            possible = [addressed] if _was_sent(request) else []
+            await self._invalidate(possible if uploaded is None else uploaded.scopes())
             raise
-        return await self._invalidated([] if 300 <= response.status < 500 else [addressed], response)
-
-    async def _invalidated(self, scopes: Sequence[Scope], response: OriginResponse) -> OriginResponse:
+        touched = [] if 300 <= response.status < 500 else [addressed]
+        if uploaded is not None:
+            response = attrs.evolve(response, body=ChainedStream(BytesStream(answer), response.body))
+            told = answer if whole else b""
+            touched = touched_by_store(response.status, response.headers, told, addressed, uploaded)
         try:
-            await self._invalidate(scopes)
+            await self._invalidate(touched)
         except BaseException:
             response.body.close()
             raise

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Optional
 
 import attrs
@@ -29,7 +28,7 @@ from twistedproxy.server.cors import Cors
 from twistedproxy.server.problems import method_not_allowed, not_found
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.system.logs import AccessLog
-from twistedproxy.system.metrics import CONTENT_TYPE, Metrics, Snapshot, merge
+from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
 # Of running jobs, by kind: JOB fields (None: each counts 1) and the gauges that they are summed in.
 _RUNNING = {
@@ -49,33 +48,30 @@ def running_gauges(jobs: Iterable[Mapping[str, Any]]) -> Snapshot:
     return {name: [[[kind], [value]] for kind, value in by_kind.items()] for name, by_kind in sums.items()}
 
 
+_TOTALS = {
+    "plans": "prefetch_plans",
+    "ended": "prefetch_jobs",
+    "frames": "prefetch_frames",
+    "used": "prefetch_frames_used",
+    "busy": "prefetch_jobs_busy",
+    "locks_lost": "prefetch_locks_lost",
+    "claims_lost": "prefetch_claims_lost",
+    "children": "prefetch_children",
+}
+
+
 def totals(snapshot: Snapshot) -> dict[str, object]:
-    """What became of prefetching since the start: *plans* by kind and reason, *ended* jobs by kind and result, *frames*
-    that ended jobs loaded, by kind, and *used*, how many frames were then asked for; locks and claims that others had;
-    living children."""
+    """What became of prefetching since the start: the numbers of some metrics, by their labels."""
+    return {name: _by_label(snapshot.get(family, []), len(FAMILIES[family].labels)) for name, family in _TOTALS.items()}
 
-    def number(family: str) -> int:
-        return int(sum(row[0] for _, row in snapshot.get(family, ())))
 
-    def by_label(family: str) -> dict[str, int]:
-        return {labels[0]: int(row[0]) for labels, row in snapshot.get(family, ())}
-
-    def by_labels(family: str) -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = defaultdict(dict)
-        for (first, second), row in snapshot.get(family, ()):
-            found[first][second] = int(row[0])
-        return found
-
-    return {
-        "plans": by_labels("prefetch_plans"),
-        "ended": by_labels("prefetch_jobs"),
-        "frames": by_label("prefetch_frames"),
-        "used": number("prefetch_frames_used"),
-        "busy": number("prefetch_jobs_busy"),
-        "locks_lost": number("prefetch_locks_lost"),
-        "claims_lost": number("prefetch_claims_lost"),
-        "children": number("prefetch_children"),
-    }
+def _by_label(rows: list[list[Any]], labels: int) -> object:
+    if not labels:
+        return int(sum(numbers[0] for _, numbers in rows))
+    groups: dict[str, list[list[Any]]] = {}
+    for (first, *others), numbers in rows:
+        groups.setdefault(first, []).append([others, numbers])
+    return {label: _by_label(group, labels - 1) for label, group in groups.items()}
 
 
 CHECK_SECONDS = 3.0
@@ -96,7 +92,7 @@ class Check:
 Checks = dict[str, Check]
 """What was checked, by name."""
 
-Ping = Callable[[], Awaitable[Optional[str]]]
+Ping = Callable[[], Coroutine[Deferred[Any], Any, Optional[str]]]
 
 
 @attrs.define(eq=False)
@@ -109,6 +105,7 @@ class StatusPages:
     clock: IReactorTime
     own: Callable[[], dict[str, Any]]
     siblings: Siblings = attrs.Factory(NoSiblings)
+    ready_seconds: float = READY_SECONDS
     _checked: tuple[float, Checks] = attrs.field(init=False, default=(-math.inf, {}))
     _checking: InFlight[str, Optional[str]] = attrs.field(init=False, factory=InFlight)
 
@@ -132,7 +129,7 @@ class StatusPages:
     async def _checks(self) -> Checks:
         """The checks of a moment ago, or those under way, or new ones."""
         when, checks = self._checked
-        if self.clock.seconds() - when < READY_SECONDS:
+        if self.clock.seconds() - when < self.ready_seconds:
             return checks
         fetch = self._checking.running(["ready"]).get("ready")
         await (fetch.wait() if fetch is not None else self._checking.start(["ready"], self._check_all()))
@@ -146,11 +143,8 @@ class StatusPages:
         return {"ready": None}
 
     async def _check(self, ping: Ping) -> Check:
-        async def check() -> Optional[str]:
-            return await ping()
-
         try:
-            doubt = await Deferred.fromCoroutine(check()).addTimeout(CHECK_SECONDS, self.clock)
+            doubt = await Deferred.fromCoroutine(ping()).addTimeout(CHECK_SECONDS, self.clock)
         except (CacheUnavailable, OriginError) as error:  # whose texts are fit to be shown
             return Check(False, str(error) or type(error).__name__)
         except defer.TimeoutError:

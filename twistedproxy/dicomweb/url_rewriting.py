@@ -28,6 +28,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Optional, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -72,18 +73,13 @@ class UrlMap:
 
     def rewrite(self, url: str) -> str:
         """*url* below the mount, or as it came if it is not the origin's."""
-        shown = self.below(self._resolved(url))
+        resolved = url
+        # Above the root, paths of the origin and of the mount differ (RFC 3986 section 5.2); others lead to the same.
+        if self.asked and ".." in url and "://" not in url:
+            with suppress(ValueError):
+                resolved = urljoin(self.asked, url)
+        shown = self.below(resolved)
         return url if shown is None else shown
-
-    def _resolved(self, url: str) -> str:
-        """Where a relative reference with dot segments leads (RFC 3986 section 5.2): above the root, paths of the origin and
-        of the mount differ. Others lead to the same on both sides."""
-        if not self.asked or ".." not in url or "://" in url:
-            return url
-        try:
-            return urljoin(self.asked, url)
-        except ValueError:
-            return url
 
     def below(self, url: str) -> Optional[str]:
         """*url* below the mount, None if it is not the origin's.

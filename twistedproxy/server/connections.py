@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Optional, Protocol
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -106,8 +108,8 @@ class Connections:
     def discard(self, connection: Connection) -> None:
         """Look no longer after one that is gone."""
         self._open.discard(connection)
-        if not self._open:
-            self._wake()
+        if self._emptied is not None and not self._open:
+            self._emptied.callback(None)
 
     def behind(self, behind: bool) -> None:
         """A client is behind: it has not taken what was written. Or it is so no longer."""
@@ -144,12 +146,6 @@ class Connections:
     async def _gone_within(self, seconds: float) -> None:
         if self._open:
             self._emptied = Deferred()
-            give_up = self._clock.callLater(seconds, self._wake)
-            await self._emptied
-            if give_up.active():
-                give_up.cancel()
-
-    def _wake(self) -> None:
-        emptied, self._emptied = self._emptied, None
-        if emptied is not None:
-            emptied.callback(None)
+            with suppress(defer.TimeoutError):
+                await self._emptied.addTimeout(seconds, self._clock)
+            self._emptied = None
