@@ -97,7 +97,7 @@ def with_syntaxes(answer: bytes, syntaxes: Mapping[int, str]) -> bytes:
 
 def _place(head: str) -> Optional[tuple[int, int, bytes]]:
     """Where the object that *head* begins with gets the member: instead of what, and with which comma. None where it has one,
-    or where there is no telling."""
+    or where that is not certain."""
     place: Optional[tuple[int, int, bytes]] = None
     position = 1
     with suppress(ValueError, RecursionError):

@@ -1,15 +1,15 @@
-"""A caller's request as the store gets it.
+"""Request headers for the store.
 
 Rules kept here:
-- a field that makes another request of it than the one that was judged here stays behind: a GET that a store takes for
-  a DELETE would leave the cache as it is, X-Original-URL would lead out of the mount, Proxy would lead the store itself
-  astray where it is a CGI. Some servers read an underscore in a field's name as a dash: Transfer_Encoding is no other field;
-- Forwarded, X-Forwarded-* and the like are what a trusted proxy says; from others they stay behind, for anybody can
-  write them. A header that the operator named as a credential goes on, whatever its name;
+- fields that change the meaning of a request are dropped: a GET that a store takes for a DELETE would leave the cache
+  unchanged, X-Original-URL would lead out of the mount, Proxy would redirect a store that is a CGI. Some servers read an
+  underscore in a field's name as a dash: Transfer_Encoding is the same field;
+- Forwarded, X-Forwarded-* and the like are forwarded from trusted proxies only: any client can set them. A header that
+  the operator named as a credential is forwarded, whatever its name;
 - the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
   Cache-Status names it there;
-- fields of the hop stay on it (RFC 9110 section 7.6.1). But what makes the caller goes on although Connection names it:
-  the store must not judge another caller than the one that the answer is a grant for.
+- hop-by-hop fields are dropped (RFC 9110 section 7.6.1). Fields that identify the caller are forwarded even if Connection
+  names them: the store must not judge another caller than the one that the answer is a grant for.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip tr
 
 
 def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:
-    """Who asks by *request* for *target*."""
+    """The caller of *request* for *target*."""
     return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
 
 
 def onward(
     request: Request, target: Target, identity: bool, credentials: Credentials, trusted: Sequence[Network] = ()
 ) -> OriginRequest:
-    """What to hand on of *request*, its body still to be pulled.
+    """The request to send to the origin for *request*, its body still to be pulled.
 
-    *identity*: the answer must come without a content coding. *credentials* tell what makes a caller; *trusted*: the networks
-    whose proxies are believed.
+    *identity*: the answer must come without a content coding. *credentials*: what identifies a caller; *trusted*: networks
+    of trusted proxies.
     """
     callers = {b"cookie", *(name.lower() for name in credentials.headers)}
     stay = _named_by_connection(request)

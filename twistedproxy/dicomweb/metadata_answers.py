@@ -1,10 +1,10 @@
-"""What a STOW changed (DICOM PS3.18 section 10.5 and annex I): what the store says that it stored, or else what the parts
-of the upload name. Bytes in, scopes out, no I/O.
+"""What a STOW changed (DICOM PS3.18 section 10.5 and annex I): what the store's answer lists as stored, or else what the
+parts of the upload name. Bytes in, scopes out, no I/O.
 
 Rules:
 - A store's answer is believed where it is a store response. Any other, of a login gateway or of a store in trouble,
-  leaves open what was done: then what the parts name counts as changed, and nothing else, for anybody can send a POST.
-- A caller who was refused (401, 403, 407) changed nothing.
+  leaves open what was done: then what the parts name counts as changed, and nothing else, for any client can send a POST.
+- A caller that was refused (401, 403, 407) changed nothing.
 
 Which answers describe instances, and in which form.
 """
@@ -76,7 +76,7 @@ def transform_of(form: Form, urls: UrlMap) -> Transform:
 
 MAX_SCOPES = 100
 """Instances that are invalidated one by one; of more, their studies are. Of as many studies, too, where only the upload names
-them: each costs a pass over what a worker remembers, and anybody can name a thousand."""
+them: each costs a pass over what a worker remembers, and any client can name a thousand."""
 
 MAX_DESCRIPTION = 1 << 20
 """Bytes of a part in JSON or XML that are looked through for the studies that it names."""
@@ -108,7 +108,7 @@ class UploadedInstances:
 
     def __init__(self, content_type: bytes, addressed: Scope) -> None:
         self.whole = False
-        """Whether the upload has ended, and every part said which instance it is."""
+        """Whether the upload has ended, and every part named its instance."""
         self._addressed = addressed
         self._places: set[_Place] = set()
         self._studies: set[str] = set()
@@ -219,7 +219,7 @@ def touched_by_store(
 
 
 def _stored_places(answer: bytes) -> Optional[set[_Place]]:
-    """The instances that a store response says are stored; None where it does not place all of them."""
+    """The instances that a store response lists as stored; None where it does not place all of them."""
     unescaped = answer.replace(b"\\/", b"/")
     found = {match.groups() for match in _RETRIEVE_URL.finditer(unescaped)}
     named = len(_REFERENCED.findall(unescaped))

@@ -1,7 +1,7 @@
 """Answers that describe instances (metadata, searches, what a STOW stored), looked at while they pass.
 
 - URLs of the origin become the proxy's, in JSON and in XML.
-- (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and somebody knows it: a viewer
+- (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and it is known here: a viewer
   that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
 - The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
   caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
@@ -57,7 +57,7 @@ PIECE = 64 << 10
 """Bytes of metadata parsed between two turns of the reactor: 1.7 ms."""
 
 PROBE_SECONDS = 5.0
-"""How long a metadata answer may wait for the frame that tells the transfer syntax. The frame comes all the same."""
+"""How long a metadata answer may wait for the frame that shows the transfer syntax (seconds). The frame is fetched all the same."""
 
 # The one field of a query that no store decides by: a media type without parameters, for some split fields at semicolons.
 _ACCEPT = re.compile(rb"accept=(?:[A-Za-z0-9./+*,_-]|%2[BCFbcf])*", re.IGNORECASE)
@@ -71,11 +71,11 @@ _HARMLESS = frozenset(
 )
 
 
-_Tell = Callable[[InstanceMetadata], Awaitable[None]]
+_Record = Callable[[InstanceMetadata], Awaitable[None]]
 
 
-async def _nobody(_: InstanceMetadata) -> None:
-    """What a cache told proves nothing."""
+async def _record_nothing(_: InstanceMetadata) -> None:
+    """An answer of a cache on the way proves nothing."""
 
 
 @attrs.frozen
@@ -148,18 +148,18 @@ class Watch:
     async def follow(self, response: OriginResponse, outside: str, memory: Held) -> ByteStream:
         """The answer's body as the client shall see it; its length is not known beforehand.
 
-        *outside*: the URL of the mount as the client sees it. *memory*: told what is held, where that is all. To be called only
+        *outside*: the URL of the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
         if it `understands` the answer.
         """
         form = form_of(response.headers) or Form.JSON
         body: ByteStream = response.body
-        tell = self._record if is_for(self._caller, response.headers) else _nobody
+        record = self._record if is_for(self._caller, response.headers) else _record_nothing
         if form is Form.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             if whole:
                 memory.set(len(start))
             try:
-                begun = with_syntaxes(start, await self._syntaxes(start, whole, tell))
+                begun = with_syntaxes(start, await self._syntaxes(start, whole, record))
                 if len(start) > PIECE:
                     await deferLater(self._room.clock, 0)
             except BaseException:
@@ -168,17 +168,17 @@ class Watch:
             body = ChainedStream(BytesStream(begun), body)
             if self._instance is not None and not whole:
                 parser = MetadataParser(self._instance.uids)
-                body = YieldedStream(_observed(body, parser, tell, self._room.clock), body)
+                body = YieldedStream(_observed(body, parser, record, self._room.clock), body)
         url = self._target.origin.url
         urls = UrlMap(url, outside, url + self._target.raw_path.decode("latin-1"))
         transform = transform_of(form, urls)
         return in_pieces(body, transform.feed, transform.close, self._room.clock)
 
-    async def _syntaxes(self, start: bytes, whole: bool, tell: _Tell) -> dict[int, str]:
+    async def _syntaxes(self, start: bytes, whole: bool, record: _Record) -> dict[int, str]:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
         if self._instance is None:
             return await self._known_syntaxes(start)
-        syntax = await self._granted(self._instance, start, tell) if whole else self._learned()
+        syntax = await self._granted(self._instance, start, record) if whole else self._learned()
         return {start.find(b"{"): syntax} if syntax else {}
 
     def _learned(self) -> Optional[str]:
@@ -186,8 +186,8 @@ class Watch:
         known = metadata_in(self._reading)
         return known.transfer_syntax if known is not None else None
 
-    async def _granted(self, instance: Instance, answer: bytes, tell: _Tell) -> Optional[str]:
-        """*tell* of the metadata that this answer is; return the instance's transfer syntax."""
+    async def _granted(self, instance: Instance, answer: bytes, record: _Record) -> Optional[str]:
+        """*record* the metadata that this answer holds; return the instance's transfer syntax."""
         parser = MetadataParser(instance.uids)
         try:
             for start in range(0, len(answer), PIECE):
@@ -197,7 +197,7 @@ class Watch:
             metadata = parser.close()
         except BadMetadata:
             return None
-        await tell(metadata)
+        await record(metadata)
         syntax = metadata.transfer_syntax or self._learned()
         return syntax if syntax or not metadata.has_pictures else await self._probe(instance)
 
@@ -206,11 +206,11 @@ class Watch:
             await self._room.access.record(self._instance, self._caller, metadata, self._reading)
 
     async def _probe(self, instance: Instance) -> Optional[str]:
-        """The transfer syntax that the first frame tells, if it comes soon. If not, it is known the next time."""
-        told: Deferred[Optional[str]] = Deferred()  # without a canceller: who waits no longer ends no fetch
-        Deferred.fromCoroutine(self._first_frame(instance)).addCallback(told.callback)
+        """The transfer syntax of the first frame, if it comes soon. If not, it is known the next time."""
+        found: Deferred[Optional[str]] = Deferred()  # without a canceller: a timeout does not end the fetch
+        Deferred.fromCoroutine(self._first_frame(instance)).addCallback(found.callback)
         try:
-            return await told.addTimeout(PROBE_SECONDS, self._room.clock)
+            return await found.addTimeout(PROBE_SECONDS, self._room.clock)
         except defer.TimeoutError:
             return None
 
@@ -219,7 +219,11 @@ class Watch:
         try:
             return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
         except Exception as error:
-            _log.info("no frame told the transfer syntax: {reason}", reason=str(error), instance=instance.path)
+            _log.info(
+                "the transfer syntax of {instance} stays unknown: its first frame could not be read: {reason}",
+                reason=str(error),
+                instance=instance.path,
+            )
             return None
 
     async def _known_syntaxes(self, answer: bytes) -> dict[int, str]:
@@ -238,9 +242,9 @@ class Watch:
 
 
 async def _observed(
-    source: ByteStream, parser: MetadataParser, tell: _Tell, clock: IReactorTime
+    source: ByteStream, parser: MetadataParser, record: _Record, clock: IReactorTime
 ) -> AsyncIterator[bytes]:
-    """The chunks of one instance's metadata, which are read as they pass, and told of at the end."""
+    """The chunks of one instance's metadata, which are parsed as they pass, and recorded at the end."""
     good = True
     while chunk := await source.read():
         if good:
@@ -252,4 +256,4 @@ async def _observed(
         yield chunk
     if good:
         with suppress(BadMetadata):
-            await tell(parser.close())
+            await record(parser.close())

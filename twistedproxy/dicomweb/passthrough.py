@@ -1,13 +1,13 @@
-"""Everything below a mount that is no frame: handed on as it is, both ways, as it comes.
+"""The reverse proxy for everything below a mount that is no frame: requests and answers are streamed both ways.
 
 - The caller's headers go along but for hop-by-hop ones and some (`twistedproxy.dicomweb.forward_headers`); the origin's come back
   but for hop-by-hop ones.
-- Redirects are given back, never followed. URLs of the origin in JSON answers and in Location name the proxy; what
-  else the store's host has is not shown (`twistedproxy.dicomweb.url_rewriting`).
+- Redirects are given back, never followed. URLs of the origin in JSON answers and in Location become URLs of the proxy;
+  other URLs of the store's host are not shown (`twistedproxy.dicomweb.url_rewriting`).
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.dicomweb.metadata_answers`).
-- A metadata answer that passes is the caller's grant for that instance, and is not asked for again.
-- What describes instances is asked for without a content coding, to be looked into, and compressed here.
-- What is held of an answer on its way counts as memory for answers; one that finds no room there is not read.
+- A metadata answer that passes is the caller's grant for that instance: the origin is not asked for it again.
+- Answers that describe instances are requested without a content coding, inspected, and compressed here.
+- Held parts of answers count against the memory for answers; an answer that finds no room there is not read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.system.memory_budget import AnswerMemory, Held
 
 MAX_STORE_ANSWER = 16 << 20
-"""Bytes of a STOW's answer that are kept to learn what it stored: some 40,000 instances."""
+"""Bytes of a STOW's answer that are kept to find what was stored: some 40,000 instances."""
 
 PASSING = HIGH_WATER + SLICE
 """Bytes of an answer that are held while it passes, at most."""
@@ -58,7 +58,7 @@ _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _READING = frozenset({Kind.METADATA, Kind.INSTANCE})
 _NOT_ALLOWED = frozenset({401, 403})
-# Of what both sides say, the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
+# Fields that both sides set: the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
 # Another way to the origin (RFC 7838); places of the store's own that callers cannot go to; what a browser would do to the
@@ -108,7 +108,7 @@ class PassThrough:
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
             response = await self._change(request, target, handed_on)
-            held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must hear of it
+            held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must get the answer
         else:
             response = await target.origin.forward(handed_on)
             if only_good and response.status >= 400:
@@ -153,8 +153,8 @@ class PassThrough:
     def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
         """Hand on what may change the store, and invalidate what it touched before the answer is given.
 
-        Once all of it was sent, the answer is waited for also where the client leaves: only that tells whether anything
-        changed, and a stranger who leaves at once must not have everything invalidated.
+        Once all of it was sent, the answer is awaited even if the client disconnects: only that shows whether anything
+        changed, and a stranger that disconnects at once must not invalidate anything.
         """
         changing = Deferred.fromCoroutine(self._changed(request, target, handed_on))
         waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(request) else changing.cancel())

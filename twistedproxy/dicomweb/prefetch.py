@@ -1,9 +1,9 @@
-"""``{instance}/prefetch``: a whole-instance load on request, and what is to be told of it.
+"""``{instance}/prefetch``: starts a load of the whole instance on request, and reports on it.
 
-- Whoever asks needs a grant of their own, to start a load as well as to hear of one.
-- A job belongs to the proxy, not to the request: who asked may leave, and it goes on.
-- At an orderly stop a followed job has a part of the deadline to end; then it is given up, and its answer ends with that.
-- To follow a job is one answer that ends with it. Another request could meet another worker, which knows nothing of it.
+- A caller needs a grant of its own, to start a load as well as to read of one.
+- A job belongs to the proxy, not to the request: it goes on when the client disconnects.
+- At an orderly stop a followed job has a part of the deadline to end; then it is cancelled, and its answer ends with that.
+- A job is followed in one answer that ends with it: another request could reach another worker, which does not know it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.streams import BytesStream, YieldedStream
 
 LINE_SECONDS = 0.25
-"""From one line about a followed job to the next: a smooth bar, and no idle connection that something in between cuts."""
+"""Interval of the lines about a followed job: a smooth progress bar, and no idle connection that a proxy would cut."""
 
 SHARE_OF_STOP = 0.5
 """Of the deadline of an orderly stop, what a followed job has left. What it wrote is removed in the rest."""
@@ -45,7 +45,7 @@ _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
 
 @attrs.frozen
 class Asked:
-    """What the query and the Accept header of a request say. *again*: whoever loaded it lately."""
+    """What the query and the Accept header of a request ask for. *again*: even if it was loaded lately."""
 
     again: bool = False
     follow: bool = False
@@ -57,14 +57,14 @@ class Asked:
         for field in filter(None, query.split(b"&")):
             name, _, value = field.partition(b"=")
             if name not in (b"again", b"follow") or value not in _FLAGS:
-                raise bad_request(f"{shown(field)} is not known; again=1 and follow=1 are")
+                raise bad_request(f"the query has {shown(field)}; again=1 and follow=1 are accepted")
             given[name.decode("ascii")] = _FLAGS[value]
         return cls(**given)
 
 
 @attrs.define(eq=False)
 class Warming:
-    """Starts loads by hand and tells of them."""
+    """Starts loads on request and reports on them."""
 
     reader: FrameReader
     scheduler: Scheduler
@@ -96,7 +96,7 @@ class Warming:
         await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         job = self.jobs.last(wanted.instance)
         if job is None:
-            raise not_found("this worker knows of no load of this instance; POST starts one")
+            raise not_found("this worker has no load of this instance; POST starts one")
         await self._send(request, job, asked.follow and job.result is None)
 
     async def _send(self, request: Request, job: Job, follow: bool) -> None:
@@ -138,7 +138,7 @@ class Warming:
                         timer.cancel()
 
     async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
-        """The metadata with the transfer syntax, which some stores say of a frame only."""
+        """The metadata with the transfer syntax, which some stores send with frames only."""
         if metadata.transfer_syntax is not None or not (metadata.rows and metadata.columns):
             return metadata
         try:
@@ -146,7 +146,7 @@ class Warming:
         except OriginRefused as refused:
             if refused.status in DENIALS:
                 raise
-            return metadata  # a store that can't tell such frames apart: the file will say it
+            return metadata  # a store that cannot separate such frames: the file has it
         return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
 
     async def _by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:

@@ -61,7 +61,7 @@ _TOTALS = {
 
 
 def totals(snapshot: Snapshot) -> dict[str, object]:
-    """What became of prefetching since the start: the numbers of some metrics, by their labels."""
+    """Prefetching since the start: the values of some metrics, by their labels."""
     return {name: _by_label(snapshot.get(family, []), len(FAMILIES[family].labels)) for name, family in _TOTALS.items()}
 
 
@@ -75,22 +75,22 @@ def _by_label(rows: list[list[Any]], labels: int) -> object:
 
 
 CHECK_SECONDS = 3.0
-"""How long readiness waits for the cache and the origins, which are asked side by side."""
+"""Timeout of the readiness checks of cache and origins, which run side by side (seconds)."""
 
 READY_SECONDS = 1.0
-"""How long an answer about readiness holds: whoever asks more often costs the origins nothing."""
+"""How long a result of the readiness checks is reused (seconds): frequent probes do not reach the origins."""
 
 
 @attrs.frozen
 class Check:
-    """What came of a check: whether it can be used, and what is to be said of it."""
+    """The result of a check: whether the part can be used, and the text to show."""
 
     usable: bool
     text: str = "ok"
 
 
 Checks = dict[str, Check]
-"""What was checked, by name."""
+"""Results by the name of what was checked."""
 
 Ping = Callable[[], Coroutine[Deferred[Any], Any, Optional[str]]]
 
@@ -114,7 +114,7 @@ class StatusPages:
         await self._send_json(request, 200, {"status": "ok"})
 
     async def ready(self, request: Request) -> None:
-        """200 where the cache and all origins can be reached, else 503 that says what cannot.
+        """200 where the cache and all origins can be reached, else 503 that names what cannot.
 
         An origin that may be the wrong one is reported as doubtful, with 200: a request may show that it is right, and a
         load balancer that saw 503 would send none.
@@ -176,7 +176,7 @@ class StatusPages:
         await self._send_json(request, 200, status)
 
     async def _parts(self) -> list[dict[str, Any]]:
-        """What each worker says of itself, this one too."""
+        """The parts of all workers, this one's too."""
         parts = [self.own(), *await self.siblings.statuses()]
         parts.sort(key=lambda part: part["worker"]["pid"])
         return parts
@@ -219,7 +219,7 @@ def add_pages(app: Klein, private: Callable[[Any], bool]) -> None:
 
 
 class AdminRoutes:
-    """What the listener for administrators answers."""
+    """The routes of the admin listener."""
 
     app = Klein()
     add_pages(app, lambda _: True)

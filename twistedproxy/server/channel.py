@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection, with deadlines.
 
 twisted.web restarts its timer at every byte and closes at once after a bad request. Here
-- a request with a body is handed on at the end of its head (`head_received`); who reads the body sets the pace;
-- a head, and each 64 kB of a body that somebody waits for, has `client_timeout` seconds; so has each piece of an
-  answer that the client must take;
-- a request is done when the client has taken its answer: a client that pipelines and never reads gets no further one;
+- a request with a body is handed on at the end of its head (`head_received`); the reader of the body sets the pace;
+- a head, and each 64 kB of a body that is being read, must arrive within `client_timeout` seconds; so must the client
+  take each piece of an answer;
+- a request ends when the client has taken its answer: a client that pipelines and never reads gets no further one;
 - what comes after the answer to a bad or unwanted request is swallowed for a moment: closing at once would reset the
   connection and lose the answer.
 
@@ -65,7 +65,7 @@ class ProxyChannel(HTTPChannel):
         self._when_taken = None
         self._note_behind(False)
         super().connectionLost(reason)
-        self.connections.discard(self)  # last: who waits for this goes on at once, and may stop what requests need
+        self.connections.discard(self)  # last: `drain` resumes at once, and what requests need may be stopped then
 
     # What the client sends.
 
@@ -140,11 +140,11 @@ class ProxyChannel(HTTPChannel):
         return bool(super()._maybeChooseTransferDecoder(header, data))
 
     def _send100Continue(self) -> None:
-        """Not before somebody wants the body: a refusal spares the client the sending."""
+        """Only when the body is read: a refusal spares the client the sending."""
         self._continue_due = True
 
     def body_awaited(self, awaited: bool) -> None:
-        """Whether somebody waits for the body, or the client must wait."""
+        """Whether the body is being read, or the client must wait."""
         self._body_paused = not awaited
         self._progress = 0
         self.read_deadline = self.connections.deadline() if awaited else NEVER
@@ -174,7 +174,7 @@ class ProxyChannel(HTTPChannel):
     # What the client takes.
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """Hold the head back: what of the body is written at the same time goes out with it. See `send_head`."""
+        """Hold the head back: the first bytes of the body go out with it in one packet. See `send_head`."""
         lines = [b"%s: %s\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
         self._head = b"%s %s %s\r\n%s\r\n" % (version, code, reason, b"".join(lines))
 
@@ -276,7 +276,7 @@ class ProxyChannel(HTTPChannel):
 
     def close_soon(self, idle: bool) -> None:
         if self.requests:
-            if not (idle and self.requests[-1].startedWriting):  # else its client was told that the connection stays
+            if not (idle and self.requests[-1].startedWriting):  # else its client expects the connection to stay open
                 self.close_after_answer(self.requests[-1])
         elif not (self._head_begun or self._buffer):
             if idle:
@@ -301,7 +301,7 @@ class ProxyChannel(HTTPChannel):
         if self.write_deadline >= now and not (self._behind or self.requests or self._head_begun):
             self.loseConnection()  # idle
         else:
-            self.abort()  # who is too slow to send a head will not read a farewell
+            self.abort()  # a client too slow to send a head reads no last answer
 
 
 def _ignore(_data: bytes) -> None:

@@ -84,7 +84,7 @@ def _weights(accept_encoding: bytes) -> dict[str, float]:
 
 
 def altered(headers: Headers) -> Headers:
-    """The headers of an answer whose bytes are no longer the origin's, though they say the same (RFC 9110 section 8.8.1):
+    """The headers of an answer whose bytes are no longer the origin's, though they mean the same (RFC 9110 section 8.8.1):
     a strong entity tag becomes a weak one (section 8.8.3.3 wants another strong one)."""
     return tuple(
         (name, b"W/" + value if name.lower() == b"etag" and not value.startswith(b"W/") else value)

@@ -17,30 +17,30 @@ NEVER = float("inf")
 """The deadline of a wait that is not under way."""
 
 IDLE_SECONDS = 75.0
-"""How long a connection may stay open between requests; as nginx's keepalive_timeout."""
+"""How long a connection may stay open between requests (seconds); as nginx's keepalive_timeout."""
 
 LINGER_SECONDS = 5.0
-"""How long the rest of what nobody wants may still come after the answer; as nginx's lingering_timeout."""
+"""How long the unread rest of a request may keep arriving after the answer (seconds); as nginx's lingering_timeout."""
 
 SWEEP_SECONDS = 0.5
 """How often connections are looked over for passed deadlines: one pass over 5,000 takes about 1 ms."""
 
 STALLED_SECONDS = 10.0
-"""How long a client may take nothing of its answer while others wait for the memory that this holds."""
+"""How long a client may take nothing of its answer while others wait for the memory that it holds (seconds)."""
 
 CUT_SECONDS = 1.0
-"""How long connections may take to be gone once they were cut: the reactor needs one turn."""
+"""How long aborted connections may take to end (seconds): the reactor needs one turn."""
 
 
 class HotServer(Protocol):
-    """What answers known requests before they are parsed."""
+    """Answers known requests before they are parsed."""
 
     def answer(self, channel: Any, data: bytes) -> bool:
         """Answer *data* on *channel*; whether that was possible."""
 
 
 class Connection(Protocol):
-    """What is looked after here. Deadlines are in the clock's seconds."""
+    """One connection. Deadlines are in the clock's seconds."""
 
     read_deadline: float
     """When the client must have sent what is waited for."""
@@ -86,7 +86,7 @@ class Connections:
         return len(self._open)
 
     def start(self) -> None:
-        """Look after deadlines from now on."""
+        """Begin to watch deadlines."""
         self._sweeper.start(SWEEP_SECONDS, now=False)
 
     def deadline(self) -> float:
@@ -102,17 +102,17 @@ class Connections:
         return self.seconds() + LINGER_SECONDS
 
     def add(self, connection: Connection) -> None:
-        """Look after a connection that was made."""
+        """Watch a new connection."""
         self._open.add(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Look no longer after one that is gone."""
+        """Watch a connection no longer: it has ended."""
         self._open.discard(connection)
         if self._emptied is not None and not self._open:
             self._emptied.callback(None)
 
     def behind(self, behind: bool) -> None:
-        """A client is behind: it has not taken what was written. Or it is so no longer."""
+        """Whether a client has not taken what was written: this counts as memory for answers."""
         if self._memory is not None:
             self._memory.change(UNTAKEN if behind else -UNTAKEN)
 
@@ -127,8 +127,8 @@ class Connections:
     async def drain(self, deadline: float, idle_seconds: float = 0.0) -> int:
         """Let each connection finish what it has received, for *deadline* seconds at most; then cut the rest.
 
-        With *idle_seconds* clients that keep connections between requests lose none: each is told with its next answer
-        that this is the last one here, if it comes so soon. Returns how many were cut.
+        With *idle_seconds* clients that keep connections between requests lose none: their next answer, if it comes within
+        that time, carries ``Connection: close``. Returns how many were cut.
         """
         self.closing = True
         self._idle_seconds = idle_seconds

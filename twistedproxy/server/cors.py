@@ -1,20 +1,20 @@
 """Which web pages may read our answers: the CORS protocol (https://fetch.spec.whatwg.org/#http-cors-protocol).
 
 Rules kept here:
-- an origin that is listed by name may use credentials (cookies); ``*`` lets everybody read, without credentials;
+- an origin that is listed by name may use credentials (cookies); ``*`` lets any page read, without credentials;
 - a page that is not allowed gets an answer without permission, never an error: the browser does the rest;
-- whatever depends on Origin says so in Vary, also towards those that sent none.
+- an answer that depends on Origin names it in Vary, also where the request had none.
 
-What stores and pages of other sites may have a browser do in the proxy's web origin, which all mounts share.
+The second half limits what stores, and pages of other sites, can make a browser do in the proxy's web origin, which all
+mounts share.
 
 Rules kept here:
-- What a store sends runs in no browser as a page of the proxy: a document that could (HTML, SVG, XML) comes in a sandbox
-  (https://www.w3.org/TR/CSP3/#directive-sandbox), and no answer is taken for another type than it has.
-- Requests that a page of another site has a browser make with its user's logins (cross-site request forgery):
-- What the browser says of itself is believed (Sec-Fetch-Site, https://www.w3.org/TR/fetch-metadata/), else Origin, which
-  every browser sends along with a POST to elsewhere; a page can set neither. Who sends neither is no browser.
-- The proxy's own pages may do all, and those of origins that are listed by name; where ``*`` is listed, others may what
-  they can do without a login that a browser adds by itself.
+- no answer of a store runs in a browser as a page of the proxy: a document that could (HTML, SVG, XML) gets a sandbox
+  (https://www.w3.org/TR/CSP3/#directive-sandbox), and no type is guessed;
+- against cross-site request forgery, Sec-Fetch-Site decides (https://www.w3.org/TR/fetch-metadata/), else Origin, which
+  every browser sends with a cross-origin POST; a page can set neither. A client that sends neither is no browser;
+- the proxy's own pages may do everything, and so may those of origins that are listed by name; where ``*`` is listed,
+  other pages may do what needs no login that a browser adds by itself.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Cors:
         """The headers of the 204 to a preflight.
 
         *requested_headers*, *private_network*: Access-Control-Request-Headers and -Private-Network as they came.
-        The headers are echoed: a ``*`` would not stand for Authorization.
+        The headers are echoed: a ``*`` does not include Authorization.
         """
         if not self.origins:
             return ()
@@ -89,7 +89,7 @@ class Cors:
     def _permission(self, origin: bytes | None) -> HeaderPairs:
         if origin is not None and origin.lower() in self.origins and origin != b"*":
             return ((b"Access-Control-Allow-Origin", origin), (b"Access-Control-Allow-Credentials", b"true"))
-        # Said to those without Origin too where it is the same for all: shared caches may keep the answer.
+        # Also sent without an Origin where it is the same for all: shared caches may keep the answer.
         if b"*" in self.origins and (origin is not None or self.origins == {b"*"}):
             return ((b"Access-Control-Allow-Origin", b"*"),)
         return ()
@@ -136,7 +136,9 @@ def refuse_cross_site(headers: HeaderLookup, own: str, listed: Collection[bytes]
         return
     if b"*" in listed and not _logged_in_by_browser(headers):
         return
-    raise Problem(403, "pages of other origins may not ask for this; --cors-origin names those that may")
+    raise Problem(
+        403, "a page of another origin sent this request; only pages of origins listed with --cors-origin may"
+    )
 
 
 def _logged_in_by_browser(headers: HeaderLookup) -> bool:

@@ -5,7 +5,7 @@ Rules kept here:
   as the addresses in them are trusted too;
 - X-Forwarded-* wins over Forwarded (RFC 7239): most reverse proxies set the former and pass a client's own
   Forwarded on as it came;
-- a host that could not stand in a URL is a 400, whoever sent it.
+- a host that is not valid in a URL is a 400.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def outside(
     trusted: Sequence[Network] = (),
     default_host: str = "localhost",
 ) -> Outside:
-    """Say how the request of *peer* (an address; None for a unix socket) looked from outside.
+    """How the request of *peer* (an address; None for a unix socket) looked from outside.
 
     *headers* gives all lines of one header, as Twisted's ``getRawHeaders`` does; *default_host*, address and port
-    that the request came to, stands in for a missing Host (HTTP/1.0). Raises `Problem` 400 for hosts and prefixes
-    that could not stand in a URL.
+    that the request came to, replaces a missing Host (HTTP/1.0). Raises `Problem` 400 for hosts and prefixes
+    that are not valid in a URL.
     """
     host = validated_host(_text(lines[-1])) if (lines := headers(b"Host")) else default_host
     seen = Outside("https" if secure else "http", _with_port(host, default_host), "", peer or "")
@@ -83,7 +83,7 @@ def validated_host(text: str) -> str:
     """*text* if it is a host, perhaps with a port (RFC 3986 section 3.2.2), else `Problem` 400 (RFC 9112 section 3.2)."""
     match = _HOST.fullmatch(text)
     if match is None or int(match[2] or 0) > 65535 or (text.startswith("[") and _address(match[1]) is None):
-        raise bad_request(f"{shown(text)} is no host")
+        raise bad_request(f"{shown(text)} is not a valid host")
     return text
 
 
@@ -91,7 +91,7 @@ def _with_port(host: str, came_to: str) -> str:
     """*host*, with the port of *came_to* where it is that very address and no port goes with it.
 
     dicomweb-client (Python) never sends the port that RFC 9110 section 7.2 wants, and finds nothing at the URLs
-    that it is given then. Of a name there is no telling: port 80 may well be mapped to another one.
+    that it gets then. With a name this is left alone: port 80 may well be mapped to another one.
     """
     own, _, port = came_to.rpartition(":")
     address, match = _address(own), _HOST.fullmatch(host)
@@ -103,7 +103,7 @@ def _with_port(host: str, came_to: str) -> str:
 
 def _validated_prefix(text: str) -> str:
     if len(text) > MAX_PREFIX or not _PREFIX.fullmatch(text):
-        raise bad_request(f"{shown(text)} is no path prefix")
+        raise bad_request(f"{shown(text)} is not a valid path prefix")
     return text.rstrip("/")
 
 

@@ -1,8 +1,7 @@
 """Listening sockets: of one process, or shared by several: then the parent binds them, and workers accept on them.
 
-Any endpoint description works, TLS and systemd's sockets too: Twisted builds what is above the socket in each
-worker from the same description, and only the binding is taken away from it. What a socket has besides (its backlog,
-its file's mode and life) stays as the parent made it.
+Any endpoint description works, TLS and systemd's sockets too: in each worker Twisted builds the protocols from the same
+description, on a socket that is bound already. The socket's backlog, and its file, stay as the parent made them.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from twisted.python.failure import Failure
 from twistedproxy.settings import Settings
 
 BACKLOG = 1024
-"""Connections that may wait to be accepted, where the description does not say. With Twisted's 50, 5,000 clients that
+"""Connections that may wait to be accepted, where the description has no backlog. With Twisted's 50, 5,000 clients that
 come at once took 72 s instead of 0.4: each one too many tries again after a second."""
 
 Listening = Callable[[str, IProtocolFactory], Awaitable[IListeningPort]]
-"""Listens as a description says. Raises what keeps it from that."""
+"""Listens as a description specifies. Raises the error that prevents it."""
 
 _SYSTEMD = re.compile(r"((?:haproxy:)*)systemd:.*", re.DOTALL)
 
@@ -42,7 +41,7 @@ def descriptions(settings: Settings) -> list[str]:
 
 
 async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> IListeningPort:
-    """Listen as *description* says, in one process. Raises what keeps it from that."""
+    """Listen as *description* specifies, in one process. Raises the error that prevents it."""
     try:
         port = await serverFromString(reactor, description).listen(factory)
     except OSError as error:  # its own text names the lock file that Twisted makes beside a socket
@@ -64,7 +63,7 @@ def _deepen(port: Any, description: str) -> None:
 
 
 async def bind(reactor: Any, description: str) -> IListeningPort:
-    """Bind, and accept nothing: the port of a parent. Raises what keeps it from being bound."""
+    """Bind without accepting: the port of a parent. Raises the error that prevents it."""
     factory = Factory()
     factory.noisy = False
     port: Any = await listen(reactor, description, factory)
@@ -74,8 +73,8 @@ async def bind(reactor: Any, description: str) -> IListeningPort:
 
 
 async def listen_on(reactor: Any, description: str, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
-    """Listen as *description* says, but on the socket that is open as *descriptor*, which is then ours alone."""
-    # Systemd's descriptors are the parent's. What would be bound here instead does not matter, for nothing is.
+    """Listen as *description* specifies, on the socket that is open as *descriptor*, which is closed then."""
+    # Systemd's descriptors are the parent's. The address does not matter: nothing is bound.
     described = _SYSTEMD.sub(r"\1tcp:0", description)
     port = await serverFromString(_Adopting(reactor, descriptor), described).listen(factory)
     _deepen(port, description)

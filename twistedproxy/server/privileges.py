@@ -1,8 +1,8 @@
-"""Started as root, to go on as another user: twistd's ``--uid`` and ``--gid``.
+"""Dropping root privileges: twistd's ``--uid`` and ``--gid``.
 
-- TCP ports are bound before, for those below 1024 are not to be had after. Unix sockets are made after: they are to be
-  the new user's, who removes them at the end.
-- What keeps a port from being bound ends the start later, with its reason, as without another user.
+- TCP ports are bound before, for only root may bind those below 1024. Unix sockets are made after, so that the new user
+  owns and removes them.
+- A port that cannot be bound ends the start later, with its reason, as without another user.
 - Certificates are read after, by the new user, as they will be again in a reload.
 """
 
@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twistedproxy.server.listening import bind, listen, listen_on
 
 EARLY = ("tcp:", "tcp6:", "ssl:")
-"""How the descriptions begin of what is bound as root."""
+"""Beginnings of the endpoint descriptions that are bound as root."""
 
 
 def changes_user(twistd_options: Optional[Mapping[str, Any]]) -> bool:
@@ -65,8 +65,8 @@ class Ports:
             await maybeDeferred(bound.stopListening)  # the other has a descriptor of its own
 
     async def close(self) -> None:
-        """Close what nobody has asked for."""
+        """Close the ports that were not used."""
         while self._early:
             _, early = self._early.popitem()
-            with contextlib.suppress(Exception):  # it is not bound: that was said, or nobody wants to know any more
+            with contextlib.suppress(Exception):  # not bound: logged already, or of no interest at the stop
                 await maybeDeferred((await early).stopListening)

@@ -1,4 +1,4 @@
-"""Errors of our own, as values that can be raised: application/problem+json (RFC 9457).
+"""Errors of the proxy's own, as values that can be raised: application/problem+json (RFC 9457).
 
 Rules kept here:
 - a detail names what came and what would have been accepted; no secrets, no traceback;
@@ -51,19 +51,21 @@ def shown(text: str | bytes) -> str:
 
 
 def bad_request(detail: str) -> Problem:
-    """400; *detail* says what came."""
+    """400; *detail* names what came."""
     return Problem(400, detail)
 
 
 def not_found(detail: str) -> Problem:
-    """404; *detail* says what is not there."""
+    """404; *detail* names what is missing."""
     return Problem(404, detail)
 
 
 def method_not_allowed(allow: Iterable[str]) -> Problem:
     """405 with the Allow header that RFC 9110 section 15.5.6 demands."""
     methods = ", ".join(allow)
-    return Problem(405, f"allowed here: {methods}", headers=((b"Allow", methods.encode("ascii")),))
+    return Problem(
+        405, f"this method is not allowed here; allowed: {methods}", headers=((b"Allow", methods.encode("ascii")),)
+    )
 
 
 def not_acceptable(available: Iterable[str]) -> Problem:
@@ -71,14 +73,18 @@ def not_acceptable(available: Iterable[str]) -> Problem:
     listed = list(available)
     return Problem(
         406,
-        "none of what Accept asks for can be answered; there is: " + ", ".join(listed),
+        "none of the media types in Accept is available; available: " + ", ".join(listed),
         members={"available": listed},
     )
 
 
 def range_not_satisfiable(size: int) -> Problem:
     """416 with the size in bytes that there is (RFC 9110 section 15.5.17)."""
-    return Problem(416, f"there are {size} bytes", headers=((b"Content-Range", b"bytes */%d" % size),))
+    return Problem(
+        416,
+        f"the range is outside of the {size} bytes that there are",
+        headers=((b"Content-Range", b"bytes */%d" % size),),
+    )
 
 
 def unavailable(detail: str, retry_after: int) -> Problem:

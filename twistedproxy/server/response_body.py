@@ -53,7 +53,7 @@ class _Pace:
             waiter.callback(None)
 
     def stopProducing(self) -> None:
-        self._gone = True  # who waits is cancelled in a moment, when the request hears of it too
+        self._gone = True  # a waiting writer is cancelled in a moment, with the request
 
 
 def send_page(request: Request, content_type: bytes, body: bytes) -> None:

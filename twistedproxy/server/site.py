@@ -3,7 +3,7 @@
 - twisted.web hands a request on when its whole body has come. Here it is handed on at the end of its head, and the
   body is pulled from `StreamingRequest.upload`.
 - An answer that ends before the request's body did closes the connection, once the rest has come or a moment passed.
-- What is wrong with a request as HTTP is told by the routes (`StreamingRequest.refused`), so that it is counted and logged.
+- A request that is invalid as HTTP is answered by the routes (`StreamingRequest.refused`), so that it is counted and logged.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class StreamingRequest(Request):
     defaultContentType = None
     upload: Optional[Upload] = None
     refused: Optional[Problem] = None
-    """What is wrong with it as HTTP: the routes raise it."""
+    """Why it is invalid as HTTP: the routes raise it."""
     target: Any = None
-    """What it is about, below a mount: found by the listener's root resource."""
+    """The DICOMweb resource below a mount: set by the listener's root resource."""
     nowhere: Optional[Problem] = None
     """Why it has no target."""
     cache_outcome: str = ""
     """What the cache did for this request, in one word, for metrics and the log."""
     client_seen: Optional[str] = None
-    """The client's address, where a trusted proxy says so."""
+    """The client's address as a trusted proxy reports it."""
 
     # The head.
 
@@ -62,9 +62,11 @@ class StreamingRequest(Request):
         """Give the request to the routes, its target in the one form that they know: a path and a query."""
         hosts = self.requestHeaders.getRawHeaders(b"Host", [])
         if self.clientproto == b"HTTP/1.1" and len(hosts) != 1:
-            self.refused = bad_request(f"a request has one Host field (RFC 9112 section 3.2), not {len(hosts)}")
+            self.refused = bad_request(
+                f"the request has {len(hosts)} Host fields; exactly one is accepted (RFC 9112 section 3.2)"
+            )
         if self.method != self.method.upper():  # methods are case-sensitive (RFC 9110 section 9.1), not to Klein
-            self.refused = bad_request(f"{shown(self.method)} is no method")
+            self.refused = bad_request(f"{shown(self.method)} is not a known method; methods are upper case")
         absolute = _ABSOLUTE.fullmatch(self.uri)
         if absolute is not None:
             authority, rest = absolute.groups()
@@ -72,7 +74,9 @@ class StreamingRequest(Request):
             self.uri = rest if rest.startswith(b"/") else b"/" + rest
             self.path = self.uri.partition(b"?")[0]
         elif not self.uri.startswith(b"/") and self.uri != b"*":
-            self.refused = bad_request(f"the request target {shown(self.uri)} does not start with a slash")
+            self.refused = bad_request(
+                f"the request target is {shown(self.uri)}; one that starts with a slash is accepted"
+            )
         if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
             # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found
             # by their path: twisted.web need not decode the others.

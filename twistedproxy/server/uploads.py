@@ -1,4 +1,4 @@
-"""A request's body as a `ByteStream`: pulled by whoever hands it on, while the client still sends it."""
+"""A request's body as a `ByteStream`: pulled by its reader while the client still sends it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 HIGH_WATER = 256 * 1024
-"""Bytes that wait for the reader before the client is told to pause."""
+"""High-water mark of the upload buffer, in bytes: beyond it the client is paused."""
 
 PIECE_COST = 64
-"""What a piece costs beside its bytes: a client may send its body in chunks of one byte."""
+"""Bytes that a piece costs beside its own: a client may send its body in chunks of one byte."""
 
 
 class Upload:
     """The body of one request.
 
-    *length*: its bytes where the client said it. *awaited* is told True when somebody begins to read, and again when
-    the reader has taken what made the client wait, and False when more has come than was taken. Of a body that was
-    closed the rest is dropped as it comes.
+    *length*: its bytes, where they are known. *awaited* is called with True when reading begins, and again when the reader
+    has taken what had paused the client; with False when the buffer is full. Once the body is closed, what still comes is
+    dropped.
     """
 
     def __init__(self, length: Optional[int], awaited: Callable[[bool], None]) -> None:
@@ -62,7 +62,7 @@ class Upload:
         return b""
 
     def close(self) -> None:
-        """See `ByteStream.close`. Who reads on is told: the end of what was not read must not look like its end."""
+        """See `ByteStream.close`. Reading on raises: a body that was not read must not look as if it had ended."""
         self._closed = True
         self._pieces.clear()
         self._waiting = 0

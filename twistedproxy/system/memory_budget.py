@@ -1,11 +1,12 @@
-"""The memory for answers on their way: what clients have not taken yet, of all answers of a worker together.
+"""The memory budget of answers in progress: bytes that clients have not taken yet, of all answers of a worker together.
 
-- Who wants more than there is room for waits for it, in turn, not for ever, and not in a crowd without bound.
-- Small answers wait for nobody and count for nothing: a socket takes them, and their number is bounded by that of connections.
-- What was read and is larger than there is room for is let go, and read again once there is room (`Held.read`): who waits
-  holds nothing.
-- What is larger than all there is, is let in when it is alone.
-- A connection that has not taken what was written counts, too (`UNTAKEN`), also where its answer is done.
+Rules:
+- an answer that needs more than is free waits for it, in turn, with a deadline, and in a queue with a bound;
+- small answers never wait and are not counted: a socket takes them, and the number of connections bounds theirs;
+- an answer that was read and turns out larger than what is free is dropped and read again once there is room (`Held.read`):
+  waiting answers hold nothing;
+- an answer larger than the whole budget is admitted when it is alone;
+- a connection whose client has not taken what was written counts, too (`UNTAKEN`), also after the end of its answer.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 SMALL = 64 << 10
-"""Bytes of an answer that are not worth counting: about what a socket takes at once."""
+"""Bytes of an answer that is not counted: about what a socket takes at once."""
 
 UNTAKEN = 256 << 10
 """Bytes that are counted for a connection whose client is behind: what is handed to one at once."""
 
 MAX_WAITING = 256
-"""Answers that wait for room; beyond, callers are told to come again."""
+"""Answers that may wait for room; beyond, callers get a 503."""
 
 WAIT_SECONDS = 20.0
-"""How long an answer waits for room: shorter than clients give up after."""
+"""How long an answer waits for room (seconds): less than the timeouts of clients."""
 
 RETRY_AFTER = 5
-"""Seconds after which callers who found no room may come again."""
+"""Retry-After of answers that found no room (seconds)."""
 
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class _Waiter:
 
 @attrs.define(eq=False)
 class AnswerMemory:
-    """At most *max_bytes* of answers. *clock* keeps the deadline of those who wait."""
+    """At most *max_bytes* of answers. *clock*: for the deadline of waiting answers."""
 
     clock: IReactorTime
     max_bytes: int
@@ -62,7 +63,7 @@ class AnswerMemory:
         return len(self._waiting)
 
     def has_room(self, size: int) -> bool:
-        """Whether *size* bytes can be held now, with nobody waiting for that."""
+        """Whether *size* bytes can be held now, and no other answer waits."""
         return not self._waiting and self._fits(size)
 
     def hold(self) -> Held:
@@ -99,7 +100,7 @@ class AnswerMemory:
     def _too_late(self, waiter: _Waiter) -> None:
         self._waiting.remove(waiter)
         waiter.room.errback(NoRoom("there is no memory for an answer of this size now"))
-        self.change(0)  # who waited behind may be smaller
+        self.change(0)  # the next in the queue may be smaller
 
     def _leave(self, room: Deferred[None]) -> None:
         self._waiting = deque(waiter for waiter in self._waiting if waiter.room is not room)
@@ -114,8 +115,8 @@ class Held:
     size: int = 0
 
     async def take(self, size: int) -> None:
-        """Wait until *size* bytes may be held. Raises `NoRoom`. Best before anything is held: who holds may keep out
-        himself."""
+        """Wait until *size* bytes may be held. Raises `NoRoom`. Best before anything is held: an answer may block
+        itself otherwise."""
         if size > SMALL:
             await self.memory.take(size)
             self.size += size
@@ -123,7 +124,7 @@ class Held:
     async def read(self, read: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
         """What *read* gives, of *size* bytes, once there is room for that. Raises what *read* does, and `NoRoom`.
 
-        What there is no room for is let go and read again: it is in the cache by then.
+        What does not fit is dropped and read again: it is in the cache by then.
         """
         while True:
             answer = await read()
@@ -136,7 +137,7 @@ class Held:
             await self.take(wanted)
 
     def set(self, size: int) -> None:
-        """Say what is really held."""
+        """Correct the count to what is really held."""
         counted = size if size > SMALL else 0
         if counted != self.size:
             by, self.size = counted - self.size, counted
