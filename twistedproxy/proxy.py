@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from twistedproxy.cache.monitoring import CacheUse
 from twistedproxy.cache.open import open_cache
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.dicomweb.metadata_observer import Descriptions
+from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.mounts import Mount, Mounts
 from twistedproxy.dicomweb.passthrough import PassThrough
-from twistedproxy.dicomweb.prefetch import Warming
+from twistedproxy.dicomweb.prefetch import PrefetchEndpoint
 from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
 from twistedproxy.frames.access import Access
@@ -103,7 +103,7 @@ class Proxy:
         self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
         pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
         self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
-        descriptions = Descriptions(self.cache, self.access, self.reader, credentials, reactor)
+        descriptions = MetadataObserver(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
         self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)
         in_process = InProcessLoader(self.cache, reactor)
@@ -146,7 +146,7 @@ class Proxy:
             series,
             PassThrough(self.forgetting, descriptions, self.answer_memory, settings.trusted_proxy),
             status,
-            Warming(self.reader, self.scheduler, self.jobs, reactor),
+            PrefetchEndpoint(self.reader, self.scheduler, self.jobs, reactor),
             hot_server,
             self.metrics,
             access_log,

@@ -17,7 +17,7 @@ from tests.stores.dialects import NO_SYNTAX
 from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.dicomweb.prefetch import LINE_SECONDS, Warming
+from twistedproxy.dicomweb.prefetch import LINE_SECONDS, PrefetchEndpoint
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
 from twistedproxy.streams import BytesStream, YieldedStream
 from twistedproxy.system.metrics import Metrics
@@ -266,7 +266,7 @@ class StopTests(SynchronousTestCase):
         self.clock = Clock()
         self.jobs = JobBook(self.clock, Metrics(), 60.0)
         nobody: Any = None
-        self.warming = Warming(nobody, nobody, self.jobs, self.clock)
+        self.warming = PrefetchEndpoint(nobody, nobody, self.jobs, self.clock)
         self.job = self.jobs.start(INSTANCE, JobKind.WHOLE, "asked-by-hand", 12)
         self.lines = YieldedStream(self.warming.lines(self.job), BytesStream())
 

@@ -39,7 +39,7 @@ def is_describing(method: bytes, kind: Kind) -> bool:
     return method in (b"POST", b"PUT") and kind in _STORING
 
 
-class Form(enum.Enum):
+class DescriptionForm(enum.Enum):
     """How an answer describes instances (PS3.18 annex F, PS3.19 annex A)."""
 
     JSON = "json"
@@ -48,15 +48,15 @@ class Form(enum.Enum):
 
 
 _FORMS = {
-    "application/dicom+json": Form.JSON,
-    "application/json": Form.JSON,
-    "application/dicom+xml": Form.XML,
-    "application/xml": Form.XML,
-    "text/xml": Form.XML,
+    "application/dicom+json": DescriptionForm.JSON,
+    "application/json": DescriptionForm.JSON,
+    "application/dicom+xml": DescriptionForm.XML,
+    "application/xml": DescriptionForm.XML,
+    "text/xml": DescriptionForm.XML,
 }
 
 
-def form_of(headers: Headers) -> Optional[Form]:
+def form_of(headers: Headers) -> Optional[DescriptionForm]:
     """The form of an answer with these headers; None for what cannot be looked into, an encoded one too."""
     values = {name.lower(): value for name, value in headers}
     if values.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
@@ -65,13 +65,13 @@ def form_of(headers: Headers) -> Optional[Form]:
     if media_type is None:
         return None
     if media_type.type == MULTIPART_RELATED:
-        return Form.XML_PARTS if _FORMS.get(media_type.part_type or "") is Form.XML else None
+        return DescriptionForm.XML_PARTS if _FORMS.get(media_type.part_type or "") is DescriptionForm.XML else None
     return _FORMS.get(media_type.type)
 
 
-def transform_of(form: Form, urls: UrlMap) -> Transform:
+def transform_of(form: DescriptionForm, urls: UrlMap) -> Transform:
     """What an answer in *form* goes through; see `twistedproxy.dicomweb.url_rewriting`."""
-    return json_urls(urls) if form is Form.JSON else xml_urls(urls, parts=form is Form.XML_PARTS)
+    return json_urls(urls) if form is DescriptionForm.JSON else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
 
 
 MAX_SCOPES = 100

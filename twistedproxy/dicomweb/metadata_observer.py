@@ -29,7 +29,7 @@ from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.available_syntaxes import instances_in, with_syntaxes
-from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, Form, form_of, transform_of
+from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, DescriptionForm, form_of, transform_of
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
 from twistedproxy.dicomweb.url_rewriting import UrlMap
@@ -79,7 +79,7 @@ async def _record_nothing(_: InstanceMetadata) -> None:
 
 
 @attrs.frozen
-class Descriptions:
+class MetadataObserver:
     """Watches describing answers pass."""
 
     cache: Cache
@@ -88,15 +88,15 @@ class Descriptions:
     credentials: Credentials
     clock: IReactorTime
 
-    async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> Watch:
+    async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> ObservedAnswer:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
         grant holds only for what the cache knew then."""
         caller = handed_on.caller
         assert caller is not None  # `onward` has found it
         if not self._would_grant(handed_on, target):
-            return Watch(self, target, caller, request.method, None, Reading(None, {}))
+            return ObservedAnswer(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)
-        return Watch(self, target, caller, request.method, target.instance, reading)
+        return ObservedAnswer(self, target, caller, request.method, target.instance, reading)
 
     async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
@@ -124,11 +124,11 @@ def _is_harmless(name: bytes) -> bool:
 
 
 @attrs.frozen
-class Watch:
+class ObservedAnswer:
     """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
     what the cache knew of them before."""
 
-    _room: Descriptions
+    _room: MetadataObserver
     _target: Target
     _caller: Caller
     _method: bytes
@@ -151,10 +151,10 @@ class Watch:
         *outside*: the URL of the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
         if it `understands` the answer.
         """
-        form = form_of(response.headers) or Form.JSON
+        form = form_of(response.headers) or DescriptionForm.JSON
         body: ByteStream = response.body
         record = self._record if is_for(self._caller, response.headers) else _record_nothing
-        if form is Form.JSON and self._method == b"GET":
+        if form is DescriptionForm.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             if whole:
                 memory.set(len(start))

@@ -29,7 +29,7 @@ from twistedproxy.dicomweb.metadata_answers import (
     is_describing,
     touched_by_store,
 )
-from twistedproxy.dicomweb.metadata_observer import Descriptions
+from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
@@ -78,7 +78,7 @@ class PassThrough:
     *trusted*: see `onward`."""
 
     forgetting: Forgetting
-    descriptions: Descriptions
+    descriptions: MetadataObserver
     memory: AnswerMemory
     trusted: Sequence[Network] = ()
 

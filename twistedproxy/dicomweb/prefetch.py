@@ -44,14 +44,14 @@ _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
 
 
 @attrs.frozen
-class Asked:
+class PrefetchParameters:
     """What the query and the Accept header of a request ask for. *again*: even if it was loaded lately."""
 
     again: bool = False
     follow: bool = False
 
     @classmethod
-    def of(cls, query: bytes, accept: Optional[bytes]) -> Asked:
+    def of(cls, query: bytes, accept: Optional[bytes]) -> PrefetchParameters:
         """Read them. Raises `Problem` 400 for what is not known: a misspelt ``again`` must not be ignored."""
         given = {"follow": any(range_.media_type == LINES for range_ in parse_accept(accept).ranges)}
         for field in filter(None, query.split(b"&")):
@@ -63,7 +63,7 @@ class Asked:
 
 
 @attrs.define(eq=False)
-class Warming:
+class PrefetchEndpoint:
     """Starts loads on request and reports on them."""
 
     reader: FrameReader
@@ -76,7 +76,7 @@ class Warming:
         """Have all answers that follow a job ended in *seconds*."""
         self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP
 
-    async def start(self, request: Request, wanted: Wanted, asked: Asked, url: str) -> None:
+    async def start(self, request: Request, wanted: Wanted, asked: PrefetchParameters, url: str) -> None:
         """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
 
         Raises `Problem` where none is started, and the errors of `twistedproxy.origin.errors`.
@@ -88,7 +88,7 @@ class Warming:
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
         await self._send(request, job, asked.follow)
 
-    async def tell(self, request: Request, wanted: Wanted, asked: Asked) -> None:
+    async def report(self, request: Request, wanted: Wanted, asked: PrefetchParameters) -> None:
         """Answer with the running job of *wanted*'s instance, or the last that this worker remembers.
 
         Raises `Problem` 404 where there is none, and the errors of `twistedproxy.origin.errors`.

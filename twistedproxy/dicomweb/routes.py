@@ -27,7 +27,7 @@ from twistedproxy.dicomweb.mounts import Entry, Mounts, Target
 from twistedproxy.dicomweb.origin_pictures import OriginPictures
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.paths import Kind, parse_frame_list
-from twistedproxy.dicomweb.prefetch import Asked, Warming
+from twistedproxy.dicomweb.prefetch import PrefetchEndpoint, PrefetchParameters
 from twistedproxy.dicomweb.rendered import RenderedAnswers
 from twistedproxy.dicomweb.rendered_answers import PictureAnswers
 from twistedproxy.dicomweb.requests import without_accept
@@ -74,7 +74,7 @@ class ProxyRoutes:
         series: SeriesLookup,
         pass_through: PassThrough,
         status: StatusPages,
-        warming: Warming,
+        warming: PrefetchEndpoint,
         hot: HotServer,
         metrics: Metrics,
         access_log: AccessLog,
@@ -221,7 +221,7 @@ class ProxyRoutes:
     async def prefetch(self, request: Request) -> None:
         """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
         target = self._target(request, Kind.PREFETCH)
-        asked = Asked.of(target.query, _accept(request))
+        asked = PrefetchParameters.of(target.query, _accept(request))
         wanted = await self._wanted(request, target, ())
         if request.method == b"POST":
             seen = self._outside(request)
@@ -229,7 +229,7 @@ class ProxyRoutes:
             url = seen.base + request.uri.partition(b"?")[0].decode("ascii")
             await self.warming.start(request, wanted, asked, url)
         else:
-            await self.warming.tell(request, wanted, asked)
+            await self.warming.report(request, wanted, asked)
 
     @app.route("/<path:anything>", methods=_ALL)
     @answered("other")

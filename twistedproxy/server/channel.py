@@ -41,7 +41,9 @@ class ProxyChannel(HTTPChannel):
 
     connections: Connections
     read_deadline = NEVER
+    """When the client must have sent what is awaited, in the clock's seconds."""
     write_deadline = NEVER
+    """When the client must have taken what was written."""
     lingering = False
     """Whether all that still comes is swallowed until the connection ends."""
     _client: Optional[str] = None
@@ -275,6 +277,8 @@ class ProxyChannel(HTTPChannel):
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
 
     def close_soon(self, idle: bool) -> None:
+        """End once what has been received is answered. *idle*: but if a client may believe that it can send another request,
+        after that one or at `idle_deadline`."""
         if self.requests:
             if not (idle and self.requests[-1].startedWriting):  # else its client expects the connection to stay open
                 self.close_after_answer(self.requests[-1])
@@ -292,12 +296,14 @@ class ProxyChannel(HTTPChannel):
         super().loseConnection()
 
     def abort(self) -> None:
+        """End now, whatever is still to be sent."""
         transport: Any = self.transport
         self.persistent = False
         self._swallow()
         transport.abortConnection()
 
     def expired(self, now: float) -> None:
+        """A deadline has passed."""
         if self.write_deadline >= now and not (self._behind or self.requests or self._head_begun):
             self.loseConnection()  # idle
         else:

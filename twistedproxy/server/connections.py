@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
@@ -12,6 +12,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from twistedproxy.system.memory_budget import UNTAKEN, AnswerMemory
+
+if TYPE_CHECKING:
+    from twistedproxy.server.channel import ProxyChannel
 
 NEVER = float("inf")
 """The deadline of a wait that is not under way."""
@@ -39,26 +42,6 @@ class HotServer(Protocol):
         """Answer *data* on *channel*; whether that was possible."""
 
 
-class Connection(Protocol):
-    """One connection. Deadlines are in the clock's seconds."""
-
-    read_deadline: float
-    """When the client must have sent what is waited for."""
-
-    write_deadline: float
-    """When the client must have taken what was written."""
-
-    def expired(self, now: float) -> None:
-        """A deadline has passed."""
-
-    def abort(self) -> None:
-        """End now, whatever is still to be sent."""
-
-    def close_soon(self, idle: bool) -> None:
-        """End once what has been received is answered. *idle*: but if a client might believe that it can send another
-        request, after that one or at `idle_deadline`."""
-
-
 class Connections:
     """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows. *memory*: where
     what clients have not taken is counted."""
@@ -76,7 +59,7 @@ class Connections:
         self.seconds: Callable[[], float] = clock.seconds
         self._client_timeout = client_timeout
         self._idle_seconds = IDLE_SECONDS
-        self._open: set[Connection] = set()
+        self._open: set[ProxyChannel] = set()
         self._clock = clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
@@ -101,11 +84,11 @@ class Connections:
         """When a connection that only swallows must be gone."""
         return self.seconds() + LINGER_SECONDS
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: ProxyChannel) -> None:
         """Watch a new connection."""
         self._open.add(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: ProxyChannel) -> None:
         """Watch a connection no longer: it has ended."""
         self._open.discard(connection)
         if self._emptied is not None and not self._open:

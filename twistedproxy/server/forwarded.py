@@ -123,13 +123,10 @@ def _first_trusted(hops: Sequence[Hop], trusted: Sequence[Network]) -> Hop | Non
 def _x_forwarded(headers: HeaderLookup) -> list[Hop]:
     """The hops of X-Forwarded-For, -Proto, -Host, -Prefix. Lists of another length than that of -For, which
     have one value as a rule, count by their last value for every hop."""
-    lists = {name: _listed(headers(b"X-Forwarded-" + name.encode())) for name in ("for", "proto", "host", "prefix")}
-    lists = {name: values for name, values in lists.items() if values}
-    if not lists:
-        return []
-    count = len(lists.get("for", ())) or 1
+    fields = {name: _listed(headers(b"X-Forwarded-" + name.encode())) for name in ("for", "proto", "host", "prefix")}
+    count = len(fields["for"]) or int(any(fields.values()))
     return [
-        {name: values[index] if len(values) == count else values[-1] for name, values in lists.items()}
+        {name: values[index if len(values) == count else -1] for name, values in fields.items() if values}
         for index in range(count)
     ]
 
@@ -141,11 +138,7 @@ def _listed(lines: Sequence[bytes] | None) -> list[str]:
 def _forwarded(headers: HeaderLookup) -> list[Hop]:
     """The hops of Forwarded (RFC 7239 section 4)."""
     elements = _ELEMENT.findall(_joined(headers(b"Forwarded")))[-MAX_HOPS:]
-    return [_pairs(_PAIR.findall(element)) for element in elements]
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Hop:
-    return {name.lower(): _unquoted(value) for name, value in pairs}
+    return [{name.lower(): _unquoted(value) for name, value in _PAIR.findall(element)} for element in elements]
 
 
 def _unquoted(value: str) -> str:

@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from twistedproxy.streams import ByteStream, YieldedStream
+from twistedproxy.streams import BytesStream, ByteStream, YieldedStream
 
 SLICE = 256 * 1024
 """Bytes handed to a connection at once: what one slow client can hold in its write buffer."""
@@ -69,16 +69,14 @@ async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
     if sum(map(len, chunks)) <= SLICE:
         request.write(b"".join(chunks))  # a single one is not copied
         return
-    pace = _paced(request)
-    try:
+
+    async def slices() -> AsyncIterator[bytes]:
         for chunk in chunks:
             view = memoryview(chunk)
             for start in range(0, len(chunk), SLICE):
-                await pace.room()
-                request.write(bytes(view[start : start + SLICE]))
-        await pace.room()
-    finally:
-        _unregister(request)
+                yield bytes(view[start : start + SLICE])
+
+    await send_stream(request, YieldedStream(slices(), BytesStream()))
 
 
 async def send_stream(request: Request, stream: ByteStream) -> int:
@@ -87,29 +85,20 @@ async def send_stream(request: Request, stream: ByteStream) -> int:
     Raises `ClientGone`, and what broke the stream. The stream is closed in any case.
     """
     size = 0
+    pace = _Pace(request)
     try:
-        pace = _paced(request)
+        if request._disconnected:
+            raise ClientGone
+        request.registerProducer(pace, True)
         while chunk := await stream.read():
             size += len(chunk)
             request.write(chunk)
             await pace.room()
     finally:
         stream.close()
-        _unregister(request)
+        if request.producer is not None and request.channel is not None:
+            request.unregisterProducer()
     return size
-
-
-def _paced(request: Request) -> _Pace:
-    if request._disconnected:
-        raise ClientGone
-    pace = _Pace(request)
-    request.registerProducer(pace, True)
-    return pace
-
-
-def _unregister(request: Request) -> None:
-    if request.producer is not None and request.channel is not None:
-        request.unregisterProducer()
 
 
 def in_pieces(
