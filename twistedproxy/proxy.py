@@ -42,8 +42,9 @@ from twistedproxy.prefetch.loaders import Children, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.rendering.service import open_imaging
+from twistedproxy.server.connections import Connections
 from twistedproxy.server.listening import Listening, listening_anew
-from twistedproxy.server.site import Connections, ProxySite
+from twistedproxy.server.site import ProxySite
 from twistedproxy.server.startup_log import Served
 from twistedproxy.settings import Settings
 from twistedproxy.system.demand import Demand
@@ -133,7 +134,7 @@ class Proxy:
         self.forgetting.also += [hot.forget, series.forget]
         hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter, self.answer_memory)
         self.connections = Connections(
-            reactor, settings.client_timeout, hot_server if settings.hot_memory else None, self.answer_memory
+            reactor, settings.client_timeout, hot_server.answer if settings.hot_memory else None, self.answer_memory
         )
         self._routes = ProxyRoutes(
             settings,

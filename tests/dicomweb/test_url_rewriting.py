@@ -8,7 +8,7 @@ import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicomweb.url_rewriting import MAX_HELD, Transform, UrlMap, json_urls, xml_urls
+from twistedproxy.dicomweb.url_rewriting import MAX_HELD, Rewriting, UrlMap, json_urls, xml_urls
 
 ORIGIN = "http://orthanc:8042/dicom-web"
 PROXY = "https://proxy.example/pacs"
@@ -27,7 +27,7 @@ METADATA = json.dumps(
 ).encode()
 
 
-def in_pieces(transform: Transform, data: bytes, *cuts: int) -> bytes:
+def in_pieces(transform: Rewriting, data: bytes, *cuts: int) -> bytes:
     edges = [0, *cuts, len(data)]
     pieces = [data[start:stop] for start, stop in itertools.pairwise(edges)]
     return b"".join(map(transform.feed, pieces)) + transform.close()

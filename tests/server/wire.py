@@ -14,7 +14,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from twistedproxy.server.site import Connections, ProxySite, StreamingRequest
+from twistedproxy.server.connections import Connections
+from twistedproxy.server.site import ProxySite, StreamingRequest
 
 CLIENT_TIMEOUT = 30.0
 

@@ -21,7 +21,6 @@ from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, Par
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import InvalidUID, Scope, validate_uid
 from twistedproxy.dicomweb.paths import Kind
-from twistedproxy.dicomweb.url_rewriting import Transform, UrlMap, json_urls, xml_urls
 from twistedproxy.origin.interface import Headers, media_type_of
 from twistedproxy.streams import ByteStream, YieldedStream
 
@@ -67,11 +66,6 @@ def form_of(headers: Headers) -> Optional[DescriptionForm]:
     if media_type.type == MULTIPART_RELATED:
         return DescriptionForm.XML_PARTS if _FORMS.get(media_type.part_type or "") is DescriptionForm.XML else None
     return _FORMS.get(media_type.type)
-
-
-def transform_of(form: DescriptionForm, urls: UrlMap) -> Transform:
-    """What an answer in *form* goes through; see `twistedproxy.dicomweb.url_rewriting`."""
-    return json_urls(urls) if form is DescriptionForm.JSON else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
 
 
 MAX_SCOPES = 100

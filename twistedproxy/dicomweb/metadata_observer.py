@@ -29,10 +29,10 @@ from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.available_syntaxes import instances_in, with_syntaxes
-from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, DescriptionForm, form_of, transform_of
+from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, DescriptionForm, form_of
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
-from twistedproxy.dicomweb.url_rewriting import UrlMap
+from twistedproxy.dicomweb.url_rewriting import UrlMap, json_urls, xml_urls
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.grants import Credentials
@@ -171,8 +171,9 @@ class ObservedAnswer:
                 body = YieldedStream(_observed(body, parser, record, self._room.clock), body)
         url = self._target.origin.url
         urls = UrlMap(url, outside, url + self._target.raw_path.decode("latin-1"))
-        transform = transform_of(form, urls)
-        return in_pieces(body, transform.feed, transform.close, self._room.clock)
+        json = form is DescriptionForm.JSON
+        rewriting = json_urls(urls) if json else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
+        return in_pieces(body, rewriting.feed, rewriting.close, self._room.clock)
 
     async def _syntaxes(self, start: bytes, whole: bool, record: _Record) -> dict[int, str]:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""

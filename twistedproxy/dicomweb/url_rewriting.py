@@ -29,7 +29,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Optional, Protocol
+from typing import Optional
 from urllib.parse import unquote, urljoin, urlsplit
 
 import attrs
@@ -49,16 +49,6 @@ _JSON_MEMBER = re.compile(_KEYS[0] + rb"\s*+:\s*+" + _STRING + rb"|" + _KEYS[1] 
 # A line of a part's head that would not be true any more, and that no reader needs.
 _PART_LENGTH = rb"\r?\n(?i:Content-Length):[ \t]*+[0-9]++[ \t]*+(?=\r?\n)"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-class Transform(Protocol):
-    """Bytes in, bytes out."""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take the next piece of a body, and give what is ready of the new one, perhaps nothing."""
-
-    def close(self) -> bytes:
-        """The rest, after the last piece."""
 
 
 @attrs.frozen
@@ -117,7 +107,7 @@ def authority(url: str) -> tuple[str, int | None]:
     return (parts.hostname or "", None if port is None or port == _DEFAULT_PORTS.get(parts.scheme) else port)
 
 
-def json_urls(urls: UrlMap) -> Transform:
+def json_urls(urls: UrlMap) -> Rewriting:
     """What a JSON answer goes through: the values of BulkDataURI and RetrieveURL are rewritten."""
 
     def token(match: re.Match[bytes]) -> bytes:
@@ -134,7 +124,7 @@ def json_urls(urls: UrlMap) -> Transform:
     return Rewriting(_JSON_MEMBER, lambda member: _ANY_STRING.sub(token, member.group()), MAX_HELD, _KEYS)
 
 
-def xml_urls(urls: UrlMap, parts: bool) -> Transform:
+def xml_urls(urls: UrlMap, parts: bool) -> Rewriting:
     """What an XML answer, or (*parts*) a multipart one of XML parts, goes through: the origin's URL is replaced where a text,
     an attribute or a part's Content-Location begins with it.
 
@@ -169,9 +159,11 @@ class Rewriting:
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
+        """Take the next piece of the body, and return what is ready of the new one, perhaps nothing."""
         return self._replaced(self._held + chunk, self._most)
 
     def close(self) -> bytes:
+        """The rest, after the last piece."""
         return self._replaced(self._held, 0)
 
     def _replaced(self, data: bytes, most: int) -> bytes:

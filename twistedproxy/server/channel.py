@@ -73,7 +73,7 @@ class ProxyChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         hot = self.connections.hot
-        if hot is not None and self._waits_for_a_request() and hot.answer(self, data):
+        if hot is not None and self._waits_for_a_request() and hot(self, data):
             self.read_deadline = NEVER
             self.when_taken(self._await_request)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import TYPE_CHECKING, Optional
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
@@ -35,22 +35,19 @@ CUT_SECONDS = 1.0
 """How long aborted connections may take to end (seconds): the reactor needs one turn."""
 
 
-class HotServer(Protocol):
-    """Answers known requests before they are parsed."""
-
-    def answer(self, channel: Any, data: bytes) -> bool:
-        """Answer *data* on *channel*; whether that was possible."""
+HotAnswer = Callable[["ProxyChannel", bytes], bool]
+"""Answers what came on a channel before it is parsed; whether that was possible."""
 
 
 class Connections:
-    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers what it knows. *memory*: where
+    """The open connections. Each wait for a client has *client_timeout* seconds; *hot* answers known requests. *memory*: where
     what clients have not taken is counted."""
 
     def __init__(
         self,
         clock: IReactorTime,
         client_timeout: float,
-        hot: Optional[HotServer] = None,
+        hot: Optional[HotAnswer] = None,
         memory: Optional[AnswerMemory] = None,
     ) -> None:
         self.hot = hot

@@ -26,9 +26,8 @@ import attrs
 from twisted.web.http_headers import Headers
 
 from twistedproxy.server.forwarded import HeaderLookup
+from twistedproxy.server.problems import Headers as Fields
 from twistedproxy.server.problems import Problem
-
-HeaderPairs = tuple[tuple[bytes, bytes], ...]
 
 ALLOWED_METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
 EXPOSED_HEADERS = b"Content-Type, Content-Length, Content-Range, ETag, Cache-Status"
@@ -53,7 +52,7 @@ class Cors:
 
     origins: frozenset[bytes] = attrs.field(converter=_normalized, default=())
 
-    def headers(self, origin: bytes | None) -> HeaderPairs:
+    def headers(self, origin: bytes | None) -> Fields:
         """What goes out with every answer that is no preflight's, errors too. *origin*: the request's Origin."""
         if not self.origins:
             return ()
@@ -64,7 +63,7 @@ class Cors:
 
     def preflight(
         self, origin: bytes | None, requested_headers: bytes | None = None, private_network: bytes | None = None
-    ) -> HeaderPairs:
+    ) -> Fields:
         """The headers of the 204 to a preflight.
 
         *requested_headers*, *private_network*: Access-Control-Request-Headers and -Private-Network as they came.
@@ -86,7 +85,7 @@ class Cors:
             more.append((b"Access-Control-Allow-Private-Network", b"true"))
         return (*permission, *more, _VARY_PREFLIGHT)
 
-    def _permission(self, origin: bytes | None) -> HeaderPairs:
+    def _permission(self, origin: bytes | None) -> Fields:
         if origin is not None and origin.lower() in self.origins and origin != b"*":
             return ((b"Access-Control-Allow-Origin", origin), (b"Access-Control-Allow-Credentials", b"true"))
         # Also sent without an Origin where it is the same for all: shared caches may keep the answer.

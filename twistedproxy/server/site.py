@@ -24,8 +24,6 @@ from twistedproxy.server.problems import Problem, bad_request, shown
 from twistedproxy.server.response_body import ClientGone
 from twistedproxy.server.uploads import Upload
 
-__all__ = ["Connections", "ProxyChannel", "ProxySite", "StreamingRequest"]
-
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
 _ROUTED_NOWHERE = b"/-"
 
