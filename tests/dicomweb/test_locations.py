@@ -34,7 +34,7 @@ class LocatedTests(SynchronousTestCase):
         self.body = Body(b"moved")
         headers = ((b"X-Other", b"1"), (field, location.encode("latin-1")))
         response = OriginResponse(status, headers, self.body)
-        found = located(response, UrlMap(ORIGIN, PROXY), f"{ORIGIN}/studies/1/metadata").headers
+        found = located(response, UrlMap(ORIGIN, PROXY, f"{ORIGIN}/studies/1/metadata")).headers
         self.assertEqual((b"X-Other", b"1"), found[0])
         return found[1][1].decode("latin-1") if len(found) > 1 else None
 
@@ -78,8 +78,8 @@ class LocatedTests(SynchronousTestCase):
         """The host and port that the caller asked are no secret, also where the store calls itself by them."""
         self.assertEqual("https://proxy.example/login", self.located("https://proxy.example/login"))
         headers = ((b"Location", b"https://pacs.example/dicom-web/studies"),)
-        same = UrlMap("https://pacs.example/dicom-web", "https://pacs.example/dicom-web")
-        found = located(OriginResponse(302, headers, Body(b"")), same, f"{same.base_from}/studies")
+        root = "https://pacs.example/dicom-web"
+        found = located(OriginResponse(302, headers, Body(b"")), UrlMap(root, root, f"{root}/studies"))
         self.assertEqual(headers, found.headers)
 
     def test_own(self) -> None:
@@ -127,7 +127,7 @@ class LocatedTests(SynchronousTestCase):
 
         def cookie(value: str, origin: str = ORIGIN, proxy: str = PROXY) -> str:
             response = OriginResponse(200, ((b"Set-Cookie", value.encode("latin-1")),), BytesStream())
-            ((_, found),) = located(response, UrlMap(origin, proxy), f"{origin}/studies").headers
+            ((_, found),) = located(response, UrlMap(origin, proxy, f"{origin}/studies")).headers
             return found.decode("latin-1")
 
         for value, expected in (

@@ -145,10 +145,10 @@ class ObservedAnswer:
         good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
         return response.status in good and form_of(response.headers) is not None
 
-    async def follow(self, response: OriginResponse, outside: str, memory: Held) -> ByteStream:
+    async def follow(self, response: OriginResponse, urls: UrlMap, memory: Held) -> ByteStream:
         """The answer's body as the client shall see it; its length is not known beforehand.
 
-        *outside*: the URL of the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
+        *urls*: from the origin to the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
         if it `understands` the answer.
         """
         form = form_of(response.headers) or DescriptionForm.JSON
@@ -169,8 +169,6 @@ class ObservedAnswer:
             if self._instance is not None and not whole:
                 parser = MetadataParser(self._instance.uids)
                 body = YieldedStream(_observed(body, parser, record, self._room.clock), body)
-        url = self._target.origin.url
-        urls = UrlMap(url, outside, url + self._target.raw_path.decode("latin-1"))
         json = form is DescriptionForm.JSON
         rewriting = json_urls(urls) if json else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
         return in_pieces(body, rewriting.feed, rewriting.close, self._room.clock)

@@ -120,14 +120,14 @@ class PassThrough:
             except BaseException:
                 response.body.close()
                 raise
-        response = located(
-            response, UrlMap(target.origin.url, outside), target.origin.url + handed_on.path.decode("ascii")
-        )
+        origin = target.origin.url
+        urls = UrlMap(origin, outside, origin + handed_on.path.decode("ascii"))
+        response = located(response, urls)
         if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
             await self.descriptions.revoke(handed_on, target)
         size = response.length
         if watch is not None and watch.understands(response):
-            body = await watch.follow(response, outside, held)
+            body = await watch.follow(response, urls, held)
             if alter is not None:
                 body = await alter(body)
             response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)

@@ -1,16 +1,13 @@
-"""Answers that name the origin's URLs name the proxy instead.
+"""The origin's URLs in answers become URLs of the proxy.
 
-Rules kept here:
+Rules for bodies:
 - bodies pass in pieces, cut anywhere, and at most `MAX_HELD` bytes of one wait for more; time is linear;
 - in JSON only the values of BulkDataURI (PS3.18 annex F.2.6) and RetrieveURL (0008,1190) change. Their keys are
   found as bytes, not by a tokenizer: between quotes and before a colon they can be nothing but keys in valid JSON,
   and metadata of 100 MB passes at the speed of `bytes.find`;
 - what cannot be understood passes as it came: nothing here raises on what an origin sends.
 
-Where a store's answers send callers: Location, Content-Location (RFC 9110 sections 10.2.2 and 8.7), and the paths for
-which they set cookies (RFC 6265).
-
-Rules kept here:
+Rules for Location, Content-Location (RFC 9110 sections 10.2.2 and 8.7) and cookies (RFC 6265):
 - what lies below the origin's root is named below the mount, whether it came as a URL, as a path or relative to what
   was asked;
 - the rest of the store's host, on any port, is not shown: no caller can go there. A redirect there is a 502, for without
@@ -54,8 +51,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 @attrs.frozen
 class UrlMap:
     """Turns URLs below *base_from* (an origin, as the operator named it) into ones below *base_to* (the mount, as
-    its callers see it). Both without a slash at the end. *asked*: the URL at the origin that names what is rewritten, ""
-    where that does not matter."""
+    its callers see it). Both without a slash at the end. *asked*: the URL at the origin whose answer is rewritten, which
+    relative references in it start from; "" where there is none."""
 
     base_from: str
     base_to: str
@@ -186,23 +183,24 @@ _FIELDS = frozenset({b"location", b"content-location"})
 _REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
 
 
-def located(response: OriginResponse, urls: UrlMap, asked: str) -> OriginResponse:
-    """*response* as callers may see where it leads. *asked*: the URL at the origin that it answers.
+def located(response: OriginResponse, urls: UrlMap) -> OriginResponse:
+    """*response* with the Location, Content-Location and cookies that callers may see.
 
     Raises `Problem` 502 for a redirect into the store's own; the body is closed then.
     """
     headers = []
     for name, value in response.headers:
         if (lower := name.lower()) in _FIELDS:
-            shown = _shown(value.decode("latin-1"), urls, asked)
+            shown = _shown(value.decode("latin-1"), urls)
             if shown is not None:
                 headers.append((name, shown.encode("latin-1")))
             elif lower == b"location" and response.status in _REDIRECTS:
                 response.body.close()
-                _log.warn("{origin} redirects out of its root: callers get 502", origin=urls.base_from)
-                raise Problem(
-                    502, "the origin redirects to a place of its own that cannot be reached through the proxy"
+                _log.warn(
+                    "{origin} redirects to a URL of its host outside of its root; the client gets 502",
+                    origin=urls.base_from,
                 )
+                raise Problem(502, "the origin redirects to a URL of its own host that the proxy does not serve")
         elif lower == b"set-cookie":
             headers.append((name, _cookie(value, urls)))
         else:
@@ -233,12 +231,12 @@ def _cookie_path(path: bytes, urls: UrlMap) -> bytes:
     return ours + below or b"/"
 
 
-def _shown(value: str, urls: UrlMap, asked: str) -> Optional[str]:
+def _shown(value: str, urls: UrlMap) -> Optional[str]:
     """The URL reference *value* as callers may see it; None if they may not."""
     if AMBIGUOUS.search(value):
         return None
     try:
-        whole = urljoin(asked, value)
+        whole = urljoin(urls.asked, value)
         parts = urlsplit(whole)
         host = _host(whole)
         if not _climbs(parts.path) and (below := urls.below(whole)) is not None:
