@@ -171,6 +171,18 @@ class InPiecesTests(SynchronousTestCase):
             self.assertTrue(self.successResultOf(reading))
         self.assertEqual([PIECE] * 3 + [7], self.fed)
 
+    def test_turns_of_small_chunks(self) -> None:
+        """So it is where as much comes in small chunks."""
+        stream = self.changed(BytesStream(*[b"x" * (PIECE // 4)] * 8))
+        for at_once in (4, 3):
+            for _ in range(at_once):
+                self.successResultOf(self.read(stream))
+            reading = self.read(stream)
+            self.assertNoResult(reading)
+            self.clock.advance(0)
+            self.successResultOf(reading)
+        self.assertEqual([PIECE // 4] * 8, self.fed)
+
     def test_slow_source(self) -> None:
         """What is ready is not held back while the source takes its time; a reader that leaves ends its reading."""
         slow = Slow()

@@ -108,12 +108,15 @@ def in_pieces(
     much is there at once."""
 
     async def changed() -> AsyncIterator[bytes]:
+        worked = 0  # bytes since the reactor's last turn: a source may have many small chunks at hand
         while chunk := await source.read():
             for start in range(0, len(chunk), PIECE):
                 piece = chunk[start : start + PIECE]
                 if out := feed(piece):
                     yield out
-                if len(piece) == PIECE:
+                worked += len(piece)
+                if worked >= PIECE:
+                    worked = 0
                     await deferLater(clock, 0)
         if rest := end():
             yield rest
