@@ -41,7 +41,7 @@ def caller_of(request: Request, target: Target, credentials: Credentials) -> Cal
     return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
 
 
-def onward(
+def request_for_origin(
     request: Request, target: Target, identity: bool, credentials: Credentials, trusted: Sequence[Network] = ()
 ) -> OriginRequest:
     """The request to send to the origin for *request*, its body still to be pulled.

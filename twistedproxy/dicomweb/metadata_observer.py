@@ -92,7 +92,7 @@ class MetadataObserver:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
         grant holds only for what the cache knew then."""
         caller = handed_on.caller
-        assert caller is not None  # `onward` has found it
+        assert caller is not None  # `request_for_origin` has found it
         if not self._would_grant(handed_on, target):
             return ObservedAnswer(self, target, caller, request.method, None, Reading(None, {}))
         reading = await self.read(target.instance)

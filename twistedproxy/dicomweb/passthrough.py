@@ -22,7 +22,7 @@ from twisted.web.server import Request
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb.forward_headers import onward
+from twistedproxy.dicomweb.forward_headers import request_for_origin
 from twistedproxy.dicomweb.metadata_answers import (
     UploadedInstances,
     form_of,
@@ -75,7 +75,7 @@ _NOT_HANDED_BACK = frozenset(
 @attrs.frozen
 class PassThrough:
     """Hands requests on. *descriptions* looks at answers that describe instances; *memory*: for what is held of answers;
-    *trusted*: see `onward`."""
+    *trusted*: see `request_for_origin`."""
 
     forgetting: Forgetting
     descriptions: MetadataObserver
@@ -104,7 +104,7 @@ class PassThrough:
         only_good: bool,
     ) -> Optional[int]:
         describing = is_describing(request.method, target.resource.kind)
-        handed_on = onward(request, target, describing, self.descriptions.credentials, self.trusted)
+        handed_on = request_for_origin(request, target, describing, self.descriptions.credentials, self.trusted)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         if request.method in _CHANGING and target.resource.kind in _CHANGED:
             response = await self._change(request, target, handed_on)

@@ -104,7 +104,7 @@ class ProxyChannel(HTTPChannel):
 
     @property
     def client(self) -> str:
-        """The address of the client, for the log."""
+        """The address of the client, for the log. Behind ``haproxy:`` it is known with the first bytes, not before."""
         if self._client is None:
             self._client = getattr(self.getPeer(), "host", None) or "-"
         return self._client

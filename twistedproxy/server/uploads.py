@@ -35,7 +35,6 @@ class Upload:
         self._waiting = 0
         self._begun = False
         self._paused = False
-        self._closed = False
         self._failure: Optional[Failure] = None
         self._reader: Optional[Deferred[None]] = None
 
@@ -63,7 +62,6 @@ class Upload:
 
     def close(self) -> None:
         """See `ByteStream.close`. Reading on raises: a body that was not read must not look as if it had ended."""
-        self._closed = True
         self._pieces.clear()
         self._waiting = 0
         if self._paused:
@@ -73,7 +71,7 @@ class Upload:
     def received(self, data: bytes) -> None:
         """The next bytes came."""
         self.size += len(data)
-        if self._closed:
+        if self._failure is not None:  # closed
             return
         self._pieces.append(data)
         self._waiting += len(data) + PIECE_COST
