@@ -12,12 +12,12 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.certificates import certificate
-from twistedproxy.options import Options
-from twistedproxy.options.table import OPTIONS
+from twistedproxy.options.command import OPTIONS, Options
 from twistedproxy.options.values import show_size, size
-from twistedproxy.settings import GIB, MIB, Mount, Settings
+from twistedproxy.settings import MIB, Mount, Settings
 from twistedproxy.system.resources import MemoryReading
 
+GIB = 1024 * MIB
 SAMPLE = ("--origin", "sample:")
 
 
@@ -58,9 +58,7 @@ class SourceTests(OptionsTestCase):
 
     def test_shown_defaults_are_the_defaults(self) -> None:
         """What help shows as a default gives the default when it is typed."""
-        arguments = [
-            f"{option.flag}={option.shown_default}" for option in OPTIONS if not option.default and option.shown_default
-        ]
+        arguments = [f"--{option.name}={option.shown_default}" for option in OPTIONS if not option.words]
         settings = settings_of(*SAMPLE, *arguments)
         self.assertEqual(settings_of(*SAMPLE, f"--secret-file={__file__}"), _with_key(settings))
 
@@ -129,7 +127,7 @@ class SourceTests(OptionsTestCase):
 
     def test_settings_before_parsing(self) -> None:
         """There are no settings before the options were parsed."""
-        with self.assertRaises(RuntimeError):
+        with self.assertRaises(AttributeError):
             _ = Options({}).settings
 
 
@@ -423,9 +421,9 @@ class HelpTests(OptionsTestCase):
         self.assertLessEqual(max(map(len, text.splitlines())), 80)
         flat = re.sub(r"\s+", " ", text.split("\n\n")[0])
         for option in OPTIONS:
-            begin = flat.index(f" {option.flag}= ")
+            begin = flat.index(f" --{option.name}= ")
             end = flat.find(" --", begin + 3)
             described = flat[begin:end] if end > 0 else flat[begin:]
             self.assertTrue(described.rstrip().endswith("]"), described)
             if option.kind.unit:
-                self.assertIn(f"[{option.kind.unit};", described)
+                self.assertIn(f"({option.kind.unit})", described)

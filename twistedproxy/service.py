@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.options import Options
+from twistedproxy.options.command import Options
 from twistedproxy.processes.child import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
 from twistedproxy.server.listening import descriptions
 from twistedproxy.server.privileges import Ports, changes_user, move_home

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.python import usage
 
-from twistedproxy.options.command import print_versions
+from twistedproxy.options.command import Command
 from twistedproxy.warm.targets import NoTarget, Target
 
 MAX_JOBS = 64
@@ -28,7 +28,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-class Options(usage.Options):
+class Options(Command):
     """Options and URLs. *headers*: what goes along with every request."""
 
     synopsis = "Usage: twistedproxy-warm [options] URL..."
@@ -51,11 +51,6 @@ class Options(usage.Options):
         self._environment = environment
         self.headers: list[tuple[str, str]] = []
         self.targets: list[Target] = []
-
-    def opt_version(self) -> None:
-        """Display the versions of twistedproxy and Twisted and exit."""
-        print_versions()
-        sys.exit(0)
 
     def opt_header(self, line: str) -> None:
         """Header to send, 'Name: value'; may be repeated. Others see it in the process list: not for tokens"""
