@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.warm.targets import Found, NoTarget, Target
+from twistedproxy.warm.targets import Found, Target
 
 ROOT = "https://host:8443/a/dicomweb"
 STUDY = f"{ROOT}/studies/1.2"
@@ -34,8 +35,10 @@ class TargetTests(SynchronousTestCase):
             f"{STUDY}?limit=3",
             f"{STUDY}/series/3.4/instances/5.6/frames/1",
             "http://me:secret@h/studies/1.2",
+            "http:///studies/1.2",
+            "http://h?x/studies/1.2",
         ):
-            self.assertRaises(NoTarget, Target.of, url)
+            self.assertRaises(UsageError, Target.of, url)
 
     def test_search(self) -> None:
         """A search asks for one page of instances, and for NumberOfFrames, which need not come otherwise."""

@@ -89,7 +89,8 @@ class Options(Command):
     longdesc = (
         "Each option may also come from the environment: --frame-ttl as TWISTEDPROXY_FRAME_TTL, repeatable ones "
         "separated by spaces; the command line wins, and an empty variable counts as unset. k, M and G are powers of "
-        "1024. twistd's own options, such as --pidfile= and --logfile, come before the word twistedproxy."
+        "1024. twistd's own options come before the word twistedproxy: twistd -n --logfile=FILE twistedproxy [options]. "
+        "Loading instances into the cache of a running proxy: twistedproxy warm --help."
     )
     optParameters = [
         *([option.name, None, None, option.described] for option in OPTIONS),
@@ -131,8 +132,8 @@ class Options(Command):
         values: dict[str, Any] = {}
         for option in OPTIONS:
             source, texts = self._given(option)
-            if parsed := [_parsed(option.kind, source, text) for text in texts]:
-                values[option.field] = tuple(dict.fromkeys(parsed)) if option.repeatable else parsed[0]
+            if each := [parsed(option.kind, source, text) for text in texts]:
+                values[option.field] = tuple(dict.fromkeys(each)) if option.repeatable else each[0]
         self.settings = self._checked(values)
         if self.parent is not None:
             check_destination(self.settings.log_format, self.parent)
@@ -175,7 +176,7 @@ class Options(Command):
             reject_if(given > memory.total, f"--{field.replace('_', '-')}: {show_size(given)} came; {had}")
         if path := values.get("secret_file"):
             # Now, while the process may still have the rights to read it.
-            values["secret"] = _parsed(attrs.evolve(KEY_FILE, parse=read_secret), "--secret-file", path)
+            values["secret"] = parsed(attrs.evolve(KEY_FILE, parse=read_secret), "--secret-file", path)
         settings = Settings(**{"cache_memory": max(MIB, memory.available // 2), **values})
         reject_if(
             isinstance(settings.cache, MemoryAddress) and settings.workers > 1,
@@ -189,8 +190,8 @@ class Options(Command):
         return settings
 
 
-def _parsed(kind: Kind, source: str, text: str) -> Any:
-    """The value of *text*, which came from the option or variable *source*."""
+def parsed(kind: Kind, source: str, text: str) -> Any:
+    """The value of *text*, which came from the option or variable *source*. Raises `usage.UsageError`."""
     try:
         return kind.parse(text)
     except ValueError as error:  # of the cache's own parser: it names the value and what is accepted
