@@ -163,13 +163,15 @@ class Child:
 class Proxy(Child):
     """``twistd -n twistedproxy`` on a free loopback port, from this tree. *options* go after ``twistedproxy``."""
 
+    program = "from twisted.scripts.twistd import run; run()"
+    command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
+
     def __init__(
         self, *options: str, environment: Optional[Mapping[str, str]] = None, core: Optional[int] = None
     ) -> None:
         self.port = free_port()
-        command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        super().__init__(pinned([*command, "twistedproxy", "--listen", listen, *options], core), environment)
+        super().__init__(pinned([*self.command, "--listen", listen, *options], core), environment)
 
     @property
     def url(self) -> str:

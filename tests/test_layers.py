@@ -35,6 +35,7 @@ BELOW = {
     "options": set(),
     "service": {"server", "proxy", "workers", "options"},
     "warm": DICOM | {"options"},
+    "__main__": {"options", "warm"},
 }
 """What each room may import, itself and what all share apart."""
 
