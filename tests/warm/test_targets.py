@@ -15,7 +15,7 @@ class TargetTests(SynchronousTestCase):
     """What a URL names."""
 
     def test_levels(self) -> None:
-        """A study, a series and an instance are told apart, whatever stands before them; a slash at the end is none."""
+        """A study, a series and an instance are distinguished, whatever comes before them; a slash at the end is ignored."""
         self.assertEqual(Target.of(STUDY + "/"), Target(STUDY, STUDY))
         series = f"{STUDY}/series/3.4"
         self.assertEqual(Target.of(series), Target(series, STUDY, series="3.4"))
@@ -45,7 +45,7 @@ class TargetTests(SynchronousTestCase):
         self.assertEqual(Target.of(STUDY).search(400), f"{STUDY}/instances?limit=200&offset=400&includefield=00280008")
 
     def test_found(self) -> None:
-        """Frames are counted where the answer tells; an image without a number of frames has one."""
+        """The number of frames is that of the answer; an image without a number of frames has one."""
         answer = [
             _item("3.4", "5.1", {"00280008": {"vr": "IS", "Value": ["12"]}}),
             _item("3.5", "5.2", {"00280010": {"vr": "US", "Value": [64]}}),

@@ -2,7 +2,7 @@
 
 Rules:
 - a parser raises `Rejected`, with or without a reason, for what it does not accept;
-- what is accepted stands in the kind alone, for help and errors alike.
+- what is accepted is written in the kind alone, for help and errors alike.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def reject_if(wrong: object, reason: str = "") -> None:
 
 @attrs.frozen
 class Kind:
-    """One kind of value. *accepted* stands in errors; in help, *placeholder* stands for a value, *unit* in the sentence."""
+    """One kind of value. *accepted*: for errors; *placeholder*, *unit*: for help; *show*: the text that `parse` reads back."""
 
     parse: Callable[[str], Any]
     accepted: str
@@ -63,7 +63,7 @@ class Kind:
 def setting(kind: Kind, default: T, help: str, shown: str = "", group: str = "") -> T:
     """A field of a settings class that is also an option: a repeatable one if *default* is a tuple.
 
-    *help*: what it does; the unit of *kind* is added behind its first clause. *shown*: stands for a default that cannot be
+    *help*: what it does; the unit of *kind* is added behind its first clause. *shown*: replaces a default that cannot be
     typed. *group*: the heading of the group that this option begins.
     """
     field: T = attrs.field(default=default, metadata={"kind": kind, "help": help, "shown": shown, "group": group})
@@ -161,7 +161,7 @@ def _network(text: str) -> Network:
 
 
 def token(owner: str, pattern: re.Pattern[str] = _TOKEN, refused: Collection[str] = (), reason: str = "") -> Kind:
-    """The name of an *owner*, of characters that *pattern* knows; for those *refused*, *reason* says why."""
+    """The name of an *owner*, of the characters of *pattern*, but for those *refused*, for *reason*."""
 
     def parse(text: str) -> str:
         reject_if(text.lower() in refused, reason)

@@ -153,7 +153,7 @@ class _Body(Protocol):
 
 
 def _refused(response: IResponse, body: bytes) -> Trouble:
-    """What the response to a failed request says: the proxy's own (RFC 9457), or that of the store behind it."""
+    """The error that a response reports: the proxy's own (RFC 9457), or that of the store behind it."""
     try:
         problem = dict(json.loads(body))
     except (ValueError, TypeError):
