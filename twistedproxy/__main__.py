@@ -10,7 +10,7 @@ import sys
 from twisted.scripts import twistd
 
 from twistedproxy.options.command import Options
-from twistedproxy.warm.options import Options as WarmOptions
+from twistedproxy.warm.options import WarmOptions
 
 
 class _Completed(Options):

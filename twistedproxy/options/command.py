@@ -25,7 +25,7 @@ from twisted.python import usage
 import twistedproxy
 from twistedproxy.cache.address import MemoryAddress
 from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
-from twistedproxy.options.values import Kind, Rejected, reject_if, show_size
+from twistedproxy.options.values import Rejected, ValueKind, reject_if, show_size
 from twistedproxy.settings import MIB, REMOVED, Settings
 from twistedproxy.system.logs import check_destination
 from twistedproxy.system.resources import MemoryReading, read_memory
@@ -46,7 +46,7 @@ class Option:
     field: str
     name: str
     group: str
-    kind: Kind
+    kind: ValueKind
     help: str
     repeatable: bool
     words: str
@@ -54,7 +54,7 @@ class Option:
     described: str
 
 
-def _option(field: str, default: Any, kind: Kind, help: str, shown: str, group: str) -> Option:
+def _option(field: str, default: Any, kind: ValueKind, help: str, shown: str, group: str) -> Option:
     clause, semicolon, rest = help.partition(";")
     sentence = f"{clause} ({kind.unit}){semicolon}{rest}" if kind.unit else help
     repeatable = isinstance(default, tuple)
@@ -190,7 +190,7 @@ class Options(Command):
         return settings
 
 
-def parsed(kind: Kind, source: str, text: str) -> Any:
+def parsed(kind: ValueKind, source: str, text: str) -> Any:
     """The value of *text*, which came from the option or variable *source*. Raises `usage.UsageError`."""
     try:
         return kind.parse(text)

@@ -50,7 +50,7 @@ def reject_if(wrong: object, reason: str = "") -> None:
 
 
 @attrs.frozen
-class Kind:
+class ValueKind:
     """One kind of value. *accepted*: for errors; *placeholder*, *unit*: for help; *show*: the text that `parse` reads back."""
 
     parse: Callable[[str], Any]
@@ -60,7 +60,7 @@ class Kind:
     show: Callable[[Any], str] = str
 
 
-def setting(kind: Kind, default: T, help: str, shown: str = "", group: str = "") -> T:
+def setting(kind: ValueKind, default: T, help: str, shown: str = "", group: str = "") -> T:
     """A field of a settings class that is also an option: a repeatable one if *default* is a tuple.
 
     *help*: what it does; the unit of *kind* is added behind its first clause. *shown*: replaces a default that cannot be
@@ -102,9 +102,9 @@ def _decimal(text: str) -> float:
 _show_number = "{:.10g}".format
 
 
-def size(least: int = 0) -> Kind:
+def size(least: int = 0) -> ValueKind:
     """Bytes: ``1048576``, ``64k``, ``256M``, ``1.5G``; k, M, G and T are powers of 1024."""
-    return Kind(
+    return ValueKind(
         _between(_bytes, least, MAX_BYTES),
         f"bytes from {show_size(least)}, such as 256M or 1.5G (k, M, G: powers of 1024)",
         "SIZE",
@@ -119,13 +119,13 @@ def show_size(value: int) -> str:
     return f"{value // _UNITS[unit]}{unit if unit == 'k' else unit.upper()}"
 
 
-def seconds(least: float, most: float = MAX_SECONDS) -> Kind:
+def seconds(least: float, most: float = MAX_SECONDS) -> ValueKind:
     """Seconds, decimals allowed."""
     accepted = f"seconds from {least:g}" + f" to {most:g}" * (most != MAX_SECONDS)
-    return Kind(_between(_decimal, least, most), accepted, "S", "seconds", _show_number)
+    return ValueKind(_between(_decimal, least, most), accepted, "S", "seconds", _show_number)
 
 
-def seconds_or_forever(least: float) -> Kind:
+def seconds_or_forever(least: float) -> ValueKind:
     """Seconds; any number below 0 means no end, which is None."""
     return attrs.evolve(
         finite := seconds(least),
@@ -135,13 +135,13 @@ def seconds_or_forever(least: float) -> Kind:
     )
 
 
-def whole(least: int, most: int = MAX_COUNT, unit: str = "") -> Kind:
+def whole(least: int, most: int = MAX_COUNT, unit: str = "") -> ValueKind:
     """A whole number."""
     accepted = f"a whole number from {least}" + f" to {most}" * (most != MAX_COUNT)
-    return Kind(_between(_integer, least, most), accepted, "S" if unit == "seconds" else "N", unit)
+    return ValueKind(_between(_integer, least, most), accepted, "S" if unit == "seconds" else "N", unit)
 
 
-def choice(values: Mapping[str, T]) -> Kind:
+def choice(values: Mapping[str, T]) -> ValueKind:
     """One of the names in *values*."""
 
     def parse(text: str) -> T:
@@ -149,7 +149,7 @@ def choice(values: Mapping[str, T]) -> Kind:
         return values[text.lower()]
 
     names = {value: name for name, value in values.items()}
-    return Kind(parse, " or ".join(values), "|".join(values), show=names.__getitem__)
+    return ValueKind(parse, " or ".join(values), "|".join(values), show=names.__getitem__)
 
 
 def _network(text: str) -> Network:
@@ -160,21 +160,21 @@ def _network(text: str) -> Network:
         raise Rejected(hint) from None
 
 
-def token(owner: str, pattern: re.Pattern[str] = _TOKEN, refused: Collection[str] = (), reason: str = "") -> Kind:
+def token(owner: str, pattern: re.Pattern[str] = _TOKEN, refused: Collection[str] = (), reason: str = "") -> ValueKind:
     """The name of an *owner*, of the characters of *pattern*, but for those *refused*, for *reason*."""
 
     def parse(text: str) -> str:
         reject_if(text.lower() in refused, reason)
         return _matched(pattern, text)[0]
 
-    return Kind(parse, f"the name of a {owner}", "NAME")
+    return ValueKind(parse, f"the name of a {owner}", "NAME")
 
 
 TIMEOUT = seconds(0.001)
-PERCENT = Kind(_between(_decimal, 0, 100), "a number from 0 to 100", "PERCENT", "percent", _show_number)
-SHARE = Kind(_between(_decimal, 0, 1), "a number from 0 to 1", "SHARE", "0 to 1", _show_number)
+PERCENT = ValueKind(_between(_decimal, 0, 100), "a number from 0 to 100", "PERCENT", "percent", _show_number)
+SHARE = ValueKind(_between(_decimal, 0, 1), "a number from 0 to 1", "SHARE", "0 to 1", _show_number)
 SWITCH = choice({"on": True, "off": False})
-NETWORK = Kind(_network, "an IP network such as 10.0.0.0/8 or fd00::/8, or one address", "NETWORK")
+NETWORK = ValueKind(_network, "an IP network such as 10.0.0.0/8 or fd00::/8, or one address", "NETWORK")
 HEADER = token("request header", _TOKEN, _NO_CREDENTIALS, "it identifies no caller; cookies: --credential-cookie")
 PARAMETER = token(
     "query parameter", _PARAMETER, ("accept", "limit", "offset", "viewport"), "it selects what is requested"

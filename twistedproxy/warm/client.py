@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from twistedproxy.dicom.lenient_json import read_json
-from twistedproxy.warm.targets import Found, Target
+from twistedproxy.warm.targets import Found, WarmTarget
 
 RESPONSE_SECONDS = 150.0  # to the head: a store may take two minutes for the metadata of a slide
 SILENCE_SECONDS = 60.0  # between two pieces of the body; the proxy reports on a load four times a second
@@ -54,7 +54,7 @@ class Warmer:
     clock: IReactorTime
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), repr=False)
 
-    async def instances(self, target: Target) -> list[Found]:
+    async def instances(self, target: WarmTarget) -> list[Found]:
         """The instances of *target*: itself, or what searches find below it. Raises `Trouble`."""
         if target.sop is not None:
             return [Found(target.url, target.sop)]
@@ -69,7 +69,7 @@ class Warmer:
             offset += len(page)
         raise Trouble(f"more than {MAX_INSTANCES} instances below {target.url}")
 
-    async def _page(self, target: Target, offset: int) -> list[Found]:
+    async def _page(self, target: WarmTarget, offset: int) -> list[Found]:
         kept = bytearray()
         await self._request("GET", target.search(offset), "application/dicom+json", (200, 204), kept.extend)
         try:

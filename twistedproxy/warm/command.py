@@ -14,9 +14,9 @@ from twisted.web.client import Agent
 
 from twistedproxy.processes.child import use_monotonic_clock
 from twistedproxy.warm.client import Job, Trouble, Warmer
-from twistedproxy.warm.options import Options
-from twistedproxy.warm.progress import Progress
-from twistedproxy.warm.targets import Found, Target
+from twistedproxy.warm.options import WarmOptions
+from twistedproxy.warm.progress import ProgressReport
+from twistedproxy.warm.targets import Found, WarmTarget
 
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response does not give a time
@@ -32,12 +32,12 @@ class Warming:
     """One run of the command."""
 
     warmer: Warmer
-    progress: Progress
-    options: Options
+    progress: ProgressReport
+    options: WarmOptions
 
     async def run(self) -> int:
         """Load all; the exit code."""
-        instances: dict[str, tuple[Target, Found]] = {}
+        instances: dict[str, tuple[WarmTarget, Found]] = {}
         for target in self.options.targets:
             for found in await self._instances(target):
                 instances.setdefault(found.url, (target, found))
@@ -47,7 +47,7 @@ class Warming:
         self.progress.end()
         return 1 if self.progress.counts["failed"] else 0
 
-    async def _instances(self, target: Target) -> list[Found]:
+    async def _instances(self, target: WarmTarget) -> list[Found]:
         """What of *target* is to be loaded."""
         try:
             found = await self.warmer.instances(target)
@@ -61,7 +61,7 @@ class Warming:
                 self.progress.left_out(one, "no multi-frame")
         return [one for one in found if one.frames is None or one.frames > 1]
 
-    async def _lane(self, work: Iterator[tuple[Target, Found]]) -> None:
+    async def _lane(self, work: Iterator[tuple[WarmTarget, Found]]) -> None:
         for target, instance in work:
             try:
                 job = await self._patiently(instance)
@@ -95,17 +95,17 @@ class Warming:
             await deferLater(clock, wait)
 
 
-async def warm(reactor: Any, options: Options, out: TextIO, errors: TextIO) -> int:
+async def warm(reactor: Any, options: WarmOptions, out: TextIO, errors: TextIO) -> int:
     """Carry out *options*; the exit code."""
     # A connection for each request: one that is kept may be closed by the proxy when the next POST is on its way.
     agent = Agent(reactor, connectTimeout=CONNECT_SECONDS)
-    progress = Progress(out, errors, bool(options["quiet"]), reactor.seconds)
+    progress = ProgressReport(out, errors, bool(options["quiet"]), reactor.seconds)
     return await Warming(Warmer(agent, reactor, options.headers), progress, options).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``twistedproxy warm``, and the console script twistedproxy-warm."""
-    options = Options()
+    options = WarmOptions()
     try:
         options.parseOptions(sys.argv[1:] if arguments is None else list(arguments))
     except usage.UsageError as error:

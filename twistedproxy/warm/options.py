@@ -12,13 +12,13 @@ from twisted.python import usage
 
 from twistedproxy.options.command import Command, parsed
 from twistedproxy.options.values import seconds, whole
-from twistedproxy.warm.targets import Target
+from twistedproxy.warm.targets import WarmTarget
 
 _JOBS = partial(parsed, whole(1, 64), "--jobs")
 _PATIENCE = partial(parsed, seconds(0), "--patience")
 
 
-class Options(Command):
+class WarmOptions(Command):
     """Options and URLs. *headers*: sent with every request."""
 
     synopsis = "Usage: twistedproxy warm [options] URL..."
@@ -40,7 +40,7 @@ class Options(Command):
         super().__init__()
         self._environment = environment
         self.headers: list[tuple[str, str]] = []
-        self.targets: list[Target] = []
+        self.targets: list[WarmTarget] = []
 
     def opt_header(self, line: str) -> None:
         """Header to send, 'Name: value'; may be repeated. The process list shows it: not for tokens"""
@@ -73,4 +73,4 @@ class Options(Command):
     def parseArgs(self, *urls: str) -> None:
         if not urls:
             raise usage.UsageError("a URL is needed: of a study, series or instance, below the proxy's mount")
-        self.targets = [Target.of(url) for url in urls]
+        self.targets = [WarmTarget.of(url) for url in urls]

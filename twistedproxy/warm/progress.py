@@ -19,7 +19,7 @@ _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{r
 
 
 @attrs.define(eq=False)
-class Progress:
+class ProgressReport:
     """*out*: for what was done; *errors*: for what failed, and the bar. *counts*: of instances loaded, left out, failed.
 
     Frames are counted over all instances; those of an instance whose number is not known, once its load begins.

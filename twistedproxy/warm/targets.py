@@ -31,7 +31,7 @@ class Found:
 
 
 @attrs.frozen
-class Target:
+class WarmTarget:
     """A study, series or instance. *url*: without a slash at its end; *study_url*: that of its study."""
 
     url: str
@@ -40,7 +40,7 @@ class Target:
     series: Optional[str] = None
 
     @classmethod
-    def of(cls, url: str) -> Target:
+    def of(cls, url: str) -> WarmTarget:
         """Read a URL ``http(s)://…/studies/{}[/series/{}[/instances/{}]]``. Raises `UsageError`."""
         if re.match("[^/]*//[^/?#]*@", url):
             raise UsageError("a URL with a password is visible in the process list; use --header-file or --header-env")
