@@ -25,12 +25,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.options.command import Options
-from twistedproxy.processes.child import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
 from twistedproxy.server.listening import descriptions
 from twistedproxy.server.privileges import Ports, changes_user, move_home
 from twistedproxy.server.startup_log import announce
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog, LoggedService, LogOutput, twistd_output
+from twistedproxy.system.tuning import allow_open_files, freeze_gc, keep_freed_memory, use_monotonic_clock
 
 if TYPE_CHECKING:
     from twistedproxy.workers.supervisor import Supervisor
@@ -193,14 +193,14 @@ class ProxyService(Service):
 
         self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output, self._ports.bind)
         await self._supervisor.start()
-        leave_loaded_alone()
+        freeze_gc()
 
     async def _start_proxy(self) -> None:
         from twistedproxy.proxy import Proxy
 
         async def joining() -> None:
             keep_freed_memory()
-            leave_loaded_alone()
+            freeze_gc()
 
         output, listen = AccessLog(self._output), self._ports.listen
         self._rooms = rooms = Proxy(self._reactor, self._settings, output, listen=listen, joining=joining)

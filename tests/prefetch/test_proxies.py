@@ -19,7 +19,7 @@ from tests.running import Proxy, Store
 from tests.slides import slide
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import EmbeddedAddress
-from twistedproxy.processes.child import leave_loaded_alone
+from twistedproxy.system.tuning import freeze_gc
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -183,7 +183,7 @@ class StallTests(ProxyCase):
 
     def setUp(self) -> None:
         super().setUp()
-        leave_loaded_alone()  # as a proxy does at its start: here it would be what all other tests have loaded, too
+        freeze_gc()  # as a proxy does at its start: here it would be what all other tests have loaded, too
         self.addCleanup(gc.unfreeze)
 
     async def stall(self, **settings: Any) -> float:

@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import TestCase
 
-from tests.running import printed
 from tests.waiting import wait_until
 from twistedproxy.processes.child import PIPE_BYTES, READ_BYTES, ChildProcess
 from twistedproxy.rendering.messages import Message
@@ -28,36 +27,6 @@ class Pieces(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.pieces.append(data)
-
-
-FREED = """
-import resource, sys
-from twistedproxy.processes.child import keep_freed_memory
-
-def faults():
-    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    pieces = [b"x" * int(sys.argv[2]) for _ in range(int(sys.argv[3]))]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-print([faults() for _ in range(4)][-1])
-"""
-"""Prints how many pages the system had to find when some objects of some size were needed, as so often before."""
-
-
-class MemoryTests(TestCase):
-    """`keep_freed_memory`."""
-
-    async def faults(self, how: str, size: int, count: int) -> int:
-        return int(await printed(FREED, how, str(size), str(count)))
-
-    async def test_kept(self) -> None:
-        """What was freed is used again without the system's help, by the frames of a slide and by a radiograph."""
-        if await self.faults("as it is", 15_000, 500) < 1000:
-            raise SkipTest("this C library keeps what is freed anyway")
-        self.assertLess(await self.faults("kept", 15_000, 500), 100)
-        self.assertLess(await self.faults("kept", 20_000_000, 1), 100)
 
 
 class PipeTests(TestCase):

@@ -34,10 +34,9 @@ from twistedproxy.prefetch import commands
 from twistedproxy.prefetch.instance_load import InstanceLoad, LocalFile, ProvisionalFrames
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn, is_lasting
 from twistedproxy.prefetch.throttle import Pace
-from twistedproxy.processes.child import use_monotonic_clock
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
-from twistedproxy.system.tuning import stand_back
+from twistedproxy.system.tuning import lower_priority, use_monotonic_clock
 
 PROGRESS_SECONDS = 0.1
 """How often a load says how far it is."""
@@ -169,7 +168,7 @@ def main() -> None:
     from twisted.internet import reactor, stdio
 
     use_monotonic_clock(reactor)
-    stand_back()
+    lower_priority()
     # Ctrl-C in a terminal is for the proxy, which ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])

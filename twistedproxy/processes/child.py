@@ -8,13 +8,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import gc
 import os
-import resource
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -47,56 +43,6 @@ PIPE_BYTES = 256 << 10
 
 READ_BYTES = 256 << 10
 """What is read from a child at once. Twisted reads 8 kB from a pipe: 2.2 ms of work for a picture of 1.4 MB, not 1.5."""
-
-LARGE = 32 << 20
-"""Bytes of one object that has pages of its own, which the system gets back when it is freed: the most that glibc takes."""
-
-KEPT_FREE = 2 * LARGE
-"""Bytes of freed memory that are kept for what is needed next."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-OPEN_FILES = 65536
-"""Connections and files of one process: far above 1024, the usual limit at first, for programs that use select(2)."""
-
-
-def allow_open_files() -> None:
-    """Raise the limit of open files to `OPEN_FILES`, or as far as the system lets. Children inherit it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def use_monotonic_clock(reactor: Any) -> None:
-    """Have *reactor* count seconds by a clock that is never set. To be called before anything is scheduled.
-
-    Twisted's own is the wall clock: while that is set back, by NTP or after a suspend, every deadline stands still.
-    """
-    reactor.seconds = time.monotonic
-
-
-def leave_loaded_alone() -> None:
-    """Take what has been loaded by now (modules, above all) out of what the garbage collector looks through.
-
-    Looking through it all takes about 50 ms, in which nobody is answered; it came every few thousand requests.
-    """
-    gc.collect()  # what is garbage now would stay for good
-    gc.freeze()
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep up to `KEPT_FREE` bytes that were freed, where it is glibc (mallopt(3)).
-
-    It comes to these very limits by itself, once it was given back an object of 32 MB. Until then it gives much to the
-    system after each large answer, and for the next one the system has to find and to zero each page again: 0.4 ms for a
-    MB, in which nobody is answered. Twenty viewers beside rendering waited 1.1 ms at the 99th percentile, and 0.7 so.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT_FREE)
-        library.mallopt(_M_MMAP_THRESHOLD, LARGE)
 
 
 def child_command(module: str) -> list[str]:

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     # A process group of its own: Ctrl-C in the terminal is for the parent, which ends us when it no longer needs us.
     # No session of its own: Linux shares the processors among sessions first (sched(7), autogroup), so that what works
     # in the background of the parent's session would not stand back for us. Beside rendering, callers waited 1.5 times as
-    # long for what we hold (with `twistedproxy.system.tuning.short_turns`: 1.1 times).
+    # long for what we hold (with `twistedproxy.system.tuning.short_time_slices`: 1.1 times).
     os.setpgrp()
     if how == "pipe":
         return beside(command)

@@ -54,7 +54,7 @@ from twistedproxy.imaging.tile_index import SparseDescription
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.windowing import range_of, to_display
 from twistedproxy.rendering.messages import Message, read_message
-from twistedproxy.system.tuning import short_turns, stand_back
+from twistedproxy.system.tuning import lower_priority, short_time_slices
 
 MAX_HELD = 16
 """Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
@@ -328,12 +328,12 @@ def main() -> None:
     source, target = _own_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    stand_back()
+    lower_priority()
 
     work = Work()
     _write(target, Message({"ready": True}))
     while (message := read_message(source.read)) is not None:
-        with short_turns():
+        with short_time_slices():
             answer = work.answer(message)
         _write(target, answer)
 

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater, react
 from twisted.python import usage
 from twisted.web.client import Agent
 
-from twistedproxy.processes.child import use_monotonic_clock
+from twistedproxy.system.tuning import use_monotonic_clock
 from twistedproxy.warm.client import Job, Trouble, Warmer
 from twistedproxy.warm.options import WarmOptions
 from twistedproxy.warm.progress import ProgressReport

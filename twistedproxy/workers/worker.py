@@ -24,10 +24,10 @@ from twisted.logger import Logger
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.processes.child import keep_freed_memory, leave_loaded_alone, use_monotonic_clock
 from twistedproxy.server.listening import listening_on
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog, begin_logging
+from twistedproxy.system.tuning import freeze_gc, keep_freed_memory, use_monotonic_clock
 from twistedproxy.workers.broadcast import SiblingsByParent
 from twistedproxy.workers.peer import CallFailed, Peer
 
@@ -83,7 +83,7 @@ class Worker:
 
     async def _join(self) -> None:
         keep_freed_memory()
-        leave_loaded_alone()
+        freeze_gc()
         await self.peer.call("join")
 
     async def ping(self) -> None:
