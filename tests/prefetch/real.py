@@ -25,11 +25,11 @@ from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import Children, InProcessLoader
-from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.system.demand import Demand
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.resources import SystemLoad
 
 TOKEN = "d41f6e0c-alice-token"
 SIDE = 16  # frames: 256 of 8.7 kB, some batches
@@ -115,7 +115,7 @@ class RealCase(TestCase):
             metrics,
             reactor,
             jobs,
-            lambda: LoadReading(),
+            lambda: SystemLoad(),
             InProcessLoader(cache, reactor),
             children,
         )
