@@ -37,7 +37,7 @@ from twistedproxy.hot.responses import HotResponses
 from twistedproxy.origin.interface import Caller
 from twistedproxy.origin.open import open_origin
 from twistedproxy.prefetch.jobs import JobBook
-from twistedproxy.prefetch.loaders import Children, InProcessLoader
+from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.rendering.service import open_imaging
@@ -105,7 +105,7 @@ class Proxy:
         self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
         descriptions = MetadataObserver(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
-        self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)
+        self.children = ChildLoader(reactor, self.cache, settings, self.metrics, self.demand)
         in_process = InProcessLoader(self.cache, reactor)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         system_load = SystemLoadReader(self._cache_use.on_this_machine)

@@ -6,14 +6,13 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 from unittest import SkipTest
 
 from twisted.trial.unittest import TestCase
 
-from tests.running import end, printed, tied
+from tests.running import printed
 from tests.waiting import wait_until
-from twistedproxy.processes.child import child_command, child_environment
+from twistedproxy.processes.child import ChildProcess
 from twistedproxy.system.tuning import SLICE_SECONDS, short_time_slices
 
 
@@ -70,29 +69,27 @@ class MemoryTests(TestCase):
         self.assertLess(await self.faults("kept", 20_000_000, 1), 100)
 
 
-class StandBackTests(TestCase):
+class PriorityTests(TestCase):
     """`lower_priority`, in the processes that call it."""
 
-    def started(self, module: str) -> subprocess.Popen[bytes]:
-        """A process that runs *module*, until the test ends."""
-        command = tied(child_command(module))
-        child = subprocess.Popen(command, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        self.addCleanup(end, child)
-        self.addCleanup(lambda: child.stdin and child.stdin.close())
-        return child
-
-    async def assert_stands_back(self, module: str) -> None:
+    async def assert_low(self, module: str) -> None:
         """*module*, run as a child of the proxy, leaves the CPU to others."""
+        from twisted.internet import reactor
+
         if not hasattr(os, "SCHED_IDLE"):
             raise SkipTest("this system has no SCHED_IDLE")
-        child = self.started(module)
-        await wait_until(lambda: os.sched_getscheduler(child.pid) == os.SCHED_IDLE, module)
-        self.assertEqual(os.getpriority(os.PRIO_PROCESS, child.pid), 19)
+        child = ChildProcess(reactor, "child")
+        child.spawn(module)
+        self.addCleanup(child.ended)
+        self.addCleanup(child.kill)
+        pid = child.pid or 0
+        await wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE, module)
+        self.assertEqual(os.getpriority(os.PRIO_PROCESS, pid), 19)
 
     async def test_loader(self) -> None:
         """Loads."""
-        await self.assert_stands_back("twistedproxy.prefetch.loader_main")
+        await self.assert_low("twistedproxy.prefetch.loader_main")
 
     async def test_renderer(self) -> None:
         """Pictures."""
-        await self.assert_stands_back("twistedproxy.rendering.child")
+        await self.assert_low("twistedproxy.rendering.child")

@@ -1,14 +1,12 @@
-"""A rendering child: ``python -m twistedproxy.rendering.child``, started by the proxy and spoken to over a pipe.
+"""A rendering child: ``python -m twistedproxy.rendering.child``, started by the proxy: bytes of frames in, bytes of pictures out.
 
-- It does one thing at a time, without a reactor; what it is told to do is in `twistedproxy.rendering.child`.
+- It does one call at a time, without a reactor.
 - A decoder that crashes takes this process down and nothing else; one that takes too much memory gets a MemoryError.
-- It ends with the proxy: when its standard input does, and, should a decoder never come back, by the kernel's signal.
-- It stands back: the proxy answers from the cache meanwhile, and comes first.
+- It ends with the proxy: when its pipe does, and, should a decoder never come back, by the kernel's signal.
+- It runs at low priority: the proxy's answers from the cache come first.
 
-What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
-
-Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal,
-and where frames were left out, ``left_empty``, which says what is wrong with the first:
+Calls, each with its blobs; with a picture comes the ``digest`` of its bytes, in hexadecimal, and where frames were left
+out, ``left_empty``, which says what is wrong with the first:
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
@@ -18,7 +16,8 @@ and where frames were left out, ``left_empty``, which says what is wrong with th
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
 - ``place`` [piece…], ``placed``: an instance's metadata, piece by piece, then where its frames lie;
-- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
+- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it;
+- ``ping``: nothing.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
 """
@@ -26,7 +25,6 @@ Nothing here trusts a frame: sizes are checked before memory is taken, and what 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -53,7 +51,8 @@ from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged, resized
 from twistedproxy.imaging.tile_index import SparseDescription
 from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.windowing import range_of, to_display
-from twistedproxy.rendering.messages import Message, read_message
+from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, MessageReader
+from twistedproxy.processes.with_parent import end_with_parent
 from twistedproxy.system.tuning import lower_priority, short_time_slices
 
 MAX_HELD = 16
@@ -158,24 +157,30 @@ class Work:
             "place": self._place,
             "placed": self._placed,
             "downsample": _downsample,
+            "ping": lambda _arguments, _blobs: b"",
         }
 
     def answer(self, message: Message) -> Message:
         """The answer to *message*; every error is one."""
+        number, name, arguments = (message.head[key] for key in ("id", "call", "with"))
         try:
-            if message.head["op"] == "described":
-                return self._described(message.head, message.blobs)
-            made = self._operations[message.head["op"]](message.head, message.blobs)
-            head = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
-            if self._left_empty:
-                head["left_empty"], self._left_empty = self._left_empty, ""
-            return Message(head, [made])
+            value, made = self._done(name, arguments, message.blobs)
+            return Message({"answer": number, "value": value}, [made])
         except _EXPECTED as error:
-            return _failed(type(error).__name__, str(error))
+            return _failed(number, type(error).__name__, str(error))
         except MemoryError:
-            return _failed("BadImage", "the picture takes more memory than a worker may have")
+            return _failed(number, "BadImage", "the picture takes more memory than a worker may have")
         except Exception as error:  # a library's own way to say that a frame is damaged
-            return _failed("Unexpected", f"{type(error).__name__}: {error}"[:500])
+            return _failed(number, "Unexpected", f"{type(error).__name__}: {error}"[:500])
+
+    def _done(self, name: str, arguments: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+        if name == "described":
+            return self._described(arguments, blobs)
+        made = self._operations[name](arguments, blobs)
+        value = {"digest": content_digest([made]).hex()} if name in _PICTURES else {}
+        if self._left_empty:
+            value["left_empty"], self._left_empty = self._left_empty, ""
+        return value, made
 
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         picture = _picture_of(head, *blobs[:2])
@@ -227,11 +232,11 @@ class Work:
     def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         return self._sparse[head["number"]].packed()
 
-    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
+    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
         """The facts, and where the values are that the metadata only point to."""
         description = self._descriptions[head["number"]]
         described = description.facts(dict(zip(head["uris"], blobs)), head["profile"])
-        return Message({"uris": described.missing}, [described.packed])
+        return {"uris": described.missing}, described.packed
 
 
 def _make_room(held: dict[int, Any]) -> None:
@@ -240,8 +245,8 @@ def _make_room(held: dict[int, Any]) -> None:
         held.pop(next(iter(held)))
 
 
-def _failed(kind: str, text: str) -> Message:
-    return Message({"error": {"kind": kind, "text": text}})
+def _failed(number: int, kind: str, text: str) -> Message:
+    return Message({"answer": number, "error": text, "kind": kind})
 
 
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
@@ -317,53 +322,31 @@ ADDRESS_SPACE = 8 << 30
 """Bytes of address space, not of memory, that a child may take: libraries map far more than they use. A picture that
 explodes in a decoder ends there."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+READ_BYTES = 256 << 10
+"""What is read from the pipe at once: as much as it holds."""
 
 
 def main() -> None:
-    """Serve until standard input ends."""
-    _die_with_parent()
-    # Ctrl-C in a terminal is for the proxy, which ends us in order.
+    """Serve until the pipe ends."""
+    end_with_parent()
+    # Ctrl-C in a terminal is for the proxy, which ends its children in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source, target = _own_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     lower_priority()
 
-    work = Work()
-    _write(target, Message({"ready": True}))
-    while (message := read_message(source.read)) is not None:
-        with short_time_slices():
-            answer = work.answer(message)
-        _write(target, answer)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the proxy is gone, where the kernel can. Should it be gone already, no work
-    will come: that comes to those who said that they are ready."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _own_pipes() -> tuple[Any, Any]:
-    """Standard input and output for messages alone: what a library prints goes to standard error."""
-    source, target = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    return os.fdopen(source, "rb"), os.fdopen(target, "wb", buffering=0)
-
-
-def _write(target: Any, message: Message) -> None:
-    for piece in message.packed():
-        view = memoryview(piece)
-        while view:
-            written = target.write(view)
-            view = view[written:]
+    work, reader = Work(), MessageReader()
+    with open(CONTROL_OUT, "wb") as target:
+        while data := os.read(CONTROL_IN, READ_BYTES):
+            for message in reader.feed(data):
+                with short_time_slices():
+                    answer = work.answer(message)
+                target.writelines(answer.packed())
+                target.flush()
 
 
 if __name__ == "__main__":
-    # the proxy that has gone leaves a pipe that nobody reads
+    # a proxy that has gone leaves a pipe that is not read
     with contextlib.suppress(BrokenPipeError):
         main()
     os._exit(0)

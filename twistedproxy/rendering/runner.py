@@ -29,10 +29,10 @@ from twistedproxy.imaging.geometry import Tile, decoder_scale
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import needs_positions
 from twistedproxy.imaging.windowing import needs_range, shown_as_stored
+from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import FactsReader
 from twistedproxy.rendering.jobs import Task
 from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
-from twistedproxy.rendering.messages import Message
 from twistedproxy.rendering.pool import Held, RenderPool
 
 BATCH = 64
@@ -249,7 +249,7 @@ class Maker:
             coming.addErrback(lambda _failure: None)
             coming.cancel()
             if held is not None:
-                held.forget({"op": "drop", "number": number})
+                held.release({"op": "drop", "number": number})
             raise
         finally:
             self._turns.release()

@@ -66,7 +66,7 @@ async def feed(
     finally:
         body.close()
         if held is not None:
-            held.forget({"op": "drop", "number": number})
+            held.release({"op": "drop", "number": number})
 
 
 async def _opened(origin: Origin, path: bytes, caller: Caller) -> ByteStream:
