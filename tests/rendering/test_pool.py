@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from tests.cache.support import alive
+from tests.running import signals
 from tests.waiting import wait_until
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.processes.child import child_environment
@@ -201,16 +200,6 @@ class ReadyTests(PoolCase):
         self.assertEqual(pool.pids, [])
 
 
-def handled(pid: int) -> set[int]:
-    """The signals that a process has handlers for."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        raise SkipTest("this system does not list the signals that a process handles") from None
-    (mask,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
-    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
-
-
 class RealChildTests(PoolCase):
     """The real child, at work."""
 
@@ -224,7 +213,7 @@ class RealChildTests(PoolCase):
         pool = self.pool(workers=1, seconds=90.0)
         pool.module = MODULE
         await pool.call({"op": "drop", "number": 0})
-        self.assertIn(signal.SIGALRM, handled(pool.pids[0]))
+        self.assertIn(signal.SIGALRM, signals(pool.pids[0], "SigCgt"))
 
     async def test_interrupted(self) -> None:
         """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""

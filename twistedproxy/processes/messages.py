@@ -2,7 +2,7 @@
 
 A message is four bytes of length, a JSON object of that length, and byte strings ("blobs"), whose lengths stand in the
 object under ``blobs``. What is said with them is in `twistedproxy.processes.channel`; this module imports no Twisted, for
-children without a reactor.
+children without a reactor (5 MB each).
 """
 
 from __future__ import annotations
