@@ -183,10 +183,14 @@ class KeepTests(KeptCase):
 
     def test_kept(self) -> None:
         """It is there at once, and again when it has ended; those that wait for it get it."""
-        waiting = Deferred.fromCoroutine(self.kept.ready(5.0))
+        coming: Deferred[Any] = Deferred()
+        self.results = [coming]
         self.kept.keep()
+        waiting = [Deferred.fromCoroutine(self.kept.ready(5.0)) for _ in range(2)]
+        coming.callback(FakeChild())
         first = self.current()
-        self.assertIs(self.successResultOf(waiting), first)
+        for each in (*waiting, Deferred.fromCoroutine(self.kept.ready(5.0))):
+            self.assertIs(self.successResultOf(each), first)
         self.kept.keep()
         first.end()
         self.clock.advance(0)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Optional, TypeVar
 
@@ -54,7 +55,6 @@ class KeptAlive(Generic[C]):
         self._stopped = False
         self._changing = DeferredLock()
         self._filling: Optional[Deferred[None]] = None
-        self._waiting: list[Deferred[C]] = []
 
     async def replace(self) -> Optional[C]:
         """Start a child in the place of the present one, if any, which is returned and goes on. Raises `StartFailed`: all is as
@@ -77,18 +77,14 @@ class KeptAlive(Generic[C]):
             self._fill(None)
 
     async def ready(self, seconds: float) -> C:
-        """The child, once there is one. Raises `StartFailed` where there is none within *seconds*."""
-        if self.child is not None:
-            return self.child
-        waiter: Deferred[C] = Deferred()
-        self._waiting.append(waiter)
-        try:
-            return await waiter.addTimeout(seconds, self._reactor)
-        except defer.TimeoutError:
-            raise StartFailed(f"no {self._name} could be started") from None
-        finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+        """The child, if need be once it is started. Raises `StartFailed` where that takes longer than *seconds*."""
+        if self.child is None:
+            with contextlib.suppress(defer.TimeoutError):
+                await self._changing.acquire().addTimeout(seconds, self._reactor)
+                self._changing.release()
+        if self.child is None:
+            raise StartFailed(f"no {self._name} could be started")
+        return self.child
 
     async def stop(self) -> None:
         """Start none any more; one that is being started is killed. The child lives on."""
@@ -101,9 +97,6 @@ class KeptAlive(Generic[C]):
         self.child = child
         self._began = self._reactor.seconds()
         child.ended().addCallback(self._ended, child)
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(child)
 
     def _ended(self, _result: object, child: C) -> None:
         if self.child is child:

@@ -55,8 +55,8 @@ from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, Me
 from twistedproxy.processes.with_parent import end_with_parent
 from twistedproxy.system.tuning import lower_priority, short_time_slices
 
-MAX_HELD = 16
-"""Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
+MAX_HELD = 24
+"""Pictures and descriptions that a child holds at once; the proxy asks for at most 18."""
 
 _PICTURES = ("picture", "finish", "native", "transcode")
 """Operations whose result is for callers, who also get its digest: one more piece of work that is not the proxy's."""
@@ -139,9 +139,7 @@ class Work:
     """Answers messages."""
 
     def __init__(self) -> None:
-        self._held: dict[int, _Picture] = {}
-        self._descriptions: dict[int, Description] = {}
-        self._sparse: dict[int, SparseDescription] = {}
+        self._held: dict[int, Any] = {}  # pictures and descriptions by the numbers that the proxy gave them
         self._left_empty = ""
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
@@ -188,8 +186,7 @@ class Work:
         return self._finished(picture)
 
     def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        _make_room(self._held)
-        self._held[head["number"]] = _picture_of(head, *blobs)
+        self._hold(head["number"], _picture_of(head, *blobs))
         return b""
 
     def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
@@ -206,43 +203,37 @@ class Work:
 
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         self._held.pop(head["number"], None)
-        self._descriptions.pop(head["number"], None)
-        self._sparse.pop(head["number"], None)
         return b""
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        number = head["number"]
-        if number not in self._descriptions:
-            _make_room(self._descriptions)
-            self._descriptions[number] = Description(tuple(head["uids"]))
-        for piece in blobs:
-            self._descriptions[number].feed(piece)
-        return b""
+        if head["number"] not in self._held:
+            self._hold(head["number"], Description(tuple(head["uids"])))
+        return self._feed(head["number"], blobs)
 
     def _place(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        number = head["number"]
-        if number not in self._sparse:
-            _make_room(self._sparse)
+        if head["number"] not in self._held:
             known = InstanceMetadata.from_bytes(head["metadata"].encode())
-            self._sparse[number] = SparseDescription(known, tuple(head["uids"]))
-        for piece in blobs:
-            self._sparse[number].feed(piece)
+            self._hold(head["number"], SparseDescription(known, tuple(head["uids"])))
+        return self._feed(head["number"], blobs)
+
+    def _hold(self, number: int, what: Any) -> None:
+        """Keep *what*; the oldest goes where there are too many: its proxy's end was cut off before it could be dropped."""
+        while len(self._held) >= MAX_HELD:
+            self._held.pop(next(iter(self._held)))
+        self._held[number] = what
+
+    def _feed(self, number: int, pieces: Sequence[bytes]) -> bytes:
+        for piece in pieces:
+            self._held[number].feed(piece)
         return b""
 
     def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return self._sparse[head["number"]].packed()
+        return bytes(self._held[head["number"]].packed())
 
     def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
         """The facts, and where the values are that the metadata only point to."""
-        description = self._descriptions[head["number"]]
-        described = description.facts(dict(zip(head["uris"], blobs)), head["profile"])
+        described = self._held[head["number"]].facts(dict(zip(head["uris"], blobs)), head["profile"])
         return {"uris": described.missing}, described.packed
-
-
-def _make_room(held: dict[int, Any]) -> None:
-    """Drop the oldest: its proxy's end was cut off in a way that it could not say."""
-    while len(held) >= MAX_HELD:
-        held.pop(next(iter(held)))
 
 
 def _failed(number: int, kind: str, text: str) -> Message:

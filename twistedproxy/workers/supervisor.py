@@ -19,6 +19,7 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twistedproxy.cache.address import EmbeddedAddress
 from twistedproxy.cache.embedded import EmbeddedServer, find_server
@@ -78,9 +79,8 @@ class Supervisor:
             for each in divided(settings)
         ]
         self._spare = KeptAlive(reactor, "spare", self._spawned, None, SPARE_SECONDS, SPARE_SECONDS)
-        self._started_all = False
         self._reload_wanted = False
-        self._reloading = False
+        self._changing = True  # starting, or being replaced
 
     async def start(self) -> None:
         """Start the cache, bind, and wait until all workers listen. Raises what keeps them from it."""
@@ -97,7 +97,7 @@ class Supervisor:
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
         hosts = [port.getHost() for port in self._ports]
         announce(self._settings, hosts, [Served(**each) for each in self._served])
-        self._started_all = True
+        self._changing = False
         self._reload_if_wanted()
 
     def pids(self) -> list[int]:
@@ -168,18 +168,15 @@ class Supervisor:
         self._reload_if_wanted()
 
     def _reload_if_wanted(self) -> None:
-        if self._reload_wanted and self._started_all and not self._reloading and not self.stopping:
-            self._reloading = True
-            reloading = Deferred.fromCoroutine(self._reload())
-            reloading.addErrback(lambda failure: _log.failure("reloading failed", failure))
+        if self._reload_wanted and not self._changing and not self.stopping:
+            self._reload_wanted, self._changing = False, True
+            Deferred.fromCoroutine(self._replace_all()).addBoth(self._replaced)
 
-    async def _reload(self) -> None:
-        try:
-            while self._reload_wanted and not self.stopping:
-                self._reload_wanted = False
-                await self._replace_all()
-        finally:
-            self._reloading = False
+    def _replaced(self, result: Any) -> None:
+        if isinstance(result, Failure):
+            _log.failure("reloading failed", result)
+        self._changing = False
+        self._reload_if_wanted()
 
     async def _replace_all(self) -> None:
         spare = self._spare.take()  # what it has imported may have changed
