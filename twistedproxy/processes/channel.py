@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Optional
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol, connectionDone
@@ -25,6 +26,9 @@ from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, BadMessage,
 
 Handler = Callable[..., Awaitable[Any]]
 """Called with the blobs of a call and its arguments by name; returns what JSON can hold."""
+
+
+GONE = "the other process has gone"
 
 
 class CallError(Exception):
@@ -58,22 +62,15 @@ class Channel(Protocol):
 
     def request(self, name: str, arguments: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Deferred[Message]:
         """Like `call`; the answer comes with its blobs."""
+        if self._gone:
+            return defer.fail(ConnectionLost(GONE))
         self._last += 1
         number = self._last
-
-        def given_up(_: object) -> None:
-            self._calls.pop(number, None)
-
-        answer: Deferred[Message] = Deferred(given_up)
-        if self._gone:
-            answer.errback(_gone())
-            return answer
         try:
             self._send(Message({"call": name, "id": number, "with": arguments}, blobs))
         except BadMessage as error:
-            answer.errback(CallError(str(error)))
-        else:
-            self._calls[number] = answer
+            return defer.fail(CallError(str(error)))
+        self._calls[number] = answer = Deferred[Message]()
         return answer
 
     def notify(self, name: str, **arguments: Any) -> None:
@@ -104,8 +101,8 @@ class Channel(Protocol):
 
     def _settle(self, number: int, outcome: Any) -> None:
         answer = self._calls.pop(number, None)
-        if answer is not None:  # else its caller waits no more
-            answer.callback(outcome)  # a Failure goes to its errbacks
+        if answer is not None:
+            answer.callback(outcome)  # a Failure goes to its errbacks; where the caller has cancelled, it is dropped
 
     async def _serve(self, name: str, number: Optional[int], arguments: dict[str, Any], blobs: Sequence[bytes]) -> None:
         handler = self._handlers.get(name)
@@ -139,14 +136,10 @@ class Channel(Protocol):
         self._gone = True
         calls, self._calls = self._calls, {}
         for answer in calls.values():
-            if not answer.called:  # a caller may cancel others when the first fails
-                answer.errback(_gone())
+            if not answer.called:  # it may have been cancelled
+                answer.errback(ConnectionLost(GONE))
         if self._lost is not None:
             self._lost()
-
-
-def _gone() -> Failure:
-    return Failure(ConnectionLost("the other process has gone"))
 
 
 def connect_to_parent(channel: Channel) -> None:

@@ -73,7 +73,7 @@ def child_environment() -> dict[str, str]:
 
 
 class ChildProcess(ProcessProtocol):
-    """A child that is there once `spawn` was called. *name*: what the log calls it. *handlers*: what it may call.
+    """A child, once `spawn` was called. *name*: what the log calls it. *handlers*: what it may call.
     *output*: see `ChildOutput`.
     """
 
