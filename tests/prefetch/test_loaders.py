@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,19 @@ class LoadTests(ChildCase):
         await self.complete(worker)
 
     async def slow(self, store: Any, server: Any, worker: Any) -> None:
-        """Trigger a load in whose middle the cache's server stands still for a while."""
-        from twisted.internet import reactor
-        from twisted.internet.task import deferLater
-
+        """Trigger a load in whose middle the cache's server stands still until the origin does, too."""
         gate = store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=MIB)
         await self.ask(worker, 1)
         await within(gate.reached())
         server.signal(signal.SIGSTOP)
         gate.release()
-        await deferLater(reactor, 0.7)  # the origin could send all of it in this time
+        looks: deque[int] = deque([0], maxlen=50)
+
+        def stands_still() -> bool:
+            looks.append(gate.waiting[0].sent)
+            return looks[0] == looks[-1] > MIB
+
+        await wait_until(stands_still, "the origin waits")
         self.assertLess(gate.waiting[0].sent, 25 * MIB)
         server.signal(signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""A rendering child: ``python -m twistedproxy.rendering.child``, started by the proxy: bytes of frames in, bytes of pictures out.
+"""A render worker: ``python -m twistedproxy.rendering.child``, started by the proxy: bytes of frames in, bytes of pictures out.
 
 - It does one call at a time, without a reactor.
 - A decoder that crashes takes this process down and nothing else; one that takes too much memory gets a MemoryError.

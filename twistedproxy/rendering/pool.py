@@ -1,4 +1,4 @@
-"""The proxy's end of its rendering children: few, used again, started as they are needed but for the first.
+"""The proxy's end of its render workers: child processes, few, used again, started as they are needed but for the first.
 
 - The first is started before a picture is asked for, and one that ends is replaced: no request waits for a start.
 - A child does one call at a time; calls that find none free wait in a queue that has a limit.
@@ -164,7 +164,7 @@ class RenderPool:
         if wanted is None:
             self._start_one()
             if not self._children:
-                raise PoolBusy("no rendering child could be started")
+                raise PoolBusy("no render worker could be started")
         waiting = _Waiting(Deferred(), wanted)
         self._waiting.append(waiting)
         try:
@@ -190,7 +190,7 @@ class RenderPool:
             child.start(self.module)
         except StartFailed as error:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
-            self._log.warn("a rendering child could not be started: {reason}", reason=str(error))
+            self._log.warn("a render worker could not be started: {reason}", reason=str(error))
             return
         self._children.append(child)
         child.ended().addCallback(self._ended, child)
@@ -208,14 +208,14 @@ class RenderPool:
         self._children.remove(child)
         if self._stopped:
             return
-        self._log.warn("a rendering child ended: {reason}", reason=child.reason)
+        self._log.warn("a render worker ended: {reason}", reason=child.reason)
         if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))
         if self._waiting or self._first is not None:
             self._start_one()
         if not self._children:
-            self._fail(self._waiting, PoolBusy("no rendering child could be started"))
+            self._fail(self._waiting, PoolBusy("no render worker could be started"))
 
     def _fail(self, waiting: Sequence[_Waiting], error: PoolError) -> None:
         for one in list(waiting):

@@ -88,7 +88,7 @@ def short_time_slices() -> Iterator[None]:
     that has no other use for SIGALRM.
 
     Linux picks even a SCHED_IDLE process now and then although another could run (it counts what each had so far), and
-    leaves it there until the next tick of its clock, up to 4 ms at the usual 250 Hz. Beside a rendering child that was
+    leaves it there until the next tick of its clock, up to 4 ms at the usual 250 Hz. Beside a render worker that was
     2 % of all time: answers from the cache server took 2.0-2.7 ms at the 99th percentile (one connection without a pause,
     two CPUs; 0.5 ms without rendering), and take 0.9-1.0 ms so. A picture takes 2 % longer (75 ms, 60 times, three runs).
     """
