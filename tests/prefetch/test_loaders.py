@@ -27,7 +27,7 @@ from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import loaders, throttle
 from twistedproxy.processes.child import ChildProcess, StartFailed
 from twistedproxy.processes.messages import CONTROL_IN
-from twistedproxy.system.demand import Level
+from twistedproxy.system.demand import DemandLevel
 
 MIB = 1 << 20
 
@@ -66,7 +66,7 @@ class LoadTests(ChildCase):
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await worker.child()
-        self.patch(throttle, "REST_SECONDS", dict.fromkeys(Level, 0.02))
+        self.patch(throttle, "REST_SECONDS", dict.fromkeys(DemandLevel, 0.02))
         for hears in worker.children.demand.changed:
             hears()
         began = time.monotonic()

@@ -31,7 +31,7 @@ from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import AMBIGUOUS, Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
-from twistedproxy.rendering.pool import Held, RenderPool
+from twistedproxy.rendering.pool import HeldChild, RenderPool
 from twistedproxy.rendering.tile_indexes import feed
 from twistedproxy.streams import StreamTooLong, read_all
 
@@ -221,7 +221,7 @@ class FactsReader:
             self._remembered.put(name, facts.to_bytes(), 0.0, None)
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, colour: bool) -> InstanceFacts:
-        async def described(held: Held, number: int) -> InstanceFacts:
+        async def described(held: HeldChild, number: int) -> InstanceFacts:
             values: dict[str, bytes] = {}
             while True:
                 head = {"op": "described", "number": number, "uris": list(values), "profile": colour}

@@ -136,7 +136,9 @@ class RenderPool:
         busy = sum(child.busy for child in self._children)
         return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
 
-    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[Held] = None) -> Message:
+    async def call(
+        self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[HeldChild] = None
+    ) -> Message:
         """Have a child do something; *held*: the child that holds what it is about.
 
         Raises `PoolError`. Cancelling ends the wait, and in due time the call.
@@ -144,11 +146,11 @@ class RenderPool:
         child = await self._child(held.child if held is not None else None)
         return await child.call(head, blobs, self.seconds)
 
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Held:
-        """Do a call after which the child holds something that later calls are about. `Held.release` ends that."""
+    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> HeldChild:
+        """Do a call after which the child holds something that later calls are about. `HeldChild.release` ends that."""
         child = await self._child(None)
         await child.call(head, blobs, self.seconds)
-        return Held(self, child)
+        return HeldChild(self, child)
 
     async def _child(self, wanted: Optional[RenderChild]) -> RenderChild:
         """A child that is free: *wanted*, if that is given."""
@@ -233,7 +235,7 @@ class RenderPool:
 
 
 @attrs.frozen
-class Held:
+class HeldChild:
     """A child that holds something for one picture. Others use the child too, between two calls."""
 
     pool: RenderPool

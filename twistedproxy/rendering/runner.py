@@ -33,7 +33,7 @@ from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import FactsReader
 from twistedproxy.rendering.jobs import Task
 from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
-from twistedproxy.rendering.pool import Held, RenderPool
+from twistedproxy.rendering.pool import HeldChild, RenderPool
 
 BATCH = 64
 """Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
@@ -226,7 +226,7 @@ class Maker:
     async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
         """A picture of many frames: a child holds it while they come, row by row."""
         await self._turns.acquire()
-        held: Optional[Held] = None
+        held: Optional[HeldChild] = None
         self._numbers += 1
         number = self._numbers
         try:

@@ -25,7 +25,7 @@ from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.tile_index import Placement, read_placement
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
-from twistedproxy.rendering.pool import Held, RenderPool
+from twistedproxy.rendering.pool import HeldChild, RenderPool
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 PIECE = 1 << 20
@@ -42,7 +42,7 @@ async def feed(
     instance: Instance,
     caller: Caller,
     head: Mapping[str, Any],
-    finish: Callable[[Held, int], Awaitable[T]],
+    finish: Callable[[HeldChild, int], Awaitable[T]],
 ) -> T:
     """Have a child read the metadata by calls that begin with *head*; then what *finish* makes of the child and of the
     number by which it knows what it has read.
@@ -52,7 +52,7 @@ async def feed(
     number = next(_numbers)
     path = f"{instance.root}/{instance.path}/metadata".encode("ascii")
     body = await _opened(origin, path, caller)
-    held: Optional[Held] = None
+    held: Optional[HeldChild] = None
     try:
         while True:
             piece, whole = await hold(body, PIECE)
@@ -145,7 +145,7 @@ class PlacementReader:
         return (await shared(self._in_flight, key, caller, work, keep))[0]
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata) -> bytes:
-        async def placed(held: Held, number: int) -> bytes:
+        async def placed(held: HeldChild, number: int) -> bytes:
             return (await held.call({"op": "placed", "number": number})).blobs[0]
 
         head = {"op": "place", "metadata": known.to_bytes().decode()}

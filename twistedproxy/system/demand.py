@@ -24,7 +24,7 @@ MUCH_A_SECOND = 1000.0
 """A fifth of what a worker answers from a cache server, on one CPU."""
 
 
-class Level(IntEnum):
+class DemandLevel(IntEnum):
     """How much clients ask for."""
 
     LITTLE = 0
@@ -45,7 +45,7 @@ class Demand:
     changed: list[Callable[[], None]] = attrs.field(factory=list)
     per_second: float = 0.0
     """Answers from the cache, lately."""
-    level: Level = Level.LITTLE
+    level: DemandLevel = DemandLevel.LITTLE
     _seen: float = attrs.field(init=False, default=0.0)
     _looking: LoopingCall = attrs.field(init=False)
 
@@ -69,7 +69,7 @@ class Demand:
         now = (answered - self._seen) / (ticks * TICK_SECONDS)
         self._seen = answered
         self.per_second = (self.per_second + now) / 2
-        level = Level((self.per_second >= SOME_A_SECOND) + (self.per_second >= MUCH_A_SECOND))
+        level = DemandLevel((self.per_second >= SOME_A_SECOND) + (self.per_second >= MUCH_A_SECOND))
         if level is not self.level:
             self.level = level
             for callback in self.changed:
