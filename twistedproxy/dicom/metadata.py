@@ -9,12 +9,13 @@ Rules that this file keeps:
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_first
+from twistedproxy.dicom.json_events import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_values
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -84,9 +85,8 @@ class InstanceMetadata:
 
         Frames of 1-bit samples follow each other without padding (PS3.5 section 8.1.1).
         """
-        if self.samples_per_pixel == 3 and self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-            return self.pixel_bits * 2 // 3
-        return self.pixel_bits
+        shared = _SHARED_CHROMINANCE.get(self.photometric_interpretation, 3) if self.samples_per_pixel == 3 else 3
+        return int(self.pixel_bits * shared / 3)
 
     @property
     def frame_length(self) -> int | None:
@@ -108,10 +108,8 @@ class InstanceMetadata:
         With a pad byte to an even length. Data that claim shared chrominance often have it for each pixel. Of frames
         that do not end at a byte some stores send the bytes that hold them, others just as many as they fill.
         """
-        pixels = self.rows * self.columns * self.bits_allocated
-        samples = {self.samples_per_pixel, _SHARED_CHROMINANCE.get(self.photometric_interpretation, 0)}
         lengths: set[int] = set()
-        for bits in {int(pixels * count) for count in samples} - {0}:
+        for bits in {self.frame_bits, self.pixel_bits} - {0}:
             least = -(-bits // 8)
             lengths |= {least, least + least % 2}
             if bits % 8:
@@ -244,20 +242,21 @@ class MetadataParser(MetadataEvents):
     def close(self) -> InstanceMetadata:
         """The answer has ended. Raises `BadMetadata` as `check_complete` does, and for facts that make no sense."""
         self.check_complete()
-        return from_values(self._found.values, self._found.has_icc_profile)
+        first = {tag: next((one for one in some if one is not None), None) for tag, some in self._found.values.items()}
+        return from_values(first, self._found.has_icc_profile)
 
 
 class _Found:
     """What a parser has found so far."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, list[Any]] = defaultdict(list)
         self.has_icc_profile = False
 
     def element(self, tag: str) -> Optional[Events]:
         """The reader of a top-level element; None for one that says nothing of interest."""
         if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
-            return keep_first(self.values, tag)
+            return keep_values(self.values[tag])
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
             return self._watch_icc_profile(tag)
         return None
@@ -265,17 +264,13 @@ class _Found:
     def _watch_icc_profile(self, tag: str) -> Events:
         """Notice an ICC profile that is not empty in an element that has just begun."""
         depth = 1
-        profile = 1 if tag == _ICC_PROFILE else 0  # the depth of the keys of an ICC profile's element
         while depth:
             event, value = yield
             if event in OPEN:
                 depth += 1
             elif event in CLOSE:
                 depth -= 1
-                if depth < profile:
-                    profile = 0
-            elif event == "map_key":
-                if value == _ICC_PROFILE:
-                    profile = depth + 1
-                elif depth == profile and value in _ELEMENT_VALUES:
-                    self.has_icc_profile = True
+            elif event == "map_key" and value in _ELEMENT_VALUES:
+                self.has_icc_profile |= tag == _ICC_PROFILE
+            elif event == "map_key" and value != "vr":
+                tag = value

@@ -21,7 +21,7 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.dicom.transfer_syntaxes import is_native
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import (
     BadEntry,
@@ -390,5 +390,4 @@ def _is_huge(frames: _Frames) -> bool:
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:
-    syntax = lookup(metadata.transfer_syntax) if metadata.transfer_syntax is not None else None
-    return metadata.frame_length if syntax is not None and not syntax.encapsulated else None
+    return metadata.frame_length if is_native(metadata.transfer_syntax) else None

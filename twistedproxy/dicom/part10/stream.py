@@ -132,12 +132,12 @@ class Part10Stream:
         self._uids = data_set.uids
         metadata = self.metadata = data_set.metadata(self.transfer_syntax)
         if not syntax.frames_separable:
-            raise NotByFrame(f"frames in {syntax.name} cannot be told apart without decoding")
+            raise NotByFrame(f"frames in {syntax.uid} cannot be told apart without decoding")
         length = metadata.frame_length
         if syntax.encapsulated and data_set.pixel_tag == PIXEL_DATA:
             whole = length if syntax.uid == ts.ENCAPSULATED_UNCOMPRESSED else None
             if data_set.pixel_length != UNDEFINED_LENGTH:
-                raise BadPart10(f"pixel data of defined length in {syntax.name}")
+                raise BadPart10(f"pixel data of defined length in {syntax.uid}")
             offsets = data_set.extended_offsets()
             self._pixels = EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
             return

@@ -23,8 +23,8 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.sniffing import may_be
+from twistedproxy.dicom.transfer_syntaxes import frame_uid, is_as_stored
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.http.responses import as_stored, frame_uid
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
 
@@ -165,6 +165,6 @@ class _Cut:
             raise NoHelp("the origin's file is not of the instance that was asked for")
         if found.frames != self._metadata.frames:
             raise NoHelp(f"the origin's file has {found.frames} frames, its metadata say {self._metadata.frames}")
-        if known is not None and not as_stored(Frame(b"", frame_uid(uid)), known):
+        if known is not None and not is_as_stored(uid, known):
             raise NoHelp(f"the origin's file came as {uid}, stored it is {known}")
         return frame_uid(uid)

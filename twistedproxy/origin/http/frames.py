@@ -20,10 +20,11 @@ import attrs
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
 from twistedproxy.origin.http.requests import Requests, side_by_side
-from twistedproxy.origin.http.responses import Budget, TooFewFrames, as_stored, is_native, read_frames
+from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
 from twistedproxy.origin.interface import Caller, Priority
 
 # How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
@@ -138,7 +139,9 @@ class FrameLoad:
             raise OriginBadAnswer(
                 f"the origin answered a request for frames with {answer.status}: only 200 is all of them"
             )
-        if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames.values()):
+        if self.stored is not None and not all(
+            is_as_stored(frame.transfer_syntax, self.stored) for frame in frames.values()
+        ):
             raise NotAsStored("the origin sent frames in another form than the stored one")
         self.store.hear(answer.headers)
         self.requests.standings.proven(self.caller)

@@ -39,7 +39,8 @@ from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
-    lookup,
+    frame_uid,
+    is_native,
     media_type_of,
     uids_of,
 )
@@ -256,24 +257,6 @@ def _frame_type(media_type: MediaType) -> str:
     if not uids_of(kind):
         raise OriginBadAnswer(f"the origin sent {kind[:80]} where frames belong")
     return kind
-
-
-def frame_uid(uid: str) -> str:
-    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
-    syntax = lookup(uid)
-    return uid if syntax is None else syntax.frame_uid
-
-
-def is_native(uid: str) -> bool:
-    """Whether frames in transfer syntax *uid* are plain pixels (PS3.5 section A.4 has the others)."""
-    syntax = lookup(uid)
-    return syntax is not None and not syntax.encapsulated
-
-
-def as_stored(frame: Frame, stored: str) -> bool:
-    """Whether *frame* can be as stored. Byte orders of native data are one: web services carry little endian only
-    (PS3.18 section 8.7.3.5.2)."""
-    return frame.transfer_syntax == frame_uid(stored) or (is_native(frame.transfer_syntax) and is_native(stored))
 
 
 class InstanceStream:
