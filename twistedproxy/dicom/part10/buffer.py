@@ -17,8 +17,8 @@ class NotByFrame(BadPart10):
     """A DICOM file whose frames cannot be told apart without decoding: 1-bit pixels, video."""
 
 
-class AnotherCodec(BadPart10):
-    """Frames are of another codec than the file's transfer syntax names."""
+class NotAsDescribed(BadPart10):
+    """A file is of another instance than expected, or its frames are not what its transfer syntax or the metadata say."""
 
 
 class Gatherer:

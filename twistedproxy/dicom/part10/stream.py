@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swapped_width
-from twistedproxy.dicom.part10.buffer import AnotherCodec, BadPart10, NotByFrame
+from twistedproxy.dicom.part10.buffer import BadPart10, NotAsDescribed, NotByFrame
 from twistedproxy.dicom.part10.dataset import UNDEFINED_LENGTH, DataSetReader, FileMetaReader
 from twistedproxy.dicom.part10.pixels import EncapsulatedFrames, NativeFrames
-from twistedproxy.dicom.sniffing import other_codec
+from twistedproxy.dicom.sniffing import may_be, other_codec
 
-__all__ = ["MAX_FRAME_BYTES", "AnotherCodec", "BadPart10", "NotByFrame", "Part10Stream"]
+__all__ = ["MAX_FRAME_BYTES", "BadPart10", "NotAsDescribed", "NotByFrame", "Part10Stream"]
 
 MAX_FRAME_BYTES = 256 << 20
 """One frame. The largest real ones, single-frame mammograms and slide overviews, have about 100 MB."""
@@ -32,21 +32,34 @@ INFLATED_BYTES = 512 * 1024
 class Part10Stream:
     """Feed it a DICOM file.
 
+    *expected*: the metadata of the instance that it must be, and the instance's UIDs; then each frame must begin as its
+    transfer syntax wants it, too.
+
     *transfer_syntax*: of the file, once its meta information was read. *uids*: its Study, Series and SOP Instance UID, as
     far as they have come. *metadata*: the facts of the instance, once the pixel data begins (of ICC profiles it knows
     nothing). *frames_given*: how many frames were given so far.
     """
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+        expected: tuple[tuple[str, str, str], InstanceMetadata] | None = None,
+    ) -> None:
         self._max_frame_bytes = max_frame_bytes
-        self._meta: FileMetaReader | None = FileMetaReader()
+        self._expected = expected
+        self._meta: FileMetaReader | None = FileMetaReader(ts.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN)
         self._data_set: DataSetReader | None = None
         self._inflater: zlib._Decompress | None = None
         self._pixels: NativeFrames | EncapsulatedFrames | None = None
         self._uids: tuple[str, ...] = ("", "", "")
-        self.transfer_syntax: str | None = None
+        self.transfer_syntax = ""
         self.metadata: InstanceMetadata | None = None
         self.frames_given = 0
+
+    @property
+    def frame_syntax(self) -> str:
+        """The UID that its frames are labelled with."""
+        return ts.frame_uid(self.transfer_syntax)
 
     @property
     def uids(self) -> tuple[str, ...]:
@@ -67,7 +80,7 @@ class Part10Stream:
     def batches(self, chunk: bytes) -> Iterator[list[bytes]]:
         """As `feed`, but the frames of a deflated file come little by little, as they are iterated over."""
         if self._meta is not None:
-            rest = self._meta.feed(chunk, ts.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN)
+            rest = self._meta.feed(chunk)
             if rest is None:
                 return
             self._begin_data_set(self._meta.transfer_syntax)
@@ -115,22 +128,34 @@ class Part10Stream:
         return self._given(self._pixels.feed(chunk))
 
     def _given(self, frames: list[bytes]) -> list[bytes]:
-        if frames and not self.frames_given:
-            assert self.transfer_syntax is not None
-            shown = other_codec(frames[0], self.transfer_syntax)
-            if shown is not None:
-                raise AnotherCodec(
-                    f"frames are {shown}, which is not the file's transfer syntax {self.transfer_syntax}"
-                )
+        uid = self.transfer_syntax
+        if frames and not self.frames_given and (shown := other_codec(frames[0], uid)) is not None:
+            raise NotAsDescribed(f"frames are {shown}, which is not the file's transfer syntax {uid}")
+        if self._expected is not None:
+            for frame in frames:
+                if frame and not may_be(frame, uid):
+                    raise NotAsDescribed(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
         self.frames_given += len(frames)
         return frames
 
+    def _check_instance(self, found: InstanceMetadata) -> None:
+        """Whether the file is of the instance that was expected."""
+        if self._expected is None:
+            return
+        uids, known = self._expected
+        if self._uids != uids:
+            raise NotAsDescribed("the file is not of the instance that was asked for")
+        if found.frames != known.frames:
+            raise NotAsDescribed(f"the file has {found.frames} frames, its metadata say {known.frames}")
+        if known.transfer_syntax is not None and not ts.is_as_stored(self.transfer_syntax, known.transfer_syntax):
+            raise NotAsDescribed(f"the file came as {self.transfer_syntax}, stored it is {known.transfer_syntax}")
+
     def _begin_pixels(self, data_set: DataSetReader) -> None:
-        assert self.transfer_syntax is not None
         syntax = ts.lookup(self.transfer_syntax)
         assert syntax is not None
         self._uids = data_set.uids
         metadata = self.metadata = data_set.metadata(self.transfer_syntax)
+        self._check_instance(metadata)
         if not syntax.frames_separable:
             raise NotByFrame(f"frames in {syntax.uid} cannot be told apart without decoding")
         length = metadata.frame_length
