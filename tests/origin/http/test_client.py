@@ -17,7 +17,7 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnr
 from twistedproxy.origin.http import exchange
 from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody
 from twistedproxy.origin.http.client import Transport, normal_url
-from twistedproxy.origin.http.exchange import Answer
+from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.streams import BytesStream, read_all
 
 MB = 1 << 20
@@ -117,7 +117,7 @@ class TransportTestCase(TestCase):
             lambda: any(text in wire.buffer and not wire.gone for wire in self.server.connections), repr(text)
         )
 
-    async def get(self, target: bytes = b"/x") -> Answer:
+    async def get(self, target: bytes = b"/x") -> OriginResponse:
         return await self.transport.request(b"GET", target, ())
 
 
@@ -538,7 +538,7 @@ class BodyTests(TransportTestCase):
 
         self.serve(script)
         answer = await self.get()
-        self.assertEqual((answer.length, await read_all(answer.body, MB), answer.body.framed), (None, b"all", False))
+        self.assertEqual((answer.length, await read_all(answer.body, MB), answer.framed()), (None, b"all", False))
 
     async def test_reader_sets_the_pace(self) -> None:
         """Of an answer that nobody reads only a little is taken in; read on, it comes whole."""

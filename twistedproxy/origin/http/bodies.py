@@ -3,8 +3,8 @@
 Rules that this module keeps:
 
 - The reader's pace is the sender's pace: beyond `HIGH_WATER` bytes the transport is paused, or the upload is no longer read.
-- No wait without a deadline: an answer that brings no byte while somebody waits for one, and an upload that the
-  origin takes no byte of, fail after the stall timeout. Time in which we are the slow ones does not count.
+- No wait without a deadline: an answer that brings no byte while its reader waits for one, and an upload that the
+  origin takes no byte of, fail after the stall timeout. Time in which the proxy is the slow side does not count.
 - A byte now and then is no progress: an answer that brings less than `PROGRESS` in `SLOWEST` stall timeouts of waiting fails,
   too. It holds a slot at the origin.
 - A body that is closed before its end drops its connection; one that ended leaves it to the pool.
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Optional, Union
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -178,7 +178,8 @@ class AnswerBody(Protocol):
 class UploadProducer:
     """Hands a `ByteStream` to an HTTP request as its body; an unknown *length* goes out in chunks.
 
-    `failure` tells afterwards what broke: the stream's own error, or an `OriginTimeout`.
+    `sent` fires once the last byte was handed to the transport. `failure` says afterwards what broke: the stream's own
+    error, or an `OriginTimeout`.
     """
 
     def __init__(
@@ -190,30 +191,21 @@ class UploadProducer:
         on_bytes: Callable[[int], None],
     ) -> None:
         self.length: Union[int, str] = UNKNOWN_LENGTH if length is None else length
-        self.failure: Optional[Exception] = None
+        self.failure: Optional[BaseException] = None
+        self.sent: Deferred[None] = Deferred()
         self._stream = stream
         self._clock = clock
         self._stall_timeout = stall_timeout
-        self._on_sent: Callable[[], None] = lambda: None
-        self._all_sent = False
         self._on_bytes = on_bytes
-        self._paused = False
+        self._paused = self._stopped = False
         self._resumed: Optional[Deferred[None]] = None
         self._timer: Optional[IDelayedCall] = None
-        self._pump: Optional[Deferred[None]] = None
-        self._stopped = False
-
-    def when_sent(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once the last byte was handed to the transport, at once if that is so already."""
-        if self._all_sent:
-            callback()
-        else:
-            self._on_sent = callback
+        self._pump = succeed(None)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._pump = Deferred.fromCoroutine(self._send(consumer))
-        self._pump.addCallbacks(self._sent, self._broke, callbackArgs=(done,), errbackArgs=(done,))
+        self._pump.addBoth(self._ended, done)
         return done
 
     def pauseProducing(self) -> None:
@@ -234,8 +226,7 @@ class UploadProducer:
             return
         self._stopped = True
         self._stop_timer()
-        if self._pump is not None:
-            self._pump.cancel()
+        self._pump.cancel()
         self._stream.close()
 
     async def _send(self, consumer: IConsumer) -> None:
@@ -249,33 +240,23 @@ class UploadProducer:
             self._on_bytes(len(chunk))
             consumer.write(chunk)
 
-    def _sent(self, _result: None, done: Deferred[None]) -> None:
+    def _ended(self, result: Optional[Failure], done: Deferred[None]) -> None:
         if self._stopped:
             return
         self._stopped = True
         self._stop_timer()
         self._stream.close()
-        self._all_sent = True
-        self._on_sent()
+        if isinstance(result, Failure):
+            self.failure = self.failure or result.value
+        else:
+            self.sent.callback(None)
         if not done.called:
-            done.callback(None)
-
-    def _broke(self, failure: Failure, done: Deferred[None]) -> None:
-        if failure.check(CancelledError) and self._stopped:
-            return
-        self._stopped = True
-        self._stop_timer()
-        self._stream.close()
-        if isinstance(failure.value, Exception) and self.failure is None:
-            self.failure = failure.value
-        if not done.called:
-            done.errback(failure)
+            done.callback(result)  # type: ignore[arg-type]
 
     def _stalled(self) -> None:
         self._timer = None
         self.failure = OriginTimeout(f"the origin took nothing of the upload for {self._stall_timeout:g} s")
-        if self._pump is not None:
-            self._pump.cancel()
+        self._pump.cancel()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -12,18 +12,20 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional, Union
 
 import attrs
+from twisted.internet.defer import Deferred
 
+from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
-from twistedproxy.origin.http.requests import Requests, side_by_side
+from twistedproxy.origin.http.requests import Requests
 from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
 from twistedproxy.origin.interface import Caller, Priority
 
@@ -63,9 +65,16 @@ class FrameLoad:
             del pending[0]
         size = self.store.frames_per_request
         chunks = [pending[start : start + size] for start in range(0, len(pending), size)]
-        await side_by_side([lambda chunk=chunk: self._load(chunk) for chunk in chunks], self.lanes)  # type: ignore[misc]
+        waiting = iter(chunks)
+        await all_or_none(
+            [Deferred.fromCoroutine(self._load_all(waiting)) for _ in range(min(self.lanes, len(chunks)))]
+        )
         self.budget.check(tuple(self.found.values()))
         return {number: self.found[number] for number in numbers}
+
+    async def _load_all(self, waiting: Iterator[Sequence[int]]) -> None:
+        for numbers in waiting:
+            await self._load(numbers)
 
     async def _load(self, numbers: Sequence[int]) -> None:
         """Load one request's worth, one by one where the store turns out to take no lists."""
@@ -106,7 +115,7 @@ class FrameLoad:
             return
         # Native as stored proves nothing, but this dialect works.
         self.store.dialect = dialect
-        if self.stored is not None or self.instance.sop in self.store.checked:
+        if self.stored is not None or self.store.checked.has(self.instance.sop, 0.0):
             return
         native = self.found[number]
         other = next(way for way in self.store.candidates()[1:] if way.frames is not None)
@@ -120,7 +129,7 @@ class FrameLoad:
             self.store.prove(other)
             return
         self.found[number] = native
-        self.store.check_off(self.instance.sop)
+        self.store.checked.add(self.instance.sop, 0.0)
 
     async def _ask(self, dialect: Dialect, numbers: Sequence[int]) -> None:
         accept = dialect.frames_accept(self.stored)
@@ -143,6 +152,6 @@ class FrameLoad:
             is_as_stored(frame.transfer_syntax, self.stored) for frame in frames.values()
         ):
             raise NotAsStored("the origin sent frames in another form than the stored one")
-        self.store.hear(answer.headers)
+        self.store.recognize(answer.headers)
         self.requests.standings.proven(self.caller)
         self.found.update(frames)

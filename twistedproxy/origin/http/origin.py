@@ -29,11 +29,10 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.http.cut import FileReads, NoHelp
 from twistedproxy.origin.http.dialects import Stores
-from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
-from twistedproxy.origin.http.responses import Budget, InstanceStream
+from twistedproxy.origin.http.responses import Budget, instance_file
 from twistedproxy.origin.http.retry import drain
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
@@ -169,14 +168,14 @@ class HTTPOrigin:
         """Nothing to do: connections are made when they are needed."""
 
     async def stop(self) -> None:
-        """Fail who waits, drop all connections."""
+        """Fail what waits, drop all connections."""
         self._limiter.close()
         await self._transport.close()
 
     async def _metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         target = f"{instance.root}/{instance.path}/metadata"
         answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
-        self._stores.at(instance.root).hear(answer.headers)
+        self._stores.at(instance.root).recognize(answer.headers)
         try:
             if not is_dicom_json(answer.headers):
                 raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
@@ -190,7 +189,7 @@ class HTTPOrigin:
         finally:
             answer.body.close()
 
-    async def _parse(self, answer: Answer, instance: Instance) -> InstanceMetadata:
+    async def _parse(self, answer: OriginResponse, instance: Instance) -> InstanceMetadata:
         parser = MetadataParser(instance.uids)
         size = 0
         while chunk := await answer.body.read():
@@ -259,7 +258,7 @@ class HTTPOrigin:
     async def _open(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> ByteStream:
         answer = await self._requests.get(target, accept, caller, priority)
         try:
-            return InstanceStream(answer)
+            return instance_file(answer)
         except OriginBadAnswer:
             answer.body.close()
             raise

@@ -14,7 +14,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Optional
 from urllib.parse import urljoin, urlsplit
 
@@ -24,7 +24,6 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart import (
     BadMultipart,
     End,
-    Event,
     MultipartParser,
     Part,
     PartCollector,
@@ -45,9 +44,8 @@ from twistedproxy.dicom.transfer_syntaxes import (
     uids_of,
 )
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
-from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.interface import first
-from twistedproxy.streams import Gathered, StreamTooLong
+from twistedproxy.origin.interface import OriginResponse, first
+from twistedproxy.streams import ByteStream, Gathered, StreamTooLong, YieldedStream
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
@@ -74,7 +72,7 @@ class Budget:
             raise StreamTooLong(f"more than {self._limit} bytes")
 
 
-def content_type(answer: Answer) -> MediaType:
+def content_type(answer: OriginResponse) -> MediaType:
     """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or that it is a piece of something."""
     if first(answer.headers, b"content-range") is not None:
         raise OriginBadAnswer("the origin's answer came with a Content-Range, as a piece of something")
@@ -89,7 +87,7 @@ class TooFewFrames(OriginBadAnswer):
 
 
 async def read_frames(
-    answer: Answer, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
+    answer: OriginResponse, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
 ) -> dict[int, Frame]:
     """The frames of an answer to a request of *target* for *numbers*. *metadata*: what is known of the instance."""
     count = len(numbers)
@@ -139,7 +137,7 @@ def _number_in(location: str, target: str) -> Optional[int]:
     return int(match.group(1)) if match else None
 
 
-async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
+async def _read_parts(answer: OriginResponse, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
     # One part more than asked for is enough to know that the answer is wrong.
     collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
     frames: list[tuple[str, Frame]] = []
@@ -150,18 +148,16 @@ async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budge
     while chunk := await answer.body.read():
         budget.spend(len(chunk))
         take(collector.feed(chunk))
-    take(collector.close(answer.framed))
+    take(collector.close(answer.framed()))
     return frames
 
 
-async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
+async def _read_single(answer: OriginResponse, labels: _Labels, budget: Budget) -> Frame:
     _frame_type(labels.outer)  # a page for people need not be read
     gathered = Gathered()
-    while chunk := await answer.body.read():
+    async for chunk in _framed(answer):
         budget.spend(len(chunk))
         gathered.add(chunk)
-    if not answer.framed:
-        raise OriginBadAnswer("the origin's answer does not show where it ends")
     data = gathered.whole()
     if not data:
         raise OriginBadAnswer("the origin sent an empty frame")
@@ -259,71 +255,49 @@ def _frame_type(media_type: MediaType) -> str:
     return kind
 
 
-class InstanceStream:
+def instance_file(answer: OriginResponse) -> ByteStream:
     """The DICOM file in an answer, unwrapped as it comes; `read` raises `OriginBadAnswer` at the end of what is not whole."""
+    media_type = content_type(answer)
+    kind = media_type.part_type and canonical_media_type(media_type.part_type)
+    if kind is not None and kind not in ("*/*", *DICOM_TYPES):
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
+    if kind is None and not media_type.is_multipart:
+        raise OriginBadAnswer("the origin sent no DICOM file")
+    chunks = _only_part(answer, media_type.boundary) if media_type.is_multipart else _framed(answer)
+    return YieldedStream(chunks, answer.body)
 
-    def __init__(self, answer: Answer) -> None:
-        media_type = content_type(answer)
-        kind = media_type.part_type and canonical_media_type(media_type.part_type)
-        if kind is not None and kind not in ("*/*", *DICOM_TYPES):
-            raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
-        if kind is None and not media_type.is_multipart:
-            raise OriginBadAnswer("the origin sent no DICOM file")
-        self._answer = answer
-        self._body = answer.body
-        self._parser = MultipartParser(media_type.boundary) if media_type.is_multipart else None
-        self._chunks: list[bytes] = []  # in reverse
-        self._parts = 0
-        self._error: Optional[Exception] = None
-        self._ended = False
 
-    async def read(self) -> bytes:
-        if self._chunks:
-            return self._chunks.pop()
-        if self._error is not None:
-            raise self._error
-        try:
-            while not self._chunks and not self._ended:
-                self._take(await self._body.read())
-        except (OriginBadAnswer, BadMultipart) as bad:
-            self._error = bad if isinstance(bad, OriginBadAnswer) else OriginBadAnswer(f"no whole instance: {bad}")
-            self.close()
-            raise self._error from bad
-        return self._chunks.pop() if self._chunks else b""
+async def _framed(answer: OriginResponse) -> AsyncIterator[bytes]:
+    """The bytes of an answer that shows where it ends."""
+    while chunk := await answer.body.read():
+        yield chunk
+    if not answer.framed():
+        raise OriginBadAnswer("the origin's answer does not show where it ends")
 
-    def close(self) -> None:
-        self._chunks.clear()
-        self._body.close()
 
-    def _take(self, chunk: bytes) -> None:
-        if not chunk:
-            self._finish()
-        elif self._parser is None:
-            self._chunks = [chunk]
-        else:
-            self._hear(self._parser.feed(chunk))
+async def _only_part(answer: OriginResponse, boundary: Optional[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of the only part of an answer."""
+    chunk, parts = b"more", 0
+    try:
+        parser = MultipartParser(boundary)
+        while chunk:
+            chunk = await answer.body.read()
+            for event in parser.feed(chunk) if chunk else parser.close(answer.framed()):
+                if isinstance(event, PartData):
+                    yield event.data
+                elif isinstance(event, PartStart):
+                    parts += 1
+                    _check_file(Part(event.headers, b"").media_type, parts)
+                elif isinstance(event, End) and not parts:
+                    raise OriginBadAnswer("the origin's answer holds no instance")
+    except BadMultipart as bad:
+        raise OriginBadAnswer(f"no whole instance: {bad}") from bad
+    finally:
+        answer.body.close()
 
-    def _hear(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, PartData):
-                self._chunks.append(event.data)
-            elif isinstance(event, PartStart):
-                self._begin_part(event)
-            elif isinstance(event, End) and not self._parts:
-                raise OriginBadAnswer("the origin's answer holds no instance")
-        self._chunks.reverse()
 
-    def _begin_part(self, start: PartStart) -> None:
-        self._parts += 1
-        if self._parts > 1:
-            raise OriginBadAnswer("the origin sent more than the one instance asked for")
-        kind = Part(start.headers, b"").media_type
-        if kind is not None and canonical_media_type(kind.type) not in DICOM_TYPES:
-            raise OriginBadAnswer(f"the origin sent {kind.type[:80]} where a DICOM file belongs")
-
-    def _finish(self) -> None:
-        self._ended = True
-        if self._parser is not None:
-            self._hear(self._parser.close(self._answer.framed))
-        elif not self._answer.framed:
-            raise OriginBadAnswer("the origin's answer does not show where it ends")
+def _check_file(media_type: Optional[MediaType], parts: int) -> None:
+    if parts > 1:
+        raise OriginBadAnswer("the origin sent more than the one instance asked for")
+    if media_type is not None and canonical_media_type(media_type.type) not in DICOM_TYPES:
+        raise OriginBadAnswer(f"the origin sent {media_type.type[:80]} where a DICOM file belongs")

@@ -13,13 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from typing import Optional, Protocol, TypeVar
+from typing import Optional
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.origin.interface import Headers, first
-from twistedproxy.streams import ByteStream, StreamTooLong, read_all
+from twistedproxy.origin.interface import Headers, OriginResponse, first
+from twistedproxy.streams import StreamTooLong, read_all
 
 BUSY = frozenset({429, 503})
 FIRST_WAIT = 0.5  # seconds
@@ -47,24 +47,8 @@ def backoff(attempt: int) -> float:
     return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 10)))
 
 
-class Response(Protocol):
-    """What an answer must have to be judged here."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Headers: ...
-    @property
-    def body(self) -> ByteStream: ...
-    @property
-    def length(self) -> Optional[int]: ...
-
-
-R = TypeVar("R", bound=Response)
-
-
-async def drain(response: Response) -> None:
-    """Be done with a body that nobody wants."""
+async def drain(response: OriginResponse) -> None:
+    """Be done with a body that is not wanted."""
     if response.length is not None and response.length > DRAIN_LIMIT:
         response.body.close()
         return
@@ -75,11 +59,11 @@ async def drain(response: Response) -> None:
 
 
 async def with_retries(
-    attempt: Callable[[float], Awaitable[R]],
+    attempt: Callable[[float], Awaitable[OriginResponse]],
     clock: IReactorTime,
     deadline: float,
     now: Callable[[], float] = time.time,
-) -> R:
+) -> OriginResponse:
     """Await ``attempt(seconds left)`` until it answers anything but 429 and 503, for at most *deadline* seconds."""
     end = clock.seconds() + deadline
     attempts = 0
