@@ -37,7 +37,7 @@ from twistedproxy.frames.entries import (
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.invalidation import Forgetting
 from twistedproxy.frames.single_flight import MAYBE_FOR_THE_OWNER, Fetch, InFlight, after_failure
-from twistedproxy.origin.errors import DENIALS, OriginRefused
+from twistedproxy.origin.errors import DENIALS, NOT_ALLOWED, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
 
@@ -371,7 +371,7 @@ class FrameReader:
         try:
             frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
         except OriginRefused as refused:
-            if refused.status in (401, 403):
+            if refused.status in NOT_ALLOWED:
                 await self.access.revoke(wanted.caller, instance)
             raise
         expires = self._expiry()  # before it is written: the cache keeps it a little longer

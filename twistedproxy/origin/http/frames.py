@@ -23,17 +23,18 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
-from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
+from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
 from twistedproxy.origin.http.requests import Requests
 from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
+from twistedproxy.origin.http.retry import BUSY
 from twistedproxy.origin.interface import Caller, Priority
 
 # How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
 NOT_THIS_WAY = frozenset({400, 406, 415, 500, 501})
 # How a store refuses a caller, says that there is no such thing, or asks to come back later: all else that it refuses
 # may be there in another form.
-FINAL = frozenset({401, 403, 404, 410, 429, 503})
+FINAL = DENIALS | BUSY
 # How stores refuse a list of frames that they would give one by one.
 NO_LISTS = NOT_THIS_WAY | {404, 405, 413, 414}
 

@@ -31,12 +31,13 @@ from twistedproxy.origin.http.cut import FileReads, NoHelp
 from twistedproxy.origin.http.dialects import Stores
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
-from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
+from twistedproxy.origin.http.requests import Requests, observed
 from twistedproxy.origin.http.responses import Budget, instance_file
 from twistedproxy.origin.http.retry import drain
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong
+from twistedproxy.system.metrics import Metrics
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
@@ -47,7 +48,7 @@ JSON = b"application/dicom+json"
 _log = Logger()
 
 
-class HTTPOrigin:
+class HTTPOrigin(Origin):
     """A DICOMweb store, or anything above several of them, at *url* (http or https).
 
     Of *settings* it reads those that begin with ``origin_``, and ``max_answer``, which bounds the files that it cuts frames
@@ -60,13 +61,13 @@ class HTTPOrigin:
         reactor: Any,
         url: str,
         settings: Settings,
-        observer: Optional[Observer] = None,
+        metrics: Optional[Metrics] = None,
         policy: Optional[IPolicyForHTTPS] = None,
     ) -> None:
         self.url = normal_url(url)
         self._clock: IReactorTime = reactor
         self._concurrency = settings.origin_concurrency
-        self._observer: Observer = observer or NoObserver()
+        self._metrics = metrics or Metrics()
         timeout = settings.origin_timeout
         self._limiter = Limiter(reactor, self._concurrency, wait_timeout=timeout)
         self._transport = Transport(
@@ -77,7 +78,7 @@ class HTTPOrigin:
             settings.origin_stall_timeout,
             self._concurrency + 1,
             policy,
-            self._observer.origin_bytes,
+            self._metrics.origin_bytes,
         )
         self._requests = Requests(reactor, self._transport, self._limiter, timeout)
         self._files = FileReads(reactor, settings.max_answer)
@@ -86,7 +87,7 @@ class HTTPOrigin:
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         """See `Origin.metadata`."""
-        return await observed(self._observer, self._clock, "metadata", self._metadata(instance, caller))
+        return await observed(self._metrics, self._clock, "metadata", self._metadata(instance, caller))
 
     async def frames(
         self,
@@ -108,7 +109,7 @@ class HTTPOrigin:
             Budget(limit, len(numbers)),
             self._concurrency,
         )
-        return await observed(self._observer, self._clock, "frames", self._frames(load, numbers))
+        return await observed(self._metrics, self._clock, "frames", self._frames(load, numbers))
 
     def frames_per_request(self, instance: Instance) -> int:
         """See `Origin.frames_per_request`."""
@@ -116,19 +117,11 @@ class HTTPOrigin:
 
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         """See `Origin.stored_instance`. The slot is held until the stream was read to its end or closed."""
-        return await observed(self._observer, self._clock, "instance", self._stored_instance(instance, caller))
-
-    async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
-        """See `Origin.representative`: the store makes the picture."""
-        return None
-
-    async def local_file(self, instance: Instance) -> Optional[str]:
-        """See `Origin.local_file`: it is elsewhere."""
-        return None
+        return await observed(self._metrics, self._clock, "instance", self._stored_instance(instance, caller))
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`. A redirect comes back as it came; *length* of an answer to HEAD is that of its GET."""
-        return await observed(self._observer, self._clock, "forward", self._requests.forward(request))
+        return await observed(self._metrics, self._clock, "forward", self._requests.forward(request))
 
     async def ping(self) -> Optional[str]:
         """See `Origin.ping`: any HTTP answer will do, also a refusal. Takes no slot: a busy origin is not gone.
@@ -150,10 +143,6 @@ class HTTPOrigin:
         self._last_error = doubt
         return doubt
 
-    def examples(self) -> tuple[str, ...]:
-        """See `Origin.examples`: a store's contents are its own business."""
-        return ()
-
     def status(self) -> dict[str, object]:
         """See `Origin.status`."""
         return {
@@ -163,9 +152,6 @@ class HTTPOrigin:
             "requests": self._limiter.status(),
             "stores": self._stores.status(),
         }
-
-    async def start(self) -> None:
-        """Nothing to do: connections are made when they are needed."""
 
     async def stop(self) -> None:
         """Fail what waits, drop all connections."""

@@ -13,7 +13,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection
-from typing import Optional, Protocol, TypeVar
+from typing import Optional, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError
@@ -34,6 +34,7 @@ from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.retry import with_retries
 from twistedproxy.origin.http.standing import Standings
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
+from twistedproxy.system.metrics import Metrics
 
 MAX_REFUSAL = 65536  # bytes of a refusal's body that are kept
 REFUSAL_HEADERS = frozenset(
@@ -42,24 +43,6 @@ REFUSAL_HEADERS = frozenset(
 OURS = HOP_BY_HOP | MADE_ANEW | {b"accept", b"accept-encoding", b"user-agent", b"range", b"if-range"}
 
 T = TypeVar("T")
-
-
-class Observer(Protocol):
-    """Counts what this origin does."""
-
-    def origin_operation(self, name: str, outcome: str, seconds: float) -> None:
-        """An operation of `Origin` ended."""
-
-    def origin_bytes(self, direction: str, size: int) -> None:
-        """Bytes of a body went ``in`` from the origin or ``out`` to it."""
-
-
-class NoObserver:
-    """Counts nothing."""
-
-    def origin_operation(self, name: str, outcome: str, seconds: float) -> None: ...
-
-    def origin_bytes(self, direction: str, size: int) -> None: ...
 
 
 class Requests:
@@ -167,8 +150,8 @@ async def refusal(answer: OriginResponse) -> OriginRefused:
     return OriginRefused(answer.status, headers, body[:MAX_REFUSAL])
 
 
-async def observed(observer: Observer, clock: IReactorTime, name: str, work: Awaitable[T]) -> T:
-    """Await *work*; the observer counts how it ended and how many seconds it took."""
+async def observed(metrics: Metrics, clock: IReactorTime, name: str, work: Awaitable[T]) -> T:
+    """Await *work*; how it ended and how many seconds it took are counted."""
     begin = clock.seconds()
     outcome = "failed"
     try:
@@ -179,7 +162,7 @@ async def observed(observer: Observer, clock: IReactorTime, name: str, work: Awa
         outcome = _outcome(failed)
         raise
     finally:
-        observer.origin_operation(name, outcome, clock.seconds() - begin)
+        metrics.origin_operation(name, outcome, clock.seconds() - begin)
 
 
 _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (

@@ -16,7 +16,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy
 from twistedproxy.origin.interface import Caller, Headers, Priority, first
 
 KNOWN_SECONDS = 3600.0
@@ -93,7 +93,7 @@ class Standings:
 
     def answered(self, caller: Optional[Caller], status: int) -> None:
         """An answer with *status* to *caller* came, which may be a refusal."""
-        if caller is None or status not in (401, 403):
+        if caller is None or status not in NOT_ALLOWED:
             return
         known = self._known.get(caller.flow)
         if known is not None:
