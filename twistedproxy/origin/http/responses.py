@@ -13,6 +13,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Optional
@@ -90,15 +91,12 @@ async def read_frames(
     answer: OriginResponse, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
 ) -> dict[int, Frame]:
     """The frames of an answer to a request of *target* for *numbers*. *metadata*: what is known of the instance."""
-    count = len(numbers)
+    count, frames, locations = len(numbers), [], []
     try:
         media_type = content_type(answer)
-        labels = _Labels(media_type, metadata)
-        if media_type.is_multipart:
-            frames = await _read_parts(answer, labels, count, budget)
-        else:
-            location = first(answer.headers, b"content-location") or b""
-            frames = [(location.decode("latin-1"), await _read_single(answer, labels, budget))]
+        async for part in _parts(answer, media_type, count, budget):
+            frames.append(_frame(part, media_type, metadata))
+            locations.append(part.headers.get("content-location", ""))
     except BadMultipart as bad:
         raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
     finally:
@@ -107,8 +105,31 @@ async def read_frames(
         raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
     if len(frames) < count:
         raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
-    said = _numbered([location for location, _ in frames], target, numbers)
-    return {number: frame for number, (_, frame) in zip(said, frames)}
+    return dict(zip(_numbered(locations, target, numbers), frames))
+
+
+async def _parts(answer: OriginResponse, outer: MediaType, count: int, budget: Budget) -> AsyncIterator[Part]:
+    """The parts of an answer as they come; one that is no multipart answer is a part itself."""
+    if outer.is_multipart:
+        # One part more than asked for is enough to know that the answer is wrong.
+        collector = PartCollector(outer.boundary, UNLIMITED, count + 1)
+        while chunk := await answer.body.read():
+            budget.spend(len(chunk))
+            for part in collector.feed(chunk):
+                yield part
+        for part in collector.close(answer.framed()):
+            yield part
+        return
+    _frame_type(outer.part_type)  # a page for people need not be read
+    gathered = Gathered()
+    async for chunk in _framed(answer):
+        budget.spend(len(chunk))
+        gathered.add(chunk)
+    data = gathered.whole()
+    if not data:
+        raise OriginBadAnswer("the origin sent an empty frame")
+    location = first(answer.headers, b"content-location") or b""
+    yield Part({"content-location": location.decode("latin-1")}, data)
 
 
 def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> Sequence[int]:
@@ -137,103 +158,61 @@ def _number_in(location: str, target: str) -> Optional[int]:
     return int(match.group(1)) if match else None
 
 
-async def _read_parts(answer: OriginResponse, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
-    # One part more than asked for is enough to know that the answer is wrong.
-    collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
-    frames: list[tuple[str, Frame]] = []
-
-    def take(parts: Sequence[Part]) -> None:
-        frames.extend([(part.headers.get("content-location", ""), labels.frame(part)) for part in parts])
-
-    while chunk := await answer.body.read():
-        budget.spend(len(chunk))
-        take(collector.feed(chunk))
-    take(collector.close(answer.framed()))
-    return frames
-
-
-async def _read_single(answer: OriginResponse, labels: _Labels, budget: Budget) -> Frame:
-    _frame_type(labels.outer)  # a page for people need not be read
-    gathered = Gathered()
-    async for chunk in _framed(answer):
-        budget.spend(len(chunk))
-        gathered.add(chunk)
-    data = gathered.whole()
-    if not data:
+def _frame(part: Part, outer: MediaType, metadata: InstanceMetadata) -> Frame:
+    """The frame in a *part* of an answer of type *outer*. Raises `OriginBadAnswer`."""
+    stored, data = metadata.transfer_syntax, part.data
+    kind, uid = _label(part.headers.get("content-type", ""), outer.part_type, outer.transfer_syntax, stored)
+    if data:
+        uid = uid or _shown(data, kind, stored)
+        _check(data, uid, metadata)
+        return Frame(data, uid)
+    # A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure.
+    uid = uid or stored
+    if uid is None or is_native(uid) or not metadata.is_tiled:
         raise OriginBadAnswer("the origin sent an empty frame")
-    return labels.frame(Part({}, data))
+    return Frame(b"", _uid(uid))
 
 
-class _Labels:
-    """Makes frames of the parts of one answer. *metadata*: what is known of the instance.
-
-    Nearly always all parts say the same: what it means is worked out once.
-    """
-
-    def __init__(self, outer: MediaType, metadata: InstanceMetadata) -> None:
-        self.outer = outer
-        self._stored = metadata.transfer_syntax
-        self._metadata = metadata
-        self._lengths = metadata.native_lengths
-        self._said: Optional[str] = None
-        self._kind = ""
-        self._uid: Optional[str] = None
-
-    def frame(self, part: Part) -> Frame:
-        """The frame in a *part*; one without headers is what the answer is. Raises `OriginBadAnswer`."""
-        said = part.headers.get("content-type", "")
-        if said != self._said:
-            self._read(part)
-            self._said = said
-        if not part.data:
-            return self._empty()
-        uid = self._uid or _uid(self._shown(part.data))
-        self._check(part.data, uid)
-        return Frame(part.data, uid)
-
-    def _empty(self) -> Frame:
-        """A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure."""
-        uid = self._uid or self._stored
-        if uid is None or is_native(uid) or not self._metadata.is_tiled:
-            raise OriginBadAnswer("the origin sent an empty frame")
-        return Frame(b"", _uid(uid))
-
-    def _check(self, data: bytes, uid: str) -> None:
-        if not may_be(data, uid):
-            raise OriginBadAnswer(
-                f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}"
-            )
-        native = is_native(uid) or uid == ENCAPSULATED_UNCOMPRESSED
-        if self._stored is not None and is_native(uid) and not is_native(self._stored):
-            native = False  # it is not as stored, whatever its length, and another dialect may bring what is
-        if native and self._lengths and len(data) not in self._lengths:
-            raise OriginBadAnswer(
-                f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(self._lengths)}"
-            )
-
-    def _read(self, part: Part) -> None:
-        media_type = part.media_type or self.outer
-        self._kind = _frame_type(media_type)
-        uid = next(
-            (uid for uid in (media_type.transfer_syntax, self.outer.transfer_syntax) if uid and uid != "*"), None
+def _check(data: bytes, uid: str, metadata: InstanceMetadata) -> None:
+    """Whether *data* can be a frame in transfer syntax *uid*."""
+    if not may_be(data, uid):
+        raise OriginBadAnswer(f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}")
+    native, stored = is_native(uid), metadata.transfer_syntax
+    if native and stored is not None and not is_native(stored):
+        return  # it is not as stored, whatever its length, and another dialect may bring what is
+    lengths = metadata.native_lengths if native or uid == ENCAPSULATED_UNCOMPRESSED else ()
+    if lengths and len(data) not in lengths:
+        raise OriginBadAnswer(
+            f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(lengths)}"
         )
-        if uid is None and self._stored is not None and media_type_of(self._stored) == self._kind:
-            uid = frame_uid(self._stored)
-        self._uid = None if uid is None else _uid(uid)
 
-    def _shown(self, data: bytes) -> str:
-        """The transfer syntax that a frame's bytes show, where nothing says it."""
-        shown = sniff(data[:SNIFFED_BYTES])
-        if shown is None:
-            if self._kind == OCTET_STREAM:
-                # Not stored so, or not known: bytes without a signature are native ones.
-                return EXPLICIT_VR_LITTLE_ENDIAN
-            if self._kind.startswith("video/"):
-                raise NotAsStored("the origin sent a video where a frame was asked for")
-            raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
-        if self._stored is not None and media_type_of(self._stored) == media_type_of(shown):
-            return self._stored
-        return shown
+
+@functools.lru_cache(maxsize=64)
+def _label(
+    said: str, outer_type: Optional[str], outer_syntax: Optional[str], stored: Optional[str]
+) -> tuple[str, Optional[str]]:
+    """The type of a part that bears the type *said*, and the transfer syntax that its frame is labelled with, as far as the
+    part, the answer around it or the instance, *stored* in one, say that. Nearly all parts say the same."""
+    part_type, part_syntax = outer_type, None
+    if (media_type := Part({"content-type": said}, b"").media_type) is not None:
+        part_type, part_syntax = media_type.part_type, media_type.transfer_syntax
+    kind = _frame_type(part_type)
+    uid = next((uid for uid in (part_syntax, outer_syntax) if uid and uid != "*"), None)
+    if uid is None and stored is not None and media_type_of(stored) == kind:
+        uid = frame_uid(stored)
+    return kind, None if uid is None else _uid(uid)
+
+
+def _shown(data: bytes, kind: str, stored: Optional[str]) -> str:
+    """The transfer syntax that a frame's bytes show, where nothing says it."""
+    shown = sniff(data[:SNIFFED_BYTES])
+    if shown is not None:
+        return stored if stored is not None and media_type_of(stored) == media_type_of(shown) else shown
+    if kind == OCTET_STREAM:
+        return EXPLICIT_VR_LITTLE_ENDIAN  # not stored so, or not known: bytes without a signature are native ones
+    if kind.startswith("video/"):
+        raise NotAsStored("the origin sent a video where a frame was asked for")
+    raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
 
 
 def _uid(uid: str) -> str:
@@ -244,9 +223,8 @@ def _uid(uid: str) -> str:
         raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
 
 
-def _frame_type(media_type: MediaType) -> str:
-    """The canonical type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
-    kind = media_type.part_type
+def _frame_type(kind: Optional[str]) -> str:
+    """The canonical name of *kind*, the type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
     if kind in (None, "", "*/*", "application/*", "image/*"):
         return OCTET_STREAM
     kind = canonical_media_type(str(kind))
