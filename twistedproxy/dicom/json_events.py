@@ -1,4 +1,4 @@
-"""DICOM JSON metadata (PS3.18 annex F) event by event, as they come: who reads takes some elements and drops the rest.
+"""DICOM JSON metadata (PS3.18 annex F) event by event, as they come: a reader takes some elements and drops the rest.
 
 A reader of an element is a generator that is sent ijson's basic events. It begins after the event that opened the
 element, and returns with the one that closes it.
@@ -25,7 +25,7 @@ UIDS = ("0020000D", "0020000E", "00080018")
 
 
 class BadMetadata(ValueError):
-    """Metadata are no DICOM JSON, or say something impossible."""
+    """Metadata are not DICOM JSON, or contain impossible values."""
 
 
 class MetadataEvents:
@@ -62,12 +62,12 @@ class MetadataEvents:
         self._ended = True
         self._parse(bytes)
         if not self._complete:
-            raise BadMetadata("the metadata ended too early, or something follows them")
+            raise BadMetadata("the metadata ended too early, or are followed by more")
         if self._expected is None:
             return
         for tag, uid in zip(UIDS, self._expected, strict=True):
             if [value.strip(" \0") if isinstance(value, str) else None for value in self._uids[tag]] != [uid]:
-                raise BadMetadata("the metadata are not those of the instance asked for")
+                raise BadMetadata("the metadata are of another instance")
 
     def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
         """Parse what *take* gives. An error ends it for good."""
@@ -86,13 +86,13 @@ class MetadataEvents:
         except BadMetadata:
             raise
         except (ijson.JSONError, ValueError) as error:
-            raise BadMetadata("the metadata are no JSON, or ended too early") from error
+            raise BadMetadata("the metadata are not JSON, or ended too early") from error
 
 
 def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
     event, _ = yield
     if event != "start_array":
-        raise BadMetadata("the metadata are no array of instances")
+        raise BadMetadata("the metadata are not an array of instances")
     event, _ = yield
     if event != "start_map":
         raise BadMetadata("the metadata hold no instance")

@@ -32,7 +32,7 @@ _WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 class BadMediaType(ValueError):
-    """A text that is no media type came where one belongs."""
+    """A text is not a media type."""
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class MediaType:
 
     @property
     def part_type(self) -> str | None:
-        """The lower-cased type of the parts of a multipart type, without parameters; None where it isn't said."""
+        """The lower-cased type of the parts of a multipart type, without parameters; None where it is missing."""
         if not self.is_multipart:
             return self.type
         return self.parameters.get("type")
@@ -67,7 +67,7 @@ class MediaType:
     @property
     def boundary(self) -> bytes | None:
         """The boundary parameter, None where it is missing, empty or in single quotes: these may belong to it (RFC 2046
-        section 5.1.1), or not (dicomweb-pacs). Only the body tells."""
+        section 5.1.1), or not (dicomweb-pacs). Only the body shows which."""
         boundary = self.parameters.get("boundary", "")
         return None if _in_single_quotes(boundary) else boundary.encode("latin-1", "replace") or None
 
@@ -77,7 +77,7 @@ def parse_media_type(text: str | bytes) -> MediaType:
     media_type = next(_read(text, _FIELD))
     if media_type is None:
         shown = text[:80]
-        raise BadMediaType(f"{shown!r} is no media type")
+        raise BadMediaType(f"{shown!r} is not a media type")
     return media_type
 
 
@@ -148,5 +148,5 @@ def _in_single_quotes(text: str) -> bool:
 
 
 def _weight(text: str) -> float:
-    """RFC 9110 section 12.4.2; what cannot be read counts as not said."""
+    """RFC 9110 section 12.4.2; an invalid weight counts as missing."""
     return min(float(text), 1.0) if _WEIGHT.fullmatch(text) else 1.0

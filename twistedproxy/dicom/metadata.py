@@ -36,7 +36,7 @@ class InstanceMetadata:
 
     *total_rows*, *total_columns*: TotalPixelMatrixRows/Columns (0048,0007), (0048,0006).
     *organization*: DimensionOrganizationType (0020,9311).
-    *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: *frames* tells.
+    *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: see *frames*.
     *concatenation_part*, *frame_offset*: InConcatenationNumber (0020,9162) and ConcatenationFrameOffsetNumber (0020,9228):
     of a concatenation, frame n of this instance is frame n + *frame_offset* (PS3.3 section C.7.6.16.1).
     """
@@ -96,8 +96,8 @@ class InstanceMetadata:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether its frames are pictures, as far as the metadata tell: it has pixels, and is no video of a store that does
-        not say its transfer syntax. "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2)."""
+        """Whether its frames are pictures, as far as the metadata show: it has pixels, and is not a video of a store that does
+        not state its transfer syntax. "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2)."""
         video = self.sop_class in _VIDEO_CLASSES or self.photometric_interpretation == "YBR_PARTIAL_420"
         return bool(self.rows and self.columns) and not (video and self.transfer_syntax is None)
 
@@ -126,11 +126,11 @@ class InstanceMetadata:
         try:
             values = json.loads(data)
         except ValueError as error:
-            raise BadMetadata("stored metadata are broken") from error
+            raise BadMetadata("cached metadata are malformed") from error
         if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
-            raise BadMetadata("stored metadata have other fields than this version's")
+            raise BadMetadata("cached metadata are of another version: their fields differ")
         if not all(type(value) in FIELD_TYPES[name] for name, value in values.items()):
-            raise BadMetadata("a field of stored metadata has another type than this version's")
+            raise BadMetadata("cached metadata are of another version: a field's type differs")
         return cls(**values)
 
     @classmethod
@@ -177,7 +177,7 @@ FIELDS = {
     "00480006": "total_columns",
     "00480007": "total_rows",
 }
-TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
+TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one with a value wins
 _FOR_PICTURES_ONLY = frozenset(("00280006", "00280101", "00280102", "00280103"))
 """What frames do not depend on: what makes no sense counts as missing."""
 _OPTICAL_PATHS = "00480105"
@@ -217,21 +217,21 @@ def _integer(tag: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, bool) or not 0 <= number <= MAX_INTEGER or number != int(number):
-        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is no count")
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is not a count")
     return int(number)
 
 
 def _text(tag: str, value: Any) -> str:
     text = str(value).strip(" \0")
     if not isinstance(value, str) or len(text) > MAX_TEXT_LENGTH:
-        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {text[:40]!r}, which is not what belongs there")
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) has the invalid value {text[:40]!r}")
     return text
 
 
 class MetadataParser(MetadataEvents):
     """Reads the facts of an instance from the answer to a metadata request.
 
-    It takes 20 ms a megabyte: who must not be held up feeds slices of 64 kB. Memory does not grow with the
+    It takes 20 ms a megabyte: feed slices of 64 kB on the reactor. Memory does not grow with the
     answer, but for one value that is large by itself (an ICC profile inline).
     """
 
@@ -254,7 +254,7 @@ class _Found:
         self.has_icc_profile = False
 
     def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element; None for one that says nothing of interest."""
+        """The reader of a top-level element; None for one that is not needed."""
         if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
             return keep_values(self.values[tag])
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):

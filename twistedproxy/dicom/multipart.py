@@ -4,7 +4,7 @@ Rules that this file keeps:
 
 - Every byte is looked at a bounded number of times, however the body is cut: time is linear.
 - Only the delimiter ends a part. A part's Content-Length may prove it wrong, never end it. A part that is coded
-  (Content-Encoding, base64) or a piece of something (Content-Range) is refused: its bytes are not what it stands for.
+  (Content-Encoding, base64) or a piece of something (Content-Range) is refused: its bytes are not the thing itself.
 - No more is held back than a delimiter or the headers of one part; both are bounded.
 - A body is whole only if its closing delimiter came: `close` raises otherwise. Some stores leave it out, or the dashes at
   its end: where the length of the message shows that all came, a delimiter at the very end will do.
@@ -76,7 +76,7 @@ Event = PartStart | PartData | PartEnd | End
 
 class MultipartParser:
     """Feed it a body, chunk by chunk; *boundary* None: taken from the body's first line. *lenient*: only delimiters count, and
-    nothing that headers of parts say makes it raise: for bodies that somebody else judges."""
+    nothing that headers of parts say makes it raise: for bodies that the origin judges."""
 
     def __init__(self, boundary: bytes | None, lenient: bool = False) -> None:
         self._lenient = lenient
@@ -197,7 +197,7 @@ class MultipartParser:
             return
         said = self._length
         if said.isdecimal() and (said.lstrip("0") or "0") != str(self._received):
-            raise BadMultipart(f"a part of {self._received} bytes says that it has {said[:20]}")
+            raise BadMultipart(f"a part has {self._received} bytes, its Content-Length is {said[:20]}")
         self._events.append(PartEnd())
         self._in_part = False
 
@@ -226,7 +226,7 @@ class Part:
 
     @property
     def media_type(self) -> MediaType | None:
-        """What Content-Type says; None where it is missing or says nothing readable."""
+        """What Content-Type says; None where it is missing or invalid."""
         try:
             return parse_media_type(self.headers.get("content-type", ""))
         except BadMediaType:

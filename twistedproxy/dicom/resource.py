@@ -20,14 +20,14 @@ _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
 
 class InvalidUID(ValueError):
-    """A text that is no UID came where a UID belongs."""
+    """A text is not a UID."""
 
 
 def validate_uid(text: str) -> str:
     """Return *text* if it is a UID, else raise `InvalidUID` that names what came."""
     if len(text) > MAX_UID_LENGTH or not _UID.fullmatch(text):
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise InvalidUID(f"{shown!r} is no UID: digits and dots, at most {MAX_UID_LENGTH} characters, are accepted")
+        raise InvalidUID(f"{shown!r} is not a UID (digits and dots, at most {MAX_UID_LENGTH} characters)")
     return text
 
 

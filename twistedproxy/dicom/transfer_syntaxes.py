@@ -53,7 +53,7 @@ class TransferSyntax:
     *encapsulated*: pixel data comes in fragments (PS3.5 section A.4). *deflated*: the whole data set is
     (PS3.5 section A.5).
     *end_marker*: the bytes that every frame ends with (a pad byte may follow), None where there are none.
-    *frames_separable*: whether frames can be told apart without decoding.
+    *frames_separable*: whether frames can be separated without decoding.
     """
 
     uid: str
@@ -158,7 +158,7 @@ def is_native(uid: str | None) -> bool:
 
 def is_as_stored(uid: str, stored: str) -> bool:
     """Whether frames or a file in transfer syntax *uid* can be as *stored*. Byte orders of native data are one: web services
-    carry little endian only (PS3.18 section 8.7.3.5.2), and say so whatever the file has."""
+    carry little endian only (PS3.18 section 8.7.3.5.2), and are labelled so whatever the file has."""
     return frame_uid(uid) == frame_uid(stored) or (is_native(uid) and is_native(stored))
 
 

@@ -53,7 +53,7 @@ class OriginBrokeOff(OriginUnreachable):
 
 
 class OriginBusy(OriginError):
-    """The origin kept asking to come back later, or the queue in front of it is full: 503."""
+    """The origin kept asking for a retry later, or the queue in front of it is full: 503."""
 
 
 class OriginTimeout(OriginError):
@@ -61,7 +61,7 @@ class OriginTimeout(OriginError):
 
 
 class OriginBadAnswer(OriginError):
-    """The answer came and is not what DICOMweb says it should be: 502."""
+    """The answer came and violates DICOMweb: 502."""
 
 
 @attrs.define(eq=False)
@@ -71,7 +71,7 @@ class AnsweredByCache(OriginBadAnswer):
     metadata: InstanceMetadata
 
     def __str__(self) -> str:
-        return "a cache in front of the origin answered, which does not know who may read the instance"
+        return "a cache in front of the origin answered, which proves no access to the instance"
 
 
 class NotAsStored(OriginBadAnswer):

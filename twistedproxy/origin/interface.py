@@ -38,7 +38,7 @@ class Caller:
 
     *credential* is a keyed digest of what identifies the caller and may be stored and compared;
     *headers* and *query* (raw fields, joined by ``&``) are what the origin judges by (Authorization, cookies, a token): never
-    stored, never logged. *address*: the client's, which tells callers without these apart where they compete.
+    stored, never logged. *address*: the client's, which distinguishes callers without these where they compete.
     """
 
     credential: bytes
@@ -88,7 +88,7 @@ class OriginRequest:
 @attrs.frozen
 class OriginResponse:
     """An answer whose body is still to be pulled. *headers* are end-to-end ones.
-    *length* is the body's length in bytes where the origin said it. *framed* tells, after the body's end, whether its length
+    *length* is the body's length in bytes where it is known. *framed*: after the body's end, whether its length
     or its chunks showed that it is whole; else it ended with its connection."""
 
     status: int
@@ -113,7 +113,7 @@ _DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
 
 
 def media_type_of(headers: Headers) -> Optional[MediaType]:
-    """What Content-Type says; None where it is missing or cannot be read, or where several fields say different things:
+    """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
     values = {value.strip() for name, value in headers if name.lower() == b"content-type"}
     try:
@@ -123,7 +123,7 @@ def media_type_of(headers: Headers) -> Optional[MediaType]:
 
 
 def is_dicom_json(headers: Headers) -> bool:
-    """Whether an answer with these *headers* says that it is DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
+    """Whether an answer with these *headers* is labelled as DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
     media_type = media_type_of(headers)
     return media_type is not None and media_type.type in _DICOM_JSON
 

@@ -3,7 +3,7 @@ data set (PS3.5 section 7) up to the pixel data element of its top level.
 
 Rules that this file keeps:
 
-- Values that nobody needs are skipped, not kept; what is kept is bounded.
+- Values that are not needed are skipped, not kept; what is kept is bounded.
 - Nested sequences cost no recursion: only how deep the reader stands is remembered, and that is bounded too.
 - No I/O; every cut of the stream gives the same result.
 """
@@ -100,7 +100,7 @@ class FileMetaReader(_ElementReader):
     def _element(self, data: bytes, position: int) -> int:
         if not self._read:
             if data[128:132] != b"DICM":
-                raise BadPart10("no DICOM file: DICM is missing after the preamble")
+                raise BadPart10("not a DICOM file: DICM is missing after the preamble")
             self._read = 132
             return 132
         is_meta = data[position : position + 2] == b"\x02\x00"
@@ -115,7 +115,7 @@ class FileMetaReader(_ElementReader):
         header = 8
         if vr not in _SHORT_VRS:
             if not vr.isalpha():
-                raise BadPart10("the file meta information is broken")
+                raise BadPart10("the file meta information is malformed")
             length, header = struct.unpack_from("<8xL", data, position)[0], 12
         used = int(header + length)
         if self._read + used > MAX_META_BYTES:
@@ -220,7 +220,7 @@ class DataSetReader(_ElementReader):
                 return header
             if tag in _KEPT and length != UNDEFINED_LENGTH:
                 if length > _KEPT[tag]:
-                    raise BadPart10(f"({group:04X},{element:04X}) has {length} bytes, too many to make sense")
+                    raise BadPart10(f"({group:04X},{element:04X}) has {length} bytes, which is too many")
                 if len(data) - position < header + length:
                     return -int(header + length)
                 self._values[tag] = data[position + header : position + header + length]

@@ -7,7 +7,7 @@ Rules that this file keeps:
 - Encapsulated: an offset table decides if it fits the number of frames; from where it stops ascending (Basic
   offsets wrap at 4 GiB, some writers leave zeros) the fragments decide. Then one fragment is one frame as long as
   each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
-- An Extended Offset Table is believed where it comes with its lengths and ascends throughout. Its lengths say where
+- An Extended Offset Table is used where it comes with its lengths and ascends throughout. Its lengths say where
   a frame ends in its item: without the pad byte, which all other frames keep, as pydicom's do.
 - A frame without a byte is one only where an offset table says so: scanners leave tiles empty that hold nothing.
 - What waits is bounded by one frame of at most `max_frame_bytes`, whatever lengths the stream claims.
@@ -174,21 +174,21 @@ class EncapsulatedFrames:
     def _end(self, tag: int, frames: list[bytes]) -> None:
         """Something else than an item came: the delimiter, or the end of sense."""
         if tag != _SEQUENCE_END:
-            raise BadPart10("something else than a fragment stands among the fragments")
+            raise BadPart10("an element that is not a fragment stands among the fragments")
         if self._begun is not None:
             if self._frames > 1 and not self._offsets:
-                raise BadPart10("the last frame does not end as it must")
+                raise BadPart10("the last frame has no end marker")
             if not self._begun and self._frames == 1:
                 raise BadPart10("an empty frame")
             self._give(bytes(self._begun), frames)
         if self._given != self._frames:
-            raise BadPart10(f"{self._given} frames, and the data set has {self._frames}")
+            raise BadPart10(f"{self._given} frames, the data set says {self._frames}")
         self.complete = True
 
     def _check_length(self, length: int) -> None:
         limit = self._max_frame_bytes - len(self._begun or b"") if self._has_basic_table else MAX_TABLE_BYTES
         if length > limit:
-            raise BadPart10(f"a fragment or offset table of {length} bytes, where {limit} are possible")
+            raise BadPart10(f"a fragment or offset table of {length} bytes, more than {limit}")
 
     def _extended(self, table: bytes, table_lengths: bytes) -> tuple[Sequence[int], Sequence[int]]:
         """Offsets and lengths of the Extended Offset Table; none where it makes no sense."""
@@ -198,7 +198,7 @@ class EncapsulatedFrames:
         return offsets, lengths
 
     def _basic(self, table: bytes) -> Sequence[int]:
-        """The offsets of the Basic Offset Table as far as is known now: they may wrap further down."""
+        """The offsets of the Basic Offset Table as far as is known now: they may wrap further on."""
         offsets = self._numbers(table, array("I"))
         return offsets if offsets and offsets[0] == 0 else ()
 

@@ -32,8 +32,8 @@ INFLATED_BYTES = 512 * 1024
 class Part10Stream:
     """Feed it a DICOM file.
 
-    *expected*: the metadata of the instance that it must be, and the instance's UIDs; then each frame must begin as its
-    transfer syntax wants it, too.
+    *expected*: the metadata of the instance that it must be, and the instance's UIDs; then each frame must begin as
+    frames in its transfer syntax do, too.
 
     *transfer_syntax*: of the file, once its meta information was read. *uids*: its Study, Series and SOP Instance UID, as
     far as they have come. *metadata*: the facts of the instance, once the pixel data begins (of ICC profiles it knows
@@ -72,7 +72,7 @@ class Part10Stream:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes; return the frames that they complete, in order. Raises `BadPart10`, and
-        `NotByFrame` as soon as it is known that frames cannot be told apart."""
+        `NotByFrame` as soon as it is known that frames cannot be separated."""
         if self._pixels is not None and self._inflater is None:  # nearly every call
             return self._given(self._pixels.feed(chunk))
         return [frame for batch in self.batches(chunk) for frame in batch]
@@ -93,7 +93,7 @@ class Part10Stream:
             try:
                 inflated = self._inflater.decompress(chunk, INFLATED_BYTES)
             except zlib.error as error:
-                raise BadPart10("the deflated data set is broken") from error
+                raise BadPart10("the deflated data set is malformed") from error
             chunk = self._inflater.unconsumed_tail
             if not inflated and not chunk:
                 return
@@ -130,11 +130,11 @@ class Part10Stream:
     def _given(self, frames: list[bytes]) -> list[bytes]:
         uid = self.transfer_syntax
         if frames and not self.frames_given and (shown := other_codec(frames[0], uid)) is not None:
-            raise NotAsDescribed(f"frames are {shown}, which is not the file's transfer syntax {uid}")
+            raise NotAsDescribed(f"frames are {shown}, the file's transfer syntax is {uid}")
         if self._expected is not None:
             for frame in frames:
                 if frame and not may_be(frame, uid):
-                    raise NotAsDescribed(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
+                    raise NotAsDescribed(f"a frame begins with {frame[:16]!r}, which is not {uid}")
         self.frames_given += len(frames)
         return frames
 
@@ -144,11 +144,11 @@ class Part10Stream:
             return
         uids, known = self._expected
         if self._uids != uids:
-            raise NotAsDescribed("the file is not of the instance that was asked for")
+            raise NotAsDescribed("the file is of another instance")
         if found.frames != known.frames:
             raise NotAsDescribed(f"the file has {found.frames} frames, its metadata say {known.frames}")
         if known.transfer_syntax is not None and not ts.is_as_stored(self.transfer_syntax, known.transfer_syntax):
-            raise NotAsDescribed(f"the file came as {self.transfer_syntax}, stored it is {known.transfer_syntax}")
+            raise NotAsDescribed(f"the file is in {self.transfer_syntax}, stored as {known.transfer_syntax}")
 
     def _begin_pixels(self, data_set: DataSetReader) -> None:
         syntax = ts.lookup(self.transfer_syntax)
@@ -157,7 +157,7 @@ class Part10Stream:
         metadata = self.metadata = data_set.metadata(self.transfer_syntax)
         self._check_instance(metadata)
         if not syntax.frames_separable:
-            raise NotByFrame(f"frames in {syntax.uid} cannot be told apart without decoding")
+            raise NotByFrame(f"frames in {syntax.uid} cannot be separated without decoding")
         length = metadata.frame_length
         if syntax.encapsulated and data_set.pixel_tag == PIXEL_DATA:
             whole = length if syntax.uid == ts.ENCAPSULATED_UNCOMPRESSED else None
@@ -177,6 +177,6 @@ class Part10Stream:
             except BadPixelLength as error:
                 raise BadPart10(str(error)) from None
         if length > self._max_frame_bytes:
-            raise BadPart10(f"frames of {length} bytes, where {self._max_frame_bytes} are possible")
+            raise BadPart10(f"frames of {length} bytes, more than {self._max_frame_bytes}")
         swapped = swapped_width(data_set.pixel_vr, metadata.bits_allocated) if syntax.big_endian else 1
         self._pixels = NativeFrames(data_set.pixel_length, metadata.frames, length, swapped)

@@ -105,7 +105,7 @@ class AnswerBody(Protocol):
         if reason.check(PotentialDataLoss):
             self.framed = False
         elif not reason.check(ResponseDone):
-            error = OriginBrokeOff("the origin's answer broke off")
+            error = OriginBrokeOff("the origin's response was cut off")
         self._end(error)
 
     # ByteStream: what the reader pulls
@@ -255,7 +255,7 @@ class UploadProducer:
 
     def _stalled(self) -> None:
         self._timer = None
-        self.failure = OriginTimeout(f"the origin took nothing of the upload for {self._stall_timeout:g} s")
+        self.failure = OriginTimeout(f"the origin accepted no byte of the upload for {self._stall_timeout:g} s")
         self._pump.cancel()
 
     def _stop_timer(self) -> None:

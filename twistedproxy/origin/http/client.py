@@ -96,9 +96,9 @@ class Transport:
         """
         target = self._base + target
         if not _TARGET.match(target):
-            raise InvalidRequest("a request target has visible ASCII characters only, and no fragment")
+            raise InvalidRequest("a request target must be visible ASCII without a fragment")
         if not _TOKEN.match(method):
-            raise InvalidRequest("a method is a token")
+            raise InvalidRequest("a request method must be a token")
         fields = http_headers.Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
@@ -183,15 +183,15 @@ class _Pool(HTTPConnectionPool):
 
 def normal_url(url: str) -> str:
     """*url*, of an origin, as others may write it too: scheme and host in lower case, no default port, no slash at its
-    end (RFC 3986 section 6.2). Raises ValueError for what is no http(s) URL."""
+    end (RFC 3986 section 6.2). Raises ValueError for anything but an http(s) URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{_host(parts)}{parts.path.rstrip('/')}"
 
 
 def _host(parts: SplitResult) -> str:
-    """The value of Host for a URL of *parts*. Raises ValueError for what is no http(s) URL of a host."""
+    """The value of Host for a URL of *parts*. Raises ValueError for anything but an http(s) URL of a host."""
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{parts.geturl()!r} is no http or https URL with a host")
+        raise ValueError(f"{parts.geturl()!r} is not an http or https URL with a host")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return name if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f"{name}:{parts.port}"
 
@@ -199,11 +199,11 @@ def _host(parts: SplitResult) -> str:
 def _where(
     reactor: IReactorTCP, url: str, connect_timeout: float, policy: Optional[IPolicyForHTTPS]
 ) -> tuple[bytes, bytes, IStreamClientEndpoint]:
-    """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for what is no http(s) URL."""
+    """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for anything but an http(s) URL."""
     parts = urlsplit(url)
     host = _host(parts)
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("an origin's URL has no user, query or fragment")
+        raise ValueError("an origin's URL must not have a user, query or fragment")
     secure = parts.scheme == "https"
     assert parts.hostname is not None
     port = parts.port or DEFAULT_PORTS[parts.scheme]

@@ -1,8 +1,8 @@
-"""Frames cut out of a stored instance: some stores give a file whose frames they cannot tell apart.
+"""Frames cut out of a stored instance: some stores give a file whose frames they cannot separate.
 
 Rules that this module keeps:
 
-- The file is read to its end, for nothing that it gave is certain before; of what is not wanted, a little is kept.
+- The file is read to its end, for nothing that it gave is certain before; a few frames that were not requested are kept.
 - It is the instance that the metadata describe, or none of its frames counts.
 - One file is read once at a time for one caller: a later request joins, and begins another read where its frames had passed.
 - A request that is cancelled ends its own wait only; the read goes on for others.
@@ -27,11 +27,11 @@ from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
 
 KEPT = 16 << 20
-"""Bytes of frames that nobody asked for and that are given all the same: they would need the whole file again."""
+"""Bytes of frames that were not requested and are returned all the same: they would need the whole file again."""
 
 
 class NoHelp(OriginBadAnswer):
-    """The file came, and none of its frames can be told to be the instance's."""
+    """The file came, and none of its frames is known to be the instance's."""
 
 
 Open = Callable[[], Awaitable[ByteStream]]
@@ -114,7 +114,7 @@ class _Read:
                         await deferLater(clock, 0)
             self._parser.finish()
         except BadPart10 as bad:
-            # What does not even say which instance it is may be a page, and the next answer the file.
+            # Without a UID it may have been a page, and the next response the file.
             wrong = NoHelp if self._parser.uids[2] else OriginBadAnswer
             raise wrong(f"the origin's file cannot be cut into frames: {bad}") from bad
         finally:

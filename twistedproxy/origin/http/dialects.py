@@ -1,8 +1,8 @@
-"""How each kind of store wants to be asked for frames as they are stored, and what a store turned out to be.
+"""How frames as stored are requested from each kind of store, and what was learned of a store.
 
 Rules that this module keeps:
 
-- What a URL proves is believed from the start (Google, dcm4chee); all else is learned from answers, for each DICOMweb root.
+- A URL may identify a store (Google, dcm4chee); all else is learned from responses, for each DICOMweb root.
 - A dialect is *proven* once an answer brought compressed frames: the store did not decompress them. Until
   then the first frame of a request is asked for alone, and a refusal or a decompressed answer leads to the next dialect.
 - An answer's form may give a store away: only Orthanc puts the parts' transfer syntax inside the quotes of the type.
@@ -35,7 +35,7 @@ SINGLE_INSTANCE = b"application/dicom; transfer-syntax=*"
 
 @attrs.frozen
 class Dialect:
-    """What to say to a store.
+    """How to make requests of a kind of store.
 
     *frames*: the Accept value for frames as stored, None to name the instance's own media type and transfer syntax.
     *instances*: Accept values for a stored instance, to be tried in order. *frames_per_request*: how many are best asked
@@ -125,7 +125,7 @@ class Stores:
         self._stores: OrderedDict[str, Store] = OrderedDict()
 
     def at(self, root: str) -> Store:
-        """What is known of the store at *root*; a new one starts with what its URL tells."""
+        """What is known of the store at *root*; a new one starts with what its URL implies."""
         store = self._stores.get(root)
         if store is None:
             store = self._stores[root] = _recognized(self._url + root)

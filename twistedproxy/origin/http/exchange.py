@@ -110,7 +110,7 @@ class Exchange:
             vars(parser).pop("lineReceived", None)  # it refers to the parser
         if not 200 <= response.code < 600:  # RFC 9110 section 15: clients must not be given others
             self._abort()
-            raise OriginUnreachable(f"the origin's answer has status {response.code}, which is none")
+            raise OriginUnreachable(f"the origin's response has the invalid status {response.code}")
         return self._answer(response, parser.connHeaders.getRawHeaders(b"connection", []))
 
     def _answer_once(self, result: Union[IResponse, Failure, None]) -> None:
@@ -136,7 +136,7 @@ class Exchange:
             if rest.strip(b"\r\n"):  # some servers end a body with a line end that they do not count
                 parser.connHeaders.setRawHeaders(b"Connection", [b"close"])
                 if self._request.method != b"HEAD" and parser.response.code not in (204, 304):
-                    self._surplus = OriginBadAnswer("the origin sent more than its answer's head says")
+                    self._surplus = OriginBadAnswer("the origin's response is longer than its head says")
             finish(rest)
 
         parser.finisher = finished
@@ -192,7 +192,7 @@ class Exchange:
             return CancelledError()
         if isinstance(failed, (RequestNotSent, RequestTransmissionFailed, ResponseNeverReceived)):
             return Dropped(tls_reason_in(failed))
-        return OriginUnreachable("the origin's answer is no HTTP, or broke off")
+        return OriginUnreachable("the origin's response is not HTTP, or was cut off")
 
 
 class _BadHead(ValueError):
@@ -219,7 +219,7 @@ def _guard_head(parser: HTTPClientParser) -> None:
         if line != text + end or b"\r" in text or b"\0" in text:
             raise _BadHead("a line holds CR, LF or NUL")
         if text[:15].lower() == b"content-length:" and not _LENGTH.fullmatch(text, 15):
-            raise _BadHead("a Content-Length is no number")
+            raise _BadHead("a Content-Length is not a number")
         received(line)
 
     parser.lineReceived = line_received  # type: ignore[method-assign]

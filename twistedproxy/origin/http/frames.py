@@ -1,4 +1,4 @@
-"""Frames of an instance, as stored, from a store whose ways have to be found out.
+"""Frames of an instance, as stored, from a store whose dialect has to be found out.
 
 Rules that this module keeps:
 
@@ -30,7 +30,7 @@ from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
 from twistedproxy.origin.http.retry import BUSY
 from twistedproxy.origin.interface import Caller, Priority
 
-# How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
+# How stores refuse an Accept value: 406 is the right one, Orthanc sends 400 or 500.
 NOT_THIS_WAY = frozenset({400, 406, 415, 500, 501})
 # How a store refuses a caller, says that there is no such thing, or asks to come back later: all else that it refuses
 # may be there in another form.
@@ -107,10 +107,10 @@ class FrameLoad:
             if not self.store.proven:
                 await self._judge(dialect, number)
             return
-        raise first_failure or OriginBadAnswer("the origin gives no frames as stored")
+        raise first_failure or OriginBadAnswer("the origin does not give frames as stored")
 
     async def _judge(self, dialect: Dialect, number: int) -> None:
-        """What the frame that *dialect* brought says about the store."""
+        """Draw conclusions about the store from the frame that *dialect* brought."""
         if not is_native(self.found[number].transfer_syntax):
             self.store.prove(dialect)
             return
@@ -124,7 +124,7 @@ class FrameLoad:
             await self._ask(other, [number])
         except (OriginRefused, OriginBadAnswer) as failed:
             raise NotAsStored(
-                f"the origin sent native frames that may be decompressed ones: asked for in another way, {failed}"
+                f"the origin sent native frames, which may be decompressed; the check failed: {failed}"
             ) from failed
         if not is_native(self.found[number].transfer_syntax):
             self.store.prove(other)
@@ -146,13 +146,11 @@ class FrameLoad:
                 raise OriginRefused(404, (), b"the origin does not have all of these frames") from None
             raise
         if answer.status != 200:
-            raise OriginBadAnswer(
-                f"the origin answered a request for frames with {answer.status}: only 200 is all of them"
-            )
+            raise OriginBadAnswer(f"the origin answered a request for frames with {answer.status}; expected 200")
         if self.stored is not None and not all(
             is_as_stored(frame.transfer_syntax, self.stored) for frame in frames.values()
         ):
-            raise NotAsStored("the origin sent frames in another form than the stored one")
+            raise NotAsStored("the origin sent frames that are not as stored")
         self.store.recognize(answer.headers)
         self.requests.standings.proven(self.caller)
         self.found.update(frames)

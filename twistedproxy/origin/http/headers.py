@@ -42,7 +42,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Set from the length of the body and from the origin's URL; an Expect was answered by whoever read the request.
+# Set from the length of the body and from the origin's URL; an Expect was answered when the request was read.
 MADE_ANEW = frozenset({b"content-length", b"host", b"expect"})
 
 
@@ -82,7 +82,7 @@ def _gzip(head: bytes) -> Any:
 
 
 def _deflate(head: bytes) -> Any:
-    """With zlib's header, as RFC 9110 section 8.4.1.2 wants it, or without, as some servers send it. A bare deflate body
+    """With zlib's header, as RFC 9110 section 8.4.1.2 requires, or without, as some servers send it. A bare deflate body
     begins like that header only with a block of no use."""
     zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
     return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
@@ -115,7 +115,7 @@ def decoded(answer: OriginResponse) -> OriginResponse:
         body.close()
         came = b", ".join(names)[:80].decode("latin-1")
         known = ", ".join(name.decode("ascii") for name in _DECOMPRESSORS)
-        raise OriginBadAnswer(f"the origin's answer has the content coding {came!r}; {known} can be decoded")
+        raise OriginBadAnswer(f"the origin's response has the content coding {came!r}; supported: {known}")
     for name in reversed(names):
         body = YieldedStream(_decompressed(body, name), body)
     return attrs.evolve(answer, body=body, headers=without(answer.headers, _ENCODING), length=None)
@@ -129,7 +129,7 @@ def codings(headers: Headers) -> list[bytes]:
 
 async def _decompressed(body: ByteStream, coding: bytes) -> AsyncIterator[bytes]:
     """What *body* holds, without *coding*."""
-    wrong = f"the origin's answer cannot be decoded as {coding.decode()}"
+    wrong = f"the origin's response cannot be decoded as {coding.decode()}"
     rest = padding = b""
     while True:
         while len(rest := rest.lstrip(padding)) < 2 and (chunk := await body.read()):
@@ -140,7 +140,7 @@ async def _decompressed(body: ByteStream, coding: bytes) -> AsyncIterator[bytes]
         more = False  # whether it may have more without another byte
         while not member.eof:
             if not rest and not more and not (rest := await body.read()):
-                raise OriginBadAnswer(f"the origin's {coding.decode()} answer ended too early")
+                raise OriginBadAnswer(f"the origin's {coding.decode()} response ended too early")
             try:
                 data = member.decompress(rest, MAX_STEP)
             except _ERRORS as bad:

@@ -1,4 +1,4 @@
-"""How many requests run at one origin at once, and who goes first.
+"""How many requests run at one origin at once, and in which order.
 
 Rules that this module keeps:
 
@@ -120,7 +120,7 @@ class Limiter:
     def acquire(self, priority: Priority, flow: bytes = b"", first: bool = False) -> Deferred[Slot]:
         """Fires with a slot once there is one. Fails with `OriginBusy` when the queue is full or the wait too long.
 
-        *flow*: whose request it is, for fair shares. *first*: whether it goes before those of other flows.
+        *flow*: the caller, for fair shares. *first*: whether it goes before those of other flows.
         """
         queue = self._queues[priority]
         full = OriginBusy(f"{self._max_waiting} requests already wait for this origin")
@@ -185,7 +185,7 @@ class Limiter:
             self._dispatching = False
 
     def _next(self) -> Optional[Priority]:
-        """Whose turn it is; None where there is no slot for anything that waits."""
+        """The priority that gets the next slot; None where there is no slot for anything that waits."""
         queues, running = self._queues, self._running
         if queues[Priority.WHOLE] and running[Priority.WHOLE] < WHOLE_SLOTS:
             return Priority.WHOLE

@@ -164,14 +164,14 @@ class HTTPOrigin(Origin):
         self._stores.at(instance.root).recognize(answer.headers)
         try:
             if not is_dicom_json(answer.headers):
-                raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
+                raise OriginBadAnswer("the origin's response to a metadata request is not DICOM JSON")
             metadata = await self._parse(answer, instance)
             if not is_for(caller, answer.headers):
                 raise AnsweredByCache(metadata)
             self._requests.standings.proven(caller)
             return metadata
         except BadMetadata as bad:
-            raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad
+            raise OriginBadAnswer(f"the origin's metadata cannot be used: {bad}") from bad
         finally:
             answer.body.close()
 
@@ -181,7 +181,7 @@ class HTTPOrigin(Origin):
         while chunk := await answer.body.read():
             size += len(chunk)
             if size > MAX_METADATA:
-                raise OriginBadAnswer(f"the origin sent metadata of more than {MAX_METADATA} bytes")
+                raise OriginBadAnswer(f"the origin's metadata have more than {MAX_METADATA} bytes")
             parser.feed(chunk[:METADATA_SLICE])
             for start in range(METADATA_SLICE, len(chunk), METADATA_SLICE):
                 await deferLater(self._clock, 0)

@@ -7,7 +7,7 @@ Rules that this module keeps:
   showing; a redirect is no answer to it, for it would carry the caller's credentials elsewhere. Nor is any other
   success than those that the request can have: a 206 is a part of the thing (RFC 9110 section 15.3.7), a 203 something else.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
-- Each answer shows something of its caller: one who may read goes first, one who was only refused is held back (`standing`).
+- Responses determine a caller's standing: callers that may read go first, those that were only refused are held back.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Requests:
             if answer.status >= 300:
                 raise OriginBadAnswer(f"the origin answered with a redirect ({answer.status}), which is not followed")
             listed = " or ".join(map(str, statuses))
-            raise OriginBadAnswer(f"the origin answered {answer.status} where only {listed} makes sense")
+            raise OriginBadAnswer(f"the origin answered {answer.status}; expected {listed}")
         return decoded(answer)
 
     async def forward(self, request: OriginRequest) -> OriginResponse:

@@ -74,13 +74,13 @@ class Budget:
 
 
 def content_type(answer: OriginResponse) -> MediaType:
-    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or that it is a piece of something."""
+    """The Content-Type of an answer. Raises `OriginBadAnswer` if there is none, or if the answer is partial."""
     if first(answer.headers, b"content-range") is not None:
-        raise OriginBadAnswer("the origin's answer came with a Content-Range, as a piece of something")
+        raise OriginBadAnswer("the origin's response has a Content-Range: it is partial")
     try:
         return parse_media_type(first(answer.headers, b"content-type") or b"")
     except BadMediaType as bad:
-        raise OriginBadAnswer("the origin's answer has no content type") from bad
+        raise OriginBadAnswer("the origin's response has no valid Content-Type") from bad
 
 
 class TooFewFrames(OriginBadAnswer):
@@ -98,7 +98,7 @@ async def read_frames(
             frames.append(_frame(part, media_type, metadata))
             locations.append(part.headers.get("content-location", ""))
     except BadMultipart as bad:
-        raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
+        raise OriginBadAnswer(f"the origin's multipart response is malformed: {bad}") from bad
     finally:
         answer.body.close()
     if len(frames) > count:
@@ -109,7 +109,7 @@ async def read_frames(
 
 
 async def _parts(answer: OriginResponse, outer: MediaType, count: int, budget: Budget) -> AsyncIterator[Part]:
-    """The parts of an answer as they come; one that is no multipart answer is a part itself."""
+    """The parts of an answer as they come; an answer that is not multipart is one part itself."""
     if outer.is_multipart:
         # One part more than asked for is enough to know that the answer is wrong.
         collector = PartCollector(outer.boundary, UNLIMITED, count + 1)
@@ -140,9 +140,9 @@ def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> 
         return numbers
     found = [one for one in said if one is not None]
     if len(found) < len(said) or sorted(found) != sorted(numbers):
-        listed = ", ".join("no number" if one is None else str(one) for one in said)
+        listed = ", ".join("none" if one is None else str(one) for one in said)
         raise OriginBadAnswer(
-            f"the origin was asked for the frames {', '.join(map(str, numbers))}, and sent parts that say they are {listed}"
+            f"the origin was asked for the frames {', '.join(map(str, numbers))}; Content-Location of its parts: {listed}"
         )
     return found
 
@@ -176,15 +176,13 @@ def _frame(part: Part, outer: MediaType, metadata: InstanceMetadata) -> Frame:
 def _check(data: bytes, uid: str, metadata: InstanceMetadata) -> None:
     """Whether *data* can be a frame in transfer syntax *uid*."""
     if not may_be(data, uid):
-        raise OriginBadAnswer(f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}")
+        raise OriginBadAnswer(f"the origin sent {data[:20]!r}… for a frame in {uid}, which is not {media_type_of(uid)}")
     native, stored = is_native(uid), metadata.transfer_syntax
     if native and stored is not None and not is_native(stored):
         return  # it is not as stored, whatever its length, and another dialect may bring what is
     lengths = metadata.native_lengths if native or uid == ENCAPSULATED_UNCOMPRESSED else ()
     if lengths and len(data) not in lengths:
-        raise OriginBadAnswer(
-            f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(lengths)}"
-        )
+        raise OriginBadAnswer(f"the origin sent a frame of {len(data)} bytes in {uid}; expected {min(lengths)}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,23 +202,23 @@ def _label(
 
 
 def _shown(data: bytes, kind: str, stored: Optional[str]) -> str:
-    """The transfer syntax that a frame's bytes show, where nothing says it."""
+    """The transfer syntax that a frame's bytes show, where it is not stated."""
     shown = sniff(data[:SNIFFED_BYTES])
     if shown is not None:
         return stored if stored is not None and media_type_of(stored) == media_type_of(shown) else shown
     if kind == OCTET_STREAM:
         return EXPLICIT_VR_LITTLE_ENDIAN  # not stored so, or not known: bytes without a signature are native ones
     if kind.startswith("video/"):
-        raise NotAsStored("the origin sent a video where a frame was asked for")
-    raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
+        raise NotAsStored("the origin sent a video instead of a frame")
+    raise OriginBadAnswer("the origin does not state the transfer syntax of its frames")
 
 
 def _uid(uid: str) -> str:
     try:
-        # What says of itself that it is big endian, against PS3.18 section 8.7.3, is so.
+        # A frame labelled as big endian, against PS3.18 section 8.7.3, is so.
         return validate_uid(uid if uid == EXPLICIT_VR_BIG_ENDIAN else frame_uid(uid))
     except InvalidUID as bad:
-        raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
+        raise OriginBadAnswer(f"the origin sent a frame with an invalid transfer syntax: {bad}") from bad
 
 
 def _frame_type(kind: Optional[str]) -> str:
@@ -229,7 +227,7 @@ def _frame_type(kind: Optional[str]) -> str:
         return OCTET_STREAM
     kind = canonical_media_type(str(kind))
     if not uids_of(kind):
-        raise OriginBadAnswer(f"the origin sent {kind[:80]} where frames belong")
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} instead of frames")
     return kind
 
 
@@ -238,9 +236,9 @@ def instance_file(answer: OriginResponse) -> ByteStream:
     media_type = content_type(answer)
     kind = media_type.part_type and canonical_media_type(media_type.part_type)
     if kind is not None and kind not in ("*/*", *DICOM_TYPES):
-        raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} instead of a DICOM file")
     if kind is None and not media_type.is_multipart:
-        raise OriginBadAnswer("the origin sent no DICOM file")
+        raise OriginBadAnswer("the origin did not send a DICOM file")
     chunks = _only_part(answer, media_type.boundary) if media_type.is_multipart else _framed(answer)
     return YieldedStream(chunks, answer.body)
 
@@ -250,7 +248,7 @@ async def _framed(answer: OriginResponse) -> AsyncIterator[bytes]:
     while chunk := await answer.body.read():
         yield chunk
     if not answer.framed():
-        raise OriginBadAnswer("the origin's answer does not show where it ends")
+        raise OriginBadAnswer("the origin's response has neither a length nor chunks")
 
 
 async def _only_part(answer: OriginResponse, boundary: Optional[bytes]) -> AsyncIterator[bytes]:
@@ -267,15 +265,15 @@ async def _only_part(answer: OriginResponse, boundary: Optional[bytes]) -> Async
                     parts += 1
                     _check_file(Part(event.headers, b"").media_type, parts)
                 elif isinstance(event, End) and not parts:
-                    raise OriginBadAnswer("the origin's answer holds no instance")
+                    raise OriginBadAnswer("the origin's response holds no instance")
     except BadMultipart as bad:
-        raise OriginBadAnswer(f"no whole instance: {bad}") from bad
+        raise OriginBadAnswer(f"the origin's instance is incomplete: {bad}") from bad
     finally:
         answer.body.close()
 
 
 def _check_file(media_type: Optional[MediaType], parts: int) -> None:
     if parts > 1:
-        raise OriginBadAnswer("the origin sent more than the one instance asked for")
+        raise OriginBadAnswer("the origin sent more than one instance")
     if media_type is not None and canonical_media_type(media_type.type) not in DICOM_TYPES:
-        raise OriginBadAnswer(f"the origin sent {media_type.type[:80]} where a DICOM file belongs")
+        raise OriginBadAnswer(f"the origin sent {media_type.type[:80]} instead of a DICOM file")

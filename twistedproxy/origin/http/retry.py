@@ -1,4 +1,4 @@
-"""Asking again where the origin says that it is too busy (429, 503).
+"""Retries where the origin is too busy (429, 503).
 
 Rules that this module keeps:
 
@@ -29,7 +29,7 @@ DRAIN_LIMIT = 65536  # bytes of an unwanted body that are read to keep its conne
 
 
 def retry_after(headers: Headers, now: float) -> Optional[float]:
-    """Seconds that Retry-After asks for, at *now* seconds since the epoch; None where it says nothing useful."""
+    """Seconds that Retry-After asks for, at *now* seconds since the epoch; None where it is missing or invalid."""
     value = first(headers, b"retry-after")
     if not value:
         return None
@@ -43,7 +43,7 @@ def retry_after(headers: Headers, now: float) -> Optional[float]:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after *attempt* (from 0) where the origin says nothing."""
+    """Seconds to wait after *attempt* (from 0) without Retry-After."""
     return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 10)))
 
 

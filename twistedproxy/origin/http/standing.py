@@ -69,7 +69,7 @@ class Standings:
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
     def priority(self, caller: Optional[Caller]) -> Priority:
-        """`Priority.CALLER` for one who is known, else `Priority.UNKNOWN`."""
+        """`Priority.CALLER` for a known caller, else `Priority.UNKNOWN`."""
         known = self._known.get(caller.flow) if caller is not None else None
         return Priority.CALLER if known is not None and known.until > self._clock.seconds() else Priority.UNKNOWN
 
