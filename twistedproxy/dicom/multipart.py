@@ -112,14 +112,17 @@ class MultipartParser:
 
     def _read(self, boundary: bytes | None) -> Iterator[None]:
         """All of the body. This and what it calls yield where they need more bytes, which stand in `_data` then."""
+        at_headers = not boundary
         if not boundary:
             boundary = yield from self._read_first_line()
         elif len(boundary) > MAX_BOUNDARY_BYTES and not self._lenient:
             raise BadMultipart(f"a boundary of more than {MAX_BOUNDARY_BYTES} bytes")
-        # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
-        # stand at the very beginning: a line end is put there, which is no part's data.
-        self._data = b"\n" + self._data
-        while not (yield from self._read_data(b"\n--" + boundary)):
+        else:
+            # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
+            # stand at the very beginning: a line end is put there, which is no part's data.
+            self._data = b"\n"
+        while at_headers or not (yield from self._read_data(b"\n--" + boundary)):
+            at_headers = False
             yield from self._read_headers()
         self._events.append(End())
         self._ended = True
@@ -138,6 +141,7 @@ class MultipartParser:
             if newline:
                 break
             yield
+        self._position = len(line)
         boundary = line[2:].rstrip()
         if not boundary:
             raise BadMultipart("no boundary is given, and the body's first delimiter is empty")

@@ -184,8 +184,9 @@ class DataSetReader(_ElementReader):
         return tuple(value.decode("latin-1").strip(" \0") for value in values)
 
     def extended_offsets(self) -> tuple[bytes, bytes]:
-        """The Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
-        return self._values.get(EXTENDED_OFFSET_TABLE, b""), self._values.get(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
+        """Give away the Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
+        pop = self._values.pop
+        return pop(EXTENDED_OFFSET_TABLE, b""), pop(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
 
     def _decoded(self, name: str, value: bytes) -> object:
         if name == _NUMBER_OF_FRAMES or str in FIELD_TYPES[FIELDS[name]]:

@@ -51,7 +51,6 @@ class Part10Stream:
         self._data_set: DataSetReader | None = None
         self._inflater: zlib._Decompress | None = None
         self._pixels: NativeFrames | EncapsulatedFrames | None = None
-        self._uids: tuple[str, ...] = ("", "", "")
         self.transfer_syntax = ""
         self.metadata: InstanceMetadata | None = None
         self.frames_given = 0
@@ -63,7 +62,7 @@ class Part10Stream:
 
     @property
     def uids(self) -> tuple[str, ...]:
-        return self._uids if self._data_set is None else self._data_set.uids
+        return ("", "", "") if self._data_set is None else self._data_set.uids
 
     @property
     def complete(self) -> bool:
@@ -117,14 +116,13 @@ class Part10Stream:
 
     def _take(self, chunk: bytes) -> list[bytes]:
         """Bytes of the data set, inflated."""
-        if self._data_set is not None:
+        if self._pixels is None:
+            assert self._data_set is not None
             rest = self._data_set.feed(chunk)
             if rest is None:
                 return []
-            self._begin_pixels(self._data_set)
-            self._data_set = None
+            self._pixels = self._pixel_reader(self._data_set)
             chunk = rest
-        assert self._pixels is not None
         return self._given(self._pixels.feed(chunk))
 
     def _given(self, frames: list[bytes]) -> list[bytes]:
@@ -143,29 +141,26 @@ class Part10Stream:
         if self._expected is None:
             return
         uids, known = self._expected
-        if self._uids != uids:
+        if self.uids != uids:
             raise NotAsDescribed("the file is of another instance")
         if found.frames != known.frames:
             raise NotAsDescribed(f"the file has {found.frames} frames, its metadata say {known.frames}")
         if known.transfer_syntax is not None and not ts.is_as_stored(self.transfer_syntax, known.transfer_syntax):
             raise NotAsDescribed(f"the file is in {self.transfer_syntax}, stored as {known.transfer_syntax}")
 
-    def _begin_pixels(self, data_set: DataSetReader) -> None:
+    def _pixel_reader(self, data_set: DataSetReader) -> NativeFrames | EncapsulatedFrames:
         syntax = ts.lookup(self.transfer_syntax)
         assert syntax is not None
-        self._uids = data_set.uids
         metadata = self.metadata = data_set.metadata(self.transfer_syntax)
         self._check_instance(metadata)
         if not syntax.frames_separable:
             raise NotByFrame(f"frames in {syntax.uid} cannot be separated without decoding")
-        length = metadata.frame_length
+        length, offsets = metadata.frame_length, data_set.extended_offsets()
         if syntax.encapsulated and data_set.pixel_tag == PIXEL_DATA:
             whole = length if syntax.uid == ts.ENCAPSULATED_UNCOMPRESSED else None
             if data_set.pixel_length != UNDEFINED_LENGTH:
                 raise BadPart10(f"pixel data of defined length in {syntax.uid}")
-            offsets = data_set.extended_offsets()
-            self._pixels = EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
-            return
+            return EncapsulatedFrames(metadata.frames, syntax.end_marker, self._max_frame_bytes, whole, offsets)
         if length is None:
             raise NotByFrame(
                 f"{metadata.bits_allocated}-bit pixels of {metadata.rows} x {metadata.columns} "
@@ -179,4 +174,4 @@ class Part10Stream:
         if length > self._max_frame_bytes:
             raise BadPart10(f"frames of {length} bytes, more than {self._max_frame_bytes}")
         swapped = swapped_width(data_set.pixel_vr, metadata.bits_allocated) if syntax.big_endian else 1
-        self._pixels = NativeFrames(data_set.pixel_length, metadata.frames, length, swapped)
+        return NativeFrames(data_set.pixel_length, metadata.frames, length, swapped)

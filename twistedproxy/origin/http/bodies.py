@@ -80,23 +80,20 @@ class AnswerBody(Protocol):
         if self._ended:
             return  # what was on its way when the body was closed
         self._on_bytes(len(data))
-        if self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
             self._waited += self._clock.seconds() - self._waiting_since
-            self._note_progress(len(data))
+        self._progress += len(data)
+        if self._progress >= PROGRESS:
+            self._progress, self._waited = 0, 0.0
+        if waiter is not None:
             waiter.callback(data)
             return
-        self._note_progress(len(data))
         self._chunks.append(data)
         self._size += len(data)
         if self._size >= HIGH_WATER and not self._paused:
             self._paused = True
             self.transport.pauseProducing()  # type: ignore[union-attr]
-
-    def _note_progress(self, size: int) -> None:
-        self._progress += size
-        if self._progress >= PROGRESS:
-            self._progress, self._waited = 0, 0.0
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._ended:

@@ -44,7 +44,7 @@ class Dialect:
 
     name: str
     frames: Optional[bytes] = OCTETS
-    instances: tuple[bytes, ...] = (INSTANCE, SINGLE_INSTANCE)
+    instances: tuple[bytes, bytes] = (INSTANCE, SINGLE_INSTANCE)
     frames_per_request: int = 10
 
     def frames_accept(self, transfer_syntax: Optional[str]) -> Optional[bytes]:

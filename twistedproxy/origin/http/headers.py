@@ -48,12 +48,9 @@ MADE_ANEW = frozenset({b"content-length", b"host", b"expect"})
 
 def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozenset[bytes] = frozenset()) -> Headers:
     """*headers* without those of the hop, those that the *connection* values or a Connection field name, and *also*."""
-    named = {token.strip().lower() for value in connection for token in value.split(b",")}
-    named.update(
-        token.strip().lower() for key, value in headers if key.lower() == b"connection" for token in value.split(b",")
-    )
-    dropped = HOP_BY_HOP | named | also
-    return tuple((key, value) for key, value in headers if key.lower() not in dropped)
+    values = [*connection, *(value for key, value in headers if key.lower() == b"connection")]
+    named = {token.strip().lower() for value in values for token in value.split(b",")}
+    return without(headers, HOP_BY_HOP | named | also)
 
 
 def without(headers: Headers, names: frozenset[bytes]) -> Headers:

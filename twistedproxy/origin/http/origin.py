@@ -232,14 +232,13 @@ class HTTPOrigin(Origin):
         self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
     ) -> ByteStream:
         target = f"{instance.root}/{instance.path}"
-        *earlier, last = self._stores.at(instance.root).dialect.instances
-        for accept in earlier:
-            try:
-                return await self._open(target, accept, caller, priority)
-            except OriginRefused as refused:
-                if refused.status not in NOT_THIS_WAY:
-                    raise
-        return await self._open(target, last, caller, priority)
+        first, second = self._stores.at(instance.root).dialect.instances
+        try:
+            return await self._open(target, first, caller, priority)
+        except OriginRefused as refused:
+            if refused.status not in NOT_THIS_WAY:
+                raise
+        return await self._open(target, second, caller, priority)
 
     async def _open(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> ByteStream:
         answer = await self._requests.get(target, accept, caller, priority)

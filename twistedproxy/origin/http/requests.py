@@ -150,21 +150,6 @@ async def refusal(answer: OriginResponse) -> OriginRefused:
     return OriginRefused(answer.status, headers, body[:MAX_REFUSAL])
 
 
-async def observed(metrics: Metrics, clock: IReactorTime, name: str, work: Awaitable[T]) -> T:
-    """Await *work*; how it ended and how many seconds it took are counted."""
-    begin = clock.seconds()
-    outcome = "failed"
-    try:
-        result = await work
-        outcome = "ok"
-        return result
-    except Exception as failed:
-        outcome = _outcome(failed)
-        raise
-    finally:
-        metrics.origin_operation(name, outcome, clock.seconds() - begin)
-
-
 _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
     (AnsweredByCache, "ok"),
     (OriginRefused, "refused"),
@@ -176,5 +161,16 @@ _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def _outcome(failed: Exception) -> str:
-    return next((name for kind, name in _OUTCOMES if isinstance(failed, kind)), "failed")
+async def observed(metrics: Metrics, clock: IReactorTime, name: str, work: Awaitable[T]) -> T:
+    """Await *work*; how it ended and how many seconds it took are counted."""
+    begin = clock.seconds()
+    outcome = "failed"
+    try:
+        result = await work
+        outcome = "ok"
+        return result
+    except Exception as failed:
+        outcome = next((name for kind, name in _OUTCOMES if isinstance(failed, kind)), outcome)
+        raise
+    finally:
+        metrics.origin_operation(name, outcome, clock.seconds() - begin)
