@@ -272,5 +272,5 @@ class _Found:
                 depth -= 1
             elif event == "map_key" and value in _ELEMENT_VALUES:
                 self.has_icc_profile |= tag == _ICC_PROFILE
-            elif event == "map_key" and value != "vr":
+            elif event == "map_key" and len(value) == 8:  # a tag; other keys belong to the element
                 tag = value
