@@ -85,7 +85,7 @@ def store_of(origin: str) -> str:
 
 
 known_instance = functools.lru_cache(maxsize=4096)(Instance)
-"""An `Instance`, remembered: viewers ask for thousands of frames of few instances."""
+"""An `Instance`, remembered: viewers request thousands of frames of few instances."""
 
 
 @attrs.frozen
