@@ -385,6 +385,8 @@ class ReadingTests(SynchronousTestCase):
         answers.append(b'[{"52009230": {"vr": "SQ", "Value": [{"0048021A": {"vr": "SQ", "Value": [{')
         gc.disable()
         self.addCleanup(gc.enable)
+        gc.freeze()  # what is there already need not be looked at
+        self.addCleanup(gc.unfreeze)
         before = generators()
         for make in (MetadataParser, Description, lambda: SparseDescription(sparse)):
             for answer in answers:
