@@ -69,8 +69,8 @@ class Requests:
             *without(caller.headers, OURS),
         )
         path, _, query = target.encode("utf-8").partition(b"?")
-        request = OriginRequest(b"GET", path, caller.asking(query), headers, caller=caller)
-        answer = await self._answer(request, priority)
+        request = OriginRequest(b"GET", path, caller.asking(query), caller=caller)
+        answer = await self._answer(request, headers, priority)
         self.standings.answered(caller, answer.status)
         if answer.status >= 400:
             raise await refusal(answer)
@@ -88,7 +88,7 @@ class Requests:
         if request.decoded:
             headers = (*headers, (b"Accept-Encoding", b"identity"))
         try:
-            answer = await self._answer(attrs.evolve(request, headers=headers), Priority.UNKNOWN, lend=True)
+            answer = await self._answer(request, headers, Priority.UNKNOWN, lend=True)
         except BaseException:
             if request.body is not None:
                 request.body.close()
@@ -99,19 +99,21 @@ class Requests:
         empty = request.method == b"HEAD" or answer.status == 204
         return attrs.evolve(decoded(answer), body=answer.body) if empty else decoded(answer)
 
-    async def _answer(self, request: OriginRequest, priority: Priority, lend: bool = False) -> OriginResponse:
-        """The answer to *request*, asked for again while the origin is busy where that does no harm."""
+    async def _answer(
+        self, request: OriginRequest, headers: Headers, priority: Priority, lend: bool = False
+    ) -> OriginResponse:
+        """The answer to *request*, sent with *headers*; sent again while the origin is busy where that does no harm."""
         try:
             if request.body is not None or request.method not in REPEATABLE:
-                return await self._send(request, priority, None, lend)
+                return await self._send(request, headers, priority, None, lend)
             return await with_retries(
-                lambda left: self._send(request, priority, left, lend), self._clock, self._timeout
+                lambda left: self._send(request, headers, priority, left, lend), self._clock, self._timeout
             )
         except InvalidRequest as failed:  # the client's own part of it is to blame
             raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
 
     async def _send(
-        self, request: OriginRequest, priority: Priority, left: Optional[float], lend: bool
+        self, request: OriginRequest, headers: Headers, priority: Priority, left: Optional[float], lend: bool
     ) -> OriginResponse:
         caller = request.caller
         if priority is Priority.UNKNOWN:
@@ -129,7 +131,7 @@ class Requests:
         target = request.path + (b"?" + request.query if request.query else b"")
         try:
             return await self._transport.request(
-                request.method, target, request.headers, request.body, request.length, left, end
+                request.method, target, headers, request.body, request.length, left, end
             )
         except BaseException:
             end()
