@@ -15,7 +15,7 @@ from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
-from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody
+from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody, Running
 from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.streams import BytesStream, read_all
@@ -450,7 +450,7 @@ class TrickleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.aborted = False
-        self.body = AnswerBody(self.clock, 30.0, lambda: None, self.abort, lambda size: None)
+        self.body = AnswerBody(Running(self.clock, 30.0, lambda direction, size: None), lambda: None, self.abort)
         self.body.makeConnection(StringTransport())
 
     def abort(self) -> None:

@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Optional, Union
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from twistedproxy.origin.errors import OriginBrokeOff, OriginTimeout, OriginUnreachable
@@ -39,6 +40,24 @@ file send a few kB/s, and some a space now and then while they work on the first
 HIGH_WATER = 512 * 1024  # bytes of an answer that wait for their reader; a reactor turn brings 64 kB
 
 
+@attrs.frozen
+class Running:
+    """What runs at one origin. *stall_timeout* in seconds; *on_bytes* is called with ``("in" | "out", bytes)``."""
+
+    clock: IReactorTime
+    stall_timeout: float
+    on_bytes: Callable[[str, int], None]
+    waiting: set[Deferred[IResponse]] = attrs.field(factory=set)
+    bodies: set[AnswerBody] = attrs.field(factory=set)
+
+    def stop(self) -> None:
+        """End all of it: what waits for an answer or a body fails."""
+        for waiting in tuple(self.waiting):
+            waiting.cancel()
+        for body in tuple(self.bodies):
+            body.close()
+
+
 class AnswerBody(Protocol):
     """The body of one answer. Delivered to by `twisted.web`, pulled by one reader.
 
@@ -48,19 +67,16 @@ class AnswerBody(Protocol):
 
     def __init__(
         self,
-        clock: IReactorTime,
-        stall_timeout: float,
+        running: Running,
         on_end: Callable[[], None],
         abort: Callable[[], None],
-        on_bytes: Callable[[int], None],
         surplus: Callable[[], Optional[Exception]] = lambda: None,
     ) -> None:
-        self._clock = clock
-        self._stall_timeout = stall_timeout
+        self._running = running
+        self._clock = running.clock
         self._surplus = surplus
         self._on_end = on_end
         self._abort = abort
-        self._on_bytes = on_bytes
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._paused = False
@@ -71,6 +87,7 @@ class AnswerBody(Protocol):
         self._timer: Optional[IDelayedCall] = None
         self._error: Optional[Exception] = None
         self._ended = False
+        running.bodies.add(self)
         self.framed = True
         """Whether Content-Length or chunks show where the body ends; else it ends with its connection, whole or not."""
 
@@ -79,7 +96,7 @@ class AnswerBody(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._ended:
             return  # what was on its way when the body was closed
-        self._on_bytes(len(data))
+        self._running.on_bytes("in", len(data))
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._waited += self._clock.seconds() - self._waiting_since
@@ -124,7 +141,7 @@ class AnswerBody(Protocol):
         self._waiter = Deferred(self._reader_left)
         self._waiting_since = self._clock.seconds()
         if self._timer is None:
-            self._timer = self._clock.callLater(self._stall_timeout, self._check_stall)
+            self._timer = self._clock.callLater(self._running.stall_timeout, self._check_stall)
         return await self._waiter
 
     def close(self) -> None:
@@ -143,15 +160,16 @@ class AnswerBody(Protocol):
         if self._waiter is None:
             return  # the next read that has to wait sets it again
         waiting = self._clock.seconds() - self._waiting_since
-        longest = SLOWEST * self._stall_timeout
-        left = min(self._stall_timeout, longest - self._waited) - waiting
+        stall_timeout = self._running.stall_timeout
+        longest = SLOWEST * stall_timeout
+        left = min(stall_timeout, longest - self._waited) - waiting
         if left > 0:
             self._timer = self._clock.callLater(left, self._check_stall)
             return
-        if waiting < self._stall_timeout:
+        if waiting < stall_timeout:
             error = OriginTimeout(f"the origin sent less than {PROGRESS} bytes in {longest:g} s")
         else:
-            error = OriginTimeout(f"the origin sent nothing for {self._stall_timeout:g} s")
+            error = OriginTimeout(f"the origin sent nothing for {stall_timeout:g} s")
         self._end(error)
         self._abort()
 
@@ -162,6 +180,7 @@ class AnswerBody(Protocol):
             self._timer.cancel()
             self._timer = None
         waiter, self._waiter = self._waiter, None
+        self._running.bodies.discard(self)
         self._on_end()
         if waiter is None:
             return
@@ -179,21 +198,12 @@ class UploadProducer:
     error, or an `OriginTimeout`.
     """
 
-    def __init__(
-        self,
-        stream: ByteStream,
-        length: Optional[int],
-        clock: IReactorTime,
-        stall_timeout: float,
-        on_bytes: Callable[[int], None],
-    ) -> None:
+    def __init__(self, stream: ByteStream, length: Optional[int], running: Running) -> None:
         self.length: Union[int, str] = UNKNOWN_LENGTH if length is None else length
         self.failure: Optional[BaseException] = None
         self.sent: Deferred[None] = Deferred()
         self._stream = stream
-        self._clock = clock
-        self._stall_timeout = stall_timeout
-        self._on_bytes = on_bytes
+        self._running = running
         self._paused = self._stopped = False
         self._resumed: Optional[Deferred[None]] = None
         self._timer: Optional[IDelayedCall] = None
@@ -208,7 +218,7 @@ class UploadProducer:
     def pauseProducing(self) -> None:
         if not self._paused and not self._stopped:
             self._paused = True
-            self._timer = self._clock.callLater(self._stall_timeout, self._stalled)
+            self._timer = self._running.clock.callLater(self._running.stall_timeout, self._stalled)
 
     def resumeProducing(self) -> None:
         self._paused = False
@@ -234,7 +244,7 @@ class UploadProducer:
             chunk = await self._stream.read()
             if self._stopped or not chunk:
                 return
-            self._on_bytes(len(chunk))
+            self._running.on_bytes("out", len(chunk))
             consumer.write(chunk)
 
     def _ended(self, result: Optional[Failure], done: Deferred[None]) -> None:
@@ -252,7 +262,7 @@ class UploadProducer:
 
     def _stalled(self) -> None:
         self._timer = None
-        self.failure = OriginTimeout(f"the origin accepted no byte of the upload for {self._stall_timeout:g} s")
+        self.failure = OriginTimeout(f"the origin accepted no byte of the upload for {self._running.stall_timeout:g} s")
         self._pump.cancel()
 
     def _stop_timer(self) -> None:

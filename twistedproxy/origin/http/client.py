@@ -30,8 +30,8 @@ from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
-from twistedproxy.origin.http.bodies import UploadProducer
-from twistedproxy.origin.http.exchange import Dropped, Exchange, Running
+from twistedproxy.origin.http.bodies import Running, UploadProducer
+from twistedproxy.origin.http.exchange import Dropped, Exchange
 from twistedproxy.origin.interface import Headers, OriginResponse
 from twistedproxy.streams import ByteStream
 from twistedproxy.system.client_tls import Verified
@@ -105,11 +105,7 @@ class Transport:
         fields.setRawHeaders(b"Host", [self._host])
         if not fields.hasHeader(b"User-Agent"):
             fields.addRawHeader(b"User-Agent", USER_AGENT)
-        running, upload = self._running, None
-        if body is not None:
-            upload = UploadProducer(
-                body, length, running.clock, running.stall_timeout, lambda count: running.on_bytes("out", count)
-            )
+        upload = UploadProducer(body, length, self._running) if body is not None else None
         repeatable = method in REPEATABLE and body is None
         request = Request(method, target, fields, upload, persistent=repeatable)
         while True:
@@ -122,7 +118,7 @@ class Transport:
             kept = connection in self._used
             self._used.add(connection)
             try:
-                answer = await Exchange(running, connection, request, deadline or self._timeout, on_end).run()
+                answer = await Exchange(self._running, connection, request, deadline or self._timeout, on_end).run()
             except Exception as failed:
                 if upload is not None and upload.failure is not None:
                     raise upload.failure from failed

@@ -18,16 +18,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Optional, Union
 
-import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from twisted.web._newclient import HTTP11ClientProtocol, HTTPClientParser, Request, RequestNotSent
 from twisted.web.client import RequestTransmissionFailed, ResponseNeverReceived
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
-from twistedproxy.origin.http.bodies import AnswerBody, UploadProducer
+from twistedproxy.origin.http.bodies import AnswerBody, Running, UploadProducer
 from twistedproxy.origin.http.headers import end_to_end
 from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.system.outages import tls_reason_in
@@ -36,24 +35,6 @@ _LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*")  # bytes; an exabyte has 19 di
 
 MAX_HEAD = 256 * 1024
 """Bytes of an answer's head, interim answers counted; twisted.web bounds a line of it only. nginx takes 8 kB at most."""
-
-
-@attrs.frozen
-class Running:
-    """What runs at one origin. *stall_timeout* in seconds; *on_bytes* is called with ``("in" | "out", bytes)``."""
-
-    clock: IReactorTime
-    stall_timeout: float
-    on_bytes: Callable[[str, int], None]
-    waiting: set[Deferred[IResponse]] = attrs.field(factory=set)
-    bodies: set[AnswerBody] = attrs.field(factory=set)
-
-    def stop(self) -> None:
-        """End all of it: what waits for an answer or a body fails."""
-        for waiting in tuple(self.waiting):
-            waiting.cancel()
-        for body in tuple(self.bodies):
-            body.close()
 
 
 class Dropped(Exception):
@@ -155,22 +136,8 @@ class Exchange:
             self._connection._responseDeferred.addCallback(received)
 
     def _answer(self, response: IResponse, named: Sequence[bytes]) -> OriginResponse:
-        running, method = self._running, self._request.method
-
-        def ended() -> None:
-            if self._early:
-                self._abort()  # half a request was sent: twisted.web would wait for the rest of it before it closes
-            running.bodies.discard(body)
-            self._on_end()
-
-        body = AnswerBody(
-            running.clock,
-            running.stall_timeout,
-            ended,
-            self._abort,
-            lambda count: running.on_bytes("in", count),
-            lambda: self._surplus,
-        )
+        method = self._request.method
+        body = AnswerBody(self._running, self._ended, self._abort, lambda: self._surplus)
         fields = tuple((name, value) for name, values in response.headers.getAllRawHeaders() for value in values)
         length = None if response.length is UNKNOWN_LENGTH else int(response.length)
         if method == b"HEAD":
@@ -179,9 +146,13 @@ class Exchange:
         elif response.code in (204, 304):
             length = None
         headers = end_to_end(fields, named, frozenset({b"content-length"}))
-        running.bodies.add(body)
         response.deliverBody(body)
         return OriginResponse(response.code, headers, body, length, lambda: body.framed)
+
+    def _ended(self) -> None:
+        if self._early:
+            self._abort()  # half a request was sent: twisted.web would wait for the rest of it before it closes
+        self._on_end()
 
     def _error(self, failed: Exception) -> Exception:
         """What a failed request means to callers of this room."""
