@@ -101,6 +101,13 @@ def frame(name: bytes, size: int = 8) -> bytes:
     return name.ljust(size, b".") + ts.END_OF_IMAGE
 
 
+def first_of_interest(encoding: str, data: bytes) -> int:
+    """Where cuts of a file begin: at its pixel data, for data sets in explicit VR little endian are all alike; one is cut
+    everywhere."""
+    everywhere = ("implicit", "big-endian", "deflated", "jpeg")
+    return 0 if encoding in everywhere else data.rindex(b"\xe0\x7f\x10\0")
+
+
 class EveryEncoding(SynchronousTestCase):
     """Frames are those of pydicom."""
 
@@ -155,7 +162,7 @@ class EveryEncoding(SynchronousTestCase):
             multi_frame(path, 3, 5, 5, name, pieces=Pieces(fragments_per_frame=2))
             data = self.assert_same(path, [1, 2, 3])
             expected = stored_frames(path)
-            for cut in range(len(data)):
+            for cut in range(first_of_interest(name, data), len(data)):
                 stream = Part10Stream()
                 frames = [*stream.feed(data[:cut]), *stream.feed(data[cut:])]
                 stream.finish()
@@ -171,7 +178,7 @@ class EveryEncoding(SynchronousTestCase):
             data, expected = path.read_bytes(), stored_frames(path)
             # Only pad bytes, which no frame needs, and what deflate itself wants at its end may be missing.
             spare = 8 if name == "deflated" else 1
-            for length in range(len(data) - spare):
+            for length in range(first_of_interest(name, data), len(data) - spare):
                 stream = Part10Stream()
                 frames = stream.feed(data[:length])
                 self.assertEqual(frames, expected[: len(frames)])

@@ -38,7 +38,7 @@ class TableTests(SynchronousTestCase):
             uid = UID(syntax.uid)
             known = (uid.is_encapsulated, uid.is_little_endian, uid.is_implicit_VR, uid.is_deflated)
             ours = (syntax.encapsulated, not syntax.big_endian, syntax.implicit_vr, syntax.deflated)
-            self.assertEqual(known, ours, syntax.name)
+            self.assertEqual(known, ours, syntax.uid)
 
     def test_media_types(self) -> None:
         """Each transfer syntax has its media type; an unknown one is plain bytes."""

@@ -193,7 +193,7 @@ class FormatTests(LoadCase):
         stream.give(made.path.read_bytes())
         stream.end()
         loading = self.begin(stream, attrs.evolve(self.metadata(made), transfer_syntax=JPEG))
-        self.assertIn("stored it is", str(self.failureResultOf(loading, LoadFailed).value))
+        self.assertIn("stored as", str(self.failureResultOf(loading, LoadFailed).value))
 
 
 class ProvisionalTests(LoadCase):
@@ -247,8 +247,8 @@ class ProvisionalTests(LoadCase):
     def test_stream_breaks(self) -> None:
         """The stream breaks."""
         stream, loading = self.half_loaded()
-        stream.end(OriginUnreachable("the origin's answer broke off"))
-        self.assertEqual(self.failed(stream, loading, Withdrawn), "the origin's answer broke off")
+        stream.end(OriginUnreachable("the origin's response was cut off"))
+        self.assertEqual(self.failed(stream, loading, Withdrawn), "the origin's response was cut off")
 
     def test_stream_too_short(self) -> None:
         """The stream ends too early: too few frames."""
@@ -264,7 +264,7 @@ class ProvisionalTests(LoadCase):
             loading = self.begin(stream, self.metadata(made))
             stream.give(made.path.read_bytes())
             stream.end()
-            self.assertIn("not of the instance", self.failed(stream, loading, LoadFailed))
+            self.assertIn("of another instance", self.failed(stream, loading, LoadFailed))
             self.assertEqual(self.entries(12), {})
 
     def test_cancelled(self) -> None:
@@ -325,7 +325,7 @@ class ProvisionalTests(LoadCase):
         loading = self.begin(stream, self.facts)
         stream.give(b"<html>" * 1000)
         stream.end()
-        self.assertIn("no DICOM file", self.failed(stream, loading, LoadFailed))
+        self.assertIn("not a DICOM file", self.failed(stream, loading, LoadFailed))
         bits = loop(self.mktemp(), 12, 64, 64, extra={"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0})
         stream = Pieces()
         loading = self.begin(stream, self.metadata(bits))

@@ -36,12 +36,12 @@ class JobBookTests(SynchronousTestCase):
         job = self.jobs.start(INSTANCE, JobKind.WHOLE, "whole-instance", 100)
         job.frames, job.bytes = 40, 4000
         self.clock.advance(2)
-        self.jobs.end(job, Result.FAILED, "the origin's answer broke off")
+        self.jobs.end(job, Result.FAILED, "the origin's response was cut off")
         (start,), (end,) = self.logged("job_started"), self.logged("job_ended")
         self.assertTrue(start.keys() >= FIELDS and end.keys() >= FIELDS)
         self.assertEqual((start["instance"], start["kind"], start["total"]), (INSTANCE.path, "whole", 100))
         self.assertEqual((end["frames"], end["bytes"], end["seconds"], end["result"], end["reason"]),
-                         (40, 4000, 2.0, "failed", "the origin's answer broke off"))  # fmt: skip
+                         (40, 4000, 2.0, "failed", "the origin's response was cut off"))  # fmt: skip
         self.assertEqual((start["log_level"], end["log_level"]), (LogLevel.info, LogLevel.warn))
 
     def test_status(self) -> None:

@@ -260,7 +260,7 @@ class FaultTests(ChildCase):
         worker = await self.worker(socket=(await self.redis()).socket)
         store.fail(Reset(HALF), lambda seen: seen.path.endswith(self.slide.sop))
         await self.ask(worker, 1)
-        await self.failed(worker, "broke off")
+        await self.failed(worker, "cut off")
         await self.works_again(worker)
 
     async def test_origin_refuses(self) -> None:

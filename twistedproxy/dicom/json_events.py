@@ -1,4 +1,4 @@
-"""DICOM JSON metadata (PS3.18 annex F) event by event, as they come: who reads takes some elements and drops the rest.
+"""DICOM JSON metadata (PS3.18 annex F) event by event, as they come: a reader takes some elements and drops the rest.
 
 A reader of an element is a generator that is sent ijson's basic events. It begins after the event that opened the
 element, and returns with the one that closes it.
@@ -25,7 +25,7 @@ UIDS = ("0020000D", "0020000E", "00080018")
 
 
 class BadMetadata(ValueError):
-    """Metadata are no DICOM JSON, or say something impossible."""
+    """Metadata are not DICOM JSON, or contain impossible values."""
 
 
 class MetadataEvents:
@@ -41,7 +41,7 @@ class MetadataEvents:
     """
 
     def __init__(self, readers: Readers, uids: Optional[tuple[str, str, str]] = None) -> None:
-        self._complete = False
+        self._complete = self._ended = False
         self._text = LenientJson()
         self._expected = uids
         self._uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
@@ -53,54 +53,46 @@ class MetadataEvents:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes. Raises `BadMetadata`, here or at the end."""
-        if self._json is not None:
-            self._parse(self._text.feed, chunk)
+        self._parse(self._text.feed, chunk)
 
     def check_complete(self) -> None:
         """The answer has ended. Raises `BadMetadata` if it ended too early, or not with its array, or describes another
         instance."""
-        if self._json is not None:
-            self._parse(self._text.close)
-        if self._json is not None:
-            self._end()
+        self._parse(self._text.close)
+        self._ended = True
+        self._parse(bytes)
         if not self._complete:
-            raise BadMetadata("the metadata ended too early, or something follows them")
+            raise BadMetadata("the metadata ended too early, or are followed by more")
         if self._expected is None:
             return
         for tag, uid in zip(UIDS, self._expected, strict=True):
             if [value.strip(" \0") if isinstance(value, str) else None for value in self._uids[tag]] != [uid]:
-                raise BadMetadata("the metadata are not those of the instance asked for")
+                raise BadMetadata("the metadata are of another instance")
 
     def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
-        parser, self._json = self._json, None
+        """Parse what *take* gives. An error ends it for good."""
+        if (parser := self._json) is None:
+            return
+        self._json = None
         try:
             block = take(*chunk)
-            if block:  # yajl takes an empty chunk for the end
+            if block or self._ended:  # yajl takes an empty chunk for the end
                 parser.send(block)
+            self._json = parser
+        except StopIteration:  # one array, which is closed
+            self._complete = not self._text.in_string  # the parser passes over a text that begins behind the array
         except BadJson as error:
             raise BadMetadata(f"the metadata hold {error}") from error
         except BadMetadata:
             raise
         except (ijson.JSONError, ValueError) as error:
-            raise BadMetadata("the metadata are no JSON") from error
-        else:
-            self._json = parser
-
-    def _end(self) -> None:
-        """Have the parser say whether that was all: one array, which is closed."""
-        parser, self._json = self._json, None
-        try:
-            parser.send(b"")
-        except StopIteration:
-            self._complete = not self._text.in_string  # the parser passes over a text that begins behind the array
-        except (ijson.JSONError, BadMetadata):
-            pass
+            raise BadMetadata("the metadata are not JSON, or ended too early") from error
 
 
 def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
     event, _ = yield
     if event != "start_array":
-        raise BadMetadata("the metadata are no array of instances")
+        raise BadMetadata("the metadata are not an array of instances")
     event, _ = yield
     if event != "start_map":
         raise BadMetadata("the metadata hold no instance")
@@ -112,7 +104,7 @@ def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
         if tag in UIDS and event != "start_map":
             uids[tag].append(None)
         if event == "start_map":
-            reader = _keep_uid(uids[tag]) if tag in UIDS else readers(tag)
+            reader = keep_values(uids[tag]) if tag in UIDS else readers(tag)
             yield from reader if reader is not None else skip()
         elif event == "start_array":  # no element is one
             yield from skip()
@@ -122,7 +114,7 @@ def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
     yield  # anything else is no JSON
 
 
-def _keep_uid(values: list[Any]) -> Events:
+def keep_values(values: list[Any]) -> Events:
     """Add all values of an element that has just begun to *values*, None for what is no text; of no value, that, too."""
     depth, key, count = 1, None, len(values)
     while depth:
@@ -132,27 +124,12 @@ def _keep_uid(values: list[Any]) -> Events:
             continue
         if event == "map_key" and depth == 1:
             key = value
-        elif key == "Value" and (event, depth) != ("start_array", 1) and len(values) < 3:  # two are too many as it is
+        elif key == "Value" and (event, depth) != ("start_array", 1) and len(values) < 3:  # no reader needs more
             values.append(value)
         if event in OPEN:
             depth += 1
     if len(values) == count:
         values.append(None)
-
-
-def keep_first(values: dict[str, Any], tag: str) -> Events:
-    """Keep the first value of an element that has just begun: ``{"vr": "US", "Value": [240]}``."""
-    depth, key = 1, None
-    while depth:
-        event, value = yield
-        if event in OPEN:
-            depth += 1
-        elif event in CLOSE:
-            depth -= 1
-        elif event == "map_key":
-            key = value
-        elif key == "Value":
-            values.setdefault(tag, value)
 
 
 def skip() -> Events:

@@ -47,9 +47,10 @@ def read_json(answer: bytes) -> Any:
 
 
 class LenientJson:
-    """Feed it JSON in chunks; it gives back blocks for a strict parser."""
+    """Feed it JSON in chunks; it gives back blocks for a strict parser. *block*: bytes that are gathered."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
+        self._block_size = block
         self._chunks: list[bytes] = []
         self._size = 0
         self._first = True
@@ -63,7 +64,7 @@ class LenientJson:
         """Take the next bytes; return what is ready, perhaps nothing. Raises `BadJson`."""
         self._chunks.append(chunk)
         self._size += len(chunk)
-        enough = min(max(BLOCK, self._open), MAX_BLOCK)
+        enough = min(max(self._block_size, self._open), MAX_BLOCK)
         return self._block(False) if self._size >= enough or self._open + self._size > MAX_VALUE else b""
 
     def close(self) -> bytes:

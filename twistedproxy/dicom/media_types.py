@@ -12,7 +12,7 @@ Rules that this file keeps:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -22,16 +22,17 @@ MAX_LENGTH = 16 * 1024
 MULTIPART_RELATED = "multipart/related"
 
 # Possessive (*+, ++): no way back, so that hostile text cannot make them try every split.
-_PLAIN = re.compile(r'[^;,"]*+')
-_PLAIN_SINGLE = re.compile(r'[^;"]*+')
-_QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)', re.DOTALL)
+_QUOTES = r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)'  # quotes without an end run to that of the text
+_QUOTED = re.compile(_QUOTES, re.DOTALL)
+_ENTRY_FIELD = re.compile(rf'((?:[^;,"]++|{_QUOTES})*+)([;,]?)', re.DOTALL)
+_FIELD = re.compile(rf'((?:[^;"]++|{_QUOTES})*+)(;?)', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++/[!#$%&'*+.^_`|~0-9A-Za-z-]++")
-_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?")
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 class BadMediaType(ValueError):
-    """A text that is no media type came where one belongs."""
+    """A text is not a media type."""
 
 
 @attrs.frozen
@@ -53,7 +54,7 @@ class MediaType:
 
     @property
     def part_type(self) -> str | None:
-        """The lower-cased type of the parts of a multipart type, without parameters; None where it isn't said."""
+        """The lower-cased type of the parts of a multipart type, without parameters; None where it is missing."""
         if not self.is_multipart:
             return self.type
         return self.parameters.get("type")
@@ -66,17 +67,17 @@ class MediaType:
     @property
     def boundary(self) -> bytes | None:
         """The boundary parameter, None where it is missing, empty or in single quotes: these may belong to it (RFC 2046
-        section 5.1.1), or not (dicomweb-pacs). Only the body tells."""
+        section 5.1.1), or not (dicomweb-pacs). Only the body shows which."""
         boundary = self.parameters.get("boundary", "")
         return None if _in_single_quotes(boundary) else boundary.encode("latin-1", "replace") or None
 
 
 def parse_media_type(text: str | bytes) -> MediaType:
     """Read one media type (a Content-Type); a comma is part of it. Raises `BadMediaType`."""
-    media_type, _ = _read(_checked(text), 0, _PLAIN_SINGLE)
+    media_type = next(_read(text, _FIELD))
     if media_type is None:
         shown = text[:80]
-        raise BadMediaType(f"{shown!r} is no media type")
+        raise BadMediaType(f"{shown!r} is not a media type")
     return media_type
 
 
@@ -86,16 +87,7 @@ def parse_media_type_list(text: str | bytes | None) -> list[MediaType]:
     Empty or missing: an empty list, which means anything (RFC 9110 section 12.5.1). Raises `BadMediaType`
     only for what is longer than `MAX_LENGTH`.
     """
-    if text is None:
-        return []
-    text = _checked(text)
-    found: list[MediaType] = []
-    position = 0
-    while position < len(text):
-        media_type, position = _read(text, position, _PLAIN)
-        if media_type is not None:
-            found.append(media_type)
-    return found
+    return [media_type for media_type in _read(text or "", _ENTRY_FIELD) if media_type is not None]
 
 
 def covers(accepted: str, offered: str) -> bool:
@@ -105,51 +97,34 @@ def covers(accepted: str, offered: str) -> bool:
     return accepted.endswith("/*") and offered.startswith(accepted[:-1])
 
 
-def _checked(text: str | bytes) -> str:
+def _read(text: str | bytes, pattern: re.Pattern[str]) -> Iterator[MediaType | None]:
+    """The media types in *text*, None for an entry that is none. *pattern*: a field, and the separator behind it."""
     if len(text) > MAX_LENGTH:
         raise BadMediaType(f"a media type of more than {MAX_LENGTH} characters")
-    return text.decode("latin-1") if isinstance(text, bytes) else text
+    fields: list[str] = []
+    for match in pattern.finditer(text.decode("latin-1") if isinstance(text, bytes) else text):
+        fields.append(match.group(1))
+        if match.group(3) != ";":
+            yield _media_type(fields)
+            fields.clear()
 
 
-def _read(text: str, position: int, plain: re.Pattern[str]) -> tuple[MediaType | None, int]:
-    """One media type from *position*, and the position after it and the comma that ends it."""
-    fields: list[str | tuple[str, str]] = []
-    while True:
-        field, position = _read_field(text, position, plain)
-        fields.append(field)
-        if position >= len(text) or text[position] == ",":
-            break
-        position += 1  # the semicolon
-    return _media_type(fields), position + 1
+def _unquoted(field: str) -> tuple[str, str | None]:
+    """What stands before the quotes of a field, and in them; what follows them is dropped."""
+    match = _QUOTED.search(field)
+    return (field, None) if match is None else (field[: match.start()], _ESCAPE.sub(r"\1", match.group(1)))
 
 
-def _read_field(text: str, position: int, plain: re.Pattern[str]) -> tuple[str | tuple[str, str], int]:
-    """What stands up to the next separator outside quotes: bare text, or (text before, text inside quotes)."""
-    match = plain.match(text, position)
-    assert match is not None  # it may match nothing, never not match
-    before, position = match.group(), match.end()
-    quoted: str | None = None
-    while position < len(text) and text[position] == '"':
-        match = _QUOTED.match(text, position)
-        assert match is not None  # quotes that nobody closes run to the end
-        if quoted is None:
-            quoted = _ESCAPE.sub(r"\1", match.group(1))
-        after = plain.match(text, match.end())
-        assert after is not None
-        position = after.end()  # what follows closing quotes is dropped
-    return (before if quoted is None else (before, quoted)), position
-
-
-def _media_type(fields: list[str | tuple[str, str]]) -> MediaType | None:
-    first = fields[0]
-    name = (first if isinstance(first, str) else first[1]).strip()
+def _media_type(fields: Sequence[str]) -> MediaType | None:
+    before, quoted = _unquoted(fields[0])
+    name = (before if quoted is None else quoted).strip()
     if name == "*":  # Java's HttpURLConnection says "*; q=.2"
         name = "*/*"
     if not _TYPE.fullmatch(name):
         return None
     parameters: dict[str, str] = {}
     for field in fields[1:]:
-        _add_parameter(parameters, field)
+        _add_parameter(parameters, *_unquoted(field))
     # Orthanc puts the parts' parameters into the quotes of the type.
     inner = parameters.get("type")
     if inner is not None:
@@ -158,18 +133,13 @@ def _media_type(fields: list[str | tuple[str, str]]) -> MediaType | None:
         parameters["type"] = part_type[1:-1] if _in_single_quotes(part_type) else part_type
         for text in rest:
             _add_parameter(parameters, text)
-    return MediaType(name.lower(), parameters, _weight(parameters.pop("q", None)))
+    return MediaType(name.lower(), parameters, _weight(parameters.pop("q", "")))
 
 
-def _add_parameter(parameters: dict[str, str], field: str | tuple[str, str]) -> None:
-    text = field if isinstance(field, str) else field[0]
+def _add_parameter(parameters: dict[str, str], text: str, quoted: str | None = None) -> None:
     name, equals, value = text.partition("=")
-    if not equals:
-        return
-    if not isinstance(field, str):
-        value = field[1]
-    name, value = name.strip().lower(), value.strip().strip('"')
-    if name not in parameters or (parameters[name] in ("*", "") and value not in ("*", "")):
+    name, value = name.strip().lower(), (value if quoted is None else quoted).strip().strip('"')
+    if equals and (name not in parameters or (parameters[name] in ("*", "") and value not in ("*", ""))):
         parameters[name] = value
 
 
@@ -177,10 +147,6 @@ def _in_single_quotes(text: str) -> bool:
     return len(text) > 2 and text[0] == text[-1] == "'"
 
 
-def _weight(text: str | None) -> float:
-    """RFC 9110 section 12.4.2; what cannot be read counts as not said."""
-    if text is None:
-        return 1.0
-    if text.startswith("."):
-        text = "0" + text
+def _weight(text: str) -> float:
+    """RFC 9110 section 12.4.2; an invalid weight counts as missing."""
     return min(float(text), 1.0) if _WEIGHT.fullmatch(text) else 1.0

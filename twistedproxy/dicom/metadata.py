@@ -9,12 +9,13 @@ Rules that this file keeps:
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_first
+from twistedproxy.dicom.json_events import CLOSE, OPEN, BadMetadata, Events, MetadataEvents, keep_values
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -35,7 +36,7 @@ class InstanceMetadata:
 
     *total_rows*, *total_columns*: TotalPixelMatrixRows/Columns (0048,0007), (0048,0006).
     *organization*: DimensionOrganizationType (0020,9311).
-    *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: *frames* tells.
+    *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: see *frames*.
     *concatenation_part*, *frame_offset*: InConcatenationNumber (0020,9162) and ConcatenationFrameOffsetNumber (0020,9228):
     of a concatenation, frame n of this instance is frame n + *frame_offset* (PS3.3 section C.7.6.16.1).
     """
@@ -84,9 +85,8 @@ class InstanceMetadata:
 
         Frames of 1-bit samples follow each other without padding (PS3.5 section 8.1.1).
         """
-        if self.samples_per_pixel == 3 and self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-            return self.pixel_bits * 2 // 3
-        return self.pixel_bits
+        shared = _SHARED_CHROMINANCE.get(self.photometric_interpretation, 3) if self.samples_per_pixel == 3 else 3
+        return int(self.pixel_bits * shared / 3)
 
     @property
     def frame_length(self) -> int | None:
@@ -96,8 +96,8 @@ class InstanceMetadata:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether its frames are pictures, as far as the metadata tell: it has pixels, and is no video of a store that does
-        not say its transfer syntax. "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2)."""
+        """Whether its frames are pictures, as far as the metadata show: it has pixels, and is not a video of a store that does
+        not state its transfer syntax. "Frame 1" of a video may be all of it (PS3.18 section 8.7.3.3.2)."""
         video = self.sop_class in _VIDEO_CLASSES or self.photometric_interpretation == "YBR_PARTIAL_420"
         return bool(self.rows and self.columns) and not (video and self.transfer_syntax is None)
 
@@ -108,10 +108,8 @@ class InstanceMetadata:
         With a pad byte to an even length. Data that claim shared chrominance often have it for each pixel. Of frames
         that do not end at a byte some stores send the bytes that hold them, others just as many as they fill.
         """
-        pixels = self.rows * self.columns * self.bits_allocated
-        samples = {self.samples_per_pixel, _SHARED_CHROMINANCE.get(self.photometric_interpretation, 0)}
         lengths: set[int] = set()
-        for bits in {int(pixels * count) for count in samples} - {0}:
+        for bits in {self.frame_bits, self.pixel_bits} - {0}:
             least = -(-bits // 8)
             lengths |= {least, least + least % 2}
             if bits % 8:
@@ -128,11 +126,11 @@ class InstanceMetadata:
         try:
             values = json.loads(data)
         except ValueError as error:
-            raise BadMetadata("stored metadata are broken") from error
+            raise BadMetadata("cached metadata are malformed") from error
         if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
-            raise BadMetadata("stored metadata have other fields than this version's")
+            raise BadMetadata("cached metadata are of another version: their fields differ")
         if not all(type(value) in FIELD_TYPES[name] for name, value in values.items()):
-            raise BadMetadata("a field of stored metadata has another type than this version's")
+            raise BadMetadata("cached metadata are of another version: a field's type differs")
         return cls(**values)
 
     @classmethod
@@ -179,7 +177,7 @@ FIELDS = {
     "00480006": "total_columns",
     "00480007": "total_rows",
 }
-TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one that says something wins
+TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one with a value wins
 _FOR_PICTURES_ONLY = frozenset(("00280006", "00280101", "00280102", "00280103"))
 """What frames do not depend on: what makes no sense counts as missing."""
 _OPTICAL_PATHS = "00480105"
@@ -219,21 +217,21 @@ def _integer(tag: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, bool) or not 0 <= number <= MAX_INTEGER or number != int(number):
-        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is no count")
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {str(value)[:40]!r}, which is not a count")
     return int(number)
 
 
 def _text(tag: str, value: Any) -> str:
     text = str(value).strip(" \0")
     if not isinstance(value, str) or len(text) > MAX_TEXT_LENGTH:
-        raise BadMetadata(f"({tag[:4]},{tag[4:]}) is {text[:40]!r}, which is not what belongs there")
+        raise BadMetadata(f"({tag[:4]},{tag[4:]}) has the invalid value {text[:40]!r}")
     return text
 
 
 class MetadataParser(MetadataEvents):
     """Reads the facts of an instance from the answer to a metadata request.
 
-    It takes 20 ms a megabyte: who must not be held up feeds slices of 64 kB. Memory does not grow with the
+    It takes 20 ms a megabyte: feed slices of 64 kB on the reactor. Memory does not grow with the
     answer, but for one value that is large by itself (an ICC profile inline).
     """
 
@@ -244,20 +242,21 @@ class MetadataParser(MetadataEvents):
     def close(self) -> InstanceMetadata:
         """The answer has ended. Raises `BadMetadata` as `check_complete` does, and for facts that make no sense."""
         self.check_complete()
-        return from_values(self._found.values, self._found.has_icc_profile)
+        first = {tag: next((one for one in some if one is not None), None) for tag, some in self._found.values.items()}
+        return from_values(first, self._found.has_icc_profile)
 
 
 class _Found:
     """What a parser has found so far."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, list[Any]] = defaultdict(list)
         self.has_icc_profile = False
 
     def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element; None for one that says nothing of interest."""
+        """The reader of a top-level element; None for one that is not needed."""
         if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
-            return keep_first(self.values, tag)
+            return keep_values(self.values[tag])
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
             return self._watch_icc_profile(tag)
         return None
@@ -265,17 +264,13 @@ class _Found:
     def _watch_icc_profile(self, tag: str) -> Events:
         """Notice an ICC profile that is not empty in an element that has just begun."""
         depth = 1
-        profile = 1 if tag == _ICC_PROFILE else 0  # the depth of the keys of an ICC profile's element
         while depth:
             event, value = yield
             if event in OPEN:
                 depth += 1
             elif event in CLOSE:
                 depth -= 1
-                if depth < profile:
-                    profile = 0
-            elif event == "map_key":
-                if value == _ICC_PROFILE:
-                    profile = depth + 1
-                elif depth == profile and value in _ELEMENT_VALUES:
-                    self.has_icc_profile = True
+            elif event == "map_key" and value in _ELEMENT_VALUES:
+                self.has_icc_profile |= tag == _ICC_PROFILE
+            elif event == "map_key" and len(value) == 8:  # a tag; other keys belong to the element
+                tag = value

@@ -4,7 +4,7 @@ Rules that this file keeps:
 
 - Every byte is looked at a bounded number of times, however the body is cut: time is linear.
 - Only the delimiter ends a part. A part's Content-Length may prove it wrong, never end it. A part that is coded
-  (Content-Encoding, base64) or a piece of something (Content-Range) is refused: its bytes are not what it stands for.
+  (Content-Encoding, base64) or a piece of something (Content-Range) is refused: its bytes are not the thing itself.
 - No more is held back than a delimiter or the headers of one part; both are bounded.
 - A body is whole only if its closing delimiter came: `close` raises otherwise. Some stores leave it out, or the dashes at
   its end: where the length of the message shows that all came, a delimiter at the very end will do.
@@ -15,7 +15,7 @@ Rules that this file keeps:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 import attrs
 
@@ -76,141 +76,134 @@ Event = PartStart | PartData | PartEnd | End
 
 class MultipartParser:
     """Feed it a body, chunk by chunk; *boundary* None: taken from the body's first line. *lenient*: only delimiters count, and
-    nothing that headers of parts say makes it raise: for bodies that somebody else judges."""
+    nothing that headers of parts say makes it raise: for bodies that the origin judges."""
 
     def __init__(self, boundary: bytes | None, lenient: bool = False) -> None:
         self._lenient = lenient
-        self._rest = b""
-        self._scanned = 0  # bytes of the rest that the header state has searched already
+        self._data = b""  # what was held back, and what came last
+        self._position = 0  # in it, where the next step begins
         self._events: list[Event] = []
-        self._in_part = False
+        self._in_part = self._ended = False
         self._parts = 0
         self._length = ""  # of the part, as its headers say
         self._received = 0  # bytes of the part
-        self._state: Callable[[bytes, int], tuple[int, bool]] = self._read_first_line
-        if boundary:
-            self._use_boundary(boundary, b"\n")
+        self._steps = self._read(boundary)
+        next(self._steps)
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Take the next bytes of the body; return what happened. Raises `BadMultipart`."""
-        data = self._rest + chunk if self._rest else chunk
-        position, advanced = 0, True
-        while advanced:
-            position, advanced = self._state(data, position)
-        self._rest = data[position:]
+        self._data, self._position = self._data[self._position :] + chunk, 0
+        next(self._steps)
         events, self._events = self._events, []
         return events
 
     def close(self, framed: bool = False) -> list[Event]:
         """The body has ended; return what that says of the last part. *framed*: the length of the message, or its chunks,
         showed that all of it came. Raises `BadMultipart` if that was before its closing delimiter."""
-        if self._state == self._ignore:
+        if self._ended:
             return []
         if framed and self._in_part:
             events = self.feed(b"--\r\n")  # makes a delimiter at the very end the closing one, and nothing else
-            if self._state == self._ignore:
+            if self._ended:
                 return events
-        elif framed and self._parts and not self._rest.strip():
+        elif framed and self._parts and not self._data[self._position :].strip():
             return [End()]
         raise BadMultipart("the body ended before its closing delimiter")
 
-    def _use_boundary(self, boundary: bytes, before: bytes) -> None:
-        if len(boundary) > MAX_BOUNDARY_BYTES and not self._lenient:
+    def _read(self, boundary: bytes | None) -> Iterator[None]:
+        """All of the body. This and what it calls yield where they need more bytes, which stand in `_data` then."""
+        at_headers = not boundary
+        if not boundary:
+            boundary = yield from self._read_first_line()
+        elif len(boundary) > MAX_BOUNDARY_BYTES and not self._lenient:
             raise BadMultipart(f"a boundary of more than {MAX_BOUNDARY_BYTES} bytes")
-        # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
-        # stand at the very beginning: *before* puts a line end there, and is no part's data.
-        self._delimiter = b"\n--" + boundary
-        self._rest = before
-        self._state = self._read_body
-        self._unread = 1
+        else:
+            # A delimiter begins a line (RFC 2046: the line end before it belongs to it). The first one may
+            # stand at the very beginning: a line end is put there, which is no part's data.
+            self._data = b"\n"
+        while at_headers or not (yield from self._read_data(b"\n--" + boundary)):
+            at_headers = False
+            yield from self._read_headers()
+        self._events.append(End())
+        self._ended = True
+        while True:
+            self._position = len(self._data)
+            yield
 
-    def _read_first_line(self, data: bytes, position: int) -> tuple[int, bool]:
-        start = len(data) - len(data.lstrip(b"\r\n"))
-        end = data.find(b"\n", start)
-        if not b"--".startswith(data[start : start + 2]):
-            raise BadMultipart("no boundary is given, and the body does not begin with a delimiter")
-        if end < 0:
-            if len(data) > MAX_BOUNDARY_BYTES + MAX_PADDING_BYTES:
-                raise BadMultipart("no boundary is given, and the body's first line has no end")
-            return 0, False
-        boundary = data[start + 2 : end].rstrip()
+    def _read_first_line(self) -> Generator[None, None, bytes]:
+        while True:
+            self._data = self._data.lstrip(b"\r\n")
+            if not b"--".startswith(self._data[:2]):
+                raise BadMultipart("no boundary is given, and the body does not begin with a delimiter")
+            line, newline, _ = self._data.partition(b"\n")
+            if len(line) > MAX_BOUNDARY_BYTES + MAX_PADDING_BYTES:
+                raise BadMultipart("no boundary is given, and the body's first line is too long")
+            if newline:
+                break
+            yield
+        self._position = len(line)
+        boundary = line[2:].rstrip()
         if not boundary:
             raise BadMultipart("no boundary is given, and the body's first delimiter is empty")
-        self._use_boundary(boundary, b"")
-        self._in_part = False
-        return self._after_delimiter(end)
+        return boundary
 
-    def _after_delimiter(self, newline: int) -> tuple[int, bool]:
-        self._state = self._read_headers
-        self._scanned = 0
-        return newline, True
-
-    def _read_headers(self, data: bytes, position: int) -> tuple[int, bool]:
-        """*position*: at the line end of the delimiter."""
-        blank = _BLANK_LINE.search(data, position + self._scanned)
-        if (blank.start() if blank else len(data)) - position > MAX_HEADER_BYTES:
-            if not self._lenient:
-                raise BadMultipart(f"headers of a part of more than {MAX_HEADER_BYTES} bytes")
-            return self._begin_part({}, position)
-        if blank is None:
-            self._scanned = max(0, len(data) - position - 2)
-            return position, False
-        headers = _parse_headers(data[position + 1 : blank.start() + 1], self._lenient)
-        # the blank line's end may be the line end of the next delimiter: an empty part
-        return self._begin_part(headers, blank.end() - 1)
-
-    def _begin_part(self, headers: dict[str, str], position: int) -> tuple[int, bool]:
+    def _read_headers(self) -> Iterator[None]:
+        """From the line end of a delimiter to that of the blank line."""
+        scanned = 0
+        while (blank := _BLANK_LINE.search(self._data, self._position + scanned)) is None:
+            scanned = max(0, len(self._data) - self._position - 2)
+            if scanned > MAX_HEADER_BYTES:
+                break
+            yield
+        headers: dict[str, str] = {}
+        if blank is not None and blank.start() - self._position <= MAX_HEADER_BYTES:
+            headers = _parse_headers(self._data[self._position + 1 : blank.start() + 1], self._lenient)
+            # the blank line's end may be the line end of the next delimiter: an empty part
+            self._position = blank.end() - 1
+        elif not self._lenient:
+            raise BadMultipart(f"headers of a part of more than {MAX_HEADER_BYTES} bytes")
         self._events.append(PartStart(headers))
         self._in_part = True
         self._parts += 1
         self._length, self._received = "" if self._lenient else headers.get("content-length", ""), 0
-        self._state = self._read_body
-        self._unread = 1
-        return position, True
 
-    def _read_body(self, data: bytes, position: int) -> tuple[int, bool]:
-        """The data of a part, or the preamble, up to the next delimiter."""
-        start = position + self._unread
-        search = position
-        while (found := data.find(self._delimiter, search)) >= 0:
-            after = found + len(self._delimiter)
-            end = found - 1 if found > start and data[found - 1] == 13 else found
-            if match := _AFTER_DELIMITER.match(data, after, after + MAX_PADDING_BYTES):
-                self._give(data, start, end)
-                if self._in_part:
+    def _read_data(self, delimiter: bytes) -> Generator[None, None, bool]:
+        """The data of a part, or the preamble, up to the next delimiter; whether that is the closing one."""
+        unread = 1  # of the bytes from the position, those that are no data
+        while True:
+            data, search = self._data, self._position
+            start = search + unread
+            while (found := data.find(delimiter, search)) >= 0:
+                after = found + len(delimiter)
+                end = found - 1 if found > start and data[found - 1] == 13 else found
+                if match := _AFTER_DELIMITER.match(data, after, after + MAX_PADDING_BYTES):
+                    self._give(data, start, end)
                     self._end_part()
-                self._in_part = False
-                if match.group(1):
-                    self._events.append(End())
-                    self._state = self._ignore
-                    return match.end(), True
-                return self._after_delimiter(match.end() - 1)
-            if len(data) - after < MAX_PADDING_BYTES and _AFTER_DELIMITER_CUT.fullmatch(data, after):
-                return self._hold(data, position, start, end)
-            search = found + 1  # a line that only begins like the delimiter is data
-        return self._hold(data, position, start, len(data) - len(self._delimiter))
-
-    def _hold(self, data: bytes, position: int, start: int, end: int) -> tuple[int, bool]:
-        """Give away what cannot belong to a delimiter; wait for more with the rest."""
-        if end <= start:
-            return position, False
-        self._give(data, start, end)
-        self._unread = 0
-        return end, False
-
-    def _end_part(self) -> None:
-        said = self._length
-        if said.isdecimal() and (said.lstrip("0") or "0") != str(self._received):
-            raise BadMultipart(f"a part of {self._received} bytes says that it has {said[:20]}")
-        self._events.append(PartEnd())
+                    self._position = match.end() - 1
+                    return match.group(1) is not None
+                if len(data) - after < MAX_PADDING_BYTES and _AFTER_DELIMITER_CUT.fullmatch(data, after):
+                    break
+                search = found + 1  # a line that only begins like the delimiter is data
+            else:
+                end = len(data) - len(delimiter)
+            if end > start:  # give away what cannot belong to a delimiter
+                self._give(data, start, end)
+                self._position, unread = end, 0
+            yield
 
     def _give(self, data: bytes, start: int, end: int) -> None:
         if self._in_part and end > start:
             self._events.append(PartData(data[start:end]))
             self._received += end - start
 
-    def _ignore(self, data: bytes, position: int) -> tuple[int, bool]:
-        return len(data), False
+    def _end_part(self) -> None:
+        if not self._in_part:
+            return
+        said = self._length
+        if said.isdecimal() and (said.lstrip("0") or "0") != str(self._received):
+            raise BadMultipart(f"a part has {self._received} bytes, its Content-Length is {said[:20]}")
+        self._events.append(PartEnd())
+        self._in_part = False
 
 
 def _parse_headers(block: bytes, lenient: bool) -> dict[str, str]:
@@ -237,7 +230,7 @@ class Part:
 
     @property
     def media_type(self) -> MediaType | None:
-        """What Content-Type says; None where it is missing or says nothing readable."""
+        """What Content-Type says; None where it is missing or invalid."""
         try:
             return parse_media_type(self.headers.get("content-type", ""))
         except BadMediaType:

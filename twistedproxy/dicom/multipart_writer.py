@@ -40,7 +40,7 @@ def part_content_type(media_type: str, transfer_syntax: str | None) -> str:
     Raises ValueError for what must not stand in a header.
     """
     if not _MEDIA_TYPE.fullmatch(media_type):
-        raise ValueError(f"{media_type[:80]!r} is no media type")
+        raise ValueError(f"{media_type[:80]!r} is not a media type")
     return media_type if transfer_syntax is None else f"{media_type}; transfer-syntax={validate_uid(transfer_syntax)}"
 
 
@@ -52,9 +52,9 @@ def build(
     *digest*: what `parts_digest` has made of them already.
     """
     if not parts:
-        raise ValueError("a multipart body has at least one part")
+        raise ValueError("a multipart body must have a part")
     digest = digest or parts_digest(parts, media_type, transfer_syntax)
-    # Nobody looks for the boundary in the parts: a part that holds it would hold 128 bits of a
+    # The parts are not searched for the boundary: a part that holds it would hold 128 bits of a
     # cryptographic digest of itself, which can neither be made nor happen.
     form = MultipartForm.of(media_type, transfer_syntax, digest)
     chunks: list[bytes] = []
@@ -66,7 +66,7 @@ def build(
 
 @attrs.frozen
 class MultipartForm:
-    """All of a body but its parts' bytes, for who writes them one after the other."""
+    """All of a body but its parts' bytes, for writing these one after the other."""
 
     content_type: bytes
     end: bytes

@@ -2,7 +2,7 @@
 
 Rules that this file keeps:
 
-- The attributes say the size of a frame, and the length of the value must fit; it is never length / number of frames.
+- The attributes determine the size of a frame, and the length of the value must fit; it is never length / number of frames.
 - What does not fit is refused: frames cut in the wrong places look like pictures.
 - Bytes are swapped from the start of the value on: frames of an odd length begin in the middle of a word.
 """

@@ -20,24 +20,15 @@ _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 
 
 class InvalidUID(ValueError):
-    """A text that is no UID came where a UID belongs."""
+    """A text is not a UID."""
 
 
 def validate_uid(text: str) -> str:
     """Return *text* if it is a UID, else raise `InvalidUID` that names what came."""
     if len(text) > MAX_UID_LENGTH or not _UID.fullmatch(text):
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise InvalidUID(f"{shown!r} is no UID: digits and dots, at most {MAX_UID_LENGTH} characters, are accepted")
+        raise InvalidUID(f"{shown!r} is not a UID (digits and dots, at most {MAX_UID_LENGTH} characters)")
     return text
-
-
-def _uid_field(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
-    validate_uid(value)
-
-
-def _optional_uid_field(_instance: object, _attribute: attrs.Attribute[Optional[str]], value: Optional[str]) -> None:
-    if value is not None:
-        validate_uid(value)
 
 
 @attrs.frozen(cache_hash=True)
@@ -52,9 +43,9 @@ class Instance:
 
     origin: str
     root: str
-    study: str = attrs.field(validator=_uid_field)
-    series: str = attrs.field(validator=_uid_field)
-    sop: str = attrs.field(validator=_uid_field)
+    study: str = attrs.field(converter=validate_uid)
+    series: str = attrs.field(converter=validate_uid)
+    sop: str = attrs.field(converter=validate_uid)
 
     @property
     def place(self) -> str:
@@ -93,12 +84,8 @@ def store_of(origin: str) -> str:
     return rest.partition("/")[0] if separator and scheme in ("http", "https") else origin
 
 
-_known_instance = functools.lru_cache(maxsize=4096)(Instance)
-
-
-def known_instance(origin: str, root: str, study: str, series: str, sop: str) -> Instance:
-    """An `Instance`, remembered: viewers ask for thousands of frames of few instances."""
-    return _known_instance(origin, root, study, series, sop)
+known_instance = functools.lru_cache(maxsize=4096)(Instance)
+"""An `Instance`, remembered: viewers request thousands of frames of few instances."""
 
 
 @attrs.frozen
@@ -107,9 +94,9 @@ class Scope:
 
     origin: str
     root: str
-    study: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
-    series: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
-    sop: Optional[str] = attrs.field(default=None, validator=_optional_uid_field)
+    study: Optional[str] = attrs.field(default=None, converter=attrs.converters.optional(validate_uid))
+    series: Optional[str] = attrs.field(default=None, converter=attrs.converters.optional(validate_uid))
+    sop: Optional[str] = attrs.field(default=None, converter=attrs.converters.optional(validate_uid))
 
     @property
     def store(self) -> str:

@@ -34,7 +34,7 @@ from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import Kind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
 from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.origin.errors import OriginBusy, OriginRefused
+from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.server.compression import altered, compress, may_transform, not_modified
@@ -57,7 +57,6 @@ Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
 _CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
 _READING = frozenset({Kind.METADATA, Kind.INSTANCE})
-_NOT_ALLOWED = frozenset({401, 403})
 # Fields that both sides set: the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
@@ -123,7 +122,7 @@ class PassThrough:
         origin = target.origin.url
         urls = UrlMap(origin, outside, origin + handed_on.path.decode("ascii"))
         response = located(response, urls)
-        if response.status in _NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
+        if response.status in NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
             await self.descriptions.revoke(handed_on, target)
         size = response.length
         if watch is not None and watch.understands(response):

@@ -24,7 +24,14 @@ from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.peers import NoSiblings, Siblings
 from twistedproxy.frames.single_flight import InFlight
-from twistedproxy.origin.errors import DENIALS, AnsweredByCache, OriginBadAnswer, OriginError, OriginRefused
+from twistedproxy.origin.errors import (
+    DENIALS,
+    NOT_ALLOWED,
+    AnsweredByCache,
+    OriginBadAnswer,
+    OriginError,
+    OriginRefused,
+)
 from twistedproxy.origin.interface import Caller, Origin, Priority
 
 METADATA_SECONDS = 24 * 3600.0
@@ -176,7 +183,7 @@ class Access:
             try:
                 return await self._by_frame(origin, instance, caller, known)
             except OriginRefused as refused:
-                if refused.status in (401, 403):
+                if refused.status in NOT_ALLOWED:
                     raise
             except OriginBadAnswer:
                 pass  # a store that gives no frames may give metadata

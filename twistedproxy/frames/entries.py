@@ -227,5 +227,5 @@ def most(metadata: InstanceMetadata) -> int:
 
 def expected(metadata: InstanceMetadata) -> int:
     """Bytes that a frame probably has at most."""
-    syntax = lookup(metadata.transfer_syntax) if metadata.transfer_syntax is not None else None
+    syntax = lookup(metadata.transfer_syntax)
     return most(metadata) if syntax is None or not syntax.encapsulated else max(1, most(metadata) // COMPRESSED)

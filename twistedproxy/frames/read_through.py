@@ -21,7 +21,7 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.dicom.transfer_syntaxes import is_native
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import (
     BadEntry,
@@ -37,7 +37,7 @@ from twistedproxy.frames.entries import (
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.invalidation import Forgetting
 from twistedproxy.frames.single_flight import MAYBE_FOR_THE_OWNER, Fetch, InFlight, after_failure
-from twistedproxy.origin.errors import DENIALS, OriginRefused
+from twistedproxy.origin.errors import DENIALS, NOT_ALLOWED, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
 
@@ -371,7 +371,7 @@ class FrameReader:
         try:
             frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
         except OriginRefused as refused:
-            if refused.status in (401, 403):
+            if refused.status in NOT_ALLOWED:
                 await self.access.revoke(wanted.caller, instance)
             raise
         expires = self._expiry()  # before it is written: the cache keeps it a little longer
@@ -390,5 +390,4 @@ def _is_huge(frames: _Frames) -> bool:
 
 
 def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:
-    syntax = lookup(metadata.transfer_syntax) if metadata.transfer_syntax is not None else None
-    return metadata.frame_length if syntax is not None and not syntax.encapsulated else None
+    return metadata.frame_length if is_native(metadata.transfer_syntax) else None

@@ -9,7 +9,10 @@ import attrs
 if TYPE_CHECKING:
     from twistedproxy.dicom.metadata import InstanceMetadata
 
-DENIALS = frozenset({401, 403, 404, 410})
+NOT_ALLOWED = frozenset({401, 403})
+"""How origins say that a caller may not do something."""
+
+DENIALS = NOT_ALLOWED | {404, 410}
 """How origins say that a caller may not read, or that there is nothing to read."""
 
 HAS_NOT = frozenset({404, 405, 406, 410, 415})
@@ -37,7 +40,7 @@ class OriginRefused(OriginError):
 
 
 class FramesRefused(OriginRefused):
-    """The origin does not give frames as they are stored, nor the instance, to a caller who may have them. It may give
+    """The origin gives a caller who may read an instance neither its frames as stored nor its file. It may give
     them in another form, or pictures of them."""
 
 
@@ -50,7 +53,7 @@ class OriginBrokeOff(OriginUnreachable):
 
 
 class OriginBusy(OriginError):
-    """The origin kept asking to come back later, or the queue in front of it is full: 503."""
+    """The origin kept asking for a retry later, or the queue in front of it is full: 503."""
 
 
 class OriginTimeout(OriginError):
@@ -58,17 +61,17 @@ class OriginTimeout(OriginError):
 
 
 class OriginBadAnswer(OriginError):
-    """The answer came and is not what DICOMweb says it should be: 502."""
+    """The answer came and violates DICOMweb: 502."""
 
 
 @attrs.define(eq=False)
 class AnsweredByCache(OriginBadAnswer):
-    """A cache on the way gave the *metadata*: they are facts, and do not show that this caller may read the instance."""
+    """A cache on the way gave the *metadata*: they are facts, and no proof that this caller may read the instance."""
 
     metadata: InstanceMetadata
 
     def __str__(self) -> str:
-        return "a cache in front of the origin answered, which does not know who may read the instance"
+        return "a cache in front of the origin answered, which proves no access to the instance"
 
 
 class NotAsStored(OriginBadAnswer):

@@ -22,8 +22,8 @@ AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")
 
 
 class Priority(enum.IntEnum):
-    """Who goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own. `UNKNOWN`: a caller of whom it is
-    not known that the origin lets them read anything."""
+    """Which request goes first at an origin's limiter: the smallest. `WHOLE` has one slot of its own. `UNKNOWN`: a caller of
+    whom it is not known that the origin lets them read anything."""
 
     CALLER = 0
     UNKNOWN = 1
@@ -34,11 +34,11 @@ class Priority(enum.IntEnum):
 
 @attrs.frozen
 class Caller:
-    """Who asks.
+    """A client, as the origin knows it.
 
     *credential* is a keyed digest of what identifies the caller and may be stored and compared;
     *headers* and *query* (raw fields, joined by ``&``) are what the origin judges by (Authorization, cookies, a token): never
-    stored, never logged. *address*: the client's, which tells callers without these apart where they compete.
+    stored, never logged. *address*: the client's, which distinguishes callers without these where they compete.
     """
 
     credential: bytes
@@ -88,7 +88,7 @@ class OriginRequest:
 @attrs.frozen
 class OriginResponse:
     """An answer whose body is still to be pulled. *headers* are end-to-end ones.
-    *length* is the body's length in bytes where the origin said it. *framed* tells, after the body's end, whether its length
+    *length* is the body's length in bytes where it is known. *framed*: after the body's end, whether its length
     or its chunks showed that it is whole; else it ended with its connection."""
 
     status: int
@@ -105,7 +105,7 @@ def first(headers: Headers, name: bytes) -> Optional[bytes]:
 
 def is_for(caller: Caller, headers: Headers) -> bool:
     """Whether the origin itself judged *caller* for the answer with these *headers*: Age is a cache's (RFC 9111 section 5.1),
-    which may have kept what another caller asked for. Who has no credentials is like all others without."""
+    which may have kept what another caller asked for. Callers without credentials are all one."""
     return not caller.has_credentials or first(headers, b"age") is None
 
 
@@ -113,23 +113,23 @@ _DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
 
 
 def media_type_of(headers: Headers) -> Optional[MediaType]:
-    """What Content-Type says; None where it is missing or cannot be read, or where several fields say different things:
+    """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
-    told = {value.strip() for name, value in headers if name.lower() == b"content-type"}
+    values = {value.strip() for name, value in headers if name.lower() == b"content-type"}
     try:
-        return parse_media_type(told.pop()) if len(told) == 1 else None
+        return parse_media_type(values.pop()) if len(values) == 1 else None
     except BadMediaType:
         return None
 
 
 def is_dicom_json(headers: Headers) -> bool:
-    """Whether an answer with these *headers* says that it is DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
+    """Whether an answer with these *headers* is labelled as DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
     media_type = media_type_of(headers)
     return media_type is not None and media_type.type in _DICOM_JSON
 
 
 class Origin(Protocol):
-    """One store. All methods raise the errors of `twistedproxy.origin.errors`, and are cancellable."""
+    """One store. Providers derive from it. All methods raise the errors of `twistedproxy.origin.errors`, and are cancellable."""
 
     url: str
     """The store's identity, as the operator gave it, without credentials: part of every `Instance`."""
@@ -162,10 +162,12 @@ class Origin(Protocol):
 
     async def local_file(self, instance: Instance) -> Optional[str]:
         """The path of the instance's file where the origin keeps it as one on this machine, else None."""
+        return None
 
     async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
-        """The instance whose picture stands for a study or series; None where there is none, or where the origin itself
+        """The instance whose picture represents a study or series; None where there is none, or where the origin itself
         makes such pictures."""
+        return None
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Hand a request on and give back the answer, whatever its status, both bodies streamed."""
@@ -175,10 +177,14 @@ class Origin(Protocol):
 
     def examples(self) -> tuple[str, ...]:
         """Resources below the mount that are known to exist and fit to be tried; mostly none are."""
+        return ()
 
     def status(self) -> dict[str, object]:
         """Facts for ``/status.json``: what is known of the origin, running and waiting requests."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Get ready. Mostly, connections are made and files opened when they are needed."""
+        return
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """End all that runs and waits."""

@@ -26,10 +26,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.interface import Cache, Fence, Value
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.part10.stream import AnotherCodec, NotByFrame, Part10Stream
+from twistedproxy.dicom.part10.stream import NotAsDescribed, NotByFrame, Part10Stream
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.sniffing import may_be
-from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
@@ -171,7 +169,7 @@ class InstanceLoad:
 
         Raises `LoadFailed`, and what broke the stream; `Withdrawn` once anything was written.
         """
-        parser = Part10Stream()
+        parser = Part10Stream(expected=(self.frames.instance.uids, self.expected))
         try:
             await self._load(stream, parser)
             parser.finish()
@@ -185,13 +183,13 @@ class InstanceLoad:
             await self.frames.take_back()
             if self.frames.written:
                 raise Withdrawn(str(error) or type(error).__name__) from error
-            if isinstance(error, (NotByFrame, AnotherCodec)):
+            if isinstance(error, (NotByFrame, NotAsDescribed)):
                 raise NotLoadable(str(error)) from error
             if isinstance(error, ValueError):  # the file is not what it should be
                 raise LoadFailed(str(error)) from error
             raise
         stream.close()
-        return Loaded(self.frames.written, self.frames.size, _transfer_syntax(parser))
+        return Loaded(self.frames.written, self.frames.size, parser.transfer_syntax)
 
     async def _load(self, stream: ByteStream, parser: Part10Stream) -> None:
         pending: list[bytes] = []
@@ -205,55 +203,11 @@ class InstanceLoad:
                 pending += frames
                 size += sum(map(len, frames))
                 if size >= self.batch_bytes() or self.clock.seconds() >= due:
-                    await self._write(pending, size, parser)
+                    await self.frames.write(pending, size, parser.frame_syntax)
                     pending, size = [], 0
             breath = self.breathe()
             if breath is not None:
                 await breath
         if pending:
-            await self._write(pending, size, parser)
+            await self.frames.write(pending, size, parser.frame_syntax)
         await self.frames.finish()
-
-    async def _write(self, frames: list[bytes], size: int, parser: Part10Stream) -> None:
-        if not self.frames.written:
-            self._check(parser)
-        uid = _frame_syntax(_transfer_syntax(parser))
-        for frame in frames:
-            if frame and not may_be(frame, uid):
-                raise NotLoadable(f"a frame begins with {frame[:16]!r}, as none in {uid} does")
-        await self.frames.write(frames, size, uid)
-
-    def _check(self, parser: Part10Stream) -> None:
-        """Whether the file is of the instance that the metadata describe."""
-        found, known = parser.metadata, self.expected.transfer_syntax
-        if found is None:
-            return
-        if parser.uids != self.frames.instance.uids:
-            raise NotLoadable("the file is not of the instance that was asked for")
-        if found.frames != self.expected.frames:
-            raise NotLoadable(f"the file has {found.frames} frames, its metadata say {self.expected.frames}")
-        syntax = _transfer_syntax(parser)
-        if known is not None and not _alike(syntax, known):
-            raise NotLoadable(f"the file came as {syntax}, stored it is {known}")
-
-
-def _transfer_syntax(parser: Part10Stream) -> str:
-    assert parser.transfer_syntax is not None, "there are frames only after it was read"
-    return parser.transfer_syntax
-
-
-def _frame_syntax(uid: str) -> str:
-    """What a single frame of a file in *uid* is labelled with."""
-    syntax = lookup(uid)
-    return uid if syntax is None else syntax.frame_uid
-
-
-def _alike(uid: str, other: str) -> bool:
-    """Whether a file in *uid* may hold what is known as *other*: the known one may be a frame's, and stores
-    say little endian of native frames whatever the file has (PS3.18 section 8.7.3.5.2)."""
-    return _frame_syntax(uid) == _frame_syntax(other) or (_is_native(uid) and _is_native(other))
-
-
-def _is_native(uid: str) -> bool:
-    syntax = lookup(uid)
-    return syntax is not None and not syntax.encapsulated

@@ -103,8 +103,7 @@ def unsized(metadata: InstanceMetadata) -> Optional[Reason]:
 
 def packed(metadata: InstanceMetadata) -> Optional[Reason]:
     """Native frames not made of whole bytes run into each other (PS3.5 section 8.1.1): no stream of them can be cut."""
-    syntax = transfer_syntaxes.lookup(metadata.transfer_syntax or "")
-    native = syntax is not None and not syntax.encapsulated
+    native = transfer_syntaxes.is_native(metadata.transfer_syntax)
     return Reason.PACKED_FRAMES if native and metadata.frame_length is None else None
 
 

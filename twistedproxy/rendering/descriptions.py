@@ -29,7 +29,7 @@ from twistedproxy.frames.single_flight import InFlight, Shared, shared
 from twistedproxy.imaging.describe import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.pixel_description import PixelFacts
-from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.errors import NOT_ALLOWED, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import AMBIGUOUS, Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
 from twistedproxy.rendering.pool import HeldChild, RenderPool
 from twistedproxy.rendering.tile_indexes import feed
@@ -57,7 +57,7 @@ async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, ur
     response = await origin.forward(OriginRequest.get(path, query, accept, caller))
     try:
         data = await read_all(response.body, MAX_BULK)
-        if response.status in (401, 403):
+        if response.status in NOT_ALLOWED:
             raise OriginRefused(response.status, response.headers, data)
         if response.status != 200:
             raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")

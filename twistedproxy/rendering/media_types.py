@@ -46,7 +46,7 @@ def is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
 
 def can_decode(transfer_syntax: Optional[str]) -> bool:
     """Whether pictures can be made of frames in that transfer syntax: not of video. An unknown one: to be tried."""
-    syntax = lookup(transfer_syntax) if transfer_syntax is not None else None
+    syntax = lookup(transfer_syntax)
     return transfer_syntax is None or (syntax is not None and syntax.frames_separable)
 
 

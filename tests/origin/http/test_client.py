@@ -15,9 +15,9 @@ from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
-from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody
+from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody, Running
 from twistedproxy.origin.http.client import Transport, normal_url
-from twistedproxy.origin.http.exchange import Answer
+from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.streams import BytesStream, read_all
 
 MB = 1 << 20
@@ -117,7 +117,7 @@ class TransportTestCase(TestCase):
             lambda: any(text in wire.buffer and not wire.gone for wire in self.server.connections), repr(text)
         )
 
-    async def get(self, target: bytes = b"/x") -> Answer:
+    async def get(self, target: bytes = b"/x") -> OriginResponse:
         return await self.transport.request(b"GET", target, ())
 
 
@@ -450,7 +450,7 @@ class TrickleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.aborted = False
-        self.body = AnswerBody(self.clock, 30.0, lambda: None, self.abort, lambda size: None)
+        self.body = AnswerBody(Running(self.clock, 30.0, lambda direction, size: None), lambda: None, self.abort)
         self.body.makeConnection(StringTransport())
 
     def abort(self) -> None:
@@ -538,7 +538,7 @@ class BodyTests(TransportTestCase):
 
         self.serve(script)
         answer = await self.get()
-        self.assertEqual((answer.length, await read_all(answer.body, MB), answer.body.framed), (None, b"all", False))
+        self.assertEqual((answer.length, await read_all(answer.body, MB), answer.framed()), (None, b"all", False))
 
     async def test_reader_sets_the_pace(self) -> None:
         """Of an answer that nobody reads only a little is taken in; read on, it comes whole."""

@@ -39,6 +39,7 @@ from twistedproxy.origin.http import HTTPOrigin, requests
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, StreamTooLong, read_all
+from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 MB = 1 << 20
@@ -68,10 +69,11 @@ def metadata_of(instance: Instance, frames: int = 12) -> dict[str, Any]:
     return {**uids, "00280008": {"vr": "IS", "Value": [frames]}}
 
 
-class Counts:
-    """An observer that remembers."""
+class Counts(Metrics):
+    """Metrics that remember what happened."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.operations: list[tuple[str, str]] = []
         self.bytes = {"in": 0, "out": 0}
 

@@ -12,8 +12,8 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.responses import Budget, read_frames
+from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.streams import BytesStream
 
 JPEG, JPEG_2000, JPEG_LS = (f"1.2.840.10008.1.2.4.{tail}" for tail in (50, 91, 80))
@@ -31,12 +31,13 @@ class LabelTests(SynchronousTestCase):
             for label in labels
         ]
         body = BytesStream(*parts, b"--B--\r\n")
-        body.framed = True  # type: ignore[attr-defined]
         metadata = InstanceMetadata(len(labels), transfer_syntax=stored)
-        answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
+        answer = OriginResponse(200, ((b"Content-Type", RELATED),), body)
         return self.frames(answer, range(1, len(labels) + 1), metadata)
 
-    def frames(self, answer: Answer, numbers: Sequence[int], metadata: InstanceMetadata) -> Deferred[list[Frame]]:
+    def frames(
+        self, answer: OriginResponse, numbers: Sequence[int], metadata: InstanceMetadata
+    ) -> Deferred[list[Frame]]:
         """The frames, in the order of *numbers*."""
         target = f"/dicom-web/studies/1/series/2/instances/3/frames/{','.join(map(str, numbers))}"
         reading = read_frames(answer, target, numbers, metadata, Budget(None, len(numbers)))
@@ -70,8 +71,7 @@ class LabelTests(SynchronousTestCase):
             for index, location in enumerate(locations)
         ]
         body = BytesStream(*parts, b"--B--\r\n")
-        body.framed = True  # type: ignore[attr-defined]
-        answer = Answer(200, ((b"Content-Type", RELATED),), body, None)  # type: ignore[arg-type]
+        answer = OriginResponse(200, ((b"Content-Type", RELATED),), body)
         found = self.frames(answer, numbers, InstanceMetadata(9, transfer_syntax=JPEG))
         return found.addCallback(lambda frames: [frame.data[2:] for frame in frames])  # type: ignore[return-value]
 
@@ -110,9 +110,8 @@ class LabelTests(SynchronousTestCase):
         """So is a single part."""
         for location, right in ((b"/frames/1", True), (b"/frames/2", False), (b"/rendered", True)):
             body = BytesStream(b"\xff\xd8frame")
-            body.framed = True  # type: ignore[attr-defined]
             headers = ((b"Content-Type", b"image/jpeg"), (b"Content-Location", location))
-            found = self.frames(Answer(200, headers, body, None), (1,), InstanceMetadata(9, transfer_syntax=JPEG))  # type: ignore[arg-type]
+            found = self.frames(OriginResponse(200, headers, body), (1,), InstanceMetadata(9, transfer_syntax=JPEG))
             if right:
                 self.assertEqual(len(self.successResultOf(found)), 1)
             else:

@@ -7,7 +7,6 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.origin.errors import OriginBusy
-from twistedproxy.origin.http import standing
 from twistedproxy.origin.http.standing import (
     FORGIVEN_SECONDS,
     FREE_REFUSALS,
@@ -111,8 +110,8 @@ class StandingTests(SynchronousTestCase):
         self.assertTrue(self.standings.is_new(NAMELESS_ELSEWHERE))
 
     def test_invented_credentials(self) -> None:
-        """Who invents credentials pushes out no known caller."""
-        self.patch(standing, "MAX_CALLERS", 3)
+        """Invented credentials push out no known caller."""
+        self.standings = Standings(self.clock, most=3)
         self.standings.proven(ALICE)
         for number in range(10):
             self.standings.answered(Caller(b"%d" % number, ((b"Authorization", b"x"),)), 401)

@@ -3,22 +3,22 @@
 Rules that this file keeps:
 
 - Each byte is copied at most once into a joined piece, however the stream is cut.
-- A stage says how many bytes it needs before it gathers, so it can refuse a number that makes no sense.
+- A stage states how many bytes it needs before it gathers, so it can refuse a number that makes no sense.
 """
 
 from __future__ import annotations
 
 
 class BadPart10(ValueError):
-    """A stream is no DICOM file, is cut off, or contradicts itself. All frames that it gave are in doubt."""
+    """A stream is not a DICOM file, is cut off, or contradicts itself. All frames that it gave are in doubt."""
 
 
 class NotByFrame(BadPart10):
-    """A DICOM file whose frames cannot be told apart without decoding: 1-bit pixels, video."""
+    """A DICOM file whose frames cannot be separated without decoding: 1-bit pixels, video."""
 
 
-class AnotherCodec(BadPart10):
-    """Frames are of another codec than the file's transfer syntax names."""
+class NotAsDescribed(BadPart10):
+    """A file is of another instance than expected, or its frames are not what its transfer syntax or the metadata say."""
 
 
 class Gatherer:

@@ -3,7 +3,7 @@ data set (PS3.5 section 7) up to the pixel data element of its top level.
 
 Rules that this file keeps:
 
-- Values that nobody needs are skipped, not kept; what is kept is bounded.
+- Values that are not needed are skipped, not kept; what is kept is bounded.
 - Nested sequences cost no recursion: only how deep the reader stands is remembered, and that is bounded too.
 - No I/O; every cut of the stream gives the same result.
 """
@@ -46,65 +46,90 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _NUMBER_OF_FRAMES = "00280008"
 
 
-class FileMetaReader:
-    """Reads preamble and file meta information, which is explicit VR little endian always."""
+class _ElementReader:
+    """Reads elements one after the other. *need*: bytes that the first one takes at least; *least*: each other one."""
 
-    def __init__(self) -> None:
-        self._gather = Gatherer(132)
-        self._begun = False
+    def __init__(self, need: int, least: int) -> None:
+        self._gather = Gatherer(need)
+        self._least = least
+        self._skip = 0
+        self.ended = False
+
+    def feed(self, chunk: bytes) -> bytes | None:
+        """Take the next bytes; once the reader has ended, return what follows (maybe nothing). Raises `BadPart10`."""
+        if self._skip >= len(chunk):
+            self._skip -= len(chunk)
+            return None
+        data = self._gather.add(chunk[self._skip :] if self._skip else chunk)
+        self._skip = 0
+        if data is None:
+            return None
+        position, size, need = 0, len(data), self._least
+        while size - position >= self._least:
+            used = self._element(data, position)
+            if self.ended:
+                return data[position + used :]
+            if used < 0:
+                need = -used
+                break
+            position += used
+            if position > size:
+                self._skip, position, need = position - size, size, 1
+        self._gather.keep(data, position, need)
+        return None
+
+    def _element(self, data: bytes, position: int) -> int:
+        """Read what stands at *position*. Return the bytes to go on by (maybe more than there are), or minus the bytes
+        needed from *position* to say so."""
+        raise NotImplementedError
+
+
+class FileMetaReader(_ElementReader):
+    """Reads preamble and file meta information, which is explicit VR little endian always, up to the data set.
+
+    *deflated*: the UID of the transfer syntax after whose meta information no tags follow.
+    """
+
+    def __init__(self, deflated: str = "") -> None:
+        super().__init__(132, 2)
+        self._deflated = deflated
         self._deflated_from: int | None = None
         self._read = 0
         self.transfer_syntax = ""
 
-    def feed(self, chunk: bytes, deflated: str) -> bytes | None:
-        """Take the next bytes; once the data set begins, return what there is of it (maybe nothing).
-
-        *deflated*: the UID of the transfer syntax after whose meta information no tags follow.
-        """
-        data = self._gather.add(chunk)
-        if data is None:
-            return None
-        position, size = 0, len(data)
-        if not self._begun:
-            if data[128:132] != b"DICM":
-                raise BadPart10("no DICOM file: DICM is missing after the preamble")
-            self._begun, position = True, 132
-        while True:
-            need = 2
-            if size - position >= need:
-                is_meta = data[position : position + 2] == b"\x02\x00"
-                if not is_meta or (self._read == self._deflated_from and self.transfer_syntax == deflated):
-                    if not self.transfer_syntax:
-                        raise BadPart10("the file meta information names no transfer syntax")
-                    return data[position:]
-                need = self._element(data, position)
-                if need <= size - position:
-                    position += need
-                    self._read += need
-                    continue
-            if self._read + need > MAX_META_BYTES:
-                raise BadPart10(f"file meta information of more than {MAX_META_BYTES} bytes")
-            self._gather.keep(data, position, need)
-            return None
-
     def _element(self, data: bytes, position: int) -> int:
-        """The bytes of the element at *position*, read if all are there; else at least one more than there are."""
-        left = len(data) - position
-        if left < 12:
-            return 12  # none is shorter that anything is followed by
+        if not self._read:
+            if data[128:132] != b"DICM":
+                raise BadPart10("not a DICOM file: DICM is missing after the preamble")
+            self._read = 132
+            return 132
+        is_meta = data[position : position + 2] == b"\x02\x00"
+        if not is_meta or (self._read == self._deflated_from and self.transfer_syntax == self._deflated):
+            if not self.transfer_syntax:
+                raise BadPart10("the file meta information names no transfer syntax")
+            self.ended = True
+            return 0
+        if len(data) - position < 12:
+            return -12  # none is shorter that anything is followed by
         element, vr, length = struct.unpack_from("<2xH2sH", data, position)
         header = 8
         if vr not in _SHORT_VRS:
             if not vr.isalpha():
-                raise BadPart10("the file meta information is broken")
+                raise BadPart10("the file meta information is malformed")
             length, header = struct.unpack_from("<8xL", data, position)[0], 12
-        if left >= header + length:
-            value = data[position + header : position + header + length]
-            if element == 0 and length == 4:
-                self._deflated_from = self._read + header + length + int.from_bytes(value, "little")
-            elif element == 0x10:
+        used = int(header + length)
+        if self._read + used > MAX_META_BYTES:
+            raise BadPart10(f"file meta information of more than {MAX_META_BYTES} bytes")
+        if element in (0, 0x10):
+            if len(data) - position < used:
+                return -used
+            value = data[position + header : position + used]
+            if element:
                 self.transfer_syntax = value.decode("latin-1").strip(" \0")
-        return int(header + length)
+            elif length == 4:
+                self._deflated_from = self._read + used + int.from_bytes(value, "little")
+        self._read += used
+        return used
 
 
 @attrs.frozen
@@ -119,46 +144,20 @@ class _Level:
 _level = functools.cache(_Level)  # a sparse slide enters a million of them; eight are different
 
 
-class DataSetReader:
+class DataSetReader(_ElementReader):
     """Reads a data set up to its pixel data.
 
     Then *pixel_tag* is set, *pixel_vr*, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
     """
 
     def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
+        super().__init__(1, 8)
         self._top = _Level(True, implicit_vr, big_endian)  # not from the cache: known by its identity
         self._levels = [self._top]
-        self._gather = Gatherer(1)
-        self._skip = 0
         self._values: dict[int, bytes] = {}
-        self.pixel_tag: int | None = None
+        self.pixel_tag = 0
         self.pixel_vr = "OW"
         self.pixel_length = 0
-
-    def feed(self, chunk: bytes) -> bytes | None:
-        """Take the next bytes; once the pixel data begins, return what there is of its value (maybe nothing)."""
-        if self._skip >= len(chunk):
-            self._skip -= len(chunk)
-            return None
-        data = self._gather.add(chunk[self._skip :] if self._skip else chunk)
-        self._skip = 0
-        if data is None:
-            return None
-        position, size = 0, len(data)
-        while size - position >= 8:
-            used = self._element(data, position)
-            if self.pixel_tag is not None:
-                return data[position + used :]
-            if used < 0:
-                self._gather.keep(data, position, -used)
-                return None
-            position += used
-            if position > size:
-                self._skip = position - size
-                self._gather.keep(data, size, 1)
-                return None
-        self._gather.keep(data, position, 8)
-        return None
 
     @property
     def is_whole(self) -> bool:
@@ -185,8 +184,9 @@ class DataSetReader:
         return tuple(value.decode("latin-1").strip(" \0") for value in values)
 
     def extended_offsets(self) -> tuple[bytes, bytes]:
-        """The Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
-        return self._values.get(EXTENDED_OFFSET_TABLE, b""), self._values.get(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
+        """Give away the Extended Offset Table and its lengths, little endian 64-bit numbers; empty where there are none."""
+        pop = self._values.pop
+        return pop(EXTENDED_OFFSET_TABLE, b""), pop(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
 
     def _decoded(self, name: str, value: bytes) -> object:
         if name == _NUMBER_OF_FRAMES or str in FIELD_TYPES[FIELDS[name]]:
@@ -194,8 +194,6 @@ class DataSetReader:
         return int.from_bytes(value[: 4 if len(value) == 4 else 2], "big" if self._top.big_endian else "little")
 
     def _element(self, data: bytes, position: int) -> int:
-        """Read the element or delimiter at *position*, of which 8 bytes are there. Return the bytes to go on by
-        (maybe more than there are), or minus the bytes needed from *position* to say so."""
         level = self._levels[-1]
         group, element, length = struct.unpack_from(">HHL" if level.big_endian else "<HHL", data, position)
         tag = group << 16 | element
@@ -217,21 +215,20 @@ class DataSetReader:
                 length = struct.unpack_from(">8xL" if level.big_endian else "<8xL", data, position)[0]
         if level is self._top:
             if tag in PIXEL_TAGS:
-                self.pixel_tag, self.pixel_length = tag, length
+                self.pixel_tag, self.pixel_length, self.ended = tag, length, True
                 if not level.implicit_vr:
                     self.pixel_vr = vr.decode("latin-1")
                 return header
             if tag in _KEPT and length != UNDEFINED_LENGTH:
                 if length > _KEPT[tag]:
-                    raise BadPart10(f"({group:04X},{element:04X}) has {length} bytes, too many to make sense")
+                    raise BadPart10(f"({group:04X},{element:04X}) has {length} bytes, which is too many")
                 if len(data) - position < header + length:
                     return -int(header + length)
                 self._values[tag] = data[position + header : position + header + length]
         if length == UNDEFINED_LENGTH:
             # PS3.5 section 6.2.2: what UN of undefined length holds is implicit VR little endian.
-            self._enter(
-                _level(False, True, False) if is_unknown else _level(False, level.implicit_vr, level.big_endian)
-            )
+            implicit, big = (True, False) if is_unknown else (level.implicit_vr, level.big_endian)
+            self._enter(_level(False, implicit, big))
             return header
         return int(header + length)
 

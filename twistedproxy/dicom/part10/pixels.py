@@ -7,7 +7,7 @@ Rules that this file keeps:
 - Encapsulated: an offset table decides if it fits the number of frames; from where it stops ascending (Basic
   offsets wrap at 4 GiB, some writers leave zeros) the fragments decide. Then one fragment is one frame as long as
   each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
-- An Extended Offset Table is believed where it comes with its lengths and ascends throughout. Its lengths say where
+- An Extended Offset Table is used where it comes with its lengths and ascends throughout. Its lengths say where
   a frame ends in its item: without the pad byte, which all other frames keep, as pydicom's do.
 - A frame without a byte is one only where an offset table says so: scanners leave tiles empty that hold nothing.
 - What waits is bounded by one frame of at most `max_frame_bytes`, whatever lengths the stream claims.
@@ -92,8 +92,7 @@ class EncapsulatedFrames:
         self._has_basic_table = False
         self._given = 0
         self._position = 0  # of the next item, as offset tables count
-        self._begun = bytearray()  # the fragments of a frame that has more than one
-        self._is_begun = False
+        self._begun: bytearray | None = None  # the fragments of a frame that has more than one
         self._gather = Gatherer(8)
         self.complete = False
 
@@ -125,17 +124,18 @@ class EncapsulatedFrames:
         return frames
 
     def _add_fragment(self, data: bytes, start: int, end: int, frames: list[bytes]) -> None:
-        if not self._is_begun and self._ends_frame(data, start, end):
+        begun = self._begun
+        if begun is None and self._ends_frame(data, start, end):
             if end == start and not self._offsets:
                 raise BadPart10("an empty frame")
             self._give(data[start:end], frames)
             return
-        if len(self._begun) + end - start > self._max_frame_bytes:
+        if len(begun or b"") + end - start > self._max_frame_bytes:
             raise BadPart10(f"a frame of more than {self._max_frame_bytes} bytes")
-        was_begun, self._is_begun = self._is_begun, True
+        self._begun = bytearray() if begun is None else begun
         self._begun += memoryview(data)[start:end]
-        if was_begun and self._ends_frame(self._begun, 0, len(self._begun)):
-            self._give_begun(frames)
+        if begun is not None and self._ends_frame(begun, 0, len(begun)):
+            self._give(bytes(begun), frames)
 
     def _ends_frame(self, data: bytes | bytearray, start: int, end: int) -> bool:
         """Whether the frame whose bytes so far are data[start:end] is complete; an item has just ended."""
@@ -160,40 +160,35 @@ class EncapsulatedFrames:
         return marker in data[max(start, end - END_MARKER_BYTES) : end]
 
     def _give(self, frame: bytes, frames: list[bytes]) -> None:
+        self._begun = None
         self._given += 1
         if self._given > self._frames:
             raise BadPart10(f"more than the {self._frames} frames that the data set has")
-        frames.append(self._unpadded(frame) if self._lengths else frame)
-
-    def _unpadded(self, frame: bytes) -> bytes:
-        length = self._lengths[self._given - 1]
-        if not len(frame) - 1 <= length <= len(frame):
-            raise BadPart10(f"frame {self._given} has {len(frame)} bytes where its offset table says {length}")
-        return frame[:length]
-
-    def _give_begun(self, frames: list[bytes]) -> None:
-        self._give(bytes(self._begun), frames)
-        self._begun = bytearray()
-        self._is_begun = False
+        if self._lengths:
+            length = self._lengths[self._given - 1]
+            if not len(frame) - 1 <= length <= len(frame):
+                raise BadPart10(f"frame {self._given} has {len(frame)} bytes where its offset table says {length}")
+            frame = frame[:length]
+        frames.append(frame)
 
     def _end(self, tag: int, frames: list[bytes]) -> None:
         """Something else than an item came: the delimiter, or the end of sense."""
         if tag != _SEQUENCE_END:
-            raise BadPart10("something else than a fragment stands among the fragments")
-        if self._is_begun:
+            raise BadPart10("an element that is not a fragment stands among the fragments")
+        if self._begun is not None:
             if self._frames > 1 and not self._offsets:
-                raise BadPart10("the last frame does not end as it must")
+                raise BadPart10("the last frame has no end marker")
             if not self._begun and self._frames == 1:
                 raise BadPart10("an empty frame")
-            self._give_begun(frames)
+            self._give(bytes(self._begun), frames)
         if self._given != self._frames:
-            raise BadPart10(f"{self._given} frames, and the data set has {self._frames}")
+            raise BadPart10(f"{self._given} frames, the data set says {self._frames}")
         self.complete = True
 
     def _check_length(self, length: int) -> None:
-        limit = self._max_frame_bytes - len(self._begun) if self._has_basic_table else MAX_TABLE_BYTES
+        limit = self._max_frame_bytes - len(self._begun or b"") if self._has_basic_table else MAX_TABLE_BYTES
         if length > limit:
-            raise BadPart10(f"a fragment or offset table of {length} bytes, where {limit} are possible")
+            raise BadPart10(f"a fragment or offset table of {length} bytes, more than {limit}")
 
     def _extended(self, table: bytes, table_lengths: bytes) -> tuple[Sequence[int], Sequence[int]]:
         """Offsets and lengths of the Extended Offset Table; none where it makes no sense."""
@@ -203,7 +198,7 @@ class EncapsulatedFrames:
         return offsets, lengths
 
     def _basic(self, table: bytes) -> Sequence[int]:
-        """The offsets of the Basic Offset Table as far as is known now: they may wrap further down."""
+        """The offsets of the Basic Offset Table as far as is known now: they may wrap further on."""
         offsets = self._numbers(table, array("I"))
         return offsets if offsets and offsets[0] == 0 else ()
 

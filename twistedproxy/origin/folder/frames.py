@@ -167,7 +167,7 @@ def _pixels(record: StoredFile) -> PixelElement:
         raise BadPixelData("it has no pixel data")
     if syntax is not None and (syntax.encapsulated and pixels.tag == PIXEL_DATA) != (pixels.length is None):
         kind = "defined" if pixels.length is not None else "undefined"
-        raise BadPixelData(f"its pixel data have {kind} length, its transfer syntax is {syntax.name}")
+        raise BadPixelData(f"its pixel data have {kind} length, its transfer syntax is {syntax.uid}")
     return pixels
 
 

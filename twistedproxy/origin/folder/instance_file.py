@@ -374,7 +374,7 @@ def _check_whole(content: BinaryIO, transfer_syntax: str) -> None:
     try:
         begun = False
         while chunk := content.read(_READ_BYTES):
-            rest = reader.feed(chunk) if begun else meta.feed(chunk, "")
+            rest = reader.feed(chunk) if begun else meta.feed(chunk)
             if not begun and rest is not None:
                 begun = True
                 rest = reader.feed(rest)

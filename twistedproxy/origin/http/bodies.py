@@ -3,8 +3,8 @@
 Rules that this module keeps:
 
 - The reader's pace is the sender's pace: beyond `HIGH_WATER` bytes the transport is paused, or the upload is no longer read.
-- No wait without a deadline: an answer that brings no byte while somebody waits for one, and an upload that the
-  origin takes no byte of, fail after the stall timeout. Time in which we are the slow ones does not count.
+- No wait without a deadline: an answer that brings no byte while its reader waits for one, and an upload that the
+  origin takes no byte of, fail after the stall timeout. Time in which the proxy is the slow side does not count.
 - A byte now and then is no progress: an answer that brings less than `PROGRESS` in `SLOWEST` stall timeouts of waiting fails,
   too. It holds a slot at the origin.
 - A body that is closed before its end drops its connection; one that ended leaves it to the pool.
@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Optional, Union
 
-from twisted.internet.defer import CancelledError, Deferred
+import attrs
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from twistedproxy.origin.errors import OriginBrokeOff, OriginTimeout, OriginUnreachable
@@ -39,6 +40,24 @@ file send a few kB/s, and some a space now and then while they work on the first
 HIGH_WATER = 512 * 1024  # bytes of an answer that wait for their reader; a reactor turn brings 64 kB
 
 
+@attrs.frozen
+class Running:
+    """What runs at one origin. *stall_timeout* in seconds; *on_bytes* is called with ``("in" | "out", bytes)``."""
+
+    clock: IReactorTime
+    stall_timeout: float
+    on_bytes: Callable[[str, int], None]
+    waiting: set[Deferred[IResponse]] = attrs.field(factory=set)
+    bodies: set[AnswerBody] = attrs.field(factory=set)
+
+    def stop(self) -> None:
+        """End all of it: what waits for an answer or a body fails."""
+        for waiting in tuple(self.waiting):
+            waiting.cancel()
+        for body in tuple(self.bodies):
+            body.close()
+
+
 class AnswerBody(Protocol):
     """The body of one answer. Delivered to by `twisted.web`, pulled by one reader.
 
@@ -48,19 +67,16 @@ class AnswerBody(Protocol):
 
     def __init__(
         self,
-        clock: IReactorTime,
-        stall_timeout: float,
+        running: Running,
         on_end: Callable[[], None],
         abort: Callable[[], None],
-        on_bytes: Callable[[int], None],
         surplus: Callable[[], Optional[Exception]] = lambda: None,
     ) -> None:
-        self._clock = clock
-        self._stall_timeout = stall_timeout
+        self._running = running
+        self._clock = running.clock
         self._surplus = surplus
         self._on_end = on_end
         self._abort = abort
-        self._on_bytes = on_bytes
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._paused = False
@@ -71,6 +87,7 @@ class AnswerBody(Protocol):
         self._timer: Optional[IDelayedCall] = None
         self._error: Optional[Exception] = None
         self._ended = False
+        running.bodies.add(self)
         self.framed = True
         """Whether Content-Length or chunks show where the body ends; else it ends with its connection, whole or not."""
 
@@ -79,24 +96,21 @@ class AnswerBody(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._ended:
             return  # what was on its way when the body was closed
-        self._on_bytes(len(data))
-        if self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
+        self._running.on_bytes("in", len(data))
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
             self._waited += self._clock.seconds() - self._waiting_since
-            self._note_progress(len(data))
+        self._progress += len(data)
+        if self._progress >= PROGRESS:
+            self._progress, self._waited = 0, 0.0
+        if waiter is not None:
             waiter.callback(data)
             return
-        self._note_progress(len(data))
         self._chunks.append(data)
         self._size += len(data)
         if self._size >= HIGH_WATER and not self._paused:
             self._paused = True
             self.transport.pauseProducing()  # type: ignore[union-attr]
-
-    def _note_progress(self, size: int) -> None:
-        self._progress += size
-        if self._progress >= PROGRESS:
-            self._progress, self._waited = 0, 0.0
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._ended:
@@ -105,7 +119,7 @@ class AnswerBody(Protocol):
         if reason.check(PotentialDataLoss):
             self.framed = False
         elif not reason.check(ResponseDone):
-            error = OriginBrokeOff("the origin's answer broke off")
+            error = OriginBrokeOff("the origin's response was cut off")
         self._end(error)
 
     # ByteStream: what the reader pulls
@@ -127,7 +141,7 @@ class AnswerBody(Protocol):
         self._waiter = Deferred(self._reader_left)
         self._waiting_since = self._clock.seconds()
         if self._timer is None:
-            self._timer = self._clock.callLater(self._stall_timeout, self._check_stall)
+            self._timer = self._clock.callLater(self._running.stall_timeout, self._check_stall)
         return await self._waiter
 
     def close(self) -> None:
@@ -146,15 +160,16 @@ class AnswerBody(Protocol):
         if self._waiter is None:
             return  # the next read that has to wait sets it again
         waiting = self._clock.seconds() - self._waiting_since
-        longest = SLOWEST * self._stall_timeout
-        left = min(self._stall_timeout, longest - self._waited) - waiting
+        stall_timeout = self._running.stall_timeout
+        longest = SLOWEST * stall_timeout
+        left = min(stall_timeout, longest - self._waited) - waiting
         if left > 0:
             self._timer = self._clock.callLater(left, self._check_stall)
             return
-        if waiting < self._stall_timeout:
+        if waiting < stall_timeout:
             error = OriginTimeout(f"the origin sent less than {PROGRESS} bytes in {longest:g} s")
         else:
-            error = OriginTimeout(f"the origin sent nothing for {self._stall_timeout:g} s")
+            error = OriginTimeout(f"the origin sent nothing for {stall_timeout:g} s")
         self._end(error)
         self._abort()
 
@@ -165,6 +180,7 @@ class AnswerBody(Protocol):
             self._timer.cancel()
             self._timer = None
         waiter, self._waiter = self._waiter, None
+        self._running.bodies.discard(self)
         self._on_end()
         if waiter is None:
             return
@@ -178,48 +194,31 @@ class AnswerBody(Protocol):
 class UploadProducer:
     """Hands a `ByteStream` to an HTTP request as its body; an unknown *length* goes out in chunks.
 
-    `failure` tells afterwards what broke: the stream's own error, or an `OriginTimeout`.
+    `sent` fires once the last byte was handed to the transport. `failure` says afterwards what broke: the stream's own
+    error, or an `OriginTimeout`.
     """
 
-    def __init__(
-        self,
-        stream: ByteStream,
-        length: Optional[int],
-        clock: IReactorTime,
-        stall_timeout: float,
-        on_bytes: Callable[[int], None],
-    ) -> None:
+    def __init__(self, stream: ByteStream, length: Optional[int], running: Running) -> None:
         self.length: Union[int, str] = UNKNOWN_LENGTH if length is None else length
-        self.failure: Optional[Exception] = None
+        self.failure: Optional[BaseException] = None
+        self.sent: Deferred[None] = Deferred()
         self._stream = stream
-        self._clock = clock
-        self._stall_timeout = stall_timeout
-        self._on_sent: Callable[[], None] = lambda: None
-        self._all_sent = False
-        self._on_bytes = on_bytes
-        self._paused = False
+        self._running = running
+        self._paused = self._stopped = False
         self._resumed: Optional[Deferred[None]] = None
         self._timer: Optional[IDelayedCall] = None
-        self._pump: Optional[Deferred[None]] = None
-        self._stopped = False
-
-    def when_sent(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once the last byte was handed to the transport, at once if that is so already."""
-        if self._all_sent:
-            callback()
-        else:
-            self._on_sent = callback
+        self._pump = succeed(None)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._pump = Deferred.fromCoroutine(self._send(consumer))
-        self._pump.addCallbacks(self._sent, self._broke, callbackArgs=(done,), errbackArgs=(done,))
+        self._pump.addBoth(self._ended, done)
         return done
 
     def pauseProducing(self) -> None:
         if not self._paused and not self._stopped:
             self._paused = True
-            self._timer = self._clock.callLater(self._stall_timeout, self._stalled)
+            self._timer = self._running.clock.callLater(self._running.stall_timeout, self._stalled)
 
     def resumeProducing(self) -> None:
         self._paused = False
@@ -234,8 +233,7 @@ class UploadProducer:
             return
         self._stopped = True
         self._stop_timer()
-        if self._pump is not None:
-            self._pump.cancel()
+        self._pump.cancel()
         self._stream.close()
 
     async def _send(self, consumer: IConsumer) -> None:
@@ -246,36 +244,26 @@ class UploadProducer:
             chunk = await self._stream.read()
             if self._stopped or not chunk:
                 return
-            self._on_bytes(len(chunk))
+            self._running.on_bytes("out", len(chunk))
             consumer.write(chunk)
 
-    def _sent(self, _result: None, done: Deferred[None]) -> None:
+    def _ended(self, result: Optional[Failure], done: Deferred[None]) -> None:
         if self._stopped:
             return
         self._stopped = True
         self._stop_timer()
         self._stream.close()
-        self._all_sent = True
-        self._on_sent()
+        if isinstance(result, Failure):
+            self.failure = self.failure or result.value
+        else:
+            self.sent.callback(None)
         if not done.called:
-            done.callback(None)
-
-    def _broke(self, failure: Failure, done: Deferred[None]) -> None:
-        if failure.check(CancelledError) and self._stopped:
-            return
-        self._stopped = True
-        self._stop_timer()
-        self._stream.close()
-        if isinstance(failure.value, Exception) and self.failure is None:
-            self.failure = failure.value
-        if not done.called:
-            done.errback(failure)
+            done.callback(result)  # type: ignore[arg-type]
 
     def _stalled(self) -> None:
         self._timer = None
-        self.failure = OriginTimeout(f"the origin took nothing of the upload for {self._stall_timeout:g} s")
-        if self._pump is not None:
-            self._pump.cancel()
+        self.failure = OriginTimeout(f"the origin accepted no byte of the upload for {self._running.stall_timeout:g} s")
+        self._pump.cancel()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -7,7 +7,7 @@ Rules that this module keeps:
 - Every wait has a deadline: to a connection; from the last byte of the request to the first byte of the answer; between bytes.
 - A GET or HEAD whose kept-alive connection turns out to be gone is sent again at once. All else never meets a kept
   connection: it cannot be repeated, so it gets a new one.
-- An origin that refuses an upload before it has all of it (401, 413) is heard, and the upload ends.
+- The refusal of an origin that does not have all of an upload yet (401, 413) is its answer, and the upload ends.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTCP, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web import http_headers
-from twisted.web._newclient import HTTP11ClientProtocol
+from twisted.web._newclient import HTTP11ClientProtocol, Request
 from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
-from twistedproxy.origin.http.bodies import UploadProducer
-from twistedproxy.origin.http.exchange import Answer, Dropped, Exchange, Running
-from twistedproxy.origin.interface import Headers
+from twistedproxy.origin.http.bodies import Running, UploadProducer
+from twistedproxy.origin.http.exchange import Dropped, Exchange
+from twistedproxy.origin.interface import Headers, OriginResponse
 from twistedproxy.streams import ByteStream
 from twistedproxy.system.client_tls import Verified
 from twistedproxy.system.outages import Outage, reason_of
@@ -45,12 +45,12 @@ _TARGET = re.compile(rb"\A/[\x21\x22\x24-\x7e]*\Z")  # visible ASCII, without a 
 _TOKEN = re.compile(rb"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 
 
-class Unspeakable(ValueError):
+class InvalidRequest(ValueError):
     """A request that HTTP cannot carry."""
 
 
 class Transport:
-    """Sends requests to the host of *url*. Timeouts in seconds; *on_bytes* hears ``("in" | "out", bytes)``."""
+    """Sends requests to the host of *url*. Timeouts in seconds; *on_bytes* is called with ``("in" | "out", bytes)``."""
 
     def __init__(
         self,
@@ -87,57 +87,51 @@ class Transport:
         length: Optional[int] = None,
         deadline: Optional[float] = None,
         on_end: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> OriginResponse:
         """Send one request; *target* is path and query below the URL's path, *headers* end-to-end ones without Host.
 
         *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
-        was closed; not if this raises. Raises `Unspeakable` before anything is sent, `OriginError` afterwards, or what
+        was closed; not if this raises. Raises `InvalidRequest` before anything is sent, `OriginError` afterwards, or what
         reading *body* raised.
         """
         target = self._base + target
         if not _TARGET.match(target):
-            raise Unspeakable("a request target has visible ASCII characters only, and no fragment")
+            raise InvalidRequest("a request target must be visible ASCII without a fragment")
         if not _TOKEN.match(method):
-            raise Unspeakable("a method is a token")
+            raise InvalidRequest("a request method must be a token")
         fields = http_headers.Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
         fields.setRawHeaders(b"Host", [self._host])
         if not fields.hasHeader(b"User-Agent"):
             fields.addRawHeader(b"User-Agent", USER_AGENT)
+        upload = UploadProducer(body, length, self._running) if body is not None else None
         repeatable = method in REPEATABLE and body is None
-        seconds = deadline or self._timeout
-        exchange = Exchange(self._running, method, target, fields, seconds, on_end, repeatable)
-        if body is not None:
-            return await self._upload(exchange, body, length)
+        request = Request(method, target, fields, upload, persistent=repeatable)
         while True:
-            connection = await self.connect(self._kept if repeatable else self._new)
+            try:
+                connection = await self.connect(self._kept if repeatable else self._new)
+            except BaseException:
+                if body is not None:
+                    body.close()
+                raise
             kept = connection in self._used
             self._used.add(connection)
             try:
-                return self._heard(await exchange.send(connection, None))
-            except Dropped as dropped:
+                answer = await Exchange(self._running, connection, request, deadline or self._timeout, on_end).run()
+            except Exception as failed:
+                if upload is not None and upload.failure is not None:
+                    raise upload.failure from failed
+                if not isinstance(failed, Dropped):
+                    raise
                 if not kept:
-                    raise self._dropped(dropped, "without an answer") from dropped
-
-    async def _upload(self, exchange: Exchange, stream: ByteStream, length: Optional[int]) -> Answer:
-        running = self._running
-        try:
-            connection = await self.connect(self._new)
-        except BaseException:
-            stream.close()
-            raise
-        upload = UploadProducer(
-            stream, length, running.clock, running.stall_timeout, lambda count: running.on_bytes("out", count)
-        )
-        try:
-            return self._heard(await exchange.send(connection, upload))
-        except Exception as failed:
-            if upload.failure is not None:
-                raise upload.failure from failed
-            if isinstance(failed, Dropped):
-                raise self._dropped(failed, "during the upload") from failed
-            raise
+                    raise self._dropped(
+                        failed, "without an answer" if upload is None else "during the upload"
+                    ) from failed
+            else:
+                self._outage.worked("")
+                self.found_something |= answer.status != 404
+                return answer
 
     async def connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
         """A connection that carries no request."""
@@ -158,11 +152,6 @@ class Transport:
             self._outage.failed("", reason)
             raise OriginUnreachable(f"no connection to the origin: {reason}") from failed
 
-    def _heard(self, answer: Answer) -> Answer:
-        self._outage.worked("")
-        self.found_something |= answer.status != 404
-        return answer
-
     def _dropped(self, dropped: Dropped, when: str) -> OriginUnreachable:
         if reason := str(dropped):
             self._outage.failed("", reason)
@@ -170,7 +159,7 @@ class Transport:
         return OriginUnreachable(f"the origin closed the connection {when}")
 
     async def close(self) -> None:
-        """Drop all connections; who still waits for an answer or a body is told."""
+        """Drop all connections: what still waits for an answer or a body fails."""
         self._kept.closed = True
         self._running.stop()
         await self._kept.closeCachedConnections()
@@ -190,15 +179,15 @@ class _Pool(HTTPConnectionPool):
 
 def normal_url(url: str) -> str:
     """*url*, of an origin, as others may write it too: scheme and host in lower case, no default port, no slash at its
-    end (RFC 3986 section 6.2). Raises ValueError for what is no http(s) URL."""
+    end (RFC 3986 section 6.2). Raises ValueError for anything but an http(s) URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{_host(parts)}{parts.path.rstrip('/')}"
 
 
 def _host(parts: SplitResult) -> str:
-    """The value of Host for a URL of *parts*. Raises ValueError for what is no http(s) URL of a host."""
+    """The value of Host for a URL of *parts*. Raises ValueError for anything but an http(s) URL of a host."""
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{parts.geturl()!r} is no http or https URL with a host")
+        raise ValueError(f"{parts.geturl()!r} is not an http or https URL with a host")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return name if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f"{name}:{parts.port}"
 
@@ -206,11 +195,11 @@ def _host(parts: SplitResult) -> str:
 def _where(
     reactor: IReactorTCP, url: str, connect_timeout: float, policy: Optional[IPolicyForHTTPS]
 ) -> tuple[bytes, bytes, IStreamClientEndpoint]:
-    """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for what is no http(s) URL."""
+    """Raw base path, Host value and endpoint of an origin's URL. Raises ValueError for anything but an http(s) URL."""
     parts = urlsplit(url)
     host = _host(parts)
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("an origin's URL has no user, query or fragment")
+        raise ValueError("an origin's URL must not have a user, query or fragment")
     secure = parts.scheme == "https"
     assert parts.hostname is not None
     port = parts.port or DEFAULT_PORTS[parts.scheme]

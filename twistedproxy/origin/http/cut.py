@@ -1,17 +1,17 @@
-"""Frames cut out of a stored instance: some stores give a file whose frames they cannot tell apart.
+"""Frames cut out of a stored instance: some stores give a file whose frames they cannot separate.
 
 Rules that this module keeps:
 
-- The file is read to its end, for nothing that it gave is certain before; of what is not wanted, a little is kept.
+- The file is read to its end, for nothing that it gave is certain before; a few frames that were not requested are kept.
 - It is the instance that the metadata describe, or none of its frames counts.
-- One file is read once at a time for one caller: who comes later and wants frames that have not passed yet joins.
-- Who leaves ends that wait only; the read goes on for others.
+- One file is read once at a time for one caller: a later request joins, and begins another read where its frames had passed.
+- A request that is cancelled ends its own wait only; the read goes on for others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any, Optional
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Optional, Union
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -22,18 +22,16 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.sniffing import may_be
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.http.responses import as_stored, frame_uid
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
 
 KEPT = 16 << 20
-"""Bytes of frames that nobody asked for and that are given all the same: they would need the whole file again."""
+"""Bytes of frames that were not requested and are returned all the same: they would need the whole file again."""
 
 
 class NoHelp(OriginBadAnswer):
-    """The file came, and none of its frames can be told to be the instance's."""
+    """The file came, and none of its frames is known to be the instance's."""
 
 
 Open = Callable[[], Awaitable[ByteStream]]
@@ -55,73 +53,53 @@ class FileReads:
         Raises `StreamTooLong`, and the errors of `twistedproxy.origin.errors`.
         """
         key = (instance, caller.credential)
-        while (read := self._running.get(key)) is not None and not read.cut.may_still_want(numbers):
-            await read.wait(failing=False)
-        if read is None:
-            cut = _Cut(instance.uids, metadata, self._limit)
-            read = self._running[key] = _Read(cut)
-            cut.wanted.update(numbers)
-            waiter = read.wait()
-            read.begin(cut.run(open_file, self._clock), lambda: self._running.pop(key, None))
-            return await waiter
-        read.cut.wanted.update(numbers)
-        return await read.wait()
+        while (read := self._running.get(key)) is not None:
+            await read.wait(numbers)
+            if read.found.keys() >= set(numbers):
+                return read.found
+        read = self._running[key] = _Read(Part10Stream(expected=(instance.uids, metadata)), self._limit)
+        waiter = read.wait(numbers)
+        read.begin(open_file, self._clock, lambda: self._running.pop(key, None))
+        await waiter
+        return read.found
 
 
 class _Read:
-    """One read under way, and those who wait for it."""
+    """One read under way, what was found so far, and the requests that wait for it."""
 
-    def __init__(self, cut: _Cut) -> None:
-        self.cut = cut
-        self._waiters: dict[Deferred[Mapping[int, Frame]], bool] = {}
+    def __init__(self, parser: Part10Stream, limit: int) -> None:
+        self.found: dict[int, Frame] = {}
+        self._parser = parser
+        self._limit = self._left = limit
+        self._wanted: set[int] = set()
+        self._spare = KEPT
+        self._waiters: set[Deferred[None]] = set()
         self._reading: Optional[Deferred[None]] = None
 
-    def begin(self, work: Coroutine[Any, Any, None], ended: Callable[[], object]) -> None:
-        self._reading = Deferred.fromCoroutine(work)
+    def begin(self, open_file: Open, clock: IReactorTime, ended: Callable[[], object]) -> None:
+        self._reading = Deferred.fromCoroutine(self._run(open_file, clock))
         self._reading.addBoth(self._end, ended)
 
-    def wait(self, failing: bool = True) -> Deferred[Mapping[int, Frame]]:
-        """The frames, once the read has ended. *failing*: whether its failure is the waiter's, too."""
-        waiter: Deferred[Mapping[int, Frame]] = Deferred(self._leave)
-        self._waiters[waiter] = failing
+    def wait(self, numbers: Collection[int]) -> Deferred[None]:
+        """Fires once the read has ended. *numbers* are kept if they have not passed yet."""
+        self._wanted.update(numbers)
+        waiter: Deferred[None] = Deferred(self._leave)
+        self._waiters.add(waiter)
         return waiter
 
-    def _leave(self, waiter: Deferred[Mapping[int, Frame]]) -> None:
-        self._waiters.pop(waiter, None)
-        if not any(self._waiters.values()) and self._reading is not None:
+    def _leave(self, waiter: Deferred[None]) -> None:
+        self._waiters.discard(waiter)
+        if not self._waiters and self._reading is not None:
             self._reading.cancel()
 
-    def _end(self, result: Optional[Failure], ended: Callable[[], object]) -> None:
+    def _end(self, result: Union[Failure, None], ended: Callable[[], object]) -> None:
         ended()
-        waiters, self._waiters = self._waiters, {}
-        for waiter, failing in waiters.items():
-            if waiter.called:
-                continue
-            if failing and isinstance(result, Failure):
-                waiter.errback(result)
-            else:
-                waiter.callback(self.cut.found)
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(result)  # type: ignore[arg-type]
 
-
-class _Cut:
-    """What was found in a file so far."""
-
-    def __init__(self, uids: tuple[str, str, str], metadata: InstanceMetadata, limit: int) -> None:
-        self.wanted: set[int] = set()
-        self.found: dict[int, Frame] = {}
-        self._parser = Part10Stream()
-        self._uids = uids
-        self._metadata = metadata
-        self._limit = self._left = limit
-        self._spare = KEPT
-        self._number = 0
-        self._uid: Optional[str] = None
-
-    def may_still_want(self, numbers: Collection[int]) -> bool:
-        """Whether all of *numbers* were kept, or are still to come."""
-        return all(number > self._number or number in self.found for number in numbers)
-
-    async def run(self, open_file: Open, clock: IReactorTime) -> None:
+    async def _run(self, open_file: Open, clock: IReactorTime) -> None:
         """Read the file to its end. Raises `StreamTooLong`, `OriginBadAnswer`, and what opening it raises."""
         stream = await open_file()
         size = 0
@@ -136,35 +114,20 @@ class _Cut:
                         await deferLater(clock, 0)
             self._parser.finish()
         except BadPart10 as bad:
-            # What does not even say which instance it is may be a page, and the next answer the file.
-            wrong = NoHelp if self._parser.uids == self._uids else OriginBadAnswer
+            # Without a UID it may have been a page, and the next response the file.
+            wrong = NoHelp if self._parser.uids[2] else OriginBadAnswer
             raise wrong(f"the origin's file cannot be cut into frames: {bad}") from bad
         finally:
             stream.close()
 
     def _take(self, frames: list[bytes]) -> None:
-        for data in frames:
-            uid = self._uid = self._uid or self._checked()
-            self._number += 1
+        first = self._parser.frames_given - len(frames) + 1
+        for number, data in enumerate(frames, first):
             self._left -= len(data)
             if self._left < 0:
                 raise StreamTooLong(f"frames of more than {self._limit} bytes")
-            if data and not may_be(data, uid):
-                raise NoHelp(f"a frame of the origin's file begins with {data[:16]!r}, as none in {uid} does")
-            if self._number not in self.wanted:
+            if number not in self._wanted:
                 if self._spare < len(data):
                     continue
                 self._spare -= len(data)
-            self.found[self._number] = Frame(data, uid)
-
-    def _checked(self) -> str:
-        """The transfer syntax of the frames. Raises `OriginBadAnswer` where the file is another instance's."""
-        found, uid, known = self._parser.metadata, self._parser.transfer_syntax, self._metadata.transfer_syntax
-        assert found is not None and uid is not None, "there are frames only after they were read"
-        if self._parser.uids != self._uids:
-            raise NoHelp("the origin's file is not of the instance that was asked for")
-        if found.frames != self._metadata.frames:
-            raise NoHelp(f"the origin's file has {found.frames} frames, its metadata say {self._metadata.frames}")
-        if known is not None and not as_stored(Frame(b"", frame_uid(uid)), known):
-            raise NoHelp(f"the origin's file came as {uid}, stored it is {known}")
-        return frame_uid(uid)
+            self.found[number] = Frame(data, self._parser.frame_syntax)

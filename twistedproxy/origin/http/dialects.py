@@ -1,8 +1,8 @@
-"""How each kind of store wants to be asked for frames as they are stored, and what a store turned out to be.
+"""How frames as stored are requested from each kind of store, and what was learned of a store.
 
 Rules that this module keeps:
 
-- What a URL proves is believed from the start (Google, dcm4chee); all else is learned from answers, for each DICOMweb root.
+- A URL may identify a store (Google, dcm4chee); all else is learned from responses, for each DICOMweb root.
 - A dialect is *proven* once an answer brought compressed frames: the store did not decompress them. Until
   then the first frame of a request is asked for alone, and a refusal or a decompressed answer leads to the next dialect.
 - An answer's form may give a store away: only Orthanc puts the parts' transfer syntax inside the quotes of the type.
@@ -11,6 +11,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from typing import Optional
@@ -34,7 +35,7 @@ SINGLE_INSTANCE = b"application/dicom; transfer-syntax=*"
 
 @attrs.frozen
 class Dialect:
-    """What to say to a store.
+    """How to make requests of a kind of store.
 
     *frames*: the Accept value for frames as stored, None to name the instance's own media type and transfer syntax.
     *instances*: Accept values for a stored instance, to be tried in order. *frames_per_request*: how many are best asked
@@ -43,7 +44,7 @@ class Dialect:
 
     name: str
     frames: Optional[bytes] = OCTETS
-    instances: tuple[bytes, ...] = (INSTANCE, SINGLE_INSTANCE)
+    instances: tuple[bytes, bytes] = (INSTANCE, SINGLE_INSTANCE)
     frames_per_request: int = 10
 
     def frames_accept(self, transfer_syntax: Optional[str]) -> Optional[bytes]:
@@ -75,7 +76,8 @@ class Store:
     """What is known of the store behind one DICOMweb root.
 
     *proven*: it does not decompress when asked in *dialect*. *frames_per_request*: once it was learned that it
-    differs from the dialect's. *lists*: a list of frames was answered. *by_file*: instances whose frames it refuses, and
+    differs from the dialect's. *lists*: a list of frames was answered. *checked*: instances that are uncompressed, by whichever
+    dialect. *by_file*: instances whose frames it refuses, and
     whose file it gives; *without_file*: those whose file was no help. Each for one credential.
     """
 
@@ -83,7 +85,7 @@ class Store:
     proven: bool = False
     lists: bool = False
     one_a_request: bool = False
-    checked: OrderedDict[str, None] = attrs.field(factory=OrderedDict)
+    checked: Recent[str] = attrs.field(factory=lambda: Recent(math.inf, MAX_CHECKED))
     by_file: Recent[tuple[str, bytes]] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
     without_file: Recent[tuple[str, bytes]] = attrs.field(factory=lambda: Recent(REFUSAL_SECONDS, MAX_CHECKED))
 
@@ -102,14 +104,8 @@ class Store:
         self.dialect = dialect
         self.proven = True
 
-    def check_off(self, sop: str) -> None:
-        """Remember that an instance is uncompressed, by whichever dialect."""
-        self.checked[sop] = None
-        while len(self.checked) > MAX_CHECKED:
-            self.checked.popitem(last=False)
-
-    def hear(self, headers: Headers) -> None:
-        """Recognise a store by an answer's header fields."""
+    def recognize(self, headers: Headers) -> None:
+        """Recognize a store by an answer's header fields."""
         content_type = first(headers, b"content-type") or b""
         if self.dialect is not ORTHANC and _ORTHANC_TYPE.search(content_type):
             self.prove(ORTHANC)
@@ -129,10 +125,10 @@ class Stores:
         self._stores: OrderedDict[str, Store] = OrderedDict()
 
     def at(self, root: str) -> Store:
-        """What is known of the store at *root*; a new one starts with what its URL tells."""
+        """What is known of the store at *root*; a new one starts with what its URL implies."""
         store = self._stores.get(root)
         if store is None:
-            store = self._stores[root] = _recognise(self._url + root)
+            store = self._stores[root] = _recognized(self._url + root)
             while len(self._stores) > MAX_ROOTS:
                 self._stores.popitem(last=False)
         else:
@@ -150,7 +146,7 @@ class Stores:
         }
 
 
-def _recognise(url: str) -> Store:
+def _recognized(url: str) -> Store:
     parts = urlsplit(url)
     if parts.hostname == "healthcare.googleapis.com":
         return Store(GOOGLE, proven=True)

@@ -1,4 +1,4 @@
-"""Frames of an instance, as stored, from a store whose ways have to be found out.
+"""Frames of an instance, as stored, from a store whose dialect has to be found out.
 
 Rules that this module keeps:
 
@@ -12,25 +12,29 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional, Union
 
 import attrs
+from twisted.internet.defer import Deferred
 
+from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer, OriginRefused
+from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
+from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
-from twistedproxy.origin.http.requests import Requests, side_by_side
-from twistedproxy.origin.http.responses import Budget, TooFewFrames, as_stored, is_native, read_frames
+from twistedproxy.origin.http.requests import Requests
+from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
+from twistedproxy.origin.http.retry import BUSY
 from twistedproxy.origin.interface import Caller, Priority
 
-# How stores refuse an Accept value: 406 is the right one, Orthanc says 400 or 500.
+# How stores refuse an Accept value: 406 is the right one, Orthanc sends 400 or 500.
 NOT_THIS_WAY = frozenset({400, 406, 415, 500, 501})
 # How a store refuses a caller, says that there is no such thing, or asks to come back later: all else that it refuses
 # may be there in another form.
-FINAL = frozenset({401, 403, 404, 410, 429, 503})
+FINAL = DENIALS | BUSY
 # How stores refuse a list of frames that they would give one by one.
 NO_LISTS = NOT_THIS_WAY | {404, 405, 413, 414}
 
@@ -62,9 +66,16 @@ class FrameLoad:
             del pending[0]
         size = self.store.frames_per_request
         chunks = [pending[start : start + size] for start in range(0, len(pending), size)]
-        await side_by_side([lambda chunk=chunk: self._load(chunk) for chunk in chunks], self.lanes)  # type: ignore[misc]
+        waiting = iter(chunks)
+        await all_or_none(
+            [Deferred.fromCoroutine(self._load_all(waiting)) for _ in range(min(self.lanes, len(chunks)))]
+        )
         self.budget.check(tuple(self.found.values()))
         return {number: self.found[number] for number in numbers}
+
+    async def _load_all(self, waiting: Iterator[Sequence[int]]) -> None:
+        for numbers in waiting:
+            await self._load(numbers)
 
     async def _load(self, numbers: Sequence[int]) -> None:
         """Load one request's worth, one by one where the store turns out to take no lists."""
@@ -96,16 +107,16 @@ class FrameLoad:
             if not self.store.proven:
                 await self._judge(dialect, number)
             return
-        raise first_failure or OriginBadAnswer("the origin gives no frames as stored")
+        raise first_failure or OriginBadAnswer("the origin does not give frames as stored")
 
     async def _judge(self, dialect: Dialect, number: int) -> None:
-        """What the frame that *dialect* brought says about the store."""
+        """Draw conclusions about the store from the frame that *dialect* brought."""
         if not is_native(self.found[number].transfer_syntax):
             self.store.prove(dialect)
             return
         # Native as stored proves nothing, but this dialect works.
         self.store.dialect = dialect
-        if self.stored is not None or self.instance.sop in self.store.checked:
+        if self.stored is not None or self.store.checked.has(self.instance.sop, 0.0):
             return
         native = self.found[number]
         other = next(way for way in self.store.candidates()[1:] if way.frames is not None)
@@ -113,13 +124,13 @@ class FrameLoad:
             await self._ask(other, [number])
         except (OriginRefused, OriginBadAnswer) as failed:
             raise NotAsStored(
-                f"the origin sent native frames that may be decompressed ones: asked for in another way, {failed}"
+                f"the origin sent native frames, which may be decompressed; the check failed: {failed}"
             ) from failed
         if not is_native(self.found[number].transfer_syntax):
             self.store.prove(other)
             return
         self.found[number] = native
-        self.store.check_off(self.instance.sop)
+        self.store.checked.add(self.instance.sop, 0.0)
 
     async def _ask(self, dialect: Dialect, numbers: Sequence[int]) -> None:
         accept = dialect.frames_accept(self.stored)
@@ -135,11 +146,11 @@ class FrameLoad:
                 raise OriginRefused(404, (), b"the origin does not have all of these frames") from None
             raise
         if answer.status != 200:
-            raise OriginBadAnswer(
-                f"the origin answered a request for frames with {answer.status}: only 200 is all of them"
-            )
-        if self.stored is not None and not all(as_stored(frame, self.stored) for frame in frames.values()):
-            raise NotAsStored("the origin sent frames in another form than the stored one")
-        self.store.hear(answer.headers)
+            raise OriginBadAnswer(f"the origin answered a request for frames with {answer.status}; expected 200")
+        if self.stored is not None and not all(
+            is_as_stored(frame.transfer_syntax, self.stored) for frame in frames.values()
+        ):
+            raise NotAsStored("the origin sent frames that are not as stored")
+        self.store.recognize(answer.headers)
         self.requests.standings.proven(self.caller)
         self.found.update(frames)

@@ -19,12 +19,14 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any, Optional, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+import attrs
 
 from twistedproxy.origin.errors import OriginBadAnswer
-from twistedproxy.origin.interface import Headers
-from twistedproxy.streams import ByteStream
+from twistedproxy.origin.interface import Headers, OriginResponse
+from twistedproxy.streams import ByteStream, YieldedStream
 from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 HOP_BY_HOP = frozenset(
@@ -40,18 +42,15 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Set from the length of the body and from the origin's URL; an Expect was answered by whoever read the request.
+# Set from the length of the body and from the origin's URL; an Expect was answered when the request was read.
 MADE_ANEW = frozenset({b"content-length", b"host", b"expect"})
 
 
 def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozenset[bytes] = frozenset()) -> Headers:
     """*headers* without those of the hop, those that the *connection* values or a Connection field name, and *also*."""
-    named = {token.strip().lower() for value in connection for token in value.split(b",")}
-    named.update(
-        token.strip().lower() for key, value in headers if key.lower() == b"connection" for token in value.split(b",")
-    )
-    dropped = HOP_BY_HOP | named | also
-    return tuple((key, value) for key, value in headers if key.lower() not in dropped)
+    values = [*connection, *(value for key, value in headers if key.lower() == b"connection")]
+    named = {token.strip().lower() for value in values for token in value.split(b",")}
+    return without(headers, HOP_BY_HOP | named | also)
 
 
 def without(headers: Headers, names: frozenset[bytes]) -> Headers:
@@ -80,7 +79,7 @@ def _gzip(head: bytes) -> Any:
 
 
 def _deflate(head: bytes) -> Any:
-    """With zlib's header, as RFC 9110 section 8.4.1.2 wants it, or without, as some servers send it. A bare deflate body
+    """With zlib's header, as RFC 9110 section 8.4.1.2 requires, or without, as some servers send it. A bare deflate body
     begins like that header only with a block of no use."""
     zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
     return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
@@ -100,20 +99,23 @@ _DECOMPRESSORS: dict[bytes, Callable[[bytes], _Decompressor]] = {
 _ERRORS: tuple[type[Exception], ...] = (zlib.error, *((ZSTD_LIBRARY.ZstdError,) if ZSTD_LIBRARY else ()))
 
 
-def decoded(body: ByteStream, headers: Headers) -> tuple[ByteStream, Headers]:
-    """What *body* holds without the content codings that *headers* name, and the headers without these.
+def decoded(answer: OriginResponse) -> OriginResponse:
+    """*answer* without the content codings that its headers name.
 
     Raises `OriginBadAnswer`, and closes the body, for a coding that cannot be undone.
     """
-    names = codings(headers)
+    names = codings(answer.headers)
+    if not names:
+        return answer
+    body = answer.body
     if len(names) > MAX_CODINGS or not _DECOMPRESSORS.keys() >= set(names):
         body.close()
         came = b", ".join(names)[:80].decode("latin-1")
         known = ", ".join(name.decode("ascii") for name in _DECOMPRESSORS)
-        raise OriginBadAnswer(f"the origin's answer has the content coding {came!r}; {known} can be decoded")
+        raise OriginBadAnswer(f"the origin's response has the content coding {came!r}; supported: {known}")
     for name in reversed(names):
-        body = Decoded(body, name)
-    return body, without(headers, _ENCODING)
+        body = YieldedStream(_decompressed(body, name), body)
+    return attrs.evolve(answer, body=body, headers=without(answer.headers, _ENCODING), length=None)
 
 
 def codings(headers: Headers) -> list[bytes]:
@@ -122,56 +124,29 @@ def codings(headers: Headers) -> list[bytes]:
     return [name for value in values.split(b",") if (name := value.strip().lower()) not in (b"", b"identity")]
 
 
-class Decoded:
-    """A `ByteStream` of what *body* holds, without *coding*."""
-
-    def __init__(self, body: ByteStream, coding: bytes) -> None:
-        self._body = body
-        self._coding = coding
-        self._member: Optional[_Decompressor] = None
-        self._members = 0
-        self._rest = b""  # came, and is not decoded yet
-        self._more = False  # whether the decompressor may have more without another byte
-        self._ended = False
-
-    async def read(self) -> bytes:
-        try:
-            while not self._ended:
-                member = self._member or await self._next_member()
-                if member is not None and (data := await self._some(member)):
-                    return data
-        except _ERRORS as bad:
-            raise OriginBadAnswer(f"the origin's answer cannot be decoded as {self._coding.decode()}") from bad
-        return b""
-
-    def close(self) -> None:
-        self._body.close()
-
-    async def _some(self, member: _Decompressor) -> bytes:
-        coded = self._rest
-        if not coded and not self._more:
-            coded = await self._body.read()
-            if not coded:
-                raise OriginBadAnswer(f"the origin's {self._coding.decode()} answer ended too early")
-        data = member.decompress(coded, MAX_STEP)
-        self._more = len(data) == MAX_STEP
-        self._rest = getattr(member, "unconsumed_tail", b"")  # the zstd libraries keep it
-        if member.eof:
-            self._rest, self._member, self._more = member.unused_data, None, False
-        return data
-
-    async def _next_member(self) -> Optional[_Decompressor]:
-        """The decompressor of what comes next; None at the end."""
-        padding = b"\0" if self._members and self._coding.endswith(b"gzip") else b""
-        head = self._rest.lstrip(padding)
-        while len(head) < 2 and (chunk := await self._body.read()):
-            head = (head + chunk).lstrip(padding)
-        self._rest = head
-        if not head:
-            self._ended = True
-            return None
-        if self._members and self._coding == b"deflate":
-            raise OriginBadAnswer("something follows the end of the origin's deflate answer")
-        self._members += 1
-        self._member = _DECOMPRESSORS[self._coding](head)
-        return self._member
+async def _decompressed(body: ByteStream, coding: bytes) -> AsyncIterator[bytes]:
+    """What *body* holds, without *coding*."""
+    wrong = f"the origin's response cannot be decoded as {coding.decode()}"
+    rest = padding = b""
+    while True:
+        while len(rest := rest.lstrip(padding)) < 2 and (chunk := await body.read()):
+            rest += chunk
+        if not rest:
+            return
+        member = _DECOMPRESSORS[coding](rest)
+        more = False  # whether it may have more without another byte
+        while not member.eof:
+            if not rest and not more and not (rest := await body.read()):
+                raise OriginBadAnswer(f"the origin's {coding.decode()} response ended too early")
+            try:
+                data = member.decompress(rest, MAX_STEP)
+            except _ERRORS as bad:
+                raise OriginBadAnswer(wrong) from bad
+            more = len(data) == MAX_STEP
+            rest = getattr(member, "unconsumed_tail", b"")  # the zstd libraries keep it
+            if data:
+                yield data
+        rest = member.unused_data
+        padding = b"\0" if coding.endswith(b"gzip") else b""
+        if coding == b"deflate" and (rest or await body.read()):
+            raise OriginBadAnswer(wrong)

@@ -29,15 +29,15 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.http.cut import FileReads, NoHelp
 from twistedproxy.origin.http.dialects import Stores
-from twistedproxy.origin.http.exchange import Answer
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
-from twistedproxy.origin.http.requests import NoObserver, Observer, Requests, observed
-from twistedproxy.origin.http.responses import Budget, InstanceStream
+from twistedproxy.origin.http.requests import Requests, observed
+from twistedproxy.origin.http.responses import Budget, instance_file
 from twistedproxy.origin.http.retry import drain
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong
+from twistedproxy.system.metrics import Metrics
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
@@ -48,7 +48,7 @@ JSON = b"application/dicom+json"
 _log = Logger()
 
 
-class HTTPOrigin:
+class HTTPOrigin(Origin):
     """A DICOMweb store, or anything above several of them, at *url* (http or https).
 
     Of *settings* it reads those that begin with ``origin_``, and ``max_answer``, which bounds the files that it cuts frames
@@ -61,13 +61,13 @@ class HTTPOrigin:
         reactor: Any,
         url: str,
         settings: Settings,
-        observer: Optional[Observer] = None,
+        metrics: Optional[Metrics] = None,
         policy: Optional[IPolicyForHTTPS] = None,
     ) -> None:
         self.url = normal_url(url)
         self._clock: IReactorTime = reactor
         self._concurrency = settings.origin_concurrency
-        self._observer: Observer = observer or NoObserver()
+        self._metrics = metrics or Metrics()
         timeout = settings.origin_timeout
         self._limiter = Limiter(reactor, self._concurrency, wait_timeout=timeout)
         self._transport = Transport(
@@ -78,7 +78,7 @@ class HTTPOrigin:
             settings.origin_stall_timeout,
             self._concurrency + 1,
             policy,
-            self._observer.origin_bytes,
+            self._metrics.origin_bytes,
         )
         self._requests = Requests(reactor, self._transport, self._limiter, timeout)
         self._files = FileReads(reactor, settings.max_answer)
@@ -87,7 +87,7 @@ class HTTPOrigin:
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         """See `Origin.metadata`."""
-        return await observed(self._observer, self._clock, "metadata", self._metadata(instance, caller))
+        return await observed(self._metrics, self._clock, "metadata", self._metadata(instance, caller))
 
     async def frames(
         self,
@@ -109,7 +109,7 @@ class HTTPOrigin:
             Budget(limit, len(numbers)),
             self._concurrency,
         )
-        return await observed(self._observer, self._clock, "frames", self._frames(load, numbers))
+        return await observed(self._metrics, self._clock, "frames", self._frames(load, numbers))
 
     def frames_per_request(self, instance: Instance) -> int:
         """See `Origin.frames_per_request`."""
@@ -117,19 +117,11 @@ class HTTPOrigin:
 
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         """See `Origin.stored_instance`. The slot is held until the stream was read to its end or closed."""
-        return await observed(self._observer, self._clock, "instance", self._stored_instance(instance, caller))
-
-    async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
-        """See `Origin.representative`: the store makes the picture."""
-        return None
-
-    async def local_file(self, instance: Instance) -> Optional[str]:
-        """See `Origin.local_file`: it is elsewhere."""
-        return None
+        return await observed(self._metrics, self._clock, "instance", self._stored_instance(instance, caller))
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`. A redirect comes back as it came; *length* of an answer to HEAD is that of its GET."""
-        return await observed(self._observer, self._clock, "forward", self._requests.forward(request))
+        return await observed(self._metrics, self._clock, "forward", self._requests.forward(request))
 
     async def ping(self) -> Optional[str]:
         """See `Origin.ping`: any HTTP answer will do, also a refusal. Takes no slot: a busy origin is not gone.
@@ -151,10 +143,6 @@ class HTTPOrigin:
         self._last_error = doubt
         return doubt
 
-    def examples(self) -> tuple[str, ...]:
-        """See `Origin.examples`: a store's contents are its own business."""
-        return ()
-
     def status(self) -> dict[str, object]:
         """See `Origin.status`."""
         return {
@@ -165,38 +153,35 @@ class HTTPOrigin:
             "stores": self._stores.status(),
         }
 
-    async def start(self) -> None:
-        """Nothing to do: connections are made when they are needed."""
-
     async def stop(self) -> None:
-        """Fail who waits, drop all connections."""
+        """Fail what waits, drop all connections."""
         self._limiter.close()
         await self._transport.close()
 
     async def _metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         target = f"{instance.root}/{instance.path}/metadata"
         answer = await self._requests.get(target, JSON, caller, Priority.UNKNOWN)
-        self._stores.at(instance.root).hear(answer.headers)
+        self._stores.at(instance.root).recognize(answer.headers)
         try:
             if not is_dicom_json(answer.headers):
-                raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
+                raise OriginBadAnswer("the origin's response to a metadata request is not DICOM JSON")
             metadata = await self._parse(answer, instance)
             if not is_for(caller, answer.headers):
                 raise AnsweredByCache(metadata)
             self._requests.standings.proven(caller)
             return metadata
         except BadMetadata as bad:
-            raise OriginBadAnswer(f"the origin's answer is no metadata: {bad}") from bad
+            raise OriginBadAnswer(f"the origin's metadata cannot be used: {bad}") from bad
         finally:
             answer.body.close()
 
-    async def _parse(self, answer: Answer, instance: Instance) -> InstanceMetadata:
+    async def _parse(self, answer: OriginResponse, instance: Instance) -> InstanceMetadata:
         parser = MetadataParser(instance.uids)
         size = 0
         while chunk := await answer.body.read():
             size += len(chunk)
             if size > MAX_METADATA:
-                raise OriginBadAnswer(f"the origin sent metadata of more than {MAX_METADATA} bytes")
+                raise OriginBadAnswer(f"the origin's metadata have more than {MAX_METADATA} bytes")
             parser.feed(chunk[:METADATA_SLICE])
             for start in range(METADATA_SLICE, len(chunk), METADATA_SLICE):
                 await deferLater(self._clock, 0)
@@ -247,19 +232,18 @@ class HTTPOrigin:
         self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
     ) -> ByteStream:
         target = f"{instance.root}/{instance.path}"
-        *earlier, last = self._stores.at(instance.root).dialect.instances
-        for accept in earlier:
-            try:
-                return await self._open(target, accept, caller, priority)
-            except OriginRefused as refused:
-                if refused.status not in NOT_THIS_WAY:
-                    raise
-        return await self._open(target, last, caller, priority)
+        first, second = self._stores.at(instance.root).dialect.instances
+        try:
+            return await self._open(target, first, caller, priority)
+        except OriginRefused as refused:
+            if refused.status not in NOT_THIS_WAY:
+                raise
+        return await self._open(target, second, caller, priority)
 
     async def _open(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> ByteStream:
         answer = await self._requests.get(target, accept, caller, priority)
         try:
-            return InstanceStream(answer)
+            return instance_file(answer)
         except OriginBadAnswer:
             answer.body.close()
             raise

@@ -13,8 +13,9 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Optional
 from urllib.parse import urljoin, urlsplit
 
@@ -24,7 +25,6 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart import (
     BadMultipart,
     End,
-    Event,
     MultipartParser,
     Part,
     PartCollector,
@@ -39,14 +39,14 @@ from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
-    lookup,
+    frame_uid,
+    is_native,
     media_type_of,
     uids_of,
 )
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
-from twistedproxy.origin.http.exchange import Answer
-from twistedproxy.origin.interface import first
-from twistedproxy.streams import Gathered, StreamTooLong
+from twistedproxy.origin.interface import OriginResponse, first
+from twistedproxy.streams import ByteStream, Gathered, StreamTooLong, YieldedStream
 
 UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
@@ -73,14 +73,14 @@ class Budget:
             raise StreamTooLong(f"more than {self._limit} bytes")
 
 
-def content_type(answer: Answer) -> MediaType:
-    """What the answer says that it is. Raises `OriginBadAnswer` if it says nothing, or that it is a piece of something."""
+def content_type(answer: OriginResponse) -> MediaType:
+    """The Content-Type of an answer. Raises `OriginBadAnswer` if there is none, or if the answer is partial."""
     if first(answer.headers, b"content-range") is not None:
-        raise OriginBadAnswer("the origin's answer came with a Content-Range, as a piece of something")
+        raise OriginBadAnswer("the origin's response has a Content-Range: it is partial")
     try:
         return parse_media_type(first(answer.headers, b"content-type") or b"")
     except BadMediaType as bad:
-        raise OriginBadAnswer("the origin's answer has no content type") from bad
+        raise OriginBadAnswer("the origin's response has no valid Content-Type") from bad
 
 
 class TooFewFrames(OriginBadAnswer):
@@ -88,28 +88,48 @@ class TooFewFrames(OriginBadAnswer):
 
 
 async def read_frames(
-    answer: Answer, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
+    answer: OriginResponse, target: str, numbers: Sequence[int], metadata: InstanceMetadata, budget: Budget
 ) -> dict[int, Frame]:
     """The frames of an answer to a request of *target* for *numbers*. *metadata*: what is known of the instance."""
-    count = len(numbers)
+    count, frames, locations = len(numbers), [], []
     try:
         media_type = content_type(answer)
-        labels = _Labels(media_type, metadata)
-        if media_type.is_multipart:
-            frames = await _read_parts(answer, labels, count, budget)
-        else:
-            location = first(answer.headers, b"content-location") or b""
-            frames = [(location.decode("latin-1"), await _read_single(answer, labels, budget))]
+        async for part in _parts(answer, media_type, count, budget):
+            frames.append(_frame(part, media_type, metadata))
+            locations.append(part.headers.get("content-location", ""))
     except BadMultipart as bad:
-        raise OriginBadAnswer(f"the origin's answer is no whole multipart answer: {bad}") from bad
+        raise OriginBadAnswer(f"the origin's multipart response is malformed: {bad}") from bad
     finally:
         answer.body.close()
     if len(frames) > count:
         raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
     if len(frames) < count:
         raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
-    said = _numbered([location for location, _ in frames], target, numbers)
-    return {number: frame for number, (_, frame) in zip(said, frames)}
+    return dict(zip(_numbered(locations, target, numbers), frames))
+
+
+async def _parts(answer: OriginResponse, outer: MediaType, count: int, budget: Budget) -> AsyncIterator[Part]:
+    """The parts of an answer as they come; an answer that is not multipart is one part itself."""
+    if outer.is_multipart:
+        # One part more than asked for is enough to know that the answer is wrong.
+        collector = PartCollector(outer.boundary, UNLIMITED, count + 1)
+        while chunk := await answer.body.read():
+            budget.spend(len(chunk))
+            for part in collector.feed(chunk):
+                yield part
+        for part in collector.close(answer.framed()):
+            yield part
+        return
+    _frame_type(outer.part_type)  # a page for people need not be read
+    gathered = Gathered()
+    async for chunk in _framed(answer):
+        budget.spend(len(chunk))
+        gathered.add(chunk)
+    data = gathered.whole()
+    if not data:
+        raise OriginBadAnswer("the origin sent an empty frame")
+    location = first(answer.headers, b"content-location") or b""
+    yield Part({"content-location": location.decode("latin-1")}, data)
 
 
 def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> Sequence[int]:
@@ -120,9 +140,9 @@ def _numbered(locations: Sequence[str], target: str, numbers: Sequence[int]) -> 
         return numbers
     found = [one for one in said if one is not None]
     if len(found) < len(said) or sorted(found) != sorted(numbers):
-        listed = ", ".join("no number" if one is None else str(one) for one in said)
+        listed = ", ".join("none" if one is None else str(one) for one in said)
         raise OriginBadAnswer(
-            f"the origin was asked for the frames {', '.join(map(str, numbers))}, and sent parts that say they are {listed}"
+            f"the origin was asked for the frames {', '.join(map(str, numbers))}; Content-Location of its parts: {listed}"
         )
     return found
 
@@ -138,209 +158,122 @@ def _number_in(location: str, target: str) -> Optional[int]:
     return int(match.group(1)) if match else None
 
 
-async def _read_parts(answer: Answer, labels: _Labels, count: int, budget: Budget) -> list[tuple[str, Frame]]:
-    # One part more than asked for is enough to know that the answer is wrong.
-    collector = PartCollector(labels.outer.boundary, UNLIMITED, count + 1)
-    frames: list[tuple[str, Frame]] = []
-
-    def take(parts: Sequence[Part]) -> None:
-        frames.extend([(part.headers.get("content-location", ""), labels.frame(part)) for part in parts])
-
-    while chunk := await answer.body.read():
-        budget.spend(len(chunk))
-        take(collector.feed(chunk))
-    take(collector.close(answer.framed))
-    return frames
-
-
-async def _read_single(answer: Answer, labels: _Labels, budget: Budget) -> Frame:
-    _frame_type(labels.outer)  # a page for people need not be read
-    gathered = Gathered()
-    while chunk := await answer.body.read():
-        budget.spend(len(chunk))
-        gathered.add(chunk)
-    if not answer.framed:
-        raise OriginBadAnswer("the origin's answer does not show where it ends")
-    data = gathered.whole()
-    if not data:
+def _frame(part: Part, outer: MediaType, metadata: InstanceMetadata) -> Frame:
+    """The frame in a *part* of an answer of type *outer*. Raises `OriginBadAnswer`."""
+    stored, data = metadata.transfer_syntax, part.data
+    kind, uid = _label(part.headers.get("content-type", ""), outer.part_type, outer.transfer_syntax, stored)
+    if data:
+        uid = uid or _shown(data, kind, stored)
+        _check(data, uid, metadata)
+        return Frame(data, uid)
+    # A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure.
+    uid = uid or stored
+    if uid is None or is_native(uid) or not metadata.is_tiled:
         raise OriginBadAnswer("the origin sent an empty frame")
-    return labels.frame(Part({}, data))
+    return Frame(b"", _uid(uid))
 
 
-class _Labels:
-    """Makes frames of the parts of one answer. *metadata*: what is known of the instance.
+def _check(data: bytes, uid: str, metadata: InstanceMetadata) -> None:
+    """Whether *data* can be a frame in transfer syntax *uid*."""
+    if not may_be(data, uid):
+        raise OriginBadAnswer(f"the origin sent {data[:20]!r}… for a frame in {uid}, which is not {media_type_of(uid)}")
+    native, stored = is_native(uid), metadata.transfer_syntax
+    if native and stored is not None and not is_native(stored):
+        return  # it is not as stored, whatever its length, and another dialect may bring what is
+    lengths = metadata.native_lengths if native or uid == ENCAPSULATED_UNCOMPRESSED else ()
+    if lengths and len(data) not in lengths:
+        raise OriginBadAnswer(f"the origin sent a frame of {len(data)} bytes in {uid}; expected {min(lengths)}")
 
-    Nearly always all parts say the same: what it means is worked out once.
-    """
 
-    def __init__(self, outer: MediaType, metadata: InstanceMetadata) -> None:
-        self.outer = outer
-        self._stored = metadata.transfer_syntax
-        self._metadata = metadata
-        self._lengths = metadata.native_lengths
-        self._said: Optional[str] = None
-        self._kind = ""
-        self._uid: Optional[str] = None
+@functools.lru_cache(maxsize=64)
+def _label(
+    said: str, outer_type: Optional[str], outer_syntax: Optional[str], stored: Optional[str]
+) -> tuple[str, Optional[str]]:
+    """The type of a part that bears the type *said*, and the transfer syntax that its frame is labelled with, as far as the
+    part, the answer around it or the instance, *stored* in one, say that. Nearly all parts say the same."""
+    part_type, part_syntax = outer_type, None
+    if (media_type := Part({"content-type": said}, b"").media_type) is not None:
+        part_type, part_syntax = media_type.part_type, media_type.transfer_syntax
+    kind = _frame_type(part_type)
+    uid = next((uid for uid in (part_syntax, outer_syntax) if uid and uid != "*"), None)
+    if uid is None and stored is not None and media_type_of(stored) == kind:
+        uid = frame_uid(stored)
+    return kind, None if uid is None else _uid(uid)
 
-    def frame(self, part: Part) -> Frame:
-        """The frame in a *part*; one without headers is what the answer is. Raises `OriginBadAnswer`."""
-        said = part.headers.get("content-type", "")
-        if said != self._said:
-            self._read(part)
-            self._said = said
-        if not part.data:
-            return self._empty()
-        uid = self._uid or _uid(self._shown(part.data))
-        self._check(part.data, uid)
-        return Frame(part.data, uid)
 
-    def _empty(self) -> Frame:
-        """A tile that was never scanned may be stored as a frame without a byte; all else that is empty is a failure."""
-        uid = self._uid or self._stored
-        if uid is None or is_native(uid) or not self._metadata.is_tiled:
-            raise OriginBadAnswer("the origin sent an empty frame")
-        return Frame(b"", _uid(uid))
-
-    def _check(self, data: bytes, uid: str) -> None:
-        if not may_be(data, uid):
-            raise OriginBadAnswer(
-                f"the origin sent {data[:20]!r}… for a frame in {uid}: that is no {media_type_of(uid)}"
-            )
-        native = is_native(uid) or uid == ENCAPSULATED_UNCOMPRESSED
-        if self._stored is not None and is_native(uid) and not is_native(self._stored):
-            native = False  # it is not as stored, whatever its length, and another dialect may bring what is
-        if native and self._lengths and len(data) not in self._lengths:
-            raise OriginBadAnswer(
-                f"the origin sent a frame of {len(data)} bytes in {uid}: frames of this instance have {min(self._lengths)}"
-            )
-
-    def _read(self, part: Part) -> None:
-        media_type = part.media_type or self.outer
-        self._kind = _frame_type(media_type)
-        uid = next(
-            (uid for uid in (media_type.transfer_syntax, self.outer.transfer_syntax) if uid and uid != "*"), None
-        )
-        if uid is None and self._stored is not None and media_type_of(self._stored) == self._kind:
-            uid = frame_uid(self._stored)
-        self._uid = None if uid is None else _uid(uid)
-
-    def _shown(self, data: bytes) -> str:
-        """The transfer syntax that a frame's bytes show, where nothing says it."""
-        shown = sniff(data[:SNIFFED_BYTES])
-        if shown is None:
-            if self._kind == OCTET_STREAM:
-                # Not stored so, or not known: bytes without a signature are native ones.
-                return EXPLICIT_VR_LITTLE_ENDIAN
-            if self._kind.startswith("video/"):
-                raise NotAsStored("the origin sent a video where a frame was asked for")
-            raise OriginBadAnswer("the origin does not say in which transfer syntax its frames are")
-        if self._stored is not None and media_type_of(self._stored) == media_type_of(shown):
-            return self._stored
-        return shown
+def _shown(data: bytes, kind: str, stored: Optional[str]) -> str:
+    """The transfer syntax that a frame's bytes show, where it is not stated."""
+    shown = sniff(data[:SNIFFED_BYTES])
+    if shown is not None:
+        return stored if stored is not None and media_type_of(stored) == media_type_of(shown) else shown
+    if kind == OCTET_STREAM:
+        return EXPLICIT_VR_LITTLE_ENDIAN  # not stored so, or not known: bytes without a signature are native ones
+    if kind.startswith("video/"):
+        raise NotAsStored("the origin sent a video instead of a frame")
+    raise OriginBadAnswer("the origin does not state the transfer syntax of its frames")
 
 
 def _uid(uid: str) -> str:
     try:
-        # What says of itself that it is big endian, against PS3.18 section 8.7.3, is so.
+        # A frame labelled as big endian, against PS3.18 section 8.7.3, is so.
         return validate_uid(uid if uid == EXPLICIT_VR_BIG_ENDIAN else frame_uid(uid))
     except InvalidUID as bad:
-        raise OriginBadAnswer(f"the origin sent a frame whose transfer syntax is no UID: {bad}") from bad
+        raise OriginBadAnswer(f"the origin sent a frame with an invalid transfer syntax: {bad}") from bad
 
 
-def _frame_type(media_type: MediaType) -> str:
-    """The canonical type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
-    kind = media_type.part_type
+def _frame_type(kind: Optional[str]) -> str:
+    """The canonical name of *kind*, the type of a frame's part. Raises `OriginBadAnswer` if frames have no such type."""
     if kind in (None, "", "*/*", "application/*", "image/*"):
         return OCTET_STREAM
     kind = canonical_media_type(str(kind))
     if not uids_of(kind):
-        raise OriginBadAnswer(f"the origin sent {kind[:80]} where frames belong")
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} instead of frames")
     return kind
 
 
-def frame_uid(uid: str) -> str:
-    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
-    syntax = lookup(uid)
-    return uid if syntax is None else syntax.frame_uid
-
-
-def is_native(uid: str) -> bool:
-    """Whether frames in transfer syntax *uid* are plain pixels (PS3.5 section A.4 has the others)."""
-    syntax = lookup(uid)
-    return syntax is not None and not syntax.encapsulated
-
-
-def as_stored(frame: Frame, stored: str) -> bool:
-    """Whether *frame* can be as stored. Byte orders of native data are one: web services carry little endian only
-    (PS3.18 section 8.7.3.5.2)."""
-    return frame.transfer_syntax == frame_uid(stored) or (is_native(frame.transfer_syntax) and is_native(stored))
-
-
-class InstanceStream:
+def instance_file(answer: OriginResponse) -> ByteStream:
     """The DICOM file in an answer, unwrapped as it comes; `read` raises `OriginBadAnswer` at the end of what is not whole."""
+    media_type = content_type(answer)
+    kind = media_type.part_type and canonical_media_type(media_type.part_type)
+    if kind is not None and kind not in ("*/*", *DICOM_TYPES):
+        raise OriginBadAnswer(f"the origin sent {kind[:80]} instead of a DICOM file")
+    if kind is None and not media_type.is_multipart:
+        raise OriginBadAnswer("the origin did not send a DICOM file")
+    chunks = _only_part(answer, media_type.boundary) if media_type.is_multipart else _framed(answer)
+    return YieldedStream(chunks, answer.body)
 
-    def __init__(self, answer: Answer) -> None:
-        media_type = content_type(answer)
-        kind = media_type.part_type and canonical_media_type(media_type.part_type)
-        if kind is not None and kind not in ("*/*", *DICOM_TYPES):
-            raise OriginBadAnswer(f"the origin sent {kind[:80]} where a DICOM file belongs")
-        if kind is None and not media_type.is_multipart:
-            raise OriginBadAnswer("the origin sent no DICOM file")
-        self._answer = answer
-        self._body = answer.body
-        self._parser = MultipartParser(media_type.boundary) if media_type.is_multipart else None
-        self._chunks: list[bytes] = []  # in reverse
-        self._parts = 0
-        self._error: Optional[Exception] = None
-        self._ended = False
 
-    async def read(self) -> bytes:
-        if self._chunks:
-            return self._chunks.pop()
-        if self._error is not None:
-            raise self._error
-        try:
-            while not self._chunks and not self._ended:
-                self._take(await self._body.read())
-        except (OriginBadAnswer, BadMultipart) as bad:
-            self._error = bad if isinstance(bad, OriginBadAnswer) else OriginBadAnswer(f"no whole instance: {bad}")
-            self.close()
-            raise self._error from bad
-        return self._chunks.pop() if self._chunks else b""
+async def _framed(answer: OriginResponse) -> AsyncIterator[bytes]:
+    """The bytes of an answer that shows where it ends."""
+    while chunk := await answer.body.read():
+        yield chunk
+    if not answer.framed():
+        raise OriginBadAnswer("the origin's response has neither a length nor chunks")
 
-    def close(self) -> None:
-        self._chunks.clear()
-        self._body.close()
 
-    def _take(self, chunk: bytes) -> None:
-        if not chunk:
-            self._finish()
-        elif self._parser is None:
-            self._chunks = [chunk]
-        else:
-            self._hear(self._parser.feed(chunk))
+async def _only_part(answer: OriginResponse, boundary: Optional[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of the only part of an answer."""
+    chunk, parts = b"more", 0
+    try:
+        parser = MultipartParser(boundary)
+        while chunk:
+            chunk = await answer.body.read()
+            for event in parser.feed(chunk) if chunk else parser.close(answer.framed()):
+                if isinstance(event, PartData):
+                    yield event.data
+                elif isinstance(event, PartStart):
+                    parts += 1
+                    _check_file(Part(event.headers, b"").media_type, parts)
+                elif isinstance(event, End) and not parts:
+                    raise OriginBadAnswer("the origin's response holds no instance")
+    except BadMultipart as bad:
+        raise OriginBadAnswer(f"the origin's instance is incomplete: {bad}") from bad
+    finally:
+        answer.body.close()
 
-    def _hear(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, PartData):
-                self._chunks.append(event.data)
-            elif isinstance(event, PartStart):
-                self._begin_part(event)
-            elif isinstance(event, End) and not self._parts:
-                raise OriginBadAnswer("the origin's answer holds no instance")
-        self._chunks.reverse()
 
-    def _begin_part(self, start: PartStart) -> None:
-        self._parts += 1
-        if self._parts > 1:
-            raise OriginBadAnswer("the origin sent more than the one instance asked for")
-        kind = Part(start.headers, b"").media_type
-        if kind is not None and canonical_media_type(kind.type) not in DICOM_TYPES:
-            raise OriginBadAnswer(f"the origin sent {kind.type[:80]} where a DICOM file belongs")
-
-    def _finish(self) -> None:
-        self._ended = True
-        if self._parser is not None:
-            self._hear(self._parser.close(self._answer.framed))
-        elif not self._answer.framed:
-            raise OriginBadAnswer("the origin's answer does not show where it ends")
+def _check_file(media_type: Optional[MediaType], parts: int) -> None:
+    if parts > 1:
+        raise OriginBadAnswer("the origin sent more than one instance")
+    if media_type is not None and canonical_media_type(media_type.type) not in DICOM_TYPES:
+        raise OriginBadAnswer(f"the origin sent {media_type.type[:80]} instead of a DICOM file")

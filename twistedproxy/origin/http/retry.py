@@ -1,4 +1,4 @@
-"""Asking again where the origin says that it is too busy (429, 503).
+"""Retries where the origin is too busy (429, 503).
 
 Rules that this module keeps:
 
@@ -13,13 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from typing import Optional, Protocol, TypeVar
+from typing import Optional
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.origin.interface import Headers, first
-from twistedproxy.streams import ByteStream, StreamTooLong, read_all
+from twistedproxy.origin.interface import Headers, OriginResponse, first
+from twistedproxy.streams import StreamTooLong, read_all
 
 BUSY = frozenset({429, 503})
 FIRST_WAIT = 0.5  # seconds
@@ -29,7 +29,7 @@ DRAIN_LIMIT = 65536  # bytes of an unwanted body that are read to keep its conne
 
 
 def retry_after(headers: Headers, now: float) -> Optional[float]:
-    """Seconds that Retry-After asks for, at *now* seconds since the epoch; None where it says nothing useful."""
+    """Seconds that Retry-After asks for, at *now* seconds since the epoch; None where it is missing or invalid."""
     value = first(headers, b"retry-after")
     if not value:
         return None
@@ -43,28 +43,12 @@ def retry_after(headers: Headers, now: float) -> Optional[float]:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after *attempt* (from 0) where the origin says nothing."""
+    """Seconds to wait after *attempt* (from 0) without Retry-After."""
     return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 10)))
 
 
-class Response(Protocol):
-    """What an answer must have to be judged here."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Headers: ...
-    @property
-    def body(self) -> ByteStream: ...
-    @property
-    def length(self) -> Optional[int]: ...
-
-
-R = TypeVar("R", bound=Response)
-
-
-async def drain(response: Response) -> None:
-    """Be done with a body that nobody wants."""
+async def drain(response: OriginResponse) -> None:
+    """Be done with a body that is not wanted."""
     if response.length is not None and response.length > DRAIN_LIMIT:
         response.body.close()
         return
@@ -75,11 +59,11 @@ async def drain(response: Response) -> None:
 
 
 async def with_retries(
-    attempt: Callable[[float], Awaitable[R]],
+    attempt: Callable[[float], Awaitable[OriginResponse]],
     clock: IReactorTime,
     deadline: float,
     now: Callable[[], float] = time.time,
-) -> R:
+) -> OriginResponse:
     """Await ``attempt(seconds left)`` until it answers anything but 429 and 503, for at most *deadline* seconds."""
     end = clock.seconds() + deadline
     attempts = 0

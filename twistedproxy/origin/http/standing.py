@@ -1,10 +1,10 @@
 """What one origin's answers have shown of callers. It decides the order in which their requests wait, and never a right.
 
 - A caller to whom the origin gave metadata, frames or an instance is known from then on. A search shows nothing: stores
-  answer those of strangers, too, with nothing in them.
+  answer those of unknown callers, too, with nothing in them.
 - 401 ends that: the credential has expired. So do many refusals in a row.
-- The requests of a caller who was only refused are held to `PACE`, after the first few; nobody else's are.
-- All of this is bounded: who invents credentials pushes out other refused ones, not the known ones.
+- Only the requests of a caller who was only refused are held to `PACE`, after the first few.
+- All of this is bounded: invented credentials push out other refused ones, not the known ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy
 from twistedproxy.origin.interface import Caller, Headers, Priority, first
 
 KNOWN_SECONDS = 3600.0
@@ -29,8 +29,8 @@ FREE_REFUSALS = 4
 """Requests of a refused caller that are not held back: a user may mistype a password, a browser ask without one first."""
 
 LONGEST_HOLD = 10.0
-"""Seconds for which a refused caller's request is held at most. Who would have to wait longer gets a 503 then, not at once:
-clients that ask again and again would be kept from nothing."""
+"""Seconds for which a refused caller's request is held at most. One that would have to wait longer gets a 503 then, not at
+once: clients that ask again and again would be kept from nothing."""
 
 FORGIVEN_SECONDS = 60.0
 """How long a refusal counts."""
@@ -60,15 +60,16 @@ class _Refused:
 
 
 class Standings:
-    """What is known of the callers of one origin."""
+    """What is known of the callers of one origin, of *most* known and as many refused ones."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, most: int = MAX_CALLERS) -> None:
         self._clock = clock
+        self._most = most
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
     def priority(self, caller: Optional[Caller]) -> Priority:
-        """`Priority.CALLER` for one who is known, else `Priority.UNKNOWN`."""
+        """`Priority.CALLER` for a known caller, else `Priority.UNKNOWN`."""
         known = self._known.get(caller.flow) if caller is not None else None
         return Priority.CALLER if known is not None and known.until > self._clock.seconds() else Priority.UNKNOWN
 
@@ -81,7 +82,7 @@ class Standings:
         """The origin has let *caller* read something."""
         if caller is not None:
             self._refused.pop(caller.flow, None)
-            _put(self._known, caller.flow, _Known(self._clock.seconds() + KNOWN_SECONDS))
+            self._put(self._known, caller.flow, _Known(self._clock.seconds() + KNOWN_SECONDS))
 
     def passed(self, caller: Optional[Caller], path: bytes, status: int, headers: Headers) -> None:
         """An answer to a passed-on request of *caller* came."""
@@ -93,7 +94,7 @@ class Standings:
 
     def answered(self, caller: Optional[Caller], status: int) -> None:
         """An answer with *status* to *caller* came, which may be a refusal."""
-        if caller is None or status not in (401, 403):
+        if caller is None or status not in NOT_ALLOWED:
             return
         known = self._known.get(caller.flow)
         if known is not None:
@@ -104,7 +105,7 @@ class Standings:
         now = self._clock.seconds()
         refused = self._refused.get(caller.flow) or _Refused(now, now)
         refused.last = now
-        _put(self._refused, caller.flow, refused)
+        self._put(self._refused, caller.flow, refused)
 
     async def hold(self, caller: Optional[Caller]) -> None:
         """Wait until the next request of *caller* may be sent. Raises `OriginBusy` where that is too long."""
@@ -120,9 +121,8 @@ class Standings:
         if wait > 0:
             await deferLater(self._clock, wait)  # type: ignore[arg-type]
 
-
-def _put(table: OrderedDict[bytes, T], flow: bytes, entry: T) -> None:
-    table[flow] = entry
-    table.move_to_end(flow)
-    if len(table) > MAX_CALLERS:
-        table.popitem(last=False)
+    def _put(self, table: OrderedDict[bytes, T], flow: bytes, entry: T) -> None:
+        table[flow] = entry
+        table.move_to_end(flow)
+        if len(table) > self._most:
+            table.popitem(last=False)
