@@ -131,9 +131,9 @@ class TravelTests(SynchronousTestCase):
     def palette(self) -> Dataset:
         """An instance with a palette."""
         dataset = instance(PhotometricInterpretation="PALETTE COLOR")
-        for colour in ("Red", "Green", "Blue"):
-            dataset.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [2, 0, 8])
-            dataset.add_new(f"{colour}PaletteColorLookupTableData", "OW", b"\x07\x09")
+        for color in ("Red", "Green", "Blue"):
+            dataset.add_new(f"{color}PaletteColorLookupTableDescriptor", "US", [2, 0, 8])
+            dataset.add_new(f"{color}PaletteColorLookupTableData", "OW", b"\x07\x09")
         return dataset
 
     def full(self) -> Dataset:
@@ -154,10 +154,10 @@ class TravelTests(SynchronousTestCase):
         """Facts come back from bytes as they were, plain ones in few."""
         facts = PixelFacts.from_dataset(self.full())
         self.assertEqual(PixelFacts.from_bytes(facts.to_bytes()), facts)
-        colours = PixelFacts.from_dataset(self.palette())
-        self.assertEqual(PixelFacts.from_bytes(colours.to_bytes()), colours)
-        assert colours.palette is not None and facts.voi_lut is not None
-        self.assertEqual(colours.palette[0].entries.tolist(), [7, 9])
+        colors = PixelFacts.from_dataset(self.palette())
+        self.assertEqual(PixelFacts.from_bytes(colors.to_bytes()), colors)
+        assert colors.palette is not None and facts.voi_lut is not None
+        self.assertEqual(colors.palette[0].entries.tolist(), [7, 9])
         self.assertEqual(facts.voi_lut, LookupTable(2, 12, words(0, 100, 2000, 4095)))
         self.assertLess(len(PixelFacts(256, 256, 3, photometric_interpretation="RGB").to_bytes()), 100)
 

@@ -208,7 +208,7 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(to_display(row(0, 4095), stored).tolist(), [[0, 255]])
 
 
-class ColourTests(SynchronousTestCase):
+class ColorTests(SynchronousTestCase):
     """What is not gray."""
 
     def test_palette(self) -> None:
@@ -220,8 +220,8 @@ class ColourTests(SynchronousTestCase):
         missing = attrs.evolve(facts, palette=None)
         self.assertRaises(NotDecodable, to_display, row(0, dtype="u1"), missing)
 
-    def test_deep_colours(self) -> None:
-        """Of 16 bits a colour the upper 8 are shown."""
+    def test_deep_colors(self) -> None:
+        """Of 16 bits a color the upper 8 are shown."""
         facts = attrs.evolve(DEEP, samples_per_pixel=3, photometric_interpretation="RGB", bits_stored=16, high_bit=15)
         pixels = numpy.array([[[0, 0x80FF, 0xFFFF]]], "u2")
         self.assertEqual(to_display(pixels, facts).tolist(), [[[0, 0x80, 0xFF]]])

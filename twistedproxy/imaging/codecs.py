@@ -5,7 +5,7 @@ Rules that this file keeps:
 - The header is checked against the instance before a codec sees the data: what is allocated is bounded by the facts.
 - A codestream's end must be there: libjpeg fills what is missing with gray and says nothing. What follows it is let pass.
 - One thread per decode: how many run at once is decided elsewhere.
-- The result is (rows, columns) or (rows, columns, samples), colours as RGB wherever the codestream says how.
+- The result is (rows, columns) or (rows, columns, samples), colors as RGB wherever the codestream says how.
 
 YBR to RGB: PS3.3 section C.7.6.3.1.2, as ITU-T T.871 rounds it.
 """
@@ -80,14 +80,14 @@ def decode_jpeg(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
         return _draft(data, facts, scale)
     if header.components == 1:
         return signed(imagecodecs.jpeg8_decode(data), header.precision, facts)
-    if header.lossless_process:  # libjpeg-turbo refuses to convert the colours of what is lossless
+    if header.lossless_process:  # libjpeg-turbo refuses to convert the colors of what is lossless
         raw = imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
         return ybr_to_rgb(raw, header.precision) if ybr else raw
     return imagecodecs.jpeg8_decode(data, colorspace="YCBCR" if ybr else "RGB", outcolorspace="RGB")
 
 
 def _is_ybr(header: Header, facts: PixelFacts) -> bool:
-    """What the codestream says of its colours goes before what the instance says, as in pydicom."""
+    """What the codestream says of its colors goes before what the instance says, as in pydicom."""
     if header.color_transform is not None:
         return header.color_transform
     return facts.photometric_interpretation.startswith("YBR")

@@ -1,4 +1,4 @@
-"""ICC profiles of the colour spaces that pictures can be asked for in, written from their published numbers.
+"""ICC profiles of the color spaces that pictures can be asked for in, written from their published numbers.
 
 Rules that this file keeps:
 
@@ -6,7 +6,7 @@ Rules that this file keeps:
   and the profile around them is made here (ICC.1:2010, version 4.3: matrix and parametric curves).
 - The same name gives the same bytes, always: they are part of cached pictures.
 
-From one colour space to another, by LittleCMS.
+From one color space to another, by LittleCMS.
 
 Rules that this file keeps:
 
@@ -92,10 +92,10 @@ SPACES = {
 
 @functools.lru_cache(len(SPACES))
 def profile_of(name: str) -> bytes:
-    """The profile of a colour space by its name in `SPACES`. Raises BadProfile for another one."""
+    """The profile of a color space by its name in `SPACES`. Raises BadProfile for another one."""
     space = SPACES.get(name)
     if space is None:
-        raise BadProfile(f"no colour space is called {name}")
+        raise BadProfile(f"no color space is called {name}")
     adaptation = _adaptation(_xyz(space.white))
     colorants = adaptation @ _to_xyz(space)
     curve = space.curve.tag()
@@ -181,8 +181,8 @@ MAX_TRANSFORMS = 16  # a scanner has one profile: source and target pairs in use
 MAX_PROFILE = 16 << 20  # bytes; scanners' have up to 1 MB
 
 
-def convert_colours(array: Pixels, profile: bytes, target: str, own: bytes = b"") -> tuple[Pixels, bytes]:
-    """(rows, columns, 3) of 8-bit RGB in another colour space, and that space's profile.
+def convert_colors(array: Pixels, profile: bytes, target: str, own: bytes = b"") -> tuple[Pixels, bytes]:
+    """(rows, columns, 3) of 8-bit RGB in another color space, and that space's profile.
 
     *profile* is the source's, b"" for none. *target* is one of `TARGETS`; *own*, if not b"", is a profile that goes
     before the one that is made here. Raises BadProfile.

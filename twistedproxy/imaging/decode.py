@@ -30,7 +30,7 @@ Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 Decoder = Callable[[bytes, PixelFacts, int], Pixels]
 
 SCALES = (1, 2, 4, 8)
-_COLOURS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
+_COLORS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
 
 
 def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: int, scale: int = 1) -> Pixels:
@@ -46,7 +46,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
     if not data:
         raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
-        raise NotDecodable("XYB is a way of JPEG XL's to tell colours, and of nothing else")
+        raise NotDecodable("XYB is a way of JPEG XL's to tell colors, and of nothing else")
     decoder = _DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
@@ -75,8 +75,8 @@ def _check(facts: PixelFacts, max_pixels: int) -> None:
     if facts.rows * facts.columns > max_pixels:
         raise ImageTooLarge(f"{facts.columns} x {facts.rows} pixels, when {max_pixels} are allowed")
     kind = facts.photometric_interpretation
-    if (facts.samples_per_pixel, kind in _COLOURS) not in ((1, False), (3, True)) or (
-        kind not in _COLOURS | MONOCHROME | {"PALETTE COLOR"}
+    if (facts.samples_per_pixel, kind in _COLORS) not in ((1, False), (3, True)) or (
+        kind not in _COLORS | MONOCHROME | {"PALETTE COLOR"}
     ):
         raise NotDecodable(f"{facts.samples_per_pixel} samples of {kind} cannot be shown")
     depths = (32, 64) if facts.floating else (1, 8, 16, 32)
@@ -135,7 +135,7 @@ def _bits(data: bytes, facts: PixelFacts) -> Pixels:
     count = facts.rows * facts.columns * facts.samples_per_pixel
     packed = numpy.frombuffer(_enough(data, -(-count // 8)), numpy.uint8)
     if facts.samples_per_pixel != 1:
-        raise NotDecodable("colours of one bit cannot be shown")
+        raise NotDecodable("colors of one bit cannot be shown")
     return numpy.unpackbits(packed, count=count, bitorder="little").reshape(facts.rows, facts.columns)
 
 

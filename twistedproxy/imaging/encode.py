@@ -26,7 +26,7 @@ Encoder = Callable[[Bytes, int, bytes], bytes]
 
 DEFAULT_QUALITY = 95
 
-# Full colour resolution only where the caller asks for the most: it makes encoding take 1.6 times as long
+# Full color resolution only where the caller asks for the most: it makes encoding take 1.6 times as long
 _FULL_CHROMA_ABOVE = 95
 _PNG_LEVEL = 1  # of zlib: tissue gets 6 % smaller at 6, in three times the time
 _WEBP_METHOD = 2  # of libwebp, 0-6
@@ -126,7 +126,7 @@ def _jp2(array: Bytes, quality: int, icc: bytes) -> bytes:
 
 
 def _with_colr(data: bytes, icc: bytes) -> bytes:
-    """A JP2 whose colour specification (T.800 I.5.3.3) is a profile: method 2."""
+    """A JP2 whose color specification (T.800 I.5.3.3) is a profile: method 2."""
     header, colr = data.index(b"jp2h") - 4, data.index(b"colr") - 4
     old = int.from_bytes(data[colr : colr + 4], "big")
     box = struct.pack(">I4sBBB", 11 + len(icc), b"colr", 2, 0, 0) + icc

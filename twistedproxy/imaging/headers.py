@@ -106,7 +106,7 @@ def _frame_header(data: bytes, marker: int, segment: bytes, jfif: bool, adobe: b
 def jpeg2000_codestream(data: bytes) -> bytes:
     """What is inside of a JP2 file (T.800 annex I); a bare codestream, as DICOM has it, is given back.
 
-    What the file says of colours is left: PS3.5 section A.4.4 has it be ignored. Raises BadImage.
+    What the file says of colors is left: PS3.5 section A.4.4 has it be ignored. Raises BadImage.
     """
     if data[4:8] != b"jP  ":
         return data

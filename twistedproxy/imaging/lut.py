@@ -52,10 +52,10 @@ def palette_of(
     Raises ValueError for tables that cannot be read.
     """
     tables = []
-    for colour in ("Red", "Green", "Blue"):
-        descriptor = dataset.get(f"{colour}PaletteColorLookupTableDescriptor")
-        plain = dataset.get(f"{colour}PaletteColorLookupTableData")
-        segmented = dataset.get(f"Segmented{colour}PaletteColorLookupTableData")
+    for color in ("Red", "Green", "Blue"):
+        descriptor = dataset.get(f"{color}PaletteColorLookupTableDescriptor")
+        plain = dataset.get(f"{color}PaletteColorLookupTableData")
+        segmented = dataset.get(f"Segmented{color}PaletteColorLookupTableData")
         if not plain and segmented and descriptor:
             bits = int(descriptor[2])  # also of the numbers that the segments are made of
             plain = lay_out(_words(segmented, bits, little_endian), bits)

@@ -89,7 +89,7 @@ class Window:
 class Rendering:
     """How a picture is to be made.
 
-    *profile*: the colour space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
+    *profile*: the color space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
     profile goes into the picture. *media_type*: set by `to`, once it is negotiated. *stored_values*: whether it is a frame,
     whose gray values are for the client to window, and no rendered picture.
     """
@@ -124,7 +124,7 @@ class Rendering:
 
 
 @attrs.frozen
-class Asked:
+class PictureQuery:
     """A query as it was read. *fresh*: it wants neither an older result nor its own to be kept.
     *annotations*: keywords that were asked for, and are not drawn. *given*: the known parameters that it held."""
 
@@ -134,7 +134,7 @@ class Asked:
     given: frozenset[str] = frozenset()
 
 
-def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Collection[str] = PROFILES) -> Asked:
+def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Collection[str] = PROFILES) -> PictureQuery:
     """Read a raw query string; only *known* parameters count. *profiles*: what ``iccprofile`` may be.
 
     Raises `BadParameter`.
@@ -158,7 +158,7 @@ def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Colle
         embed=embed,
     )
     fresh = read("disable_caching", _boolean, False)
-    return Asked(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
+    return PictureQuery(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
 
 
 def without(query: bytes, names: Collection[str]) -> bytes:

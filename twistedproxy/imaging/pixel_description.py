@@ -6,7 +6,7 @@ Rules that this file keeps:
 - What a frame's functional groups say goes before what the shared ones say, and that before the top level
   (PS3.3 section C.7.6.16.1.1).
 - What cannot be read counts as absent, as in most viewers, and what this picture does not need is not read: a window of
-  NaN, a palette that a gray image has left over. Sizes, depth and colours must be there, and a modality LUT must be whole.
+  NaN, a palette that a gray image has left over. Sizes, depth and colors must be there, and a modality LUT must be whole.
   So must be what was fetched: there the metadata are in order, and what came for a table or a profile is something else.
 - `from_bytes` trusts nobody: JSON and plain bytes, no pickle.
 """

@@ -7,7 +7,7 @@ Rules kept here:
 - frames may lie anywhere inside the matrix, but must not overlap;
 - planes follow each other as in TILED_FULL: by optical path, in each by focal plane, from the slide upwards; where there are
   more heights than focal planes, frames follow the tissue, and those at one place are counted from the slide upwards;
-- of several frames at one place the first counts; a place without a frame has the colour of absent pixels (C.8.12.4);
+- of several frames at one place the first counts; a place without a frame has the color of absent pixels (C.8.12.4);
 - a frame takes 12 bytes, and there is a limit of frames.
 
 The metadata of an instance that is not TILED_FULL (DICOM JSON, PS3.18 annex F), read as they come, down to its frames'
@@ -70,7 +70,7 @@ def needs_positions(metadata: InstanceMetadata) -> bool:
 class Placement:
     """The frames of an instance by their places. *places*: of their first pixels in ascending order, counted from 0, plane
     after plane, row after row of the total pixel matrix. *numbers*: the frame at each of them. *focal_planes*: of each
-    optical path. *background*: the 8-bit sRGB colour of absent pixels. *in_grid*: whether all lie where frames of
+    optical path. *background*: the 8-bit sRGB color of absent pixels. *in_grid*: whether all lie where frames of
     TILED_FULL would."""
 
     planes: int
@@ -287,7 +287,7 @@ def _whole(value: Any) -> int:
 SHARED, PER_FRAME = "52009229", "52009230"
 ABSENT, FOCAL_PLANES = "00480015", "00480303"
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 class SparseDescription(MetadataEvents):
@@ -320,8 +320,8 @@ class _Places:
         try:
             if self._positions is None:
                 return refusal(self._refused)
-            colour, planes = absent_colour(self._elements.get(ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
-            return self._positions.placement(colour, planes).to_bytes()
+            color, planes = absent_color(self._elements.get(ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
+            return self._positions.placement(color, planes).to_bytes()
         except CannotRender as error:
             return refusal(str(error))
 
@@ -351,8 +351,8 @@ def count_of(element: Any) -> Optional[int]:
         return None
 
 
-def absent_colour(element: Any) -> Optional[Colour]:
-    """The 8-bit sRGB colour of Recommended Absent Pixel CIELab Value (0048,0015), as DICOM JSON; None for none.
+def absent_color(element: Any) -> Optional[Color]:
+    """The 8-bit sRGB color of Recommended Absent Pixel CIELab Value (0048,0015), as DICOM JSON; None for none.
 
     PS3.3 section C.10.7.1.1: three US, L* from 0 to 100 as 0 to 65535, a* and b* from -128 to 127 as 0 to 65535, D50.
     """
@@ -373,7 +373,7 @@ _FROM_D50 = (  # XYZ under D50 to linear sRGB: IEC 61966-2-1 with the Bradford a
 )
 
 
-def _srgb(light: float, a: float, b: float) -> Colour:
+def _srgb(light: float, a: float, b: float) -> Color:
     """CIE 15:2004 section 8.2.1, backwards, then IEC 61966-2-1."""
     middle = (light + 16) / 116
     terms = (middle + a / 500, middle, middle - b / 200)

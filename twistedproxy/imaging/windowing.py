@@ -36,7 +36,7 @@ def to_display(
 ) -> Bytes:  # fmt: skip
     """(rows, columns) of gray, or (rows, columns, 3) of RGB, 8 bits each, of what `decode` gave.
 
-    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colours have none.
+    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colors have none.
     *stored_values*: who asks will do all that to gray of 8 bits. Raises BadImage for a palette or a window function that
     cannot be.
     """
@@ -197,14 +197,14 @@ def _eight_bits(array: Pixels, bits: int) -> Bytes:
 def _palette(array: Pixels, facts: PixelFacts) -> Bytes:
     if facts.palette is None:
         raise NotDecodable("the instance's palette is missing")
-    return numpy.stack([_colours(table)[_places(array, table)] for table in facts.palette], axis=2)
+    return numpy.stack([_colors(table)[_places(array, table)] for table in facts.palette], axis=2)
 
 
 def _places(array: Pixels, table: LookupTable) -> Pixels:
     return numpy.clip(array.astype(numpy.int32) - table.first, 0, len(table.data) // 2 - 1)
 
 
-def _colours(table: LookupTable) -> Bytes:
+def _colors(table: LookupTable) -> Bytes:
     """Entries as bytes. Tables that claim 16 bits and hold 8 are common."""
     entries = table.entries
     bits = 8 if table.bits > 8 and int(entries.max()) < 256 else table.bits

@@ -40,7 +40,7 @@ from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
-from twistedproxy.imaging.color import check_target, convert_colours
+from twistedproxy.imaging.color import check_target, convert_colors
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.describe import Description
 from twistedproxy.imaging.downsampled_metadata import downsampled_answer
@@ -129,7 +129,7 @@ class _Picture:
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
-            pixels, profile = convert_colours(pixels, profile, rendering.profile, self.own_profile)
+            pixels, profile = convert_colors(pixels, profile, rendering.profile, self.own_profile)
         if rendering.media_type == OCTET_STREAM:
             return bytes(pixels.tobytes())
         embedded = profile if rendering.embed and pixels.ndim == 3 else None

@@ -131,7 +131,7 @@ MAX_BULK_VALUES = 8
 AT_ONCE = 8
 """Metadata that are read at once: each is held by a child meanwhile."""
 
-_COLOUR = frozenset(
+_COLOR = frozenset(
     ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 )
 
@@ -139,9 +139,9 @@ _Key = tuple[Instance, Optional[Fence], bool]
 
 
 def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
-    """The facts of an 8-bit colour image, as far as they do not concern colour management: no window, no table
+    """The facts of an 8-bit color image, as far as they do not concern color management: no window, no table
     touches it (PS3.3 section C.11). None for any other."""
-    if metadata.bits_allocated != 8 or metadata.photometric_interpretation not in _COLOUR:
+    if metadata.bits_allocated != 8 or metadata.photometric_interpretation not in _COLOR:
         return None
     facts = PixelFacts(
         rows=metadata.rows,
@@ -173,58 +173,58 @@ class FactsReader:
         instance: Instance,
         caller: Caller,
         reading: Reading,
-        colour: bool,
+        color: bool,
         known: InstanceMetadata,
     ) -> InstanceFacts:
         """The facts of *instance*, for a caller who has a grant. *reading*: what was read of the cache, `FACTS` among it.
-        *colour*: whether the picture's colours are managed.
+        *color*: whether the picture's colors are managed.
 
         Raises the errors of `twistedproxy.origin.errors` and `PoolError`.
         """
-        plain = None if colour and known.has_icc_profile else plain_facts(known)
+        plain = None if color and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
-        found = self._in_memory(instance, reading, colour)
+        found = self._in_memory(instance, reading, color)
         if found is not None:
             return found
-        found = _in_cache(reading, colour)
+        found = _in_cache(reading, color)
         if found is not None:
-            self._remember(instance, reading.fence, colour, found)
+            self._remember(instance, reading.fence, color, found)
             return found
-        key = (instance, reading.fence, colour)
+        key = (instance, reading.fence, color)
 
         async def work() -> InstanceFacts:
             await self._places.acquire()
             try:
-                return await self._ask(origin, instance, caller, colour)
+                return await self._ask(origin, instance, caller, color)
             finally:
                 self._places.release()
 
         async def keep(facts: InstanceFacts) -> None:
-            self._remember(instance, reading.fence, colour, facts)
-            await self.cache.put_many(instance, reading.fence, {FACTS[colour]: facts.to_bytes()}, METADATA_SECONDS)
+            self._remember(instance, reading.fence, color, facts)
+            await self.cache.put_many(instance, reading.fence, {FACTS[color]: facts.to_bytes()}, METADATA_SECONDS)
 
         return (await shared(self._in_flight, key, caller, work, keep))[0]
 
-    def _name(self, instance: Instance, fence: Optional[Fence], colour: bool) -> bytes:
-        return b"%s %s %s/%s" % (FACTS[colour], fence or b"", instance.place.encode(), instance.path.encode())
+    def _name(self, instance: Instance, fence: Optional[Fence], color: bool) -> bytes:
+        return b"%s %s %s/%s" % (FACTS[color], fence or b"", instance.place.encode(), instance.path.encode())
 
-    def _in_memory(self, instance: Instance, reading: Reading, colour: bool) -> Optional[InstanceFacts]:
+    def _in_memory(self, instance: Instance, reading: Reading, color: bool) -> Optional[InstanceFacts]:
         if reading.fence is None:
             return None
-        packed = self._remembered.get(self._name(instance, reading.fence, colour), 0.0)
+        packed = self._remembered.get(self._name(instance, reading.fence, color), 0.0)
         return InstanceFacts.from_bytes(packed) if packed is not None else None
 
-    def _remember(self, instance: Instance, fence: Optional[Fence], colour: bool, facts: InstanceFacts) -> None:
-        name = self._name(instance, fence, colour)
+    def _remember(self, instance: Instance, fence: Optional[Fence], color: bool, facts: InstanceFacts) -> None:
+        name = self._name(instance, fence, color)
         if fence is not None and self._remembered.get(name, 0.0) is None:
             self._remembered.put(name, facts.to_bytes(), 0.0, None)
 
-    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, colour: bool) -> InstanceFacts:
+    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, color: bool) -> InstanceFacts:
         async def described(held: Held, number: int) -> InstanceFacts:
             values: dict[str, bytes] = {}
             while True:
-                head = {"op": "described", "number": number, "uris": list(values), "profile": colour}
+                head = {"op": "described", "number": number, "uris": list(values), "profile": color}
                 answer = await held.call(head, list(values.values()))
                 missing = [uri for uri in answer.head["uris"] if uri not in values]
                 if not missing:
@@ -240,8 +240,8 @@ class FactsReader:
             raise OriginBadAnswer(f"the origin's metadata make no picture: {failed}") from None
 
 
-def _in_cache(reading: Reading, colour: bool) -> Optional[InstanceFacts]:
-    packed = reading.entries.get(FACTS[colour])
+def _in_cache(reading: Reading, color: bool) -> Optional[InstanceFacts]:
+    packed = reading.entries.get(FACTS[color])
     if packed is None:
         return None
     try:

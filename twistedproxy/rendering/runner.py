@@ -74,17 +74,17 @@ class _Asked:
     """Whether the origin was asked, so far. *load*: one that brings what is read."""
 
     origin: bool = False
-    load: Optional[Load] = None
+    load: Optional[WholeLoad] = None
 
 
-class Load(Protocol):
+class WholeLoad(Protocol):
     """A whole-instance load that runs."""
 
     def reached(self, frames: int) -> Deferred[None]:
         """Fires once so many frames are cached, or it has ended, however."""
 
 
-LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[Load]]]
+LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[WholeLoad]]]
 """Has an instance loaded whole for a caller who needs most of its frames; None where it is not to be."""
 
 
@@ -181,9 +181,9 @@ class Maker:
     ) -> tuple[dict[str, Any], bytes]:
         """What a child must know of a picture, and the facts of its instance."""
         request, cut = task.request, task.cut
-        colour = request.rendering.profile != "no"
+        color = request.rendering.profile != "no"
         facts = await self.facts.read(
-            request.origin, request.instance, request.caller, task.reading, colour, task.metadata
+            request.origin, request.instance, request.caller, task.reading, color, task.metadata
         )  # fmt: skip
         number = tiles[0].number if tiles else 1
         packed = facts.of(number)
@@ -277,7 +277,7 @@ def _in_grid(task: Task) -> bool:
 
 
 def _scale(task: Task, transfer_syntax: str) -> int:
-    """By how much decoders may shrink the frames: not where values stand for colours. Those of deep JPEG cannot."""
+    """By how much decoders may shrink the frames: not where values stand for colors. Those of deep JPEG cannot."""
     rendering, media_type = task.request.rendering, media_type_of(transfer_syntax)
     palette = task.metadata.photometric_interpretation == "PALETTE COLOR"
     deep = media_type == "image/jpeg" and task.metadata.bits_stored > 8
