@@ -21,6 +21,7 @@ from pydicom.pixels import get_decoder
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.imaging.damage import codecs, damaged
+from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.exact_jpeg import exact_planes
 from tests.slides import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
@@ -126,7 +127,7 @@ class TheirPixelsTests(SynchronousTestCase):
                 continue
             if int(dataset.get("NumberOfFrames") or 1) > 1:
                 theirs = theirs[0]
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             syntax = str(dataset.file_meta.TransferSyntaxUID)
             ours = decode(first_frame(dataset), syntax, facts, max_pixels=MAX_PIXELS)
             self.assertEqual(ours.shape, theirs.shape, path.name)
@@ -419,7 +420,7 @@ class ScaleTests(SynchronousTestCase):
         """Sizes that do not divide are rounded up; what would have less than a pixel is made as small as it can be."""
         for path, size in (("SC_rgb_jpeg_dcmtk.dcm", (13, 13)), ("SC_rgb_small_odd_jpeg.dcm", (2, 2))):
             dataset = pydicom.dcmread(TEST_FILES[0].with_name(path))
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             part = decode(first_frame(dataset), syntaxes.JPEG_BASELINE, facts, max_pixels=MAX_PIXELS, scale=8)
             self.assertEqual(part.shape[:2], size)
 

@@ -15,9 +15,8 @@ from wsidicom_data import TestData
 from tests.imaging.damage import codecs, damaged
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.color import TARGETS, convert_colors, profile_of
-from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
-from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.rendering.media_types import PICTURE_TYPES
 
 CRAYONS = TEST_FILES[0].with_name("crayons.icc").read_bytes()

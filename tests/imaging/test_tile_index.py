@@ -18,6 +18,7 @@ from tests.slides import Made, slide
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.color import profile_of
+from twistedproxy.imaging.describe import SparseDescription, absent_color
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.downsampled_metadata import downsampled
 from twistedproxy.imaging.errors import CannotRender
@@ -27,8 +28,6 @@ from twistedproxy.imaging.tile_index import (
     MAX_FRAMES,
     Placement,
     Positions,
-    SparseDescription,
-    absent_color,
     lies_in_order,
     needs_positions,
     read_placement,

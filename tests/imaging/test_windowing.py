@@ -10,6 +10,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.errors import BadImage, NotDecodable
 from twistedproxy.imaging.lut import LookupTable
@@ -49,7 +50,7 @@ class TheirsTests(SynchronousTestCase):
             except Exception:
                 continue
             pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             if facts.photometric_interpretation == "PALETTE COLOR":
                 theirs = apply_color_lut(pixels, dataset) >> 8
             elif facts.window_widths:

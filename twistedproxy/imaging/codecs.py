@@ -19,9 +19,9 @@ import imagecodecs
 import numpy
 from PIL import Image
 
+from twistedproxy.dicom.codestream import Header, jpeg2000_codestream, jpeg2000_header, jpeg_header, jpegxl_header
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.imaging.errors import BadImage
-from twistedproxy.imaging.headers import Header, jpeg2000_codestream, jpeg2000_header, jpeg_header, jpegxl_header
 from twistedproxy.imaging.pixel_description import PixelFacts
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]

@@ -21,11 +21,10 @@ from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.imaging.downsampled import Downsampled
 from twistedproxy.imaging.errors import CannotRender
+from twistedproxy.imaging.pixel_description import PER_FRAME, SHARED
 from twistedproxy.imaging.tile_index import (
     FOCAL_PLANES,
-    PER_FRAME,
     POSITION,
-    SHARED,
     TILED_FULL,
     Placement,
     Positions,

@@ -42,16 +42,14 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.color import check_target, convert_colors
 from twistedproxy.imaging.decode import decode, reduced
-from twistedproxy.imaging.describe import Description
+from twistedproxy.imaging.describe import Description, SparseDescription
 from twistedproxy.imaging.downsampled_metadata import downsampled_answer
-from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged, resized
-from twistedproxy.imaging.tile_index import SparseDescription
-from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.windowing import range_of, to_display
 from twistedproxy.rendering.messages import Message, read_message
 from twistedproxy.system.tuning import short_turns, stand_back
