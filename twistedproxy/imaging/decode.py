@@ -54,9 +54,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
         array = decoder(data, facts, scale)
     except BadImage:
         raise
-    except (
-        Exception
-    ) as error:  # BadCodestream; codecs raise RuntimeError, ValueError, OSError, SyntaxError, MemoryError, ...
+    except Exception as error:  # BadCodestream, RuntimeError, ValueError, OSError, SyntaxError, MemoryError, ...
         raise BadImage(f"a damaged frame: {str(error)[:200] or type(error).__name__}") from error
     return _conformed(array, facts, scale)
 

@@ -66,6 +66,10 @@ class Axis:
         low = min(max(math.floor(first + _EPSILON), self.low), self.stop - 1)
         return low, max(min(math.ceil(last - _EPSILON), self.stop), low + 1)
 
+    def part(self, first: int, stop: int) -> Axis:
+        """Target pixels *first* to before *stop* alone."""
+        return attrs.evolve(self, start=self.start + first * self.step, count=stop - first)
+
     def scaled(self, scale: int) -> Axis:
         """The same axis over a source that is *scale* times smaller."""
         return attrs.evolve(

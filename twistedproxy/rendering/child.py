@@ -41,7 +41,7 @@ from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.color import check_target, convert_colors
-from twistedproxy.imaging.decode import decode, reduced
+from twistedproxy.imaging.decode import SCALES, decode, reduced
 from twistedproxy.imaging.describe import Description, SparseDescription
 from twistedproxy.imaging.downsampled_metadata import downsampled_answer
 from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
@@ -49,7 +49,7 @@ from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, Not
 from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
-from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged, resized
+from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged
 from twistedproxy.imaging.windowing import range_of, to_display
 from twistedproxy.rendering.messages import Message, read_message
 from twistedproxy.system.tuning import short_turns, stand_back
@@ -116,9 +116,9 @@ class _Picture:
         return rows, columns
 
     def _as_large_as_expected(self, shown: Any) -> Any:
-        """A codec may have shrunk a frame by less than it was asked to."""
-        rows, columns = reduced(self.facts, self.scale)
-        return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
+        """A codec may have shrunk a frame by less than it was asked to: by a smaller one of `SCALES`."""
+        left = next(left for left in SCALES if reduced(self.facts, self.scale // left) == shown.shape[:2])
+        return shown if left == 1 else averaged(shown, left)
 
     def finish(self) -> bytes:
         """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
