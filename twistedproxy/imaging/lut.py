@@ -36,10 +36,13 @@ class LookupTable:
         """The words of *data*."""
         return numpy.frombuffer(self.data, "<u2")
 
+    def places(self, values: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+        """The entry for each value; those before the first and behind the last entry take the nearest (C.11.1.1.1)."""
+        return numpy.clip(values.astype(numpy.int64) - self.first, 0, len(self.data) // 2 - 1)
+
     def apply(self, values: numpy.ndarray[Any, Any]) -> Words:
-        """Map stored values; those before the first and behind the last entry take the nearest (C.11.1.1.1)."""
-        entries = self.entries
-        return entries[numpy.clip(values.astype(numpy.int64) - self.first, 0, len(entries) - 1)]
+        """Map values."""
+        return self.entries[self.places(values)]
 
 
 def read_table(

@@ -62,6 +62,10 @@ def needs_positions(metadata: InstanceMetadata) -> bool:
     return metadata.is_tiled and not stack and not lies_in_order(metadata)
 
 
+def _color(value: Optional[Sequence[int]]) -> Any:
+    return tuple(value) if value else None
+
+
 @attrs.frozen(eq=False)
 class Placement:
     """The frames of an instance by their places. *places*: of their first pixels in ascending order, counted from 0, plane
@@ -72,7 +76,7 @@ class Placement:
     planes: int
     places: Sequence[int]
     numbers: Sequence[int]
-    background: Optional[tuple[int, int, int]] = None
+    background: Optional[tuple[int, int, int]] = attrs.field(default=None, converter=_color)
     focal_planes: int = 1
     in_grid: bool = True
 
@@ -107,15 +111,21 @@ class Placement:
 
     def to_bytes(self) -> bytes:
         """A compact form; `read_placement` reads it."""
-        planes = {"planes": self.planes, "focal_planes": self.focal_planes, "in_grid": self.in_grid}
-        head = {**planes, "background": self.background, "frames": len(self.places)}
-        body = _little(array("Q", self.places)) + _little(array("I", self.numbers))
-        return zlib.compress(json.dumps(head).encode() + b"\n" + body, 1)
+        head = {**_as_json(self), "frames": len(self.places)}
+        return _packed(head, array("Q", self.places).tobytes() + array("I", self.numbers).tobytes())
+
+
+def _as_json(placement: Placement) -> dict[str, Any]:
+    return attrs.asdict(placement, filter=lambda field, _: field.name not in ("places", "numbers"))
 
 
 def refusal(text: str) -> bytes:
     """What stands in the place of a placement where there is none, so that it is not looked for again."""
-    return zlib.compress(json.dumps({"refused": text}).encode() + b"\n")
+    return _packed({"refused": text})
+
+
+def _packed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
+    return zlib.compress(json.dumps({**head, "order": sys.byteorder}).encode() + b"\n" + body, 1)
 
 
 def read_placement(data: bytes) -> Placement:
@@ -125,25 +135,15 @@ def read_placement(data: bytes) -> Placement:
         head = json.loads(packed)
         if "refused" in head:
             raise CannotRender(head["refused"])
+        if head.pop("order") != sys.byteorder:
+            raise ValueError("a placement of another kind of machine")
         places, numbers = array("Q"), array("I")
-        split = head["frames"] * places.itemsize
+        split = head.pop("frames") * places.itemsize
         places.frombytes(body[:split])
         numbers.frombytes(body[split:])
-        background = tuple(head["background"]) if head["background"] else None
-        ordered = (_little_array(places), _little_array(numbers))
-        return Placement(head["planes"], *ordered, background, head["focal_planes"], head["in_grid"])
-    except (zlib.error, KeyError, TypeError) as error:
+        return Placement(places=places, numbers=numbers, **head)
+    except (zlib.error, KeyError, TypeError, AttributeError) as error:
         raise ValueError("no placement of frames") from error
-
-
-def _little(values: array[int]) -> bytes:
-    return _little_array(values).tobytes()
-
-
-def _little_array(values: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
 
 
 class Positions:
