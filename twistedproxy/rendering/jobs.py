@@ -54,6 +54,11 @@ class Task:
             return self.placement.tiles(self.cut, interpolation)
         return self.cut.tiles(interpolation)
 
+    @property
+    def in_grid(self) -> bool:
+        """Whether frames begin at multiples of their size."""
+        return self.placement is None or self.placement.in_grid
+
     def count(self, limit: int) -> int:
         """How many they are, counted up to one more than *limit*."""
         if self.placement is None:
