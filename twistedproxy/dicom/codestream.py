@@ -2,7 +2,7 @@
 
 Rules:
 
-- Offsets are checked, markers are counted, and nothing is allocated by what a header says.
+- Offsets are checked, markers are counted, and nothing is allocated on a header's word.
 - What makes a decoder take memory or time out of proportion to the pixels is refused: tiles, precincts, layers, scans,
   components.
 - Whatever is wrong is a BadCodestream.
@@ -39,9 +39,9 @@ class BadCodestream(ValueError):
 
 @attrs.frozen
 class Header:
-    """*precision* in bits; *signed* is JPEG 2000's. *color_transform*: whether the codestream says that its decoder
-    is to turn YCbCr into RGB (None: it says nothing). *levels* is how often its size can be halved in decoding.
-    *lossless_process*: JPEG's process 14. *adobe*: whether an APP14 segment said so. *subsampled*: whether the second and
+    """*precision* in bits; *signed* is JPEG 2000's. *color_transform*: whether the codestream has its decoder
+    turn YCbCr into RGB (None: undefined). *levels* is how often its size can be halved in decoding.
+    *lossless_process*: JPEG's process 14. *adobe*: whether that is from an APP14 segment. *subsampled*: whether the second and
     third component of JPEG 2000 have fewer pixels than the first.
     """
 
@@ -91,7 +91,7 @@ def _jpeg_frame(data: bytes, marker: int, segment: bytes, jfif: bool, adobe: boo
 def jpeg2000_codestream(data: bytes) -> bytes:
     """What is inside of a JP2 file (T.800 annex I); a bare codestream, as DICOM has it, is given back.
 
-    What the file says of colors is left: PS3.5 section A.4.4 has it be ignored. Raises BadCodestream.
+    The file's color specification is ignored (PS3.5 section A.4.4). Raises BadCodestream.
     """
     return _inside(data, b"jp2c")[1] if data[4:8] == b"jP  " else data
 
@@ -120,7 +120,7 @@ def jpeg2000_header(data: bytes) -> Header:
 
 
 def _coding_style(data: bytes, header: Header, tiles: int) -> Header:
-    """Add what COD (T.800 A.6.1) says. Precincts of every COC and tile are bounded by the same sum."""
+    """Add the coding style, COD (T.800 A.6.1). Precincts of every COC and tile are bounded by the same sum."""
     packets, levels, transform, tile_parts = 0, 32, None, len(data)
     for marker, place, segment in segments(data, 2):
         if marker == SOT:
@@ -138,7 +138,7 @@ def _coding_style(data: bytes, header: Header, tiles: int) -> Header:
 
 
 def _check_tiles(data: bytes, place: int, tiles: int) -> None:
-    """Every tile has a part (T.800 A.4.2), all there: OpenJPEG leaves out those that are missing and says nothing."""
+    """Every tile has a part (T.800 A.4.2), all there: OpenJPEG leaves out those that are missing, without an error."""
     seen = set()
     while data[place : place + 4] == b"\xff\x90\0\x0a" and len(data) >= place + 12:
         tile, length = struct.unpack_from(">HI", data, place + 4)
@@ -168,7 +168,7 @@ def _precincts(header: Header, segment: bytes, tiles: int) -> int:
 def jpegxl_header(data: bytes) -> Header:
     """The size in a JPEG XL codestream (ISO/IEC 18181-1 annex D) or the container around one.
 
-    Components and precision are not read (1 and 8 stand for them): the decoder's result says. Raises BadCodestream.
+    Components and precision are not read (they are 1 and 8 here): the decoder's result has them. Raises BadCodestream.
     """
     kind, stream = _inside(data, b"jxlc", b"jxlp") if data.startswith(JXL_CONTAINER) else (b"", data)
     stream = stream[4:20] if kind == b"jxlp" else stream[:16]  # ISO/IEC 18181-2: a part begins with its number

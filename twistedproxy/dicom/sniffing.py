@@ -1,4 +1,4 @@
-"""What a frame's first bytes say: its transfer syntax where nothing else does, and whether they can be in the one that is said.
+"""What a frame's first bytes show: its transfer syntax where that is not declared, and whether they fit the declared one.
 
 Rules:
 
@@ -32,7 +32,7 @@ from twistedproxy.dicom.codestream import (
 )
 
 SNIFFED_BYTES = 65_536
-"""As much of a frame as is worth looking at: ICC profiles may stand in front of what tells."""
+"""As much of a frame as is worth looking at: ICC profiles may stand in front of what shows it."""
 RLE_HEADER = struct.Struct("<16I")  # PS3.5 section G.5
 
 _JPEG_2000_TYPES = frozenset(("image/jp2", "image/jpx", "image/jphc"))
@@ -46,10 +46,10 @@ _PROCESSES = {0xC0: ts.JPEG_BASELINE, 0xC1: ts.JPEG_EXTENDED, 0xC2: ts.JPEG_PROG
 
 
 def sniff(frame: bytes) -> str | None:
-    """The UID of the transfer syntax that *frame* (or its first kilobytes) is encoded in; None if it cannot be told."""
+    """The UID of the transfer syntax that *frame* (or its first kilobytes) is encoded in; None if it is not shown."""
     try:
         return _sniff(frame)
-    except (BadCodestream, struct.error, IndexError):  # cut off in the middle of what would have told
+    except (BadCodestream, struct.error, IndexError):  # cut off in the middle of what would have shown it
         return None
 
 
@@ -111,12 +111,12 @@ def _is_rle(data: bytes) -> bool:
 def other_codec(frame: bytes, uid: str) -> str | None:
     """The media type that *frame* shows where that is of another codec than frames in transfer syntax *uid* are of.
 
-    Processes of one codec are not told apart: decoders read them all.
+    Processes of one codec count as the same: decoders read them all.
     """
-    said = ts.media_type_of(uid)
-    shown = sniff(frame[:SNIFFED_BYTES]) if said.startswith("image/") else None
-    found = ts.media_type_of(shown) if shown is not None else said
-    return None if found == said or {found, said} <= _JPEG_2000_TYPES else found
+    declared = ts.media_type_of(uid)
+    shown = sniff(frame[:SNIFFED_BYTES]) if declared.startswith("image/") else None
+    found = ts.media_type_of(shown) if shown is not None else declared
+    return None if found == declared or {found, declared} <= _JPEG_2000_TYPES else found
 
 
 def may_be(frame: bytes, uid: str) -> bool:

@@ -5,7 +5,7 @@ Rules:
 - An instance without a profile is taken for sRGB, as browsers take what has none.
 - The rendering intent is the source profile's own (ICC.1 section 7.2.15), as in pydicom.
 - Transforms are kept: to make one costs as much as to convert many frames. LittleCMS lets several threads use one.
-- The profiles in ``profiles/`` are our own: matrix and parametric curves (ICC.1:2010, version 4.3) with the published
+- The profiles in ``profiles/`` are written for this package: matrix and parametric curves (ICC.1:2010, version 4.3) with the published
   numbers of IEC 61966-2-1 (sRGB), SMPTE EG 432-1 (Display P3), Adobe RGB (1998) and ISO 22028-2 (ROMM RGB). They are part
   of cached pictures: a change of their bytes needs a new `VERSION` of pictures.
 """

@@ -1,11 +1,11 @@
 """One stored frame's bytes to pixels.
 
-Rules that this file keeps:
+Rules:
 
 - Nothing is decoded before its size is known to be the instance's, and that to be within the limit.
 - Whatever a codec raises for damaged data leaves here as a BadImage.
-- Pure, and safe in several threads at once. A codec written in C may still crash on what nobody thought of:
-  where frames come from strangers this runs in a process that may die.
+- Pure, and safe in several threads at once. A codec written in C may still crash: frames of unknown
+  origin are decoded in a process that may die.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
     if not data:
         raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
-        raise NotDecodable("XYB is a way of JPEG XL's to tell colors, and of nothing else")
+        raise NotDecodable("XYB is a color space of JPEG XL alone")
     decoder = _DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
@@ -107,7 +107,7 @@ def _native(data: bytes, facts: PixelFacts, scale: int, order: str = "<") -> Pix
     count = rows * columns * facts.samples_per_pixel
     if facts.bits_allocated == 1:
         return _bits(data, facts)
-    # The length tells: machines and stores leave the photometric interpretation of what was compressed.
+    # The length decides: modalities and stores keep the photometric interpretation of what was compressed.
     whole = count * facts.bits_allocated // 8
     halved = facts.photometric_interpretation in SUBSAMPLED and len(data) < whole
     if halved:

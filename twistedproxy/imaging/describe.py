@@ -188,7 +188,7 @@ class SparseDescription(MetadataEvents):
 
 
 class _Places:
-    """Where frames lie, as far as their functional groups have passed; or why that cannot be said."""
+    """Where frames lie, as far as their functional groups have passed; or why there is no placement."""
 
     def __init__(self, metadata: InstanceMetadata) -> None:
         self._refused = ""

@@ -1,6 +1,6 @@
 """The virtual, smaller instance that ``downsample`` asks for: its sizes, and where its frames come from. Pure.
 
-Rules kept here:
+Rules:
 - it has max(1, int(size / factor)) pixels a side, in frames of the stored frames' size, as TILED_FULL (DICOM PS3.3
   section C.7.6.17.3); its planes follow each other as the stored ones do; of a part of a concatenation it has the planes
   that the part holds frames of;
@@ -39,7 +39,7 @@ class Downsampled:
 
     @classmethod
     def of(cls, metadata: InstanceMetadata, factor: float = 1.0) -> Downsampled:
-        """Raises `CannotRender` where the metadata say no size, or the frames lie in no order that can be relied on."""
+        """Raises `CannotRender` where the metadata have no size, or the frames lie in no order that can be relied on."""
         if metadata.rows < 1 or metadata.columns < 1:
             raise CannotRender("the metadata do not say how large a frame is")
         if not lies_in_order(metadata):

@@ -6,8 +6,8 @@
 - Functional groups of each frame are dropped, for they describe frames that are no longer there (TILED_FULL needs none;
   what was not is TILED_FULL then, with empty frames where there was nothing), and so is what makes an instance a part of
   a concatenation: the smaller one has all of the matrix.
-- ImageType says that the pixels are derived, and of a slide's level that it is resampled (PS3.3 section C.8.12.4.1.1).
-- What an answer does not say is not made up: a search that leaves sizes out leaves them out here.
+- ImageType becomes DERIVED, and of a slide's level RESAMPLED (PS3.3 section C.8.12.4.1.1).
+- What an answer lacks is not made up: a search that leaves sizes out leaves them out here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONCATENATION = ("00200242", "00209161", "00209163", _PART, _OFFSET)
 """What makes an instance a part of a concatenation (PS3.3 section C.7.6.16.1)."""
 
 ASKED_FOR = (_TOTAL_COLUMNS, _TOTAL_ROWS, _ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _PART, _OFFSET)
-"""What a search for instances must ask for besides, so that its answer can be told at another size."""
+"""What a search for instances must ask for besides, so that its answer can be given at another size."""
 
 _READ = ASKED_FOR
 
@@ -74,17 +74,17 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     except (BadMetadata, CannotRender):
         return result
     if not virtual.is_tiled and _first(attributes, _CLASS) == SLIDE_CLASS and _TOTAL_ROWS not in attributes:
-        result.pop(_FRAMES, None)  # a search that leaves the matrix out: no telling how many are left
+        result.pop(_FRAMES, None)  # a search that leaves the matrix out: how many are left is unknown
         return result
     for tag in (PER_FRAME, *(_CONCATENATION if virtual.is_tiled else ())):
         result.pop(tag, None)
     if placement is not None:
         result[_ORGANIZATION] = {"vr": "CS", "Value": [TILED_FULL]}
-        if PER_FRAME in attributes:  # what TILED_FULL must say (PS3.3 sections C.8.12.4 and C.8.12.5)
+        if PER_FRAME in attributes:  # what TILED_FULL requires (PS3.3 sections C.8.12.4 and C.8.12.5)
             result[FOCAL_PLANES] = {"vr": "UL", "Value": [placement.focal_planes]}
             result[_PATHS] = {"vr": "UL", "Value": [placement.planes // placement.focal_planes]}
         else:
-            result.pop(_FRAMES, None)  # a search: no telling how many planes there are
+            result.pop(_FRAMES, None)  # a search: how many planes there are is unknown
     _derive(result, virtual)
     if virtual.is_tiled:
         assert facts.total_rows is not None and facts.total_columns is not None
@@ -102,7 +102,7 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Optional[Placement]:
-    """Where the frames lie of an instance that is not TILED_FULL; in a search, which does not say it, as if there were one
+    """Where the frames lie of an instance that is not TILED_FULL; in a search, which lacks that, as if there were one
     plane. Raises `CannotRender`."""
     if not needs_positions(facts):
         return None

@@ -1,6 +1,6 @@
 """Which source pixels a picture shows, and which stored frames hold them. Pure: no pixels here.
 
-Rules kept here:
+Rules:
 - nothing outside the total pixel matrix is ever looked at: what stored edge frames hold there is the scanner's filling;
 - a viewport's region is cut first, then made as large as fits the viewport, aspect kept (PS3.18 section 8.3.5.1.3): no
   filter looks beyond the region.
@@ -65,10 +65,6 @@ class Axis:
             last = self.start + (self.count - 0.5) * self.step + support + 1
         low = min(max(math.floor(first + _EPSILON), self.low), self.stop - 1)
         return low, max(min(math.ceil(last - _EPSILON), self.stop), low + 1)
-
-    def part(self, first: int, stop: int) -> Axis:
-        """Target pixels *first* to before *stop* alone."""
-        return attrs.evolve(self, start=self.start + first * self.step, count=stop - first)
 
     def scaled(self, scale: int) -> Axis:
         """The same axis over a source that is *scale* times smaller."""

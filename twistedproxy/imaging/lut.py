@@ -13,7 +13,7 @@ import numpy
 
 from twistedproxy.imaging.errors import BadImage
 
-MAX_ENTRIES = 65_536  # PS3.3 C.11.1.1: a descriptor of 0 stands for it
+MAX_ENTRIES = 65_536  # PS3.3 C.11.1.1: a descriptor of 0 means this many
 
 Words = numpy.ndarray[Any, numpy.dtype[numpy.uint16]]
 
@@ -24,7 +24,7 @@ class Fetched(bytes):
 
 @attrs.frozen
 class LookupTable:
-    """*first* is the value that the first entry stands for, *bits* the depth of the entries, *data* the entries as
+    """*first* is the value of the first entry, *bits* the depth of the entries, *data* the entries as
     16-bit little-endian words."""
 
     first: int
@@ -67,12 +67,12 @@ def read_table(
 def _table(descriptor: Sequence[Any], data: Any, signed: bool) -> LookupTable:
     count, first, bits = (int(value) for value in descriptor)
     count = count or MAX_ENTRIES
-    # as many bytes as entries: they are of 8 bits, two in a word, whatever depth is told
+    # as many bytes as entries: they are of 8 bits, two in a word, whatever depth is declared
     packed = isinstance(data, bytes) and count <= len(data) <= count + 1 < 2 * count
     words = _words(data, 8 if packed else 16)[:count]
     if len(words) < count or bits > 16:
-        raise ValueError(f"{len(words)} entries, when its descriptor says {count} of {bits} bits")
-    first &= 0xFFFF  # "US or SS": stores give it as either
+        raise ValueError(f"{len(words)} entries, when its descriptor has {count} of {bits} bits")
+    first &= 0xFFFF  # "US or SS": stores send either
     if signed and first & 0x8000:
         first -= 0x10000
     depth = max(8 if packed else bits, int(words.max()).bit_length(), 1)

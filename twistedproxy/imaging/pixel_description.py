@@ -2,12 +2,12 @@
 
 Rules:
 
-- A value is small enough to travel to a worker with every frame, and says nothing of the patient.
+- A value is small enough to travel to a worker with every frame, and holds nothing of the patient.
 - A frame's own functional groups go before the shared ones, and those before the top level (PS3.3 section C.7.6.16.1.1).
 - What cannot be read counts as absent, as in most viewers, and what this picture does not need is not read: a window of
   NaN, a palette that a gray image has left over. Sizes, depth and colors must be there, and a modality LUT must be whole.
   So must be what was fetched: there the metadata are in order, and what came for a table or a profile is something else.
-- `from_bytes` trusts no data: JSON and plain bytes, no pickle.
+- `from_bytes` reads untrusted data: JSON and plain bytes, no pickle.
 - DICOM JSON is read as it is: pydicom's own reader refuses a whole instance for one wrong value.
 """
 
@@ -31,7 +31,7 @@ LARGEST = 3.4e38
 """No number that means something is larger: that of single precision. Their products are still numbers."""
 SHARED, PER_FRAME, OPTICAL_PATHS, ICC_PROFILE = "52009229", "52009230", "00480105", "00282000"
 TRANSFORMATION, FRAME_VOI = "00289145", "00289132"
-"""Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
+"""Pixel Value Transformation and Frame VOI LUT: the functional groups for how values are shown."""
 
 BulkReader = Callable[[str], bytes]
 """Gives the bytes behind a BulkDataURI."""
@@ -195,7 +195,7 @@ class _Attributes:
         return first.strip().upper() if isinstance(first, str) else ""
 
     def stored(self, tag: str, signed: bool, bits: int) -> int | None:
-        """A stored value. Its VR is "US or SS": stores give it as either."""
+        """A stored value. Its VR is "US or SS": stores send either."""
         value = self.integer(tag)
         if value is None:
             return None
@@ -217,8 +217,8 @@ def _number(value: Any) -> float | None:
 
 
 def _facts(top: _Attributes, frame: int) -> dict[str, Any]:
-    allocated, told = top.count("00280100", "BitsAllocated"), top.integer("00280101")
-    stored = told if told and 0 < told <= allocated else allocated
+    allocated, declared = top.count("00280100", "BitsAllocated"), top.integer("00280101")
+    stored = declared if declared and 0 < declared <= allocated else allocated
     high_bit, samples = top.integer("00280102"), top.integer("00280002") or 1
     representation = top.integer("00280103")
     kind = top.text("00280004")
@@ -235,8 +235,8 @@ def _facts(top: _Attributes, frame: int) -> dict[str, Any]:
         "planar_configuration": top.integer("00280006") or 0,
         "photometric_interpretation": kind,
         "tiled": top.data("00480006") is not None,
-        # bits stored are for integers alone; the pixel data's tag would say it, too, but metadata leave that out
-        "floating": told is None and representation is None and allocated in (32, 64) and samples == 1,
+        # bits stored are for integers alone; the pixel data's tag would show it, too, but metadata leave that out
+        "floating": declared is None and representation is None and allocated in (32, 64) and samples == 1,
         "icc_profile": _icc_profile(top),
     }
     if kind == "PALETTE COLOR":

@@ -1,9 +1,9 @@
 """Where the frames of an instance lie that is not TILED_FULL: their places in its total pixel matrix. Pure.
 
-Rules kept here:
-- only TILED_FULL says by the order of frames where they lie (DICOM PS3.3 section C.7.6.17.3); of any other instance with a
-  total pixel matrix the functional groups say it: Plane Position (Slide) and Optical Path Identification (sections
-  C.8.12.6.1 and C.8.12.6.2), the frame's own or the shared ones. What they do not say is not guessed;
+Rules:
+- only TILED_FULL gives places by the order of frames (DICOM PS3.3 section C.7.6.17.3); of any other instance with a
+  total pixel matrix the functional groups give them: Plane Position (Slide) and Optical Path Identification (sections
+  C.8.12.6.1 and C.8.12.6.2), the frame's own or the shared ones. A missing place is not guessed;
 - frames may lie anywhere inside the matrix, but must not overlap;
 - planes follow each other as in TILED_FULL: by optical path, in each by focal plane, from the slide upwards; where there are
   more heights than focal planes, frames follow the tissue, and those at one place are counted from the slide upwards;
@@ -41,7 +41,7 @@ MAX_PLACES = 1 << 53
 POSITION, PATH = "0048021A", "00480207"
 FOCAL_PLANES = "00480303"
 WANTED = frozenset((POSITION, PATH))
-"""The functional groups that tell a frame's place."""
+"""The functional groups that give a frame's place."""
 _COLUMN, _ROW, _Z, _PATH_NAME = "0048021E", "0048021F", "0040074A", "00480106"
 
 
@@ -56,8 +56,8 @@ def lies_in_order(metadata: InstanceMetadata) -> bool:
 
 
 def needs_positions(metadata: InstanceMetadata) -> bool:
-    """Whether only functional groups say where the frames lie in the total pixel matrix. "3D" and "3D_TEMPORAL" are
-    stacks, whatever else the metadata say."""
+    """Whether only functional groups give the places of frames in the total pixel matrix. "3D" and "3D_TEMPORAL" are
+    stacks, whatever else the metadata hold."""
     stack = (metadata.organization or "").startswith("3D")
     return metadata.is_tiled and not stack and not lies_in_order(metadata)
 
@@ -147,7 +147,7 @@ def read_placement(data: bytes) -> Placement:
 
 
 class Positions:
-    """Takes what functional groups say of one frame after the other, and makes the placement of all."""
+    """Takes the functional groups of one frame after the other, and makes the placement of all."""
 
     def __init__(self, metadata: InstanceMetadata) -> None:
         if not metadata.is_tiled:
@@ -178,8 +178,8 @@ class Positions:
             z = float((position.get(_Z) or {}).get("Value", (0.0,))[0])
             path = str(groups[PATH]["Value"][0][_PATH_NAME]["Value"][0]) if PATH in groups else ""
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
-            told = f"the metadata do not say where frame {number} lies: {_organization(self._metadata)}"
-            raise CannotRender(told) from None
+            text = f"the metadata do not say where frame {number} lies: {_organization(self._metadata)}"
+            raise CannotRender(text) from None
         self._places.append(self._place(number, row, column))
         self._planes.append(self._known.setdefault((path, z), len(self._known)))
         if len(self._known) > MAX_HEIGHTS:
@@ -245,7 +245,7 @@ class Positions:
         return all(row % metadata.rows == 0 and column % metadata.columns == 0 for row, column in places)
 
     def _check_apart(self, occupied: Sequence[int]) -> None:
-        """Raises `CannotRender` where frames of one plane overlap: which is to be seen, nothing says."""
+        """Raises `CannotRender` where frames of one plane overlap: which of them is to be seen is undefined."""
         metadata = self._metadata
         down, across = metadata.total_rows or 1, metadata.total_columns or 1
         above: deque[tuple[int, int]] = deque()  # frames that reach down to the row at work, by row and column

@@ -129,7 +129,7 @@ def _real(values: Pixels, facts: PixelFacts) -> Pixels:
 
 
 def _window(facts: PixelFacts, asked: Window | None) -> _Window | None:
-    """The window to use; None where the VOI LUT is, or nothing. A stored one that is not above 0 says nothing."""
+    """The window to use; None where the VOI LUT is, or nothing. A stored one that is not above 0 is ignored."""
     if asked is not None:
         center, width, function = asked.center, asked.width, asked.function.upper().replace("-", "_")
     elif facts.voi_lut is None and facts.window_widths and facts.window_widths[0] > 0:

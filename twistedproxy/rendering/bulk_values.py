@@ -21,7 +21,7 @@ MAX_BULK = 16 << 20
 _BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "application/x-octet-stream"))
 """What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
 
-_NO_HTTP = "http://origin.invalid"  # stands for the URL of an origin that is none of HTTP's
+_NO_HTTP = "http://origin.invalid"  # in place of the URL of an origin that is none of HTTP's
 
 
 async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:

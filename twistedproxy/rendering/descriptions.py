@@ -2,10 +2,10 @@
 
 Rules:
 
-- It is remembered, comes from the cache, or from the origin. There it is asked for with the headers of a caller who has a
-  grant; then it is in the cache, for all who have one.
+- It is remembered, comes from the cache, or from the origin. There it is asked for with the headers of a caller that has
+  a grant; then it is in the cache, for all that have one.
 - The metadata are read by a rendering child, piece by piece: they may be 400 MB.
-- That nothing says where frames lie is kept, too.
+- That there is no placement is kept, too.
 - Values that the metadata only point to (ICC profiles, palettes) are fetched for the pictures that need them. Where one
   cannot be had, or not by this caller, there is no picture, and nothing is kept: it would be wrong for all others, too.
 """
@@ -65,7 +65,7 @@ _COLOR = frozenset(
 @attrs.define(eq=False)
 class MetadataLookup(Generic[T]):
     """Finds one kind of value. *name*: of its entry in the cache. *unpack* raises ValueError for what is no such entry, of it
-    `CannotRender` for one that says that there is no value. *at_once*: how many metadata are read at a time."""
+    `CannotRender` for one that stands for a refusal. *at_once*: how many metadata are read at a time."""
 
     cache: Cache
     name: bytes
@@ -81,7 +81,7 @@ class MetadataLookup(Generic[T]):
     async def find(
         self, instance: Instance, caller: Caller, fence: Optional[Fence], ask: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> T:
-        """The value of *instance*, for a caller who has a grant. *fence*: that of the cache just now. *ask* gets it from the
+        """The value of *instance*, for a caller that has a grant. *fence*: that of the cache just now. *ask* gets it from the
         origin. Raises what *ask* and `unpack` raise."""
         key = (instance, fence)
         if fence is not None and key in self._remembered:
@@ -171,7 +171,7 @@ class Descriptions:
     async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
         """Where the frames lie of an instance that is not TILED_FULL.
 
-        Raises `CannotRender` where it cannot be told, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
         """
 
         async def placed(held: Held, number: int) -> bytes:

@@ -1,8 +1,8 @@
-"""One picture: the stored frames that it needs, and what children are told to make of them, with no more work than it takes.
+"""One picture: the stored frames that it needs, and what children make of them, with no more work than it takes.
 
 - What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
-- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
-  which stored frames a picture needed.
+- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and lets prefetch
+  know which stored frames a picture needed.
 - Of an instance whose frames most are needed and missing, the whole is loaded; the picture is made as its frames come.
 - A picture of many frames is held by one child, while the next batch of frames is read.
 """
@@ -49,7 +49,7 @@ RANGES = 1 << 20
 """Bytes of ranges of values that are remembered: about 1,700."""
 
 SAMPLE = 9
-"""Tiles whose values tell the range."""
+"""Tiles whose values give the range."""
 
 _log = Logger()
 
@@ -266,7 +266,7 @@ def range_sample(metadata: InstanceMetadata, number: int) -> list[int]:
 
 
 def _scale(task: Task, transfer_syntax: str) -> int:
-    """By how much decoders may shrink the frames: not where values stand for colors. Those of deep JPEG cannot."""
+    """By how much decoders may shrink the frames: not where values are indices of colors. Those of deep JPEG cannot."""
     rendering, media_type = task.request.rendering, media_type_of(transfer_syntax)
     palette = task.metadata.photometric_interpretation == "PALETTE COLOR"
     deep = media_type == "image/jpeg" and task.metadata.bits_stored > 8

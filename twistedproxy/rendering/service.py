@@ -1,8 +1,8 @@
 """Pictures for callers: from a request to bytes, found, shared, or made.
 
-- Nobody gets a picture without a grant for its instance.
-- A picture is in the cache under its instance, its frame and its normalised parameters; who asks for one that is being
-  made waits for that one, and it is given up when the last who waits has gone.
+- No caller gets a picture without a grant for its instance.
+- A picture is in the cache under its instance, its frame and its normalised parameters; a request for one that is being
+  made waits for that one, which is given up when the last waiting client has gone.
 - Limits are looked at before any frame is fetched.
 
 The operator's own ICC profiles, read and tried before any picture is asked for.
@@ -91,7 +91,7 @@ class PictureService:
         self._maker.load_whole = load_whole
 
     async def metadata(self, request: Request) -> InstanceMetadata:
-        """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""
+        """The instance's metadata, for a caller that may read it. Raises the errors of `twistedproxy.origin.errors`."""
         grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
         return grant.metadata
 
@@ -99,7 +99,7 @@ class PictureService:
         """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
 
         Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
-        raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
+        raises. A `CallFailed` of kind "NotDecodable" means that nothing here decodes the instance.
         """
         names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
         await self._check_cached(request, [names[number] for number in numbers])
