@@ -64,7 +64,7 @@ def expand_422(values: Pixels, rows: int, columns: int) -> Pixels:
 
 
 _START_OF_SCAN, _START_OF_DATA = b"\xff\xda", b"\xff\x93"  # T.81 table B.1, T.800 table A.2
-_SCALES = (1, 2, 4, 8)
+SCALES = (1, 2, 4, 8)
 _ROOM = bytes(64)  # CharLS 2.4 takes 3-10 s to refuse a codestream that ends inside its pixels
 
 
@@ -111,7 +111,7 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     _agree(header, facts)
     if not _ends(data, _START_OF_DATA):
         raise BadImage("a JPEG 2000 codestream without its end")
-    skipped = min(_SCALES.index(scale), header.levels)
+    skipped = min(SCALES.index(scale), header.levels)
     if header.subsampled:  # luminance and chrominance, then, whatever the instance's attributes are
         if header.precision != 8 or header.signed:
             raise BadImage(f"JPEG 2000 with fewer pixels of chrominance, of {header.precision} bits")

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-import struct
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,9 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
+from twistedproxy.dicom.sniffing import RLE_HEADER
 from twistedproxy.imaging import codecs
-from twistedproxy.imaging.codecs import FULL, PARTIAL, SUBSAMPLED, expand_422, ybr_to_rgb
+from twistedproxy.imaging.codecs import FULL, PARTIAL, SCALES, SUBSAMPLED, expand_422, ybr_to_rgb
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 
@@ -29,7 +30,6 @@ Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 
 Decoder = Callable[[bytes, PixelFacts, int], Pixels]
 
-SCALES = (1, 2, 4, 8)
 _COLORS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
 
 
@@ -163,26 +163,21 @@ def _rgb(array: Pixels, facts: PixelFacts) -> Pixels:
     return array
 
 
-def _big_endian(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
-    return _native(data, facts, scale, ">")
-
-
 def _deflated(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 section A.4.13: each frame a raw deflate stream of native values. Inflates no more than is needed."""
     size = -(-facts.rows * facts.columns * facts.samples_per_pixel * facts.bits_allocated // 8)
     return _native(zlib.decompressobj(-15).decompress(data, size), facts, scale)
 
 
-_RLE_HEADER = struct.Struct("<16I")
 _MORE = 128  # bytes behind the pixels, and an eighth of those: twice as many are another image's
 
 
 def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 annex G: a segment for each byte of each sample, the most significant byte first."""
     width = facts.bits_allocated // 8
-    if len(data) < _RLE_HEADER.size or not width:
+    if len(data) < RLE_HEADER.size or not width:
         raise BadImage("an RLE frame without its header")
-    count, *offsets = _RLE_HEADER.unpack_from(data)
+    count, *offsets = RLE_HEADER.unpack_from(data)
     if count != width * facts.samples_per_pixel or count > 15:
         raise BadImage(f"an RLE frame of {count} segments where {width * facts.samples_per_pixel} are needed")
     pixels = facts.rows * facts.columns
@@ -190,7 +185,7 @@ def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     for index in range(count):
         end = offsets[index + 1] if index + 1 < count else len(data)
         segment = data[offsets[index] : end]
-        if not _RLE_HEADER.size <= offsets[index] < end <= len(data):
+        if not RLE_HEADER.size <= offsets[index] < end <= len(data):
             raise BadImage("an RLE frame whose segments lie outside of it")
         planes[index // width, :, width - 1 - index % width] = _unpacked(segment, pixels)
     values = _significant(planes.view(f"<u{width}")[..., 0].astype(f"=u{width}", copy=False), facts)
@@ -214,7 +209,7 @@ _DECODERS: dict[str, Decoder] = {
     syntaxes.EXPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.ENCAPSULATED_UNCOMPRESSED: _native,
     syntaxes.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN: _native,
-    syntaxes.EXPLICIT_VR_BIG_ENDIAN: _big_endian,
+    syntaxes.EXPLICIT_VR_BIG_ENDIAN: functools.partial(_native, order=">"),
     syntaxes.DEFLATED_IMAGE_FRAME: _deflated,
     syntaxes.RLE_LOSSLESS: _rle,
     **dict.fromkeys(_JPEGS, codecs.decode_jpeg),

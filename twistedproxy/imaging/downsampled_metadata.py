@@ -51,8 +51,6 @@ _CONCATENATION = ("00200242", "00209161", "00209163", _PART, _OFFSET)
 ASKED_FOR = (_TOTAL_COLUMNS, _TOTAL_ROWS, _ORGANIZATION, _FRAMES, _ROWS, _COLUMNS, _PART, _OFFSET)
 """What a search for instances must ask for besides, so that its answer can be given at another size."""
 
-_READ = ASKED_FOR
-
 
 def downsampled_answer(answer: bytes, factor: float) -> bytes:
     """An answer to a request for metadata or a search, as it is at *factor*. Raises ValueError for no DICOM JSON."""
@@ -66,7 +64,7 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The attributes of one instance at *factor*; as they are where they describe no image."""
     result = dict(attributes)
     try:
-        facts = from_values({tag: value for tag in _READ if (value := _first(attributes, tag)) is not None}, False)
+        facts = from_values({tag: value for tag in ASKED_FOR if (value := _first(attributes, tag)) is not None}, False)
         if factor == 1.0:
             return result
         placement = _placement(attributes, facts)

@@ -111,12 +111,9 @@ class Placement:
 
     def to_bytes(self) -> bytes:
         """A compact form; `read_placement` reads it."""
-        head = {**_as_json(self), "frames": len(self.places)}
+        head = attrs.asdict(self, filter=lambda field, _: field.name not in ("places", "numbers"))
+        head["frames"] = len(self.places)
         return _packed(head, array("Q", self.places).tobytes() + array("I", self.numbers).tobytes())
-
-
-def _as_json(placement: Placement) -> dict[str, Any]:
-    return attrs.asdict(placement, filter=lambda field, _: field.name not in ("places", "numbers"))
 
 
 def refusal(text: str) -> bytes:

@@ -40,8 +40,9 @@ from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.imaging.codecs import SCALES
 from twistedproxy.imaging.color import check_target, convert_colors
-from twistedproxy.imaging.decode import SCALES, decode, reduced
+from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.describe import Description, SparseDescription
 from twistedproxy.imaging.downsampled_metadata import downsampled_answer
 from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
