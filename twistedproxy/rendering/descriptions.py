@@ -107,7 +107,7 @@ class MetadataLookup(Generic[T]):
 
     def _remember(self, key: _Key, packed: bytes) -> T:
         value = self.unpack(packed)
-        if key[1] is not None:
+        if key[1] is not None and len(packed) <= REMEMBERED:
             self._remembered[key] = value, len(packed)
             sizes = [size for _, size in self._remembered.values()]
             while len(self._remembered) > MAX_REMEMBERED or sum(sizes) > REMEMBERED:
