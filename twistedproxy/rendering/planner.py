@@ -25,7 +25,7 @@ from twistedproxy.imaging.tile_index import Placement, needs_positions
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Request, Task
 
-VERSION = b"5"
+VERSION = b"6"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 
