@@ -104,6 +104,9 @@ class _Weights:
         table = _KERNELS[name](places + 0.5 - centers[:, None], scale)
         table[(places < axis.low) | (places >= axis.stop)] = 0.0
         self._table = (table / table.sum(axis=1, keepdims=True)).astype(numpy.float32)
+        counting = self._table != 0.0
+        self._ends = self._first + len(self._taps) - counting[:, ::-1].argmax(axis=1)
+        self._starts = self._first + counting.argmax(axis=1)
         self._parts: dict[tuple[int, int], _Part] = {}
 
     def between(self, low: int, high: int) -> _Part:
@@ -118,12 +121,12 @@ class _Weights:
         return self._parts[low, high]
 
     def _block(self, first: int, stop: int, low: int, high: int) -> _Block:
-        places, table = self._first[first:stop, None] + self._taps, self._table[first:stop]
-        counting = (places >= low) & (places < high) & (table != 0.0)
-        left, right = places.min(initial=high, where=counting), places.max(initial=low, where=counting) + 1
+        left, right = max(low, int(self._starts[first:stop].min())), min(high, int(self._ends[first:stop].max()))
         matrix = numpy.zeros((stop - first, max(0, right - left)), numpy.float32)
-        matrix[counting.nonzero()[0], places[counting] - left] = table[counting]
-        return int(left) - low, int(left) - low + matrix.shape[1], matrix
+        columns = self._first[first:stop, None] + self._taps - left
+        inside = (columns >= 0) & (columns < right - left)
+        matrix[inside.nonzero()[0], columns[inside]] = self._table[first:stop][inside]
+        return left - low, max(left, right) - low, matrix
 
 
 class Canvas:
@@ -188,17 +191,17 @@ class Canvas:
         down, across = self._weights[0].between(top, top + rows), self._weights[1].between(left, left + columns)
         if not down.count or not across.count:
             return
-        # a whole row at once: five times as fast as pixel by pixel
-        differences = frame.reshape(rows, -1) - numpy.tile(self._background, columns)
-        narrow = down.down(differences).reshape(-1, columns, samples)
-        turned = numpy.ascontiguousarray(narrow.swapaxes(1, 2)).reshape(-1, columns)
-        sums = across.across(turned).reshape(down.count, samples, across.count)
         self._finish_rows(pixels, down.start)
         first = down.start - self._row
         missing = first + down.count - len(self._band)
         if missing > 0:
             more = numpy.zeros((missing, *self._band.shape[1:]), numpy.float32)
             self._band = numpy.concatenate([self._band, more])
+        # a whole row at once: five times as fast as pixel by pixel
+        differences = frame.reshape(rows, -1) - numpy.tile(self._background, columns)
+        narrow = down.down(differences).reshape(-1, columns, samples)
+        turned = numpy.ascontiguousarray(narrow.swapaxes(1, 2)).reshape(-1, columns)
+        sums = across.across(turned).reshape(down.count, samples, across.count)
         self._band[first : first + down.count, :, across.start : across.start + across.count] += sums
 
     def _finish_rows(self, pixels: Pixels, stop: int) -> None:
