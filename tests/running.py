@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
+from unittest import SkipTest
 
 import psutil
 from twisted.internet.threads import deferToThread
@@ -78,6 +79,17 @@ async def printed(program: str, *arguments: str) -> str:
     output, errors, status = await getProcessOutputAndValue(sys.executable, command, env=child_environment())
     assert (errors, status) == (b"", 0), (errors, status)
     return output.decode()
+
+
+def signals(pid: int, field: str) -> set[int]:
+    """The signals that a process ignores (*field* ``SigIgn``) or has handlers for (``SigCgt``). Raises SkipTest where that is
+    not known."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        raise SkipTest("this system does not list what a process does with signals") from None
+    (mask,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith(f"{field}:"))
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 class Child:
@@ -163,13 +175,15 @@ class Child:
 class Proxy(Child):
     """``twistd -n twistedproxy`` on a free loopback port, from this tree. *options* go after ``twistedproxy``."""
 
+    program = "from twisted.scripts.twistd import run; run()"
+    command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
+
     def __init__(
         self, *options: str, environment: Optional[Mapping[str, str]] = None, core: Optional[int] = None
     ) -> None:
         self.port = free_port()
-        command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        super().__init__(pinned([*command, "twistedproxy", "--listen", listen, *options], core), environment)
+        super().__init__(pinned([*self.command, "--listen", listen, *options], core), environment)
 
     @property
     def url(self) -> str:

@@ -35,6 +35,7 @@ BELOW = {
     "options": set(),
     "service": {"server", "proxy", "workers", "options"},
     "warm": DICOM | {"options"},
+    "__main__": {"options", "warm"},
 }
 """What each room may import, itself and what all share apart."""
 
@@ -44,9 +45,10 @@ SHARED = {"deferreds", "processes", "settings", "streams", "system"}
 EXCEPTIONS = {
     # Settings hold the cache's address as a value, and options make it.
     ("twistedproxy.settings", "twistedproxy.cache.address"),
-    ("twistedproxy.options.addresses", "twistedproxy.cache.address"),
     ("twistedproxy.options.command", "twistedproxy.cache.address"),
-    ("twistedproxy.options.table", "twistedproxy.cache.address"),
+    # Each setting is declared once, with the kind of value that its option takes.
+    ("twistedproxy.settings", "twistedproxy.options.addresses"),
+    ("twistedproxy.settings", "twistedproxy.options.values"),
 }
 
 PURE = tuple(

@@ -1,4 +1,4 @@
-"""The command line and the environment: what is accepted, what is refused, and what is said then."""
+"""The command line and the environment: what is accepted, what is refused, and with which error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.certificates import certificate
-from twistedproxy.options import Options
-from twistedproxy.options.table import OPTIONS
+from twistedproxy.options.command import OPTIONS, Options
 from twistedproxy.options.values import show_size, size
-from twistedproxy.settings import GIB, MIB, Mount, Settings
+from twistedproxy.settings import MIB, Mount, Settings
 from twistedproxy.system.resources import MemoryReading
 
+GIB = 1024 * MIB
 SAMPLE = ("--origin", "sample:")
 
 
@@ -58,9 +58,7 @@ class SourceTests(OptionsTestCase):
 
     def test_shown_defaults_are_the_defaults(self) -> None:
         """What help shows as a default gives the default when it is typed."""
-        arguments = [
-            f"{option.flag}={option.shown_default}" for option in OPTIONS if not option.default and option.shown_default
-        ]
+        arguments = [f"--{option.name}={option.shown_default}" for option in OPTIONS if not option.words]
         settings = settings_of(*SAMPLE, *arguments)
         self.assertEqual(settings_of(*SAMPLE, f"--secret-file={__file__}"), _with_key(settings))
 
@@ -78,13 +76,13 @@ class SourceTests(OptionsTestCase):
         )
 
     def test_command_line_wins(self) -> None:
-        """The command line replaces what the environment says, all values of a repeatable option at once."""
+        """The command line replaces what the environment has, all values of a repeatable option at once."""
         environ = {"TWISTEDPROXY_WORKERS": "3", "TWISTEDPROXY_ORIGIN": "/a=sample: /b=sample:"}
         settings = settings_of("--workers", "2", *SAMPLE, environ=environ)
         self.assertEqual((2, (Mount("/dicomweb", "sample:"),)), (settings.workers, settings.origin))
 
     def test_command_line_spares_the_environment(self) -> None:
-        """A bad value in the environment does not matter where the command line says another."""
+        """A bad value in the environment does not matter where the command line has another."""
         environ = {"TWISTEDPROXY_WORKERS": "many"}
         self.assertEqual(2, settings_of(*SAMPLE, "--workers=2", environ=environ).workers)
 
@@ -129,7 +127,7 @@ class SourceTests(OptionsTestCase):
 
     def test_settings_before_parsing(self) -> None:
         """There are no settings before the options were parsed."""
-        with self.assertRaises(RuntimeError):
+        with self.assertRaises(AttributeError):
             _ = Options({}).settings
 
 
@@ -316,6 +314,13 @@ class ValueTests(OptionsTestCase):
         """What is no size is refused."""
         self.assert_refused("hot-memory", "", "-1", "1X", "M", "1e9", "1 000", "0x10", "9999999G", "٣", "1M1")
 
+    def test_endless_numbers(self) -> None:
+        """A number that no float can hold is refused like any, and shown in part."""
+        for option in ("hot-memory", "origin-timeout", "frame-ttl", "workers", "prefetch-trigger"):
+            error = self.refused(*SAMPLE, f"--{option}={'9' * 5000}")
+            self.assertIn("999...' came", error)
+            self.assertLess(len(error), 300)
+
     def test_seconds(self) -> None:
         """Seconds take decimals, and limits hold."""
         settings = settings_of(*SAMPLE, "--grant-ttl=60", "--origin-timeout=0.5", "--stop-deadline=0")
@@ -360,7 +365,7 @@ class ValueTests(OptionsTestCase):
         self.assert_refused("trusted-proxy", "10.0.0.1/8", "10.0.0.0/33", "localhost", "")
 
     def test_credential_headers(self) -> None:
-        """Headers replace the default; those that cannot identify anybody are refused."""
+        """Headers replace the default; those that cannot identify a caller are refused."""
         settings = settings_of(*SAMPLE, "--credential-header=X-Api-Key", "--credential-header=Authorization")
         self.assertEqual(("X-Api-Key", "Authorization"), settings.credential_header)
         self.assert_refused("credential-header", "", "a b", "X:", "Cookie", "host", "Connection", "Content-Length")
@@ -423,9 +428,9 @@ class HelpTests(OptionsTestCase):
         self.assertLessEqual(max(map(len, text.splitlines())), 80)
         flat = re.sub(r"\s+", " ", text.split("\n\n")[0])
         for option in OPTIONS:
-            begin = flat.index(f" {option.flag}= ")
+            begin = flat.index(f" --{option.name}= ")
             end = flat.find(" --", begin + 3)
             described = flat[begin:end] if end > 0 else flat[begin:]
             self.assertTrue(described.rstrip().endswith("]"), described)
             if option.kind.unit:
-                self.assertIn(f"[{option.kind.unit};", described)
+                self.assertIn(f"({option.kind.unit})", described)

@@ -10,8 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import twistedproxy
 from twistedproxy.cache.address import parse_cache
-from twistedproxy.options.table import OPTIONS
-from twistedproxy.settings import SECRET_BYTES, Settings
+from twistedproxy.options.addresses import SECRET_BYTES
+from twistedproxy.options.command import OPTIONS
+from twistedproxy.settings import Settings
 
 # The specification's defaults, written out a second time: an accidental change of one shows here.
 DEFAULTS = {

@@ -1,9 +1,9 @@
-"""Waiting for several Deferreds as one."""
+"""Waiting for several Deferreds as one, and for one without owning it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
@@ -32,3 +32,17 @@ def _cancel(waits: Sequence[Deferred[T]]) -> None:
     for wait in waits:
         wait.addErrback(lambda _: None)
         wait.cancel()
+
+
+def follow(work: Deferred[T]) -> Deferred[T]:
+    """A Deferred with the result of *work*; cancelling it leaves *work* alone, which then keeps its result for the next."""
+    waiter: Deferred[T] = Deferred()
+
+    def settle(result: Any) -> Any:
+        if waiter.called:
+            return result
+        waiter.callback(result)  # a Failure goes to its errbacks
+        return None
+
+    work.addBoth(settle)
+    return waiter

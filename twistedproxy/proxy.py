@@ -37,8 +37,7 @@ from twistedproxy.hot.responses import HotResponses
 from twistedproxy.origin.interface import Caller
 from twistedproxy.origin.open import open_origin
 from twistedproxy.prefetch.jobs import JobBook
-from twistedproxy.prefetch.load_reading import LoadReader
-from twistedproxy.prefetch.loaders import Children, InProcessLoader
+from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.rendering.service import open_imaging
@@ -51,7 +50,7 @@ from twistedproxy.system.demand import Demand
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.resources import cpu_count
+from twistedproxy.system.resources import SystemLoadReader, cpu_count
 
 _log = Logger()
 
@@ -106,10 +105,10 @@ class Proxy:
         self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
         descriptions = MetadataObserver(self.cache, self.access, self.reader, credentials, reactor)
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
-        self.children = Children(reactor, self.cache, settings, self.metrics, self.demand)
+        self.children = ChildLoader(reactor, self.cache, settings, self.metrics, self.demand)
         in_process = InProcessLoader(self.cache, reactor)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
-        load = LoadReader(self._cache_use.on_this_machine)
+        system_load = SystemLoadReader(self._cache_use.on_this_machine)
         self.scheduler = Scheduler(
             settings,
             self.cache,
@@ -117,7 +116,7 @@ class Proxy:
             self.metrics,
             reactor,
             self.jobs,
-            lambda: load.read(reactor.seconds()),
+            lambda: system_load.read(reactor.seconds()),
             in_process,
             self.children if self.cache.shared else in_process,
         )

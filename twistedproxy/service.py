@@ -1,51 +1,43 @@
 """The service that twistd runs: one proxy in this process, or the parent of several workers.
 
-What a proxy consists of is `twistedproxy.proxy`'s business. A start that fails ends the process with a last line
-that says why.
-
-SIGHUP replaces the workers, and without any says so: it ends nothing.
+A start that fails ends the process with a last line that says why. SIGHUP replaces the workers; it ends nothing.
 """
 
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.options import Options
-from twistedproxy.processes.child import allow_open_files, keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.options.command import Options
 from twistedproxy.server.listening import descriptions
 from twistedproxy.server.privileges import Ports, changes_user, move_home
 from twistedproxy.server.startup_log import announce
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog, LoggedService, LogOutput, twistd_output
+from twistedproxy.system.tuning import allow_open_files, freeze_gc, keep_freed_memory, use_monotonic_clock
 
 if TYPE_CHECKING:
+    from twistedproxy.proxy import Proxy
     from twistedproxy.workers.supervisor import Supervisor
 
-__all__ = ["Options", "ProxyService", "makeService"]
-
 _log = Logger()
-
-START_FAILED = 1
-"""The exit code after a start that failed."""
 
 OLDEST_TWISTED = (26, 10)
 
 START_GRACE = 2.0
-"""Seconds that a part which is just starting gets to finish that when all is to stop; then it is cancelled."""
+"""Seconds that a start may go on once all is to stop; then it is cancelled."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,55 +55,43 @@ def makeService(options: Options) -> IService:
     except OSError as error:
         sys.exit(f"twistedproxy could not start: --logfile: {error.strerror}: {error.filename}")
     service = LoggedService(output)
-    _OneSignalIsEnough().setServiceParent(service)  # first: the other's beginning takes a moment
     proxy = ProxyService(reactor, options.settings, output=output, changes_user=changes_user(twistd_options))
-    _ReloadSignal(proxy).setServiceParent(service)
+    _Signals(reactor, proxy.reload).setServiceParent(service)  # first: the other's beginning takes a moment
     proxy.setServiceParent(service)
     return service
 
 
 def _check_twisted() -> None:
     """Exit with a message where Twisted is too old, before an import or an attribute fails somewhere."""
-    found = version("twisted")
+    found, wanted = version("twisted"), ".".join(map(str, OLDEST_TWISTED))
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TWISTED:
-        wanted = ".".join(map(str, OLDEST_TWISTED))
         sys.exit(f"twistedproxy could not start: it needs Twisted {wanted} or newer, and this is Twisted {found}")
 
 
-class _OneSignalIsEnough(Service):
-    """Lets the first request to stop through: Twisted would log each further one as an error."""
+class _Signals(Service):
+    """SIGHUP calls *reload*; by default it would end the process. Of the signals to stop, the first is passed on: Twisted
+    would log each further one as an error."""
+
+    def __init__(self, reactor: Any, reload: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._reload = reload
 
     def startService(self) -> None:
         super().startService()
-        from twisted.internet import reactor
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
+        self._reactor.callWhenRunning(self._ignore_repeated)  # Twisted's own handlers are there then
 
-        reactor.callWhenRunning(self._install)  # type: ignore[attr-defined]
-
-    def _install(self) -> None:
+    def _ignore_repeated(self) -> None:
         for number in _STOP_SIGNALS:
             stop = signal.getsignal(number)
             if callable(stop):
-                signal.signal(number, functools.partial(self._pass_on, stop))
+                signal.signal(number, partial(self._pass_on, stop))
 
     @staticmethod
-    def _pass_on(stop: Callable[[int, Optional[FrameType]], Any], number: int, frame: Optional[FrameType]) -> None:
-        for each in _STOP_SIGNALS:
-            signal.signal(each, lambda *_: None)
-        stop(number, frame)
-
-
-class _ReloadSignal(Service):
-    """Has SIGHUP reload *proxy*. By default it would end the process."""
-
-    def __init__(self, proxy: ProxyService) -> None:
-        self._proxy = proxy
-
-    def startService(self) -> None:
-        super().startService()
-        from twisted.internet import reactor
-
-        pass_on = reactor.callFromThread  # type: ignore[attr-defined]
-        signal.signal(signal.SIGHUP, lambda *_: pass_on(self._proxy.reload))
+    def _pass_on(stop: Callable[..., Any], *arguments: Any) -> None:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: None)
+        stop(*arguments)
 
 
 def _leave(reason: str) -> None:
@@ -123,24 +103,14 @@ def _leave(reason: str) -> None:
         if sys.__stdout__ is not None:
             sys.__stdout__.flush()
         os.write(2, f"twistedproxy could not start: {reason}\n".encode())
-        os._exit(START_FAILED)
+        os._exit(1)
 
     atexit.register(exit_with_reason)
     reactor.stop()  # type: ignore[attr-defined]
 
 
-class _Proxy(Protocol):
-    """What is started and stopped: all of a proxy, or its parent."""
-
-    stopping: bool
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-
 class ProxyService(Service):
-    """One proxy: its rooms, in order. *leave* is called with the reason where it cannot start.
+    """One proxy, or the parent of several. *leave* is called with the reason where it cannot start.
 
     *changes_user*: twistd will, between `privilegedStartService` and `startService`.
     """
@@ -157,9 +127,8 @@ class ProxyService(Service):
         self._output = output
         self._settings = settings
         self._leave = leave
-        self._rooms: Optional[_Proxy] = None
+        self._running: Union[Proxy, Supervisor, None] = None
         self._starting: Optional[Deferred[None]] = None
-        self._supervisor: Optional[Supervisor] = None
         self._changes_user = changes_user
         self._ports = Ports(reactor)
 
@@ -179,40 +148,34 @@ class ProxyService(Service):
 
     def _begin(self) -> None:
         if self.running:
-            self._starting = Deferred.fromCoroutine(self._start())
-            self._starting.addErrback(self._start_failed)
-
-    async def _start(self) -> None:
-        if self._settings.workers > 1:
-            await self._start_parent()
-        else:
-            await self._start_proxy()
+            start = self._start_parent if self._settings.workers > 1 else self._start_proxy
+            self._starting = Deferred.fromCoroutine(start()).addErrback(self._start_failed)
 
     async def _start_parent(self) -> None:
         from twistedproxy.workers.supervisor import Supervisor
 
-        self._rooms = self._supervisor = Supervisor(self._reactor, self._settings, self._output, self._ports.bind)
-        await self._supervisor.start()
-        leave_loaded_alone()
+        supervisor = self._running = Supervisor(self._reactor, self._settings, self._output, self._ports.bind)
+        await supervisor.start()
+        freeze_gc()
 
     async def _start_proxy(self) -> None:
         from twistedproxy.proxy import Proxy
 
         async def joining() -> None:
             keep_freed_memory()
-            leave_loaded_alone()
+            freeze_gc()
 
-        output, listen = AccessLog(self._output), self._ports.listen
-        self._rooms = rooms = Proxy(self._reactor, self._settings, output, listen=listen, joining=joining)
-        await rooms.start()
-        announce(self._settings, rooms.hosts(), rooms.served())
+        log, listen = AccessLog(self._output), self._ports.listen
+        proxy = self._running = Proxy(self._reactor, self._settings, log, listen=listen, joining=joining)
+        await proxy.start()
+        announce(self._settings, proxy.hosts(), proxy.served())
 
     def reload(self) -> None:
         """Replace the workers, where there are any."""
-        if self._supervisor is not None:
-            self._supervisor.reload()
-        elif self._settings.workers == 1:
-            _log.info("nothing is reloaded: this one process is all there is; with --workers, workers are replaced")
+        if self._settings.workers == 1:
+            _log.info("SIGHUP ignored: reloading needs --workers")
+        elif self._running is not None:
+            cast("Supervisor", self._running).reload()
 
     def _start_failed(self, failure: Failure) -> None:
         if not self.running:
@@ -231,10 +194,8 @@ class ProxyService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._rooms is not None:
-            self._rooms.stopping = True
-        if self._starting is not None:
+        if self._running is not None and self._starting is not None:
+            self._running.stopping = True
             await self._starting.addTimeout(START_GRACE, self._reactor, lambda *_: None)
-        if self._rooms is not None:
-            await self._rooms.stop()
+            await self._running.stop()
         await self._ports.close()

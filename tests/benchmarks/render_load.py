@@ -23,7 +23,7 @@ from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
 from tests.running import Proxy
-from twistedproxy.system.tuning import stand_back
+from twistedproxy.system.tuning import lower_priority
 
 MOST = 5.0  # times the milliseconds at the 99th percentile without rendering
 ASKING = 8  # for pictures at once
@@ -57,7 +57,7 @@ class Pictures:
                 thread.join()
 
     def _ask(self) -> None:
-        stand_back()  # of this thread: others' computers are not the server's, and take what is left of it here
+        lower_priority()  # of this thread: others' computers are not the server's, and take what is left of it here
         fetcher = Fetcher(self.url)
         while not self._over.is_set():
             status = fetcher.get(f"{self.resource}/{PICTURE}").status

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicomweb.mounts import Mount, Mounts
 from twistedproxy.dicomweb.status import CHECK_SECONDS, READY_SECONDS, Checks, StatusPages
-from twistedproxy.system.demand import Level
+from twistedproxy.system.demand import DemandLevel
 from twistedproxy.system.metrics import Metrics
 
 
@@ -102,7 +102,7 @@ class StatusTests(ProxyCase):
         """How many answers callers get from the cache is seen, told, and heard of by those who stand back; that of the
         origin is none of them."""
         proxy = await self.proxy(self.store())
-        heard: list[Level] = []
+        heard: list[DemandLevel] = []
         proxy.rooms.demand.changed.append(lambda: heard.append(proxy.rooms.demand.level))
         client, root = proxy.client(), proxy.client(prefix="")
         await client.frames(self.slide.resource, [1])
@@ -110,10 +110,10 @@ class StatusTests(ProxyCase):
         for _ in range(40):
             await client.frames(self.slide.resource, [1])
         await wait_until(lambda: heard, "some demand")
-        self.assertGreater(heard[0], Level.LITTLE)
+        self.assertGreater(heard[0], DemandLevel.LITTLE)
         (worker,) = (await root.get("/status.json")).json()["workers"]
         self.assertGreater(worker["cached_answers_per_second"], 0)
-        await wait_until(lambda: heard[-1] is Level.LITTLE, "the end of it")
+        await wait_until(lambda: heard[-1] is DemandLevel.LITTLE, "the end of it")
 
     async def test_metrics(self) -> None:
         """Prometheus reads them, and they count what happened."""

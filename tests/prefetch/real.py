@@ -24,12 +24,12 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch.jobs import JobBook
-from twistedproxy.prefetch.loaders import Children, InProcessLoader
-from twistedproxy.prefetch.rules import LoadReading
+from twistedproxy.prefetch.loaders import MODULE, ChildLoader, InProcessLoader
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.system.demand import Demand
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.resources import SystemLoad
 
 TOKEN = "d41f6e0c-alice-token"
 SIDE = 16  # frames: 256 of 8.7 kB, some batches
@@ -44,7 +44,7 @@ class Worker:
     reader: FrameReader
     scheduler: Scheduler
     jobs: JobBook
-    children: Children
+    children: ChildLoader
     origin: HTTPOrigin
     forgetting: Forgetting
 
@@ -85,7 +85,9 @@ class RealCase(TestCase):
         self.instance = Instance(store.url, "", self.slide.study, self.slide.series, self.slide.sop)
         return store
 
-    async def worker(self, cache: Optional[RedisCache] = None, socket: str = "", **settings: Any) -> Worker:
+    async def worker(
+        self, cache: Optional[RedisCache] = None, socket: str = "", module: str = MODULE, **settings: Any
+    ) -> Worker:
         """A worker with a child; instances of two frames and more are loaded whole, by the child."""
         from twisted.internet import reactor
 
@@ -107,7 +109,7 @@ class RealCase(TestCase):
         reader = FrameReader(cache, access, forgetting, 3600.0, 1 << 28)
         jobs = JobBook(reactor, metrics, 60.0)
         demand = Demand(reactor, metrics.answered_from_cache, 2.0)
-        children = Children(reactor, cache, chosen, metrics, demand)
+        children = ChildLoader(reactor, cache, chosen, metrics, demand, module)
         scheduler = Scheduler(
             chosen,
             cache,
@@ -115,7 +117,7 @@ class RealCase(TestCase):
             metrics,
             reactor,
             jobs,
-            lambda: LoadReading(),
+            lambda: SystemLoad(),
             InProcessLoader(cache, reactor),
             children,
         )

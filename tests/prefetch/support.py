@@ -25,11 +25,11 @@ from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import LOCK, JobBook, JobKind, Progress
 from twistedproxy.prefetch.loaders import LoadTask
-from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, ByteStream
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.resources import SystemLoad
 
 MIB = 1 << 20
 
@@ -165,7 +165,7 @@ class PrefetchCase(SynchronousTestCase):
         self.clock = Clock()
         self.cache = MemoryCache(self.clock, 64 * MIB)
         self.origin = HeldOrigin()
-        self.reading = LoadReading(0.0, 0.0)
+        self.reading = SystemLoad(0.0, 0.0)
 
     def worker(self, **settings: Any) -> Worker:
         """A worker whose whole-instance loaders wait."""

@@ -7,14 +7,14 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
-from tests.cache.support import alive, any_server, ask
+from tests.cache.support import any_server, ask
+from tests.dicomweb.support import logged
 from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside
 from tests.slides import slide
 from tests.stores import faults
@@ -24,10 +24,10 @@ from twistedproxy.cache.embedded import EmbeddedServer
 from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch import child_process, loaders, throttle
-from twistedproxy.settings import Settings
-from twistedproxy.system.demand import Demand, Level
-from twistedproxy.system.metrics import Metrics
+from twistedproxy.prefetch import loaders, throttle
+from twistedproxy.processes.child import ChildProcess, StartFailed
+from twistedproxy.processes.messages import CONTROL_IN
+from twistedproxy.system.demand import DemandLevel
 
 MIB = 1 << 20
 
@@ -66,7 +66,7 @@ class LoadTests(ChildCase):
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await worker.child()
-        self.patch(throttle, "REST_SECONDS", dict.fromkeys(Level, 0.02))
+        self.patch(throttle, "REST_SECONDS", dict.fromkeys(DemandLevel, 0.02))
         for hears in worker.children.demand.changed:
             hears()
         began = time.monotonic()
@@ -178,16 +178,19 @@ class LoadTests(ChildCase):
         await self.complete(worker)
 
     async def slow(self, store: Any, server: Any, worker: Any) -> None:
-        """Trigger a load in whose middle the cache's server stands still for a while."""
-        from twisted.internet import reactor
-        from twisted.internet.task import deferLater
-
+        """Trigger a load in whose middle the cache's server stands still until the origin does, too."""
         gate = store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=MIB)
         await self.ask(worker, 1)
         await within(gate.reached())
         server.signal(signal.SIGSTOP)
         gate.release()
-        await deferLater(reactor, 0.7)  # the origin could send all of it in this time
+        looks: deque[int] = deque([0], maxlen=50)
+
+        def stands_still() -> bool:
+            looks.append(gate.waiting[0].sent)
+            return looks[0] == looks[-1] > MIB
+
+        await wait_until(stands_still, "the origin waits")
         self.assertLess(gate.waiting[0].sent, 25 * MIB)
         server.signal(signal.SIGCONT)
 
@@ -355,40 +358,19 @@ class FaultTests(ChildCase):
         await wait_until(lambda: gone(child), "the child's end")
 
     async def test_proxy_gone(self) -> None:
-        """A child whose standard input ends takes back what is half loaded, and ends."""
+        """A child whose pipe ends takes back what is half loaded, and ends."""
         store = self.store()
         server = await self.redis()
         looker = await self.worker(socket=server.socket)
         worker = await self.worker(socket=server.socket)
         await self.half(worker, store)
         child = await worker.child()
-        worker.children._stopped = True  # no other child
-        assert worker.children._ready is not None
-        worker.children._ready.process.transport.closeStdin()  # type: ignore[union-attr]
+        kept = worker.children._kept
+        kept._stopped = True  # no other child
+        assert kept.child is not None and kept.child.transport is not None
+        kept.child.transport.closeChildFD(CONTROL_IN)  # type: ignore[attr-defined]
         await wait_until(lambda: gone(child), "the child's end")
         self.assertEqual(await self.cached(looker), 0)
-
-
-class RetryTests(SynchronousTestCase):
-    """How often a child is tried again."""
-
-    def test_slows_down(self) -> None:
-        """Each try that comes to nothing makes the pause to the next one twice as long, up to a bound."""
-        clock = Clock()
-        tries: list[float] = []
-
-        def none(_reactor: object) -> None:
-            tries.append(clock.seconds())
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-
-        self.patch(child_process.LoaderChild, "spawn", none)
-        nothing: Any = None
-        starting = loaders.Children(clock, nothing, Settings(), Metrics(), Demand(clock, lambda: 0.0, 2.0))
-        starting.start()
-        clock.pump([0.25] * 500)
-        self.assertEqual(tries, [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 121.5])
-        self.successResultOf(Deferred.fromCoroutine(starting.stop()))
-        self.assertEqual(clock.getDelayedCalls(), [])
 
 
 class StartTests(RealCase):
@@ -406,67 +388,52 @@ class StartTests(RealCase):
         self.assertEqual(worker.children.pids, [child])
 
     async def test_broken(self) -> None:
-        """A child that can't start is not tried without a pause; loads fail with a reason; frames are answered."""
-        self.patch(child_process, "MODULE", "twistedproxy.prefetch.no_such_module")
-        self.patch(loaders, "CHILD_SECONDS", 1.0)
-        spawned: list[int] = []
-        spawn = child_process.LoaderChild.spawn
-
-        def counted(reactor: Any) -> child_process.LoaderChild:
-            child = spawn(reactor)
-            assert child.process.pid is not None
-            spawned.append(child.process.pid)
-            return child
-
-        self.patch(child_process.LoaderChild, "spawn", counted)
+        """Where no child can be started, loads fail with a reason, and frames are answered."""
+        self.patch(loaders, "CHILD_SECONDS", 0.1)
         self.store()
-        worker = await self.worker(socket=(await self.redis()).socket)
+        worker = await self.worker(socket=(await self.redis()).socket, module="twistedproxy.prefetch.no_such_module")
         await self.ask(worker, 1)
         job = await self.ended(worker)
         self.assertEqual((job["result"], job["reason"]), ("failed", "no loader could be started"))
         self.assertFalse(await self.locked(worker))
-        self.assertLess(len(spawned), 4)
         self.assertEqual((await self.ask(worker, 2)).fetched, 1)
         await within(worker.scheduler.stop())
         await within(worker.children.stop())
-        self.assertFalse(any(map(alive, spawned)))
 
     async def test_spawning_fails(self) -> None:
         """A machine that starts no process more does not end the proxy's trying."""
-        tries: list[int] = []
-        spawn = child_process.LoaderChild.spawn
+        failed: list[str] = []
+        spawn = loaders.ChildProcess.spawn
 
-        def scarce(reactor: Any) -> child_process.LoaderChild:
-            tries.append(1)
-            if len(tries) == 1:
-                raise BlockingIOError(11, "Resource temporarily unavailable")
-            return spawn(reactor)
+        def scarce(child: ChildProcess, module: str) -> None:
+            if not failed:
+                failed.append(module)
+                raise StartFailed("Resource temporarily unavailable")
+            spawn(child, module)
 
-        self.patch(child_process.LoaderChild, "spawn", scarce)
+        self.patch(loaders.ChildProcess, "spawn", scarce)
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await worker.child()
-        self.assertEqual(len(tries), 2)
+        self.assertEqual(failed, [loaders.MODULE])
 
     async def test_a_child_that_hangs(self) -> None:
         """A child that does not get ready in time is killed and replaced."""
         self.patch(loaders, "CONFIGURE_SECONDS", 0.02)
-        first: list[Any] = []
-        spawn = child_process.LoaderChild.spawn
+        spawned: list[ChildProcess] = []
+        spawn = loaders.ChildProcess.spawn
 
-        def counted(reactor: Any) -> child_process.LoaderChild:
-            if first:
+        def counted(child: ChildProcess, module: str) -> None:
+            if spawned:
                 self.patch(loaders, "CONFIGURE_SECONDS", 30.0)
-            first.append(spawn(reactor))
-            return first[-1]
+            spawned.append(child)
+            spawn(child, module)
 
-        self.patch(child_process.LoaderChild, "spawn", counted)
+        self.patch(loaders.ChildProcess, "spawn", counted)
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         child = await worker.child()
-        self.assertEqual(len(first), 2)
-        self.assertEqual(first[1].process.pid, child)
-        self.assertFalse(first[0].process.alive)
+        self.assertEqual([one.pid for one in spawned], [None, child])
 
     async def test_stopped_while_starting(self) -> None:
         """Stopping while a child starts, or while the next try waits, leaves nothing."""
@@ -475,7 +442,9 @@ class StartTests(RealCase):
         worker = await self.worker(socket=server.socket)
         await within(worker.children.stop())
         self.assertEqual(worker.children.pids, [])
-        self.patch(child_process, "MODULE", "twistedproxy.prefetch.no_such_module")
-        other = await self.worker(socket=server.socket)
-        await wait_until(lambda: other.children._spawned is None, "the end of the first try")
+        with logged() as events:
+            other = await self.worker(socket=server.socket, module="twistedproxy.prefetch.no_such_module")
+            await wait_until(
+                lambda: [one for one in events if one.get("event") == "loader_failed"], "the first try's end"
+            )
         await within(other.children.stop())

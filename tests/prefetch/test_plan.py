@@ -13,13 +13,14 @@ from tests.frames.support import JPEG
 from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.plan import Kind, LoadReading, Plan, Reason, plan, plan_by_hand, plan_for_picture
+from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.regions import Region, numbers
 from twistedproxy.settings import Settings
+from twistedproxy.system.resources import SystemLoad
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 
-IDLE = LoadReading(cpu_percent=0.0, memory_percent=0.0)
+IDLE = SystemLoad(cpu_percent=0.0, memory_percent=0.0)
 
 
 def decide(
@@ -104,7 +105,7 @@ class Nothing(PlanTests):
             planned = decide(metadata, (1,), display_min_frames=10)
             self.assertEqual((planned.kind, planned.frames, len(planned.display)), (kind, metadata.frames, 0))
             self.assertEqual(planned.no_display, Reason.SYNTAX_UNKNOWN)
-        for planned in (decide(silent, whole_instance=False), decide(silent, load=LoadReading(99.0, 0.0))):
+        for planned in (decide(silent, whole_instance=False), decide(silent, load=SystemLoad(99.0, 0.0))):
             self.assertNothing(planned, Reason.SYNTAX_UNKNOWN)
         self.assertEqual(planned.not_whole, Reason.CPU_ABOVE_LIMIT)
         self.assertNothing(decide(attrs.evolve(silent, frames=9), (1,)), Reason.TOO_FEW_FRAMES)
@@ -150,19 +151,19 @@ class Whole(PlanTests):
 
     def test_cpu(self) -> None:
         """CPU above the limit: a block load; at the limit: the whole instance."""
-        self.assertPlanned(decide(load=LoadReading(80.1, 0.0)), Kind.BLOCK, Reason.CPU_ABOVE_LIMIT)
-        self.assertEqual(decide(load=LoadReading(80.0, 0.0)).kind, Kind.WHOLE)
-        self.assertEqual(decide(load=LoadReading(20.1, 0.0), whole_instance_max_cpu=20.0).kind, Kind.BLOCK)
+        self.assertPlanned(decide(load=SystemLoad(80.1, 0.0)), Kind.BLOCK, Reason.CPU_ABOVE_LIMIT)
+        self.assertEqual(decide(load=SystemLoad(80.0, 0.0)).kind, Kind.WHOLE)
+        self.assertEqual(decide(load=SystemLoad(20.1, 0.0), whole_instance_max_cpu=20.0).kind, Kind.BLOCK)
 
     def test_memory(self) -> None:
         """Memory above the limit: a block load; at the limit, far above 0.7 %: the whole instance."""
-        self.assertPlanned(decide(load=LoadReading(0.0, 70.1)), Kind.BLOCK, Reason.MEMORY_ABOVE_LIMIT)
-        self.assertEqual(decide(load=LoadReading(0.0, 70.0)).kind, Kind.WHOLE)
-        self.assertEqual(decide(load=LoadReading(0.0, 20.1), whole_instance_max_memory=20.0).kind, Kind.BLOCK)
+        self.assertPlanned(decide(load=SystemLoad(0.0, 70.1)), Kind.BLOCK, Reason.MEMORY_ABOVE_LIMIT)
+        self.assertEqual(decide(load=SystemLoad(0.0, 70.0)).kind, Kind.WHOLE)
+        self.assertEqual(decide(load=SystemLoad(0.0, 20.1), whole_instance_max_memory=20.0).kind, Kind.BLOCK)
 
     def test_limit_of_100(self) -> None:
         """A limit of 100 is never looked at, whatever the reading; the other limit still is."""
-        busy = LoadReading(400.0, 101.0)
+        busy = SystemLoad(400.0, 101.0)
         planned = decide(load=busy, whole_instance_max_cpu=100.0)
         self.assertPlanned(planned, Kind.BLOCK, Reason.MEMORY_ABOVE_LIMIT)
         planned = decide(load=busy, whole_instance_max_memory=100.0)
@@ -173,20 +174,20 @@ class Whole(PlanTests):
     def test_reading_that_fails(self) -> None:
         """A load reading that fails changes nothing, as a whole or one of its figures."""
 
-        def fails() -> LoadReading:
+        def fails() -> SystemLoad:
             raise OSError("no load average here")
 
         self.assertEqual(decide(load=fails).kind, Kind.WHOLE)
-        self.assertEqual(decide(load=LoadReading(None, None)).kind, Kind.WHOLE)
-        self.assertPlanned(decide(load=LoadReading(None, 99.0)), Kind.BLOCK, Reason.MEMORY_ABOVE_LIMIT)
+        self.assertEqual(decide(load=SystemLoad(None, None)).kind, Kind.WHOLE)
+        self.assertPlanned(decide(load=SystemLoad(None, 99.0)), Kind.BLOCK, Reason.MEMORY_ABOVE_LIMIT)
 
     def test_reading_is_taken_when_it_matters(self) -> None:
         """A reading is asked for only where the plan would be a whole-instance load."""
 
-        def busy() -> LoadReading:
-            return LoadReading(99.0, 99.0)
+        def busy() -> SystemLoad:
+            return SystemLoad(99.0, 99.0)
 
-        def never() -> LoadReading:
+        def never() -> SystemLoad:
             raise AssertionError("read")
 
         self.assertPlanned(decide(load=busy), Kind.BLOCK, Reason.CPU_ABOVE_LIMIT)
@@ -204,7 +205,7 @@ class Whole(PlanTests):
 
     def test_small_whatever_whole_says(self) -> None:
         """A small instance is loaded whole also with whole-instance off, above its maximum, and on a busy machine."""
-        planned = decide(LOOP, (1,), load=LoadReading(99.0, 99.0), whole_instance=False, whole_instance_max_frames=10)
+        planned = decide(LOOP, (1,), load=SystemLoad(99.0, 99.0), whole_instance=False, whole_instance_max_frames=10)
         self.assertPlanned(planned, Kind.SMALL, Reason.SMALL_INSTANCE)
 
     def test_small_counts_rows_and_columns_of_a_frame(self) -> None:
@@ -307,7 +308,7 @@ class Blocks(PlanTests):
         planned = decide(sparse, whole_instance=False)
         self.assertNothing(planned, Reason.SPARSE)
         self.assertEqual(planned.not_whole, Reason.WHOLE_INSTANCE_OFF)
-        self.assertNothing(decide(sparse, load=LoadReading(99.0, 0.0)), Reason.SPARSE)
+        self.assertNothing(decide(sparse, load=SystemLoad(99.0, 0.0)), Reason.SPARSE)
         self.assertEqual(decide(attrs.evolve(sparse, frames=100), (1,), whole_instance=False).kind, Kind.SMALL)
 
     def test_not_tiled(self) -> None:
@@ -371,7 +372,7 @@ class AnyPlan(PlanTests):
     def test_fields(self) -> None:
         """A plan's fields for the log have stable names and plain values."""
         self.assertEqual(
-            decide(load=LoadReading(99.0, 0.0)).fields(),
+            decide(load=SystemLoad(99.0, 0.0)).fields(),
             {
                 "kind": "block",
                 "reason": "cpu-above-limit",
@@ -409,7 +410,7 @@ class AnyPlan(PlanTests):
         planned = decide(
             metadata,
             tuple(requested),
-            LoadReading(cpu, 0.0),
+            SystemLoad(cpu, 0.0),
             one_frame_a_request=one,
             whole_instance=whole,
             display_min_frames=display_min_frames,

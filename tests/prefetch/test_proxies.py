@@ -12,14 +12,15 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
+from tests.cache.support import ask
 from tests.clients import client
 from tests.dicomweb.support import ProxyCase
 from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase, absolute
-from tests.running import Proxy, Store
+from tests.running import Proxy, Store, signals
 from tests.slides import slide
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import EmbeddedAddress
-from twistedproxy.processes.child import leave_loaded_alone
+from twistedproxy.system.tuning import freeze_gc
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -87,23 +88,18 @@ class ProxyTests(RealCase):
         self.assertEqual(len(self.held.seen("/frames/")), before)
 
     async def test_killed(self) -> None:
-        """Killed in mid-load: no process is left, the lock runs out after its time, and another proxy loads."""
-        await self.setUpAll("--recache-after", "2", proxies=2)
+        """Killed in mid-load: no process is left, the lock will run out, and then another proxy loads."""
+        await self.setUpAll("--recache-after", "3600", proxies=2)
         gate = await self.half(self.proxies[0])
         proxy = self.proxies[0]
         await deferToThread(proxy.kill)
         await wait_until(lambda: not proxy.strays(), "the end of all processes")
         gate.release()
         self.assertTrue(await self.locked(self.worker_beside))
-        locked = [True]
-
-        async def look() -> None:
-            locked[0] = await self.locked(self.worker_beside)
-
-        loop = LoopingCall(look)
-        loop.start(0.05)
-        await wait_until(lambda: not locked[0], "the end of the lock")
-        loop.stop()
+        (lock,) = await ask(self.redis_server.socket, b"KEYS", b"*load*")
+        self.assertIn(await ask(self.redis_server.socket, b"PTTL", lock), range(1, 3_600_001))
+        await ask(self.redis_server.socket, b"PEXPIRE", lock, b"0")
+        self.assertFalse(await self.locked(self.worker_beside))
         await self.get(self.proxies[1], 99)
         await self.wait_for_all()
 
@@ -130,6 +126,12 @@ class ProxyTests(RealCase):
         await self.setUpAll("--stop-deadline", "2")
         (proxy,) = self.proxies
         gate = await self.half(proxy)
+
+        def up() -> bool:
+            children = proxy.family()[1:]
+            return len(children) == 2 and all(signal.SIGINT in signals(child.pid, "SigIgn") for child in children)
+
+        await wait_until(up, "a loader and a renderer that have come up")
         for process in reversed(proxy.family()):
             process.send_signal(signal.SIGINT)
         await wait_until(lambda: not proxy.running(), "the proxy's end")
@@ -183,7 +185,7 @@ class StallTests(ProxyCase):
 
     def setUp(self) -> None:
         super().setUp()
-        leave_loaded_alone()  # as a proxy does at its start: here it would be what all other tests have loaded, too
+        freeze_gc()  # as a proxy does at its start: here it would be what all other tests have loaded, too
         self.addCleanup(gc.unfreeze)
 
     async def stall(self, **settings: Any) -> float:

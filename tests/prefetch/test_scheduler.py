@@ -20,8 +20,8 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTim
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import runner
 from twistedproxy.prefetch.jobs import JobKind, LoadFailed, NotLoadable, NotStarted, Withdrawn
-from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.scheduler import STOP_SECONDS
+from twistedproxy.system.resources import SystemLoad
 
 WHOLE, BLOCK, DISPLAY = JobKind.WHOLE, JobKind.BLOCK, JobKind.DISPLAY
 
@@ -79,7 +79,7 @@ class OccasionTests(PrefetchCase):
         """What was planned is logged with its reason, and with those against what was thought of."""
         events = self.events()
         worker = self.worker()
-        self.reading = LoadReading(95.0, 0.0)
+        self.reading = SystemLoad(95.0, 0.0)
         self.ask(worker, 1)
         said = [event for event in events if event.get("event") == "planned"]
         told = [(event["instance"], event["kind"], event["reason"], event["not_whole"]) for event in said]
@@ -130,14 +130,14 @@ class OccasionTests(PrefetchCase):
         """A load reading that fails changes nothing; one that raises what it should not costs only the prefetch."""
         worker = self.worker()
 
-        def broken() -> LoadReading:
+        def broken() -> SystemLoad:
             raise OSError("no /proc")
 
         worker.scheduler.load = broken
         self.ask(worker, 1)
         self.assertIn(WHOLE, self.running(worker))
 
-        def worse() -> LoadReading:
+        def worse() -> SystemLoad:
             raise RuntimeError("ours")
 
         other = self.worker()
@@ -165,7 +165,7 @@ class OccasionTests(PrefetchCase):
 
     def test_block_when_busy(self) -> None:
         """A busy machine gets a block load: its display load before the rest of the block."""
-        self.reading = LoadReading(95.0, 0.0)
+        self.reading = SystemLoad(95.0, 0.0)
         worker = self.worker()
         self.ask(worker, 1)
         self.assertEqual(self.count(worker, "prefetch_plans", "block", "cpu-above-limit"), 1)
@@ -471,7 +471,7 @@ class LockTests(PrefetchCase):
         worker = self.worker(max_jobs=5, recache_after=10.0)
         self.ask(worker, 1)
         self.clock.advance(11)
-        self.reading = LoadReading(99.0, 0.0)
+        self.reading = SystemLoad(99.0, 0.0)
         self.ask(worker, 15_000)
         self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
 
@@ -526,7 +526,7 @@ class ByHandTests(PrefetchCase):
 
     def test_passes_the_gates(self) -> None:
         """The gates of CPU, memory and size stand open for it; no display load goes along."""
-        self.reading = LoadReading(100.0, 100.0)
+        self.reading = SystemLoad(100.0, 100.0)
         worker = self.worker(whole_instance_max_frames=10)
         job = self.successResultOf(self.hand(worker))
         self.assertEqual((self.running(worker), worker.jobs.running[0]), ([WHOLE], job))
@@ -626,7 +626,7 @@ class PictureTests(PrefetchCase):
 
     def test_one_for_all(self) -> None:
         """However busy the machine is, one load is started for all who need it."""
-        self.reading = LoadReading(100.0, 100.0)
+        self.reading = SystemLoad(100.0, 100.0)
         worker = self.worker()
         jobs = {self.load(worker, caller) for caller in ("alice", "bob", "carol")}
         self.assertEqual((jobs, self.running(worker)), (set(worker.jobs.running), [WHOLE]))

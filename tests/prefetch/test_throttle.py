@@ -7,10 +7,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.prefetch.throttle import BATCH_BYTES, ENOUGH_CPUS, SMALL_BATCH_BYTES, Pace, rest_seconds
-from twistedproxy.system.demand import Demand, Level
+from twistedproxy.system.demand import Demand, DemandLevel
 
 
-def demand(level: Level, cpus: float) -> Demand:
+def demand(level: DemandLevel, cpus: float) -> Demand:
     """Callers who want so much, of a worker with so many CPUs."""
     made = Demand(Clock(), lambda: 0.0, cpus)
     made.level = level
@@ -22,13 +22,13 @@ class RestTests(SynchronousTestCase):
 
     def test_by_demand(self) -> None:
         """The more callers want, the longer; not at all while they want little."""
-        rests = [rest_seconds(demand(level, 2.0)) for level in Level]
+        rests = [rest_seconds(demand(level, 2.0)) for level in DemandLevel]
         self.assertEqual(rests[0], 0.0)
         self.assertEqual(sorted(set(rests)), rests)
 
     def test_enough_cpus(self) -> None:
         """Where there are CPUs for all, nobody rests."""
-        self.assertEqual([rest_seconds(demand(level, ENOUGH_CPUS)) for level in Level], [0.0] * 3)
+        self.assertEqual([rest_seconds(demand(level, ENOUGH_CPUS)) for level in DemandLevel], [0.0] * 3)
 
 
 class PaceTests(SynchronousTestCase):

@@ -8,80 +8,43 @@ import termios
 from typing import Any
 from unittest import SkipTest
 
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Protocol
+from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import TestCase
 
-from tests.running import printed
-from tests.waiting import wait_until
-from twistedproxy.processes.child import PIPE_BYTES, READ_BYTES, ChildProcess
-from twistedproxy.rendering.messages import Message
+from tests.waiting import wait_until, within
+from twistedproxy.processes.child import PIPE_BYTES, READ_BYTES, ChildProcess, StartFailed
+from twistedproxy.processes.messages import CONTROL_OUT
 
 ECHO = "tests.rendering.stub_child"
 
 
-class Pieces(Protocol):
-    """What came, in the pieces in which it did."""
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-
-    def dataReceived(self, data: bytes) -> None:
-        self.pieces.append(data)
-
-
-FREED = """
-import resource, sys
-from twistedproxy.processes.child import keep_freed_memory
-
-def faults():
-    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    pieces = [b"x" * int(sys.argv[2]) for _ in range(int(sys.argv[3]))]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-print([faults() for _ in range(4)][-1])
-"""
-"""Prints how many pages the system had to find when some objects of some size were needed, as so often before."""
-
-
-class MemoryTests(TestCase):
-    """`keep_freed_memory`."""
-
-    async def faults(self, how: str, size: int, count: int) -> int:
-        return int(await printed(FREED, how, str(size), str(count)))
-
-    async def test_kept(self) -> None:
-        """What was freed is used again without the system's help, by the frames of a slide and by a radiograph."""
-        if await self.faults("as it is", 15_000, 500) < 1000:
-            raise SkipTest("this C library keeps what is freed anyway")
-        self.assertLess(await self.faults("kept", 15_000, 500), 100)
-        self.assertLess(await self.faults("kept", 20_000_000, 1), 100)
-
-
-class PipeTests(TestCase):
+class ChildTests(TestCase):
     """`ChildProcess`."""
 
     timeout = 30
 
-    async def test_large_pieces(self) -> None:
-        """Much at once goes through a child's pipe, and is read in pieces to match."""
+    async def child(self, module: str = ECHO) -> ChildProcess:
+        """A child that is there."""
         from twisted.internet import reactor
 
-        heard = Pieces()
-        child = ChildProcess(heard, hears=0, speaks=1)
-        child.spawn(reactor, ECHO, {0: "w", 1: "r", 2: "r"})
+        child = ChildProcess(reactor, "child")
+        child.spawn(module)
         self.addCleanup(child.ended)
         self.addCleanup(child.kill)
-        await wait_until(lambda: heard.pieces, "a sign of life")
-        heard.pieces.clear()
-        reader: Any = child.transport.pipes[1]  # type: ignore[union-attr]
+        await child.begin("echo", seconds=20.0)
+        return child
+
+    async def test_large_pieces(self) -> None:
+        """Much at once goes through a child's pipe, and is read in pieces to match."""
+        child = await self.child()
+        reader: Any = child.transport.pipes[CONTROL_OUT]  # type: ignore[union-attr]
         if not hasattr(fcntl, "F_GETPIPE_SZ") or fcntl.fcntl(reader.fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
             raise SkipTest("pipes have the size that the system gives them")
+        pieces: list[bytes] = []
+        received = child.channel.dataReceived
+        child.channel.dataReceived = lambda data: pieces.append(data) or received(data)  # type: ignore
         reader.stopReading()
-        for piece in Message({"op": "echo"}, [bytes(2 * PIPE_BYTES)]).packed():
-            heard.transport.write(piece)  # type: ignore[union-attr]
+        answer = child.channel.request("echo", {}, [bytes(2 * PIPE_BYTES)])
         held = bytearray(4)
 
         def waiting() -> int:
@@ -90,19 +53,20 @@ class PipeTests(TestCase):
 
         await wait_until(lambda: waiting() == PIPE_BYTES, "a full pipe")
         reader.startReading()
-        await wait_until(lambda: sum(map(len, heard.pieces)) > 2 * PIPE_BYTES, "all of it")
-        self.assertEqual(len(heard.pieces[0]), READ_BYTES)
+        self.assertEqual((await within(answer)).blobs, [bytes(2 * PIPE_BYTES)])
+        self.assertEqual(len(pieces[0]), READ_BYTES)
 
     async def test_end(self) -> None:
-        """A child that ends is known to have ended, and its conversation is over."""
-        from twisted.internet import reactor
-
-        over: Deferred[None] = Deferred()
-        heard = Pieces()
-        heard.connectionLost = lambda _reason: over.callback(None)  # type: ignore[assignment,method-assign,misc]
-        child = ChildProcess(heard, hears=0, speaks=1)
-        child.spawn(reactor, ECHO, {0: "w", 1: "r", 2: "r"})
-        await wait_until(lambda: heard.pieces, "a sign of life")
+        """A child that ends is known to have ended, and its calls fail."""
+        child = await self.child()
+        call = child.channel.call("hang")
         child.kill()
-        await over
-        self.assertFalse(child.alive)
+        await self.assertFailure(call, ConnectionLost)
+        await within(child.ended())
+        self.assertEqual((child.alive, child.pid), (False, None))
+
+    async def test_begins_wrong(self) -> None:
+        """One that does not begin is gone when that is known, and its last words say why."""
+        with self.assertRaises(StartFailed) as raised:
+            await self.child("tests.processes.no_such_module")
+        self.assertIn("No module named tests.processes.no_such_module", str(raised.exception))

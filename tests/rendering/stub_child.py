@@ -5,38 +5,43 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 
-from twistedproxy.rendering.messages import Message, read_message
+from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, MessageReader
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until the pipe ends."""
     print("a library prints something", file=sys.stderr, flush=True)
-    _write(Message({"ready": True}))
     notes: list[bytes] = []
-    while (message := read_message(sys.stdin.buffer.read)) is not None:
-        what = message.head["op"]
-        if what == "crash":
-            os.abort()
-        if what == "hang":
-            time.sleep(3600)
-        if what == "slow":
-            time.sleep(message.head["seconds"])
-        if what == "garbage":
-            sys.stdout.buffer.write(b"\xff" * (1 << 20))
-            sys.stdout.buffer.flush()
-            continue
-        if what == "fail":
-            _write(Message({"error": {"kind": "BadImage", "text": "no"}}))
-            continue
-        notes += message.blobs if what == "note" else []
-        answer = notes if what == "notes" else message.blobs
-        _write(Message({"pid": os.getpid()}, list(answer)))
+    reader = MessageReader()
+    while data := os.read(CONTROL_IN, 1 << 16):
+        for message in reader.feed(data):
+            _answer(message, notes)
 
 
-def _write(message: Message) -> None:
-    sys.stdout.buffer.write(b"".join(message.packed()))
-    sys.stdout.buffer.flush()
+def _answer(message: Message, notes: list[bytes]) -> None:
+    what, number = message.head["call"], message.head["id"]
+    if what == "crash":
+        os.abort()
+    if what == "hang":
+        time.sleep(3600)
+    if what == "slow":
+        time.sleep(message.head["with"]["seconds"])
+    if what == "garbage":
+        _write([b"\xff" * (1 << 20)])
+        return
+    if what == "fail":
+        _write(Message({"answer": number, "error": "no", "kind": "BadImage"}).packed())
+        return
+    notes += message.blobs if what == "note" else []
+    blobs = notes if what == "notes" else message.blobs
+    _write(Message({"answer": number, "value": {"pid": os.getpid()}}, list(blobs)).packed())
+
+
+def _write(pieces: Sequence[bytes]) -> None:
+    with open(CONTROL_OUT, "wb", closefd=False) as target:
+        target.write(b"".join(pieces))
 
 
 if __name__ == "__main__":

@@ -3,65 +3,23 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
-import imagecodecs
-import numpy
-import psutil
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from tests.cache.support import alive
+from tests.running import signals
 from tests.waiting import wait_until
 from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolTimeout
 from twistedproxy.processes.child import child_environment
-from twistedproxy.rendering import child_process
-from twistedproxy.rendering.messages import MAX_HEADER, BadMessage, Message, MessageReader, read_message
+from twistedproxy.rendering import pool as pools
 from twistedproxy.rendering.pool import MODULE, RenderPool
-from twistedproxy.system.tuning import TURN_SECONDS
 
 STUB = "tests.rendering.stub_child"
-
-
-class MessageTests(SynchronousTestCase):
-    """The framing."""
-
-    @given(st.lists(st.lists(st.binary(max_size=50), max_size=4), max_size=4), st.integers(1, 40))
-    def test_any_cut(self, blobs: list[list[bytes]], size: int) -> None:
-        """Messages come out as they went in, however the bytes are cut."""
-        messages = [Message({"n": number, "text": "ä"}, tuple(some)) for number, some in enumerate(blobs)]
-        data = b"".join(piece for message in messages for piece in message.packed())
-        reader = MessageReader()
-        came = [m for start in range(0, len(data), size) for m in reader.feed(data[start : start + size])]
-        self.assertEqual([(m.head, tuple(m.blobs)) for m in came], [(m.head, m.blobs) for m in messages])
-
-    def test_what_is_no_message(self) -> None:
-        """A head that is too long, is no JSON or promises impossible lengths is refused before memory is taken."""
-        heads = (b"{]", b"[]", b"{}", b'{"blobs":[-1]}', b'{"blobs":["1"]}', b'{"blobs":[99999999999]}')
-        for data in ((MAX_HEADER + 1).to_bytes(4, "big"), *(len(head).to_bytes(4, "big") + head for head in heads)):
-            with self.assertRaises(BadMessage):
-                list(MessageReader().feed(data))
-
-    def test_end_of_a_pipe(self) -> None:
-        """The child's end reads a message at a time, and nothing from a pipe that ends inside one."""
-        data = b"".join(Message({}, [b"abc"]).packed())
-        for end in range(len(data)):
-            held = [data[:end]]
-
-            def read(size: int, held: list[bytes] = held) -> bytes:
-                taken, held[0] = held[0][:size], held[0][size:]
-                return taken
-
-            self.assertIsNone(read_message(read), end)
 
 
 class PoolCase(TestCase):
@@ -164,7 +122,7 @@ class CallTests(PoolCase):
 
     async def test_cancelled_and_hanging(self) -> None:
         """A call that nobody waits for and that does not end takes its child along."""
-        self.patch(sys.modules["twistedproxy.rendering.child_process"], "GRACE_SECONDS", 0.1)
+        self.patch(pools, "GRACE_SECONDS", 0.1)
         pool = self.pool(workers=1)
         await pool.call({"op": "echo"})
         pids = pool.pids
@@ -205,7 +163,7 @@ class ReadyTests(PoolCase):
 
     def kept(self, workers: int = 2) -> RenderPool:
         """A pool that has children ready."""
-        self.patch(sys.modules["twistedproxy.rendering.pool"], "FIRST_SECONDS", 0.0)
+        self.patch(pools, "FIRST_SECONDS", 0.0)
         pool = self.pool(workers)
         pool.start()
         return pool
@@ -242,53 +200,20 @@ class ReadyTests(PoolCase):
         self.assertEqual(pool.pids, [])
 
 
-RIVAL = """
-import os, sys
-from twistedproxy.system.tuning import stand_back
-stand_back()
-print("ready", flush=True)
-while os.getppid() == int(sys.argv[1]):
-    pass
-"""
-"""Wants all of a CPU, and stands back as much as a rendering child does."""
-
-
 class RealChildTests(PoolCase):
     """The real child, at work."""
 
     timeout = 120  # it runs only where nothing else wants to
 
     def setUp(self) -> None:
-        self.patch(child_process, "START_SECONDS", 90.0)
+        self.patch(pools, "START_SECONDS", 90.0)
 
-    def rival(self) -> int:
-        """The process that runs `RIVAL` until the test ends."""
-        command = [sys.executable, "-P", "-c", RIVAL, str(os.getpid())]
-        process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
-        assert process.stdout is not None
-        self.addCleanup(process.stdout.close)
-        self.assertEqual(process.stdout.readline(), b"ready\n")
-        return process.pid
-
-    async def test_short(self) -> None:
-        """It lets others have its CPU each time, also inside of a codec's calls."""
-        if not hasattr(os, "sched_setaffinity"):
-            raise SkipTest("this system lets no process choose its CPU")
+    async def test_short_time_slices(self) -> None:
+        """What it does in a call may be interrupted at C level (see `short_time_slices`)."""
         pool = self.pool(workers=1, seconds=90.0)
         pool.module = MODULE
-        await pool.call({"op": "drop", "number": 0})  # it has come up
-        noise = numpy.frombuffer(random.Random(1).randbytes(6 << 20), numpy.uint8).reshape(2048, 1024, 3)
-        jpeg = imagecodecs.jpeg8_encode(noise)
-        child = psutil.Process(pool.pids[0])
-        for pid in (child.pid, self.rival()):
-            os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))])
-        before, begun = child.num_ctx_switches().involuntary, sum(child.cpu_times()[:2])
-        await pool.call({"op": "transcode", "media_type": "image/jxl"}, [jpeg])
-        used = sum(child.cpu_times()[:2]) - begun
-        self.assertGreater(used, 0.1)
-        self.assertGreater(child.num_ctx_switches().involuntary - before, 0.5 * used / TURN_SECONDS)
+        await pool.call({"op": "drop", "number": 0})
+        self.assertIn(signal.SIGALRM, signals(pool.pids[0], "SigCgt"))
 
     async def test_interrupted(self) -> None:
         """Ctrl-C in a terminal reaches the children too; what they are at is done before the proxy ends."""
@@ -325,29 +250,40 @@ class EndTests(PoolCase):
         self.assertEqual(pool.pids, [])
 
     async def test_killed_proxy(self) -> None:
-        """A child ends when its proxy is killed, even if its standard input does not: so would one that is at work."""
-        source, target = os.pipe()
-        self.addCleanup(os.close, target)
-        program = textwrap.dedent(f"""
-            import subprocess, sys, time
-            command = [sys.executable, "-m", "twistedproxy.rendering.child"]
-            child = subprocess.Popen(command, stdin={source}, stdout=subprocess.PIPE)
-            assert len(child.stdout.read(4)) == 4
-            print(child.pid, flush=True)
-            time.sleep(60)
-        """)
-        tree = str(Path(__file__).parents[2])
+        """A child ends when its proxy is killed, even if its pipe does not: so would one that is at work."""
+        pipe = os.pipe()
+        for descriptor in pipe:
+            self.addCleanup(os.close, descriptor)
+        command = [sys.executable, "-c", PROXY, *map(str, pipe)]
         proxy = subprocess.Popen(  # noqa: ASYNC220 -- it is not waited for but to end
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": tree},
-            pass_fds=[source],
+            command, stdout=subprocess.PIPE, env=child_environment(), pass_fds=pipe
         )
-        os.close(source)
         assert proxy.stdout is not None
         pid = int(proxy.stdout.readline())
         os.kill(pid, 0)
         proxy.send_signal(signal.SIGKILL)
         proxy.wait()
-        proxy.stdout.close()  # the child writes no more
+        proxy.stdout.close()
         await wait_until(lambda: not alive(pid))
+
+
+PROXY = """
+import os, subprocess, sys, time
+from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message
+source, target = map(int, sys.argv[1:])
+mine, answers = os.pipe()
+
+def descriptors():
+    os.dup2(source, 100)
+    os.dup2(answers, 101)
+    os.dup2(100, CONTROL_IN)
+    os.dup2(101, CONTROL_OUT)
+
+command = [sys.executable, "-m", "twistedproxy.rendering.child"]
+child = subprocess.Popen(command, preexec_fn=descriptors, pass_fds=[CONTROL_IN, CONTROL_OUT])
+os.write(target, b"".join(Message({"call": "ping", "id": 1, "with": {}}).packed()))
+assert len(os.read(mine, 4)) == 4
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+"""Prints its rendering child's number, once that has come up. The child's pipe stays open without it."""

@@ -19,9 +19,9 @@ from twistedproxy.imaging.tile_index import Placement, refusal
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.prefetch.jobs import Job, JobKind
+from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.jobs import Limits, Request
 from twistedproxy.rendering.media_types import can_decode
-from twistedproxy.rendering.messages import Message
 from twistedproxy.rendering.runner import BATCH
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.streams import BytesStream
@@ -68,7 +68,7 @@ class Played:
         await self.call(head, blobs)
         return self
 
-    def forget(self, head: Mapping[str, Any]) -> None:
+    def release(self, head: Mapping[str, Any]) -> None:
         self.told.append((head, 0))
 
     @property

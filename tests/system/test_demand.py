@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system.demand import MUCH_A_SECOND, SOME_A_SECOND, TICK_SECONDS, Demand, Level
+from twistedproxy.system.demand import MUCH_A_SECOND, SOME_A_SECOND, TICK_SECONDS, Demand, DemandLevel
 
 
 class DemandTests(SynchronousTestCase):
@@ -14,7 +14,7 @@ class DemandTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.answers = 0.0
-        self.levels: list[Level] = []
+        self.levels: list[DemandLevel] = []
         self.demand = Demand(self.clock, lambda: self.answers, 2.0)
         self.demand.changed.append(lambda: self.levels.append(self.demand.level))
         self.demand.start()
@@ -28,12 +28,12 @@ class DemandTests(SynchronousTestCase):
     def test_levels(self) -> None:
         """The level follows the rate, up and down, and who wants to know hears each change once."""
         self.callers(SOME_A_SECOND / 2, 2)
-        self.assertEqual((self.demand.level, self.levels), (Level.LITTLE, []))
+        self.assertEqual((self.demand.level, self.levels), (DemandLevel.LITTLE, []))
         self.callers(SOME_A_SECOND * 1.5, 2)
         self.callers(MUCH_A_SECOND * 1.5, 2)
         self.callers(SOME_A_SECOND * 1.5, 2)
         self.callers(0, 2)
-        self.assertEqual(self.levels, [Level.SOME, Level.MUCH, Level.SOME, Level.LITTLE])
+        self.assertEqual(self.levels, [DemandLevel.SOME, DemandLevel.MUCH, DemandLevel.SOME, DemandLevel.LITTLE])
 
     def test_rate(self) -> None:
         """The rate is that of answers a second."""
@@ -44,15 +44,15 @@ class DemandTests(SynchronousTestCase):
         """A screen of tiles in one moment is some demand for that moment, no more."""
         self.answers += 40
         self.callers(0, TICK_SECONDS)
-        self.assertIs(self.demand.level, Level.SOME)
+        self.assertIs(self.demand.level, DemandLevel.SOME)
         self.callers(0, 1)
-        self.assertIs(self.demand.level, Level.LITTLE)
+        self.assertIs(self.demand.level, DemandLevel.LITTLE)
 
     def test_reactor_was_busy(self) -> None:
         """Where the reactor came late to counting, the answers of all that time are no burst."""
         self.answers += SOME_A_SECOND / 2 * 3
         self.clock.advance(3.0)
-        self.assertIs(self.demand.level, Level.LITTLE)
+        self.assertIs(self.demand.level, DemandLevel.LITTLE)
 
     def test_what_was_before(self) -> None:
         """Answers before it was started don't count."""

@@ -1,97 +1,95 @@
-"""Who stands back."""
+"""What processes ask of the system: time slices, memory, priority."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
-import subprocess
 from unittest import SkipTest
 
 from twisted.trial.unittest import TestCase
 
-from tests.running import end, printed, tied
+from tests.running import printed
 from tests.waiting import wait_until
-from twistedproxy.processes.child import child_command, child_environment
-from twistedproxy.system.tuning import TURN_SECONDS, short_turns
-
-CPU_SECONDS = 0.2
-
-BUSY = f"""
-import contextlib, hashlib, os, resource, signal, sys
-from twistedproxy.system.tuning import short_turns
-
-def used():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, usage.ru_nivcsw
-
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-parent, rival = os.getpid(), os.fork()
-while not rival:
-    if os.getppid() != parent:
-        os._exit(0)
-try:
-    with short_turns() if sys.argv[1] == "short" else contextlib.nullcontext():
-        begun, switched = used()
-        while used()[0] - begun < {CPU_SECONDS}:
-            hashlib.pbkdf2_hmac("sha256", b"one call of a library", b"that takes long", 50_000)
-        seconds, switches = used()
-finally:
-    os.kill(rival, signal.SIGKILL)
-print((switches - switched) / (seconds - begun))
-"""
-"""Prints how often in a second of its CPU it let another process have that, which wants it, too."""
+from twistedproxy.processes.child import ChildProcess
+from twistedproxy.system.tuning import SLICE_SECONDS, short_time_slices
 
 
-class ShortTurnsTests(TestCase):
-    """`short_turns`, around calls of some 20 ms."""
+class ShortTimeSlicesTests(TestCase):
+    """`short_time_slices`."""
 
-    timeout = 60
-
-    async def turns(self, how: str) -> float:
-        """How many turns a process has in a second of its CPU."""
-        return float(await printed(BUSY, how))
-
-    async def test_yields(self) -> None:
-        """Others get a CPU that they want each time; without, at the ticks of the kernel's clock."""
-        if not hasattr(os, "sched_setaffinity"):
-            raise SkipTest("this system lets no process choose its CPU")
-        self.assertGreater(await self.turns("short"), 0.5 / TURN_SECONDS)
-        self.assertLess(await self.turns("long"), 0.5 / TURN_SECONDS)
+    def test_yields(self) -> None:
+        """Every slice ends in sched_yield(2), which the kernel calls: also inside a library's call, where no Python runs."""
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+        library = ctypes.CDLL(None)
+        library.signal.restype = ctypes.c_void_p
+        with short_time_slices():
+            self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[1], SLICE_SECONDS)
+            handler = library.signal(signal.SIGALRM, ctypes.c_void_p(signal.SIG_IGN))
+        self.assertEqual(handler, ctypes.cast(library.sched_yield, ctypes.c_void_p).value)
 
     def test_ends(self) -> None:
         """There are no alarms once the work is done, or has failed."""
         handler = signal.getsignal(signal.SIGALRM)
-        with contextlib.suppress(ZeroDivisionError), short_turns():
-            self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[1], TURN_SECONDS)
+        with contextlib.suppress(ZeroDivisionError), short_time_slices():
+            self.assertEqual(signal.getitimer(signal.ITIMER_REAL)[1], SLICE_SECONDS)
             raise ZeroDivisionError
         self.assertEqual(signal.getitimer(signal.ITIMER_REAL), (0.0, 0.0))
         signal.signal(signal.SIGALRM, handler)
 
 
-class StandBackTests(TestCase):
-    """`stand_back`, in the processes that call it."""
+FREED = """
+import resource, sys
+from twistedproxy.system.tuning import keep_freed_memory
 
-    def started(self, module: str) -> subprocess.Popen[bytes]:
-        """A process that runs *module*, until the test ends."""
-        command = tied(child_command(module))
-        child = subprocess.Popen(command, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        self.addCleanup(end, child)
-        self.addCleanup(lambda: child.stdin and child.stdin.close())
-        return child
+def faults():
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [b"x" * int(sys.argv[2]) for _ in range(int(sys.argv[3]))]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
 
-    async def assert_stands_back(self, module: str) -> None:
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+print([faults() for _ in range(4)][-1])
+"""
+"""Prints how many pages the system had to find when some objects of some size were needed, as so often before."""
+
+
+class MemoryTests(TestCase):
+    """`keep_freed_memory`."""
+
+    async def faults(self, how: str, size: int, count: int) -> int:
+        return int(await printed(FREED, how, str(size), str(count)))
+
+    async def test_kept(self) -> None:
+        """What was freed is used again without the system's help, by the frames of a slide and by a radiograph."""
+        if await self.faults("as it is", 15_000, 500) < 1000:
+            raise SkipTest("this C library keeps what is freed anyway")
+        self.assertLess(await self.faults("kept", 15_000, 500), 100)
+        self.assertLess(await self.faults("kept", 20_000_000, 1), 100)
+
+
+class PriorityTests(TestCase):
+    """`lower_priority`, in the processes that call it."""
+
+    async def assert_low(self, module: str) -> None:
         """*module*, run as a child of the proxy, leaves the CPU to others."""
+        from twisted.internet import reactor
+
         if not hasattr(os, "SCHED_IDLE"):
             raise SkipTest("this system has no SCHED_IDLE")
-        child = self.started(module)
-        await wait_until(lambda: os.sched_getscheduler(child.pid) == os.SCHED_IDLE, module)
-        self.assertEqual(os.getpriority(os.PRIO_PROCESS, child.pid), 19)
+        child = ChildProcess(reactor, "child")
+        child.spawn(module)
+        self.addCleanup(child.ended)
+        self.addCleanup(child.kill)
+        pid = child.pid or 0
+        await wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE, module)
+        self.assertEqual(os.getpriority(os.PRIO_PROCESS, pid), 19)
 
     async def test_loader(self) -> None:
         """Loads."""
-        await self.assert_stands_back("twistedproxy.prefetch.loader_main")
+        await self.assert_low("twistedproxy.prefetch.loader_main")
 
     async def test_renderer(self) -> None:
         """Pictures."""
-        await self.assert_stands_back("twistedproxy.rendering.child")
+        await self.assert_low("twistedproxy.rendering.child")

@@ -24,7 +24,7 @@ from tests.waiting import wait_until, within
 from twistedproxy.dicomweb import prefetch
 from twistedproxy.warm import targets
 from twistedproxy.warm.command import warm
-from twistedproxy.warm.options import Options
+from twistedproxy.warm.options import WarmOptions
 
 
 class Terminal(io.StringIO):
@@ -58,7 +58,7 @@ class WarmCase(ProxyCase):
     async def run_command(self, *arguments: str, terminal: bool = False, **environment: str) -> Run:
         from twisted.internet import reactor
 
-        options = Options(environment)
+        options = WarmOptions(environment)
         options.parseOptions(arguments)
         out, errors = io.StringIO(), Terminal() if terminal else io.StringIO()
         code = await within(warm(reactor, options, out, errors))
@@ -123,7 +123,7 @@ class WarmTests(WarmCase):
         return sum(row[0] for labels, row in rows if labels == ["prefetch", "POST", "5xx"])
 
     async def test_loaded_lately(self) -> None:
-        """What was loaded lately is no failure, and is loaded once more where --again says so."""
+        """What was loaded lately is no failure, and is loaded once more with --again."""
         proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3/instances/1.4.0"
         await self.run_command(url)
@@ -142,7 +142,7 @@ class WarmTests(WarmCase):
         self.assertRegex(run.errors, f"^{url}/series/1.3/instances/1.4.0: failed: .*500.*\n$")
 
     async def test_words_of_the_store(self) -> None:
-        """What a server says drives no terminal and makes no lines of its own."""
+        """Text from a server drives no terminal and makes no lines of its own."""
         store = self.store(STANDARD, *self.study())
         detail = json.dumps({"detail": "no\x1b]0;owned\x07\nall is loaded"}).encode()
         store.fail(Answer(403, (("Content-Type", "application/problem+json"),), detail), lambda seen: True, times=None)
@@ -151,7 +151,7 @@ class WarmTests(WarmCase):
         self.assertEqual(run.errors, f"{url}: 403 no\\u001b]0;owned\\u0007\\nall is loaded\n")
 
     async def test_not_allowed(self) -> None:
-        """The caller's headers go along; without them the store's refusal is told."""
+        """The caller's headers go along; without them the store's refusal is reported."""
         store = self.store(STANDARD, *self.study())
         store.allow(token(ALICE))
         proxy = await self.warm_proxy(store)
@@ -177,7 +177,7 @@ class WarmTests(WarmCase):
         self.assertEqual((await self.run_command(f"{url}/series/1.3/instances/1.7")).code, 1)
 
     async def test_no_proxy(self) -> None:
-        """Nothing that listens, a store without proxy, and an empty study are each told in a line."""
+        """Nothing that listens, a store without proxy, and an empty study are each reported in a line."""
         store = self.store(NO_SYNTAX, *self.study())
         empty = await self.run_command(f"http://127.0.0.1:{free_port()}/studies/1.2")
         self.assertEqual((empty.code, "no connection" in empty.errors), (1, True), empty)
@@ -212,7 +212,7 @@ class ShowingTests(WarmCase):
         self.assertRegex(run.errors, r"\r100%\|.*\| 24/24 frames \[\d\d:\d\d<\d\d:\d\d, [\d.]+ MB/s\]")
 
     async def test_terminal_without_a_size(self) -> None:
-        """The bar is there on a terminal that says it has no columns and no rows, as some consoles do."""
+        """The bar is there on a terminal that claims to have no columns and no rows, as some consoles do."""
         proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3"
         terminal, ours = pty.openpty()
@@ -231,7 +231,7 @@ class ShowingTests(WarmCase):
         self.assertIn("24/24 frames [", os.read(terminal, 65536).decode())
 
     async def test_as_a_command(self) -> None:
-        """As a process without a terminal it prints plain lines, and its exit code tells how it went."""
+        """As a process without a terminal it prints plain lines, and its exit code is 1 after a failure."""
         proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
         command = [sys.executable, "-m", "twistedproxy.warm"]
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3"

@@ -1,4 +1,4 @@
-"""The command line of twistedproxy-warm."""
+"""The command line of twistedproxy warm."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.warm.options import Options
+from twistedproxy.warm.options import WarmOptions
 
 URL = "http://h/dicomweb/studies/1.2"
 
 
-def parsed(*arguments: str, **environment: str) -> Options:
-    options = Options(environment)
+def parsed(*arguments: str, **environment: str) -> WarmOptions:
+    options = WarmOptions(environment)
     options.parseOptions(arguments)
     return options
 
 
 class OptionsTests(SynchronousTestCase):
-    """What may be said, and what is refused."""
+    """What is accepted, and what is refused."""
 
     def test_defaults(self) -> None:
         """One at a time, ten minutes of patience, no headers."""
@@ -37,8 +37,8 @@ class OptionsTests(SynchronousTestCase):
         )
 
     def test_refused(self) -> None:
-        """Each mistake is told by its option's name, and a header's value is not repeated."""
-        for arguments, said in (
+        """An error names the option, and a header's value is not repeated."""
+        for arguments, expected in (
             ([], "a URL is needed"),
             (["http://h/x"], "http://h/x"),
             (["-j", "0", URL], "1 to 64"),
@@ -50,5 +50,5 @@ class OptionsTests(SynchronousTestCase):
             (["--header", "A: sec\nret", URL], "Name: value"),
         ):
             error = self.assertRaises(UsageError, parsed, *arguments)
-            self.assertIn(said, str(error))
+            self.assertIn(expected, str(error))
             self.assertNotIn("secret", str(error))

@@ -4,57 +4,55 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from twistedproxy.processes.channel import CallError, Channel
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.workers.broadcast import Exchange, Member
-from twistedproxy.workers.peer import CallFailed, Peer
+from twistedproxy.workers.broadcast import WorkerProcess, Workers
 
 
-class FakeWorker:
-    """A worker, whose process and pipe are here. *hangs*: it hears nothing."""
+class FakeWorker(WorkerProcess):
+    """A worker, whose own end of the pipe is *here*. *hangs*: it reads nothing."""
 
-    def __init__(self, exchange: Exchange, pid: int) -> None:
-        self.alive = True
+    def __init__(self, clock: Any, workers: Workers, pid: int) -> None:
+        super().__init__(clock, workers)
         self.hangs = False
-        self.pid = pid
-        self.transport = self  # of its process
         self.signals: list[Any] = []
         self.heard: list[tuple[str, Any]] = []
         self.metrics = Metrics()
-        self._waiting: list[Deferred[None]] = []
-        handlers: dict[str, Any] = {}
-        names = ("ping", "forget", "revoke", "snapshot", "status")
-        self.conversation = Peer(handlers)
-        self.here = Peer({name: getattr(self, name) for name in names})
-        for one in (self.conversation, self.here):
+        self._pid = pid
+        self.here = Channel(
+            {name: getattr(self, f"on_{name}") for name in ("ping", "forget", "revoke", "snapshot", "status")}
+        )
+        for one in (self.channel, self.here):
             one.makeConnection(StringTransport())
-        self.member = Member(self)  # type: ignore[arg-type]
-        handlers.update(exchange.handlers(self.member))
-        exchange.add(self.member)
+        workers.add(self)
 
-    async def ping(self) -> None:
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    async def on_ping(self) -> None:
         self.heard.append(("ping", {}))
 
-    async def forget(self, **scope: Any) -> None:
+    async def on_forget(self, **scope: Any) -> None:
         self.heard.append(("forget", scope))
 
-    async def revoke(self, **grant: Any) -> None:
-        raise CallFailed("I won't")
+    async def on_revoke(self, **grant: Any) -> None:
+        raise CallError("I won't")
 
-    async def snapshot(self) -> Any:
+    async def on_snapshot(self) -> Any:
         return self.metrics.snapshot()
 
-    async def status(self) -> Any:
+    async def on_status(self) -> Any:
         return {"pid": self.pid}
 
     def flush(self) -> bool:
         """Move bytes; whether there were any."""
         moved = False
-        for here, there in ((self.conversation, self.here), (self.here, self.conversation)):
+        for here, there in ((self.channel, self.here), (self.here, self.channel)):
             pipe: Any = here.transport
             data = pipe.value()
             if data and not (self.hangs and there is self.here) and self.alive:
@@ -63,19 +61,8 @@ class FakeWorker:
                 moved = True
         return moved
 
-    def signalProcess(self, number: Any) -> None:
-        self.signals.append(number)
-
-    def ended(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if not self.alive:
-            waiter.callback(None)
-        return waiter
-
-    def kill(self) -> None:
-        if self.alive:
-            self.alive = False
-            self.conversation.connectionLost(Failure(ConnectionLost()))
-            for waiter in self._waiting:
-                waiter.callback(None)
+    def signal(self, number: Any) -> None:
+        if number != "KILL":
+            self.signals.append(number)
+        elif self.alive:
+            self.processEnded(Failure(ConnectionLost()))

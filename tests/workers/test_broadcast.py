@@ -10,16 +10,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.workers.in_memory import FakeWorker
 from twistedproxy.system.metrics import merge
-from twistedproxy.workers.broadcast import ANSWER_SECONDS, Exchange
+from twistedproxy.workers.broadcast import CONFIRM_SECONDS, Workers
 
 
-class ExchangeTests(SynchronousTestCase):
+class WorkersTests(SynchronousTestCase):
     """Three workers."""
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.exchange = Exchange(self.clock)
-        self.workers = [FakeWorker(self.exchange, pid) for pid in (1, 2, 3)]
+        self.known = Workers()
+        self.workers = [FakeWorker(self.clock, self.known, pid) for pid in (1, 2, 3)]
         for worker in self.workers:
             worker.here.call("join")
         self.flush()
@@ -61,13 +61,13 @@ class ExchangeTests(SynchronousTestCase):
         for worker in self.workers[1:]:
             worker.hangs = True
         told = self.asked("forget", scope=["a"], told=True)
-        self.clock.advance(ANSWER_SECONDS - 0.1)
+        self.clock.advance(CONFIRM_SECONDS - 0.1)
         self.assertNoResult(told)
         self.clock.advance(0.2)
         self.flush()
         self.successResultOf(told)
         self.assertEqual([worker.alive for worker in self.workers], [True, False, False])
-        self.assertEqual(self.exchange.members, [self.workers[0].member])
+        self.assertEqual(self.known.all, self.workers[:1])
 
     def test_cannot_forget(self) -> None:
         """One that fails to forget is killed too."""
@@ -85,12 +85,12 @@ class ExchangeTests(SynchronousTestCase):
 
     def test_newcomer(self) -> None:
         """A worker that does not listen yet is not waited for; one that has said it is about to, is told."""
-        late = FakeWorker(self.exchange, 4)
+        late = FakeWorker(self.clock, self.known, 4)
         late.hangs = True
         self.workers.append(late)
         self.successResultOf(self.asked("forget", scope=["a"], told=True))
         late.hangs = False
-        late.conversation.transport.clear()  # type: ignore[union-attr]
+        late.channel.transport.clear()  # type: ignore[union-attr]
         late.here.call("join")
         self.flush()
         self.successResultOf(self.asked("forget", scope=["b"], told=True))
@@ -101,7 +101,7 @@ class ExchangeTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.asked("statuses")), [{"pid": 2}, {"pid": 3}])
         self.workers[1].hangs = True
         asked = self.asked("statuses")
-        self.clock.advance(ANSWER_SECONDS)
+        self.clock.advance(CONFIRM_SECONDS)
         self.flush()
         self.assertEqual(self.successResultOf(asked), [{"pid": 3}])
         self.assertTrue(self.workers[1].alive)
@@ -115,7 +115,7 @@ class ExchangeTests(SynchronousTestCase):
         self.assertEqual(self.requests(self.successResultOf(self.asked("snapshots"))), 111)
         self.workers[1].hangs = True
         asked = self.asked("snapshots")
-        self.clock.advance(ANSWER_SECONDS)
+        self.clock.advance(CONFIRM_SECONDS)
         self.flush()
         self.assertEqual(self.requests(self.successResultOf(asked)), 111)
         self.workers[1].kill()

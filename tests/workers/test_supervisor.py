@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,8 +31,7 @@ class SupervisorCase(TestCase):
 
     def setUp(self) -> None:
         self.patch(os, "environ", {**os.environ, "PYTHONPATH": str(TREE)})
-        self.mood = Path(fake_worker.MOOD)
-        self.mood.write_text("good")
+        self.order = "good"
         self.before = set(self.children())
 
     def children(self) -> list[int]:
@@ -60,6 +58,7 @@ class SupervisorCase(TestCase):
         found = Supervisor(
             reactor, Settings(**{**known, **settings}), None, partial(bind, reactor), fake_worker.__name__
         )
+        found.packed = lambda _settings: self.order.encode()  # type: ignore[method-assign]
         self.addCleanup(lambda: Deferred.fromCoroutine(found.stop()))
         return found
 
@@ -130,19 +129,19 @@ class StartTests(SupervisorCase):
 
     async def test_refused(self) -> None:
         """A worker that cannot start ends the start with its reason."""
-        self.mood.write_text("refuses")
+        self.order = "refuses"
         self.assertEqual(await self.failed(), "a worker could not be started: the origin has gone fishing")
 
     async def test_died(self) -> None:
         """One that dies at once ends it with how it died, and its last words."""
-        self.mood.write_text("dies")
+        self.order = "dies"
         reason = await self.failed()
         self.assertIn("exit code 3", reason)
         self.assertIn("Fatal: out of cheese", reason)
 
     async def test_chattering(self) -> None:
         """What workers print, more than a pipe holds, keeps nobody; every line of it arrives."""
-        self.mood.write_text("chatters")
+        self.order = "chatters"
         with logged() as events:
             parent = await self.started()
             said = lambda: sum("x" * 1023 in formatEvent(event) for event in events)  # noqa: E731
@@ -151,13 +150,13 @@ class StartTests(SupervisorCase):
 
     async def test_babbled(self) -> None:
         """One that talks nonsense is ended."""
-        self.mood.write_text("babbles")
+        self.order = "babbles"
         self.assertIn("signal 9", await self.failed())
 
     async def test_silent(self) -> None:
         """One that never says that it listens is given up."""
         self.patch(supervisor, "START_SECONDS", 0.01)
-        self.assertIn("does not listen after 0.01 s", await self.failed())
+        self.assertIn("is not ready after 0.01 s", await self.failed())
 
     async def test_port_taken(self) -> None:
         """A taken port is named, and no worker is started for it."""
@@ -199,16 +198,21 @@ class WatchTests(SupervisorCase):
         await self.stopped(parent)
 
     async def test_spare_killed(self) -> None:
-        """A spare process that ends has a successor, later; a worker that ends meanwhile has one at once."""
+        """A spare process that ends has a successor, later."""
+        self.patch(supervisor, "SPARE_SECONDS", 0.01)
+        parent = await self.started()
+        killed = await self.kill_spare(parent)
+        await wait_until(lambda: len(self.family() - {killed}) == 3, "another spare")
+        await self.stopped(parent)
+
+    async def test_killed_without_spare(self) -> None:
+        """A worker that ends while there is no spare is replaced at once, and then there is a spare again."""
         self.patch(supervisor, "SPARE_SECONDS", 3600.0)
         parent = await self.started()
         await self.kill_spare(parent)
         gone = parent.pids()[0]
         os.kill(gone, signal.SIGKILL)
         await wait_until(lambda: gone not in parent.pids() and len(self.family()) == 3, "another worker and spare")
-        self.patch(supervisor, "SPARE_SECONDS", 0.01)
-        killed = await self.kill_spare(parent)
-        await wait_until(lambda: len(self.family() - {killed}) == 3, "another spare")
         await self.stopped(parent)
 
     async def kill_spare(self, parent: Supervisor) -> int:
@@ -233,12 +237,12 @@ class WatchTests(SupervisorCase):
     async def test_crash_loop(self) -> None:
         """Workers that crash again and again are started ever later, each time with a line that says so."""
         parent = await self.started()
-        self.mood.write_text("crashes later")
+        self.order = "crashes later"
         with logged() as events:
             os.kill(parent.pids()[0], signal.SIGKILL)
             said = lambda: [event for event in events if event.get("event") == "worker_ended"]  # noqa: E731
             await wait_until(lambda: len(said()) == 4, "three crashes more")
-            self.mood.write_text("good")
+            self.order = "good"
         self.assertEqual([event["delay"] for event in said()], [0.0, 0.1, 0.2, 0.4])
         self.assertIn("signal 9", said()[0]["reason"])
         self.assertIn("exit code 4", said()[1]["reason"])
@@ -265,13 +269,13 @@ class ReloadTests(SupervisorCase):
         """Where new workers cannot start the old ones stay, and are watched as before."""
         parent = await self.started()
         first = parent.pids()
-        self.mood.write_text("refuses")
+        self.order = "refuses"
         with logged() as events:
             parent.reload()
             await wait_until(lambda: [event for event in events if event.get("event") == "reload_failed"], "a line")
             await wait_until(lambda: len(parent.pids()) == 2, "the failed one is gone")
         self.assertEqual(parent.pids(), first)
-        self.mood.write_text("good")
+        self.order = "good"
         os.kill(first[0], signal.SIGKILL)
         await wait_until(lambda: len(set(parent.pids()) - set(first)) == 1, "another worker")
         await self.stopped(parent)
@@ -280,10 +284,10 @@ class ReloadTests(SupervisorCase):
         """An old worker that does not end is killed after the deadline."""
         self.patch(supervisor, "KILL_SECONDS", 0.1)
         self.patch(supervisor, "IDLE_SECONDS", 0.1)
-        self.mood.write_text("stays")
+        self.order = "stays"
         parent = await self.started()
         first = parent.pids()
-        self.mood.write_text("good")
+        self.order = "good"
         parent.reload()
         await wait_until(lambda: len(parent.pids()) == 2 and not set(first) & set(parent.pids()), "new workers")
         await self.stopped(parent)
@@ -299,8 +303,8 @@ class ReloadTests(SupervisorCase):
                 os.kill(pid, signal.SIGKILL)
             done = lambda: [event for event in events if event.get("event") in ("reloaded", "reload_failed")]  # noqa: E731
             await wait_until(done, "the reload is over")
-            await wait_until(lambda: len(parent.pids()) == 2 and parent._spare is not None, "all are there again")
-        known = {*parent.pids(), parent._spare[0].process.pid}  # type: ignore[index]
+            await wait_until(lambda: len(parent.pids()) == 2 and parent._spare.child, "all are there again")
+        known = {*parent.pids(), parent._spare.child.pid}  # type: ignore[union-attr]
         await wait_until(lambda: self.family() == known, "and nobody else")
         self.assertFalse(first & set(parent.pids()))
         await self.stopped(parent)

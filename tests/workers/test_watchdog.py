@@ -7,23 +7,23 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicomweb.support import logged
 from tests.workers.in_memory import FakeWorker
-from twistedproxy.workers.broadcast import Exchange
-from twistedproxy.workers.watchdog import MAX_FIRST_OWED, MAX_OWED, PING_SECONDS, STACKS_SECONDS, Watch
+from twistedproxy.workers.broadcast import Workers
+from twistedproxy.workers.watchdog import MAX_FIRST_OWED, MAX_OWED, PING_SECONDS, STACKS_SECONDS, Watchdog
 from twistedproxy.workers.worker import STACKS_SIGNAL
 
 DEADLINE = (MAX_OWED + 1) * PING_SECONDS  # who hangs right after an answer is not asked before the next round
 
 
-class WatchTests(SynchronousTestCase):
+class WatchdogTests(SynchronousTestCase):
     """Two workers, of which the first one hangs in most tests."""
 
     def setUp(self) -> None:
         self.clock = Clock()
-        exchange = Exchange(self.clock)
-        self.workers = [FakeWorker(exchange, pid) for pid in (1, 2)]
-        self.watch = Watch(self.clock, lambda: exchange.members)
-        self.watch.start()
-        self.addCleanup(self.watch.stop)
+        known = Workers()
+        self.workers = [FakeWorker(self.clock, known, pid) for pid in (1, 2)]
+        self.watchdog = Watchdog(self.clock, lambda: known.all)
+        self.watchdog.start()
+        self.addCleanup(self.watchdog.stop)
 
     @property
     def alive(self) -> list[bool]:
@@ -88,9 +88,9 @@ class WatchTests(SynchronousTestCase):
         """A pipe that nobody reads gets one question, not one each round."""
         self.workers[0].hangs = True
         self.live(2 * PING_SECONDS)
-        waiting = len(self.workers[0].conversation.transport.value())  # type: ignore[union-attr]
+        waiting = len(self.workers[0].channel.transport.value())  # type: ignore[union-attr]
         self.live(MAX_OWED * PING_SECONDS)
-        self.assertEqual(len(self.workers[0].conversation.transport.value()), waiting)  # type: ignore[union-attr]
+        self.assertEqual(len(self.workers[0].channel.transport.value()), waiting)  # type: ignore[union-attr]
 
     def test_failing(self) -> None:
         """One that answers that it can't has answered: it may be of another version."""
@@ -109,5 +109,5 @@ class WatchTests(SynchronousTestCase):
     def test_stopped(self) -> None:
         """Once stopped it leaves no timer behind."""
         self.live(PING_SECONDS)
-        self.watch.stop()
+        self.watchdog.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -213,5 +213,5 @@ class SharedTests(WorkersCase):
         instance = self.frame_path.partition("/frames")[0]
         self.assertEqual((await one.ask(instance, "DELETE")).status, 204)
         await within(other.connection.end())
-        self.assertIn(f"worker {other.pid} does not forget", proxy.output())
+        self.assertIn(f"killing worker {other.pid}: it did not confirm an invalidation", proxy.output())
         await self.workers(proxy, but=other.pid)

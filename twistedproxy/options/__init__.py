@@ -1,5 +1,1 @@
-"""The command line and the environment, made into `twistedproxy.settings.Settings`."""
-
-from twistedproxy.options.command import Options, parse
-
-__all__ = ["Options", "parse"]
+"""The command line and the environment, made into `twistedproxy.settings.Settings` (`twistedproxy.options.command`)."""

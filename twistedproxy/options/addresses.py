@@ -2,28 +2,28 @@
 
 Rules:
 - nothing is opened for long, listened on or connected to here: a place is only looked at;
-- relative paths become absolute, for twistd changes its folder after the options were read;
-- credentials have no place in an origin's URL: everybody would use them, and logs would show them.
+- relative paths become absolute, for twistd may change its folder after the options were read;
+- credentials have no place in an origin's URL: all callers would use them, and logs would show them.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from twistedproxy.cache.address import CacheAddress, parse_cache
-from twistedproxy.options.values import Explained, Rejected
-from twistedproxy.settings import SECRET_BYTES, Mount
+import attrs
+
+from twistedproxy.options.values import Rejected, ValueKind, reject_if
 
 DEFAULT_PREFIX = "/dicomweb"
-OWN_PATHS = ("healthz", "readyz", "metrics", "status.json")
-# Words of DICOMweb's own paths (PS3.18 table 10.1-1): a mount below them would hide resources of another.
-_DICOMWEB_WORDS = ("studies", "series", "instances", "frames", "rendered", "metadata", "bulkdata")
+# The proxy's own paths, and words of DICOMweb's (PS3.18 table 10.1-1): a mount below one would hide other resources.
+_OWN_PATHS = frozenset({"healthz", "readyz", "metrics", "status.json"})
+_RESERVED = frozenset({".", "..", "studies", "series", "instances", "frames", "rendered", "metadata", "bulkdata"})
+SECRET_BYTES = 32  # as long as the digests that are made with it (RFC 2104 section 3: no shorter than the hash)
 MAX_SECRET_FILE = 64 * 1024
-MAX_PEM = 64 * 1024  # bytes of a certificate or key that are looked at
 MAX_SOCKET_PATH = 107  # bytes, unix(7); what fits only as a relative path stays one
 # Which arguments of endpoints are paths, by their names and by their places behind the kind.
 _ENDPOINT_PATHS: dict[str, Collection[object]] = {
@@ -31,186 +31,121 @@ _ENDPOINT_PATHS: dict[str, Collection[object]] = {
     "ssl": ("privateKey", 1, "certKey", 2, "extraCertChain", "dhParameters"),
 }
 
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+", re.ASCII)
-_CLEAN = re.compile(r"[\x21-\x7e]+", re.ASCII)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-ORIGIN_ACCEPTED = "[PREFIX=]URL, where URL is http(s)://HOST[:PORT][/PATH], file:FOLDER or sample:"
-CORS_ACCEPTED = "SCHEME://HOST[:PORT] such as https://viewer.example, or *"
+_ARGUMENT = re.compile(r"(?:\\.|[^:\\])+", re.DOTALL)  # of an endpoint's description
 
 
-def parse_origin(text: str) -> Mount:
-    """``[PREFIX=]URL`` as a mount. Raises `Rejected`."""
-    if text.startswith("/"):
-        prefix, equals, url = text.partition("=")
-        if not equals:
-            raise Rejected("there is no URL")
-    else:
-        prefix, url = DEFAULT_PREFIX, text
-        if "=" in text.partition(":")[0]:
-            raise Rejected("PREFIX must start with /")
-    check_prefix(prefix)
-    return Mount(prefix, _origin_url(url))
+@attrs.frozen
+class Mount:
+    """A URL prefix of the proxy, and the origin that it proxies.
+
+    *prefix* starts with a slash and ends without one. *url* is ``http(s)://host[:port][/path]`` without a
+    trailing slash and without credentials, ``file:`` and an absolute path, or ``sample:``.
+    """
+
+    prefix: str
+    url: str
 
 
-def check_prefix(prefix: str) -> None:
-    """Raise `Rejected` unless *prefix* can be the beginning of a mount's paths."""
-    if prefix.endswith("/"):
-        raise Rejected("PREFIX must not end with /" if prefix != "/" else "PREFIX must name something below /")
-    if not _PREFIX.fullmatch(prefix):
-        raise Rejected("PREFIX takes letters, digits and . _ ~ - between single slashes")
+def _origin(text: str) -> Mount:
+    """``[PREFIX=]URL`` as a mount."""
+    if not text.startswith("/"):
+        reject_if("=" in text.partition(":")[0], "PREFIX must start with /")
+        text = f"{DEFAULT_PREFIX}={text}"
+    prefix, equals, url = text.partition("=")
     segments = prefix.split("/")[1:]
-    if "." in segments or ".." in segments:
-        raise Rejected("PREFIX must not hold . or .. as a segment")
-    if segments[0] in OWN_PATHS:
-        raise Rejected(f"PREFIX would hide the proxy's own /{segments[0]}")
-    for word in _DICOMWEB_WORDS:
-        if word in segments:
-            raise Rejected(f"PREFIX must not hold {word}, a word of DICOMweb's own paths")
+    reserved = _RESERVED.intersection(segments) | _OWN_PATHS.intersection(segments[:1])
+    reject_if(not equals, "there is no URL")
+    reject_if(prefix.endswith("/"), "PREFIX must name something below /, and not end with /")
+    reject_if(
+        not re.fullmatch("(?:/[A-Za-z0-9._~-]+)+", prefix),
+        "PREFIX takes letters, digits and . _ ~ - between single slashes",
+    )
+    reject_if(reserved, f"PREFIX must not hold {' or '.join(reserved)}, which has a meaning of its own")
+    return Mount(prefix, _origin_url(url))
 
 
 def _origin_url(url: str) -> str:
     scheme, _, rest = url.partition(":")
-    if scheme == "sample":
-        if rest:
-            raise Rejected("nothing follows sample:")
+    if url in ("sample", "sample:"):
         return "sample:"
     if scheme == "file":
+        rest = re.sub("^//(?=/)", "", rest)  # RFC 8089: an empty host
+        reject_if(rest.startswith("//"), "file: takes a path of this machine")
         return "file:" + _folder(rest)
-    if scheme in ("http", "https"):
-        return _http_url(url)
-    raise Rejected
-
-
-def _http_url(url: str) -> str:
-    if "@" in url:  # anywhere: a password may hold a slash, and would then end the host for a parser
-        raise Rejected("credentials do not belong in the URL: each caller's own are passed on")
-    parts = _split(url)
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise Rejected("the URL must have no query and no fragment")
-    segments = parts.path.lower().replace("%2e", ".").split("/")
-    if "." in segments or ".." in segments:
-        raise Rejected("the URL must hold no . or .. as a segment")
+    reject_if(scheme not in ("http", "https"))
+    # Anywhere: a password may hold a slash, and would then end the host for a parser.
+    reject_if("@" in url, "credentials do not belong in the URL: each caller's own are forwarded")
+    segments = _split(url).path.lower().replace("%2e", ".").split("/")
+    reject_if("?" in url or "#" in url, "the URL must have no query and no fragment")
+    reject_if({".", ".."}.intersection(segments), "the URL must hold no . or .. as a segment")
     return url.rstrip("/")
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of a URL with a host; `Rejected` for what is none."""
-    if not _CLEAN.fullmatch(url):
-        raise Rejected("the URL must be printable ASCII without spaces")
+    """The parts of a URL with a host."""
+    reject_if(not re.fullmatch(r"[\x21-\x7e]+", url), "the URL must be printable ASCII without spaces")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise Rejected("the host or port is malformed") from None
-    if not parts.hostname or "://" not in url:
-        raise Rejected("the host is missing")
-    if port == 0 or parts.netloc.endswith(":"):
-        raise Rejected("the port is malformed")
+    reject_if(not parts.hostname or "://" not in url, "the host is missing")
+    reject_if(port == 0 or parts.netloc.endswith(":"), "the port is malformed")
     return parts
 
 
+def _file(text: str) -> str:
+    reject_if(not text or "\0" in text)
+    return os.path.abspath(os.path.expanduser(text))
+
+
 def _folder(path: str) -> str:
-    if path.startswith("//"):  # RFC 8089: an empty host
-        path = path[2:]
-        if not path.startswith("/"):
-            raise Rejected("file: takes a path of this machine")
-    return parse_folder(path)
-
-
-def parse_folder(path: str) -> str:
-    """The path of a folder that is there, absolute. Raises `Rejected`."""
-    if not path or "\0" in path:
-        raise Rejected("the folder is missing")
-    path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.exists(path):
-        raise Rejected("there is no such folder")
-    if not os.path.isdir(path):
-        raise Rejected("that is no folder")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise Rejected("the folder cannot be read")
+    """The path of a folder that is there, absolute."""
+    path = _file(path)
+    reject_if(not os.path.isdir(path), "there is no such folder")
+    reject_if(not os.access(path, os.R_OK | os.X_OK), "the folder cannot be read")
     return path
 
 
-def parse_cors_origin(text: str) -> str:
-    """A web origin as browsers write it (RFC 6454 section 6.2): lower case, no default port. Raises `Rejected`."""
+def _cors_origin(text: str) -> str:
+    """A web origin as browsers write it (RFC 6454 section 6.2): lower case, no default port."""
     if text == "*":
         return text
-    if not re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
-        raise Rejected
+    reject_if(not re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE))
     parts = _split(text)
-    if "@" in parts.netloc or parts.path or parts.query or parts.fragment or text[-1] in "?#":
-        raise Rejected("nothing follows the host and port")
-    port = f":{parts.port}" if parts.port and parts.port != _DEFAULT_PORTS.get(parts.scheme) else ""
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{port}"
+    reject_if("@" in parts.netloc or parts.path or "?" in text or "#" in text, "nothing follows the host and port")
+    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "no port")
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(default_port)}"
 
 
-def parse_cache_address(text: str) -> CacheAddress:
-    """Where frames wait. Raises `Explained`: the cache's own parser says what came and what is accepted."""
-    try:
-        return parse_cache(text)
-    except ValueError as error:
-        raise Explained(str(error)) from None
+def _endpoint(text: str) -> str:
+    """A Twisted server endpoint with absolute paths, checked by building it, without listening.
 
-
-def parse_endpoint(text: str) -> str:
-    """Check a Twisted server endpoint by building it, without listening, and give it back. Raises `Rejected`.
-
-    Certificates of ``ssl:`` are read on the way, and descriptors of ``systemd:`` looked up. Paths become absolute.
+    Certificates of ``ssl:`` are read on the way, and descriptors of ``systemd:`` looked up.
     """
+    from twisted.internet import endpoints, reactor
+
     # Twisted itself finds a port that is out of range only when it listens.
-    match = re.match(r"(tcp|tcp6|ssl|tls):(?:port=)?([^:]*)", text)
-    if match and not (re.fullmatch(r"[0-9]{1,5}", match[2], re.ASCII) and int(match[2]) <= 65535):
-        raise Rejected("the port must be a number from 0 to 65535")
-    build_endpoint(text)
-    return _with_absolute_paths(text)
-
-
-def _with_absolute_paths(endpoint: str) -> str:
-    """*endpoint* with the paths of sockets and certificates made absolute."""
-    parts = re.findall(r"(?:\\.|[^:\\])+", endpoint, re.DOTALL)
-    wrappers = sum(1 for _ in itertools.takewhile("haproxy".__eq__, parts))
-    kind, arguments = parts[wrappers], parts[wrappers + 1 :]
-    places = _ENDPOINT_PATHS.get(kind, {})
-    for place, argument in enumerate(arguments):
-        name, equals, _ = argument.partition("=")
-        path = argument[len(name) + 1 :] if equals else argument
-        if (name if equals else place) in places:
-            arguments[place] = name * bool(equals) + equals + _absolute(kind, path)
-    return ":".join([*parts[: wrappers + 1], *arguments])
-
-
-def _absolute(kind: str, quoted: str) -> str:
-    path = os.path.abspath(re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
-    if kind == "unix" and len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        return quoted
-    return re.sub(r"([:\\=])", r"\\\1", path)
-
-
-def build_endpoint(text: str) -> object:
-    """Build the endpoint on the running reactor. Raises `Rejected` with the reason."""
-    from twisted.internet import reactor
-    from twisted.internet.endpoints import serverFromString
-
-    build: Callable[[object, str], object] = serverFromString  # type: ignore[assignment]
+    if match := re.match(r"(?:tcp|tcp6|ssl|tls):(?:port=)?([^:]*)", text):
+        port = int(match[1]) if re.fullmatch("[0-9]{1,5}", match[1]) else -1
+        reject_if(not 0 <= port <= 65535, "the port must be a number from 0 to 65535")
     try:
-        return build(reactor, text)
+        endpoints.serverFromString(reactor, text)
     except OSError as error:
         raise Rejected(f"{error.strerror or 'unreadable'}: {error.filename or text}") from None
     except Exception as error:  # each parser, plugins among them, fails in its own way
-        reason = _no_pem(text) or " ".join(str(error).split()) or type(error).__name__
-        raise Rejected(reason) from None
+        raise Rejected(_no_pem(text) or " ".join(str(error).split()) or type(error).__name__) from None
+    parts = _ARGUMENT.findall(text)
+    begin = next(place for place, part in enumerate(parts) if part != "haproxy") + 1
+    arguments = [_with_absolute_path(parts[begin - 1], *each) for each in enumerate(parts[begin:])]
+    return ":".join([*parts[:begin], *arguments])
 
 
 def _no_pem(endpoint: str) -> str:
-    """Which file of *endpoint* holds no certificate or key; "" if none. OpenSSL names no file, and speaks of routines."""
-    for argument in re.findall(r"(?:\\.|[^:\\])+", endpoint, re.DOTALL):
-        path = re.sub(r"\\(.)", r"\1", argument.partition("=")[2] or argument, flags=re.DOTALL)
-        if not os.path.isfile(path):
-            continue
-        with open(path, "rb") as file:
-            text = file.read(MAX_PEM)
+    """Which file of *endpoint* holds no certificate or key; "" if none. OpenSSL's errors name no file."""
+    for argument in _ARGUMENT.findall(endpoint):
+        path = Path(_unquoted(argument.partition("=")[2] or argument))
+        text = path.read_bytes() if path.is_file() else b"-----BEGIN "
         if b"-----BEGIN " not in text:
             return f"{path} is no PEM file"
         if b"ENCRYPTED" in text:
@@ -218,20 +153,36 @@ def _no_pem(endpoint: str) -> str:
     return ""
 
 
+def _with_absolute_path(kind: str, place: int, argument: str) -> str:
+    """An argument of an endpoint; the path of a socket or certificate is made absolute."""
+    name, equals, value = argument.partition("=") if "=" in argument else ("", "", argument)
+    path = os.path.abspath(_unquoted(value))
+    too_long = kind == "unix" and len(os.fsencode(path)) > MAX_SOCKET_PATH
+    if too_long or (name or place) not in _ENDPOINT_PATHS.get(kind, ()):
+        return argument
+    return name + equals + re.sub(r"([:\\=])", r"\\\1", path)
+
+
+def _unquoted(argument: str) -> str:
+    return re.sub(r"\\(.)", r"\1", argument, flags=re.DOTALL)
+
+
 def read_secret(path: str) -> bytes:
     """The key in the file at *path*, all of it. Raises `Rejected`."""
     try:
         with open(path, "rb") as file:
             secret = file.read(MAX_SECRET_FILE + 1)
-    except (OSError, ValueError) as error:
-        raise Rejected(getattr(error, "strerror", None) or "unreadable") from None
-    if not SECRET_BYTES <= len(secret) <= MAX_SECRET_FILE:
-        raise Rejected(f"it holds {len(secret) if len(secret) <= MAX_SECRET_FILE else 'too many'} bytes")
+    except OSError as error:
+        raise Rejected(error.strerror or "unreadable") from None
+    size = "too many" if len(secret) > MAX_SECRET_FILE else len(secret)
+    reject_if(not SECRET_BYTES <= len(secret) <= MAX_SECRET_FILE, f"it holds {size} bytes")
     return secret
 
 
-def parse_file(text: str) -> str:
-    """The path of a file, absolute. Raises `Rejected`."""
-    if not text or "\0" in text:
-        raise Rejected
-    return os.path.abspath(os.path.expanduser(text))
+ORIGIN = ValueKind(
+    _origin, "[PREFIX=]URL, where URL is http(s)://HOST[:PORT][/PATH], file:FOLDER or sample:", "[PREFIX=]URL"
+)
+ENDPOINT = ValueKind(_endpoint, "a Twisted server endpoint such as tcp:8080:interface=127.0.0.1", "ENDPOINT")
+CORS_ORIGIN = ValueKind(_cors_origin, "SCHEME://HOST[:PORT] such as https://viewer.example, or *", "ORIGIN")
+FOLDER = ValueKind(_folder, "the path of a folder that can be read", "FOLDER")
+KEY_FILE = ValueKind(_file, "the path of a readable file of 32 bytes to 64 kB", "PATH")

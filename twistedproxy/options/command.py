@@ -3,7 +3,8 @@
 Rules:
 - everything is checked here, at the start; what comes out needs no second look;
 - an error is one line that names the option (or the variable), what came and what is accepted;
-- what came is shown without passwords.
+- what came is shown without passwords;
+- an option that was removed is ignored with a warning for one release: services come back from an upgrade.
 """
 
 from __future__ import annotations
@@ -12,217 +13,206 @@ import difflib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Optional
 
+import attrs
+from twisted.logger import Logger
 from twisted.python import usage
 
+import twistedproxy
 from twistedproxy.cache.address import MemoryAddress
-from twistedproxy.options import addresses
-from twistedproxy.options.table import ENVIRONMENT_PREFIX, OPTIONS, Option
-from twistedproxy.options.values import Explained, Rejected, show_size
-from twistedproxy.settings import MIB, Settings
+from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
+from twistedproxy.options.values import Rejected, ValueKind, reject_if, show_size
+from twistedproxy.settings import MIB, REMOVED, Settings
 from twistedproxy.system.logs import check_destination
 from twistedproxy.system.resources import MemoryReading, read_memory
 
+ENVIRONMENT_PREFIX = "TWISTEDPROXY_"
 SHOWN_LENGTH = 120  # characters of a bad value in an error
-# What Kubernetes and Docker links set for a service that is named twistedproxy: not meant for us.
+# What Kubernetes and Docker links set for a service that is named twistedproxy: not meant for the proxy.
 _FOREIGN_VARIABLE = re.compile(ENVIRONMENT_PREFIX + r"(?:SERVICE_(?:HOST|PORT)|PORT|NAME|ENV)(?:_.*)?")
 
-
-def print_versions() -> None:
-    """What ``--version`` says."""
-    try:
-        own = version("twistedproxy")
-    except PackageNotFoundError:  # run from the source tree
-        own = "not installed"
-    print(f"twistedproxy: {own}\nTwisted: {version('twisted')}")
+_log = Logger()
 
 
-class Options(usage.Options):
-    """All options of the proxy. After parsing, `settings` holds the outcome."""
+@attrs.frozen
+class Option:
+    """One option, see `twistedproxy.options.values.setting`. *field*: of `Settings`; *words*: shown for a default that cannot
+    be typed; *described*: for ``--help``."""
 
+    field: str
+    name: str
+    group: str
+    kind: ValueKind
+    help: str
+    repeatable: bool
+    words: str
+    shown_default: str
+    described: str
+
+
+def _option(field: str, default: Any, kind: ValueKind, help: str, shown: str, group: str) -> Option:
+    clause, semicolon, rest = help.partition(";")
+    sentence = f"{clause} ({kind.unit}){semicolon}{rest}" if kind.unit else help
+    repeatable = isinstance(default, tuple)
+    typed = shown or " ".join(map(kind.show, default if repeatable else [default]))
+    described = f"{sentence}. [{'repeatable; ' * repeatable}{'default: ' * (shown != 'required')}{typed}]"
+    return Option(field, field.replace("_", "-"), group, kind, sentence, repeatable, shown, typed, described)
+
+
+OPTIONS = tuple(_option(each.name, each.default, **each.metadata) for each in attrs.fields(Settings) if each.metadata)
+
+
+def variable(name: str) -> str:
+    """The environment variable of the option *name*."""
+    return ENVIRONMENT_PREFIX + name.replace("-", "_").upper()
+
+
+class Command(usage.Options):
+    """The options of a command of this package."""
+
+    def opt_version(self) -> None:
+        """Display the versions of twistedproxy and Twisted and exit."""
+        print(f"twistedproxy: {twistedproxy.__version__}\nTwisted: {version('twisted')}")
+        sys.exit(0)
+
+
+class Options(Command):
+    """All options of the proxy. *settings*: the outcome, after `parseOptions`; *program*: what was started, for help."""
+
+    settings: Settings
+    program = "twistd twistedproxy"
     synopsis = "--origin [PREFIX=]URL [options]"
     longdesc = (
         "Each option may also come from the environment: --frame-ttl as TWISTEDPROXY_FRAME_TTL, repeatable ones "
-        "separated by spaces; the command line wins, and an empty variable counts as unset. k, M and G are powers "
-        "of 1024. Options of twistd itself, such as --pidfile= and --logfile, stand before the word twistedproxy."
+        "separated by spaces; the command line wins, and an empty variable counts as unset. k, M and G are powers of "
+        "1024. twistd's own options come before the word twistedproxy: twistd -n --logfile=FILE twistedproxy [options]. "
+        "Loading instances into the cache of a running proxy: twistedproxy warm --help."
     )
-
     optParameters = [
-        [option.name, None, None, f"{option.help}. [{option.facts}]"] for option in OPTIONS if not option.repeatable
+        *([option.name, None, None, option.described] for option in OPTIONS),
+        *([name, None, None, f"Removed: {reason}. [ignored]"] for name, reason in REMOVED.items()),
     ]
+    compData = usage.Completions(multiUse=[option.name for option in OPTIONS if option.repeatable])
 
     def __init__(
-        self,
-        environ: Optional[Mapping[str, str]] = None,
-        memory: Callable[[], MemoryReading] = read_memory,
+        self, environ: Mapping[str, str] = os.environ, memory: Callable[[], MemoryReading] = read_memory
     ) -> None:
         super().__init__()
-        self._environ = os.environ if environ is None else environ
+        self._environ = environ
         self._memory = memory
-        self._repeated: dict[str, list[str]] = {}
-        self._settings: Optional[Settings] = None
+        self._typed: dict[str, list[str]] = {}
 
-    @property
-    def settings(self) -> Settings:
-        """The validated settings; only after `parseOptions`."""
-        if self._settings is None:
-            raise RuntimeError("the options were not parsed yet")
-        return self._settings
+    def __setitem__(self, name: str, text: str) -> None:
+        """Called for each option on the command line. All values are kept: some options are repeatable."""
+        self._typed.setdefault(name, []).append(text)
+
+    def getSynopsis(self) -> str:
+        return f"Usage: {self.program} {self.synopsis}"
 
     def parseOptions(self, options: Optional[Sequence[str]] = None) -> None:
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            raise usage.UsageError(_explained(str(error))) from None
-
-    def opt_version(self) -> None:
-        """Display the versions of twistedproxy and Twisted and exit."""
-        print_versions()
-        sys.exit(0)
+            message = _explained(str(error))
+            if self.parent is None:
+                raise usage.UsageError(message) from None
+            # For a UsageError, twistd would print all of the help first.
+            sys.exit(f"twistedproxy: {message} (help: {self.program} --help)")
 
     def parseArgs(self, *arguments: str) -> None:
-        if arguments:
-            raise usage.UsageError(f"{_shown(arguments[0])} came, and only options are accepted: see --help")
+        reject_if(arguments, f"{_shown(' '.join(arguments))} came, and only options are accepted")
 
     def postOptions(self) -> None:
         self._check_variables()
-        values = {option.field: value for option in OPTIONS if (value := self._value(option)) is not _ABSENT}
-        self._settings = self._checked(values)
+        self._warn_of_removed()
+        values: dict[str, Any] = {}
+        for option in OPTIONS:
+            source, texts = self._given(option)
+            if each := [parsed(option.kind, source, text) for text in texts]:
+                values[option.field] = tuple(dict.fromkeys(each)) if option.repeatable else each[0]
+        self.settings = self._checked(values)
         if self.parent is not None:
-            check_destination(self._settings.log_format, self.parent)
-
-    def _check_variables(self) -> None:
-        """Refuse variables that look like ours and are none: most likely misspelt."""
-        known = [option.variable for option in OPTIONS]
-        for name in sorted(self._environ):
-            if not name.startswith(ENVIRONMENT_PREFIX) or name in known or _FOREIGN_VARIABLE.fullmatch(name):
-                continue
-            close = difflib.get_close_matches(name, known, 1, 0)[0]
-            raise usage.UsageError(f"{name}: no option has this variable; the nearest one is {close}")
+            check_destination(self.settings.log_format, self.parent)
 
     def _given(self, option: Option) -> tuple[str, list[str]]:
-        """Where values of *option* came from, and their texts."""
-        texts = self._repeated.get(option.name, []) if option.repeatable else [self[option.name]]
-        if texts and texts[0] is not None:
-            return option.flag, texts
-        text = self._environ.get(option.variable, "").strip()
-        return option.variable, (text.split() if option.repeatable else [text] if text else [])
+        """Where values of *option* come from, and their texts."""
+        if texts := self._typed.get(option.name):
+            return f"--{option.name}", texts if option.repeatable else texts[-1:]
+        text = self._environ.get(variable(option.name), "").strip()
+        return variable(option.name), text.split() if option.repeatable else [text] * bool(text)
 
-    def _value(self, option: Option) -> Any:
-        source, texts = self._given(option)
-        if not texts:
-            return _ABSENT
-        values = [_parsed(option, source, text) for text in texts]
-        if not option.repeatable:
-            return values[0]
-        return tuple(dict.fromkeys(values))
+    def _check_variables(self) -> None:
+        """Refuse variables that look like options and are none: most likely misspelled."""
+        known = [variable(option.name) for option in OPTIONS]
+        for name in sorted(self._environ.keys() - {*known, *map(variable, REMOVED)}):
+            if name.startswith(ENVIRONMENT_PREFIX) and not _FOREIGN_VARIABLE.fullmatch(name):
+                close = difflib.get_close_matches(name, known, 1, 0)[0]
+                raise Rejected(f"{name}: no option has this variable; the nearest one is {close}")
+
+    def _warn_of_removed(self) -> None:
+        for name, reason in REMOVED.items():
+            if name in self._typed or self._environ.get(variable(name)):
+                _log.warn(
+                    "--{option} ({variable}) was removed: {reason}. It is ignored, and the next release will refuse it",
+                    event="option_removed",
+                    option=name,
+                    variable=variable(name),
+                    reason=reason,
+                )
 
     def _checked(self, values: dict[str, Any]) -> Settings:
-        """Settings from single values, each of them good, that must also go together."""
-        mounts = values.get("origin", ())
-        if not mounts:
-            raise usage.UsageError(f"--origin: nothing came; at least one is required: {addresses.ORIGIN_ACCEPTED}")
-        prefixes = [mount.prefix for mount in mounts]
-        for prefix in prefixes:
-            if prefixes.count(prefix) > 1:
-                raise usage.UsageError(
-                    f"--origin: {prefixes.count(prefix)} origins came for {prefix}; each needs a PREFIX of its own"
-                )
-        settings = Settings(**{**self._cache_memory(), **values, **_secret(values)})
-        self._check_memory(values)
-        if isinstance(settings.cache, MemoryAddress) and settings.workers > 1:
-            raise usage.UsageError(
-                f"--cache: 'memory' came with --workers {settings.workers}; workers share no memory: "
-                "embedded or a server is accepted, or --workers 1"
-            )
-        if settings.admin_listen in settings.listen:
-            raise usage.UsageError(
-                f"--admin-listen: {_shown(str(settings.admin_listen))} came; an endpoint that --listen does not have "
-                "is accepted"
-            )
+        """Settings from values that are good by themselves, and must also go together."""
+        prefixes = Counter(mount.prefix for mount in values.get("origin", ()))
+        reject_if(not prefixes, f"--origin: nothing came; at least one is required: {ORIGIN.accepted}")
+        for prefix, count in prefixes.items():
+            reject_if(count > 1, f"--origin: {count} origins came for {prefix}; each needs a PREFIX of its own")
+        memory = self._memory()
+        for field in ("cache_memory", "hot_memory"):
+            given, had = values.get(field, 0), f"this machine has {memory.total // MIB}M, and no more is accepted"
+            reject_if(given > memory.total, f"--{field.replace('_', '-')}: {show_size(given)} came; {had}")
+        if path := values.get("secret_file"):
+            # Now, while the process may still have the rights to read it.
+            values["secret"] = parsed(attrs.evolve(KEY_FILE, parse=read_secret), "--secret-file", path)
+        settings = Settings(**{"cache_memory": max(MIB, memory.available // 2), **values})
+        reject_if(
+            isinstance(settings.cache, MemoryAddress) and settings.workers > 1,
+            f"--cache: 'memory' came with --workers {settings.workers}; workers share no memory: "
+            "embedded or a server is accepted, or --workers 1",
+        )
+        reject_if(
+            settings.admin_listen in settings.listen,
+            f"--admin-listen: {settings.admin_listen!r} came; an endpoint that --listen does not have is accepted",
+        )
         return settings
 
-    def _cache_memory(self) -> dict[str, int]:
-        """What the embedded cache gets if nobody says otherwise."""
-        return {"cache_memory": max(MIB, self._memory().available // 2)}
 
-    def _check_memory(self, values: Mapping[str, Any]) -> None:
-        """Refuse to promise memory that the machine, or the container, does not have."""
-        total = self._memory().total
-        for option in OPTIONS:
-            given = values.get(option.field)
-            if option.field in ("cache_memory", "hot_memory") and given is not None and given > total:
-                raise usage.UsageError(
-                    f"{option.flag}: {show_size(given)} came; this machine has {total // MIB}M, and no more is accepted"
-                )
-
-
-class _Absent:
-    """No value came."""
-
-
-_ABSENT = _Absent()
-
-
-def _parsed(option: Option, source: str, text: str) -> Any:
+def parsed(kind: ValueKind, source: str, text: str) -> Any:
+    """The value of *text*, which came from the option or variable *source*. Raises `usage.UsageError`."""
     try:
-        return option.kind.parse(text)
-    except Explained as error:
-        raise usage.UsageError(f"{source}: {error}") from None
-    except ValueError as error:
-        reason = f" ({error})" if isinstance(error, Rejected) and str(error) else ""
-        raise usage.UsageError(f"{source}: {_shown(text)} came{reason}; accepted: {option.kind.accepted}") from None
+        return kind.parse(text)
+    except ValueError as error:  # of the cache's own parser: it names the value and what is accepted
+        raise Rejected(f"{source}: {error}") from None
+    except Rejected as error:
+        reason = f" ({error})" if str(error) else ""
+        raise Rejected(f"{source}: {_shown(text)} came{reason}; accepted: {kind.accepted}") from None
 
 
 def _explained(error: str) -> str:
-    """getopt's errors name the option only: say what is accepted too."""
+    """getopt's errors name the option only: add what is accepted."""
+    accepted = {option.name: option.kind.accepted for option in OPTIONS}
     if match := re.fullmatch(r"option --(\S+) requires argument", error):
-        accepted = next((option.kind.accepted for option in OPTIONS if option.name == match[1]), "a value")
-        return f"--{match[1]}: no value came; accepted: {accepted}"
+        return f"--{match[1]}: no value came; accepted: {accepted.get(match[1], 'any value')}"
     if match := re.fullmatch(r"option --(\S+) not recognized", error):
-        close = difflib.get_close_matches(match[1], [option.name for option in OPTIONS], 1, 0)
-        return f"--{match[1]}: there is no such option; the nearest one is --{close[0]}"
+        close = difflib.get_close_matches(match[1], accepted, 1, 0)[0]
+        return f"--{match[1]}: there is no such option; the nearest one is --{close}"
     return error
-
-
-def _secret(values: Mapping[str, Any]) -> dict[str, bytes]:
-    """The key from the secret file: read now, while the process may still have the rights to."""
-    path: Optional[str] = values.get("secret_file")
-    if path is None:
-        return {}
-    try:
-        return {"secret": addresses.read_secret(path)}
-    except Rejected as error:
-        accepted = next(option.kind.accepted for option in OPTIONS if option.name == "secret-file")
-        raise usage.UsageError(f"--secret-file: {_shown(path)} came ({error}); accepted: {accepted}") from None
 
 
 def _shown(text: str) -> str:
     """A value for an error: one line, no password, not too long."""
     hidden = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)
     return repr(hidden if len(hidden) <= SHOWN_LENGTH else hidden[:SHOWN_LENGTH] + "...")
-
-
-def _collector(option: Option) -> Callable[[Options, str], None]:
-    """The handler of a repeatable option, as `usage.Options` finds it by its name and describes it by its docstring."""
-
-    def collect(self: Options, text: str) -> None:
-        self._repeated.setdefault(option.name, []).append(text)
-
-    collect.__doc__ = f"{option.help}. [{option.facts}]"
-    return collect
-
-
-for _option in OPTIONS:
-    if _option.repeatable:
-        setattr(Options, f"opt_{_option.field}", _collector(_option))
-
-
-def parse(arguments: Sequence[str], environ: Optional[Mapping[str, str]] = None) -> Settings:
-    """Settings from command line *arguments* and *environ* (none unless given), for tests and tools."""
-    options = Options({} if environ is None else environ)
-    options.parseOptions(list(arguments))
-    return options.settings

@@ -1,10 +1,10 @@
-"""The table of options for README.md, made from the options: ``python -m twistedproxy.options.document`` prints it."""
+"""The table of options for the documentation: ``python -m twistedproxy.options.document`` prints it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from twistedproxy.options.table import OPTIONS, Option
+from twistedproxy.options.command import OPTIONS
 
 BEGIN = "<!-- options: made by python -m twistedproxy.options.document -->"
 END = "<!-- /options -->"
@@ -12,25 +12,17 @@ END = "<!-- /options -->"
 
 def markdown() -> str:
     """The table, between its two markers."""
-    return "\n".join([BEGIN, *_rows(), END])
+    return "\n".join([BEGIN, "| option | default | |", "|---|---|---|", *_rows(), END])
 
 
 def _rows() -> Iterator[str]:
-    yield "| option | default | |"
-    yield "|---|---|---|"
     for option in OPTIONS:
-        again = ", repeatable" if option.repeatable else ""
-        yield f"| `{option.flag} {_cell(option.value)}`{again} | {_default(option)} | {_cell(option.help)} |"
-
-
-def _default(option: Option) -> str:
-    # A default that is no value but words is not shown as if it could be typed.
-    shown = option.shown_default if option.default else f"`{option.shown_default}`"
-    return f"{shown} {option.kind.unit}" if option.kind.unit and not option.default else shown
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+        if option.group:
+            yield f"| **{option.group}** | | |"
+        name = f"`--{option.name} {option.kind.placeholder}`{', repeatable' * option.repeatable}"
+        # Words that stand for a default are not shown as if they could be typed.
+        cells = (name, option.words or f"`{option.shown_default}`", option.help)
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

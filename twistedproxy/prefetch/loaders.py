@@ -1,18 +1,12 @@
-"""Where whole instances are loaded: in this process, or in a child that has the CPU to itself.
+"""Where whole instances are loaded: in this process, or in a child process.
 
-A loader is told everything that it must know in one `LoadTask`; it writes to the cache only.
-
-The loader that loads in a child process: started early, used again, replaced when it ends.
-
-- A child that ends takes its loads with it, which fail and say so.
-- Starting again and again without success slows down instead of storming.
-- Loads rest while callers want much.
-- A child ends with the proxy, whatever way that ends: its standard input does.
+A loader gets everything that it must know in one `LoadTask`, and writes to the cache only. The child is started early,
+used again, and replaced when it ends; its loads then fail. It pauses while clients ask for much.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any, Optional, Protocol
 
@@ -22,21 +16,23 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
-from twisted.protocols import amp
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.deferreds import follow
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.interface import Caller, Origin
-from twistedproxy.prefetch import commands
-from twistedproxy.prefetch.child_process import LoaderChild
 from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, ProvisionalFrames, remove_frames
-from twistedproxy.prefetch.jobs import LoadFailed, Progress, Withdrawn
+from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
 from twistedproxy.prefetch.throttle import rest_seconds
+from twistedproxy.processes.channel import CallError
+from twistedproxy.processes.child import ChildProcess, StartFailed
+from twistedproxy.processes.kept_alive import KeptAlive
 from twistedproxy.settings import Settings
 from twistedproxy.system.demand import Demand
 from twistedproxy.system.metrics import Metrics
+
+MODULE = "twistedproxy.prefetch.loader_main"
 
 TURN_SECONDS = 0.004
 """How long a load in this process works before it lets the reactor turn: others wait no longer than this."""
@@ -104,204 +100,105 @@ STOP_SECONDS = 3.0
 
 ORIGIN_SETTINGS = ("origin_concurrency", "origin_connect_timeout", "origin_timeout", "origin_stall_timeout")
 
+_ERRORS = {error.__name__: error for error in (Withdrawn, NotLoadable, LoadFailed)}
+
 
 @attrs.define(eq=False)
-class Children:
-    """A `Loader` that loads in a child process. One child serves all: ``--max-jobs`` bounds its loads."""
+class ChildLoader:
+    """A `Loader` that loads in a child process. One child serves all loads: ``--max-jobs`` bounds these."""
 
     reactor: Any
     cache: Cache
     settings: Settings
     metrics: Metrics
     demand: Demand
-    _ready: Optional[LoaderChild] = attrs.field(init=False, default=None)
-    _spawned: Optional[LoaderChild] = attrs.field(init=False, default=None)
-    _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
+    module: str = MODULE
+    _kept: KeptAlive[ChildProcess] = attrs.field(init=False)
+    _running: dict[int, Progress] = attrs.field(init=False, factory=dict)
     _loads: int = attrs.field(init=False, default=0)
-    _delay: float = attrs.field(init=False, default=FIRST_RETRY_SECONDS)
-    _stopped: bool = attrs.field(init=False, default=False)
-    _keeping: Optional[Deferred[None]] = attrs.field(init=False, default=None)
-    _log = Logger()
 
     def __attrs_post_init__(self) -> None:
-        self.demand.changed.append(self._tell_pace)
+        delays = FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS
+        self._kept = KeptAlive(self.reactor, "loader", self._started, None, *delays)
+        self.demand.changed.append(self._set_rest)
 
     def start(self) -> None:
-        """Start a child in the background."""
-        self._keeping = Deferred.fromCoroutine(self._keep_one())
-        self._keeping.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        """Start a child in the background, and keep it alive."""
+        self._kept.keep()
+
+    async def stop(self) -> None:
+        """End the child. Its loads were given up before."""
+        await self._kept.stop()
+        if self._kept.child is not None:
+            await self._kept.child.killed()
 
     @property
     def pids(self) -> list[int]:
         """The living children that are ready for loads."""
-        pid = self._ready.process.pid if self._ready is not None else None
-        return [pid] if pid is not None else []
+        return [child.pid for child in [self._kept.child] if child is not None and child.pid is not None]
 
-    # Keeping a child.
-
-    async def _keep_one(self) -> None:
-        """Keep one child running, until we stop."""
-        while not self._stopped:
-            began = self.reactor.seconds()
-            await self._one_life()
-            if self._stopped:
-                return
-            lived = self.reactor.seconds() - began
-            if lived > MAX_RETRY_SECONDS:
-                self._delay = FIRST_RETRY_SECONDS
-            self._log.warn(
-                "a loader ended after {seconds:.1f} s; another is started in {delay:g} s",
-                seconds=lived,
-                delay=self._delay,
-            )
-            delay, self._delay = self._delay, min(self._delay * 2, MAX_RETRY_SECONDS)
-            await deferLater(self.reactor, delay)
-
-    async def _one_life(self) -> None:
-        try:
-            child = self._spawned = LoaderChild.spawn(self.reactor)
-        except OSError as error:
-            self._log.warn("a loader could not be started: {reason}", reason=str(error))
-            return
-        try:
-            await self._configure(child)
-        except Exception as error:
-            if not self._stopped:
-                self._log.warn("a loader could not be started: {reason}", reason=str(error) or type(error).__name__)
-            child.process.kill()
-        await child.process.ended()
-        self._ready = self._spawned = None
-        self.metrics.set("prefetch_children", 0)
-
-    async def _configure(self, child: LoaderChild) -> None:
-        address = self.cache.address
-        if address is None:
-            raise LoadFailed("other processes can't reach the cache")
-        settings = {name: getattr(self.settings, name) for name in ORIGIN_SETTINGS}
-        configured = child.callRemote(
-            commands.Configure, cache=commands.pack_address(address), settings=json.dumps(settings)
-        )
-        await _Outcome(configured).wait().addTimeout(CONFIGURE_SECONDS, self.reactor)
-        self._ready = child
-        self._tell_pace()
+    async def _started(self) -> ChildProcess:
+        """A new child that has met the cache."""
+        if self.cache.address is None:
+            raise StartFailed("other processes can't reach the cache")
+        settings = Settings(**{name: getattr(self.settings, name) for name in ORIGIN_SETTINGS})
+        child = ChildProcess(self.reactor, "loader", {"progress": self._progress})
+        child.spawn(self.module)
+        await child.begin("configure", pickle.dumps((self.cache.address, settings)), seconds=CONFIGURE_SECONDS)
+        child.channel.notify("rest", seconds=rest_seconds(self.demand))
         self.metrics.set("prefetch_children", 1)
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
+        child.ended().addCallback(lambda _: self.metrics.set("prefetch_children", 0))
+        return child
 
-    def _tell_pace(self) -> None:
-        if self._ready is not None:
-            self._ready.callRemote(commands.Rest, seconds=rest_seconds(self.demand))
+    def _set_rest(self) -> None:
+        if self._kept.child is not None:
+            self._kept.child.channel.notify("rest", seconds=rest_seconds(self.demand))
 
-    async def _child(self) -> LoaderChild:
-        """The child, once there is one. Raises `LoadFailed` where none comes."""
-        deadline = self.reactor.seconds() + CHILD_SECONDS
-        while self._ready is None:
-            waiter: Deferred[None] = Deferred()
-            self._waiting.append(waiter)
-            waiter.addTimeout(max(0.0, deadline - self.reactor.seconds()), self.reactor)
-            try:
-                await waiter
-            except defer.TimeoutError:
-                raise LoadFailed("no loader could be started") from None
-            finally:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
-        return self._ready
-
-    async def stop(self) -> None:
-        """End the child. Its loads were given up before."""
-        self._stopped = True
-        keeping = self._keeping
-        if keeping is None:
-            return
-        if self._spawned is None:
-            keeping.cancel()
-        else:
-            self._spawned.process.kill()
-        ended: Deferred[None] = Deferred()
-        keeping.addBoth(lambda _: ended.callback(None))
-        await ended
-
-    # Loading.
+    async def _progress(self, number: int, frames: int, size: int) -> None:
+        if number in self._running:
+            self._running[number](frames, size)
 
     async def load(self, task: LoadTask, progress: Progress) -> Loaded:
         """See `Loader`."""
         path = await task.origin.local_file(task.instance)
-        child = await self._child()
+        try:
+            child = await self._kept.ready(CHILD_SECONDS)
+        except StartFailed as error:
+            raise LoadFailed(str(error)) from None
         self._loads += 1
         number = self._loads
-        child.listeners[number] = progress
+        self._running[number] = progress
         try:
             return await self._load(child, number, task, f"file:{path}" if path is not None else task.origin.url)
         finally:
-            del child.listeners[number]
+            del self._running[number]
 
-    async def _load(self, child: LoaderChild, number: int, task: LoadTask, source: str) -> Loaded:
-        instance = task.instance
-        loading = _Outcome(
-            child.callRemote(
-                commands.Load,
-                number=number,
-                source=source,
-                instance=[instance.origin, instance.root, instance.study, instance.series, instance.sop],
-                credential=task.caller.credential,
-                headers=[text for header in task.caller.headers for text in header],
-                query=task.caller.query,
-                metadata=task.metadata.to_bytes(),
-                fence=task.fence,
-                seconds=-1.0 if task.seconds is None else task.seconds,
-            )
-        )
+    async def _load(self, child: ChildProcess, number: int, task: LoadTask, source: str) -> Loaded:
+        order = (source, task.instance, task.caller, task.metadata, task.fence, task.seconds)
+        loading = child.channel.call("load", pickle.dumps(order), number=number)
         try:
-            result = await loading.wait()
+            return Loaded(*await follow(loading))
         except CancelledError:
             await self._give_up(child, number, loading)
             raise
-        except ConnectionLost as lost:
-            # Nobody knows how far it came, and what it sent may still be on its way into the cache.
+        except ConnectionLost:
+            # It is not known how far the child came, and what it sent may still be on its way into the cache.
             await remove_frames(self.cache, task.instance, task.metadata.frames)
-            raise Withdrawn(str(lost)) from None
-        except amp.AmpError as error:
-            raise Withdrawn(f"the loader failed: {error}") from None
-        return Loaded(result["frames"], result["bytes"], result["transfer_syntax"])
+            raise Withdrawn("the loader ended") from None
+        except CallError as error:
+            raise _ERRORS.get(error.kind, Withdrawn)(str(error)) from None
 
-    async def _give_up(self, child: LoaderChild, number: int, loading: _Outcome) -> None:
-        """Let a child give a load up and clean up behind it; end the child where it doesn't.
+    async def _give_up(self, child: ChildProcess, number: int, loading: Deferred[Any]) -> None:
+        """Have a child give a load up and clean up after it; end the child where it doesn't.
 
         Raises `Withdrawn` where it is not certain that it did.
         """
+        child.channel.notify("stop", number=number)
         try:
-            await child.callRemote(commands.Stop, number=number).addTimeout(STOP_SECONDS, self.reactor)
-            await loading.wait().addTimeout(STOP_SECONDS, self.reactor)
-        except Withdrawn:
-            raise
+            await loading.addTimeout(STOP_SECONDS, self.reactor)
+        except CallError as error:
+            if error.kind not in (NotLoadable.__name__, LoadFailed.__name__):
+                raise Withdrawn(str(error)) from None
         except (defer.TimeoutError, ConnectionLost, CancelledError):
-            child.process.kill()
+            child.kill()
             raise Withdrawn("stopped, and the loader did not clean up in time") from None
-        except LoadFailed:
-            return
-
-
-class _Outcome:
-    """What becomes of *asked*, for as many who wait as like; each may be cancelled without it."""
-
-    def __init__(self, asked: Deferred[Any]) -> None:
-        self._waiters: list[Deferred[Any]] = []
-        self._result: Optional[tuple[Any]] = None
-        asked.addBoth(self._came)
-
-    def wait(self) -> Deferred[Any]:
-        """A Deferred of the caller's own."""
-        waiter: Deferred[Any] = Deferred()
-        if self._result is None:
-            self._waiters.append(waiter)
-        else:
-            waiter.callback(self._result[0])  # a Failure goes to its errbacks
-        return waiter
-
-    def _came(self, result: Any) -> None:
-        self._result = (result,)
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(result)

@@ -20,7 +20,6 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.regions import FrameGrid, Region, Runs, Screen, Tiling, block_load, display_load
 from twistedproxy.prefetch.rules import (
     Load,
-    LoadReading,
     PrefetchSettings,
     Reason,
     packed,
@@ -34,7 +33,6 @@ from twistedproxy.prefetch.rules import (
 __all__ = [
     "Kind",
     "Load",
-    "LoadReading",
     "Plan",
     "PrefetchSettings",
     "Reason",

@@ -2,7 +2,7 @@
 
 Rules:
 - each "no" has a reason of its own, whose value is stable: logs and metrics carry it;
-- a load reading is taken only when its answer can matter; one that fails changes nothing.
+- a reading of the system load is taken only when its answer can matter; one that fails changes nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import enum
 from collections.abc import Callable
 from typing import Optional, Protocol, Union
 
-import attrs
-
 from twistedproxy.cache.address import CacheAddress, NoAddress
 from twistedproxy.dicom import transfer_syntaxes
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.system.resources import SystemLoad
 
 NEVER_LOOKED_AT = 100
 """A limit in percent that switches its reading off."""
@@ -48,15 +47,7 @@ class PrefetchSettings(Protocol):
     def display_min_frames(self) -> int: ...
 
 
-@attrs.frozen
-class LoadReading:
-    """How busy the machine is, in percent (above 100 where more waits than can run). None: could not be read."""
-
-    cpu_percent: Optional[float] = None
-    memory_percent: Optional[float] = None
-
-
-Load = Union[LoadReading, Callable[[], LoadReading]]
+Load = Union[SystemLoad, Callable[[], SystemLoad]]
 """A reading, or what takes one when it is needed; it may raise OSError."""
 
 
@@ -130,7 +121,7 @@ def too_busy(settings: PrefetchSettings, load: Load) -> Optional[Reason]:
     if min(cpu_limit, memory_limit) >= NEVER_LOOKED_AT:
         return None
     try:
-        reading = load if isinstance(load, LoadReading) else load()
+        reading = load if isinstance(load, SystemLoad) else load()
     except OSError:
         return None
     if _above(reading.cpu_percent, cpu_limit):

@@ -29,11 +29,11 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
-from twistedproxy.prefetch.rules import LoadReading
 from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.settings import Settings
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.recent import Recent
+from twistedproxy.system.resources import SystemLoad
 
 MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
@@ -85,7 +85,7 @@ class Scheduler:
     metrics: Metrics
     clock: IReactorTime
     jobs: JobBook
-    load: Callable[[], LoadReading]
+    load: Callable[[], SystemLoad]
     small: Loader
     whole: Loader
     loads: Loads = attrs.field(init=False)

@@ -14,9 +14,9 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twistedproxy.system.demand import Demand, Level
+from twistedproxy.system.demand import Demand, DemandLevel
 
-REST_SECONDS = {Level.LITTLE: 0.0, Level.SOME: 0.001, Level.MUCH: 0.002}
+REST_SECONDS = {DemandLevel.LITTLE: 0.0, DemandLevel.SOME: 0.001, DemandLevel.MUCH: 0.002}
 """The rest after each chunk: 64 kB at most from a store, 512 kB from a file."""
 
 ENOUGH_CPUS = 4.0

@@ -1,1 +1,1 @@
-"""Child processes: how they start and end."""
+"""Child processes: how they are started, called, kept alive and ended."""

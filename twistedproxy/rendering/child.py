@@ -1,14 +1,12 @@
-"""A rendering child: ``python -m twistedproxy.rendering.child``, started by the proxy and spoken to over a pipe.
+"""A render worker: ``python -m twistedproxy.rendering.child``, started by the proxy: bytes of frames in, bytes of pictures out.
 
-- It does one thing at a time, without a reactor; what it is told to do is in `twistedproxy.rendering.child`.
+- It does one call at a time, without a reactor.
 - A decoder that crashes takes this process down and nothing else; one that takes too much memory gets a MemoryError.
-- It ends with the proxy: when its standard input does, and, should a decoder never come back, by the kernel's signal.
-- It stands back: the proxy answers from the cache meanwhile, and comes first.
+- It ends with the proxy: when its pipe does, and, should a decoder never come back, by the kernel's signal.
+- It runs at low priority: the proxy's answers from the cache come first.
 
-What a rendering child does, one message after the other: bytes of frames in, bytes of pictures out.
-
-Operations (``op``), each with its byte strings; with a picture comes the ``digest`` of its bytes, in hexadecimal,
-and where frames were left out, ``left_empty``, which says what is wrong with the first:
+Calls, each with its blobs; with a picture comes the ``digest`` of its bytes, in hexadecimal, and where frames were left
+out, ``left_empty``, which says what is wrong with the first:
 - ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
   ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
   operator's own to convert to, b"" for none;
@@ -18,7 +16,8 @@ and where frames were left out, ``left_empty``, which says what is wrong with th
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
 - ``place`` [piece…], ``placed``: an instance's metadata, piece by piece, then where its frames lie;
-- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it.
+- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it;
+- ``ping``: nothing.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
 """
@@ -26,7 +25,6 @@ Nothing here trusts a frame: sizes are checked before memory is taken, and what 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -52,11 +50,12 @@ from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged
 from twistedproxy.imaging.windowing import range_of, to_display
-from twistedproxy.rendering.messages import Message, read_message
-from twistedproxy.system.tuning import short_turns, stand_back
+from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, MessageReader
+from twistedproxy.processes.with_parent import end_with_parent
+from twistedproxy.system.tuning import lower_priority, short_time_slices
 
-MAX_HELD = 16
-"""Pictures and descriptions that a child holds at once; the proxy asks for far fewer."""
+MAX_HELD = 24
+"""Pictures and descriptions that a child holds at once; the proxy asks for at most 18."""
 
 _PICTURES = ("picture", "finish", "native", "transcode")
 """Operations whose result is for callers, who also get its digest: one more piece of work that is not the proxy's."""
@@ -139,9 +138,7 @@ class Work:
     """Answers messages."""
 
     def __init__(self) -> None:
-        self._held: dict[int, _Picture] = {}
-        self._descriptions: dict[int, Description] = {}
-        self._sparse: dict[int, SparseDescription] = {}
+        self._held: dict[int, Any] = {}  # pictures and descriptions by the numbers that the proxy gave them
         self._left_empty = ""
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
@@ -157,24 +154,30 @@ class Work:
             "place": self._place,
             "placed": self._placed,
             "downsample": _downsample,
+            "ping": lambda _arguments, _blobs: b"",
         }
 
     def answer(self, message: Message) -> Message:
         """The answer to *message*; every error is one."""
+        number, name, arguments = (message.head[key] for key in ("id", "call", "with"))
         try:
-            if message.head["op"] == "described":
-                return self._described(message.head, message.blobs)
-            made = self._operations[message.head["op"]](message.head, message.blobs)
-            head = {"digest": content_digest([made]).hex()} if message.head["op"] in _PICTURES else {}
-            if self._left_empty:
-                head["left_empty"], self._left_empty = self._left_empty, ""
-            return Message(head, [made])
+            value, made = self._done(name, arguments, message.blobs)
+            return Message({"answer": number, "value": value}, [made])
         except _EXPECTED as error:
-            return _failed(type(error).__name__, str(error))
+            return _failed(number, type(error).__name__, str(error))
         except MemoryError:
-            return _failed("BadImage", "the picture takes more memory than a worker may have")
+            return _failed(number, "BadImage", "the picture takes more memory than a worker may have")
         except Exception as error:  # a library's own way to say that a frame is damaged
-            return _failed("Unexpected", f"{type(error).__name__}: {error}"[:500])
+            return _failed(number, "Unexpected", f"{type(error).__name__}: {error}"[:500])
+
+    def _done(self, name: str, arguments: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+        if name == "described":
+            return self._described(arguments, blobs)
+        made = self._operations[name](arguments, blobs)
+        value = {"digest": content_digest([made]).hex()} if name in _PICTURES else {}
+        if self._left_empty:
+            value["left_empty"], self._left_empty = self._left_empty, ""
+        return value, made
 
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         picture = _picture_of(head, *blobs[:2])
@@ -182,8 +185,7 @@ class Work:
         return self._finished(picture)
 
     def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        _make_room(self._held)
-        self._held[head["number"]] = _picture_of(head, *blobs)
+        self._hold(head["number"], _picture_of(head, *blobs))
         return b""
 
     def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
@@ -200,47 +202,41 @@ class Work:
 
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         self._held.pop(head["number"], None)
-        self._descriptions.pop(head["number"], None)
-        self._sparse.pop(head["number"], None)
         return b""
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        number = head["number"]
-        if number not in self._descriptions:
-            _make_room(self._descriptions)
-            self._descriptions[number] = Description(tuple(head["uids"]))
-        for piece in blobs:
-            self._descriptions[number].feed(piece)
-        return b""
+        if head["number"] not in self._held:
+            self._hold(head["number"], Description(tuple(head["uids"])))
+        return self._feed(head["number"], blobs)
 
     def _place(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        number = head["number"]
-        if number not in self._sparse:
-            _make_room(self._sparse)
+        if head["number"] not in self._held:
             known = InstanceMetadata.from_bytes(head["metadata"].encode())
-            self._sparse[number] = SparseDescription(known, tuple(head["uids"]))
-        for piece in blobs:
-            self._sparse[number].feed(piece)
+            self._hold(head["number"], SparseDescription(known, tuple(head["uids"])))
+        return self._feed(head["number"], blobs)
+
+    def _hold(self, number: int, what: Any) -> None:
+        """Keep *what*; the oldest goes where there are too many: its proxy's end was cut off before it could be dropped."""
+        while len(self._held) >= MAX_HELD:
+            self._held.pop(next(iter(self._held)))
+        self._held[number] = what
+
+    def _feed(self, number: int, pieces: Sequence[bytes]) -> bytes:
+        for piece in pieces:
+            self._held[number].feed(piece)
         return b""
 
     def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return self._sparse[head["number"]].packed()
+        return bytes(self._held[head["number"]].packed())
 
-    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> Message:
+    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
         """The facts, and where the values are that the metadata only point to."""
-        description = self._descriptions[head["number"]]
-        described = description.facts(dict(zip(head["uris"], blobs)), head["profile"])
-        return Message({"uris": described.missing}, [described.packed])
+        described = self._held[head["number"]].facts(dict(zip(head["uris"], blobs)), head["profile"])
+        return {"uris": described.missing}, described.packed
 
 
-def _make_room(held: dict[int, Any]) -> None:
-    """Drop the oldest: its proxy's end was cut off in a way that it could not say."""
-    while len(held) >= MAX_HELD:
-        held.pop(next(iter(held)))
-
-
-def _failed(kind: str, text: str) -> Message:
-    return Message({"error": {"kind": kind, "text": text}})
+def _failed(number: int, kind: str, text: str) -> Message:
+    return Message({"answer": number, "error": text, "kind": kind})
 
 
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
@@ -316,53 +312,31 @@ ADDRESS_SPACE = 8 << 30
 """Bytes of address space, not of memory, that a child may take: libraries map far more than they use. A picture that
 explodes in a decoder ends there."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+READ_BYTES = 256 << 10
+"""What is read from the pipe at once: as much as it holds."""
 
 
 def main() -> None:
-    """Serve until standard input ends."""
-    _die_with_parent()
-    # Ctrl-C in a terminal is for the proxy, which ends us in order.
+    """Serve until the pipe ends."""
+    end_with_parent()
+    # Ctrl-C in a terminal is for the proxy, which ends its children in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source, target = _own_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    stand_back()
+    lower_priority()
 
-    work = Work()
-    _write(target, Message({"ready": True}))
-    while (message := read_message(source.read)) is not None:
-        with short_turns():
-            answer = work.answer(message)
-        _write(target, answer)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the proxy is gone, where the kernel can. Should it be gone already, no work
-    will come: that comes to those who said that they are ready."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _own_pipes() -> tuple[Any, Any]:
-    """Standard input and output for messages alone: what a library prints goes to standard error."""
-    source, target = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    return os.fdopen(source, "rb"), os.fdopen(target, "wb", buffering=0)
-
-
-def _write(target: Any, message: Message) -> None:
-    for piece in message.packed():
-        view = memoryview(piece)
-        while view:
-            written = target.write(view)
-            view = view[written:]
+    work, reader = Work(), MessageReader()
+    with open(CONTROL_OUT, "wb") as target:
+        while data := os.read(CONTROL_IN, READ_BYTES):
+            for message in reader.feed(data):
+                with short_time_slices():
+                    answer = work.answer(message)
+                target.writelines(answer.packed())
+                target.flush()
 
 
 if __name__ == "__main__":
-    # the proxy that has gone leaves a pipe that nobody reads
+    # a proxy that has gone leaves a pipe that is not read
     with contextlib.suppress(BrokenPipeError):
         main()
     os._exit(0)

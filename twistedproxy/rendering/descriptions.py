@@ -34,7 +34,7 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, is_dicom_json
 from twistedproxy.rendering.bulk_values import read_bulk_value
 from twistedproxy.rendering.jobs import Request
-from twistedproxy.rendering.pool import Held, RenderPool
+from twistedproxy.rendering.pool import HeldChild, RenderPool
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 FACTS = {False: b"p3", True: b"p3c"}
@@ -54,7 +54,7 @@ MAX_REFUSAL = 64 << 10
 
 T = TypeVar("T")
 _Key = tuple[Instance, Optional[Fence]]
-_Finish = Callable[[Held, int], Awaitable[bytes]]
+_Finish = Callable[[HeldChild, int], Awaitable[bytes]]
 _numbers = itertools.count(1)
 
 _COLOR = frozenset(
@@ -152,7 +152,7 @@ class Descriptions:
         if plain is not None:
             return plain
 
-        async def described(held: Held, number: int) -> bytes:
+        async def described(held: HeldChild, number: int) -> bytes:
             values: dict[str, bytes] = {}
             while True:
                 head = {"op": "described", "number": number, "uris": list(values), "profile": color}
@@ -174,7 +174,7 @@ class Descriptions:
         Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
         """
 
-        async def placed(held: Held, number: int) -> bytes:
+        async def placed(held: HeldChild, number: int) -> bytes:
             return (await held.call({"op": "placed", "number": number})).blobs[0]
 
         head = {"op": "place", "metadata": known.to_bytes().decode()}
@@ -187,7 +187,7 @@ class Descriptions:
         number = next(_numbers)
         head = {**head, "number": number, "uids": request.instance.uids}
         body = await _metadata(request)
-        held: Optional[Held] = None
+        held: Optional[HeldChild] = None
         try:
             while True:
                 piece, whole = await hold(body, PIECE)
@@ -202,7 +202,7 @@ class Descriptions:
         finally:
             body.close()
             if held is not None:
-                held.forget({"op": "drop", "number": number})
+                held.release({"op": "drop", "number": number})
 
 
 async def _metadata(request: Request) -> ByteStream:

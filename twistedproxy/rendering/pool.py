@@ -1,42 +1,104 @@
-"""The proxy's end of its rendering children: few, used again, started as they are needed but for the first.
+"""The proxy's end of its render workers: child processes, few, used again, started as they are needed but for the first.
 
-- The first is started before anybody needs it, and one that ends has another in its place: whoever asks for a picture
-  does not wait for a start.
-- A child does one call at a time; who finds none free waits in a queue that has a limit.
+- The first is started before a picture is asked for, and one that ends is replaced: no request waits for a start.
+- A child does one call at a time; calls that find none free wait in a queue that has a limit.
 - A child that ends fails the call that it was at, and those alone that need what it held; another one is started.
-- A child ends with the proxy, whatever way that ends.
+- A call that takes too long ends its child, for nothing else stops a decoder. A call whose caller has gone may end by
+  itself within `GRACE_SECONDS`, as nearly all do: starting a child takes longer.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import attrs
+from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolError
-from twistedproxy.rendering.child_process import CRASHED, RenderingChild
-from twistedproxy.rendering.messages import Message
+from twistedproxy.deferreds import follow
+from twistedproxy.imaging.errors import CallFailed, ChildDied, PoolBusy, PoolError, PoolTimeout
+from twistedproxy.processes.channel import CallError
+from twistedproxy.processes.child import ChildProcess, StartFailed
+from twistedproxy.processes.messages import Message
 
 MODULE = "twistedproxy.rendering.child"
 
 FIRST_SECONDS = 1.0
 """How long after the proxy's start its first child is started: it must not slow that, nor the first frames."""
 
+START_SECONDS = 30.0
+"""How long a child may take to start: about half a second where nothing else runs."""
+
 RETRY_SECONDS = 5.0
 """How long no child is started after one did not come up; a Retry-After, too."""
+
+GRACE_SECONDS = 2.0
+"""How long a call may go on whose caller has gone."""
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""A child is one worker: libraries that start a thread for each CPU would take all of them."""
+
+CRASHED = "the picture could not be made: a decoder crashed"
+
+
+class RenderChild(ChildProcess):
+    """One child of a pool. *freed* is called when it can be given another call."""
+
+    def __init__(self, reactor: Any, freed: Callable[[], None]) -> None:
+        super().__init__(reactor, "render worker")
+        self.up = False
+        """Whether it has come up."""
+        self.busy = True
+        """Whether it is at a call, or starting."""
+        self._freed = freed
+
+    def start(self, module: str) -> None:
+        """Start ``python -m module``. Raises `StartFailed`."""
+        self.spawn(module, ONE_THREAD)
+        starting = Deferred.fromCoroutine(self.call({"op": "ping"}, (), START_SECONDS))
+        starting.addErrback(lambda failure: failure.trap(PoolError) and None)
+
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes], seconds: float) -> Message:
+        """The child's answer. After *seconds* the child is killed, and the call fails with `PoolTimeout`; if the child ends by
+        itself, with `ChildDied`; if it cannot do it, with `CallFailed`. Cancelling ends the wait, and in due time the call."""
+        self.busy = True
+        answer = self.channel.request(head["op"], head, blobs)
+        answer.addBoth(self._answered)
+        try:
+            return await follow(answer).addTimeout(seconds, self.reactor)
+        except CallError as error:
+            raise CallFailed(error.kind, str(error)) from None
+        except ConnectionLost:
+            raise ChildDied(CRASHED) from None
+        except defer.TimeoutError:
+            self._give_up(answer, 0.0)
+            raise PoolTimeout(f"the picture was not made within {seconds:g} s") from None
+        except CancelledError:
+            self._give_up(answer, GRACE_SECONDS)
+            raise
+
+    def _answered(self, answer: Any) -> Any:
+        if self.alive:
+            self.up, self.busy = True, False
+            self._freed()
+        return answer
+
+    def _give_up(self, answer: Deferred[Message], seconds: float) -> None:
+        """End the child where it does not answer within *seconds*."""
+        deadline = self.reactor.callLater(seconds, self.kill)
+        answer.addBoth(lambda _: deadline.cancel() if deadline.active() else None)
 
 
 @attrs.define(eq=False)
 class _Waiting:
-    """Who waits for a child; *child*: for that one alone."""
+    """A call that waits for a child; *child*: for that one alone."""
 
-    turn: Deferred[RenderingChild]
-    child: Optional[RenderingChild]
+    turn: Deferred[RenderChild]
+    child: Optional[RenderChild]
 
 
 @attrs.define(eq=False)
@@ -49,7 +111,7 @@ class RenderPool:
     queue: int
     seconds: float
     module: str = MODULE
-    _children: list[RenderingChild] = attrs.field(init=False, factory=list)
+    _children: list[RenderChild] = attrs.field(init=False, factory=list)
     _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
     _not_before: float = attrs.field(init=False, default=0.0)
     _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
@@ -57,55 +119,55 @@ class RenderPool:
     _log = Logger()
 
     def start(self) -> None:
-        """From now on have children ready before they are needed."""
+        """From now on have a child ready before it is needed."""
         self._first = self.reactor.callLater(FIRST_SECONDS, self._start_first)
 
     def _start_first(self) -> None:
         if not self._children:
-            self._start_spare()
-
-    def _start_spare(self) -> None:
-        try:
             self._start_one()
-        except PoolBusy:
-            return  # the log says why; the next call tries again
 
     @property
     def pids(self) -> list[int]:
         """The living children."""
-        return [child.process.pid for child in self._children if child.process.pid is not None]
+        return [child.pid for child in self._children if child.pid is not None]
 
     def status(self) -> dict[str, object]:
         """Facts for ``/status.json``."""
         busy = sum(child.busy for child in self._children)
         return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
 
-    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[Held] = None) -> Message:
+    async def call(
+        self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[HeldChild] = None
+    ) -> Message:
         """Have a child do something; *held*: the child that holds what it is about.
 
         Raises `PoolError`. Cancelling ends the wait, and in due time the call.
         """
-        child = await self._child(held)
-        try:
-            return _checked(await child.call(Message(head, blobs), self.seconds))
-        except CancelledError:
-            child.give_up()
-            raise
+        child = await self._child(held.child if held is not None else None)
+        return await child.call(head, blobs, self.seconds)
 
-    async def _child(self, held: Optional[Held]) -> RenderingChild:
-        """A child that is free."""
+    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> HeldChild:
+        """Do a call after which the child holds something that later calls are about. `HeldChild.release` ends that."""
+        child = await self._child(None)
+        await child.call(head, blobs, self.seconds)
+        return HeldChild(self, child)
+
+    async def _child(self, wanted: Optional[RenderChild]) -> RenderChild:
+        """A child that is free: *wanted*, if that is given."""
         if self._stopped:
             raise PoolBusy("the proxy is stopping")
-        if held is not None and not held.child.alive:
+        if wanted is not None and not wanted.alive:
             raise ChildDied(CRASHED)
-        child = self._free(held.child if held is not None else None)
+        child = self._free(wanted)
         if child is not None:
             return child
         if len(self._waiting) >= self.queue:
             raise PoolBusy(f"{self.queue} pictures wait to be made already")
-        if held is None:
+        if wanted is None:
             self._start_one()
-        waiting = _Waiting(Deferred(), held.child if held is not None else None)
+            if not self._children:
+                raise PoolBusy("no render worker could be started")
+        waiting = _Waiting(Deferred(), wanted)
         self._waiting.append(waiting)
         try:
             return await waiting.turn
@@ -114,7 +176,7 @@ class RenderPool:
                 self._waiting.remove(waiting)
             raise
 
-    def _free(self, wanted: Optional[RenderingChild]) -> Optional[RenderingChild]:
+    def _free(self, wanted: Optional[RenderChild]) -> Optional[RenderChild]:
         for child in self._children:
             if not child.busy and child.alive and wanted in (None, child):
                 child.busy = True
@@ -122,95 +184,67 @@ class RenderPool:
         return None
 
     def _start_one(self) -> None:
-        """Start a child if there may be one more. Raises `PoolBusy` where there is none and none comes up."""
-        if len(self._children) >= self.workers:
+        """Start a child if there may be one more, and if one can be started."""
+        if len(self._children) >= self.workers or self.reactor.seconds() < self._not_before:
             return
-        if self.reactor.seconds() < self._not_before:
-            if not self._children:
-                raise PoolBusy("no rendering child could be started")
-            return
-        child = RenderingChild(self.reactor, self._freed, self._ended)
+        child = RenderChild(self.reactor, self._freed)
         try:
-            child.spawn(self.module)
-        except OSError as error:  # no more processes, no memory
+            child.start(self.module)
+        except StartFailed as error:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
-            self._log.warn("a rendering child could not be started: {reason}", reason=str(error))
-            if not self._children:
-                raise PoolBusy("no rendering child could be started") from None
+            self._log.warn("a render worker could not be started: {reason}", reason=str(error))
             return
         self._children.append(child)
+        child.ended().addCallback(self._ended, child)
 
     def _freed(self) -> None:
-        """A child has become free: who waits longest for it goes next."""
+        """A child has become free: the call that waits longest for it goes next."""
         for waiting in list(self._waiting):
             child = self._free(waiting.child)
             if child is not None:
                 self._waiting.remove(waiting)
                 waiting.turn.callback(child)
 
-    def _ended(self, child: RenderingChild, reason: Failure) -> None:
+    def _ended(self, _result: object, child: RenderChild) -> None:
         """A child is gone."""
         self._children.remove(child)
         if self._stopped:
             return
-        self._log.warn("a rendering child ended: {reason}", reason=reason.getErrorMessage())
-        if not child.ready:
+        self._log.warn("a render worker ended: {reason}", reason=child.reason)
+        if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
-        for waiting in [one for one in self._waiting if one.child is child]:
-            self._fail(waiting, ChildDied(CRASHED))
-        try:
-            if self._waiting:
-                self._start_one()
-        except PoolBusy as busy:
-            for waiting in list(self._waiting):
-                self._fail(waiting, busy)
-        if self._first is not None and child.ready and not self._waiting:
-            self._start_spare()
+        self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))
+        if self._waiting or self._first is not None:
+            self._start_one()
+        if not self._children:
+            self._fail(self._waiting, PoolBusy("no render worker could be started"))
 
-    def _fail(self, waiting: _Waiting, error: PoolError) -> None:
-        self._waiting.remove(waiting)
-        waiting.turn.errback(error)
-
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Held:
-        """Do a call after which the child holds something that later calls are about. `Held.forget` ends that."""
-        child = await self._child(None)
-        try:
-            _checked(await child.call(Message(head, blobs), self.seconds))
-        except CancelledError:
-            child.give_up()
-            raise
-        return Held(self, child)
+    def _fail(self, waiting: Sequence[_Waiting], error: PoolError) -> None:
+        for one in list(waiting):
+            self._waiting.remove(one)
+            one.turn.errback(error)
 
     async def stop(self) -> None:
-        """End all children. Who waits is told."""
+        """End all children, and fail the calls that wait."""
         self._stopped = True
         if self._first is not None and self._first.active():
             self._first.cancel()
-        for waiting in list(self._waiting):
-            self._fail(waiting, PoolBusy("the proxy is stopping"))
+        self._fail(self._waiting, PoolBusy("the proxy is stopping"))
         for child in list(self._children):
-            child.process.kill()
-            await child.process.ended()
+            await child.killed()
 
 
 @attrs.frozen
-class Held:
+class HeldChild:
     """A child that holds something for one picture. Others use the child too, between two calls."""
 
     pool: RenderPool
-    child: RenderingChild
+    child: RenderChild
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         """See `RenderPool.call`."""
         return await self.pool.call(head, blobs, held=self)
 
-    def forget(self, head: Mapping[str, Any]) -> None:
-        """Do a call that nobody waits for, by which the child lets go of what it holds."""
+    def release(self, head: Mapping[str, Any]) -> None:
+        """Do a call in the background, by which the child drops what it holds."""
         Deferred.fromCoroutine(self.call(head)).addErrback(lambda failure: failure.trap(PoolError) and None)
-
-
-def _checked(message: Message) -> Message:
-    error = message.head.get("error")
-    if error is not None:
-        raise CallFailed(error["kind"], error["text"])
-    return message

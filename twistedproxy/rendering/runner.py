@@ -30,11 +30,11 @@ from twistedproxy.imaging.geometry import Tile, decoder_scale
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import needs_positions
 from twistedproxy.imaging.windowing import needs_range, shown_as_stored
+from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Task
 from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
-from twistedproxy.rendering.messages import Message
-from twistedproxy.rendering.pool import Held, RenderPool
+from twistedproxy.rendering.pool import HeldChild, RenderPool
 
 BATCH = 64
 """Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
@@ -225,7 +225,7 @@ class Maker:
     async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
         """A picture of many frames: a child holds it while they come, row by row."""
         await self._turns.acquire()
-        held: Optional[Held] = None
+        held: Optional[HeldChild] = None
         self._numbers += 1
         number = self._numbers
         try:
@@ -248,7 +248,7 @@ class Maker:
             coming.addErrback(lambda _failure: None)
             coming.cancel()
             if held is not None:
-                held.forget({"op": "drop", "number": number})
+                held.release({"op": "drop", "number": number})
             raise
         finally:
             self._turns.release()

@@ -1,8 +1,8 @@
-"""How much callers want of this worker now: work ahead takes rests while they want much.
+"""How much clients ask of this worker now: loads pause while they ask for much.
 
-What is counted are answers from the cache: their callers expect them at once, and there are many of them. That loads
-stand back (`twistedproxy.system.tuning`) does not keep them from waiting where there are few CPUs: what loads have the store,
-the cache server and the kernel do does not stand back.
+What is counted are answers from the cache: clients expect them at once, and there are many of them. That loads run at low
+priority (`twistedproxy.system.tuning`) does not keep clients from waiting where there are few CPUs: the work that loads
+cause in the store, the cache server and the kernel has no low priority.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MUCH_A_SECOND = 1000.0
 """A fifth of what a worker answers from a cache server, on one CPU."""
 
 
-class Level(IntEnum):
-    """How much callers want."""
+class DemandLevel(IntEnum):
+    """How much clients ask for."""
 
     LITTLE = 0
     SOME = 1
@@ -34,9 +34,9 @@ class Level(IntEnum):
 
 @attrs.define(eq=False)
 class Demand:
-    """Looks at *answered*, how many answers there were so far, while it runs. *cpus*: of this worker's own share.
+    """The rate of *answered*, which returns how many answers there were so far. *cpus*: this worker's own share.
 
-    *changed*: who is called whenever `level` is another.
+    *changed*: what is called whenever `level` is another.
     """
 
     clock: IReactorTime
@@ -45,7 +45,7 @@ class Demand:
     changed: list[Callable[[], None]] = attrs.field(factory=list)
     per_second: float = 0.0
     """Answers from the cache, lately."""
-    level: Level = Level.LITTLE
+    level: DemandLevel = DemandLevel.LITTLE
     _seen: float = attrs.field(init=False, default=0.0)
     _looking: LoopingCall = attrs.field(init=False)
 
@@ -54,23 +54,23 @@ class Demand:
         self._looking.clock = self.clock
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin."""
         self._seen = self.answered()
         self._looking.start(TICK_SECONDS, now=False)
 
     def stop(self) -> None:
-        """Look no more."""
+        """End."""
         if self._looking.running:
             self._looking.stop()
 
     def _look(self, ticks: int) -> None:
-        """*ticks*: more than one where the reactor was kept from this."""
+        """*ticks*: more than one where the reactor was late."""
         answered = self.answered()
         now = (answered - self._seen) / (ticks * TICK_SECONDS)
         self._seen = answered
         self.per_second = (self.per_second + now) / 2
-        level = Level((self.per_second >= SOME_A_SECOND) + (self.per_second >= MUCH_A_SECOND))
+        level = DemandLevel((self.per_second >= SOME_A_SECOND) + (self.per_second >= MUCH_A_SECOND))
         if level is not self.level:
             self.level = level
-            for hears in self.changed:
-                hears()
+            for callback in self.changed:
+                callback()

@@ -1,17 +1,13 @@
-"""What the machine, or the container around this process, has to give.
+"""CPUs, memory and system load of the machine, or of the container around this process.
 
 Rules:
-- readings are plain values; where they come from (a root folder, psutil) is an argument, so that
-  tests need no particular machine;
-- a control group's limit counts like the machine's own memory, whichever is smaller;
+- readings are plain values; where they come from (a root folder, psutil, a function) is an argument, so that tests need
+  no particular machine;
+- a control group's limit counts like the machine's own, whichever is smaller;
 - page cache that the kernel would give back is available memory.
 
-Sources: the kernel's cgroup-v2.rst ("Memory Interface Files") and cgroup-v1/memory.rst.
-
-How many CPUs this process may use.
-
-Sources: sched_getaffinity(2); the kernel's cgroup-v2.rst ("CPU Interface Files": ``cpu.max``) and
-scheduler/sched-bwc.rst (``cpu.cfs_quota_us``).
+Sources: sched_getaffinity(2); getloadavg(3); the kernel's cgroup-v2.rst ("Memory Interface Files", ``cpu.max``). Limits of
+version 1 control groups are not read.
 """
 
 from __future__ import annotations
@@ -19,13 +15,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Optional, Protocol
 
 import attrs
 import psutil
 
-# cgroup v1 says "no limit" with the largest multiple of the page size that fits 63 bits.
-_UNLIMITED = 1 << 60
+RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
+"""Fields of ``memory.stat``."""
+
+FRESH_SECONDS = 1.0
+"""How long a reading of the system load is used: load averages move every five seconds, and a reading takes 0.25 ms."""
+
+ROOT = Path("/")
 
 
 class VirtualMemory(Protocol):
@@ -44,83 +45,31 @@ class MemoryReading:
 
 
 @attrs.frozen
-class _MemoryFiles:
-    """The files in which one version of the memory controller keeps its figures."""
+class SystemLoad:
+    """How busy the machine is, in percent (above 100 where more waits than can run). None: could not be read."""
 
-    limit: str
-    usage: str
-    reclaimable: tuple[str, ...]
-
-
-_V2 = _MemoryFiles("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
-_V1 = _MemoryFiles(
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    ("total_inactive_file", "total_active_file"),
-)
+    cpu_percent: Optional[float] = None
+    memory_percent: Optional[float] = None
 
 
 def read_memory(
-    root: Path = Path("/"), virtual_memory: Callable[[], VirtualMemory] = psutil.virtual_memory
+    root: Path = ROOT, virtual_memory: Callable[[], VirtualMemory] = psutil.virtual_memory
 ) -> MemoryReading:
     """Read the memory of the machine, narrowed by every control group around this process.
 
-    Raises OSError where the machine's own figures cannot be read; control groups that cannot be
-    read are left out.
+    Raises OSError where the machine's own figures cannot be read; control groups that cannot be read are left out.
     """
     machine = virtual_memory()
     total, available = machine.total, machine.available
-    for version, folder in control_groups(root, "memory"):
-        files = _V1 if version == 1 else _V2
-        limit = _number(folder / files.limit)
-        if limit is None or limit >= _UNLIMITED:
+    for group in _control_groups(root):
+        limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+        if limit is None:
             continue
         total = min(total, limit)
-        usage = _number(folder / files.usage)
-        if usage is not None:
-            held = max(0, usage - _reclaimable(folder / "memory.stat", files.reclaimable))
+        if used is not None:
+            held = max(0, used - _reclaimable(group / "memory.stat"))
             available = min(available, max(0, limit - held))
     return MemoryReading(total, min(available, total))
-
-
-def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Every control group of *controller* around this process: a limit of any of them holds. Each as its version
-    (1 or 2) and its folder, from the process's own group up to the top."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        if number == "0" and not controllers:
-            version, mount = 2, root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            version, mount = 1, root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        folder = mount / path.lstrip("/")
-        # In a container the path may be the host's, which is not visible here: its top is then our group.
-        yield from ((version, place) for place in (folder, *folder.parents) if place.is_relative_to(mount))
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none (absent, ``max``)."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
-    """The bytes that the kernel would give back, of a ``memory.stat`` file."""
-    try:
-        fields = dict(line.split(" ", 1) for line in stat.read_text().splitlines() if " " in line)
-        return sum(int(fields.get(name, "0")) for name in names)
-    except (OSError, ValueError):
-        return 0
-
-
-ROOT = Path("/")
 
 
 def cpu_count(root: Path = ROOT) -> float:
@@ -130,29 +79,87 @@ def cpu_count(root: Path = ROOT) -> float:
 
 def cpu_quotas(root: Path = ROOT) -> Iterator[float]:
     """Every quota around this process, in CPUs. What cannot be read is left out."""
-    for version, folder in control_groups(root, "cpu"):
-        yield from _some_quota(_quota_v1 if version == 1 else _quota_v2, folder)
+    for group in _control_groups(root):
+        try:
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            cpus = quota / period
+        except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"; nonsense
+            continue
+        if cpus > 0:
+            yield cpus
 
 
-def _some_quota(read: Callable[[Path], float], place: Path) -> Iterator[float]:
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folder of every control group around this process, from its own up to the top: a limit of any of them holds."""
     try:
-        quota = read(place)
-    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"; nonsense
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
         return
-    if quota > 0:  # -1: no quota
-        yield quota
+    mount = root / "sys/fs/cgroup"
+    for line in lines:
+        if line.startswith("0::"):
+            folder = mount / line[len("0::") :].lstrip("/")
+            # In a container the path may be the host's, which is not visible here: its top is then our group.
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(mount))
 
 
-def _quota_v2(folder: Path) -> float:
-    quota, period = (folder / "cpu.max").read_text().split()
-    return int(quota) / int(period)
+def _number(path: Path) -> Optional[int]:
+    """The number in a file; None where there is none (absent, ``max``)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
-def _quota_v1(folder: Path) -> float:
-    return int((folder / "cpu.cfs_quota_us").read_text()) / int((folder / "cpu.cfs_period_us").read_text())
+def _reclaimable(stat: Path) -> int:
+    """The bytes that the kernel would give back, of a ``memory.stat`` file."""
+    try:
+        fields = dict(line.split(" ", 1) for line in stat.read_text().splitlines() if " " in line)
+        return sum(int(fields.get(name, "0")) for name in RECLAIMABLE)
+    except (OSError, ValueError):
+        return 0
 
 
 def _bound_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: a container's cpuset shows here, not in the machine's count
         return len(os.sched_getaffinity(0))
     return psutil.cpu_count() or 1
+
+
+@attrs.define(eq=False)
+class SystemLoadReader:
+    """Reads the system load, at most once in `FRESH_SECONDS`.
+
+    *cached_bytes*: how much of the used memory is the embedded cache's (0: none on this machine). The others return the
+    1-, 5- and 15-minute load averages, the CPUs (a quota may say 1.5), and the memory. Each may raise OSError: then that
+    figure is None, and the other is read all the same.
+    """
+
+    cached_bytes: Callable[[], int] = lambda: 0
+    load_averages: Callable[[], tuple[float, float, float]] = psutil.getloadavg
+    cpus: Callable[[], float] = cpu_count
+    memory: Callable[[], MemoryReading] = read_memory
+    _last: Optional[tuple[float, SystemLoad]] = attrs.field(init=False, default=None)
+
+    def read(self, now: float) -> SystemLoad:
+        """The reading at *now*, in seconds of any clock that goes forward."""
+        if self._last is None or not 0 <= now - self._last[0] < FRESH_SECONDS:
+            self._last = now, SystemLoad(_or_none(self._cpu_percent), _or_none(self._memory_percent))
+        return self._last[1]
+
+    def _cpu_percent(self) -> float:
+        one_minute, five_minutes, _ = self.load_averages()
+        return 100.0 * max(one_minute, five_minutes) / self.cpus()
+
+    def _memory_percent(self) -> float:
+        memory = self.memory()
+        # What the cache holds can be evicted: if it counted, a warm cache would end whole-instance loads for good.
+        used = memory.total - memory.available - self.cached_bytes()
+        return 100.0 * max(0, used) / memory.total
+
+
+def _or_none(figure: Callable[[], float]) -> Optional[float]:
+    try:
+        return figure()
+    except OSError:
+        return None

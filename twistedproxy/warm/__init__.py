@@ -1,1 +1,1 @@
-"""``twistedproxy-warm``: have the frames of instances, series or studies loaded before anybody asks for them."""
+"""``twistedproxy warm``: loads the frames of instances, series or studies into a proxy's cache before they are requested."""

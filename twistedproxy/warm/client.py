@@ -1,4 +1,7 @@
-"""Asks a proxy: searches for instances, and loads of them. Every wait has a deadline."""
+"""The requests to a proxy: searches for instances, and loads of them. Every wait has a deadline.
+
+The body has a protocol of its own: treq's leaves the connection open when a read is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import attrs
-from twisted.internet import defer
+from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionLost, DNSLookupError
+from twisted.internet.defer import TimeoutError as NoResult
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionClosed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -19,198 +23,154 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from twistedproxy.dicom.lenient_json import read_json
-from twistedproxy.warm.targets import Found, Target
+from twistedproxy.warm.targets import Found, WarmTarget
 
-ANSWER_SECONDS = 150.0
-"""To the head of an answer: a store may take two minutes for the metadata of a slide."""
-
-SILENCE_SECONDS = 60.0
-"""Between two pieces of an answer; the proxy tells of a job four times a second."""
-
-MAX_ANSWER = 16 << 20
-"""Bytes of an answer that is kept: a page of a search is far below."""
-
-MAX_LINE = 64 * 1024
-MAX_INSTANCES = 100_000
-"""Instances of one study or series. More: the store most likely ignores the offset of a search."""
+RESPONSE_SECONDS = 150.0  # to the head: a store may take two minutes for the metadata of a slide
+SILENCE_SECONDS = 60.0  # between two pieces of the body; the proxy reports on a load four times a second
+MAX_RESPONSE = 16 << 20  # bytes; a page of a search is far below
+MAX_INSTANCES = 100_000  # of one study or series; above, the store most likely ignores the offset of a search
 
 Job = dict[str, Any]
 
 
-class Trouble(Exception):
-    """Something did not work; its text says what."""
-
-
 @attrs.define(eq=False)
-class Refused(Trouble):
-    """The proxy answered with an error. *reason*: of a load that it doesn't start; *retry_after*: seconds."""
+class Trouble(Exception):
+    """A request failed. *status*, *reason*, *retry_after* (seconds): of a response, if there was one."""
 
-    status: int
     detail: str
+    status: Optional[int] = None
     reason: str = ""
     retry_after: Optional[float] = None
 
     def __str__(self) -> str:
-        return f"{self.status} {self.detail}"
+        return self.detail if self.status is None else f"{self.status} {self.detail}"
 
 
 @attrs.frozen
 class Warmer:
-    """A client of proxies. *headers* go along with each request."""
+    """A client of proxies. *headers* are sent with each request."""
 
     agent: IAgent
     clock: IReactorTime
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), repr=False)
 
-    async def instances(self, target: Target) -> list[Found]:
+    async def instances(self, target: WarmTarget) -> list[Found]:
         """The instances of *target*: itself, or what searches find below it. Raises `Trouble`."""
         if target.sop is not None:
             return [Found(target.url, target.sop)]
         found: dict[str, Found] = {}
-        asked = 0
+        offset = 0
         while len(found) < MAX_INSTANCES:
-            page = await self._page(target, asked)
+            page = await self._page(target, offset)
             new = {one.url: one for one in page if one.url not in found}
             if not new:
                 return list(found.values())
             found.update(new)
-            asked += len(page)
+            offset += len(page)
         raise Trouble(f"more than {MAX_INSTANCES} instances below {target.url}")
 
-    async def _page(self, target: Target, offset: int) -> list[Found]:
-        response = await self._request(b"GET", target.search(offset), "application/dicom+json")
-        if response.code == 204:
-            return []
+    async def _page(self, target: WarmTarget, offset: int) -> list[Found]:
         kept = bytearray()
-        await self._read(response, kept.extend)
-        if response.code != 200:
-            raise _refused(response, bytes(kept))
+        await self._request("GET", target.search(offset), "application/dicom+json", (200, 204), kept.extend)
         try:
-            return list(target.found(read_json(bytes(kept))))
+            return list(target.found(read_json(bytes(kept)))) if kept else []
         except ValueError as error:
-            raise Trouble(f"no answer to a search: {error}") from None
+            raise Trouble(f"no response to a search: {error}") from None
 
     async def load(self, instance: Found, again: bool, progress: Callable[[Job], None]) -> Job:
-        """Have *instance* loaded; return its job as it ended. Raises `Trouble`, `Refused` where it is not started."""
-        query = "?follow=1&again=1" if again else "?follow=1"
-        response = await self._request(b"POST", f"{instance.url}/prefetch{query}", "application/x-ndjson, */*;q=0.1")
-        if response.code != 202:
-            kept = bytearray()
-            await self._read(response, kept.extend)
-            raise _refused(response, bytes(kept))
-        lines = _Lines(progress)
-        await self._read(response, lines.received)
-        if lines.last is None or lines.last.get("result") is None:
-            raise Trouble("the proxy's answer ended before the load did")
-        return lines.last
+        """Have *instance* loaded; return its job as it ended. Raises `Trouble`."""
+        job: Job = {}
+        rest = b""
 
-    async def _request(self, method: bytes, url: str, accept: str) -> IResponse:
+        def received(data: bytes) -> None:
+            nonlocal rest
+            *lines, rest = (rest + data).split(b"\n")
+            try:
+                for line in lines:
+                    job.update(json.loads(line))
+                    progress(dict(job))
+            except (LookupError, TypeError, ValueError):
+                raise Trouble("the proxy's response is not as expected; is it a twistedproxy?") from None
+
+        url = f"{instance.url}/prefetch?follow=1{'&again=1' * again}"
+        await self._request("POST", url, "application/x-ndjson, */*;q=0.1", (202,), received)
+        if job.get("result") is None:
+            raise Trouble("the proxy's response ended before the load did")
+        return job
+
+    async def _request(
+        self, method: str, url: str, accept: str, good: Sequence[int], received: Callable[[bytes], None]
+    ) -> None:
+        """Send a request; the body of a response with a *good* status goes to *received*. Raises `Trouble`."""
         headers = Headers({"Accept": [accept], "User-Agent": ["twistedproxy-warm"]})
         for name, value in self.headers:
             headers.addRawHeader(name, value)
-        asking: Deferred[IResponse] = self.agent.request(method, url.encode("ascii"), headers, None)
+        error = bytearray()
         try:
-            return await asking.addTimeout(ANSWER_SECONDS, self.clock)
-        except Exception as error:
-            raise Trouble(_told(error)) from error
-
-    async def _read(self, response: IResponse, received: Callable[[bytes], None]) -> None:
-        """Give all of the body to *received*. Raises `Trouble`."""
-        body = _Body(self.clock, received)
-        response.deliverBody(body)
-        try:
+            # One client per request: it keeps cookies, and with one more cookie this would be another caller.
+            sent = HTTPClient(self.agent).request(method, url, headers=headers, allow_redirects=False, unbuffered=True)
+            response = await sent.addTimeout(RESPONSE_SECONDS, self.clock)
+            body = _Body(self.clock, received if response.code in good else error.extend)
+            response.deliverBody(body)
             await body.ended
-        except (Trouble, CancelledError):
+        except Trouble:
             raise
-        except Exception as error:
-            raise Trouble(_told(error)) from error
-
-
-class _Lines:
-    """Cuts an answer into lines of JSON."""
-
-    def __init__(self, progress: Callable[[Job], None]) -> None:
-        self.last: Optional[Job] = None
-        self._progress = progress
-        self._rest = b""
-
-    def received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE:
-            raise Trouble("the proxy's answer holds no lines")
-        for line in lines:
-            try:
-                self.last = json.loads(line)
-            except ValueError:
-                raise Trouble("the proxy's answer is not what it should be; is it a twistedproxy?") from None
-            self._progress(self.last or {})
+        except Exception as failed:
+            raise Trouble(_explained(failed)) from failed
+        if response.code not in good:
+            raise _refused(response, bytes(error))
 
 
 class _Body(Protocol):
-    """The body of a response. *ended* fires at its end, and fails where it broke off or nothing came for long."""
+    """Gives the body of a response to *received*. What ends it early closes the connection: silence, `Trouble`, a cancel."""
 
     transport: Any
 
     def __init__(self, clock: IReactorTime, received: Callable[[bytes], None]) -> None:
-        self.ended: Deferred[None] = Deferred(lambda _: self._cut())
+        self.ended: Deferred[None] = Deferred(lambda _: self.transport.loseConnection())
+        self._silence = clock.callLater(SILENCE_SECONDS, self.ended.cancel)
         self._received = received
-        self._size = 0
-        self._silence = clock.callLater(SILENCE_SECONDS, self._end, Failure(defer.TimeoutError()))
+        self._left = MAX_RESPONSE
 
     def dataReceived(self, data: bytes) -> None:
-        self._silence.reset(SILENCE_SECONDS)
-        self._size += len(data)
-        try:
-            if self._size > MAX_ANSWER:
-                raise Trouble(f"an answer of more than {MAX_ANSWER} bytes")
-            self._received(data)
-        except Trouble:
-            self._end(Failure())
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._end(None if reason.check(ResponseDone, PotentialDataLoss) else reason)
-
-    def _end(self, reason: Optional[Failure]) -> None:
-        if self._silence.active():
-            self._silence.cancel()
         if self.ended.called:
             return
-        if reason is None:
-            self.ended.callback(None)
-        else:
-            self.ended.errback(reason)
-            self._cut()
+        self._silence.reset(SILENCE_SECONDS)
+        self._left -= len(data)
+        try:
+            if self._left < 0:
+                raise Trouble(f"a response of more than {MAX_RESPONSE} bytes")
+            self._received(data)
+        except Trouble:
+            self.ended.errback()
+            self.transport.loseConnection()
 
-    def _cut(self) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._silence.active():
             self._silence.cancel()
-        self.transport.loseConnection()
+        if not self.ended.called:
+            self.ended.callback(None) if reason.check(ResponseDone, PotentialDataLoss) else self.ended.errback(reason)
 
 
-def _refused(response: IResponse, body: bytes) -> Refused:
-    """What an error's answer says: of the proxy itself (RFC 9457), or of the store behind it."""
-    detail, reason = response.phrase.decode("latin-1"), ""
+def _refused(response: IResponse, body: bytes) -> Trouble:
+    """The error that a response reports: the proxy's own (RFC 9457), or that of the store behind it."""
     try:
-        problem = json.loads(body)
-        detail, reason = str(problem.get("detail") or detail), str(problem.get("reason") or "")
-    except (ValueError, AttributeError):
-        pass
-    waits = response.headers.getRawHeaders("Retry-After", [""])
-    text = waits[0]
-    return Refused(response.code, detail, reason, float(text) if text.isascii() and text.isdigit() else None)
+        problem = dict(json.loads(body))
+    except (ValueError, TypeError):
+        problem = {}
+    detail, wait = response.phrase.decode("latin-1"), response.headers.getRawHeaders("Retry-After", [""])[0]
+    seconds = float(wait) if wait.isascii() and wait.isdigit() else None
+    return Trouble(str(problem.get("detail") or detail), response.code, str(problem.get("reason") or ""), seconds)
 
 
-def _told(error: Exception) -> str:
-    """*error* for people."""
+def _explained(error: Exception) -> str:
     if isinstance(error, ResponseFailed) and error.reasons:
         error = error.reasons[0].value
     match error:
-        case defer.TimeoutError() | CancelledError() | ConnectingCancelledError():
-            return "no answer in time"
-        case DNSLookupError():
-            return "there is no such host"
-        case ConnectionLost():
-            return "the connection was lost"
+        case NoResult() | CancelledError() | ConnectingCancelledError():
+            return "no response in time"
+        case ConnectionClosed():
+            return "the connection was closed too early"
         case ConnectError():
             return f"no connection: {error}"
     return str(error) or type(error).__name__

@@ -1,11 +1,9 @@
-"""What workers have to do with each other goes through the parent, which keeps this.
+"""What passes between workers goes through the parent.
 
-- What one worker forgets, every other has forgotten before the first goes on. One that does not answer in time is
-  killed: it would serve what is no more.
+- An invalidation by one worker is confirmed by every other before the first goes on. A worker that does not confirm in
+  time is killed: it would serve what is out of date.
 - A worker takes part from just before it listens until it has ended: the new and the old side by side in a reload.
-- Counters never go backwards: what a worker last said it had counted stays counted when it has gone.
-
-A worker's siblings, reached through the parent.
+- Counters never go backwards: what a worker last counted stays counted when it has gone.
 """
 
 from __future__ import annotations
@@ -21,126 +19,120 @@ from twisted.logger import Logger
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.processes.channel import CallError, Channel, Handler
 from twistedproxy.processes.child import ChildProcess
+from twistedproxy.system.logs import LogOutput
 from twistedproxy.system.metrics import FAMILIES, Snapshot, merge
-from twistedproxy.workers.peer import CallFailed, Handler, Peer
 
-ANSWER_SECONDS = 3.0
-"""What a worker may take to answer another's question; one that hangs must not hold up the others."""
+CONFIRM_SECONDS = 3.0
+"""How long a worker may take to answer another's call; one that hangs must not hold up the others."""
 
-END_SECONDS = 5.0
-"""What a killed process may take to be gone: longer only where the machine hangs."""
+PARENT_SECONDS = 15.0
+"""How long the parent may take: it waits for a worker that hangs, and kills it."""
 
 _log = Logger()
 
 
-@attrs.define(eq=False)
-class Member:
-    """A worker's process, as the parent sees it. *joined*: from now on it may know what others make it forget.
+class WorkerProcess(ChildProcess):
+    """A worker as its parent sees it. *workers*: those that it is one of."""
 
-    *counted*: what it last said.
-    """
-
-    process: ChildProcess
-    joined: bool = False
-    counted: Snapshot = attrs.Factory(dict)
-
-    async def killed(self, reactor: Any) -> None:
-        """Kill it, and return when it is gone."""
-        self.process.kill()
-        try:
-            await self.process.ended().addTimeout(END_SECONDS, reactor)
-        except defer.TimeoutError:
-            _log.error("process {pid} was killed and is still there", pid=self.process.pid)
+    def __init__(self, reactor: Any, workers: Workers, output: Optional[LogOutput] = None) -> None:
+        super().__init__(reactor, "worker", workers.handlers(self), output)
+        self.joined = False
+        """Whether it may hold what others invalidate."""
+        self.counted: Snapshot = {}
+        """Its metrics as they were last known."""
 
 
-class Exchange:
-    """All living workers."""
+class Workers:
+    """All living workers, and the calls of each to the others."""
 
-    def __init__(self, reactor: Any) -> None:
-        self.members: list[Member] = []
-        self._reactor = reactor
+    def __init__(self) -> None:
+        self.all: list[WorkerProcess] = []
         self._of_the_ended: Snapshot = {}
 
-    def add(self, member: Member) -> None:
+    def add(self, worker: WorkerProcess) -> None:
         """Have a process take part until it ends."""
-        self.members.append(member)
-        member.process.ended().addCallback(self._ended, member)
+        self.all.append(worker)
+        worker.ended().addCallback(self._ended, worker)
 
-    def _ended(self, _result: object, member: Member) -> None:
-        self.members.remove(member)
-        self._of_the_ended = merge([self._of_the_ended, _lasting(member.counted)])
+    def _ended(self, _result: object, worker: WorkerProcess) -> None:
+        self.all.remove(worker)
+        self._of_the_ended = merge([self._of_the_ended, _lasting(worker.counted)])
 
-    def handlers(self, member: Member) -> dict[str, Handler]:
-        """What *member* may call."""
+    def handlers(self, worker: WorkerProcess) -> dict[str, Handler]:
+        """What *worker* may call."""
 
         async def join() -> None:
-            member.joined = True
+            worker.joined = True
 
         async def counted(snapshot: Snapshot) -> None:
-            member.counted = snapshot
+            worker.counted = snapshot
 
         async def snapshots() -> list[Snapshot]:
-            return await self._snapshots(member)
+            return await self._snapshots(worker)
 
         async def statuses() -> list[Any]:
-            return await self._answers(member, "status")
+            answers = await all_or_none([_answer(other, "status") for other in self._others(worker)])
+            return [answer for answer in answers if answer is not None]
+
+        def to_others(name: str) -> Callable[..., Awaitable[None]]:
+            async def call(**arguments: Any) -> None:
+                await all_or_none([_confirmed(other, name, arguments) for other in self._others(worker)])
+
+            return call
 
         return {
             "join": join,
             "counted": counted,
-            "forget": self._telling(member, "forget"),
-            "revoke": self._telling(member, "revoke"),
             "snapshots": snapshots,
             "statuses": statuses,
+            **{name: to_others(name) for name in ("forget", "revoke")},
         }
 
-    def _others(self, asking: Member) -> list[Member]:
-        return [one for one in self.members if one.joined and one.process.alive and one is not asking]
+    def _others(self, calling: WorkerProcess) -> list[WorkerProcess]:
+        return [one for one in self.all if one.joined and one.alive and one is not calling]
 
-    def _telling(self, asking: Member, name: str) -> Callable[..., Awaitable[None]]:
-        async def tell(**arguments: Any) -> None:
-            await all_or_none(
-                [Deferred.fromCoroutine(self._tell(one, name, arguments)) for one in self._others(asking)]
-            )
+    async def _snapshots(self, calling: WorkerProcess) -> list[Snapshot]:
+        asked = self._others(calling)
+        answers = await all_or_none([_answer(one, "snapshot") for one in asked])
+        for worker, answer in zip(asked, answers, strict=True):
+            worker.counted = answer or worker.counted
+        # a worker that ended meanwhile is among those of the past by now
+        return [self._of_the_ended, *(worker.counted for worker in asked if worker in self.all)]
 
-        return tell
 
-    async def _tell(self, member: Member, name: str, arguments: dict[str, Any]) -> None:
+def _call(worker: WorkerProcess, name: str, arguments: dict[str, Any]) -> Deferred[Any]:
+    return worker.channel.call(name, **arguments).addTimeout(CONFIRM_SECONDS, worker.reactor)
+
+
+def _confirmed(worker: WorkerProcess, name: str, arguments: dict[str, Any]) -> Deferred[None]:
+    """Fires once *worker* has done as it was called for, or has gone."""
+
+    async def confirmed() -> None:
         try:
-            await self._ask(member, name, arguments)
-        except (CallFailed, defer.TimeoutError) as error:
+            await _call(worker, name, arguments)
+        except (CallError, defer.TimeoutError) as error:
             reason = str(error) or "too late"
-            _log.error("worker {pid} does not forget ({reason}) and is killed", pid=member.process.pid, reason=reason)
-            await member.killed(self._reactor)
+            _log.error(
+                "killing worker {pid}: it did not confirm an invalidation ({reason})", pid=worker.pid, reason=reason
+            )
+            await worker.killed()
         except ConnectionLost:
             return  # it is going
 
-    async def _answers(self, asking: Member, name: str) -> list[Any]:
-        asked = [Deferred.fromCoroutine(self._answer(one, name)) for one in self._others(asking)]
-        return [answer for answer in await all_or_none(asked) if answer is not None]
+    return Deferred.fromCoroutine(confirmed())
 
-    async def _answer(self, member: Member, name: str) -> Optional[Any]:
-        try:
-            return await self._ask(member, name, {})
-        except (ConnectionLost, CallFailed, defer.TimeoutError) as error:
-            reason = str(error) or "too late"
-            _log.warn("worker {pid} did not answer: {reason}", pid=member.process.pid, reason=reason)
-            return None
 
-    async def _snapshots(self, asking: Member) -> list[Snapshot]:
-        asked = self._others(asking)
-        answers = await all_or_none([Deferred.fromCoroutine(self._answer(one, "snapshot")) for one in asked])
-        for member, answer in zip(asked, answers, strict=True):
-            member.counted = answer or member.counted
-        # who ended while we waited is among those of the past by now
-        living = [member.counted for member in asked if member in self.members]
-        return [self._of_the_ended, *living]
+def _answer(worker: WorkerProcess, name: str) -> Deferred[Any]:
+    """What *worker* answers; None where it doesn't."""
 
-    def _ask(self, member: Member, name: str, arguments: dict[str, Any]) -> Deferred[Any]:
-        return member.process.conversation.call(name, **arguments).addTimeout(  # type: ignore[no-any-return]
-            ANSWER_SECONDS, self._reactor
-        )
+    def not_answered(failure: Any) -> None:
+        failure.trap(ConnectionLost, CallError, defer.TimeoutError)
+        reason = failure.getErrorMessage() or "too late"
+        _log.warn("worker {pid} did not answer: {reason}", pid=worker.pid, reason=reason)
+
+    return _call(worker, name, {}).addErrback(not_answered)
 
 
 def _lasting(snapshot: Snapshot) -> Snapshot:
@@ -148,32 +140,28 @@ def _lasting(snapshot: Snapshot) -> Snapshot:
     return {name: rows for name, rows in snapshot.items() if FAMILIES[name].kind in ("counter", "histogram")}
 
 
-PARENT_SECONDS = 15.0
-"""How long the parent may take: it waits for a worker that hangs, and kills it."""
-
-
 @attrs.frozen
 class SiblingsByParent:
     """`Siblings` of several processes. *own*: what this one counted.
 
-    Fails with `CallFailed`, `ConnectionLost` and `TimeoutError`: without a parent all is over.
+    Fails with `CallError`, `ConnectionLost` and `TimeoutError`: without its parent a worker is about to end.
     """
 
-    parent: Peer
+    parent: Channel
     reactor: Any
     own: Callable[[], Snapshot]
 
     async def forget(self, scope: Scope, told: bool) -> None:
-        await self._call("forget", scope=list(attrs.astuple(scope)), told=told)
+        await self._call("forget", scope=attrs.astuple(scope), told=told)
 
     async def revoke(self, credential: bytes, instance: Instance) -> None:
-        address = [instance.origin, instance.root, instance.study, instance.series, instance.sop]
+        address = (instance.origin, instance.root, instance.study, instance.series, instance.sop)
         await self._call("revoke", credential=credential.hex(), instance=address)
 
     async def snapshots(self) -> list[Snapshot]:
         others: list[Snapshot] = await self._call("snapshots")
-        # Our own numbers are shown right after this: the parent must know them, should we end the next moment.
-        self.parent.call("counted", snapshot=self.own()).addErrback(lambda _: None)
+        # This worker's own numbers are shown right after this: the parent must know them, should this end the next moment.
+        self.parent.notify("counted", snapshot=self.own())
         return others
 
     async def statuses(self) -> list[dict[str, Any]]:

@@ -1,43 +1,38 @@
-"""The parent of several workers: it owns the listening sockets and the embedded cache, and watches the workers.
+"""The parent of several workers: it owns the listening sockets and the embedded cache, and keeps the workers alive.
 
 - It answers no requests itself: what it does not do cannot bring it down.
 - An orderly stop lets every worker finish; a reload replaces them one by one, the new one up before the old one goes.
   The sockets stay open meanwhile, and no connection is refused.
-- One process more waits with everything imported: a worker that was killed has a successor in a tenth of a second
+- One process more, the spare, waits with everything imported: a worker that was killed is replaced in a tenth of a second
   where a new process takes 1.4 to 2.1 s on a busy machine.
-- What goes between workers is `Exchange`'s business, how a place is kept filled is `Place`'s, and who hangs is found
-  by `Watch`.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
 import pickle
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Optional
 
 import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twistedproxy.cache.address import EmbeddedAddress
 from twistedproxy.cache.embedded import EmbeddedServer, find_server
 from twistedproxy.deferreds import all_or_none
-from twistedproxy.processes.child import ChildProcess
+from twistedproxy.processes.child import StartFailed
+from twistedproxy.processes.kept_alive import KeptAlive
 from twistedproxy.server.listening import descriptions
 from twistedproxy.server.startup_log import Served, announce
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import LogOutput
 from twistedproxy.workers import worker
-from twistedproxy.workers.broadcast import Exchange, Member
-from twistedproxy.workers.output import LogLines
-from twistedproxy.workers.peer import CallFailed, Handler, Peer
-from twistedproxy.workers.place import Place, StartFailed
-from twistedproxy.workers.watchdog import Watch
+from twistedproxy.workers.broadcast import WorkerProcess, Workers
+from twistedproxy.workers.watchdog import Watchdog
 
 START_SECONDS = 120.0
 """How long a worker may take until it listens: a folder of many files takes a while to index."""
@@ -46,10 +41,10 @@ IDLE_SECONDS = 2.0
 """How long a worker that was replaced keeps idle connections: a request may be on its way on any of them."""
 
 KILL_SECONDS = 5.0
-"""What a worker may take beyond the deadline for stopping."""
+"""How long a worker may take beyond the deadline for stopping."""
 
 SPARE_SECONDS = 10.0
-"""After which another spare process is tried where one ended: its end was not for a worker's sake."""
+"""After which another spare is started where one ended by itself."""
 
 _log = Logger()
 
@@ -57,7 +52,7 @@ _log = Logger()
 class Supervisor:
     """Starts, watches and ends the workers of *settings*. *output*: where their log lines go, which come ready-made.
 
-    *bind*: how to bind as a description says; *module*: what a worker runs.
+    *bind*: how to bind as a description says. *module*: what a worker runs.
     """
 
     def __init__(
@@ -77,17 +72,15 @@ class Supervisor:
         self._server: Optional[EmbeddedServer] = None
         self._ports: list[IListeningPort] = []
         self._served: list[dict[str, Any]] = []
-        self._exchange = Exchange(reactor)
-        self._watch = Watch(reactor, lambda: self._exchange.members)
+        self._workers = Workers()
+        self._watchdog = Watchdog(reactor, lambda: self._workers.all)
         self._places = [
-            Place(reactor, functools.partial(self._started, settings), functools.partial(self._restarted, settings))
-            for settings in divided(settings)
+            KeptAlive(reactor, "worker", partial(self._started, each), partial(self._restarted, each))
+            for each in divided(settings)
         ]
-        self._spare: Optional[tuple[Member, LogLines]] = None
-        self._spare_due: Optional[IDelayedCall] = None
-        self._started_all = False
+        self._spare = KeptAlive(reactor, "spare", self._spawned, None, SPARE_SECONDS, SPARE_SECONDS)
         self._reload_wanted = False
-        self._reloading = False
+        self._changing = True  # starting, or being replaced
 
     async def start(self) -> None:
         """Start the cache, bind, and wait until all workers listen. Raises what keeps them from it."""
@@ -95,22 +88,21 @@ class Supervisor:
         for description in descriptions(self._settings):
             if not self.stopping:
                 self._ports.append(await self._bind(description))
-        self._watch.start()
+        self._watchdog.start()
         try:
-            await all_or_none([Deferred.fromCoroutine(place.fill()) for place in self._places])
+            await all_or_none([Deferred.fromCoroutine(place.replace()) for place in self._places])
         except StartFailed as error:
             raise RuntimeError(f"a worker could not be started: {error}") from None
-        self._have_spare()
+        self._spare.keep()
         _log.info("{count} workers are ready: {pids}", count=len(self._places), pids=self.pids())
         hosts = [port.getHost() for port in self._ports]
         announce(self._settings, hosts, [Served(**each) for each in self._served])
-        self._started_all = True
+        self._changing = False
         self._reload_if_wanted()
 
     def pids(self) -> list[int]:
         """The living workers, those that finish among them."""
-        members = [member for member in self._exchange.members if member.joined]
-        return [member.process.pid for member in members if member.process.pid is not None]
+        return [one.pid for one in self._workers.all if one.joined and one.pid is not None]
 
     async def _start_cache(self) -> None:
         if not isinstance(self._settings.cache, EmbeddedAddress):
@@ -126,96 +118,43 @@ class Supervisor:
 
     # One worker.
 
-    async def _started(self, settings: Settings) -> Member:
-        """A new worker that listens. Raises `StartFailed`."""
+    async def _spawned(self) -> WorkerProcess:
+        """A new process that waits to be a worker. Raises `StartFailed`."""
         if self.stopping:
             raise StartFailed("all is stopping")
-        return await self._told_to_start(settings, *self._spawn())
+        process = WorkerProcess(self._reactor, self._workers, self._output)
+        process.spawn(self._module, sockets=[port.fileno() for port in self._ports])  # type: ignore[attr-defined]
+        self._workers.add(process)
+        return process
 
-    async def _restarted(self, settings: Settings) -> Member:
-        """Likewise, by the spare process where there is one."""
-        spare, self._spare = self._spare, None
-        try:
-            if spare is None or self.stopping:
-                return await self._started(settings)
-            return await self._told_to_start(settings, *spare)
-        finally:
-            self._have_spare()
+    async def _started(self, settings: Settings, process: Optional[WorkerProcess] = None) -> WorkerProcess:
+        """A worker that listens, made of *process* where that is given. Raises `StartFailed`."""
+        process = process or await self._spawned()
+        self._served = await process.begin("start", self.packed(settings), seconds=START_SECONDS)
+        return process
 
-    def _have_spare(self) -> None:
-        """Start a process that waits to be a worker, if none does."""
-        if self.stopping or self._spare is not None:
-            return
-        self._cancel_spare_due()
-        try:
-            self._spare = spare = self._spawn()
-        except StartFailed as error:
-            self._spare_later(str(error))
-        else:
-            spare[0].process.ended().addCallback(self._spare_ended, spare)
-
-    def _spare_ended(self, _result: object, spare: tuple[Member, LogLines]) -> None:
-        if self._spare is spare:  # else it became a worker, or was ended
-            self._spare = None
-            self._spare_later(spare[0].process.reason)
-
-    def _cancel_spare_due(self) -> None:
-        if self._spare_due is not None and self._spare_due.active():
-            self._spare_due.cancel()
-
-    def _spare_later(self, reason: str) -> None:
-        if not self.stopping:
-            _log.warn("there is no spare process: {reason}", reason=reason, event="spare_ended")
-            self._spare_due = self._reactor.callLater(SPARE_SECONDS, self._have_spare)
-
-    async def _told_to_start(self, settings: Settings, member: Member, log: LogLines) -> Member:
+    def packed(self, settings: Settings) -> bytes:
+        """What a worker of *settings* is started with."""
         if self._server is not None:
             settings = attrs.evolve(settings, cache=self._server.address)
-        packed = base64.b64encode(pickle.dumps(settings)).decode("ascii")
-        try:
-            started = member.process.conversation.call("start", settings=packed)
-            self._served = await started.addTimeout(START_SECONDS, self._reactor)
-        except CallFailed as error:
-            reason = str(error)
-        except ConnectionLost:
-            reason = f"it ended ({member.process.reason})" + (f": {log.last_words}" if log.last_words else "")
-        except defer.TimeoutError:
-            reason = f"it does not listen after {START_SECONDS:g} s"
-        except BaseException:
-            member.process.kill()
-            raise
-        else:
-            return member
-        member.process.kill()
-        raise StartFailed(reason)
+        return pickle.dumps(settings)
 
-    def _spawn(self) -> tuple[Member, LogLines]:
-        """A process that waits to be a worker. Raises `StartFailed`."""
-        log = LogLines(self._output)
-        handlers: dict[str, Handler] = {}
-        member = Member(ChildProcess(Peer(handlers), worker.CONTROL_IN, worker.CONTROL_OUT, log.said))
-        handlers.update(self._exchange.handlers(member))
-        descriptors: dict[int, Any] = {0: "w", 1: "r", 2: "r", worker.CONTROL_IN: "w", worker.CONTROL_OUT: "r"}
-        for number, port in enumerate(self._ports):
-            descriptors[worker.FIRST_SOCKET + number] = port.fileno()  # type: ignore[attr-defined]
+    async def _restarted(self, settings: Settings) -> WorkerProcess:
+        """Likewise, made of the spare where there is one."""
         try:
-            member.process.spawn(self._reactor, self._module, descriptors)
-        except OSError as error:  # no more processes, no memory
-            raise StartFailed(str(error)) from None
-        log.pid = member.process.pid
-        member.process.ended().addCallback(lambda _: log.ended())
-        self._exchange.add(member)
-        return member, log
+            return await self._started(settings, self._spare.take())
+        finally:
+            self._spare.keep()
 
-    async def _drain(self, member: Member, idle_seconds: float = 0.0) -> None:
+    async def _drain(self, process: WorkerProcess, idle_seconds: float = 0.0) -> None:
         """Let a worker finish and end; kill it where it doesn't."""
-        member.process.conversation.call("drain", idle_seconds=idle_seconds).addErrback(lambda _: None)
-        seconds = self._settings.stop_deadline + idle_seconds + KILL_SECONDS
+        process.channel.notify("drain", idle_seconds=idle_seconds)
         try:
-            await member.process.ended().addTimeout(seconds, self._reactor)
+            seconds = self._settings.stop_deadline + idle_seconds + KILL_SECONDS
+            await process.ended().addTimeout(seconds, self._reactor)
         except defer.TimeoutError:
-            _log.warn("worker {pid} did not end in time and is killed", pid=member.process.pid)
-            await member.killed(self._reactor)
+            _log.warn("killing worker {pid}: it did not end in time", pid=process.pid)
+            await process.killed()
 
     # Reloading.
 
@@ -223,75 +162,64 @@ class Supervisor:
         """Begin to replace all workers: what SIGHUP asks for. While they are still being started, or replaced already,
         once more after it: some of them may have read what changed before it did."""
         if self.stopping:
-            _log.info("nothing is reloaded: the workers are being ended")
+            _log.info("SIGHUP ignored: the workers are being stopped")
             return
         self._reload_wanted = True
         self._reload_if_wanted()
 
     def _reload_if_wanted(self) -> None:
-        if self._reload_wanted and self._started_all and not self._reloading and not self.stopping:
-            self._reloading = True
-            Deferred.fromCoroutine(self._reload()).addErrback(self._reload_failed)
+        if self._reload_wanted and not self._changing and not self.stopping:
+            self._reload_wanted, self._changing = False, True
+            Deferred.fromCoroutine(self._replace_all()).addBoth(self._replaced)
 
-    async def _reload(self) -> None:
-        try:
-            while self._reload_wanted and not self.stopping:
-                self._reload_wanted = False
-                await self._replace_all()
-        finally:
-            self._reloading = False
+    def _replaced(self, result: Any) -> None:
+        if isinstance(result, Failure):
+            _log.failure("reloading failed", result)
+        self._changing = False
+        self._reload_if_wanted()
 
     async def _replace_all(self) -> None:
-        spare, self._spare = self._spare, None  # what is imported may have changed
+        spare = self._spare.take()  # what it has imported may have changed
         if spare is not None:
-            spare[0].process.kill()
+            spare.kill()
         try:
-            await self._replace_each()
-        finally:
-            self._have_spare()
-
-    async def _replace_each(self) -> None:
-        for place in self._places:
-            try:
+            for place in self._places:
                 old = await place.replace()
-            except StartFailed as error:
-                if not self.stopping:
-                    _log.error("the workers stay as they are: {reason}", reason=str(error), event="reload_failed")
-                return
-            if old is not None:
-                await self._drain(old, IDLE_SECONDS)
-        if not self.stopping:
-            _log.info("all workers were replaced: {pids}", pids=self.pids(), event="reloaded")
-
-    def _reload_failed(self, failure: Any) -> None:
-        _log.failure("reloading failed", failure)
+                if old is not None:
+                    await self._drain(old, IDLE_SECONDS)
+        except StartFailed as error:
+            if not self.stopping:
+                _log.error("the workers stay as they are: {reason}", reason=str(error), event="reload_failed")
+        else:
+            if not self.stopping:
+                _log.info("all workers were replaced: {pids}", pids=self.pids(), event="reloaded")
+        finally:
+            self._spare.keep()
 
     # The end.
 
     async def stop(self) -> None:
         """Let all workers finish, then end the cache."""
         self.stopping = True
-        self._cancel_spare_due()
-        for place in self._places:
-            place.stop()
+        kept = [Deferred.fromCoroutine(each.stop()) for each in (self._spare, *self._places)]
         ending = [
-            Deferred.fromCoroutine(self._drain(member) if member.joined else member.killed(self._reactor))
-            for member in list(self._exchange.members)
+            Deferred.fromCoroutine(self._drain(each) if each.joined else each.killed())
+            for each in list(self._workers.all)
         ]
         for port in self._ports:
             stopping = port.stopListening()
             if isinstance(stopping, Deferred):
                 await stopping
         try:
-            await all_or_none(ending)
+            await all_or_none([*kept, *ending])
         finally:
-            self._watch.stop()
+            self._watchdog.stop()
         if self._server is not None:
             await self._server.stop()
 
 
 def divided(settings: Settings) -> list[Settings]:
-    """What each worker is told: its share of the requests at an origin, at least one. The shares are those of all
+    """The settings of each worker: its share of the requests at an origin, at least one. The shares are those of all
     together; only while one worker finishes in a reload, and the next has begun, there is one share more."""
     share, left = divmod(settings.origin_concurrency, settings.workers)
     return [

@@ -1,14 +1,12 @@
 """A worker: ``python -m twistedproxy.workers.worker``, started by the parent with its sockets open.
 
-It is told everything over the pipe, answers requests like a proxy of its own, and ends when it is told to, when it
+It gets everything over the pipe, answers requests like a proxy of its own, and ends when its parent calls for it, when it
 is sent SIGTERM, and when the pipe ends: with its parent, whatever way that ends. One that hangs then does not see the
-pipe end; on Linux the kernel tells it.
+pipe end; on Linux the kernel sends it a signal.
 """
 
 from __future__ import annotations
 
-import base64
-import ctypes
 import faulthandler
 import os
 import pickle
@@ -24,28 +22,23 @@ from twisted.logger import Logger
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.processes.child import keep_freed_memory, leave_loaded_alone, use_monotonic_clock
+from twistedproxy.processes.channel import CallError, Channel, connect_to_parent
+from twistedproxy.processes.messages import FIRST_SOCKET
+from twistedproxy.processes.with_parent import end_with_parent
 from twistedproxy.server.listening import listening_on
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog, begin_logging
+from twistedproxy.system.tuning import freeze_gc, keep_freed_memory, use_monotonic_clock
 from twistedproxy.workers.broadcast import SiblingsByParent
-from twistedproxy.workers.peer import CallFailed, Peer
-
-CONTROL_IN = 3
-CONTROL_OUT = 4
-FIRST_SOCKET = 5
-"""File descriptors: the pipe from and to the parent, then the sockets, in the order of the settings."""
 
 STACKS_SIGNAL = signal.SIGUSR2
-"""Has it print where all its threads are, even where no Python code gets to run any more."""
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+"""Makes it print where all its threads are, even where no Python code gets to run any more."""
 
 ORPHAN_SECONDS = 3.0
-"""How long running answers may go on once the parent has gone."""
+"""How long responses may go on once the parent has gone."""
 
 FAREWELL_SECONDS = 2.0
-"""How long the parent may take to note what we counted."""
+"""How long the parent may take to note the last metrics."""
 
 EXPECTED = (OSError, RuntimeError, ValueError, CannotListenError, CacheUnavailable, OriginError)
 """What may keep a proxy from starting without a fault of its code."""
@@ -60,55 +53,55 @@ class Worker:
         from twistedproxy.proxy import Proxy
 
         self._reactor = reactor
-        self._make_rooms = Proxy
-        self._rooms: Optional[Proxy] = None
+        self._make_proxy = Proxy
+        self._proxy: Optional[Proxy] = None
         self._ending = False
         names = ("start", "ping", "drain", "forget", "revoke", "snapshot", "status")
-        self.peer = Peer({name: getattr(self, name) for name in names}, self._orphaned)
+        self.channel = Channel({name: getattr(self, name) for name in names}, self._orphaned)
 
-    async def start(self, settings: str) -> list[dict[str, Any]]:
-        """Start all rooms and listen. *settings*: `Settings`, pickled by our own parent. What is served then."""
-        unpacked: Settings = pickle.loads(base64.b64decode(settings))  # noqa: S301 - from our own parent's pipe
-        output = begin_logging(unpacked.log_format, sys.stdout)
-        siblings = SiblingsByParent(self.peer, self._reactor, self._counted)
+    async def start(self, packed: bytes) -> list[dict[str, Any]]:
+        """Start the proxy and listen; what it serves. *packed*: `Settings`."""
+        settings: Settings = pickle.loads(packed)  # noqa: S301 - from our own parent's pipe
+        output = begin_logging(settings.log_format, sys.stdout)
+        siblings = SiblingsByParent(self.channel, self._reactor, self._counted)
         listen = listening_on(self._reactor, FIRST_SOCKET)
         try:
-            rooms = self._rooms = self._make_rooms(
-                self._reactor, unpacked, AccessLog(output), siblings, listen, self._join
+            proxy = self._proxy = self._make_proxy(
+                self._reactor, settings, AccessLog(output), siblings, listen, self._join
             )
-            await rooms.start()
+            await proxy.start()
         except EXPECTED as error:
-            raise CallFailed(str(error) or type(error).__name__) from None
-        return [attrs.asdict(each) for each in rooms.served()]
+            raise CallError(str(error) or type(error).__name__) from None
+        return [attrs.asdict(each) for each in proxy.served()]
 
     async def _join(self) -> None:
         keep_freed_memory()
-        leave_loaded_alone()
-        await self.peer.call("join")
+        freeze_gc()
+        await self.channel.call("join")
 
     async def ping(self) -> None:
-        """The parent asks for a sign of life (`twistedproxy.workers.watchdog`)."""
+        """Answer (`twistedproxy.workers.watchdog`)."""
 
     async def drain(self, idle_seconds: float) -> None:
         """Accept no more, let running answers finish, and end. Idle connections stay for *idle_seconds*."""
         self.end(idle_seconds)
 
     async def forget(self, scope: list[Optional[str]], told: bool) -> None:
-        if self._rooms is not None:
-            self._rooms.forgetting.hear(Scope(*scope), told)  # type: ignore[arg-type]
+        if self._proxy is not None:
+            self._proxy.forgetting.hear(Scope(*scope), told)  # type: ignore[arg-type]
 
     async def revoke(self, credential: str, instance: list[str]) -> None:
-        if self._rooms is not None:
-            self._rooms.revoke(bytes.fromhex(credential), Instance(*instance))
+        if self._proxy is not None:
+            self._proxy.revoke(bytes.fromhex(credential), Instance(*instance))
 
     async def snapshot(self) -> Any:
         return self._counted()
 
     def _counted(self) -> Any:
-        return self._rooms.metrics.snapshot() if self._rooms is not None else {}
+        return self._proxy.metrics.snapshot() if self._proxy is not None else {}
 
     async def status(self) -> Any:
-        return self._rooms.status() if self._rooms is not None else None
+        return self._proxy.status() if self._proxy is not None else None
 
     def end(self, idle_seconds: float = 0.0) -> None:
         """End in order, once."""
@@ -117,11 +110,10 @@ class Worker:
             Deferred.fromCoroutine(self._finish(idle_seconds)).addErrback(self._not_in_order)
 
     async def _finish(self, idle_seconds: float) -> None:
-        if self._rooms is not None:
-            await self._rooms.stop(idle_seconds)
-            farewell = self.peer.call("counted", snapshot=self._counted())
-            farewell.addTimeout(FAREWELL_SECONDS, self._reactor).addErrback(lambda _: None)
-            await farewell
+        if self._proxy is not None:
+            await self._proxy.stop(idle_seconds)
+            farewell = self.channel.call("counted", snapshot=self._counted())
+            await farewell.addTimeout(FAREWELL_SECONDS, self._reactor).addErrback(lambda _: None)
         self._reactor.callLater(0, self._reactor.stop)
 
     def _not_in_order(self, failure: Any) -> None:
@@ -133,24 +125,23 @@ class Worker:
         self.end()
 
 
-def end_with_parent() -> None:
+def end_soon_after_parent() -> None:
     """Have the kernel end this process soon after its parent, also where no turn of the reactor does."""
-    if sys.platform != "linux":
-        return
-    seconds = int(ORPHAN_SECONDS) + 1
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGRTMIN, lambda *_: signal.alarm(seconds))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGRTMIN, 0, 0, 0)
+    if sys.platform == "linux":
+        seconds = int(ORPHAN_SECONDS) + 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGRTMIN, lambda *_: signal.alarm(seconds))
+        end_with_parent(signal.SIGRTMIN)
 
 
 def main() -> None:
-    """Serve until told to end."""
-    from twisted.internet import reactor, stdio
+    """Serve until the parent ends it."""
+    from twisted.internet import reactor
 
     use_monotonic_clock(reactor)
     worker = Worker(reactor)
-    stdio.StandardIO(worker.peer, stdin=CONTROL_IN, stdout=CONTROL_OUT)  # type: ignore[call-arg]
-    end_with_parent()
+    connect_to_parent(worker.channel)
+    end_soon_after_parent()
     faulthandler.register(STACKS_SIGNAL)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         # the terminal's Ctrl-C, a reload, another log file: all are for the parent

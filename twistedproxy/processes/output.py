@@ -1,7 +1,6 @@
-"""What a worker prints becomes whole lines of the parent's log: pieces of two workers never meet in one line.
+"""What children print becomes whole lines of the proxy's log: pieces of two children never meet in one line.
 
-Lines of a worker's standard output are ready-made: it logs in the parent's format. What comes on its standard error,
-or is not what it should be, is somebody's cry for help and becomes an event of the parent.
+Lines on a worker's standard output are ready-made: it logs in its parent's format. All else becomes an event.
 """
 
 from __future__ import annotations
@@ -23,17 +22,19 @@ _NOT_JSON = re.compile(rb"^[^{]", re.MULTILINE)
 _log = Logger()
 
 
-class LogLines:
-    """The lines of one worker. *output*: where they go; None: each becomes an event."""
+class ChildOutput:
+    """The lines of one child. *name*: what the log calls it. *output*: where lines of its standard output go ready-made;
+    None: each becomes an event."""
 
-    def __init__(self, output: Optional[LogOutput]) -> None:
+    def __init__(self, name: str, output: Optional[LogOutput] = None) -> None:
         self.pid: Optional[int] = None
-        self.last_words = ""
+        self.last_error = ""
         """The last line of its standard error."""
+        self._name = name
         self._output = output
         self._begun: dict[int, bytes] = {}
 
-    def said(self, descriptor: int, data: bytes) -> None:
+    def received(self, descriptor: int, data: bytes) -> None:
         """A piece of what it printed."""
         whole, newline, begun = (self._begun.pop(descriptor, b"") + data).rpartition(b"\n")
         if whole or newline:
@@ -53,19 +54,18 @@ class LogLines:
         output = self._output
         if descriptor != STDOUT or output is None or (output.json and _NOT_JSON.search(lines)):
             for line in lines.splitlines():
-                self._write_line(descriptor, line)
+                self._write_line(descriptor, line.decode("utf-8", "replace").rstrip())
         else:
             output.write(lines.decode("utf-8", "replace"))
 
-    def _write_line(self, descriptor: int, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip()
+    def _write_line(self, descriptor: int, line: str) -> None:
         if descriptor != STDOUT:
-            self.last_words = text or self.last_words
+            self.last_error = line or self.last_error
         elif self._output is None:
-            _log.info("{line}", line=text)
+            _log.info("{line}", line=line)
             return
-        elif line.startswith(b"{"):
-            self._output.write(text + "\n")
+        elif line.startswith("{"):
+            self._output.write(line + "\n")
             return
-        if text:
-            _log.warn("worker {pid} said: {line}", pid=self.pid, line=text)
+        if line:
+            _log.warn("{name} {pid} printed: {line}", name=self._name, pid=self.pid, line=line)

@@ -1,4 +1,4 @@
-"""Lines of workers: whole, and in one format."""
+"""Lines that children print: whole, and in one format."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicomweb.support import logged
+from twistedproxy.processes import output as child_output
+from twistedproxy.processes.output import ChildOutput
 from twistedproxy.system.logs import LogOutput
-from twistedproxy.workers import output as log_lines
-from twistedproxy.workers.output import LogLines
 
 
 class Output(LogOutput):
@@ -37,13 +37,13 @@ class LineTests(SynchronousTestCase):
         """However the output of two workers is cut and mixed, all lines of both come whole and in their order."""
         output = Output("text")
         said = ["".join(f"worker {w} line {n} äöü\n" for n in range(20)).encode() for w in (0, 1)]
-        workers = [LogLines(output), LogLines(output)]
+        workers = [ChildOutput("worker", output), ChildOutput("worker", output)]
         rest = list(said)
         for worker, size in cuts:
-            workers[worker].said(1, rest[worker][:size])
+            workers[worker].received(1, rest[worker][:size])
             rest[worker] = rest[worker][size:]
         for worker in (0, 1):
-            workers[worker].said(1, rest[worker])
+            workers[worker].received(1, rest[worker])
             workers[worker].ended()
             of_it = [line for line in output.lines if line.startswith(f"worker {worker}")]
             self.assertEqual(of_it, said[worker].decode().splitlines())
@@ -52,19 +52,19 @@ class LineTests(SynchronousTestCase):
     def test_end(self) -> None:
         """What a worker left without an end of its line is a line when it has gone."""
         output = Output("text")
-        lines = LogLines(output)
-        lines.said(1, b"whole\nhal")
+        lines = ChildOutput("worker", output)
+        lines.received(1, b"whole\nhal")
         self.assertEqual(output.lines, ["whole"])
         lines.ended()
         self.assertEqual(output.lines, ["whole", "hal"])
 
     def test_endless(self) -> None:
         """A line without end takes no memory without end."""
-        self.patch(log_lines, "MAX_LINE", 100)
+        self.patch(child_output, "MAX_LINE", 100)
         output = Output("text")
-        lines = LogLines(output)
+        lines = ChildOutput("worker", output)
         for _ in range(50):
-            lines.said(1, b"x" * 10)
+            lines.received(1, b"x" * 10)
         self.assertEqual("".join(output.lines), "x" * 440)
         self.assertEqual(len(output.lines), 4)
 
@@ -75,10 +75,10 @@ class FormatTests(SynchronousTestCase):
     def test_json(self) -> None:
         """Among JSON lines there is nothing else: what a worker printed beside its log becomes an event."""
         output = Output("json")
-        lines = LogLines(output)
+        lines = ChildOutput("worker", output)
         lines.pid = 17
         with logged() as events:
-            lines.said(1, b'{"a":1}\nSegmentation fault\n\n{"b":2}\n')
+            lines.received(1, b'{"a":1}\nSegmentation fault\n\n{"b":2}\n')
         self.assertEqual([json.loads(line) for line in output.lines], [{"a": 1}, {"b": 2}])
         [event] = [event for event in events if event.get("line")]
         self.assertEqual((event["pid"], event["line"]), (17, "Segmentation fault"))
@@ -86,16 +86,16 @@ class FormatTests(SynchronousTestCase):
     def test_standard_error(self) -> None:
         """What comes on standard error becomes events; the last line is remembered."""
         output = Output("text")
-        lines = LogLines(output)
+        lines = ChildOutput("worker", output)
         with logged() as events:
-            lines.said(2, b"Traceback\nImportError: nothing there\n\n")
+            lines.received(2, b"Traceback\nImportError: nothing there\n\n")
         self.assertEqual(output.lines, [])
         self.assertEqual([event["line"] for event in events], ["Traceback", "ImportError: nothing there"])
-        self.assertEqual(lines.last_words, "ImportError: nothing there")
+        self.assertEqual(lines.last_error, "ImportError: nothing there")
 
     def test_no_output(self) -> None:
         """Where the operator has a logger of their own, each line goes there."""
-        lines = LogLines(None)
+        lines = ChildOutput("worker", None)
         with logged() as events:
-            lines.said(1, b"one\ntwo\n")
+            lines.received(1, b"one\ntwo\n")
         self.assertEqual([event["line"] for event in events], ["one", "two"])

@@ -1,4 +1,4 @@
-"""A place that is kept filled: delays, replacing, stopping, on a clock."""
+"""A child that is kept alive: delays, replacing, stopping, on a clock."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicomweb.support import logged
-from twistedproxy.workers.place import MAX_DELAY, STEADY_SECONDS, Place, StartFailed
+from twistedproxy.processes.child import StartFailed
+from twistedproxy.processes.kept_alive import STEADY_SECONDS, KeptAlive
 
 
-class FakeProcess:
-    """A process that ends when a test says so."""
+class FakeChild:
+    """A child that ends when a test says so."""
 
     pid = 1
     reason = "killed"
@@ -32,79 +33,72 @@ class FakeProcess:
             waiting.callback(None)
 
 
-class FakeMember:
-    """A worker."""
-
-    def __init__(self) -> None:
-        self.process = FakeProcess()
-
-
-class PlaceCase(SynchronousTestCase):
-    """One place. *starts*: when a worker was asked for; *next*: what is waited for until it is up."""
+class KeptCase(SynchronousTestCase):
+    """One child. *starts*: when one was started; *results*: what becomes of the next starts."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.starts: list[float] = []
         self.results: list[Any] = []
-        self.place = Place(self.clock, self.start, self.start)
+        self.kept: KeptAlive[Any] = KeptAlive(self.clock, "worker", self.start)
 
     async def start(self) -> Any:
         self.starts.append(self.clock.seconds())
-        result = self.results.pop(0) if self.results else FakeMember()
+        result = self.results.pop(0) if self.results else FakeChild()
         if isinstance(result, Deferred):
             return await result
         if isinstance(result, Exception):
             raise result
         return result
 
-    def filled(self) -> FakeMember:
-        self.successResultOf(Deferred.fromCoroutine(self.place.fill()))
+    def filled(self) -> FakeChild:
+        self.successResultOf(self.replace())
         return self.current()
 
-    def current(self) -> FakeMember:
-        found: Any = self.place.member
+    def current(self) -> FakeChild:
+        found: Any = self.kept.child
         return found
 
     def replace(self) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.place.replace())
+        return Deferred.fromCoroutine(self.kept.replace())
 
     def advance(self, seconds: float) -> None:
         self.clock.pump([0.05] * round(seconds / 0.05))
 
 
-class CrashTests(PlaceCase):
+class CrashTests(KeptCase):
     """Workers that end."""
 
     def test_at_once(self) -> None:
         """The first that ends is replaced at once."""
-        self.filled().process.end()
+        self.filled().end()
         self.clock.advance(0)
         self.assertEqual(len(self.starts), 2)
-        self.assertTrue(self.current().process.alive)
+        self.assertTrue(self.current().alive)
 
     def test_no_storm(self) -> None:
         """Workers that end as soon as they are up are started ever later, at most every ten seconds, for ever."""
         self.filled()
         for _ in range(4000):
-            if self.current().process.alive:
-                self.current().process.end()
+            if self.current() is not None:
+                self.current().end()
             self.clock.advance(0.05)
         gaps = [b - a for a, b in zip(self.starts[1:], self.starts[2:])]
         self.assertLess(len(self.starts), 30)
         self.assertGreater(len(self.starts), 20)
         for gap, wanted in zip(gaps, (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10)):
             self.assertApproximates(gap, wanted, 0.11)
-        self.assertLess(max(gaps), MAX_DELAY + 0.2)
+        self.assertLess(max(gaps), 10.2)
 
     def test_steady_again(self) -> None:
         """After one that stayed up the next is started at once again."""
         self.filled()
         for _ in range(6):
-            self.current().process.end()
+            self.current().end()
             self.advance(15)
         self.advance(STEADY_SECONDS)
         before = len(self.starts)
-        self.current().process.end()
+        self.current().end()
         self.clock.advance(0)
         self.assertEqual(len(self.starts), before + 1)
 
@@ -113,24 +107,24 @@ class CrashTests(PlaceCase):
         self.filled()
         self.results = [StartFailed("no memory")] * 3
         with logged() as events:
-            self.current().process.end()
+            self.current().end()
             self.advance(3)
         failed = [event for event in events if event.get("event") == "worker_failed"]
         self.assertEqual(
             [(event["reason"], event["delay"]) for event in failed], [("no memory", n) for n in (0.1, 0.2, 0.4)]
         )
-        self.assertTrue(self.current().process.alive)
+        self.assertTrue(self.current().alive)
 
     def test_fault(self) -> None:
         """An error of ours is logged, not swallowed."""
         self.filled()
         self.results = [ZeroDivisionError()]
-        self.current().process.end()
+        self.current().end()
         self.clock.advance(0)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
-class ReplaceTests(PlaceCase):
+class ReplaceTests(KeptCase):
     """Reloading."""
 
     def test_old_stays(self) -> None:
@@ -141,9 +135,9 @@ class ReplaceTests(PlaceCase):
         replaced = self.replace()
         self.assertNoResult(replaced)
         self.assertIs(self.current(), old)
-        coming.callback(FakeMember())
+        coming.callback(FakeChild())
         self.assertIs(self.successResultOf(replaced), old)
-        old.process.end()
+        old.end()
         self.advance(20)
         self.assertEqual(len(self.starts), 2)
 
@@ -153,7 +147,7 @@ class ReplaceTests(PlaceCase):
         self.results = [StartFailed("bad")]
         self.failureResultOf(self.replace(), StartFailed)
         self.assertIs(self.current(), old)
-        old.process.end()
+        old.end()
         self.clock.advance(0)
         self.assertIsNot(self.current(), old)
 
@@ -163,10 +157,10 @@ class ReplaceTests(PlaceCase):
         coming: Deferred[Any] = Deferred()
         self.results = [coming]
         replaced = self.replace()
-        old.process.end()
+        old.end()
         self.advance(20)
         self.assertEqual(len(self.starts), 2)
-        coming.callback(FakeMember())
+        coming.callback(FakeChild())
         self.assertIs(self.successResultOf(replaced), old)
         self.advance(20)
         self.assertEqual(len(self.starts), 2)
@@ -177,22 +171,75 @@ class ReplaceTests(PlaceCase):
         coming: Deferred[Any] = Deferred()
         self.results = [coming]
         replaced = self.replace()
-        old.process.end()
+        old.end()
         coming.errback(StartFailed("bad"))
         self.failureResultOf(replaced, StartFailed)
         self.clock.advance(0)
-        self.assertTrue(self.current().process.alive)
+        self.assertTrue(self.current().alive)
 
 
-class StopTests(PlaceCase):
+class KeepTests(KeptCase):
+    """A child that is started in the background."""
+
+    def test_kept(self) -> None:
+        """It is there at once, and again when it has ended; those that wait for it get it."""
+        coming: Deferred[Any] = Deferred()
+        self.results = [coming]
+        self.kept.keep()
+        waiting = [Deferred.fromCoroutine(self.kept.ready(5.0)) for _ in range(2)]
+        coming.callback(FakeChild())
+        first = self.current()
+        for each in (*waiting, Deferred.fromCoroutine(self.kept.ready(5.0))):
+            self.assertIs(self.successResultOf(each), first)
+        self.kept.keep()
+        first.end()
+        self.clock.advance(0)
+        self.assertEqual(len(self.starts), 2)
+
+    def test_slows_down(self) -> None:
+        """Each start that fails makes the delay to the next one twice as long, up to a bound."""
+        self.kept = KeptAlive(self.clock, "loader", self.start, None, 0.5, 30.0)
+        self.results = [StartFailed("no more processes")] * 20
+        self.kept.keep()
+        self.clock.pump([0.25] * 500)
+        self.assertEqual(self.starts, [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 121.5])
+
+    def test_not_ready(self) -> None:
+        """Waiting for one that does not come up ends in time."""
+        self.results = [StartFailed("bad")] * 99
+        self.kept.keep()
+        waiting = Deferred.fromCoroutine(self.kept.ready(5.0))
+        self.advance(5.1)
+        self.failureResultOf(waiting, StartFailed)
+
+    def test_taken(self) -> None:
+        """One that is taken away is not replaced until another is to be kept, which is started at once, whatever the delay."""
+        self.kept = KeptAlive(self.clock, "spare", self.start, None, 10.0)
+        self.kept.keep()
+        taken: Any = self.kept.take()
+        taken.end()
+        self.advance(20)
+        self.assertIsNone(self.kept.take())
+        self.assertEqual(len(self.starts), 1)
+        self.kept.keep()
+        self.current().end()
+        self.advance(9)
+        self.assertEqual(len(self.starts), 2)
+        self.kept.keep()
+        self.assertEqual(len(self.starts), 3)
+        self.advance(20)
+        self.assertEqual(len(self.starts), 3)
+
+
+class StopTests(KeptCase):
     """The end."""
 
     def test_stopped(self) -> None:
         """Once stopped, nobody is started any more, also where one waits to be."""
-        self.filled().process.end()
+        self.filled().end()
         self.clock.advance(0)
-        self.current().process.end()
-        self.place.stop()
+        self.current().end()
+        self.successResultOf(Deferred.fromCoroutine(self.kept.stop()))
         self.advance(30)
         self.assertEqual(len(self.starts), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
