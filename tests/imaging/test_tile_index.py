@@ -19,8 +19,7 @@ from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.describe import SparseDescription, absent_color
-from twistedproxy.imaging.downsampled import Downsampled
-from twistedproxy.imaging.downsampled_metadata import downsampled
+from twistedproxy.imaging.downsampled import Downsampled, downsampled
 from twistedproxy.imaging.errors import CannotRender
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
 from twistedproxy.imaging.stitcher import EMPTY, Canvas

@@ -44,7 +44,7 @@ from twistedproxy.dicomweb.requests import (
     request_of,
 )
 from twistedproxy.frames.read_through import Wanted
-from twistedproxy.imaging.downsampled_metadata import ASKED_FOR
+from twistedproxy.imaging.downsampled import ASKED_FOR
 from twistedproxy.imaging.errors import CallFailed, PoolError
 from twistedproxy.imaging.parameters import (
     DESCRIBING,

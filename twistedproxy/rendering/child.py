@@ -42,7 +42,7 @@ from twistedproxy.imaging.codecs import SCALES
 from twistedproxy.imaging.color import check_target, convert_colors
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.describe import Description, SparseDescription
-from twistedproxy.imaging.downsampled_metadata import downsampled_answer
+from twistedproxy.imaging.downsampled import downsampled_answer
 from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
