@@ -21,7 +21,7 @@ from PIL import Image, ImageCms
 
 from tests.slides.encodings import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging.color import convert_colours, profile_of
+from twistedproxy.imaging.color import convert_colors, profile_of
 from twistedproxy.imaging.decode import decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.pixel_description import PixelFacts
@@ -51,7 +51,7 @@ def ours(syntax: str, facts: PixelFacts, factor: int = 1, target: str = "") -> M
                 top, left = index // factor * part, index % factor * part
                 canvas[top : top + part, left : left + part] = shown
         if target:
-            canvas, profile = convert_colours(canvas, PROFILE, target)
+            canvas, profile = convert_colors(canvas, PROFILE, target)
             return encode(canvas, "image/jpeg", QUALITY, profile)
         return encode(canvas, "image/jpeg", QUALITY)
 

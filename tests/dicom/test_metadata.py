@@ -22,8 +22,7 @@ from twistedproxy.dicom.json_events import BadMetadata, MetadataEvents
 from twistedproxy.dicom.lenient_json import LenientJson
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
-from twistedproxy.imaging.describe import Description
-from twistedproxy.imaging.tile_index import SparseDescription
+from twistedproxy.imaging.describe import Description, SparseDescription
 
 
 def element(vr: str, *values: object) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures over real sockets, made by real rendering children: forms, sizes, colours, limits, and how they fail."""
+"""Pictures over real sockets, made by real rendering children: forms, sizes, colors, limits, and how they fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.stores import faults
 from tests.waiting import wait_until
 from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.color import convert_colours, profile_of
+from twistedproxy.imaging.color import convert_colors, profile_of
 from twistedproxy.imaging.icc_profiles import OwnProfiles
 from twistedproxy.rendering.runner import range_sample
 from twistedproxy.server.conditional import entity_tag
@@ -521,20 +521,20 @@ class ThumbnailTests(RenderingCase):
 class SparseTests(RenderingCase):
     """Instances that are not TILED_FULL."""
 
-    def painted(self, made: Made, positions: Sequence[tuple[int, int]], colour: tuple[int, int, int]) -> Any:
+    def painted(self, made: Made, positions: Sequence[tuple[int, int]], color: tuple[int, int, int]) -> Any:
         """The total pixel matrix of *made*, raw frames at *positions* of a grid of 4 x 5."""
-        total = numpy.full((4 * 64, 5 * 64, 3), colour, numpy.uint8)
+        total = numpy.full((4 * 64, 5 * 64, 3), color, numpy.uint8)
         for data, (row, column) in zip(made.stored_frames(), positions):
             frame = numpy.frombuffer(data, numpy.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
             total[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64] = frame
         return total
 
     async def test_downsampled(self) -> None:
-        """Virtual frames and the whole are put together of the frames that there are; between them is the colour that the
+        """Virtual frames and the whole are put together of the frames that there are; between them is the color that the
         metadata recommend, else white. The metadata agree."""
         positions = ((3, 4), (0, 0), (1, 1), (2, 3), (0, 1))
         red: dict[str, Any] = {"RecommendedAbsentPixelCIELabValue": [35579, 53664, 50858]}
-        for extra, colour in (({}, (255, 255, 255)), (red, (255, 0, 0))):
+        for extra, color in (({}, (255, 255, 255)), (red, (255, 0, 0))):
             made = slide(self.mktemp(), 4, 5, 64, "raw", sparse=True, positions=positions, extra=extra)
             client = await self.shown(made)
             metadata = (await client.get(f"/{made.resource}/metadata?downsample=2")).json()[0]
@@ -542,7 +542,7 @@ class SparseTests(RenderingCase):
                 [metadata[tag]["Value"][0] for tag in ("00209311", "00280008", "00480007", "00480006")],
                 ["TILED_FULL", 6, 128, 160],
             )
-            total = Image.fromarray(self.painted(made, positions, colour))
+            total = Image.fromarray(self.painted(made, positions, color))
             expected = numpy.asarray(total.reduce(2)).astype(int)
             for number in range(1, 7):
                 answer = await client.get(
@@ -557,7 +557,7 @@ class SparseTests(RenderingCase):
             self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1)
             self.assertEqual((await client.get(f"/{made.resource}/frames/7?downsample=2")).status, 404)
             answer = await client.get(f"/{made.resource}/frames/3/rendered", {"Accept": "image/png"})
-            self.assertTrue((pixels(answer.body) == self.painted(made, positions, colour)[64:128, 64:128]).all())
+            self.assertTrue((pixels(answer.body) == self.painted(made, positions, color)[64:128, 64:128]).all())
 
     async def test_unknown_places(self) -> None:
         """Where neither TILED_FULL nor positions say where frames lie, there is no picture of the whole, nor a smaller one, and
@@ -604,7 +604,7 @@ class SparseTests(RenderingCase):
                 self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, (crooked, path))
 
 
-class ColourTests(RenderingCase):
+class ColorTests(RenderingCase):
     """ICC profiles and gray."""
 
     async def test_profiles(self) -> None:
@@ -620,7 +620,7 @@ class ColourTests(RenderingCase):
         stored = numpy.frombuffer(made.stored_frames()[0], numpy.uint8).reshape(64, 64, 3)
         for target in ("srgb", "displayp3", "adobergb", "rommrgb"):
             answer = await client.get(f"{path}?iccprofile={target}", png)
-            expected, goal = convert_colours(stored, profile, target)
+            expected, goal = convert_colors(stored, profile, target)
             self.assertLessEqual(numpy.abs(pixels(answer.body) - expected).max(), 1, target)
             name = ImageCms.getProfileDescription(io.BytesIO(opened(answer.body).info["icc_profile"]))
             self.assertEqual(name, ImageCms.getProfileDescription(io.BytesIO(goal)))
@@ -665,7 +665,7 @@ class ColourTests(RenderingCase):
             for name, profile in own.items():
                 picture = opened((await client.get(f"{path}?iccprofile={name}", {"Accept": "image/png"})).body)
                 self.assertEqual(picture.info["icc_profile"], profile)
-                self.assertTrue((numpy.asarray(picture) == convert_colours(stored, source, name, profile)[0]).all())
+                self.assertTrue((numpy.asarray(picture) == convert_colors(stored, source, name, profile)[0]).all())
         answer = await client.get(f"/{made.resource}/frames/1?iccprofile=scanner-7")
         self.assertEqual(answer.status, 200)
         answer = await client.get(f"{path}?iccprofile=scanner-8")
@@ -676,15 +676,15 @@ class ColourTests(RenderingCase):
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 
     async def test_palette(self) -> None:
-        """Values that stand for colours are looked up before they are averaged, also where the decoder could do that."""
-        colours = numpy.random.default_rng(1).integers(0, 256, (3, 256), numpy.uint8)
+        """Values that stand for colors are looked up before they are averaged, also where the decoder could do that."""
+        colors = numpy.random.default_rng(1).integers(0, 256, (3, 256), numpy.uint8)
         extra: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
-        for name, table in zip(("Red", "Green", "Blue"), colours):
+        for name, table in zip(("Red", "Green", "Blue"), colors):
             extra[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
             extra[f"{name}PaletteColorLookupTableData"] = table.tobytes()
         made = loop(self.mktemp(), 1, 64, 64, "jpeg-gray", extra=extra)
         client = await self.shown(made)
-        shown = Image.fromarray(colours.T[pixels(made.stored_frames()[0])])
+        shown = Image.fromarray(colors.T[pixels(made.stored_frames()[0])])
         for path, expected in (("rendered", shown), ("rendered?downsample=4", shown.reduce(4))):
             answer = await client.get(f"/{made.resource}/{path}", {"Accept": "image/png"})
             self.assertLessEqual(numpy.abs(pixels(answer.body) - numpy.asarray(expected).astype(int)).max(), 1, path)

@@ -21,6 +21,7 @@ from pydicom.pixels import get_decoder
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.imaging.damage import codecs, damaged
+from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.exact_jpeg import exact_planes
 from tests.slides import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
@@ -118,7 +119,7 @@ class TheirPixelsTests(SynchronousTestCase):
             if "PixelData" not in dataset or path.name in SWAPPED:
                 continue
             if dataset.file_meta.get("TransferSyntaxUID") == syntaxes.JPEG_BASELINE:
-                # other libraries that may be there make other colours of subsampled ones, up to 3 off
+                # other libraries that may be there make other colors of subsampled ones, up to 3 off
                 dataset.pixel_array_options(decoding_plugin="pillow")
             try:
                 theirs = dataset.pixel_array
@@ -126,7 +127,7 @@ class TheirPixelsTests(SynchronousTestCase):
                 continue
             if int(dataset.get("NumberOfFrames") or 1) > 1:
                 theirs = theirs[0]
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             syntax = str(dataset.file_meta.TransferSyntaxUID)
             ours = decode(first_frame(dataset), syntax, facts, max_pixels=MAX_PIXELS)
             self.assertEqual(ours.shape, theirs.shape, path.name)
@@ -215,7 +216,7 @@ class ExactTests(SynchronousTestCase):
             self.assertLess(numpy.abs(ours - exact).max(), 0.8, name)
 
     def test_ycbcr(self) -> None:
-        """Colours are off by what rounding to whole levels before and after the conversion adds: half a level of Y,
+        """Colors are off by what rounding to whole levels before and after the conversion adds: half a level of Y,
         1.772 of it of Cb, and half a level of the result, with a little for the inverse DCT's own rounding."""
         name = "JPEG_Baseline_(Process_1)-YBR-8.jpg"
         syntax, facts = facts_of(name)
@@ -232,7 +233,7 @@ class FormsTests(SynchronousTestCase):
     """How native values may lie."""
 
     def test_planes(self) -> None:
-        """Colours by plane and colours by pixel are the same picture."""
+        """Colors by plane and colors by pixel are the same picture."""
         data, syntax, facts = codecs()["native"]
         pixels = decode(data, syntax, facts, max_pixels=MAX_PIXELS)
         planes = pixels.transpose(2, 0, 1).tobytes()
@@ -277,7 +278,7 @@ class FormsTests(SynchronousTestCase):
         self.assertTrue((as_stored == values.view(numpy.uint16)).all())
 
     def test_jp2(self) -> None:
-        """A JP2 file's codestream is decoded; what the file says of colours is not done."""
+        """A JP2 file's codestream is decoded; what the file says of colors is not done."""
         pixels = decode(*codecs()["native"], max_pixels=4096)
         facts = PixelFacts(64, 64, 3, photometric_interpretation="YBR_RCT")
         for profile in (None, profile_of("adobergb")):
@@ -286,7 +287,7 @@ class FormsTests(SynchronousTestCase):
             self.assertTrue((decode(data, syntaxes.JPEG_2000_LOSSLESS, facts, max_pixels=4096) == pixels).all())
 
     def test_xyb(self) -> None:
-        """XYB is what lossy JPEG XL may say of its colours (PS3.3 section C.7.6.3.1.2); its decoder gives RGB. Elsewhere
+        """XYB is what lossy JPEG XL may say of its colors (PS3.3 section C.7.6.3.1.2); its decoder gives RGB. Elsewhere
         there is no such thing."""
         facts = PixelFacts(64, 64, 3, photometric_interpretation="XYB")
         data = encoded_frame("jpegxl", 1, 64, 64)
@@ -354,7 +355,7 @@ class FormsTests(SynchronousTestCase):
             self.assertTrue((decode(frame, syntax, facts, max_pixels=4096) == whole).all(), more)
 
     def test_subsampled_jpeg2000(self) -> None:
-        """JPEG 2000 with fewer pixels of chrominance becomes RGB, whatever the instance calls its colours."""
+        """JPEG 2000 with fewer pixels of chrominance becomes RGB, whatever the instance calls its colors."""
         rgb = decode(*codecs()["native"], max_pixels=4096)
         ycbcr = numpy.asarray(Image.fromarray(rgb).convert("YCbCr"))
         for across, down in ((2, 1), (2, 2), (1, 2)):
@@ -419,7 +420,7 @@ class ScaleTests(SynchronousTestCase):
         """Sizes that do not divide are rounded up; what would have less than a pixel is made as small as it can be."""
         for path, size in (("SC_rgb_jpeg_dcmtk.dcm", (13, 13)), ("SC_rgb_small_odd_jpeg.dcm", (2, 2))):
             dataset = pydicom.dcmread(TEST_FILES[0].with_name(path))
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             part = decode(first_frame(dataset), syntaxes.JPEG_BASELINE, facts, max_pixels=MAX_PIXELS, scale=8)
             self.assertEqual(part.shape[:2], size)
 

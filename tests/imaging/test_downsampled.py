@@ -15,8 +15,7 @@ from PIL import Image
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.downsampled import Downsampled, shrunk
-from twistedproxy.imaging.downsampled_metadata import downsampled, downsampled_answer
+from twistedproxy.imaging.downsampled import Downsampled, downsampled, downsampled_answer, shrunk
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Cut, decoder_scale
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport

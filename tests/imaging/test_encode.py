@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.encode, .colour, .icc and .transcode: what others read of the pictures."""
+"""twistedproxy.imaging.encode and .color: what others read of the pictures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from wsidicom_data import TestData
 
 from tests.imaging.damage import codecs, damaged
 from tests.imaging.test_decode import TEST_FILES
-from twistedproxy.imaging.color import TARGETS, convert_colours, profile_of
-from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.color import TARGETS, convert_colors, profile_of
+from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
-from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.rendering.media_types import PICTURE_TYPES
 
 CRAYONS = TEST_FILES[0].with_name("crayons.icc").read_bytes()
@@ -42,7 +41,7 @@ class EncodeTests(SynchronousTestCase):
     """Pictures of every type that is offered."""
 
     def test_every_type(self) -> None:
-        """Gray and colour come out near what went in; PNG exactly."""
+        """Gray and color come out near what went in; PNG exactly."""
         for pixels in (tile(), tile()[:, :, 1]):
             for media_type in PICTURE_TYPES:
                 shown = read(encode(pixels, media_type), media_type)
@@ -72,7 +71,7 @@ class EncodeTests(SynchronousTestCase):
             self.assertNotIn("icc_profile", Image.open(io.BytesIO(encode(pixels, "image/jpeg", icc=icc))).info)
 
     def test_profile_of_the_newer(self) -> None:
-        """JPEG XL's is in the JPEG that it gives back, JPEG 2000's in its colour box; both still decode."""
+        """JPEG XL's is in the JPEG that it gives back, JPEG 2000's in its color box; both still decode."""
         profile = profile_of("adobergb")
         made = encode(tile(), "image/jxl", icc=profile)
         self.assertEqual(Image.open(io.BytesIO(jxl_to_jpeg(made))).info["icc_profile"], profile)
@@ -96,8 +95,8 @@ class EncodeTests(SynchronousTestCase):
         self.assertRaises(BadImage, encode, wide[:, :0], "image/png")
 
 
-class ColourTests(SynchronousTestCase):
-    """Colour spaces."""
+class ColorTests(SynchronousTestCase):
+    """Color spaces."""
 
     def test_littlecms(self) -> None:
         """sRGB of another profile is what LittleCMS makes of it and its own sRGB, within 1 level."""
@@ -106,16 +105,16 @@ class ColourTests(SynchronousTestCase):
             source = ImageCms.ImageCmsProfile(io.BytesIO(data))
             intent = ImageCms.Intent(ImageCms.getDefaultIntent(source))
             theirs = ImageCms.profileToProfile(Image.fromarray(tile()), source, goal, intent, "RGB")
-            ours, profile = convert_colours(tile(), data, "srgb")
+            ours, profile = convert_colors(tile(), data, "srgb")
             self.assertLessEqual(numpy.abs(ours.astype(int) - numpy.asarray(theirs)).max(), 1)
             self.assertGreaterEqual(numpy.abs(ours.astype(int) - tile()).max(), moved)
             self.assertEqual(profile, profile_of("srgb"))
 
     def test_pydicom(self) -> None:
-        """An instance's profile gives the colours that pydicom gives."""
+        """An instance's profile gives the colors that pydicom gives."""
         transform = pydicom.pixels.create_icc_transform(icc_profile=profile_of("displayp3"), color_space="sRGB")
         theirs = pydicom.pixels.apply_icc_profile(tile().copy(), transform=transform)
-        ours, _ = convert_colours(tile(), profile_of("displayp3"), "srgb")
+        ours, _ = convert_colors(tile(), profile_of("displayp3"), "srgb")
         self.assertLessEqual(numpy.abs(ours.astype(int) - theirs).max(), 1)
 
     def test_made_profiles(self) -> None:
@@ -137,51 +136,51 @@ class ColourTests(SynchronousTestCase):
                 xyz = adapted @ primary[0]
                 self.assertAlmostEqual(xyz[0] / xyz.sum(), x, 3, name)
                 self.assertAlmostEqual(xyz[1] / xyz.sum(), y, 3, name)
-            self.assertEqual(convert_colours(white, b"", name)[0].tolist(), [[[255, 255, 255]]])
+            self.assertEqual(convert_colors(white, b"", name)[0].tolist(), [[[255, 255, 255]]])
 
     def test_curves(self) -> None:
         """Middle gray, 0.216 of white's light, has the number that each space's curve gives it."""
         gray = numpy.full((1, 1, 3), 128, numpy.uint8)
         for name, number in (("srgb", 128), ("displayp3", 128), ("adobergb", 127), ("rommrgb", 109)):
-            self.assertEqual(set(convert_colours(gray, b"", name)[0].flat), {number}, name)
+            self.assertEqual(set(convert_colors(gray, b"", name)[0].flat), {number}, name)
 
     def test_theirs_and_back(self) -> None:
         """To a wider space and back is where it was, within rounding; without a profile sRGB is meant."""
         for name in TARGETS:
-            there, profile = convert_colours(tile(), b"", name)
-            back, _ = convert_colours(there, profile, "srgb")
+            there, profile = convert_colors(tile(), b"", name)
+            back, _ = convert_colors(there, profile, "srgb")
             self.assertLess(numpy.abs(back.astype(int) - tile()).mean(), 0.6, name)
-        self.assertIs(convert_colours(tile(), profile_of("srgb"), "srgb")[1], profile_of("srgb"))
+        self.assertIs(convert_colors(tile(), profile_of("srgb"), "srgb")[1], profile_of("srgb"))
 
     def test_own(self) -> None:
         """Profiles of one's own go before those made here."""
-        pixels, profile = convert_colours(tile(), b"", "adobergb", CRAYONS)
+        pixels, profile = convert_colors(tile(), b"", "adobergb", CRAYONS)
         self.assertEqual(profile, CRAYONS)
-        self.assertTrue((pixels != convert_colours(tile(), b"", "adobergb")[0]).any())
+        self.assertTrue((pixels != convert_colors(tile(), b"", "adobergb")[0]).any())
 
     def test_wrong(self) -> None:
         """What is no profile, not of RGB, or no name, is refused."""
         gray = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
         for profile in (b"nothing", CRAYONS[:200], bytes(1000), gray):
-            self.assertRaises(BadProfile, convert_colours, tile(), profile, "srgb")
-        self.assertRaises(BadProfile, convert_colours, tile(), b"", "cmyk")
+            self.assertRaises(BadProfile, convert_colors, tile(), profile, "srgb")
+        self.assertRaises(BadProfile, convert_colors, tile(), b"", "cmyk")
 
     def test_damaged_profiles(self) -> None:
         """Damaged profiles are refused or used, never more."""
         for seed in range(300):
             try:
-                pixels, _ = convert_colours(tile()[:8, :8], damaged(CRAYONS, seed), "srgb")
+                pixels, _ = convert_colors(tile()[:8, :8], damaged(CRAYONS, seed), "srgb")
                 self.assertEqual(pixels.shape, (8, 8, 3))
             except BadProfile:
                 pass
 
     def test_threads(self) -> None:
-        """Several threads that use one transform get the same colours as one."""
-        expected = convert_colours(tile(), profile_of("displayp3"), "srgb")[0]
+        """Several threads that use one transform get the same colors as one."""
+        expected = convert_colors(tile(), profile_of("displayp3"), "srgb")[0]
         wrong: list[int] = []
 
         def convert() -> None:
-            results = [convert_colours(tile(), profile_of("displayp3"), "srgb")[0] for _ in range(10)]
+            results = [convert_colors(tile(), profile_of("displayp3"), "srgb")[0] for _ in range(10)]
             wrong.extend(int((result != expected).sum()) for result in results)
 
         threads = [threading.Thread(target=convert) for _ in range(4)]

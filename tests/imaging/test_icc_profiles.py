@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.imaging.color import SPACES, profile_of
+from twistedproxy.imaging.color import TARGETS, profile_of
 from twistedproxy.imaging.icc_profiles import MAX_PROFILE, MAX_PROFILES, BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.imaging.parameters import PROFILES, BadParameter, parse_query
 
@@ -56,7 +56,7 @@ class FolderTests(SynchronousTestCase):
         """Another profile of the same name has another digest; ours have none."""
         one, other = (OwnProfiles({"srgb": profile_of(name)}) for name in ("srgb", "adobergb"))
         self.assertNotEqual(one.digest("srgb"), other.digest("srgb"))
-        self.assertEqual({OwnProfiles().digest(name) for name in SPACES}, {b""})
+        self.assertEqual({OwnProfiles().digest(name) for name in TARGETS}, {b""})
 
     def test_refused(self) -> None:
         """A folder that is not there or empty, names that are none or come twice, and files without or with too many

@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.pixel_description and .lookup: what is read of an instance, and how it travels."""
+"""twistedproxy.imaging.pixel_description and .lut: what is read of an instance, and how it travels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy
 from pydicom import Dataset, Sequence
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.imaging.datasets import facts_of_dataset
 from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.describe import Description, InstanceFacts
 from twistedproxy.imaging.errors import BadImage
@@ -52,7 +53,7 @@ class DatasetTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """What stands at the top is read; what is missing has the standard's default."""
-        facts = PixelFacts.from_dataset(
+        facts = facts_of_dataset(
             instance(WindowCenter=[40, 50.5], WindowWidth=[400, 80], RescaleSlope=2, RescaleIntercept=-1024)
         )
         self.assertEqual((facts.rows, facts.columns, facts.bits_stored, facts.dtype), (4, 6, 12, numpy.uint16))
@@ -75,15 +76,15 @@ class DatasetTests(SynchronousTestCase):
             ],
         )
         for frame, center in ((1, 10.0), (2, 20.0)):
-            facts = PixelFacts.from_dataset(dataset, frame)
+            facts = facts_of_dataset(dataset, frame)
             self.assertEqual((facts.window_centers, facts.window_widths), ((center,), (9.0,)))
             self.assertEqual((facts.voi_lut_function, facts.rescale_slope), ("SIGMOID", 3.0))
             self.assertFalse(facts.tiled)
-        self.assertTrue(PixelFacts.from_dataset(instance(TotalPixelMatrixColumns=9)).tiled)
+        self.assertTrue(facts_of_dataset(instance(TotalPixelMatrixColumns=9)).tiled)
 
     def test_optical_path(self) -> None:
         """A slide's profile is that of its first optical path."""
-        facts = PixelFacts.from_dataset(instance(OpticalPathSequence=[item(ICCProfile=b"profile!")]))
+        facts = facts_of_dataset(instance(OpticalPathSequence=[item(ICCProfile=b"profile!")]))
         self.assertEqual(facts.icc_profile, b"profile!")
 
     def test_padding_and_range(self) -> None:
@@ -93,11 +94,11 @@ class DatasetTests(SynchronousTestCase):
             dataset.add_new(keyword, "US", value)
         dataset.add_new("SmallestImagePixelValue", "US", 3)
         dataset.add_new("LargestImagePixelValue", "US", 300)
-        facts = PixelFacts.from_dataset(dataset)
+        facts = facts_of_dataset(dataset)
         self.assertEqual((facts.padding, facts.value_range), ((5, 9), (3, 300)))
         for low, high in ((300, 3), (7, 7), (0, 5000)):  # more than 12 bits hold
             dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = low, high
-            self.assertIsNone(PixelFacts.from_dataset(dataset).value_range)
+            self.assertIsNone(facts_of_dataset(dataset).value_range)
 
     def test_signs(self) -> None:
         """What is "US or SS" is a stored value, as signed as those, whichever of the two a store says."""
@@ -118,11 +119,11 @@ class DatasetTests(SynchronousTestCase):
 
     def test_wrong(self) -> None:
         """What lacks sizes, or has tables shorter than they say, is a bad image."""
-        self.assertRaises(BadImage, PixelFacts.from_dataset, item(Columns=3))
+        self.assertRaises(BadImage, facts_of_dataset, item(Columns=3))
         table = item()
         table.add_new("LUTDescriptor", "US", [100, 0, 16])
         table.add_new("LUTData", "OW", words(1, 2, 3))
-        self.assertRaises(BadImage, PixelFacts.from_dataset, instance(ModalityLUTSequence=Sequence([table])))
+        self.assertRaises(BadImage, facts_of_dataset, instance(ModalityLUTSequence=Sequence([table])))
 
 
 class TravelTests(SynchronousTestCase):
@@ -131,9 +132,9 @@ class TravelTests(SynchronousTestCase):
     def palette(self) -> Dataset:
         """An instance with a palette."""
         dataset = instance(PhotometricInterpretation="PALETTE COLOR")
-        for colour in ("Red", "Green", "Blue"):
-            dataset.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [2, 0, 8])
-            dataset.add_new(f"{colour}PaletteColorLookupTableData", "OW", b"\x07\x09")
+        for color in ("Red", "Green", "Blue"):
+            dataset.add_new(f"{color}PaletteColorLookupTableDescriptor", "US", [2, 0, 8])
+            dataset.add_new(f"{color}PaletteColorLookupTableData", "OW", b"\x07\x09")
         return dataset
 
     def full(self) -> Dataset:
@@ -152,12 +153,12 @@ class TravelTests(SynchronousTestCase):
 
     def test_bytes(self) -> None:
         """Facts come back from bytes as they were, plain ones in few."""
-        facts = PixelFacts.from_dataset(self.full())
+        facts = facts_of_dataset(self.full())
         self.assertEqual(PixelFacts.from_bytes(facts.to_bytes()), facts)
-        colours = PixelFacts.from_dataset(self.palette())
-        self.assertEqual(PixelFacts.from_bytes(colours.to_bytes()), colours)
-        assert colours.palette is not None and facts.voi_lut is not None
-        self.assertEqual(colours.palette[0].entries.tolist(), [7, 9])
+        colors = facts_of_dataset(self.palette())
+        self.assertEqual(PixelFacts.from_bytes(colors.to_bytes()), colors)
+        assert colors.palette is not None and facts.voi_lut is not None
+        self.assertEqual(colors.palette[0].entries.tolist(), [7, 9])
         self.assertEqual(facts.voi_lut, LookupTable(2, 12, words(0, 100, 2000, 4095)))
         self.assertLess(len(PixelFacts(256, 256, 3, photometric_interpretation="RGB").to_bytes()), 100)
 
@@ -165,11 +166,6 @@ class TravelTests(SynchronousTestCase):
         """Bytes that are something else are a bad image."""
         for data in (b"", b"[]", b'{"rows": 1}', b'{"rows":1,"columns":1,"more":1}', b"\x80\x04", b'{"palette":[1]}'):
             self.assertRaises(BadImage, PixelFacts.from_bytes, data)
-
-    def test_dicom_json(self) -> None:
-        """Metadata give the same facts as the data set that they describe."""
-        for dataset in (self.full(), self.palette()):
-            self.assertEqual(PixelFacts.from_dicom_json(dataset.to_json_dict()), PixelFacts.from_dataset(dataset))
 
     def test_bulk_data(self) -> None:
         """Values that stand elsewhere are asked for by their address, and left out where nobody reads them."""

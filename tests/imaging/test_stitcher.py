@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.imaging.stitcher import resized
+from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.stitcher import Canvas
+
+
+def resized(pixels: numpy.ndarray, rows: int, columns: int) -> numpy.ndarray:
+    """*pixels*, one frame, as *rows* x *columns*."""
+    height, width = pixels.shape[:2]
+    vertical, horizontal = Axis(height, rows, step=height / rows), Axis(width, columns, step=width / columns)
+    canvas = Canvas(Cut(vertical, horizontal, height, width, 1, 1, 1, rows, columns))
+    canvas.add(0, 0, pixels)
+    return canvas.finish()
 
 
 def noise(rows: int, columns: int, bands: int) -> numpy.ndarray:

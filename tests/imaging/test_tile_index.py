@@ -18,8 +18,8 @@ from tests.slides import Made, slide
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.color import profile_of
-from twistedproxy.imaging.downsampled import Downsampled
-from twistedproxy.imaging.downsampled_metadata import downsampled
+from twistedproxy.imaging.describe import SparseDescription, absent_color
+from twistedproxy.imaging.downsampled import Downsampled, downsampled
 from twistedproxy.imaging.errors import CannotRender
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
 from twistedproxy.imaging.stitcher import EMPTY, Canvas
@@ -27,8 +27,6 @@ from twistedproxy.imaging.tile_index import (
     MAX_FRAMES,
     Placement,
     Positions,
-    SparseDescription,
-    absent_colour,
     lies_in_order,
     needs_positions,
     read_placement,
@@ -246,7 +244,7 @@ class DescriptionTests(SynchronousTestCase):
         return read_placement(description.packed())
 
     def test_slide(self) -> None:
-        """The places of a real file's frames, in any pieces, and the colour between them."""
+        """The places of a real file's frames, in any pieces, and the color between them."""
         positions = ((2, 1), (0, 0), (1, 3))
         made = slide(
             self.mktemp(), 3, 4, 16, "raw", sparse=True, positions=positions, focal_planes=2,
@@ -289,11 +287,11 @@ class DescriptionTests(SynchronousTestCase):
         self.assertEqual(downsampled(self.attributes, 2.0), self.attributes)
 
 
-class ColourTests(SynchronousTestCase):
+class ColorTests(SynchronousTestCase):
     """Recommended Absent Pixel CIELab Value."""
 
     def test_littlecms(self) -> None:
-        """It is what LittleCMS makes of the same colour, within 1 level."""
+        """It is what LittleCMS makes of the same color, within 1 level."""
         transform = ImageCms.buildTransform(
             ImageCms.createProfile("LAB"), ImageCms.ImageCmsProfile(io.BytesIO(profile_of("srgb"))), "LAB", "RGB", 1
         )
@@ -304,12 +302,12 @@ class ColourTests(SynchronousTestCase):
             theirs = numpy.asarray(ImageCms.applyTransform(pixel, transform))[0, 0].astype(int)
             exact = round(light * 2.55) / 255
             value = [round(exact * 65535), (a + 128) * 257, (b + 128) * 257]
-            ours = absent_colour({"vr": "US", "Value": value})
+            ours = absent_color({"vr": "US", "Value": value})
             assert ours is not None
             self.assertLessEqual(numpy.abs(theirs - ours).max(), 1, (light, a, b, ours, theirs))
 
     def test_none(self) -> None:
-        """What is no colour is none."""
+        """What is no color is none."""
         for element in (
             {},
             {"Value": [1, 2]},
@@ -319,4 +317,4 @@ class ColourTests(SynchronousTestCase):
             [],
             None,
         ):
-            self.assertIsNone(absent_colour(element))
+            self.assertIsNone(absent_color(element))

@@ -10,6 +10,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.errors import BadImage, NotDecodable
 from twistedproxy.imaging.lut import LookupTable
@@ -49,7 +50,7 @@ class TheirsTests(SynchronousTestCase):
             except Exception:
                 continue
             pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-            facts = PixelFacts.from_dataset(dataset)
+            facts = facts_of_dataset(dataset)
             if facts.photometric_interpretation == "PALETTE COLOR":
                 theirs = apply_color_lut(pixels, dataset) >> 8
             elif facts.window_widths:
@@ -208,7 +209,7 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(to_display(row(0, 4095), stored).tolist(), [[0, 255]])
 
 
-class ColourTests(SynchronousTestCase):
+class ColorTests(SynchronousTestCase):
     """What is not gray."""
 
     def test_palette(self) -> None:
@@ -220,8 +221,8 @@ class ColourTests(SynchronousTestCase):
         missing = attrs.evolve(facts, palette=None)
         self.assertRaises(NotDecodable, to_display, row(0, dtype="u1"), missing)
 
-    def test_deep_colours(self) -> None:
-        """Of 16 bits a colour the upper 8 are shown."""
+    def test_deep_colors(self) -> None:
+        """Of 16 bits a color the upper 8 are shown."""
         facts = attrs.evolve(DEEP, samples_per_pixel=3, photometric_interpretation="RGB", bits_stored=16, high_bit=15)
         pixels = numpy.array([[[0, 0x80FF, 0xFFFF]]], "u2")
         self.assertEqual(to_display(pixels, facts).tolist(), [[[0, 0x80, 0xFF]]])

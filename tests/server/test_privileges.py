@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -52,8 +53,8 @@ def usable() -> Optional[tuple[str, str]]:
 
 
 def privileged_port() -> Optional[int]:
-    """A free loopback port below 1024, None where there is none for us."""
-    for port in range(1023, 900, -1):
+    """A free loopback port below 1024, None where there is none for us. Any of them: tests may run side by side."""
+    for port in random.sample(range(600, 1024), 424):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -44,9 +44,18 @@ from twistedproxy.dicomweb.requests import (
     request_of,
 )
 from twistedproxy.frames.read_through import Wanted
-from twistedproxy.imaging.downsampled_metadata import ASKED_FOR
+from twistedproxy.imaging.downsampled import ASKED_FOR
 from twistedproxy.imaging.errors import CallFailed, PoolError
-from twistedproxy.imaging.parameters import DESCRIBING, FRAMES, PROFILES, RENDERED, Asked, Rendering, Viewport, without
+from twistedproxy.imaging.parameters import (
+    DESCRIBING,
+    FRAMES,
+    PROFILES,
+    RENDERED,
+    PictureQuery,
+    Rendering,
+    Viewport,
+    without,
+)
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
 from twistedproxy.rendering import jobs, media_types
 from twistedproxy.rendering.jobs import Pictures
@@ -174,7 +183,9 @@ class RenderedAnswers:
             await self.sending.send(request, wanted.instance, made, Form(route, media_type, multipart), asked)
         return True
 
-    async def virtual_frames(self, request: Request, wanted: Wanted, asked: Asked, accept: negotiation.Wanted) -> None:
+    async def virtual_frames(
+        self, request: Request, wanted: Wanted, asked: PictureQuery, accept: negotiation.Wanted
+    ) -> None:
         """``…/frames/{list}`` with extension parameters that change the pixels."""
         if self.ours is None:
             raise problems.bad_request(
@@ -188,14 +199,14 @@ class RenderedAnswers:
     async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
         """``…/frames/{list}`` in a transfer syntax of `producible`."""
         assert self.ours is not None, "nothing is producible without"
-        await self._frames(self.ours, request, wanted, Asked(Rendering(), wanted.fresh), form)
+        await self._frames(self.ours, request, wanted, PictureQuery(Rendering(), wanted.fresh), form)
 
     async def _frames(
         self,
         ours: PictureService,
         request: Request,
         wanted: Wanted,
-        asked: Asked,
+        asked: PictureQuery,
         form: negotiation.FrameForm,
         check: Optional[Callable[[InstanceMetadata], None]] = None,
     ) -> None:
@@ -209,7 +220,7 @@ class RenderedAnswers:
                 raise_problem(error)
             await self.sending.send(request, wanted.instance, made, form_of_frames(form), asked)
 
-    def asked_frames(self, query: bytes) -> Asked:
+    def asked_frames(self, query: bytes) -> PictureQuery:
         """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""
         return asked_of(query, FRAMES, self.ours.planner.profiles.names if self.ours is not None else PROFILES)
 

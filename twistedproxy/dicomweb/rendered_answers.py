@@ -25,7 +25,7 @@ from twistedproxy.imaging.errors import (
     PoolTimeout,
     TooManyFrames,
 )
-from twistedproxy.imaging.parameters import Asked
+from twistedproxy.imaging.parameters import PictureQuery
 from twistedproxy.rendering.jobs import Pictures
 from twistedproxy.server import problems
 from twistedproxy.server.conditional import entity_tag
@@ -60,7 +60,7 @@ class PictureAnswers:
     answers: FrameAnswers
     keep: Keep
 
-    async def send(self, request: Request, instance: Instance, made: Pictures, form: Form, asked: Asked) -> None:
+    async def send(self, request: Request, instance: Instance, made: Pictures, form: Form, asked: PictureQuery) -> None:
         """Write *made* in *form*, with what the request's conditions make of it."""
         if asked.annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(asked.annotations)

@@ -11,14 +11,14 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicomweb import negotiation
 from twistedproxy.frames.read_through import Wanted
 from twistedproxy.imaging.errors import CannotRender
-from twistedproxy.imaging.parameters import PROFILES, Asked, BadParameter, parse_query
+from twistedproxy.imaging.parameters import PROFILES, BadParameter, PictureQuery, parse_query
 from twistedproxy.rendering import jobs, media_types
 from twistedproxy.rendering.media_types import PICTURE_TYPES
 from twistedproxy.server import problems
 from twistedproxy.server.problems import Problem
 
 
-def asked_of(query: bytes, known: frozenset[str], profiles: Collection[str] = PROFILES) -> Asked:
+def asked_of(query: bytes, known: frozenset[str], profiles: Collection[str] = PROFILES) -> PictureQuery:
     """What a query asks for. Raises `Problem` 400."""
     try:
         return parse_query(query, known, profiles)
@@ -46,7 +46,7 @@ def choose_picture(accepted: negotiation.Wanted, single: bool) -> tuple[str, boo
 
 
 def request_of(
-    wanted: Wanted, asked: Asked, media_type: str, check: Optional[Callable[[InstanceMetadata], None]] = None
+    wanted: Wanted, asked: PictureQuery, media_type: str, check: Optional[Callable[[InstanceMetadata], None]] = None
 ) -> jobs.Request:
     """What the rendering service is asked for. *check*: see there."""
     request = jobs.Request(

@@ -1,1 +1,1 @@
-"""Pixels: decoding, resizing, colour, encoding, and where that work is done."""
+"""Pixels: decoding, resizing, color, encoding, and where that work is done."""

@@ -1,11 +1,11 @@
 """Compressed frames: which codec decodes which, and what their results mean.
 
-Rules that this file keeps:
+Rules:
 
 - The header is checked against the instance before a codec sees the data: what is allocated is bounded by the facts.
-- A codestream's end must be there: libjpeg fills what is missing with gray and says nothing. What follows it is let pass.
+- A codestream's end must be there: libjpeg fills what is missing with gray, without an error. What follows it is ignored.
 - One thread per decode: how many run at once is decided elsewhere.
-- The result is (rows, columns) or (rows, columns, samples), colours as RGB wherever the codestream says how.
+- The result is (rows, columns) or (rows, columns, samples), colors as RGB wherever the codestream gives the conversion.
 
 YBR to RGB: PS3.3 section C.7.6.3.1.2, as ITU-T T.871 rounds it.
 """
@@ -19,9 +19,9 @@ import imagecodecs
 import numpy
 from PIL import Image
 
+from twistedproxy.dicom.codestream import Header, jpeg2000_codestream, jpeg2000_header, jpeg_header, jpegxl_header
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.imaging.errors import BadImage
-from twistedproxy.imaging.headers import Header, jpeg2000_codestream, jpeg2000_header, jpeg_header, jpegxl_header
 from twistedproxy.imaging.pixel_description import PixelFacts
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
@@ -64,7 +64,7 @@ def expand_422(values: Pixels, rows: int, columns: int) -> Pixels:
 
 
 _START_OF_SCAN, _START_OF_DATA = b"\xff\xda", b"\xff\x93"  # T.81 table B.1, T.800 table A.2
-_SCALES = (1, 2, 4, 8)
+SCALES = (1, 2, 4, 8)
 _ROOM = bytes(64)  # CharLS 2.4 takes 3-10 s to refuse a codestream that ends inside its pixels
 
 
@@ -80,14 +80,14 @@ def decode_jpeg(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
         return _draft(data, facts, scale)
     if header.components == 1:
         return signed(imagecodecs.jpeg8_decode(data), header.precision, facts)
-    if header.lossless_process:  # libjpeg-turbo refuses to convert the colours of what is lossless
+    if header.lossless_process:  # libjpeg-turbo refuses to convert the colors of what is lossless
         raw = imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
         return ybr_to_rgb(raw, header.precision) if ybr else raw
     return imagecodecs.jpeg8_decode(data, colorspace="YCBCR" if ybr else "RGB", outcolorspace="RGB")
 
 
 def _is_ybr(header: Header, facts: PixelFacts) -> bool:
-    """What the codestream says of its colours goes before what the instance says, as in pydicom."""
+    """The color space in the codestream goes before the instance's, as in pydicom."""
     if header.color_transform is not None:
         return header.color_transform
     return facts.photometric_interpretation.startswith("YBR")
@@ -111,8 +111,8 @@ def decode_jpeg2000(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     _agree(header, facts)
     if not _ends(data, _START_OF_DATA):
         raise BadImage("a JPEG 2000 codestream without its end")
-    skipped = min(_SCALES.index(scale), header.levels)
-    if header.subsampled:  # luminance and chrominance, then, whatever the instance says
+    skipped = min(SCALES.index(scale), header.levels)
+    if header.subsampled:  # luminance and chrominance, then, whatever the instance's attributes are
         if header.precision != 8 or header.signed:
             raise BadImage(f"JPEG 2000 with fewer pixels of chrominance, of {header.precision} bits")
         return _reduced(data, header, skipped)
@@ -154,8 +154,8 @@ def _reduced(data: bytes, header: Header, skipped: int) -> Pixels:
 
 
 def _centered(array: Pixels, scale: int) -> Pixels:
-    """A resolution of a wavelet as averages would lie: a pixel of it stands for the first of *scale* pixels each way, not
-    for their middle. It comes close to averages thereby, too."""
+    """A resolution of a wavelet as averages would lie: a pixel of it lies at the first of *scale* pixels each way, not
+    in their middle. It comes close to averages thereby, too."""
     share = (1 - 1 / scale) / 2
     values = array.astype(numpy.float32)
     values[:-1] += share * (values[1:] - values[:-1])
@@ -185,8 +185,8 @@ def decode_jpegxl(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
 
 
 def signed(array: Pixels, bits: int, facts: PixelFacts) -> Pixels:
-    """Values of *bits* bits as what PixelRepresentation says that they are; what lies above them is dropped. The sign of
-    signed ones is at the end of the stored bits: codestreams may be said to have more (DCMTK's have)."""
+    """Values of *bits* bits, signed or not as PixelRepresentation has it; what lies above them is dropped. The sign of
+    signed ones is at the end of the stored bits: codestreams may declare more (DCMTK's do)."""
     if facts.signed:
         bits = min(bits, facts.bits_stored)
     room = 8 * array.dtype.itemsize - bits

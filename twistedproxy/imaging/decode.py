@@ -1,16 +1,16 @@
 """One stored frame's bytes to pixels.
 
-Rules that this file keeps:
+Rules:
 
 - Nothing is decoded before its size is known to be the instance's, and that to be within the limit.
 - Whatever a codec raises for damaged data leaves here as a BadImage.
-- Pure, and safe in several threads at once. A codec written in C may still crash on what nobody thought of:
-  where frames come from strangers this runs in a process that may die.
+- Pure, and safe in several threads at once. A codec written in C may still crash: frames of unknown
+  origin are decoded in a process that may die.
 """
 
 from __future__ import annotations
 
-import struct
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,9 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
+from twistedproxy.dicom.sniffing import RLE_HEADER
 from twistedproxy.imaging import codecs
-from twistedproxy.imaging.codecs import FULL, PARTIAL, SUBSAMPLED, expand_422, ybr_to_rgb
+from twistedproxy.imaging.codecs import FULL, PARTIAL, SCALES, SUBSAMPLED, expand_422, ybr_to_rgb
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 
@@ -29,8 +30,7 @@ Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 
 Decoder = Callable[[bytes, PixelFacts, int], Pixels]
 
-SCALES = (1, 2, 4, 8)
-_COLOURS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
+_COLORS = frozenset({"RGB", "YBR_ICT", "YBR_RCT", "XYB"}) | FULL | PARTIAL
 
 
 def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: int, scale: int = 1) -> Pixels:
@@ -46,7 +46,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
     if not data:
         raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
-        raise NotDecodable("XYB is a way of JPEG XL's to tell colours, and of nothing else")
+        raise NotDecodable("XYB is a color space of JPEG XL alone")
     decoder = _DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
@@ -54,7 +54,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
         array = decoder(data, facts, scale)
     except BadImage:
         raise
-    except Exception as error:  # codecs raise RuntimeError, ValueError, OSError, SyntaxError, MemoryError, ...
+    except Exception as error:  # BadCodestream, RuntimeError, ValueError, OSError, SyntaxError, MemoryError, ...
         raise BadImage(f"a damaged frame: {str(error)[:200] or type(error).__name__}") from error
     return _conformed(array, facts, scale)
 
@@ -75,8 +75,8 @@ def _check(facts: PixelFacts, max_pixels: int) -> None:
     if facts.rows * facts.columns > max_pixels:
         raise ImageTooLarge(f"{facts.columns} x {facts.rows} pixels, when {max_pixels} are allowed")
     kind = facts.photometric_interpretation
-    if (facts.samples_per_pixel, kind in _COLOURS) not in ((1, False), (3, True)) or (
-        kind not in _COLOURS | MONOCHROME | {"PALETTE COLOR"}
+    if (facts.samples_per_pixel, kind in _COLORS) not in ((1, False), (3, True)) or (
+        kind not in _COLORS | MONOCHROME | {"PALETTE COLOR"}
     ):
         raise NotDecodable(f"{facts.samples_per_pixel} samples of {kind} cannot be shown")
     depths = (32, 64) if facts.floating else (1, 8, 16, 32)
@@ -107,7 +107,7 @@ def _native(data: bytes, facts: PixelFacts, scale: int, order: str = "<") -> Pix
     count = rows * columns * facts.samples_per_pixel
     if facts.bits_allocated == 1:
         return _bits(data, facts)
-    # The length tells: machines and stores leave the photometric interpretation of what was compressed.
+    # The length decides: modalities and stores keep the photometric interpretation of what was compressed.
     whole = count * facts.bits_allocated // 8
     halved = facts.photometric_interpretation in SUBSAMPLED and len(data) < whole
     if halved:
@@ -135,7 +135,7 @@ def _bits(data: bytes, facts: PixelFacts) -> Pixels:
     count = facts.rows * facts.columns * facts.samples_per_pixel
     packed = numpy.frombuffer(_enough(data, -(-count // 8)), numpy.uint8)
     if facts.samples_per_pixel != 1:
-        raise NotDecodable("colours of one bit cannot be shown")
+        raise NotDecodable("colors of one bit cannot be shown")
     return numpy.unpackbits(packed, count=count, bitorder="little").reshape(facts.rows, facts.columns)
 
 
@@ -163,26 +163,21 @@ def _rgb(array: Pixels, facts: PixelFacts) -> Pixels:
     return array
 
 
-def _big_endian(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
-    return _native(data, facts, scale, ">")
-
-
 def _deflated(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 section A.4.13: each frame a raw deflate stream of native values. Inflates no more than is needed."""
     size = -(-facts.rows * facts.columns * facts.samples_per_pixel * facts.bits_allocated // 8)
     return _native(zlib.decompressobj(-15).decompress(data, size), facts, scale)
 
 
-_RLE_HEADER = struct.Struct("<16I")
 _MORE = 128  # bytes behind the pixels, and an eighth of those: twice as many are another image's
 
 
 def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 annex G: a segment for each byte of each sample, the most significant byte first."""
     width = facts.bits_allocated // 8
-    if len(data) < _RLE_HEADER.size or not width:
+    if len(data) < RLE_HEADER.size or not width:
         raise BadImage("an RLE frame without its header")
-    count, *offsets = _RLE_HEADER.unpack_from(data)
+    count, *offsets = RLE_HEADER.unpack_from(data)
     if count != width * facts.samples_per_pixel or count > 15:
         raise BadImage(f"an RLE frame of {count} segments where {width * facts.samples_per_pixel} are needed")
     pixels = facts.rows * facts.columns
@@ -190,7 +185,7 @@ def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     for index in range(count):
         end = offsets[index + 1] if index + 1 < count else len(data)
         segment = data[offsets[index] : end]
-        if not _RLE_HEADER.size <= offsets[index] < end <= len(data):
+        if not RLE_HEADER.size <= offsets[index] < end <= len(data):
             raise BadImage("an RLE frame whose segments lie outside of it")
         planes[index // width, :, width - 1 - index % width] = _unpacked(segment, pixels)
     values = _significant(planes.view(f"<u{width}")[..., 0].astype(f"=u{width}", copy=False), facts)
@@ -214,7 +209,7 @@ _DECODERS: dict[str, Decoder] = {
     syntaxes.EXPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.ENCAPSULATED_UNCOMPRESSED: _native,
     syntaxes.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN: _native,
-    syntaxes.EXPLICIT_VR_BIG_ENDIAN: _big_endian,
+    syntaxes.EXPLICIT_VR_BIG_ENDIAN: functools.partial(_native, order=">"),
     syntaxes.DEFLATED_IMAGE_FRAME: _deflated,
     syntaxes.RLE_LOSSLESS: _rle,
     **dict.fromkeys(_JPEGS, codecs.decode_jpeg),

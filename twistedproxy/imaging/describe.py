@@ -1,14 +1,16 @@
-"""An instance's metadata (DICOM JSON, PS3.18 annex F), read as it comes, down to the facts that pictures need.
+"""An instance's metadata (DICOM JSON, PS3.18 annex F), read as they come, down to what pictures need of them.
+
+Rules:
 
 - What pictures do not need is dropped unseen: 100 MB of per-frame functional groups leave nothing behind.
 - Functional groups of each frame are looked into for how values are shown (PS3.3 section C.7.6.16.2), which differs from
   frame to frame in enhanced CT and PET; the facts of such a frame are kept as its own.
-
-Elements of DICOM JSON (PS3.18 annex F) out of a stream of events, for readers of `MetadataEvents`.
+- LittleCMS would make the color of absent pixels, too, but of CIELab values of 8 bits: up to a level off.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Optional
@@ -17,7 +19,27 @@ import attrs
 import ijson
 
 from twistedproxy.dicom.json_events import CLOSE, OPEN, Events, MetadataEvents, skip
-from twistedproxy.imaging.pixel_description import OPTICAL_PATHS, PER_FRAME, SHARED, PixelFacts
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.imaging.errors import CannotRender
+from twistedproxy.imaging.pixel_description import (
+    FRAME_VOI,
+    ICC_PROFILE,
+    OPTICAL_PATHS,
+    PER_FRAME,
+    SHARED,
+    TRANSFORMATION,
+    PixelFacts,
+)
+from twistedproxy.imaging.tile_index import FOCAL_PLANES, WANTED, Positions, count_of, refusal
+
+MAX_OWN = 4096
+"""Frames whose own facts are kept: more than enhanced CT has. Beyond, the first frame's count."""
+
+_SHOWING = frozenset((TRANSFORMATION, FRAME_VOI))
+_TOP = frozenset(("00480006", "20500020"))
+_ABSENT = "00480015"
+
+Color = tuple[int, int, int]
 
 
 def read_items(keep: Callable[[dict[str, Any]], None], wanted: frozenset[str]) -> Events:
@@ -71,18 +93,6 @@ def read_value(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
         event, value = yield
 
 
-_SHOWING = frozenset(("00289145", "00289132"))
-"""Pixel Value Transformation and Frame VOI LUT: the functional groups that tell how values are shown."""
-ICC_PROFILE = "00282000"
-_OF_A_PATH = frozenset((ICC_PROFILE,))
-
-_TOP = frozenset(("00480006", "20500020"))
-_IMAGE_GROUP = "0028"
-
-MAX_OWN = 4096
-"""Frames whose own facts are kept: more than enhanced CT has. Beyond, the first frame's count."""
-
-
 @attrs.frozen
 class Described:
     """*packed*: the facts, for `InstanceFacts`. *missing*: the URIs of values that were not there."""
@@ -121,59 +131,128 @@ class Description(MetadataEvents):
     """Reads what pictures need of an instance from the answer to a metadata request."""
 
     def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
-        self._kept = _Kept()
-        super().__init__(self._kept.element, uids)
+        self._elements: dict[str, Any] = {}
+        self._frames: list[dict[str, Any]] = []
+        super().__init__(functools.partial(_shown_by, self._elements, self._frames), uids)
 
     def facts(self, bulk: Mapping[str, bytes], profile: bool = True) -> Described:
         """The facts, with values that stand elsewhere taken from *bulk*, by their URI. *profile*: whether the ICC profile is
         one of them. Raises `BadImage`, `BadMetadata`."""
         self.check_complete()
-        missing: list[str] = []
+        missing: set[str] = set()
 
         def read(uri: str) -> bytes:
             if uri not in bulk:
-                missing.append(uri)
+                missing.add(uri)
             return bulk.get(uri, b"")
 
-        frames = self._kept.frames
+        def packed(groups: list[dict[str, Any]]) -> bytes:
+            elements = {**self._elements, PER_FRAME: {"vr": "SQ", "Value": groups}}
+            return PixelFacts.from_dicom_json(elements, read).to_bytes()
+
         if not profile:
             for tag in (ICC_PROFILE, OPTICAL_PATHS):
-                self._kept.elements.pop(tag, None)
-        common = self._facts_with(frames[:1], read)
-        own = {}
-        if any(frames):
-            packed = common.to_bytes()
-            for number, groups in enumerate(frames[:MAX_OWN], start=1):
-                facts = self._facts_with([groups], read).to_bytes()
-                if facts != packed:
-                    own[number] = facts
-        return Described(InstanceFacts(common.to_bytes(), own).to_bytes(), sorted(set(missing)))
-
-    def _facts_with(self, groups: list[dict[str, Any]], read: Any) -> PixelFacts:
-        elements = dict(self._kept.elements)
-        if groups:
-            elements[PER_FRAME] = {"vr": "SQ", "Value": groups}
-        return PixelFacts.from_dicom_json(elements, read)
+                self._elements.pop(tag, None)
+        common = packed(self._frames[:1])
+        frames = self._frames[:MAX_OWN] if any(self._frames) else []
+        own = {number: facts for number, groups in enumerate(frames, 1) if (facts := packed([groups])) != common}
+        return Described(InstanceFacts(common, own).to_bytes(), sorted(missing))
 
 
-class _Kept:
-    """What a description keeps of the elements that have passed."""
+def _shown_by(elements: dict[str, Any], frames: list[dict[str, Any]], tag: str) -> Optional[Events]:
+    """The reader of a top-level element; None for one that pictures do not need."""
+    if tag in _TOP or tag.startswith("0028"):
+        return _keep(elements, tag)
+    if tag in (SHARED, OPTICAL_PATHS):
+        items: list[dict[str, Any]] = []
+        elements[tag] = {"vr": "SQ", "Value": items}
+        return read_items(items.append, _SHOWING if tag == SHARED else frozenset((ICC_PROFILE,)))
+    return read_items(frames.append, _SHOWING) if tag == PER_FRAME else None
 
-    def __init__(self) -> None:
-        self.elements: dict[str, Any] = {}
-        self.frames: list[dict[str, Any]] = []
+
+def _keep(elements: dict[str, Any], tag: str) -> Events:
+    elements[tag] = yield from read_value("start_map", None)
+
+
+class SparseDescription(MetadataEvents):
+    """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
+
+    def __init__(self, metadata: InstanceMetadata, uids: Optional[tuple[str, str, str]] = None) -> None:
+        self._places = _Places(metadata)
+        super().__init__(self._places.element, uids)
+
+    def packed(self) -> bytes:
+        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
+        self.check_complete()
+        return self._places.packed()
+
+
+class _Places:
+    """Where frames lie, as far as their functional groups have passed; or why there is no placement."""
+
+    def __init__(self, metadata: InstanceMetadata) -> None:
+        self._refused = ""
+        self._positions: Optional[Positions] = None
+        self._elements: dict[str, Any] = {}
+        try:
+            self._positions = Positions(metadata)
+        except CannotRender as error:
+            self._refused = str(error)
+
+    def packed(self) -> bytes:
+        """The placement, or the refusal."""
+        try:
+            if self._positions is None:
+                return refusal(self._refused)
+            color, planes = absent_color(self._elements.get(_ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
+            return self._positions.placement(color, planes).to_bytes()
+        except CannotRender as error:
+            return refusal(str(error))
 
     def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element; None for one that pictures do not need."""
-        if tag in _TOP or tag.startswith(_IMAGE_GROUP):
-            return self._keep(tag)
-        if tag in (SHARED, OPTICAL_PATHS):
-            items: list[dict[str, Any]] = []
-            self.elements[tag] = {"vr": "SQ", "Value": items}
-            return read_items(items.append, _SHOWING if tag == SHARED else _OF_A_PATH)
-        if tag == PER_FRAME:
-            return read_items(self.frames.append, _SHOWING)
-        return None
+        """The reader of a top-level element; None for one that places nothing."""
+        if tag in (SHARED, PER_FRAME) and self._positions is not None:
+            return read_items(self._positions.share if tag == SHARED else self._add, WANTED)
+        return _keep(self._elements, tag) if tag in (_ABSENT, FOCAL_PLANES) else None
 
-    def _keep(self, tag: str) -> Events:
-        self.elements[tag] = yield from read_value("start_map", None)
+    def _add(self, groups: dict[str, Any]) -> None:
+        if self._positions is None:
+            return
+        try:
+            self._positions.add(groups)
+        except CannotRender as error:
+            self._refused, self._positions = str(error), None
+
+
+def absent_color(element: Any) -> Optional[Color]:
+    """The 8-bit sRGB color of Recommended Absent Pixel CIELab Value (0048,0015), as DICOM JSON; None for none.
+
+    PS3.3 section C.10.7.1.1: three US, L* from 0 to 100 as 0 to 65535, a* and b* from -128 to 127 as 0 to 65535, D50.
+    """
+    try:
+        light, a, b = (int(value) for value in element["Value"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    if not all(0 <= value <= 0xFFFF for value in (light, a, b)):
+        return None
+    return _srgb(light * 100 / 0xFFFF, a * 255 / 0xFFFF - 128, b * 255 / 0xFFFF - 128)
+
+
+_WHITE = (0.9642, 1.0, 0.8249)  # D50, ICC.1 section 7.2.16
+_FROM_D50 = (  # XYZ under D50 to linear sRGB: IEC 61966-2-1 with the Bradford adaptation
+    (3.1338561, -1.6168667, -0.4906146),
+    (-0.9787684, 1.9161415, 0.0334540),
+    (0.0719453, -0.2289914, 1.4052427),
+)
+
+
+def _srgb(light: float, a: float, b: float) -> Color:
+    """CIE 15:2004 section 8.2.1, backwards, then IEC 61966-2-1."""
+    middle = (light + 16) / 116
+    terms = (middle + a / 500, middle, middle - b / 200)
+    xyz = [white * (t**3 if t > 6 / 29 else (t - 4 / 29) * 3 * (6 / 29) ** 2) for white, t in zip(_WHITE, terms)]
+    linear = [min(max(sum(w * value for w, value in zip(line, xyz)), 0.0), 1.0) for line in _FROM_D50]
+    red, green, blue = (
+        round(255 * (12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055)) for value in linear
+    )
+    return red, green, blue

@@ -1,10 +1,10 @@
-"""How a picture can fail, as callers of this room see it. `str()` of each is fit for a caller's eyes."""
+"""How a picture can fail. `str()` of each may be shown to a client."""
 
 from __future__ import annotations
 
 
 class BadImage(Exception):
-    """The stored bytes are not what the instance says, are damaged, or would decode into something out of bounds."""
+    """The stored bytes do not match the instance's attributes, are damaged, or would decode into something out of bounds."""
 
 
 class ImageTooLarge(BadImage):
@@ -16,11 +16,11 @@ class NotDecodable(BadImage):
 
 
 class BadProfile(Exception):
-    """An ICC profile that cannot be read or does not fit the picture, or a name that stands for no profile."""
+    """An ICC profile that cannot be read or does not fit the picture, or a name of no profile."""
 
 
 class CannotRender(ValueError):
-    """The picture asked for cannot be made of this instance, or not within the limits; `str()` says why."""
+    """The picture asked for cannot be made of this instance, or not within the limits; `str()` is the reason."""
 
 
 class NoSuchVirtualFrame(LookupError):
@@ -28,7 +28,7 @@ class NoSuchVirtualFrame(LookupError):
 
 
 class PoolError(Exception):
-    """A call was not done; `str()` is fit for a caller's eyes."""
+    """A call was not done; `str()` may be shown to a client."""
 
 
 class PoolBusy(PoolError):
@@ -44,7 +44,7 @@ class ChildDied(PoolError):
 
 
 class CallFailed(PoolError):
-    """The child says that it could not do the call. *kind*: the name of the error."""
+    """The child could not do the call. *kind*: the name of the error."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)

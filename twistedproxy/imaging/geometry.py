@@ -1,6 +1,6 @@
 """Which source pixels a picture shows, and which stored frames hold them. Pure: no pixels here.
 
-Rules kept here:
+Rules:
 - nothing outside the total pixel matrix is ever looked at: what stored edge frames hold there is the scanner's filling;
 - a viewport's region is cut first, then made as large as fits the viewport, aspect kept (PS3.18 section 8.3.5.1.3): no
   filter looks beyond the region.

@@ -1,8 +1,8 @@
-"""ICC profiles of one's own: files of a folder, each asked for by its name without the ending.
+"""The operator's ICC profiles: files of a folder, each asked for by its name without the ending.
 
-Rules kept here:
-- a folder is read once, at the start; what is wrong with it is said then, in one line that names the file;
-- a name that is one of ours (``srgb``) stands for the folder's profile from then on;
+Rules:
+- a folder is read once, at the start; an error is one line that names the file;
+- a file named like a built-in profile (``srgb``) replaces it;
 - pictures are kept under what is in a profile, not under its name: hosts of one cache may have other folders.
 """
 
@@ -28,7 +28,7 @@ _NOT_PROFILES = frozenset(("no", "yes"))
 
 
 class BadProfiles(ValueError):
-    """A folder that cannot be used; `str()` says which file of it, and why."""
+    """A folder that cannot be used; `str()` names the file, and the reason."""
 
 
 @attrs.frozen
@@ -44,7 +44,7 @@ class OwnProfiles:
 
     @property
     def names(self) -> Collection[str]:
-        """All that ``iccprofile`` may be, ours first."""
+        """All that ``iccprofile`` may be, built-in ones first."""
         return tuple(dict.fromkeys((*PROFILES, *sorted(self.by_name))))
 
     def get(self, name: str) -> bytes:
@@ -52,7 +52,7 @@ class OwnProfiles:
         return self.by_name.get(name, b"")
 
     def digest(self, name: str) -> bytes:
-        """What tells the profile *name* from all others; b"" where the folder has none."""
+        """A digest of the profile *name*; b"" where the folder has none."""
         return self._digests.get(name, b"")
 
 

@@ -1,12 +1,12 @@
 """What a query asks of pictures (DICOM PS3.18 section 8.3.5, and extensions), as one normalised value. Pure.
 
-Rules kept here:
+Rules:
 - a value that is not accepted is `BadParameter`, which names what came and what is accepted;
 - a parameter that is not known is ignored, as PS3.18 has it (section 8.3.5.1: not all need be supported; Supplement 174
   decided that unknown ones make no error), and a known one that comes twice is refused: one of them would be ignored;
 - two requests for the same picture have equal values: defaults are filled in, and what makes no difference is dropped
   (``quality`` of a lossless type, ``interpolation`` where nothing is resized);
-- ``charset``, ``accept`` and ``disable_caching`` say nothing about the pixels and are no part of the value.
+- ``charset``, ``accept`` and ``disable_caching`` do not concern the pixels and are no part of the value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INTERPOLATIONS = ("area", "nearest", "linear", "cubic", "lanczos4")
 PROFILES = ("no", "yes", "srgb", "displayp3", "adobergb", "rommrgb")
 WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")
 ANNOTATIONS = frozenset(("patient", "technique"))
-"""The keywords of PS3.18 section 8.3.5.1.1. None is drawn: the answer says so with a Warning, as that section asks."""
+"""The keywords of PS3.18 section 8.3.5.1.1. None is drawn: the answer has a Warning, as that section asks."""
 
 DEFAULT_QUALITY = 95
 MAX_DOWNSAMPLE = 1e6
@@ -51,7 +51,7 @@ _MAX_NUMBER_LENGTH = 40
 
 
 class BadParameter(ValueError):
-    """A parameter's value is not accepted; `str()` says which, what came, and what is accepted."""
+    """A parameter's value is not accepted; `str()` names it, what came, and what is accepted."""
 
     def __init__(self, name: str, came: str, accepted: str) -> None:
         shown = came if len(came) <= MAX_SHOWN else came[: MAX_SHOWN - 3] + "..."
@@ -89,7 +89,7 @@ class Window:
 class Rendering:
     """How a picture is to be made.
 
-    *profile*: the colour space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
+    *profile*: the color space to convert to, "yes" for the source's own, "no" for no conversion. *embed*: whether the
     profile goes into the picture. *media_type*: set by `to`, once it is negotiated. *stored_values*: whether it is a frame,
     whose gray values are for the client to window, and no rendered picture.
     """
@@ -124,7 +124,7 @@ class Rendering:
 
 
 @attrs.frozen
-class Asked:
+class PictureQuery:
     """A query as it was read. *fresh*: it wants neither an older result nor its own to be kept.
     *annotations*: keywords that were asked for, and are not drawn. *given*: the known parameters that it held."""
 
@@ -134,7 +134,7 @@ class Asked:
     given: frozenset[str] = frozenset()
 
 
-def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Collection[str] = PROFILES) -> Asked:
+def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Collection[str] = PROFILES) -> PictureQuery:
     """Read a raw query string; only *known* parameters count. *profiles*: what ``iccprofile`` may be.
 
     Raises `BadParameter`.
@@ -158,7 +158,7 @@ def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Colle
         embed=embed,
     )
     fresh = read("disable_caching", _boolean, False)
-    return Asked(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
+    return PictureQuery(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
 
 
 def without(query: bytes, names: Collection[str]) -> bytes:

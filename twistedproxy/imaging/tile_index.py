@@ -1,17 +1,14 @@
 """Where the frames of an instance lie that is not TILED_FULL: their places in its total pixel matrix. Pure.
 
-Rules kept here:
-- only TILED_FULL says by the order of frames where they lie (DICOM PS3.3 section C.7.6.17.3); of any other instance with a
-  total pixel matrix the functional groups say it: Plane Position (Slide) and Optical Path Identification (sections
-  C.8.12.6.1 and C.8.12.6.2), the frame's own or the shared ones. What they do not say is not guessed;
+Rules:
+- only TILED_FULL gives places by the order of frames (DICOM PS3.3 section C.7.6.17.3); of any other instance with a
+  total pixel matrix the functional groups give them: Plane Position (Slide) and Optical Path Identification (sections
+  C.8.12.6.1 and C.8.12.6.2), the frame's own or the shared ones. A missing place is not guessed;
 - frames may lie anywhere inside the matrix, but must not overlap;
 - planes follow each other as in TILED_FULL: by optical path, in each by focal plane, from the slide upwards; where there are
   more heights than focal planes, frames follow the tissue, and those at one place are counted from the slide upwards;
-- of several frames at one place the first counts; a place without a frame has the colour of absent pixels (C.8.12.4);
+- of several frames at one place the first counts; a place without a frame has the color of absent pixels (C.8.12.4);
 - a frame takes 12 bytes, and there is a limit of frames.
-
-The metadata of an instance that is not TILED_FULL (DICOM JSON, PS3.18 annex F), read as they come, down to its frames'
-places.
 """
 
 from __future__ import annotations
@@ -27,9 +24,7 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import Events, MetadataEvents
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.describe import read_items, read_value
 from twistedproxy.imaging.errors import CannotRender
 from twistedproxy.imaging.geometry import Cut, Tile
 
@@ -44,8 +39,9 @@ MAX_PLACES = 1 << 53
 """Pixels of all planes together: what a JSON number holds exactly."""
 
 POSITION, PATH = "0048021A", "00480207"
+FOCAL_PLANES = "00480303"
 WANTED = frozenset((POSITION, PATH))
-"""The functional groups that tell a frame's place."""
+"""The functional groups that give a frame's place."""
 _COLUMN, _ROW, _Z, _PATH_NAME = "0048021E", "0048021F", "0040074A", "00480106"
 
 
@@ -60,23 +56,27 @@ def lies_in_order(metadata: InstanceMetadata) -> bool:
 
 
 def needs_positions(metadata: InstanceMetadata) -> bool:
-    """Whether only functional groups say where the frames lie in the total pixel matrix. "3D" and "3D_TEMPORAL" are
-    stacks, whatever else the metadata say."""
+    """Whether only functional groups give the places of frames in the total pixel matrix. "3D" and "3D_TEMPORAL" are
+    stacks, whatever else the metadata hold."""
     stack = (metadata.organization or "").startswith("3D")
     return metadata.is_tiled and not stack and not lies_in_order(metadata)
+
+
+def _color(value: Optional[Sequence[int]]) -> Any:
+    return tuple(value) if value else None
 
 
 @attrs.frozen(eq=False)
 class Placement:
     """The frames of an instance by their places. *places*: of their first pixels in ascending order, counted from 0, plane
     after plane, row after row of the total pixel matrix. *numbers*: the frame at each of them. *focal_planes*: of each
-    optical path. *background*: the 8-bit sRGB colour of absent pixels. *in_grid*: whether all lie where frames of
+    optical path. *background*: the 8-bit sRGB color of absent pixels. *in_grid*: whether all lie where frames of
     TILED_FULL would."""
 
     planes: int
     places: Sequence[int]
     numbers: Sequence[int]
-    background: Optional[tuple[int, int, int]] = None
+    background: Optional[tuple[int, int, int]] = attrs.field(default=None, converter=_color)
     focal_planes: int = 1
     in_grid: bool = True
 
@@ -111,15 +111,18 @@ class Placement:
 
     def to_bytes(self) -> bytes:
         """A compact form; `read_placement` reads it."""
-        planes = {"planes": self.planes, "focal_planes": self.focal_planes, "in_grid": self.in_grid}
-        head = {**planes, "background": self.background, "frames": len(self.places)}
-        body = _little(array("Q", self.places)) + _little(array("I", self.numbers))
-        return zlib.compress(json.dumps(head).encode() + b"\n" + body, 1)
+        head = attrs.asdict(self, filter=lambda field, _: field.name not in ("places", "numbers"))
+        head["frames"] = len(self.places)
+        return _packed(head, array("Q", self.places).tobytes() + array("I", self.numbers).tobytes())
 
 
 def refusal(text: str) -> bytes:
     """What stands in the place of a placement where there is none, so that it is not looked for again."""
-    return zlib.compress(json.dumps({"refused": text}).encode() + b"\n")
+    return _packed({"refused": text})
+
+
+def _packed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
+    return zlib.compress(json.dumps({**head, "order": sys.byteorder}).encode() + b"\n" + body, 1)
 
 
 def read_placement(data: bytes) -> Placement:
@@ -129,29 +132,19 @@ def read_placement(data: bytes) -> Placement:
         head = json.loads(packed)
         if "refused" in head:
             raise CannotRender(head["refused"])
+        if head.pop("order") != sys.byteorder:
+            raise ValueError("a placement of another kind of machine")
         places, numbers = array("Q"), array("I")
-        split = head["frames"] * places.itemsize
+        split = head.pop("frames") * places.itemsize
         places.frombytes(body[:split])
         numbers.frombytes(body[split:])
-        background = tuple(head["background"]) if head["background"] else None
-        ordered = (_little_array(places), _little_array(numbers))
-        return Placement(head["planes"], *ordered, background, head["focal_planes"], head["in_grid"])
-    except (zlib.error, KeyError, TypeError) as error:
+        return Placement(places=places, numbers=numbers, **head)
+    except (zlib.error, KeyError, TypeError, AttributeError) as error:
         raise ValueError("no placement of frames") from error
 
 
-def _little(values: array[int]) -> bytes:
-    return _little_array(values).tobytes()
-
-
-def _little_array(values: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
-
-
 class Positions:
-    """Takes what functional groups say of one frame after the other, and makes the placement of all."""
+    """Takes the functional groups of one frame after the other, and makes the placement of all."""
 
     def __init__(self, metadata: InstanceMetadata) -> None:
         if not metadata.is_tiled:
@@ -182,8 +175,8 @@ class Positions:
             z = float((position.get(_Z) or {}).get("Value", (0.0,))[0])
             path = str(groups[PATH]["Value"][0][_PATH_NAME]["Value"][0]) if PATH in groups else ""
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
-            told = f"the metadata do not say where frame {number} lies: {_organization(self._metadata)}"
-            raise CannotRender(told) from None
+            text = f"the metadata do not say where frame {number} lies: {_organization(self._metadata)}"
+            raise CannotRender(text) from None
         self._places.append(self._place(number, row, column))
         self._planes.append(self._known.setdefault((path, z), len(self._known)))
         if len(self._known) > MAX_HEIGHTS:
@@ -249,7 +242,7 @@ class Positions:
         return all(row % metadata.rows == 0 and column % metadata.columns == 0 for row, column in places)
 
     def _check_apart(self, occupied: Sequence[int]) -> None:
-        """Raises `CannotRender` where frames of one plane overlap: which is to be seen, nothing says."""
+        """Raises `CannotRender` where frames of one plane overlap: which of them is to be seen is undefined."""
         metadata = self._metadata
         down, across = metadata.total_rows or 1, metadata.total_columns or 1
         above: deque[tuple[int, int]] = deque()  # frames that reach down to the row at work, by row and column
@@ -284,102 +277,9 @@ def _whole(value: Any) -> int:
     return number
 
 
-SHARED, PER_FRAME = "52009229", "52009230"
-ABSENT, FOCAL_PLANES = "00480015", "00480303"
-
-Colour = tuple[int, int, int]
-
-
-class SparseDescription(MetadataEvents):
-    """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
-
-    def __init__(self, metadata: InstanceMetadata, uids: Optional[tuple[str, str, str]] = None) -> None:
-        self._places = _Places(metadata)
-        super().__init__(self._places.element, uids)
-
-    def packed(self) -> bytes:
-        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
-        self.check_complete()
-        return self._places.packed()
-
-
-class _Places:
-    """Where frames lie, as far as their functional groups have passed; or why that cannot be said."""
-
-    def __init__(self, metadata: InstanceMetadata) -> None:
-        self._refused = ""
-        self._positions: Optional[Positions] = None
-        self._elements: dict[str, Any] = {}
-        try:
-            self._positions = Positions(metadata)
-        except CannotRender as error:
-            self._refused = str(error)
-
-    def packed(self) -> bytes:
-        """See `SparseDescription.packed`."""
-        try:
-            if self._positions is None:
-                return refusal(self._refused)
-            colour, planes = absent_colour(self._elements.get(ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
-            return self._positions.placement(colour, planes).to_bytes()
-        except CannotRender as error:
-            return refusal(str(error))
-
-    def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element; None for one that places nothing."""
-        if tag in (SHARED, PER_FRAME) and self._positions is not None:
-            return read_items(self._positions.share if tag == SHARED else self._add, WANTED)
-        return self._keep(tag) if tag in (ABSENT, FOCAL_PLANES) else None
-
-    def _add(self, groups: dict[str, Any]) -> None:
-        if self._positions is None:
-            return
-        try:
-            self._positions.add(groups)
-        except CannotRender as error:
-            self._refused, self._positions = str(error), None
-
-    def _keep(self, tag: str) -> Events:
-        self._elements[tag] = yield from read_value("start_map", None)
-
-
 def count_of(element: Any) -> Optional[int]:
     """The number in an element of DICOM JSON; None for none, or none above 0."""
     try:
         return max(0, int(element["Value"][0])) or None
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
-
-
-def absent_colour(element: Any) -> Optional[Colour]:
-    """The 8-bit sRGB colour of Recommended Absent Pixel CIELab Value (0048,0015), as DICOM JSON; None for none.
-
-    PS3.3 section C.10.7.1.1: three US, L* from 0 to 100 as 0 to 65535, a* and b* from -128 to 127 as 0 to 65535, D50.
-    """
-    try:
-        light, a, b = (int(value) for value in element["Value"])
-    except (LookupError, TypeError, ValueError, OverflowError):
-        return None
-    if not all(0 <= value <= 0xFFFF for value in (light, a, b)):
-        return None
-    return _srgb(light * 100 / 0xFFFF, a * 255 / 0xFFFF - 128, b * 255 / 0xFFFF - 128)
-
-
-_WHITE = (0.9642, 1.0, 0.8249)  # D50, ICC.1 section 7.2.16
-_FROM_D50 = (  # XYZ under D50 to linear sRGB: IEC 61966-2-1 with the Bradford adaptation
-    (3.1338561, -1.6168667, -0.4906146),
-    (-0.9787684, 1.9161415, 0.0334540),
-    (0.0719453, -0.2289914, 1.4052427),
-)
-
-
-def _srgb(light: float, a: float, b: float) -> Colour:
-    """CIE 15:2004 section 8.2.1, backwards, then IEC 61966-2-1."""
-    middle = (light + 16) / 116
-    terms = (middle + a / 500, middle, middle - b / 200)
-    xyz = [white * (t**3 if t > 6 / 29 else (t - 4 / 29) * 3 * (6 / 29) ** 2) for white, t in zip(_WHITE, terms)]
-    linear = [min(max(sum(w * value for w, value in zip(line, xyz)), 0.0), 1.0) for line in _FROM_D50]
-    red, green, blue = (
-        round(255 * (12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055)) for value in linear
-    )
-    return red, green, blue

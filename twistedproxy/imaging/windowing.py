@@ -1,6 +1,6 @@
 """Stored values to the 8 bits that a screen shows (PS3.3 sections C.11.1, C.11.2 and C.7.6.3.1.5; PS3.4 annex N.2).
 
-Rules that this file keeps:
+Rules:
 
 - The order is the standard's: modality LUT or rescale, VOI LUT or window, then the inversion of MONOCHROME1 or of the
   Presentation LUT Shape.
@@ -9,7 +9,7 @@ Rules that this file keeps:
   deeper ones from the smallest to the largest: those that the instance names, else those of the frame. Never those of one
   tile of many, since tiles would not match: those of some tiles, the same for every picture (`range_of`).
 - Stored values of up to 16 bits go through a table, which is kept: 65,536 entries cost as much as a frame to compute.
-- pydicom.pixels does the same by the frame, in floating point, and refuses what it finds odd: it is the test, not the tool.
+- pydicom.pixels does the same by the frame, in floating point, and refuses what it finds odd: tests compare with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import attrs
 import numpy
 
 from twistedproxy.imaging.errors import BadImage, NotDecodable
@@ -28,6 +27,9 @@ from twistedproxy.imaging.pixel_description import MONOCHROME, WINDOW_FUNCTIONS,
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
+_Window = tuple[float, float, str]
+_Ends = tuple[float, float]
+
 MAX_TABLES = 32  # of 64 kB: one for every instance and window that is looked at now
 
 
@@ -36,27 +38,22 @@ def to_display(
 ) -> Bytes:  # fmt: skip
     """(rows, columns) of gray, or (rows, columns, 3) of RGB, 8 bits each, of what `decode` gave.
 
-    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colours have none.
-    *stored_values*: who asks will do all that to gray of 8 bits. Raises BadImage for a palette or a window function that
+    *window* is in the values that the modality LUT gives, as in PS3.18 section 8.3.5.1.4; colors have none.
+    *stored_values*: the client does all that to gray of 8 bits. Raises BadImage for a palette or a window function that
     cannot be.
     """
     if array.ndim == 3:
         return _eight_bits(array, facts.bits_stored)
-    if (
-        stored_values
-        and facts.bits_allocated == 8
-        and not facts.signed
-        and facts.photometric_interpretation in MONOCHROME
-    ):
-        return array
     if facts.photometric_interpretation == "PALETTE COLOR":
         return _palette(array, facts)
-    look = _look(array, facts, window)
-    if array.dtype.itemsize > 2:
-        return look.shown(array.astype(numpy.float64))
-    if array.dtype == numpy.uint8 and look.is_nothing:
+    if stored_values and facts.bits_allocated == 8 and not facts.signed:
         return array
-    return _table(look, array.dtype.str)[array.view(f"u{array.dtype.itemsize}")]
+    chosen = _window(facts, window)
+    named = chosen is not None or facts.voi_lut is not None or facts.modality_lut is not None
+    ends = None if named else _ends(array, facts)
+    if array.dtype.itemsize > 2:
+        return _shown(array.astype(numpy.float64), facts, chosen, ends)
+    return _table(array.dtype.str, facts, chosen, ends)[array.view(f"u{array.dtype.itemsize}")]
 
 
 def shown_as_stored(facts: PixelFacts) -> bool:
@@ -86,54 +83,6 @@ def range_of(array: Pixels, facts: PixelFacts) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
-@attrs.frozen
-class Look:
-    """How one instance's gray is shown. *window*: center, width and function; *ends*: the stored values that are
-    shown black and white where there is neither window nor VOI LUT."""
-
-    slope: float
-    intercept: float
-    modality_lut: LookupTable | None
-    voi_lut: LookupTable | None
-    window: tuple[float, float, str] | None
-    ends: tuple[float, float]
-    inverted: bool
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether 8-bit values are shown as they are."""
-        return self == Look(1.0, 0.0, None, None, None, (0, 255), False)
-
-    def shown(self, values: Pixels) -> Bytes:
-        """float64 stored values of any shape as uint8."""
-        with numpy.errstate(all="ignore"):  # what is out of bounds is black or white
-            return self._shown(values)
-
-    def _shown(self, values: Pixels) -> Bytes:
-        real = self._modality(values)
-        if self.window is not None:
-            shares = windowed(real, *self.window)
-        elif self.voi_lut is not None:
-            shares = self.voi_lut.apply(numpy.rint(real)) / ((1 << self.voi_lut.bits) - 1)
-        else:
-            shares = self._stretched(real)
-        result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
-        return 255 - result if self.inverted else result
-
-    def _modality(self, values: Pixels) -> Pixels:
-        if self.modality_lut is not None:
-            return self.modality_lut.apply(values).astype(numpy.float64)
-        return values * self.slope + self.intercept
-
-    def _stretched(self, real: Pixels) -> Pixels:
-        if self.modality_lut is not None:
-            ends = self.modality_lut.entries.astype(numpy.float64)
-        else:
-            ends = numpy.array(self.ends, numpy.float64) * self.slope + self.intercept
-        low, high = float(ends.min()), float(ends.max())
-        return (real - low) / ((high - low) or 1.0)
-
-
 def windowed(values: Pixels, center: float, width: float, function: str) -> Pixels:
     """Shares of white, from 0 to 1 once clipped (PS3.3 sections C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2)."""
     if function == "SIGMOID":
@@ -146,29 +95,41 @@ def windowed(values: Pixels, center: float, width: float, function: str) -> Pixe
 
 
 @functools.lru_cache(MAX_TABLES)
-def _table(look: Look, dtype: str) -> Bytes:
+def _table(dtype: str, facts: PixelFacts, window: _Window | None, ends: _Ends | None) -> Bytes:
+    """What each stored value is shown as."""
     kind = numpy.dtype(dtype)
-    table = look.shown(numpy.arange(1 << 8 * kind.itemsize, dtype=f"u{kind.itemsize}").view(kind).astype(numpy.float64))
+    values = numpy.arange(1 << 8 * kind.itemsize, dtype=f"u{kind.itemsize}").view(kind)
+    table = _shown(values.astype(numpy.float64), facts, window, ends)
     table.flags.writeable = False
     return table
 
 
-def _look(array: Pixels, facts: PixelFacts, window: Window | None) -> Look:
-    chosen = _window(facts, window)
-    stretched = chosen is None and facts.voi_lut is None and facts.modality_lut is None
-    return Look(
-        facts.rescale_slope or 1.0,
-        facts.rescale_intercept,
-        facts.modality_lut,
-        facts.voi_lut if chosen is None else None,
-        chosen,
-        _ends(array, facts) if stretched else (0, 255),
-        facts.inverted,
-    )
+def _shown(values: Pixels, facts: PixelFacts, window: _Window | None, ends: _Ends | None) -> Bytes:
+    """float64 stored values of any shape as uint8. *ends*: the stored values that are shown black and white where there is
+    neither a window nor a table."""
+    with numpy.errstate(all="ignore"):  # what is out of bounds is black or white
+        real = _real(values, facts)
+        if window is not None:
+            shares = windowed(real, *window)
+        elif facts.voi_lut is not None:
+            shares = facts.voi_lut.apply(numpy.rint(real)) / ((1 << facts.voi_lut.bits) - 1)
+        else:
+            lut = facts.modality_lut
+            limits = lut.entries.astype(numpy.float64) if lut is not None else _real(numpy.array(ends), facts)
+            low, high = float(limits.min()), float(limits.max())
+            shares = (real - low) / ((high - low) or 1.0)
+        result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
+    return 255 - result if facts.inverted else result
 
 
-def _window(facts: PixelFacts, asked: Window | None) -> tuple[float, float, str] | None:
-    """The window to use; None where the VOI LUT is, or nothing. A stored one that is not above 0 says nothing."""
+def _real(values: Pixels, facts: PixelFacts) -> Pixels:
+    if facts.modality_lut is not None:
+        return facts.modality_lut.apply(values).astype(numpy.float64)
+    return values * (facts.rescale_slope or 1.0) + facts.rescale_intercept
+
+
+def _window(facts: PixelFacts, asked: Window | None) -> _Window | None:
+    """The window to use; None where the VOI LUT is, or nothing. A stored one that is not above 0 is ignored."""
     if asked is not None:
         center, width, function = asked.center, asked.width, asked.function.upper().replace("-", "_")
     elif facts.voi_lut is None and facts.window_widths and facts.window_widths[0] > 0:
@@ -180,7 +141,7 @@ def _window(facts: PixelFacts, asked: Window | None) -> tuple[float, float, str]
     return center, width, function
 
 
-def _ends(array: Pixels, facts: PixelFacts) -> tuple[float, float]:
+def _ends(array: Pixels, facts: PixelFacts) -> _Ends:
     if facts.bits_stored > 8 and facts.value_range is not None:
         return facts.value_range
     own = range_of(array, facts) if facts.bits_stored > 8 and not facts.tiled else None
@@ -197,14 +158,10 @@ def _eight_bits(array: Pixels, bits: int) -> Bytes:
 def _palette(array: Pixels, facts: PixelFacts) -> Bytes:
     if facts.palette is None:
         raise NotDecodable("the instance's palette is missing")
-    return numpy.stack([_colours(table)[_places(array, table)] for table in facts.palette], axis=2)
+    return numpy.stack([_colors(table)[table.places(array)] for table in facts.palette], axis=2)
 
 
-def _places(array: Pixels, table: LookupTable) -> Pixels:
-    return numpy.clip(array.astype(numpy.int32) - table.first, 0, len(table.data) // 2 - 1)
-
-
-def _colours(table: LookupTable) -> Bytes:
+def _colors(table: LookupTable) -> Bytes:
     """Entries as bytes. Tables that claim 16 bits and hold 8 are common."""
     entries = table.entries
     bits = 8 if table.bits > 8 and int(entries.max()) < 256 else table.bits

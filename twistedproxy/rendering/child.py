@@ -38,18 +38,17 @@ from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
-from twistedproxy.imaging.color import check_target, convert_colours
+from twistedproxy.imaging.codecs import SCALES
+from twistedproxy.imaging.color import check_target, convert_colors
 from twistedproxy.imaging.decode import decode, reduced
-from twistedproxy.imaging.describe import Description
-from twistedproxy.imaging.downsampled_metadata import downsampled_answer
-from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.describe import Description, SparseDescription
+from twistedproxy.imaging.downsampled import downsampled_answer
+from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
-from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged, resized
-from twistedproxy.imaging.tile_index import SparseDescription
-from twistedproxy.imaging.transcode import jpeg_to_jxl, jxl_to_jpeg
+from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged
 from twistedproxy.imaging.windowing import range_of, to_display
 from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, MessageReader
 from twistedproxy.processes.with_parent import end_with_parent
@@ -117,9 +116,9 @@ class _Picture:
         return rows, columns
 
     def _as_large_as_expected(self, shown: Any) -> Any:
-        """A codec may have shrunk a frame by less than it was asked to."""
-        rows, columns = reduced(self.facts, self.scale)
-        return shown if shown.shape[:2] == (rows, columns) else resized(shown, rows, columns)
+        """A codec may have shrunk a frame by less than it was asked to: by a smaller one of `SCALES`."""
+        left = next(left for left in SCALES if reduced(self.facts, self.scale // left) == shown.shape[:2])
+        return shown if left == 1 else averaged(shown, left)
 
     def finish(self) -> bytes:
         """The picture's bytes. Raises BadImage where no frame of it could be drawn."""
@@ -128,7 +127,7 @@ class _Picture:
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
         if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
-            pixels, profile = convert_colours(pixels, profile, rendering.profile, self.own_profile)
+            pixels, profile = convert_colors(pixels, profile, rendering.profile, self.own_profile)
         if rendering.media_type == OCTET_STREAM:
             return bytes(pixels.tobytes())
         embedded = profile if rendering.embed and pixels.ndim == 3 else None

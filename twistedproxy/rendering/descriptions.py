@@ -1,250 +1,224 @@
-"""The facts that pictures of an instance need: from what is known anyway, from the cache, else from the origin.
+"""What pictures need of an instance's metadata: facts of its pixels, and where frames lie that are not TILED_FULL.
 
-- They are asked for with the caller's own headers, who has a grant; then they are in the cache, for all who have one.
-- The metadata are read by a rendering child, piece by piece: they may be 100 MB.
+Rules:
+
+- It is remembered, comes from the cache, or from the origin. There it is asked for with the headers of a caller that has
+  a grant; then it is in the cache, for all that have one.
+- The metadata are read by a rendering child, piece by piece: they may be 400 MB.
+- That there is no placement is kept, too.
 - Values that the metadata only point to (ICC profiles, palettes) are fetched for the pictures that need them. Where one
   cannot be had, or not by this caller, there is no picture, and nothing is kept: it would be wrong for all others, too.
-
-Values that an instance's metadata only point to (BulkDataURI, PS3.18 annex F): ICC profiles, palettes, tables.
-
-They are fetched from the instance's own store with the caller's own headers, and nowhere else, wherever they point. A
-reference is relative to the URL of the metadata (RFC 3986 section 5.2).
 """
 
 from __future__ import annotations
 
-from typing import Optional
-from urllib.parse import unquote, urljoin, urlsplit
+import functools
+import itertools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Generic, Optional, TypeVar
 
 import attrs
-from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredSemaphore
 
-from twistedproxy.cache.interface import Cache, Fence, Reading
-from twistedproxy.cache.lru import LruStore
+from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.single_flight import InFlight, Shared, shared
 from twistedproxy.imaging.describe import InstanceFacts
-from twistedproxy.imaging.errors import CallFailed
+from twistedproxy.imaging.errors import CallFailed, CannotRender
 from twistedproxy.imaging.pixel_description import PixelFacts
-from twistedproxy.origin.errors import NOT_ALLOWED, OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import AMBIGUOUS, Caller, Origin, OriginRequest, OriginResponse, first, media_type_of
+from twistedproxy.imaging.tile_index import Placement, read_placement
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import Caller, OriginRequest, is_dicom_json
+from twistedproxy.rendering.bulk_values import read_bulk_value
+from twistedproxy.rendering.jobs import Request
 from twistedproxy.rendering.pool import HeldChild, RenderPool
-from twistedproxy.rendering.tile_indexes import feed
-from twistedproxy.streams import StreamTooLong, read_all
-
-MAX_BULK = 16 << 20
-"""Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
-
-_BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "application/x-octet-stream"))
-"""What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
-
-_NO_HTTP = "http://origin.invalid"  # stands for the URL of an origin that is none of HTTP's
-
-
-async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
-    """A value that the metadata point to. Raises the errors of `twistedproxy.origin.errors`: a picture without a value
-    that it needs would be a wrong one."""
-    place = bulk_place(origin.url, instance, uri)
-    if place is None:
-        raise OriginBadAnswer(
-            "the origin's metadata point elsewhere than to the store for a value that the picture needs"
-        )
-    path, query = place
-    accept = b'multipart/related; type="application/octet-stream"'
-    response = await origin.forward(OriginRequest.get(path, query, accept, caller))
-    try:
-        data = await read_all(response.body, MAX_BULK)
-        if response.status in NOT_ALLOWED:
-            raise OriginRefused(response.status, response.headers, data)
-        if response.status != 200:
-            raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
-        return _only_part(response, data)
-    except (StreamTooLong, BadMultipart) as error:
-        raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
-
-
-def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, bytes]]:
-    """Path and query, below the origin at *url*, of what *uri* in the metadata of *instance* leads to. None for what is no
-    place there.
-
-    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts. A folder
-    names its values by its own URL, which is no http one.
-    """
-    if not url.startswith(("http://", "https://")):
-        uri = uri.replace(url, _NO_HTTP, 1) if uri.startswith(f"{url}/") else uri
-        url = _NO_HTTP
-    if not uri.isascii() or AMBIGUOUS.search(uri):
-        return None
-    try:
-        parts = urlsplit(urljoin(f"{url}{instance.root}/{instance.path}/metadata", uri))
-    except ValueError:  # brackets that hold no address
-        return None
-    path, query, root = parts.path, parts.query, instance.root
-    if parts.scheme not in ("http", "https") or not {".", ".."}.isdisjoint(unquote(path).split("/")):
-        return None
-    base = urlsplit(url).path.rstrip("/")
-    if path.startswith(f"{base}{root}/"):
-        return path[len(base) :].encode("ascii"), query.encode("ascii")
-    for service in ("/studies/", "/bulkdata/"):
-        if service in path:
-            return (root + path[path.index(service) :]).encode("ascii"), query.encode("ascii")
-    return None
-
-
-def _only_part(response: OriginResponse, data: bytes) -> bytes:
-    """The value in an answer: the one part of a multipart one, or all of it. Raises BadMultipart for what is no value, or
-    may not be all of it: a picture would be made of a gateway's page."""
-    framed, media_type = response.framed(), media_type_of(response.headers)
-    if media_type is None:
-        raise BadMultipart("its Content-Type is missing, or says nothing")
-    if first(response.headers, b"content-range") is not None:
-        raise BadMultipart("it came with a Content-Range, as a piece of something")
-    kinds = [media_type.part_type]
-    if media_type.is_multipart:
-        collector = PartCollector(media_type.boundary, MAX_BULK, 1)
-        parts = collector.feed(data) + collector.close(framed)
-        if not parts:
-            raise BadMultipart("a multipart answer has no part")
-        data = parts[0].data
-        if "content-type" in parts[0].headers:
-            kinds.append(parts[0].media_type.type if parts[0].media_type is not None else "of no known type")
-    elif not framed:
-        raise BadMultipart("it ended with its connection: nothing says that it is whole")
-    for kind in kinds:
-        if kind is not None and kind not in _BYTES:
-            raise BadMultipart(f"it came as {kind[:80]}, and application/octet-stream is accepted")
-    if not data:
-        raise BadMultipart("it is empty")
-    return data
-
+from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 FACTS = {False: b"p3", True: b"p3c"}
 """The names of an instance's facts in the cache, without and with its ICC profile, and the version of their form."""
+PLACES = b"s3"
+"""The name of a placement in the cache, and the version of its form."""
 
-REMEMBERED = 16 << 20
-"""Bytes of facts that a worker remembers: some dozen slides with ICC profiles, or 20,000 images without."""
-
-MAX_BULK_VALUES = 8
-AT_ONCE = 8
+REMEMBERED = 8 << 20
+"""Bytes, as they are packed, that a worker remembers of each kind: placements take up to four times as much."""
+MAX_REMEMBERED = 1024
+READ_AT_ONCE = 8
+PLACED_AT_ONCE = 2
 """Metadata that are read at once: each is held by a child meanwhile."""
+MAX_BULK_VALUES = 8
+PIECE = 1 << 20
+MAX_REFUSAL = 64 << 10
 
-_COLOUR = frozenset(
+T = TypeVar("T")
+_Key = tuple[Instance, Optional[Fence]]
+_Finish = Callable[[HeldChild, int], Awaitable[bytes]]
+_numbers = itertools.count(1)
+
+_COLOR = frozenset(
     ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 )
 
-_Key = tuple[Instance, Optional[Fence], bool]
+
+@attrs.define(eq=False)
+class MetadataLookup(Generic[T]):
+    """Finds one kind of value. *name*: of its entry in the cache. *unpack* raises ValueError for what is no such entry, of it
+    `CannotRender` for one that stands for a refusal. *at_once*: how many metadata are read at a time."""
+
+    cache: Cache
+    name: bytes
+    unpack: Callable[[bytes], T]
+    at_once: int
+    _remembered: OrderedDict[_Key, tuple[T, int]] = attrs.field(init=False, factory=OrderedDict)
+    _in_flight: InFlight[Shared[_Key], bytes] = attrs.field(init=False, factory=InFlight)
+    _turns: DeferredSemaphore = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._turns = DeferredSemaphore(self.at_once)
+
+    async def find(
+        self, instance: Instance, caller: Caller, fence: Optional[Fence], ask: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> T:
+        """The value of *instance*, for a caller that has a grant. *fence*: that of the cache just now. *ask* gets it from the
+        origin. Raises what *ask* and `unpack` raise."""
+        key = (instance, fence)
+        if fence is not None and key in self._remembered:
+            self._remembered.move_to_end(key)
+            return self._remembered[key][0]
+        reading = await self.cache.get_many(instance, [self.name])
+        packed = reading.entries.get(self.name) if reading.fence == fence else None
+        if packed is not None:
+            try:
+                return self._remember(key, packed)
+            except CannotRender:
+                raise
+            except ValueError:  # of another version or machine
+                pass
+
+        async def work() -> bytes:
+            return await self._turns.run(lambda: Deferred.fromCoroutine(ask()))
+
+        async def keep(made: bytes) -> None:
+            await self.cache.put_many(instance, fence, {self.name: made}, METADATA_SECONDS)
+
+        return self._remember(key, (await shared(self._in_flight, key, caller, work, keep))[0])
+
+    def _remember(self, key: _Key, packed: bytes) -> T:
+        value = self.unpack(packed)
+        if key[1] is not None and len(packed) <= REMEMBERED:
+            self._remembered[key] = value, len(packed)
+            sizes = [size for _, size in self._remembered.values()]
+            while len(self._remembered) > MAX_REMEMBERED or sum(sizes) > REMEMBERED:
+                self._remembered.popitem(last=False)
+                del sizes[0]
+        return value
 
 
 def plain_facts(metadata: InstanceMetadata) -> Optional[InstanceFacts]:
-    """The facts of an 8-bit colour image, as far as they do not concern colour management: no window, no table
+    """The facts of an 8-bit color image, as far as they do not concern color management: no window, no table
     touches it (PS3.3 section C.11). None for any other."""
-    if metadata.bits_allocated != 8 or metadata.photometric_interpretation not in _COLOUR:
+    if metadata.bits_allocated != 8 or metadata.photometric_interpretation not in _COLOR:
         return None
-    facts = PixelFacts(
-        rows=metadata.rows,
-        columns=metadata.columns,
-        samples_per_pixel=metadata.samples_per_pixel,
-        bits_allocated=8,
-        bits_stored=metadata.bits_stored,
-        high_bit=metadata.high_bit,
-        pixel_representation=metadata.pixel_representation,
-        planar_configuration=metadata.planar_configuration,
-        photometric_interpretation=metadata.photometric_interpretation,
-    )
+    names = {field.name for field in attrs.fields(PixelFacts)} & {
+        field.name for field in attrs.fields(InstanceMetadata)
+    }
+    facts = PixelFacts(**{name: getattr(metadata, name) for name in names})
     return InstanceFacts(facts.to_bytes())
 
 
 @attrs.define(eq=False)
-class FactsReader:
-    """Finds the facts of instances."""
+class Descriptions:
+    """What is known of instances. In all methods *fence* is that of the cache just now, and the caller has a grant."""
 
     cache: Cache
     pool: RenderPool
-    _remembered: LruStore = attrs.field(init=False, factory=lambda: LruStore(REMEMBERED))
-    _in_flight: InFlight[Shared[_Key], InstanceFacts] = attrs.field(init=False, factory=InFlight)
-    _places: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(AT_ONCE))
+    _facts: Mapping[bool, MetadataLookup[InstanceFacts]] = attrs.field(init=False)
+    _placements: MetadataLookup[Placement] = attrs.field(init=False)
 
-    async def read(
-        self,
-        origin: Origin,
-        instance: Instance,
-        caller: Caller,
-        reading: Reading,
-        colour: bool,
-        known: InstanceMetadata,
-    ) -> InstanceFacts:
-        """The facts of *instance*, for a caller who has a grant. *reading*: what was read of the cache, `FACTS` among it.
-        *colour*: whether the picture's colours are managed.
+    def __attrs_post_init__(self) -> None:
+        unpack = InstanceFacts.from_bytes
+        self._facts = {color: MetadataLookup(self.cache, name, unpack, READ_AT_ONCE) for color, name in FACTS.items()}
+        self._placements = MetadataLookup(self.cache, PLACES, read_placement, PLACED_AT_ONCE)
+
+    async def facts(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> InstanceFacts:
+        """The facts of an instance's pixels, with its ICC profile where the request's pictures need that.
 
         Raises the errors of `twistedproxy.origin.errors` and `PoolError`.
         """
-        plain = None if colour and known.has_icc_profile else plain_facts(known)
+        color = request.rendering.profile != "no"
+        plain = None if color and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
-        found = self._in_memory(instance, reading, colour)
-        if found is not None:
-            return found
-        found = _in_cache(reading, colour)
-        if found is not None:
-            self._remember(instance, reading.fence, colour, found)
-            return found
-        key = (instance, reading.fence, colour)
 
-        async def work() -> InstanceFacts:
-            await self._places.acquire()
-            try:
-                return await self._ask(origin, instance, caller, colour)
-            finally:
-                self._places.release()
-
-        async def keep(facts: InstanceFacts) -> None:
-            self._remember(instance, reading.fence, colour, facts)
-            await self.cache.put_many(instance, reading.fence, {FACTS[colour]: facts.to_bytes()}, METADATA_SECONDS)
-
-        return (await shared(self._in_flight, key, caller, work, keep))[0]
-
-    def _name(self, instance: Instance, fence: Optional[Fence], colour: bool) -> bytes:
-        return b"%s %s %s/%s" % (FACTS[colour], fence or b"", instance.place.encode(), instance.path.encode())
-
-    def _in_memory(self, instance: Instance, reading: Reading, colour: bool) -> Optional[InstanceFacts]:
-        if reading.fence is None:
-            return None
-        packed = self._remembered.get(self._name(instance, reading.fence, colour), 0.0)
-        return InstanceFacts.from_bytes(packed) if packed is not None else None
-
-    def _remember(self, instance: Instance, fence: Optional[Fence], colour: bool, facts: InstanceFacts) -> None:
-        name = self._name(instance, fence, colour)
-        if fence is not None and self._remembered.get(name, 0.0) is None:
-            self._remembered.put(name, facts.to_bytes(), 0.0, None)
-
-    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, colour: bool) -> InstanceFacts:
-        async def described(held: HeldChild, number: int) -> InstanceFacts:
+        async def described(held: HeldChild, number: int) -> bytes:
             values: dict[str, bytes] = {}
             while True:
-                head = {"op": "described", "number": number, "uris": list(values), "profile": colour}
+                head = {"op": "described", "number": number, "uris": list(values), "profile": color}
                 answer = await held.call(head, list(values.values()))
                 missing = [uri for uri in answer.head["uris"] if uri not in values]
                 if not missing:
-                    return InstanceFacts.from_bytes(answer.blobs[0])
+                    return answer.blobs[0]
                 if len(missing) + len(values) > MAX_BULK_VALUES:
                     raise OriginBadAnswer(f"the origin's metadata point to more than {MAX_BULK_VALUES} values")
                 for uri in missing:
-                    values[uri] = await read_bulk_value(origin, instance, caller, uri)
+                    values[uri] = await read_bulk_value(request.origin, request.instance, request.caller, uri)
 
+        ask = functools.partial(self._ask, request, {"op": "describe"}, described)
+        return await self._facts[color].find(request.instance, request.caller, fence, ask)
+
+    async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
+        """Where the frames lie of an instance that is not TILED_FULL.
+
+        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        """
+
+        async def placed(held: HeldChild, number: int) -> bytes:
+            return (await held.call({"op": "placed", "number": number})).blobs[0]
+
+        head = {"op": "place", "metadata": known.to_bytes().decode()}
+        ask = functools.partial(self._ask, request, head, placed)
+        return await self._placements.find(request.instance, request.caller, fence, ask)
+
+    async def _ask(self, request: Request, head: Mapping[str, Any], finish: _Finish) -> bytes:
+        """Have a child read the metadata by calls that begin with *head*; then what *finish* makes of the child and of the
+        number by which it knows what it has read."""
+        number = next(_numbers)
+        head = {**head, "number": number, "uids": request.instance.uids}
+        body = await _metadata(request)
+        held: Optional[HeldChild] = None
         try:
-            return await feed(self.pool, origin, instance, caller, {"op": "describe"}, described)
+            while True:
+                piece, whole = await hold(body, PIECE)
+                if held is None:
+                    held = await self.pool.hold(head, [piece])
+                else:
+                    await held.call(head, [piece])
+                if whole:
+                    return await finish(held, number)
         except CallFailed as failed:
             raise OriginBadAnswer(f"the origin's metadata make no picture: {failed}") from None
+        finally:
+            body.close()
+            if held is not None:
+                held.release({"op": "drop", "number": number})
 
 
-def _in_cache(reading: Reading, colour: bool) -> Optional[InstanceFacts]:
-    packed = reading.entries.get(FACTS[colour])
-    if packed is None:
-        return None
-    try:
-        return InstanceFacts.from_bytes(packed)
-    except ValueError:
-        return None
+async def _metadata(request: Request) -> ByteStream:
+    """An instance's metadata, asked for in the caller's name. Raises the errors of `twistedproxy.origin.errors`."""
+    path = f"{request.instance.root}/{request.instance.path}/metadata".encode("ascii")
+    asked = OriginRequest.get(path, b"", b"application/dicom+json", request.caller)
+    response = await request.origin.forward(asked)
+    if response.status != 200:
+        try:
+            refusal = await read_all(response.body, MAX_REFUSAL)
+        except StreamTooLong:
+            refusal = b""
+        if response.status < 400:
+            raise OriginBadAnswer(f"the origin answered a request for metadata with {response.status}")
+        raise OriginRefused(response.status, response.headers, refusal)
+    if not is_dicom_json(response.headers):
+        response.body.close()
+        raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
+    return response.body

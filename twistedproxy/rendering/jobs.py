@@ -21,7 +21,7 @@ from twistedproxy.origin.interface import Caller, Origin
 
 @attrs.frozen
 class Request:
-    """Who asks for pictures of what. *fresh*: results neither come from the cache nor go there; stored frames that they
+    """A caller's request for pictures. *fresh*: results neither come from the cache nor go there; stored frames that they
     are made of do."""
 
     origin: Origin
@@ -45,7 +45,7 @@ class Task:
     placement: Optional[Placement] = None
     """Where the frames of a sparse instance lie."""
     own_profile: bytes = b""
-    """One of the operator's own to convert to, in the place of ours of that name."""
+    """The operator's profile to convert to, in place of the built-in one of that name."""
 
     def tiles(self) -> Iterator[Tile]:
         """The stored frames that are needed, row by row."""
@@ -53,6 +53,11 @@ class Task:
         if self.placement is not None:
             return self.placement.tiles(self.cut, interpolation)
         return self.cut.tiles(interpolation)
+
+    @property
+    def in_grid(self) -> bool:
+        """Whether frames begin at multiples of their size."""
+        return self.placement is None or self.placement.in_grid
 
     def count(self, limit: int) -> int:
         """How many they are, counted up to one more than *limit*."""
@@ -115,7 +120,7 @@ class Pictures:
     fence: Optional[Fence] = None
     """That of the cache when it was read, None where it could not be."""
     prefetched: Sequence[int] = ()
-    """Of pictures that are stored frames: the numbers of those that were loaded before anybody asked."""
+    """Of pictures that are stored frames: the numbers of those that were prefetched."""
     digests: Sequence[bytes] = ()
     expires: float = math.inf
     """When the first of them ends in the cache, in seconds since the epoch; infinity: never."""

@@ -22,8 +22,8 @@ PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/j
 
 def is_same_picture(metadata: InstanceMetadata, media_type: str) -> bool:
     """Whether a stored frame, as it is or losslessly wrapped, is its pixels in *media_type*: what a browser makes of its
-    bytes is what DICOM says. (A JPEG of RGB components or a palette would come out otherwise.) Of gray the rendered picture
-    is that only if no window or table makes other values of them, which the metadata here do not tell."""
+    bytes is what DICOM defines. (A JPEG of RGB components or a palette would come out otherwise.) Of gray the rendered picture
+    is that only if no window or table makes other values of them, which the metadata here do not hold."""
     jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
     recompressed = metadata.transfer_syntax == JPEG_XL_RECOMPRESSION
     if not (jpeg or recompressed) or media_type not in (JPEG, JPEG_XL):
@@ -39,7 +39,7 @@ def is_gray(metadata: InstanceMetadata) -> bool:
 
 
 def is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
-    """Whether a stored frame's bytes are its pixels in *media_type*; of gray as `is_same_picture` says."""
+    """Whether a stored frame's bytes are its pixels in *media_type*; of gray see `is_same_picture`."""
     jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
     return (media_type == JPEG) == jpeg and is_same_picture(metadata, media_type)
 

@@ -22,10 +22,10 @@ from twistedproxy.imaging.geometry import Cut
 from twistedproxy.imaging.icc_profiles import OwnProfiles
 from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.tile_index import Placement, needs_positions
+from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Request, Task
-from twistedproxy.rendering.tile_indexes import PlacementReader
 
-VERSION = b"5"
+VERSION = b"6"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 
@@ -33,7 +33,7 @@ VERSION = b"5"
 class Planner:
     """Plans pictures. *profiles*: the operator's own."""
 
-    sparse: PlacementReader
+    descriptions: Descriptions
     limits: Limits
     profiles: OwnProfiles = attrs.Factory(OwnProfiles)
 
@@ -83,9 +83,7 @@ class Planner:
         factor = request.rendering.downsample
         if needs_positions(metadata) and (factor > 1.0 or whole):
             try:
-                placement = await self.sparse.read(
-                    request.origin, request.instance, request.caller, reading.fence, metadata
-                )
+                placement = await self.descriptions.placement(request, reading.fence, metadata)
                 return Downsampled.of(placement.as_full(metadata), factor), placement
             except CannotRender:
                 if factor > 1.0 or (metadata.frames > 1 and metadata.grid != (1, 1)):

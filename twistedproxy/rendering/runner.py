@@ -1,8 +1,8 @@
-"""One picture: the stored frames that it needs, and what children are told to make of them, with no more work than it takes.
+"""One picture: the stored frames that it needs, and what children make of them, with no more work than it takes.
 
 - What is stored as it is asked for is sent as it is stored; JPEG and JPEG XL become each other without loss.
-- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and tells prefetch
-  which stored frames a picture needed.
+- Frames come through the reader of frames, which finds them in the cache, fetches what is missing, and lets prefetch
+  know which stored frames a picture needed.
 - Of an instance whose frames most are needed and missing, the whole is loaded; the picture is made as its frames come.
 - A picture of many frames is held by one child, while the next batch of frames is read.
 """
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any, Optional, Protocol
@@ -30,7 +31,7 @@ from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import needs_positions
 from twistedproxy.imaging.windowing import needs_range, shown_as_stored
 from twistedproxy.processes.messages import Message
-from twistedproxy.rendering.descriptions import FactsReader
+from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Task
 from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
 from twistedproxy.rendering.pool import HeldChild, RenderPool
@@ -44,23 +45,23 @@ _SHRINKING = frozenset(("image/jpeg", "image/jp2", "image/jpx", "image/jphc"))
 MAX_HELD = 8
 """Pictures of many frames that are made at once: children hold them meanwhile."""
 
-
 RANGES = 1 << 20
 """Bytes of ranges of values that are remembered: about 1,700."""
 
 SAMPLE = 9
-"""Tiles whose values tell the range."""
-
+"""Tiles whose values give the range."""
 
 _log = Logger()
 
 
 @attrs.frozen
 class Made:
-    """A picture, and its `content_digest`. *forwarded*: whether the origin was asked for a frame of it."""
+    """A picture, and its `content_digest`. *expires*: when it ends in the cache. *forwarded*: whether the origin was asked
+    for a frame of it just now."""
 
     data: bytes
     digest: bytes
+    expires: float = math.inf
     forwarded: bool = False
 
     @classmethod
@@ -74,17 +75,17 @@ class _Asked:
     """Whether the origin was asked, so far. *load*: one that brings what is read."""
 
     origin: bool = False
-    load: Optional[Load] = None
+    load: Optional[WholeLoad] = None
 
 
-class Load(Protocol):
+class WholeLoad(Protocol):
     """A whole-instance load that runs."""
 
     def reached(self, frames: int) -> Deferred[None]:
         """Fires once so many frames are cached, or it has ended, however."""
 
 
-LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[Load]]]
+LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[WholeLoad]]]
 """Has an instance loaded whole for a caller who needs most of its frames; None where it is not to be."""
 
 
@@ -94,7 +95,7 @@ class Maker:
 
     reader: FrameReader
     pool: RenderPool
-    facts: FactsReader
+    descriptions: Descriptions
     max_pixels: int
     load_whole: Optional[LoadWhole] = None
     _turns: DeferredSemaphore = attrs.field(init=False)
@@ -143,7 +144,7 @@ class Maker:
         media_type = task.request.rendering.media_type
         if media_type == OCTET_STREAM:
             (frame,) = await self._read(task, [tile], asked)
-            _, facts = await self._head(task, frame.transfer_syntax, [tile], asked)
+            facts = await self._facts(task, tile.number)
             head = {"op": "native", "transfer_syntax": frame.transfer_syntax, "max_pixels": self.max_pixels}
             return Made.of(await self.pool.call(head, [facts, frame.data]))
         if task.metadata.transfer_syntax is not None and not is_same_picture(task.metadata, media_type):
@@ -152,10 +153,9 @@ class Maker:
         metadata = attrs.evolve(task.metadata, transfer_syntax=frame.transfer_syntax)
         if not is_same_picture(metadata, media_type):
             return None
-        if is_gray(metadata) and not task.request.rendering.stored_values:
-            _, facts = await self._head(task, frame.transfer_syntax, [tile], asked)
-            if not shown_as_stored(PixelFacts.from_bytes(facts)):
-                return None
+        may_be_windowed = is_gray(metadata) and not task.request.rendering.stored_values
+        if may_be_windowed and not shown_as_stored(PixelFacts.from_bytes(await self._facts(task, tile.number))):
+            return None
         if is_as_stored(metadata, media_type):
             check_not_empty([frame])
             return Made(frame.data, await digest_of(frame.data))
@@ -176,29 +176,28 @@ class Maker:
         asked.origin = asked.origin or answer.fetched + answer.shared > 0
         return answer.frames
 
+    async def _facts(self, task: Task, number: int) -> bytes:
+        """The facts of frame *number*, packed."""
+        return (await self.descriptions.facts(task.request, task.reading.fence, task.metadata)).of(number)
+
     async def _head(
         self, task: Task, transfer_syntax: str, tiles: Sequence[Tile], asked: _Asked
     ) -> tuple[dict[str, Any], bytes]:
         """What a child must know of a picture, and the facts of its instance."""
-        request, cut = task.request, task.cut
-        colour = request.rendering.profile != "no"
-        facts = await self.facts.read(
-            request.origin, request.instance, request.caller, task.reading, colour, task.metadata
-        )  # fmt: skip
-        number = tiles[0].number if tiles else 1
-        packed = facts.of(number)
+        rendering, cut, number = task.request.rendering, task.cut, tiles[0].number if tiles else 1
+        packed = await self._facts(task, number)
         scale = _scale(task, transfer_syntax)
-        if is_gray(task.metadata) and request.rendering.window is None and not request.rendering.stored_values:
+        if is_gray(task.metadata) and rendering.window is None and not rendering.stored_values:
             known = PixelFacts.from_bytes(packed)
             if needs_range(known) and (known.tiled or scale > 1):  # else by the values that it takes anyway
                 numbers = range_sample(task.metadata, number) if known.tiled else [number]
                 value_range = await self._range(task, numbers, packed, asked)
                 packed = attrs.evolve(known, value_range=value_range).to_bytes()
         head = {
-            "rendering": attrs.asdict(attrs.evolve(request.rendering, viewport=None)),
+            "rendering": attrs.asdict(attrs.evolve(rendering, viewport=None)),
             "cut": None if cut.is_whole_frame else attrs.asdict(cut),
             "scale": scale,
-            "in_grid": _in_grid(task),
+            "in_grid": task.in_grid,
             "background": task.placement.background if task.placement is not None else None,
             "max_pixels": self.max_pixels,
         }
@@ -206,22 +205,22 @@ class Maker:
 
     async def _range(
         self, task: Task, numbers: Sequence[int], packed: bytes, asked: _Asked
-    ) -> Optional[tuple[float, float]]:  # fmt: skip
+    ) -> Optional[list[float]]:  # fmt: skip
         """The smallest and the largest stored value of frames *numbers*; None where all are the same."""
         request, fence = task.request, task.reading.fence
         name = b"%s %s/%s %d" % (
             fence or b"", request.instance.place.encode(), request.instance.path.encode(), numbers[0],
         )  # fmt: skip
         found = self._ranges.get(name, 0.0) if fence is not None else None
-        if found is not None:
-            return _pair(found)
-        frames = await self._read(task, [Tile(one, 0, 0) for one in numbers], asked)
-        syntaxes = [frame.transfer_syntax for frame in frames]
-        head = {"op": "range", "transfer_syntaxes": syntaxes, "max_pixels": self.max_pixels}
-        found = (await self.pool.call(head, [packed, *(frame.data for frame in frames)])).blobs[0]
-        if fence is not None:
-            self._ranges.put(name, found, 0.0, None)
-        return _pair(found)
+        if found is None:
+            frames = await self._read(task, [Tile(one, 0, 0) for one in numbers], asked)
+            syntaxes = [frame.transfer_syntax for frame in frames]
+            head = {"op": "range", "transfer_syntaxes": syntaxes, "max_pixels": self.max_pixels}
+            found = (await self.pool.call(head, [packed, *(frame.data for frame in frames)])).blobs[0]
+            if fence is not None:
+                self._ranges.put(name, found, 0.0, None)
+        value_range: Optional[list[float]] = json.loads(found)
+        return value_range
 
     async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
         """A picture of many frames: a child holds it while they come, row by row."""
@@ -266,22 +265,12 @@ def range_sample(metadata: InstanceMetadata, number: int) -> list[int]:
     return [first + 1 + (2 * index + 1) * count // (2 * taken) for index in range(taken)]
 
 
-def _pair(found: bytes) -> Optional[tuple[float, float]]:
-    values = json.loads(found)
-    return (values[0], values[1]) if values is not None else None
-
-
-def _in_grid(task: Task) -> bool:
-    """Whether frames begin at multiples of their size."""
-    return task.placement is None or task.placement.in_grid
-
-
 def _scale(task: Task, transfer_syntax: str) -> int:
-    """By how much decoders may shrink the frames: not where values stand for colours. Those of deep JPEG cannot."""
+    """By how much decoders may shrink the frames: not where values are indices of colors. Those of deep JPEG cannot."""
     rendering, media_type = task.request.rendering, media_type_of(transfer_syntax)
     palette = task.metadata.photometric_interpretation == "PALETTE COLOR"
     deep = media_type == "image/jpeg" and task.metadata.bits_stored > 8
-    if rendering.interpolation != "area" or palette or deep or media_type not in _SHRINKING or not _in_grid(task):
+    if rendering.interpolation != "area" or palette or deep or media_type not in _SHRINKING or not task.in_grid:
         return 1
     return decoder_scale(task.cut, rendering.viewport is not None, averages=media_type == "image/jpeg")
 

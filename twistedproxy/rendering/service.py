@@ -1,8 +1,8 @@
 """Pictures for callers: from a request to bytes, found, shared, or made.
 
-- Nobody gets a picture without a grant for its instance.
-- A picture is in the cache under its instance, its frame and its normalised parameters; who asks for one that is being
-  made waits for that one, and it is given up when the last who waits has gone.
+- No caller gets a picture without a grant for its instance.
+- A picture is in the cache under its instance, its frame and its normalised parameters; a request for one that is being
+  made waits for that one, which is given up when the last waiting client has gone.
 - Limits are looked at before any frame is fetched.
 
 The operator's own ICC profiles, read and tried before any picture is asked for.
@@ -14,7 +14,6 @@ The room's service, made from the settings.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -32,13 +31,12 @@ from twistedproxy.frames.read_through import FrameReader, Wanted
 from twistedproxy.frames.single_flight import InFlight, Shared, shared
 from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
 from twistedproxy.imaging.icc_profiles import BadProfiles, OwnProfiles, read_profiles
-from twistedproxy.rendering.descriptions import FACTS, FactsReader
+from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
 from twistedproxy.rendering.media_types import is_as_stored, is_gray
 from twistedproxy.rendering.planner import Planner
 from twistedproxy.rendering.pool import RenderPool
-from twistedproxy.rendering.runner import LoadWhole, Maker, check_not_empty
-from twistedproxy.rendering.tile_indexes import PlacementReader
+from twistedproxy.rendering.runner import LoadWhole, Made, Maker, check_not_empty
 from twistedproxy.settings import Settings
 
 
@@ -60,17 +58,6 @@ MADE_AT_ONCE = 4
 _Key = tuple[Instance, Optional[Fence], bytes]
 
 
-@attrs.frozen
-class _Kept:
-    """A picture with its `content_digest`, when it ends in the cache, and whether the origin was asked for frames of it
-    just now."""
-
-    data: bytes
-    digest: bytes
-    expires: float
-    forwarded: bool = False
-
-
 @attrs.define(eq=False)
 class PictureService:
     """Makes pictures. *seconds*: how long they stay in the cache (None: no expiry). *folder*: of ICC profiles."""
@@ -83,11 +70,12 @@ class PictureService:
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
     _maker: Maker = attrs.field(init=False)
-    _in_flight: InFlight[Shared[_Key], _Kept] = attrs.field(init=False, factory=InFlight)
+    _in_flight: InFlight[Shared[_Key], Made] = attrs.field(init=False, factory=InFlight)
 
     def __attrs_post_init__(self) -> None:
-        self._maker = Maker(self.reader, self.pool, FactsReader(self.cache, self.pool), self.limits.pixels)
-        self.planner = Planner(PlacementReader(self.cache, self.pool), self.limits)
+        descriptions = Descriptions(self.cache, self.pool)
+        self._maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
+        self.planner = Planner(descriptions, self.limits)
 
     async def start(self) -> None:
         """Have a child ready, and read the folder of profiles. Raises `BadProfiles`."""
@@ -103,7 +91,7 @@ class PictureService:
         self._maker.load_whole = load_whole
 
     async def metadata(self, request: Request) -> InstanceMetadata:
-        """The instance's metadata, for a caller who may read it. Raises the errors of `twistedproxy.origin.errors`."""
+        """The instance's metadata, for a caller that may read it. Raises the errors of `twistedproxy.origin.errors`."""
         grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
         return grant.metadata
 
@@ -111,7 +99,7 @@ class PictureService:
         """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
 
         Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
-        raises. A `CallFailed` of kind "NotDecodable" says that nothing here decodes the instance.
+        raises. A `CallFailed` of kind "NotDecodable" means that nothing here decodes the instance.
         """
         names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
         await self._check_cached(request, [names[number] for number in numbers])
@@ -161,30 +149,23 @@ class PictureService:
         return await self._pictures({1: task}, [1])
 
     async def _granted(self, request: Request, names: Sequence[bytes]) -> tuple[InstanceMetadata, Reading]:
-        facts = FACTS[request.rendering.profile != "no"]
-        wanted = [facts, *names] if not request.fresh else [facts]
+        wanted = [] if request.fresh else names
         grant, reading = await self.reader.granted(request.origin, request.instance, request.caller, wanted)
         request.check(grant.metadata)
         return grant.metadata, reading
 
     async def _pictures(self, tasks: Mapping[int, Task], numbers: Sequence[int]) -> Pictures:
         """All pictures of one request, a few at a time."""
-        pictures: dict[int, _Kept] = {}
-        counts = {"cached": 0, "made": 0, "shared": 0, "forwarded": 0}
-        left = iter(tasks.items())
-        times = Counter(numbers)
-        size = 0
-        expires = math.inf
+        pictures: dict[int, Made] = {}
+        sources: Counter[str] = Counter()
+        left, times, size = iter(tasks.items()), Counter(numbers), 0
 
         async def some() -> None:
-            nonlocal size, expires
+            nonlocal size
             for number, task in left:
-                picture, how = await self._picture(task)
-                pictures[number] = picture
-                expires = min(expires, picture.expires)
-                counts[how] += 1
-                counts["forwarded"] += picture.forwarded
-                size += len(picture.data) * times[number]
+                pictures[number], source = await self._picture(task)
+                sources[source] += 1
+                size += len(pictures[number].data) * times[number]
                 if size > self.limits.answer and len(numbers) > 1:
                     raise PictureTooLarge(self._too_large())
 
@@ -193,33 +174,33 @@ class PictureService:
         return Pictures(
             [pictures[number].data for number in numbers],
             one.metadata,
-            counts["cached"],
-            counts["made"],
-            counts["shared"],
-            counts["forwarded"],
+            sources["cached"],
+            sources["made"],
+            sources["shared"],
+            sum(picture.forwarded for picture in pictures.values()),
             one.reading.fence,
             digests=[pictures[number].digest for number in numbers],
-            expires=min(expires, self._expiry()),  # a writer's clock may have been wrong
+            # a writer's clock may have been wrong
+            expires=min(self._expiry(), *(picture.expires for picture in pictures.values())),
         )
 
     def _expiry(self) -> float:
         return expiry(self.reader.access.wall_clock(), self.seconds)
 
-    async def _picture(self, task: Task) -> tuple[_Kept, str]:
+    async def _picture(self, task: Task) -> tuple[Made, str]:
         cached = _cached(task)
         if cached is not None:
             return cached, "cached"
 
-        async def make() -> _Kept:
-            made = await self._maker.make(task)
+        async def make() -> Made:
             # before it is written: the cache keeps it a little longer
-            return _Kept(made.data, made.digest, self._expiry(), made.forwarded)
+            return attrs.evolve(await self._maker.make(task), expires=self._expiry())
 
         if task.request.fresh:
             return await make(), "made"
         instance, fence, name = key = (task.request.instance, task.reading.fence, task.name)
 
-        async def keep(made: _Kept) -> None:
+        async def keep(made: Made) -> None:
             await self.cache.put_many(
                 instance, fence, {name: pack_picture(made.data, made.digest, made.expires)}, self.seconds
             )
@@ -229,11 +210,11 @@ class PictureService:
         return made, "shared" if joined else "made"
 
 
-def _cached(task: Task) -> Optional[_Kept]:
+def _cached(task: Task) -> Optional[Made]:
     """The picture among what was read from the cache."""
     entry = task.reading.entries.get(task.name)
     try:
-        return _Kept(*unpack_picture(entry)) if entry is not None else None
+        return Made(*unpack_picture(entry)) if entry is not None else None
     except BadEntry:
         return None
 
