@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 from unittest import SkipTest
 
 import psutil
@@ -119,6 +120,11 @@ class Child:
         path = self.folder / "output"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The events of that name in its log so far, where that is of JSON lines."""
+        lines = [line for line in self.output().splitlines() if line.startswith("{") and line.endswith("}")]
+        return [fields for fields in map(json.loads, lines) if fields.get("event") == event]
+
     def running(self) -> bool:
         return self.process.poll() is None
 
@@ -173,7 +179,8 @@ class Child:
 
 
 class Proxy(Child):
-    """``twistd -n twistedproxy`` on a free loopback port, from this tree. *options* go after ``twistedproxy``."""
+    """``twistd -n twistedproxy`` on a free loopback port, from this tree, which logs JSON lines. *options* go after
+    ``twistedproxy``."""
 
     program = "from twisted.scripts.twistd import run; run()"
     command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
@@ -183,7 +190,10 @@ class Proxy(Child):
     ) -> None:
         self.port = free_port()
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        super().__init__(pinned([*self.command, "--listen", listen, *options], core), environment)
+        json_lines = {"TWISTEDPROXY_LOG_FORMAT": "json"}
+        super().__init__(
+            pinned([*self.command, "--listen", listen, *options], core), {**json_lines, **(environment or {})}
+        )
 
     @property
     def url(self) -> str:

@@ -74,8 +74,10 @@ class StartTests(ProcessCase):
     async def test_announced(self) -> None:
         """One process says where to go, and nothing of what cannot be reached from elsewhere."""
         proxy = await self.started()
-        await wait_until(lambda: f"{proxy.url}/dicomweb proxies {self.store.url}" in proxy.output(), "a line")
-        self.assertNotIn("can be reached from elsewhere", proxy.output())
+        await wait_until(lambda: proxy.logged("mount"), "an event")
+        (mount,) = proxy.logged("mount")
+        self.assertEqual((f"{proxy.url}/dicomweb", self.store.url), (mount["base"], mount["origin"]))
+        self.assertEqual([], proxy.logged("pages_exposed"))
 
 
 class StopTests(ProcessCase):
@@ -123,7 +125,7 @@ class StopTests(ProcessCase):
         deaf.pause()
         proxy.send(signal.SIGTERM)
         self.assertEqual(-signal.SIGTERM, await self.ended(proxy))
-        self.assertIn("1 connections were cut at the deadline", proxy.output())
+        self.assertEqual([1], [event["cut"] for event in proxy.logged("connections_cut")])
         self.assertClean(proxy)
 
     async def test_while_starting(self) -> None:

@@ -194,7 +194,7 @@ class Proxy:
         self.jobs.start_reaping()
         reason = switched_off(self._settings)
         if reason is not None:
-            _log.info("nothing is prefetched: {reason}", reason=reason.value)
+            _log.info("prefetch is off: {reason}", event="prefetch_off", reason=reason.value)
         elif self.cache.shared and self._settings.whole_instance:
             self.children.start()
 
@@ -232,7 +232,7 @@ class Proxy:
         self._routes.warming.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:
-            _log.warn("{cut} connections were cut at the deadline for stopping", cut=cut)
+            _log.warn("{cut} connections were cut at the deadline for stopping", event="connections_cut", cut=cut)
         await self._ended("prefetch", self._stop_prefetch())
         self.forgetting.stop()  # a load that is given up may have had something to forget
         if self.imaging is not None:

@@ -173,7 +173,7 @@ class ProxyService(Service):
     def reload(self) -> None:
         """Replace the workers, where there are any."""
         if self._settings.workers == 1:
-            _log.info("SIGHUP ignored: reloading needs --workers")
+            _log.info("SIGHUP ignored: reloading needs --workers", event="reload_ignored")
         elif self._running is not None:
             cast("Supervisor", self._running).reload()
 

@@ -115,7 +115,7 @@ class ProxyTests(RealCase):
         self.assertFalse(await self.locked(self.worker_beside))
         self.assertNotIn("Unhandled", proxy.output())
         self.assertNotIn("Traceback", proxy.output())
-        self.assertIn("prefetch stopped: whole of", proxy.output())
+        self.assertIn("stopped", [event["result"] for event in proxy.logged("job_ended")])
         self.assertNotIn(TOKEN, proxy.output())
         gate.release()
 
@@ -157,8 +157,9 @@ class ProxyTests(RealCase):
         child = next(one for one in proxy.family() if "twistedproxy.prefetch.loader_main" in one.cmdline())
         child.kill()
         gate.release()
-        await wait_until(lambda: "prefetch failed" in proxy.output(), "the failure in the log")
-        self.assertIn(self.slide.sop, proxy.output().partition("prefetch failed")[2])
+        failed = lambda: [event for event in proxy.logged("job_ended") if event["result"] == "failed"]  # noqa: E731
+        await wait_until(failed, "the failure in the log")
+        self.assertTrue(failed()[0]["instance"].endswith(self.slide.sop))
         await self.get(proxy, 77)
         await self.wait_for_all()
 
@@ -174,7 +175,7 @@ class NoCacheTests(RealCase):
         asking = client(self, f"{proxy.url}/dicomweb", HEADERS)
         await asking.frames(self.slide.resource, [1], AS_STORED)
         self.assertEqual([seen for seen in store.requests if seen.path.endswith(self.slide.sop)], [])
-        self.assertIn("nothing is prefetched: no-cache", proxy.output())
+        self.assertEqual(["no-cache"], [event["reason"] for event in proxy.logged("prefetch_off")])
         self.assertEqual(len(proxy.family()), 1)
 
 

@@ -116,7 +116,18 @@ class ServiceTests(WorkersCase):
 
     def command(self, port: int, workers: int, endpoint: str, *twistd: str) -> list[str]:
         """What a service manager runs with a socket at *port*, as far as the proxy can tell."""
-        options = ["--origin", self.store.url, *MEMORY, *NO_PREFETCH, "--workers", str(workers), "--listen", endpoint]
+        options = [
+            "--origin",
+            self.store.url,
+            *MEMORY,
+            *NO_PREFETCH,
+            "--log-format",
+            "json",
+            "--workers",
+            str(workers),
+            "--listen",
+            endpoint,
+        ]
         return [sys.executable, "-c", LAUNCHER, str(port), *TWISTD, *twistd, "twistedproxy", *options]
 
     async def test_one_process(self) -> None:
@@ -127,7 +138,7 @@ class ServiceTests(WorkersCase):
         await wait_until(lambda: listens(port) or not child.running(), "the launcher listens")
         self.assertIn(b"200 OK", await within(deferToThread(over_tcp, port)), child.output())
         child.send(signal.SIGHUP)
-        await wait_until(lambda: "SIGHUP ignored" in child.output(), "a line in the log")
+        await wait_until(lambda: child.logged("reload_ignored"), "an event")
         self.assertIn(b"200 OK", await within(deferToThread(over_tcp, port)))
         child.send(signal.SIGTERM)
         self.assertEqual(-signal.SIGTERM, await self.ended(child))

@@ -79,10 +79,21 @@ class AnotherUserTests(WorkersCase):
             self.skipTest(f"{USER} may read no Python that has all packages" if port else "no port below 1024 is free")
         python, path = found  # type: ignore[misc]
         listen = f"tcp:{port}:interface=127.0.0.1"
-        command = [python, *TWISTD, "--listen", listen, "--origin", self.store.url, *MEMORY, *options]
+        command = [
+            python,
+            *TWISTD,
+            "--listen",
+            listen,
+            "--origin",
+            self.store.url,
+            *MEMORY,
+            "--log-format",
+            "json",
+            *options,
+        ]
         proxy = Child(command, {"PYTHONPATH": path, "HOME": "/root"})
         self.addCleanup(deferToThread, proxy.remove)
-        await wait_until(lambda: " proxies " in proxy.output() or not proxy.running(), "it is there")
+        await wait_until(lambda: proxy.logged("mount") or not proxy.running(), "it is there")
         assert port is not None
         return proxy, port
 
@@ -118,7 +129,7 @@ class AnotherUserTests(WorkersCase):
         proxy, port = await self.begun("--workers", "2")
         await self.assert_serves(port)
         proxy.send(signal.SIGHUP)
-        await wait_until(lambda: "all workers were replaced" in proxy.output(), "a reload")
+        await wait_until(lambda: proxy.logged("reloaded"), "a reload")
         await self.assert_serves(port)
         self.assert_nobody(proxy.family(), 3)
         await self.ends(proxy)

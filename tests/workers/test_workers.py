@@ -76,7 +76,7 @@ class LoadTests(WorkersCase):
         await self.workers(proxy, but=killed)
         await load.more(100)
         self.assertEqual([pid for pid, _ in load.lost], [killed] * len(callers[killed]))
-        self.assertEqual(proxy.output().count("a worker ended after"), 1)
+        self.assertEqual(len(proxy.logged("worker_ended")), 1)
         load.lost.clear()
 
     async def reload(self, proxy: Proxy, load: Load) -> None:
@@ -84,7 +84,7 @@ class LoadTests(WorkersCase):
         pids, ends = await self.workers(proxy), load.ends
         seen = [counters((await asking.get("/metrics")).body.decode())]
         proxy.send(signal.SIGHUP)
-        while "all workers were replaced" not in proxy.output():
+        while not proxy.logged("reloaded"):
             seen.append(counters((await asking.get("/metrics")).body.decode()))
             await load.more(20)
         await load.more(50)
@@ -213,5 +213,5 @@ class SharedTests(WorkersCase):
         instance = self.frame_path.partition("/frames")[0]
         self.assertEqual((await one.ask(instance, "DELETE")).status, 204)
         await within(other.connection.end())
-        self.assertIn(f"killing worker {other.pid}: it did not confirm an invalidation", proxy.output())
+        self.assertEqual([other.pid], [event["pid"] for event in proxy.logged("invalidation_unconfirmed")])
         await self.workers(proxy, but=other.pid)

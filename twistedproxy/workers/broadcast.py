@@ -115,7 +115,10 @@ def _confirmed(worker: WorkerProcess, name: str, arguments: dict[str, Any]) -> D
         except (CallError, defer.TimeoutError) as error:
             reason = str(error) or "too late"
             _log.error(
-                "killing worker {pid}: it did not confirm an invalidation ({reason})", pid=worker.pid, reason=reason
+                "killing worker {pid}: it did not confirm an invalidation ({reason})",
+                pid=worker.pid,
+                reason=reason,
+                event="invalidation_unconfirmed",
             )
             await worker.killed()
         except ConnectionLost:

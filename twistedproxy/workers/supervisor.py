@@ -162,7 +162,7 @@ class Supervisor:
         """Begin to replace all workers: what SIGHUP asks for. While they are still being started, or replaced already,
         once more after it: some of them may have read what changed before it did."""
         if self.stopping:
-            _log.info("SIGHUP ignored: the workers are being stopped")
+            _log.info("SIGHUP ignored: the workers are being stopped", event="reload_ignored")
             return
         self._reload_wanted = True
         self._reload_if_wanted()
