@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ BELOW = {
     "hot": READING | {"server"},
     "dicomweb": READING | {"prefetch", "imaging", "rendering", "server", "hot"},
     "proxy": READING | {"prefetch", "rendering", "server", "hot", "dicomweb"},
-    "workers": STORES | {"server", "proxy"},
+    "workers": READING | {"server", "proxy"},
     "options": set(),
     "service": {"server", "proxy", "workers", "options"},
     "warm": DICOM | {"options"},
@@ -135,3 +136,52 @@ class LayerTests(SynchronousTestCase):
                     self.assertNotIn(name.split(".")[0], INPUT_OUTPUT, f"{start}, by way of {module}")
                     near = {name, name.rpartition(".")[0]} & found.keys() - seen - {PACKAGE.name}
                     waiting.extend(near)
+
+
+MAX_LINES = 320
+MAX_MODULES = 16
+
+TOO_LONG = {
+    "origin/folder/index.py",
+    "origin/folder/instance_file.py",
+    "origin/folder/server.py",
+    "prefetch/jobs.py",
+    "rendering/child.py",
+}
+"""Modules that are still too long: this list only gets shorter."""
+
+TOO_FULL = {"origin/folder"}
+"""Folders that still have too many modules: this one, too."""
+
+NAMED_TWICE = {
+    "FrameReader",
+    "Refusal",
+    "Result",
+}
+"""Public classes of one name that still mean several things: this one, too."""
+
+
+class SizeTests(SynchronousTestCase):
+    """What a reader can hold in mind."""
+
+    def test_modules_are_short(self) -> None:
+        """No module has more than `MAX_LINES` lines."""
+        lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+        self.assertEqual(TOO_LONG, {name for name, length in lengths.items() if length > MAX_LINES})
+
+    def test_folders_are_small(self) -> None:
+        """No folder has more than `MAX_MODULES` modules."""
+        modules = Counter(
+            str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
+        )
+        self.assertEqual(TOO_FULL, {name for name, count in modules.items() if count > MAX_MODULES})
+
+    def test_class_names_are_unique(self) -> None:
+        """No two public classes have one name: a name means one thing in the whole product."""
+        names = Counter(
+            node.name
+            for path in PACKAGE.rglob("*.py")
+            for node in ast.parse(path.read_bytes()).body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        )
+        self.assertEqual(NAMED_TWICE, {name for name, count in names.items() if count > 1})

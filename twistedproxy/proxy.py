@@ -1,4 +1,4 @@
-"""All parts of one proxy, wired together; nothing else wires anything.
+"""The composition root: builds every component of one proxy.
 
 Starting: cache, origins, prefetch, then listeners. Stopping: listeners, open connections (with a deadline), prefetch,
 origins, cache.
@@ -18,23 +18,27 @@ from twisted.logger import Logger
 from twistedproxy.cache.monitoring import CacheUse
 from twistedproxy.cache.open import open_cache
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.dicomweb.frames import FrameAnswers, StoredFrames
 from twistedproxy.dicomweb.metadata_observer import MetadataObserver
-from twistedproxy.dicomweb.mounts import Mount, Mounts
+from twistedproxy.dicomweb.middleware import Accounting
+from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint
+from twistedproxy.dicomweb.rendered import RenderedAnswers
+from twistedproxy.dicomweb.requests import RequestParser
 from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Credentials, normal_key
-from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.peers import NoSiblings, Siblings
-from twistedproxy.frames.pictures import PictureReader
+from twistedproxy.frames.invalidation import Invalidation
+from twistedproxy.frames.peers import Siblings
 from twistedproxy.frames.read_through import FrameReader
 from twistedproxy.frames.series_lookup import SeriesLookup
-from twistedproxy.hot.dispatcher import HotServer
-from twistedproxy.hot.request_heads import Heads
+from twistedproxy.frames.streamed import ListReader
+from twistedproxy.hot.dispatcher import HotDispatcher
+from twistedproxy.hot.request_heads import RequestHeads
 from twistedproxy.hot.responses import HotResponses
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.origin.open import open_origin
 from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
@@ -50,6 +54,7 @@ from twistedproxy.system.demand import Demand
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.recent import Recent
 from twistedproxy.system.resources import SystemLoadReader, cpu_count
 
 _log = Logger()
@@ -58,14 +63,16 @@ HEADS_SHARE = 16
 """One part in so many of the memory for hot responses is for the heads of requests that were understood."""
 
 STEP_SECONDS = 10.0
-"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs keeps nobody."""
+"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs must not keep the
+others."""
 
 
 class Proxy:
-    """All parts of one proxy.
+    """All components of one proxy.
 
     A worker has *siblings*, and sockets that are open already: *listen* listens on these as a description says.
-    *joining* is waited for just before.
+    *joining* is waited for just before. *origins* opens the stores, as `open_origin` does; grants go by *wall_clock* (seconds
+    since the epoch).
     """
 
     def __init__(
@@ -76,84 +83,126 @@ class Proxy:
         siblings: Optional[Siblings] = None,
         listen: Optional[Listening] = None,
         joining: Optional[Callable[[], Awaitable[None]]] = None,
+        *,
+        origins: Callable[..., Origin] = open_origin,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        siblings = siblings or NoSiblings()
-        self._listen_as = listen or listening_anew(reactor)
-        self._joining = joining
-        access_log = access_log or AccessLog()
-        self.stopping = False
         self._reactor = reactor
         self._settings = settings
+        self._listen_as = listen or listening_anew(reactor)
+        self._joining = joining
+        self._ports: list[IListeningPort] = []
+        self.stopping = False
+        siblings = siblings or Siblings()
         self.metrics = Metrics()
+        accounting = Accounting(self.metrics, access_log or AccessLog(), time.perf_counter)
         self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
         self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         self.mounts = Mounts(
-            Mount(mount.prefix.rstrip("/"), open_origin(reactor, mount.url, settings, self.metrics, self._changed))
+            MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self._changed))
             for mount in settings.origin
         )
-        credentials = Credentials(
-            normal_key(settings.secret),
-            tuple(name.encode("ascii") for name in settings.credential_header),
-            tuple(name.encode("ascii") for name in settings.credential_cookie),
-            tuple(name.encode("ascii") for name in settings.credential_parameter),
+        self._build_reading(siblings, wall_clock)
+        self._build_prefetch()
+        self._hot = hot = self._build_hot(accounting)
+        status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
+        self._routes = self._build_routes(accounting, hot, status)
+        self._admin_routes = AdminRoutes(status, accounting)
+
+    def _build_reading(self, siblings: Siblings, wall_clock: Callable[[], float]) -> None:
+        """Frames and pictures, for callers with a grant."""
+        reactor, settings = self._reactor, self._settings
+        self.access = Access(self.cache, wall_clock, settings.grant_ttl, siblings=siblings)
+        self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
+        self.hot_responses = HotResponses(
+            settings.hot_memory - settings.hot_memory // HEADS_SHARE, self.access, reactor.seconds
         )
-        self.access = Access(self.cache, time.time, settings.grant_ttl, siblings=siblings)
-        self.forgetting = Forgetting(self.cache, self.access.grants, reactor, siblings)
-        self.reader = FrameReader(self.cache, self.access, self.forgetting, settings.frame_ttl, settings.max_answer)
-        self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
-        pictures = PictureReader(self.reader, self.cache, settings.frame_ttl)
+        self.series = SeriesLookup(time.monotonic, settings.grant_ttl)
+        self.invalidation.also += [self.hot_responses.invalidate, self.series.invalidate]
+        self.reader = FrameReader(
+            self.cache,
+            self.access,
+            self.invalidation,
+            settings.frame_ttl,
+            settings.max_answer,
+            watch=self.hot_responses if settings.hot_memory else None,
+            reports_hits=settings.prefetch_trigger <= 0,
+        )
+        self.lists = ListReader(self.reader)
         self.imaging = open_imaging(reactor, settings, self.reader, self.cache)
-        descriptions = MetadataObserver(self.cache, self.access, self.reader, credentials, reactor)
+        self.answer_memory = AnswerMemory(reactor, settings.answer_memory)
+
+    def _build_prefetch(self) -> None:
+        reactor, settings, cache = self._reactor, self._settings, self.cache
         self.jobs = JobBook(reactor, self.metrics, settings.reap_interval)
-        self.children = ChildLoader(reactor, self.cache, settings, self.metrics, self.demand)
-        in_process = InProcessLoader(self.cache, reactor)
-        self._cache_use = CacheUse(self.cache, self.metrics, reactor)
+        self.children = ChildLoader(reactor, cache, settings, self.metrics, self.demand)
+        in_process = InProcessLoader(cache, reactor)
         system_load = SystemLoadReader(self._cache_use.on_this_machine)
         self.scheduler = Scheduler(
             settings,
-            self.cache,
+            cache,
             self.reader,
             self.metrics,
             reactor,
             self.jobs,
             lambda: system_load.read(reactor.seconds()),
             in_process,
-            self.children if self.cache.shared else in_process,
+            self.children if cache.shared else in_process,
         )
         self.reader.answered = self.scheduler.answered
         self.reader.refused = self.scheduler.refused
         if self.imaging is not None:
             self.imaging.load_whole_by(self.scheduler.for_picture)
-        status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
-        heads_memory = settings.hot_memory // HEADS_SHARE
-        hot = HotResponses(settings.hot_memory - heads_memory, self.access, reactor.seconds)
-        heads = Heads(credentials, heads_memory, settings.trusted_proxy)
-        self.reader.watch = hot
-        series = SeriesLookup(time.monotonic, settings.grant_ttl)
-        self.forgetting.also += [hot.forget, series.forget]
-        hot_server = HotServer(hot, heads, self.metrics, access_log, time.perf_counter, self.answer_memory)
-        self.connections = Connections(
-            reactor, settings.client_timeout, hot_server.answer if settings.hot_memory else None, self.answer_memory
+
+    def _build_hot(self, accounting: Accounting) -> HotDispatcher:
+        """What answers before a request is parsed, and the connections that ask it."""
+        settings = self._settings
+        self._credentials = Credentials(
+            normal_key(settings.secret),
+            tuple(name.encode("ascii") for name in settings.credential_header),
+            tuple(name.encode("ascii") for name in settings.credential_cookie),
+            tuple(name.encode("ascii") for name in settings.credential_parameter),
         )
-        self._routes = ProxyRoutes(
+        heads = RequestHeads(self._credentials, settings.hot_memory // HEADS_SHARE, settings.trusted_proxy)
+        hot = HotDispatcher(
+            self.hot_responses, heads, self.metrics, accounting.access_log, accounting.seconds, self.answer_memory
+        )
+        self.connections = Connections(
+            self._reactor, settings.client_timeout, hot.answer if settings.hot_memory else None, self.answer_memory
+        )
+        return hot
+
+    def _build_routes(self, accounting: Accounting, hot: HotDispatcher, status: StatusPages) -> ProxyRoutes:
+        settings, memory = self._settings, self.answer_memory
+        descriptions = MetadataObserver(self.cache, self.access, self.reader, self._credentials, self._reactor)
+        pass_through = PassThrough(self.invalidation, descriptions, memory, settings.trusted_proxy)
+        requests = RequestParser(settings, self._credentials, self.series, self.imaging)
+        answers = FrameAnswers.of(settings)
+        pictures = RenderedAnswers(answers, self.imaging, memory, hot.keep)
+        stored_frames = StoredFrames(
+            answers,
+            self.lists,
+            memory,
+            hot,
+            pass_through,
+            requests.outside,
+            pictures.frames,
+            Recent(settings.recache_after),
+            accounting.seconds,
+        )
+        self._prefetching = PrefetchEndpoint(self.reader, self.scheduler, self.jobs, self._reactor)
+        return ProxyRoutes(
             settings,
             self.mounts,
-            credentials,
-            self.reader,
-            self.answer_memory,
+            requests,
+            stored_frames,
             pictures,
-            self.imaging,
-            series,
-            PassThrough(self.forgetting, descriptions, self.answer_memory, settings.trusted_proxy),
+            pass_through,
             status,
-            PrefetchEndpoint(self.reader, self.scheduler, self.jobs, reactor),
-            hot_server,
-            self.metrics,
-            access_log,
-            time.perf_counter,
+            self._prefetching,
+            accounting,
         )
-        self._admin_routes = AdminRoutes(status, self.metrics, access_log, time.perf_counter)
-        self._ports: list[IListeningPort] = []
 
     def status(self) -> dict[str, Any]:
         """This worker's part of ``/status.json``."""
@@ -167,7 +216,7 @@ class Proxy:
 
     async def _changed(self, scope: Scope) -> None:
         """An origin noticed that what is cached of *scope* is old."""
-        await self.forgetting.forget(scope)
+        await self.invalidation.invalidate(scope)
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""
@@ -229,12 +278,12 @@ class Proxy:
         ports, self._ports = self._ports, []
         for port in ports:
             await self._ended("a listener", _stopped(port))
-        self._routes.warming.stop_within(self._settings.stop_deadline)
+        self._prefetching.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:
             _log.warn("{cut} connections were cut at the deadline for stopping", event="connections_cut", cut=cut)
         await self._ended("prefetch", self._stop_prefetch())
-        self.forgetting.stop()  # a load that is given up may have had something to forget
+        self.invalidation.stop()  # a load that is given up may have had something to invalidate
         if self.imaging is not None:
             await self._ended("rendering", self.imaging.pool.stop())
         for mount in self.mounts.all:

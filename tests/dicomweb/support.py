@@ -55,11 +55,10 @@ class WallClock:
 class RunningProxy:
     """One proxy. *wall*: the clock that its grants go by."""
 
-    def __init__(self, test: TestCase, rooms: Proxy) -> None:
+    def __init__(self, test: TestCase, rooms: Proxy, wall: WallClock) -> None:
         self._test = test
         self.rooms = rooms
-        self.wall = WallClock()
-        rooms.access.wall_clock = self.wall
+        self.wall = wall
 
     @property
     def port(self) -> int:
@@ -127,10 +126,11 @@ class ProxyCase(TestCase):
         }
         if any(mount.url.startswith("file:") for mount in given["origin"]):
             self._keep_indexes_apart()
-        rooms = Proxy(reactor, Settings(**given), AccessLog())
+        wall = WallClock()
+        rooms = Proxy(reactor, Settings(**given), AccessLog(), wall_clock=wall)
         self.addCleanup(self._stop, rooms)
         await rooms.start()
-        return RunningProxy(self, rooms)
+        return RunningProxy(self, rooms, wall)
 
     @staticmethod
     def _stop(rooms: Proxy) -> Deferred[None]:

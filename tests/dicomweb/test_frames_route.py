@@ -153,7 +153,7 @@ class CacheTests(ProxyCase):
         from tests.waiting import wait_until
 
         rooms = proxy.rooms  # type: ignore[attr-defined]
-        fetches = rooms.reader._in_flight._fetches
+        fetches = rooms.reader._flights._flights
         await wait_until(lambda: {len(fetch._waiters) for fetch in fetches.values()} == {count}, f"{count} waiting")
 
 

@@ -84,7 +84,7 @@ class OneProxyTests(GrantCase):
                 self.assertNotIn("s3cr", str(answer.headers))
                 self.assertEqual((await anyone.get(path[:-1])).status, 401, path)
                 self.assertEqual((await anyone.get(path + "access_token=other")).status, 401, path)
-        self.assertEqual(len(proxy.rooms._routes.hot.hot), 0)
+        self.assertEqual(len(proxy.rooms.hot_responses), 0)
         self.assertNotIn("s3cr", repr(events))
         self.assertNotIn(b"s3cr", b"".join(proxy.rooms.cache._store._items))  # type: ignore[attr-defined]
 
@@ -196,7 +196,7 @@ class OneProxyTests(GrantCase):
         first = Deferred.fromCoroutine(self.frame(proxy, ALICE))
         await gate.reached()
         waiting = [Deferred.fromCoroutine(self.frame(proxy, who)) for who in others for _ in range(10)]
-        fetches = proxy.rooms.reader._in_flight._fetches
+        fetches = proxy.rooms.reader._flights._flights
         await wait_until(lambda: [len(fetch._waiters) for fetch in fetches.values()] == [21])
         self.origin.allow(token(ALICE), self.other.sop)
         gate.release()
@@ -235,7 +235,7 @@ class SharedCacheTests(GrantCase):
         cache = await self.server()
         first = await self.started(cache=cache, secret=SECRET)
         await self.frame(first, ALICE)
-        await wait_until(lambda: not len(first.rooms.reader._in_flight))
+        await wait_until(lambda: not first.rooms.reader._flights.under_way())
         await first.rooms.stop()
         for _ in range(2):
             proxy = await self.proxy(self.origin, cache=cache, secret=SECRET)
@@ -287,7 +287,7 @@ class SharedCacheTests(GrantCase):
             await self.frame(proxy, ALICE, 4, "studies/1/series/2/instances/3")
             proxy.wall.now += 500
             await self.frame(proxy, ALICE)
-            await wait_until(lambda: not len(proxy.rooms.reader._in_flight))
+            await wait_until(lambda: not proxy.rooms.reader._flights.under_way())
         kept = await self._everything_kept()
         self.assertGreater(len(kept), 2000)
         self.assertIn(self.stored[0], kept)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from tests.clients import Answer, RawConnection, split_multipart
 from tests.dicomweb.support import ProxyCase, RunningProxy
 from tests.stores import faults
 from tests.stores.faults import server_error
+from tests.stores.simulated import SimulatedStore
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.multipart_writer import MultipartForm
-from twistedproxy.frames import streamed
 from twistedproxy.system import memory_budget
 
 JPEG = "1.2.840.10008.1.2.4.50"
@@ -21,10 +22,11 @@ ORDER = (6, 1, 2, 3, 4, 5, 6, 6)
 class LongListCase(ProxyCase):
     """Every list is a long one, and each frame a piece."""
 
-    def setUp(self) -> None:
-        self.patch(streamed, "SURELY_SHORT", 0)
-        self.patch(streamed, "SHORT", 0)
-        self.patch(streamed, "PIECE", 1)
+    async def proxy(self, *stores: SimulatedStore, **settings: Any) -> RunningProxy:
+        proxy = await super().proxy(*stores, **settings)
+        proxy.rooms.lists.long = 0
+        proxy.rooms.lists.piece = 1
+        return proxy
 
     def expected(self, *numbers: int) -> list[bytes]:
         """Frames as they are stored."""
@@ -48,7 +50,7 @@ class FormTests(LongListCase):
         self.assertEqual(len(store.lines("/frames/")), len(ALL))
 
     async def test_from_the_cache(self) -> None:
-        """What is cached has a length, and the same bytes each time."""
+        """What is cached comes chunked, too, with the same bytes each time."""
         store = self.store()
         client = (await self.proxy(store)).client()
         await client.frames(self.slide.resource, ALL)
@@ -56,7 +58,7 @@ class FormTests(LongListCase):
         self.assertEqual(first.frames(), self.expected(*ORDER))
         self.assertEqual((first.headers, first.body), ({**again.headers, "date": first.headers["date"]}, again.body))
         self.assertEqual(first.headers["cache-status"], "twistedproxy; hit")
-        self.assertEqual(first.headers["content-length"], str(len(first.body)))
+        self.assertNotIn("content-length", first.headers)
         self.assertEqual(len(store.lines("/frames/")), len(ALL))
 
     async def test_disable_caching(self) -> None:
@@ -76,9 +78,10 @@ class FormTests(LongListCase):
 
     async def test_the_form_of_short_ones(self) -> None:
         """A list is written to the letter as a short one is, with a boundary of its own."""
-        client = (await self.proxy(self.store())).client()
+        proxy = await self.proxy(self.store())
+        client = proxy.client()
         long = await client.frames(self.slide.resource, ALL)
-        self.patch(streamed, "SURELY_SHORT", 1 << 30)
+        proxy.rooms.lists.long = 1 << 30
         short = await client.frames(self.slide.resource, ALL)
         ours, theirs = _boundary(long), _boundary(short)
         self.assertNotEqual(ours, theirs)
@@ -93,7 +96,6 @@ class FormTests(LongListCase):
         await proxy.client().frames(self.slide.resource, ALL)
         get = await proxy.client().frames(self.slide.resource, ALL)
         head, _, body = (await self._raw(proxy, "HEAD")).partition(b"\r\n\r\n")
-        self.assertIn(f"\r\nContent-Length: {get.headers['content-length']}".encode(), head)
         self.assertIn(_boundary(get), head)
         self.assertEqual(body, b"")
 
@@ -112,7 +114,7 @@ class FormTests(LongListCase):
     async def test_slow_reader(self) -> None:
         """A client that takes its time gets everything in the end, and its memory is given back."""
         proxy = await self.proxy(self.store())
-        self.patch(streamed, "PIECE", 1 << 20)
+        proxy.rooms.lists.piece = 1 << 20
         whole = await self._raw(proxy, "GET")
         self.assertIn(self.stored[5], whole)
         self.assertTrue(whole.endswith(b"--\r\n\r\n0\r\n\r\n"), whole[-20:])
@@ -161,30 +163,36 @@ class FailureTests(LongListCase):
         self.assertEqual(answer.headers["cache-status"], "twistedproxy; fwd=uri-miss")
 
     async def test_too_large(self) -> None:
-        """What the cache knows to be too large is a 413 that says the limit."""
-        client = (await self.proxy(self.store(), max_answer=3000)).client()
-        for number in ALL:
-            await client.frames(self.slide.resource, [number])
-        answer = await client.frames(self.slide.resource, ALL)
-        self.assertEqual(answer.status, 413)
-        self.assertIn("3000 bytes", answer.json()["detail"])
+        """What is too large together is a 413 that says the limit, as far as the first piece shows; else it is cut."""
+        for limit, piece in ((3000, 1 << 20), (5000, 1)):
+            proxy = await self.proxy(self.store(), max_answer=limit)
+            proxy.rooms.lists.piece = piece
+            connection = await RawConnection.open(proxy.port)
+            connection.send(_request("GET", self.slide.resource))
+            got = await connection.end()
+            if piece > 1:
+                self.assertTrue(got.startswith(b"HTTP/1.1 413 "), got[:200])
+                self.assertIn(b"3000 bytes", got)
+            else:
+                self.assertTrue(got.startswith(b"HTTP/1.1 200 "), got[:200])
+                self.assertNotIn(b"--\r\n\r\n0\r\n", got)
+                self.assertNotIn(self.stored[5], got)
 
     async def test_no_room(self) -> None:
         """Who finds no memory for an answer is told to come again."""
-        self.patch(memory_budget, "MAX_WAITING", 0)
-        self.patch(streamed, "PIECE", 1 << 20)
         proxy = await self.proxy(self.store(), answer_memory=1 << 20)
+        proxy.rooms.answer_memory.max_waiting = 0
+        proxy.rooms.lists.piece = 1 << 20
         await proxy.rooms.answer_memory.take(1 << 20)
         answer = await proxy.client().frames(self.slide.resource, ALL)
         self.assertEqual((answer.status, answer.headers["retry-after"]), (503, str(memory_budget.RETRY_AFTER)))
 
     async def test_no_room_for_one(self) -> None:
         """The same of single frames, pictures, ours and the origin's, and of what is handed on."""
-        self.patch(memory_budget, "MAX_WAITING", 0)
-        self.patch(memory_budget, "SMALL", 0)
         store = self.store()
         for workers in (1, 0):
             proxy = await self.proxy(store, answer_memory=1 << 20, render_workers=workers)
+            proxy.rooms.answer_memory.max_waiting = proxy.rooms.answer_memory.small = 0
             client = proxy.client()
             for path in ("/frames/1", "/frames/1/rendered", "/frames/1/rendered?quality=50", "/metadata"):
                 with proxy.rooms.answer_memory.hold() as held:

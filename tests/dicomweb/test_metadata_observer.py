@@ -169,7 +169,7 @@ class SyntaxTests(DescribedCase):
         gate = store.hold("/frames/1")
         self.assertNotIn(SYNTAX, (await client.get(self.metadata)).json()[0])
         gate.release()
-        await wait_until(lambda: not len(self.running.rooms.reader._in_flight))
+        await wait_until(lambda: not self.running.rooms.reader._flights.under_way())
         self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
         self.assertEqual(len(store.lines("/frames/")), 1)
 
@@ -241,7 +241,7 @@ class LargeTests(DescribedCase):
         found["00081190"]["Value"] = [f"{store.url}/{self.slide.resource}"]
         found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(30_000)]}
         store.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), "/metadata")
-        self.running.rooms.access.grants.forget(lambda _instance: True)
+        self.running.rooms.access.grants.invalidate(lambda _instance: True)
         gate = store.hold("/metadata", after=800_000)
         connection = await RawConnection.open(self.running.port)
         line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nHost: p.test\r\nConnection: close\r\n\r\n"

@@ -17,9 +17,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.dicomweb.negotiation import (
     MAX_CACHED_ACCEPT,
     FrameForm,
-    RenderedForm,
     choose_frames,
-    choose_rendered,
     choose_type,
     parse_accept,
     query_accept,
@@ -289,24 +287,8 @@ class QueryTests(SynchronousTestCase):
         self.assertIsNone(query_accept(b"xaccept=a/b"))
 
 
-class RenderedTests(SynchronousTestCase):
-    def test_stored_jpeg(self) -> None:
-        """A stored JPEG is the picture already, also for browsers, who take anything."""
-        for accept in (b"image/jpeg", b"", b"*/*", b"image/*", b"image/avif,image/webp,image/*,*/*;q=0.8"):
-            self.assertEqual(choose_rendered(parse_accept(accept), JPEG_BASELINE), RenderedForm("image/jpeg", True))
-
-    def test_made(self) -> None:
-        """Another picture is made where that is possible."""
-        makes = ("image/jpeg", "image/png")
-        self.assertEqual(
-            choose_rendered(parse_accept(b"image/png"), JPEG_BASELINE, makes), RenderedForm("image/png", False)
-        )
-        self.assertEqual(choose_rendered(parse_accept(b"*/*"), JPEG_2000, makes), RenderedForm("image/jpeg", False))
-
-    def test_lossless_jpeg_is_no_picture(self) -> None:
-        """JPEG Lossless has the type image/jpeg, but no browser shows it."""
-        problem = self.assertRaises(Problem, choose_rendered, parse_accept(b"image/jpeg"), JPEG_LOSSLESS_SV1)
-        self.assertEqual(problem.status, 406)
+class TypeTests(SynchronousTestCase):
+    """The type of an answer that is no multipart."""
 
     def test_choose_type(self) -> None:
         """The type with the highest weight wins, the first available one among equals; a multipart is another thing."""

@@ -9,8 +9,7 @@ from tests.slides import slide
 from tests.stores.dialects import STANDARD
 from tests.stores.faults import Fault
 from tests.stores.replies import Reply
-from twistedproxy.system import memory_budget
-from twistedproxy.system.memory_budget import AnswerMemory, Held
+from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 
 class RenderedMemoryTests(ProxyCase):
@@ -27,7 +26,7 @@ class RenderedMemoryTests(ProxyCase):
             change(memory, by)
             changes.append(memory.used)
 
-        self.patch(memory_budget, "SMALL", 0)
+        proxy.rooms.answer_memory.small = 0
         self.patch(AnswerMemory, "change", noted)
         for query, accept in (("/rendered", "image/png"), ("?downsample=2", "*/*"), ("", "image/jxl")):
             changes.clear()
@@ -43,14 +42,14 @@ class RenderedMemoryTests(ProxyCase):
         proxy = await self.proxy(store)
         length = len((await proxy.client().get(f"/{self.slide.resource}/metadata")).body)
         sizes: list[int] = []
-        set_size = Held.set
+        set_size = Reservation.set
 
-        def noted(held: Held, size: int) -> None:
+        def noted(held: Reservation, size: int) -> None:
             set_size(held, size)
             sizes.append(proxy.rooms.answer_memory.used)
 
-        self.patch(memory_budget, "SMALL", 0)
-        self.patch(Held, "set", noted)
+        proxy.rooms.answer_memory.small = 0
+        self.patch(Reservation, "set", noted)
         await proxy.client().get(f"/{self.slide.resource}/metadata")
         held, end = sizes
         self.assertTrue(0 < held < 2 * length, held)

@@ -16,7 +16,7 @@ from tests.stores import faults
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.dicomweb.mounts import Mount, Mounts
+from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
 from twistedproxy.dicomweb.status import CHECK_SECONDS, READY_SECONDS, Checks, StatusPages
 from twistedproxy.system.demand import DemandLevel
 from twistedproxy.system.metrics import Metrics
@@ -151,7 +151,7 @@ class CheckTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.pings: list[Deferred[None]] = []
-        mounts: Any = Mounts(Mount(f"/{name}", SimpleNamespace(ping=self.ping)) for name in "abc")  # type: ignore[arg-type]
+        mounts: Any = Mounts(MountedOrigin(f"/{name}", SimpleNamespace(ping=self.ping)) for name in "abc")  # type: ignore[arg-type]
         cache: Any = SimpleNamespace(ping=self.answer)
         self.pages = StatusPages(mounts, cache, Metrics(), self.clock, dict)
 

@@ -14,7 +14,7 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
-from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.frames.read_through import FrameReader
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
@@ -105,4 +105,4 @@ class Room:
     def reader(self, max_answer: int = 1 << 20) -> FrameReader:
         """A worker's reader: several share the cache, but nothing in memory."""
         access = Access(self.cache, self.clock.seconds, self.ttl)
-        return FrameReader(self.cache, access, Forgetting(self.cache, access.grants, self.clock), 3600.0, max_answer)
+        return FrameReader(self.cache, access, Invalidation(self.cache, access.grants, self.clock), 3600.0, max_answer)

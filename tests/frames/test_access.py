@@ -54,7 +54,9 @@ class AccessCase(SynchronousTestCase):
 
     def ask(self, caller: Caller = ALICE) -> Deferred[Grant]:
         """Ask the origin."""
-        return self.access.ask(self.origin, INSTANCE, caller, self.reading(caller))  # type: ignore[arg-type]
+        return Deferred.fromCoroutine(
+            self.access.ask(self.origin, INSTANCE, caller, self.reading(caller))  # type: ignore[arg-type]
+        )
 
     def renew(self, grant: Grant) -> None:
         """Use *grant*."""

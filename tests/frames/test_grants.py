@@ -58,7 +58,8 @@ class CallerTests(SynchronousTestCase):
         nobody: dict[bytes, list[bytes]] = {}
 
         def of(query: bytes) -> Caller:
-            return self.credentials.caller(nobody.get, query)
+            _, token = self.credentials.split(query)
+            return self.credentials.caller(nobody.get, token)
 
         alice = of(b"access_token=a%20b")
         self.assertEqual(alice, of(b"viewport=1,2&access_token=a%20b&accept=image/png"))

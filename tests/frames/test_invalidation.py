@@ -1,4 +1,4 @@
-"""Forgetting scopes, also while the cache cannot be told."""
+"""Invalidating scopes, also while the cache cannot be told."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.frames.invalidation import MAX_PENDING, RETRY_SECONDS, Forgetting, covers
-from twistedproxy.frames.peers import NoSiblings
+from twistedproxy.frames.invalidation import MAX_PENDING, RETRY_SECONDS, Invalidation, covers
+from twistedproxy.frames.peers import Siblings
 
 ROOT = Scope(INSTANCE.origin, INSTANCE.root)
 STUDY = attrs.evolve(ROOT, study=INSTANCE.study)
@@ -65,16 +65,16 @@ class CoversTests(SynchronousTestCase):
 
 
 class ForgettingTests(SynchronousTestCase):
-    """`Forgetting`."""
+    """`Invalidation`."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.cache = Told()
         self.grants = Grants()
-        self.forgetting = Forgetting(self.cache, self.grants, self.clock)
+        self.invalidation = Invalidation(self.cache, self.grants, self.clock)
 
     def forget(self, scope: Scope) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.forgetting.forget(scope))
+        return Deferred.fromCoroutine(self.invalidation.invalidate(scope))
 
     def test_told(self) -> None:
         """The cache is told, and the grants below the scope are gone, no others."""
@@ -83,28 +83,28 @@ class ForgettingTests(SynchronousTestCase):
         self.successResultOf(self.forget(STUDY))
         self.assertEqual([STUDY], self.cache.told)
         self.assertEqual(1, len(self.grants))
-        self.assertFalse(self.forgetting.is_pending(INSTANCE))
+        self.assertFalse(self.invalidation.is_pending(INSTANCE))
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_waits_for_the_cache(self) -> None:
         """It is not done before the cache was told."""
         self.cache.gate = Deferred()
-        forgetting = self.forget(STUDY)
-        self.assertNoResult(forgetting)
+        invalidation = self.forget(STUDY)
+        self.assertNoResult(invalidation)
         self.cache.gate.callback(None)
-        self.successResultOf(forgetting)
+        self.successResultOf(invalidation)
 
     def test_cache_down(self) -> None:
         """While the cache cannot be told the scope is pending, and it is told as soon as it can be."""
         self.cache.up = False
         self.successResultOf(self.forget(STUDY))
         self.clock.pump([RETRY_SECONDS] * 5)
-        self.assertTrue(self.forgetting.is_pending(INSTANCE))
-        self.assertFalse(self.forgetting.is_pending(OTHER))
+        self.assertTrue(self.invalidation.is_pending(INSTANCE))
+        self.assertFalse(self.invalidation.is_pending(OTHER))
         self.cache.up = True
         self.clock.advance(RETRY_SECONDS)
         self.assertEqual([STUDY], self.cache.told)
-        self.assertFalse(self.forgetting.is_pending(INSTANCE))
+        self.assertFalse(self.invalidation.is_pending(INSTANCE))
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_again(self) -> None:
@@ -114,22 +114,22 @@ class ForgettingTests(SynchronousTestCase):
             self.successResultOf(self.forget(STUDY))
             self.cache.up = True
             self.clock.advance(RETRY_SECONDS)
-            self.assertFalse(self.forgetting.is_pending(INSTANCE))
+            self.assertFalse(self.invalidation.is_pending(INSTANCE))
 
     def test_caller_gives_up(self) -> None:
         """A caller that leaves while the cache is being told does not keep it, and other workers, from being told."""
         heard: list[tuple[Scope, bool]] = []
 
-        class Heard(NoSiblings):
-            async def forget(self, scope: Scope, told: bool) -> None:
-                heard.append((scope, told))
+        class Heard(Siblings):
+            async def invalidate(self, scope: Scope, cache_invalidated: bool) -> None:
+                heard.append((scope, cache_invalidated))
 
-        self.forgetting = Forgetting(self.cache, self.grants, self.clock, Heard())
+        self.invalidation = Invalidation(self.cache, self.grants, self.clock, Heard())
         self.cache.gate = Deferred()
-        forgetting = self.forget(STUDY)
-        forgetting.cancel()
-        self.failureResultOf(forgetting, CancelledError)
-        self.assertTrue(self.forgetting.is_pending(INSTANCE))
+        invalidation = self.forget(STUDY)
+        invalidation.cancel()
+        self.failureResultOf(invalidation, CancelledError)
+        self.assertTrue(self.invalidation.is_pending(INSTANCE))
         self.assertEqual([(STUDY, False)], heard)
         self.cache.gate = None
         self.clock.advance(RETRY_SECONDS)
@@ -140,7 +140,7 @@ class ForgettingTests(SynchronousTestCase):
         self.cache.up = False
         for number in range(MAX_PENDING + 1):
             self.successResultOf(self.forget(attrs.evolve(ROOT, study=f"1.{number + 3}")))
-        self.assertTrue(self.forgetting.is_pending(INSTANCE))
+        self.assertTrue(self.invalidation.is_pending(INSTANCE))
         self.cache.up = True
         self.clock.advance(RETRY_SECONDS)
         self.assertEqual([ROOT], self.cache.told)
@@ -153,5 +153,5 @@ class ForgettingTests(SynchronousTestCase):
             self.cache.gate = gate
             if gate is not None:
                 self.clock.advance(RETRY_SECONDS)
-            self.forgetting.stop()
+            self.invalidation.stop()
             self.assertEqual([], self.clock.getDelayedCalls())

@@ -10,9 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frames
-from twistedproxy.frames import read_through as reading
 from twistedproxy.frames.entries import frame_name, pack_frame
-from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, FrameReader, NoSuchFrame, Wanted
+from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.origin.errors import FramesRefused, OriginBadAnswer, OriginBrokeOff, OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import StreamTooLong
@@ -28,7 +27,7 @@ class ReaderCase(SynchronousTestCase):
 
     def ask(self, *numbers: int, caller: Caller = ALICE, reader: FrameReader | None = None) -> Deferred[FrameAnswer]:
         """Ask for frames."""
-        wanted = Wanted(self.origin, INSTANCE, numbers, caller)  # type: ignore[arg-type]
+        wanted = FrameRequest(self.origin, INSTANCE, numbers, caller)  # type: ignore[arg-type]
         return Deferred.fromCoroutine((reader or self.reader).read(wanted))
 
     def got(self, *numbers: int, caller: Caller = ALICE, reader: FrameReader | None = None) -> FrameAnswer:
@@ -72,7 +71,7 @@ class ReadThroughTests(ReaderCase):
         """So are those of which too many bytes come from the origin, past the cache or not."""
         self.origin.failure = StreamTooLong("more than there may be")
         for fresh in (False, True):
-            wanted = Wanted(self.origin, INSTANCE, (1, 2), ALICE, fresh=fresh)  # type: ignore[arg-type]
+            wanted = FrameRequest(self.origin, INSTANCE, (1, 2), ALICE, fresh=fresh)  # type: ignore[arg-type]
             self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), AnswerTooLarge)
 
     def test_huge(self) -> None:
@@ -86,7 +85,7 @@ class ReadThroughTests(ReaderCase):
 
         self.room.cache.put_many = put_later  # type: ignore[method-assign]
         self.assertEqual(self.got(2).frames, frames(2))
-        self.patch(reading, "HUGE", 0)
+        self.reader.huge = 0
         huge = self.ask(3)
         self.assertNoResult(huge)
         written.callback(None)
@@ -126,7 +125,7 @@ class ReadThroughTests(ReaderCase):
         def check(_metadata: object) -> None:
             raise KeyError("not this")
 
-        wanted = Wanted(self.origin, INSTANCE, (1,), ALICE, check)  # type: ignore[arg-type]
+        wanted = FrameRequest(self.origin, INSTANCE, (1,), ALICE, check)  # type: ignore[arg-type]
         self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), KeyError)
         self.assertEqual(self.origin.asked_for("frames"), [])
 
@@ -403,7 +402,7 @@ class GrantTests(ReaderCase):
         other = self.room.reader()
         self.got(1, reader=other)
         self.got(1)
-        self.successResultOf(Deferred.fromCoroutine(self.reader.forgetting.forget(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.reader.invalidation.invalidate(INSTANCE.scope)))
         self.origin.asked.clear()
         self.assertEqual(self.got(1, reader=other).fetched, 1)
         self.assertEqual(self.origin.asked, [("metadata", ALICE.credential), ("frames", (1,))])
@@ -414,7 +413,7 @@ class GrantTests(ReaderCase):
         gate: Deferred[None] = Deferred()
         self.origin.gate = gate
         wait = self.ask(1)
-        self.successResultOf(Deferred.fromCoroutine(self.reader.forgetting.forget(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.reader.invalidation.invalidate(INSTANCE.scope)))
         self.origin.gate = None
         gate.callback(None)
         self.successResultOf(wait)

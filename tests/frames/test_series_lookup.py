@@ -90,7 +90,7 @@ class SeriesTests(SynchronousTestCase):
         for scope in (whole, study, series_, INSTANCE.scope, other_mount, moved):
             self.successResultOf(self.find())
             self.origin.requests.clear()
-            self.lookup.forget(scope)
+            self.lookup.invalidate(scope)
             self.successResultOf(self.find())
             self.assertEqual(len(self.origin.requests), 1, scope)
         elsewhere = (
@@ -100,7 +100,7 @@ class SeriesTests(SynchronousTestCase):
             attrs.evolve(INSTANCE.scope, sop="9"),
         )
         for scope in elsewhere:
-            self.lookup.forget(scope)
+            self.lookup.invalidate(scope)
         self.successResultOf(self.find())
         self.assertEqual(len(self.origin.requests), 1)
 
@@ -108,10 +108,10 @@ class SeriesTests(SynchronousTestCase):
         """A search under way when something is forgotten is neither joined by who comes later nor remembered."""
         self.origin.gate = old = Deferred()
         before = self.find()
-        self.lookup.forget(INSTANCE.scope)
+        self.lookup.invalidate(INSTANCE.scope)
         self.origin.gate, self.origin.body = None, found(in_series="1.9")
         self.assertEqual(self.successResultOf(self.find()).series, "1.9")
-        self.lookup.forget(INSTANCE.scope)
+        self.lookup.invalidate(INSTANCE.scope)
         old.callback(None)
         self.successResultOf(before)
         self.origin.body = found(in_series="1.10")

@@ -12,24 +12,20 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.frames import streamed
 from twistedproxy.frames.entries import frame_name, pack_frame
-from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, NoSuchFrame, Wanted
+from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, FrameRequest, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken, FramePieces, ListReader
 from twistedproxy.origin.errors import OriginRefused, OriginUnreachable
 from twistedproxy.origin.interface import Caller
-from twistedproxy.system import memory_budget
-from twistedproxy.system.memory_budget import AnswerMemory, Held
+from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 
 class ListCase(SynchronousTestCase):
-    """Pieces of two frames, of which have 7 bytes; lists of more than 20 bytes are long."""
+    """Pieces of two frames, each of which has 7 bytes. All lists are long."""
+
+    piece = 15
 
     def setUp(self) -> None:
-        self.patch(streamed, "SURELY_SHORT", 0)
-        self.patch(streamed, "SHORT", 20)
-        self.patch(streamed, "PIECE", 15)
         self.room = Room()
         self.origin = self.room.origin
         self.use(1 << 20)
@@ -37,7 +33,7 @@ class ListCase(SynchronousTestCase):
     def use(self, max_answer: int) -> None:
         """Another worker, with that limit."""
         self.reader = self.room.reader(max_answer)
-        self.lists = ListReader(self.reader)
+        self.lists = ListReader(self.reader, 0, self.piece)
         self.memory = AnswerMemory(self.room.clock, 1 << 20)
         self.held = self.memory.hold()
         self.told: list[FrameAnswer] = []
@@ -45,7 +41,7 @@ class ListCase(SynchronousTestCase):
 
     def ask(self, *numbers: int, caller: Caller = ALICE) -> Deferred[Any]:
         """Ask for frames."""
-        wanted = Wanted(self.origin, INSTANCE, numbers, caller)  # type: ignore[arg-type]
+        wanted = FrameRequest(self.origin, INSTANCE, numbers, caller)  # type: ignore[arg-type]
         return Deferred.fromCoroutine(self.lists.read(wanted, self.held))
 
     def long(self, *numbers: int) -> FramePieces:
@@ -76,24 +72,18 @@ class ListCase(SynchronousTestCase):
 class ShortTests(ListCase):
     """Lists that are read whole."""
 
-    def test_sizes_make_it_short(self) -> None:
-        """A list that might have been long is whole where its frames are small."""
-        self.cache(1, 2)
-        answer = self.successResultOf(self.ask(2, 1))
-        self.assertEqual(answer.frames, frames(2, 1))
-
     def test_memory(self) -> None:
         """What is held of it is counted as what it is."""
         self.cache(1, 2)
-        self.patch(memory_budget, "SMALL", 0)
-        self.patch(streamed, "SURELY_SHORT", 1 << 30)  # more than it is expected to be
+        self.memory.small = 0
+        self.lists.long = 1 << 30  # more than it is expected to be
         self.successResultOf(self.ask(2, 1))
         self.assertEqual((self.held.size, self.memory.used), (14, 14))
 
     def test_one_waits_for_room(self) -> None:
         """A single frame that is larger than there is room for is not held while it waits."""
         self.cache(1)
-        self.patch(memory_budget, "SMALL", 0)
+        self.memory.small = 0
         other = self.memory.hold()
         other.set(1 << 20)
         asking = self.ask(1)
@@ -104,17 +94,16 @@ class ShortTests(ListCase):
         self.assertEqual(self.held.size, 7)
 
     def test_one_that_may_be_large(self) -> None:
-        """Of a single frame that may be large the size is known before it is read."""
-        self.cache(1)
-        self.patch(memory_budget, "SMALL", 0)
-        self.patch(streamed, "MAYBE_LARGE", 0)
+        """A single frame that may be large is not read before there is room for what it probably has."""
+        self.origin.metadata_value = attrs.evolve(METADATA, rows=4000, columns=4000)
         self.memory.hold().set(1 << 20)
         self.assertNoResult(self.ask(1))
         self.assertEqual(self.told, [])
+        self.assertEqual(self.origin.asked_for("frames"), [])
 
     def test_nothing_asked_where_it_is_surely_short(self) -> None:
         """A list that is short whatever its frames are is read at once."""
-        self.patch(streamed, "SURELY_SHORT", 1 << 30)
+        self.lists.long = 1 << 30
         self.assertEqual(self.successResultOf(self.ask(*range(1, 30))).frames, frames(*range(1, 30)))
 
 
@@ -127,7 +116,6 @@ class LongTests(ListCase):
         self.origin.metadata_value = metadata
         numbers = (9, 1, 2, 9, 3, 4, 5)
         answer = self.long(*numbers)
-        self.assertIsNone(answer.frame_sizes)
         self.assertEqual(self.origin.asked_for("frames"), [(9, 1)])
         self.assertEqual(self.next(answer), frames(9, 1))
         self.assertEqual(self.origin.asked_for("frames"), [(9, 1), (2,)])
@@ -135,24 +123,25 @@ class LongTests(ListCase):
         self.assertEqual(self.origin.asked_for("frames"), [(9, 1), (2,), (3, 4), (5,)])
 
     def test_from_the_cache(self) -> None:
-        """Where all is cached all sizes are known, and the origin hears nothing."""
+        """Where all is cached the origin gets no request."""
         self.cache(1, 2, 3)
         answer = self.long(3, 1, 2, 3)
-        self.assertEqual(answer.frame_sizes, [7, 7, 7, 7])
-        self.assertEqual((answer.answer.cached, answer.answer.fetched), (3, 0))
         self.assertEqual(self.rest(answer), frames(3, 1, 2, 3))
+        self.assertEqual((answer.answer.cached, answer.answer.fetched), (4, 0))
         self.assertEqual(self.origin.asked, [])
 
     def test_partly_cached(self) -> None:
-        """What is missing is fetched piece by piece; prefetch hears once, of the whole list, before the first byte."""
-        self.cache(1, 2, 6)
+        """What is missing is fetched piece by piece; prefetch gets one report, of the whole list, before the first byte: the
+        rest is taken to be like the first piece."""
+        self.origin.metadata_value = attrs.evolve(METADATA, rows=5, columns=6)  # 30 pixels: 7 bytes
+        self.cache(2, 3, 6)
         answer = self.long(1, 2, 3, 4, 5, 6)
-        self.assertIsNone(answer.frame_sizes)
         [told] = self.told
-        self.assertEqual((told.cached, told.fetched, told.frames[0].transfer_syntax), (3, 3, frame(1).transfer_syntax))
+        self.assertEqual((told.fetched, told.frames[0].transfer_syntax), (3, frame(1).transfer_syntax))
         self.assertEqual(self.rest(answer), frames(1, 2, 3, 4, 5, 6))
-        self.assertEqual(self.origin.asked_for("frames"), [(3, 4), (5,)])
+        self.assertEqual(self.origin.asked_for("frames"), [(1,), (4,), (5,)])
         self.assertEqual(len(self.told), 1)
+        self.assertEqual((answer.answer.cached, answer.answer.fetched), (3, 3))
 
     def test_kept(self) -> None:
         """What was fetched is cached, whole lists of it."""
@@ -201,13 +190,6 @@ class RefusedTests(ListCase):
         self.failureResultOf(self.ask(1, 2, 3, 4, 5, 101), NoSuchFrame)
         self.assertEqual(self.origin.asked_for("frames"), [])
 
-    def test_too_large(self) -> None:
-        """What is known to be too large is refused before it is read."""
-        self.cache(1, 2, 3, 4)
-        self.use(27)
-        self.room.cache.get_many = self._reads_nothing(self.room.cache.get_many)  # type: ignore[method-assign]
-        self.failureResultOf(self.ask(1, 2, 3, 4), AnswerTooLarge)
-
     def _reads_nothing(self, get_many: Any) -> Any:
         def read(instance: Any, names: Any) -> Any:
             self.assertEqual([name for name in names if name == frame_name(1)], [])
@@ -221,7 +203,7 @@ class RefusedTests(ListCase):
         self.use(27)
         self.successResultOf(self.ask(1))
         self.room.cache.get_many = self._reads_nothing(self.room.cache.get_many)  # type: ignore[method-assign]
-        wanted = Wanted(self.origin, INSTANCE, (1, 2, 3, 4), ALICE)  # type: ignore[arg-type]
+        wanted = FrameRequest(self.origin, INSTANCE, (1, 2, 3, 4), ALICE)  # type: ignore[arg-type]
         self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), AnswerTooLarge)
 
     def test_turns_out_too_large(self) -> None:
@@ -242,8 +224,8 @@ class RefusedTests(ListCase):
 
     def test_memory(self) -> None:
         """Two pieces are counted, not the list, and a list waits for room like all else."""
-        self.patch(streamed, "PIECE", 2 << 20)
-        self.successResultOf(Deferred.fromCoroutine(Held(self.memory).take(100 << 20)))
+        self.lists.piece = 2 << 20
+        self.successResultOf(Deferred.fromCoroutine(Reservation(self.memory).take(100 << 20)))
         waits = self.ask(*range(1, 50))
         self.assertNoResult(waits)
         self.memory.change(-(100 << 20))
@@ -263,57 +245,33 @@ class BrokenTests(ListCase):
         self.next(answer)  # was read before
         self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 
-    def test_changed_at_once(self) -> None:
-        """A list whose instance is changed before its first byte begins anew."""
-        self.cache(1, 2, 3, 4)
-        heads = self.room.cache.heads
-
-        async def changing(*arguments: Any) -> Any:
-            found = await heads(*arguments)
-            self.room.cache.heads = heads  # type: ignore[method-assign]
-            await self.room.cache.forget(INSTANCE.scope)
-            return found
-
-        self.room.cache.heads = changing  # type: ignore[method-assign]
-        answer = self.long(1, 2, 3, 4)
-        self.assertEqual(self.rest(answer), frames(1, 2, 3, 4))
-        self.assertEqual(answer.answer.cached, 0)
-
     def test_changed_before(self) -> None:
         """What is cached of another generation than the caller's grant is for is not given under that grant."""
         self.cache(1, 2, 3, 4)
-        heads = self.room.cache.heads
-
-        async def later(*arguments: Any) -> Any:
-            self.room.cache.heads = heads  # type: ignore[method-assign]
-            await self.room.cache.forget(INSTANCE.scope)
-            reading = await self.room.cache.get_many(INSTANCE, [])
-            secret = {frame_name(number): pack_frame(frame(9), 2e9) for number in (1, 2, 3, 4)}
-            await self.room.cache.put_many(INSTANCE, reading.fence, secret, 60.0)
-            return await heads(*arguments)
-
-        self.room.cache.heads = later  # type: ignore[method-assign]
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.forget(INSTANCE.scope)))
+        reading = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, [])))
+        secret = {frame_name(number): pack_frame(frame(9), 2e9) for number in (1, 2, 3, 4)}
+        put = self.room.cache.put_many(INSTANCE, reading.fence, secret, 60.0)
+        self.successResultOf(Deferred.fromCoroutine(put))
         self.origin.readers.clear()
         self.failureResultOf(self.ask(1, 2, 3, 4), OriginRefused)
+
+    def test_revoked(self) -> None:
+        """A caller whose grant ended meanwhile gets nothing more without another."""
+        self.cache(1, 2, 3, 4, 5, 6)
+        answer = self.long(1, 2, 3, 4, 5, 6)
+        self.next(answer)  # the next one is read
+        self.origin.readers.clear()
+        self.successResultOf(Deferred.fromCoroutine(self.reader.access.revoke(ALICE, INSTANCE)))
+        self.next(answer)
+        self.failureResultOf(Deferred.fromCoroutine(answer.read()), OriginRefused)
 
     def test_being_changed(self) -> None:
         """An instance that is about to be forgotten gives nothing more from the cache."""
         self.cache(1, 2, 3, 4, 5, 6)
         answer = self.long(1, 2, 3, 4, 5, 6)
         self.next(answer)
-        self.patch(Forgetting, "is_pending", lambda *_: True)
-        self.next(answer)
-        self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
-
-    def test_another_size(self) -> None:
-        """A frame that comes in another size than was told ends the answer: its length is out."""
-        self.cache(1, 2, 3, 4, 5, 50)
-        answer = self.long(1, 2, 3, 4, 5)
-        reading = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, [frame_name(50)])))
-        other = {frame_name(5): reading.entries[frame_name(50)]}
-        put = self.room.cache.put_many(INSTANCE, reading.fence, other, 60.0)
-        self.successResultOf(Deferred.fromCoroutine(put))
-        self.next(answer)
+        self.reader.invalidation.pending[INSTANCE.scope] = None
         self.next(answer)
         self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 

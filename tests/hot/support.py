@@ -11,7 +11,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import JPEG, MemoryOrigin
 from tests.server.wire import Wire
-from twistedproxy import proxy
 from twistedproxy.cache.address import MemoryAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
@@ -81,7 +80,6 @@ class HotProxy:
             100, 256, 256, samples_per_pixel=3, photometric_interpretation="YBR_FULL_422", transfer_syntax=JPEG
         )
         self.store = MemoryStore(metadata_value=metadata)
-        test.patch(proxy, "open_origin", lambda *_arguments: self.store)
         self._log = _Lines()
         given = {
             "origin": (Mount("/dicomweb", self.store.url),),
@@ -93,14 +91,19 @@ class HotProxy:
             "render_workers": 0,
             **settings,
         }
-        self.rooms = Proxy(self.clock, Settings(**given), AccessLog(self._log, lambda: BEGAN))  # type: ignore[arg-type]
-        self.rooms.access.wall_clock = lambda: BEGAN + self.clock.seconds()
+        self.rooms = Proxy(
+            self.clock,
+            Settings(**given),
+            AccessLog(self._log, lambda: BEGAN),  # type: ignore[arg-type]
+            origins=lambda *_arguments: self.store,
+            wall_clock=lambda: BEGAN + self.clock.seconds(),
+        )
         self._site = ProxySite(self.rooms._routes.resource(), self.rooms.connections, self.clock)
 
     @property
     def hot(self) -> Any:
         """Its hot responses."""
-        return self.rooms.reader.watch
+        return self.rooms.hot_responses
 
     def connect(self) -> Wire:
         """A new connection."""

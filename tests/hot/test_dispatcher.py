@@ -18,7 +18,6 @@ from tests.server.wire import Wire
 from tests.waiting import wait_until
 from twistedproxy.dicom.resource import Scope
 from twistedproxy.frames.entries import frame_name, pack_frames
-from twistedproxy.hot import dispatcher
 from twistedproxy.hot.responses import CHECK_SECONDS, TAKEN_BACK_SECONDS
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.settings import MIB
@@ -54,7 +53,7 @@ class WorkerTests(SynchronousTestCase):
 
     def test_no_room(self) -> None:
         """An answer that a socket does not take at once goes the ordinary way where clients leave too much untaken."""
-        self.patch(dispatcher, "SMALL", 0)
+        self.proxy.rooms._hot.small = 0
         with self.proxy.rooms.answer_memory.hold() as held:
             held.set(1 << 40)
             self.assertEqual((200, "hit"), _seen(self.proxy.get(1)))
@@ -119,15 +118,15 @@ class WorkerTests(SynchronousTestCase):
 
     def test_forgotten_here(self) -> None:
         """After a STOW or a DELETE through this worker or a sibling, the next request asks the origin."""
-        self.successResultOf(ensureDeferred(self.proxy.rooms.forgetting.forget(INSTANCE.scope)))
+        self.successResultOf(ensureDeferred(self.proxy.rooms.invalidation.invalidate(INSTANCE.scope)))
         self.assertEqual("miss", self.proxy.get(1).outcome)
         self.assertEqual("hot", self.proxy.get(1).outcome)
-        self.proxy.rooms.forgetting.hear(Scope(INSTANCE.origin, "", INSTANCE.study), told=True)
+        self.proxy.rooms.invalidation.apply(Scope(INSTANCE.origin, "", INSTANCE.study), cache_invalidated=True)
         self.assertNotEqual("hot", self.proxy.get(1).outcome)
 
     def test_cache_that_cannot_be_told(self) -> None:
         """While the cache cannot be told to forget, nothing is hot, for nothing can be known."""
-        self.proxy.rooms.forgetting.hear(INSTANCE.scope, told=False)
+        self.proxy.rooms.invalidation.apply(INSTANCE.scope, cache_invalidated=False)
         for _again in range(3):
             self.assertNotEqual("hot", self.proxy.get(1).outcome)
 
@@ -162,7 +161,7 @@ class WorkerTests(SynchronousTestCase):
 
     def test_expiry_of_pictures(self) -> None:
         """So does a frame that is given as its own picture."""
-        self.proxy = HotProxy(self, 64 * MIB, grant_ttl=600.0, frame_ttl=100.0)
+        self.proxy = HotProxy(self, 64 * MIB, grant_ttl=600.0, frame_ttl=100.0, render_workers=1)
         asked = "1/rendered"
         self.assertEqual("miss", self.outcome(asked, accept="image/jpeg"))
         self.proxy.clock.advance(98.0)

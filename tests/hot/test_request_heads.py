@@ -8,7 +8,7 @@ from typing import Optional
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.hot.request_heads import HEAD_BYTES, MAX_HEAD, MAX_VALUE, Head, Heads
+from twistedproxy.hot.request_heads import HEAD_BYTES, MAX_HEAD, MAX_VALUE, RequestHead, RequestHeads
 
 TOKEN = b"Bearer 5f0c2a-secret"
 LINE = b"GET /frames/1 HTTP/1.1\r\n"
@@ -17,13 +17,13 @@ PEER = "192.0.2.1"
 
 
 class HeadsCase(SynchronousTestCase):
-    """Heads of a proxy that trusts nobody in front of it."""
+    """RequestHeads of a proxy that trusts nobody in front of it."""
 
     def setUp(self) -> None:
         self.credentials = Credentials(b"k" * 32)
-        self.heads = Heads(self.credentials, 100 * HEAD_BYTES)
+        self.heads = RequestHeads(self.credentials, 100 * HEAD_BYTES)
 
-    def head(self, fields: bytes = FIELDS, line: bytes = LINE, end: bytes = b"\r\n") -> Optional[Head]:
+    def head(self, fields: bytes = FIELDS, line: bytes = LINE, end: bytes = b"\r\n") -> Optional[RequestHead]:
         """What is understood of a request."""
         read = self.heads.read(line + fields + end, PEER)
         return None if read is None else read[2]
@@ -162,7 +162,7 @@ class RememberedTests(HeadsCase):
         self.assertIsNotNone(self.head())
 
     def test_fleeting(self) -> None:
-        """Heads that never come again push out none that do."""
+        """RequestHeads that never come again push out none that do."""
         for number in range(1000):
             self.assertIsNotNone(self.head(FIELDS + b'If-None-Match: "%d"\r\n' % number))
         self.assertEqual(0, len(self.heads))
@@ -178,7 +178,7 @@ class TrustedProxyTests(SynchronousTestCase):
     """Behind a proxy that is trusted to say who the client is."""
 
     def setUp(self) -> None:
-        self.heads = Heads(Credentials(b"k" * 32), 100 * HEAD_BYTES, [ipaddress.ip_network("192.0.2.0/24")])
+        self.heads = RequestHeads(Credentials(b"k" * 32), 100 * HEAD_BYTES, [ipaddress.ip_network("192.0.2.0/24")])
 
     def client(self, more: bytes, peer: str = PEER) -> Optional[str]:
         """Whom the log would name."""

@@ -156,7 +156,7 @@ class ForgettingTests(HotCase):
         self.keep(2, instance=OTHER)
 
     def test_scopes(self) -> None:
-        """Forgetting an instance, its series, study or root forgets its answers, and no others."""
+        """Invalidating an instance, its series, study or root drops its answers, and no others."""
         origin, root, study, series, sop = INSTANCE.origin, INSTANCE.root, INSTANCE.study, INSTANCE.series, INSTANCE.sop
         for scope, others in [
             (Scope(origin, root, study, series, sop), True),
@@ -169,14 +169,14 @@ class ForgettingTests(HotCase):
             self.check(instance=OTHER)
             self.keep()
             self.keep(2, instance=OTHER)
-            self.hot.forget(scope)
+            self.hot.invalidate(scope)
             self.assertEqual((scope.study == "9", others), (self.found(), self.found(2)))
 
     def test_memory_comes_back(self) -> None:
         """What forgotten answers took is free at once, even if no other ever comes."""
-        self.hot.forget(INSTANCE.scope)
+        self.hot.invalidate(INSTANCE.scope)
         self.assertEqual(1, len(self.hot))
-        self.hot.forget(OTHER.scope)
+        self.hot.invalidate(OTHER.scope)
         self.assertEqual((0, 0), (len(self.hot), self.hot.used))
 
     def test_forgotten_elsewhere(self) -> None:
@@ -226,7 +226,7 @@ class ForgettingTests(HotCase):
     def test_late_reader(self) -> None:
         """Who asked the cache before the instance was forgotten brings nothing back."""
         ticket = self.hot.ticket()
-        self.hot.forget(INSTANCE.scope)
+        self.hot.invalidate(INSTANCE.scope)
         self.hot.checked(INSTANCE, FENCE, ticket)
         self.keep()
         self.assertFalse(self.found())

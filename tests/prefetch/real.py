@@ -19,8 +19,8 @@ from twistedproxy.cache.redis.cache import RedisCache, redis_cache
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name
-from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
+from twistedproxy.frames.invalidation import Invalidation
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch.jobs import JobBook
@@ -46,12 +46,12 @@ class Worker:
     jobs: JobBook
     children: ChildLoader
     origin: HTTPOrigin
-    forgetting: Forgetting
+    invalidation: Invalidation
 
     async def stop(self) -> None:
         await self.scheduler.stop()
         await self.children.stop()
-        self.forgetting.stop()
+        self.invalidation.stop()
         await self.origin.stop()
         await self.cache.stop()
 
@@ -105,8 +105,8 @@ class RealCase(TestCase):
         await cache.start()
         metrics = Metrics()
         access = Access(cache, reactor.seconds, 600.0)  # type: ignore[attr-defined]
-        forgetting = Forgetting(cache, access.grants, reactor)
-        reader = FrameReader(cache, access, forgetting, 3600.0, 1 << 28)
+        invalidation = Invalidation(cache, access.grants, reactor)
+        reader = FrameReader(cache, access, invalidation, 3600.0, 1 << 28)
         jobs = JobBook(reactor, metrics, 60.0)
         demand = Demand(reactor, metrics.answered_from_cache, 2.0)
         children = ChildLoader(reactor, cache, chosen, metrics, demand, module)
@@ -124,7 +124,7 @@ class RealCase(TestCase):
         reader.answered = scheduler.answered
         reader.refused = scheduler.refused
         origin = HTTPOrigin(reactor, self.url, chosen)
-        worker = Worker(cache, reader, scheduler, jobs, children, origin, forgetting)
+        worker = Worker(cache, reader, scheduler, jobs, children, origin, invalidation)
         self.addCleanup(lambda: Deferred.fromCoroutine(worker.stop()))
         children.start()
         return worker
@@ -133,7 +133,7 @@ class RealCase(TestCase):
 
     async def ask(self, worker: Worker, *numbers: int) -> FrameAnswer:
         """Ask for frames; they must be the slide's."""
-        wanted = Wanted(worker.origin, self.instance, numbers, self.caller)
+        wanted = FrameRequest(worker.origin, self.instance, numbers, self.caller)
         answer = await within(worker.reader.read(wanted))  # type: ignore[arg-type]
         self.assertEqual([frame.data for frame in answer.frames], [self.frames[number - 1] for number in numbers])
         return answer

@@ -19,8 +19,8 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name, unpack_frame
-from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
+from twistedproxy.frames.invalidation import Invalidation
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import LOCK, JobBook, JobKind, Progress
@@ -171,8 +171,8 @@ class PrefetchCase(SynchronousTestCase):
         """A worker whose whole-instance loaders wait."""
         metrics = Metrics()
         access = Access(self.cache, self.clock.seconds, 600.0)
-        forgetting = Forgetting(self.cache, access.grants, self.clock)
-        reader = FrameReader(self.cache, access, forgetting, 3600.0, 64 * MIB)
+        invalidation = Invalidation(self.cache, access.grants, self.clock)
+        reader = FrameReader(self.cache, access, invalidation, 3600.0, 64 * MIB)
         jobs = JobBook(self.clock, metrics, 60.0)
         small, whole = HeldLoader(), HeldLoader()
         scheduler = Scheduler(
@@ -185,12 +185,14 @@ class PrefetchCase(SynchronousTestCase):
     def caller(self, name: str = "alice") -> Caller:
         return Caller(name.encode(), ((b"Authorization", b"Bearer " + name.encode()),))
 
-    def wanted(self, *numbers: int, caller: str = "alice") -> Wanted:
-        return Wanted(self.origin, INSTANCE, numbers, self.caller(caller))  # type: ignore[arg-type]
+    def wanted(self, *numbers: int, caller: str = "alice") -> FrameRequest:
+        return FrameRequest(self.origin, INSTANCE, numbers, self.caller(caller))  # type: ignore[arg-type]
 
     def ask(self, worker: Worker, *numbers: int, caller: str = "alice") -> FrameAnswer:
         """Ask for frames, which come at once."""
-        return self.successResultOf(Deferred.fromCoroutine(worker.reader.read(self.wanted(*numbers, caller=caller))))
+        answer = self.successResultOf(Deferred.fromCoroutine(worker.reader.read(self.wanted(*numbers, caller=caller))))
+        self.clock.advance(0)  # prefetch is planned once the answer was written
+        return answer
 
     def cached(self) -> set[int]:
         """The frames of the instance in the cache; each must be what the origin has."""

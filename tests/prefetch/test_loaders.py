@@ -241,7 +241,7 @@ class FaultTests(ChildCase):
         server = await self.redis()
         worker = await self.worker(socket=server.socket)
         heard: list[object] = []
-        worker.forgetting.also.append(heard.append)
+        worker.invalidation.also.append(heard.append)
         gate = await self.half(worker, store)
         child = await worker.child()
         os.kill(child, signal.SIGKILL)

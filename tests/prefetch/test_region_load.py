@@ -314,6 +314,7 @@ class EndToEndTests(PrefetchCase):
         self.now(self.cache.remove(INSTANCE, [frame_name(1), frame_name(2)]))
         worker = self.worker(whole_instance=False)
         worker.scheduler.answered(self.wanted(1, 2), answer)
+        self.clock.advance(0)
         self.assertEqual(self.cached(), square(SLIDE, 1, 8000, 3000) - {1, 2})
 
     def test_lifetime(self) -> None:
@@ -349,6 +350,7 @@ class EndToEndTests(PrefetchCase):
         first = Deferred.fromCoroutine(worker.reader.read(attrs.evolve(wanted, numbers=(2, 3))))
         second = Deferred.fromCoroutine(worker.reader.read(attrs.evolve(wanted, numbers=(1,))))
         held[1].callback(None)
+        self.clock.advance(0)
         self.successResultOf(second)
         self.assertEqual(self.cached(), square(SLIDE, 1, 8000, 3000) - {2, 3})
         held[0].callback(None)

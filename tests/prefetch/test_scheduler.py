@@ -61,6 +61,7 @@ class OccasionTests(PrefetchCase):
         held.pop(0).callback(None)
         answers = [self.successResultOf(first), self.successResultOf(second)]
         self.assertEqual(sorted((answer.fetched, answer.shared) for answer in answers), [(0, 1), (1, 0)])
+        self.clock.advance(0)
         self.assertEqual(self.count(worker, "prefetch_plans", "whole", "whole-instance"), 2)
         self.now(worker.scheduler.stop())
 
@@ -91,6 +92,7 @@ class OccasionTests(PrefetchCase):
         self.now(worker.reader.read(attrs.evolve(self.wanted(1), prefetch=False)))
         answer = self.ask(self.worker(prefetch=False), 2)
         worker.scheduler.answered(self.wanted(2), attrs.evolve(answer, fence=None, fetched=1))
+        self.clock.advance(0)
         self.assertEqual(worker.jobs.running, [])
         self.assertEqual(worker.metrics.snapshot().get("prefetch_plans", []), [])
 
@@ -120,10 +122,12 @@ class OccasionTests(PrefetchCase):
         silent = attrs.evolve(answer, metadata=attrs.evolve(SLIDE, transfer_syntax=None))
         worker = self.worker()
         worker.scheduler.answered(self.wanted(1), silent)
+        self.clock.advance(0)
         self.assertEqual(self.running(worker), [WHOLE, DISPLAY])
         self.assertEqual(worker.whole.tasks[0].metadata.transfer_syntax, JPEG)
         video = Frame(b"a frame", "1.2.840.10008.1.2.4.100")
         worker.scheduler.answered(self.wanted(1), attrs.evolve(silent, frames=[video]))
+        self.clock.advance(0)
         self.assertEqual(self.count(worker, "prefetch_plans", "nothing", "syntax-not-supported"), 1)
 
     def test_a_reading_that_fails(self) -> None:
@@ -304,6 +308,7 @@ class NotLoadableTests(PrefetchCase):
         """Ask for a frame; the kind of the load that this starts, which ends with *error*."""
         wanted = attrs.evolve(self.wanted(number), instance=instance)
         self.successResultOf(Deferred.fromCoroutine(worker.reader.read(wanted)))
+        self.clock.advance(0)
         (kind,) = self.running(worker)
         if kind is not WHOLE:
             worker.jobs.running[0].running.cancel()  # type: ignore[union-attr]
@@ -411,7 +416,7 @@ class LockTests(PrefetchCase):
         """A load that failed after frames of it were there makes the instance be forgotten, by hot responses too."""
         worker = self.worker(display_min_frames=1 << 20)
         heard: list[object] = []
-        worker.reader.forgetting.also.append(heard.append)
+        worker.reader.invalidation.also.append(heard.append)
         self.ask(worker, 1)
         before = self.fence()
         worker.whole.fail(Withdrawn("the loader ended"))
@@ -681,6 +686,7 @@ class PictureTests(PrefetchCase):
             wanted = attrs.evolve(self.wanted(1), instance=attrs.evolve(INSTANCE, sop=f"1.{number}"))
             if ask is None:
                 self.now(worker.reader.read(wanted))
+                self.clock.advance(0)
             else:
                 asking = worker.scheduler.for_picture(wanted, SLIDE, self.fence())
                 jobs.append(self.successResultOf(Deferred.fromCoroutine(asking)))
@@ -771,6 +777,7 @@ class EndTests(PrefetchCase):
         def occasion() -> weakref.ref[object]:
             wanted = self.wanted(1)
             self.now(worker.reader.read(wanted))
+            self.clock.advance(0)
             return weakref.ref(wanted.caller)
 
         caller = occasion()

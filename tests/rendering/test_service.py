@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
 from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.read_through import FrameAnswer, NoSuchFrame, Wanted
+from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
 from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
 from twistedproxy.imaging.parameters import parse_query
 from twistedproxy.imaging.tile_index import Placement, refusal
@@ -102,7 +102,7 @@ class ServiceCase(SynchronousTestCase):
         pool: Any = self.pool
         self.service = PictureService(reader, self.room.cache, pool, limits, 600.0)
 
-    def _heard(self, wanted: Wanted, answer: FrameAnswer) -> None:
+    def _heard(self, wanted: FrameRequest, answer: FrameAnswer) -> None:
         self.heard.append(wanted.numbers)
 
     def request(self, query: str = "", media_type: str = "image/jpeg", caller: Caller = ALICE) -> Request:
@@ -178,7 +178,7 @@ class SourceTests(ServiceCase):
         loads: list[tuple[int, ...]] = []
         job = Job(INSTANCE, JobKind.WHOLE, "", 100, 0.0)
 
-        async def load_whole(wanted: Wanted, metadata: InstanceMetadata, fence: object) -> Job:
+        async def load_whole(wanted: FrameRequest, metadata: InstanceMetadata, fence: object) -> Job:
             self.assertEqual(metadata.frames, 100)
             loads.append(wanted.numbers)
             return job
@@ -374,7 +374,7 @@ class SharingTests(ServiceCase):
     def test_held_and_given_up(self) -> None:
         """A child lets go of a picture of many frames that nobody waits for, and its place is free again."""
         origin: Any = self.room.origin
-        first = Wanted(origin, INSTANCE, tuple(range(1, BATCH + 1)), ALICE)
+        first = FrameRequest(origin, INSTANCE, tuple(range(1, BATCH + 1)), ALICE)
         self.successResultOf(Deferred.fromCoroutine(self.service.reader.read(first)))
         for _ in range(5):  # more often than there are places
             self.room.origin.gate = Deferred()  # the second batch does not come

@@ -8,8 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system import memory_budget
-from twistedproxy.system.memory_budget import SMALL, WAIT_SECONDS, AnswerMemory, Held, NoRoom
+from twistedproxy.system.memory_budget import SMALL, WAIT_SECONDS, AnswerMemory, NoRoom, Reservation
 
 LARGE = 4 * SMALL
 
@@ -21,12 +20,12 @@ class AnswerMemoryTests(SynchronousTestCase):
         self.clock = Clock()
         self.memory = AnswerMemory(self.clock, 2 * LARGE + LARGE // 2)
 
-    def take(self, size: int = LARGE) -> tuple[Held, Deferred[None]]:
+    def take(self, size: int = LARGE) -> tuple[Reservation, Deferred[None]]:
         """An answer that wants *size* bytes."""
         held = self.memory.hold()
         return held, Deferred.fromCoroutine(held.take(size))
 
-    def taken(self, size: int = LARGE) -> Held:
+    def taken(self, size: int = LARGE) -> Reservation:
         """The same, where there is room."""
         held, taking = self.take(size)
         self.successResultOf(taking)
@@ -72,7 +71,7 @@ class AnswerMemoryTests(SynchronousTestCase):
 
     def test_crowd(self) -> None:
         """No more than so many wait."""
-        self.patch(memory_budget, "MAX_WAITING", 2)
+        self.memory.max_waiting = 2
         self.taken(10 * LARGE)
         waiting = [self.take()[1] for _ in range(2)]
         self.failureResultOf(self.take()[1], NoRoom)
@@ -117,7 +116,7 @@ class ReadTests(SynchronousTestCase):
         self.memory = AnswerMemory(self.clock, 2 * LARGE + LARGE // 2)
         self.read = 0
 
-    def reading(self, size: int, held: Optional[Held] = None) -> Deferred[bytes]:
+    def reading(self, size: int, held: Optional[Reservation] = None) -> Deferred[bytes]:
         """An answer of *size* bytes is read."""
 
         async def read() -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Optional
 
@@ -88,6 +88,13 @@ def fence_of(generations: Sequence[Optional[bytes]]) -> Optional[Fence]:
 def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
     """The entry in a stored value, or None where it was written under another fence."""
     return stored[FENCE_LENGTH:] if stored.startswith(fence) else None
+
+
+def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:
+    """``hit`` (all of *names*), ``partial`` or ``miss``."""
+    if len(found) >= len(set(names)):
+        return "hit"
+    return "partial" if found else "miss"
 
 
 def _generation(parts: Sequence[str]) -> bytes:

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import ServerAddress
 from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, pieces
-from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, scope_key, unstamp
+from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.monitoring import CacheObserver, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -145,10 +145,3 @@ class MemoryCache:
 
     def _done(self, name: str, worked: bool, began: float) -> None:
         self._observer.cache_operation(name, "ok" if worked else "failed", self._reactor.seconds() - began)
-
-
-def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:
-    """``hit`` (all of *names*), ``partial`` or ``miss``."""
-    if len(found) >= len(set(names)):
-        return "hit"
-    return "partial" if found else "miss"

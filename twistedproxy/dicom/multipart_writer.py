@@ -9,6 +9,7 @@ Rules that this file keeps:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class MultipartBody:
     digest: str
 
 
+@functools.lru_cache(maxsize=256)
 def part_content_type(media_type: str, transfer_syntax: str | None) -> str:
     """The Content-Type of one frame: ``image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50``, the UID unquoted.
 

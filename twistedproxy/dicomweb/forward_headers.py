@@ -19,11 +19,11 @@ from typing import Optional
 
 from twisted.web.server import Request
 
-from twistedproxy.dicomweb.middleware import client_of
 from twistedproxy.dicomweb.mounts import Target
+from twistedproxy.dicomweb.requests import caller_of
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.origin.http.headers import HOP_BY_HOP
-from twistedproxy.origin.interface import Caller, OriginRequest
+from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.server.forwarded import Network, is_trusted
 from twistedproxy.streams import ByteStream
 
@@ -34,11 +34,6 @@ _STAY = HOP_BY_HOP | frozenset(
     b" x-original-url x-rewrite-url".split()
 )
 _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
-
-
-def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:
-    """The caller of *request* for *target*."""
-    return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
 
 
 def request_for_origin(

@@ -1,42 +1,54 @@
-"""The answer to a request for frames: form, validators, ranges, and what may keep it.
+"""Answers to requests for frames: form, validators, ranges, and what may keep them.
 
-The answer to a request for a long list of frames: written as its frames come, at the client's pace.
-
-- It has a Content-Length where all sizes are known beforehand; else it is chunked (RFC 9112 section 7.1).
-- It has no ETag, for that would follow from all of its bytes; the boundary follows from the list and the instance's
-  generation, which nobody outside knows.
-- What fails after the head went out cuts the connection: nobody takes half an answer for a whole one.
+Rules:
+- A list that is read in pieces is chunked (RFC 9112 section 7.1) and written at the client's pace. It has no ETag, for that
+  would follow from all of its bytes; its boundary follows from the list and the instance's generation, which is not public.
+- What fails after the head was sent cuts the connection: half an answer is never taken for a whole one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import Any, Optional
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Optional, Union
 
 import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import MultipartForm
-from twistedproxy.dicomweb.negotiation import FrameForm
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from twistedproxy.dicomweb.negotiation import FrameForm, choose_frames
+from twistedproxy.dicomweb.passthrough import PassThrough
+from twistedproxy.dicomweb.requests import ParsedRequest
 from twistedproxy.frames.entries import digest_of, multipart_of
-from twistedproxy.frames.pictures import PictureAnswer
-from twistedproxy.frames.read_through import FrameAnswer
-from twistedproxy.frames.streamed import FramePieces
+from twistedproxy.frames.read_through import FrameAnswer, size_of
+from twistedproxy.frames.streamed import FramePieces, ListReader
+from twistedproxy.hot.dispatcher import HotDispatcher
+from twistedproxy.origin.errors import HAS_NOT, FramesRefused, NotAsStored
 from twistedproxy.server.conditional import ByteRange, entity_tag, matches_none, requested_range
+from twistedproxy.server.forwarded import Outside
+from twistedproxy.server.problems import Problem
 from twistedproxy.server.response_body import SLICE, send_bytes, send_stream
+from twistedproxy.settings import Settings
+from twistedproxy.system.memory_budget import AnswerMemory
+from twistedproxy.system.recent import Recent
+
+DECODED = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}'.encode()
+"""The Accept value for frames that every store can make which can decode them (PS3.18 section 8.7.3.5.2)."""
+
+Answer = Union[FrameAnswer, FramePieces]
 
 
 def boundary_of(pieces: FramePieces) -> str:
     """32 hexadecimal digits."""
-    fence = pieces.sizes.fence
+    fence = pieces.answer.fence
     if fence is None:
         return secrets.token_hex(16)
-    wanted = pieces.wanted
-    what = f"{wanted.instance} {','.join(map(str, wanted.numbers))}".encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(what, digest_size=16, key=fence).hexdigest()
+    what = f"{pieces.request.instance} {','.join(map(str, pieces.request.numbers))}"
+    return hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16, key=fence).hexdigest()
 
 
 @attrs.define(eq=False)
@@ -83,64 +95,83 @@ class PiecesBody:
 
 @attrs.frozen
 class FrameAnswers:
-    """Writes answers of frames. *cache_control* and *vary* are the same for all of them."""
+    """Writes answers of frames and pictures. *cache_control* and *vary* are the same for all of them."""
 
     cache_control: bytes
     vary: bytes
 
-    def of(self, fresh: bool) -> FrameAnswers:
-        """These, or those of answers that nobody is to keep."""
-        return attrs.evolve(self, cache_control=b"no-store") if fresh else self
+    @classmethod
+    def of(cls, settings: Settings) -> FrameAnswers:
+        """Those of a proxy with *settings*."""
+        vary = dict.fromkeys(["Accept", *settings.credential_header, "Cookie"])
+        return cls(b"private, max-age=%d" % settings.client_max_age, ", ".join(vary).encode("ascii"))
 
     async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
         """Write *answer* in *form*; return what `send_body` does."""
-        if form.multipart:
-            body = await multipart_of([frame.data for frame in answer.frames], form.media_type, form.transfer_syntax)
-            return await self.send_body(
-                request, body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii"), cache_status(answer),
-                ranged=len(answer.frames) == 1,
-            )  # fmt: skip
-        return await self.send_single(request, answer.frames[0].data, form.part_content_type, cache_status(answer))
-
-    async def send_single(
-        self, request: Request, data: bytes, content_type: bytes, status: bytes
-    ) -> Optional[Sequence[bytes]]:
-        """Write one frame, or one picture, as it is; return what `send_body` does."""
-        return await self.send_body(
-            request, content_type, [data], entity_tag(content_type, await digest_of(data)), status, ranged=True
+        note_outcome(request, cache_outcome(answer))
+        data = [frame.data for frame in answer.frames]
+        transfer_syntax = form.transfer_syntax
+        return await self.send_parts(
+            request, data, form.media_type, transfer_syntax, form.multipart, cache_status(answer), fresh=answer.fresh
         )
+
+    async def send_parts(
+        self,
+        request: Request,
+        data: Sequence[bytes],
+        media_type: str,
+        transfer_syntax: Optional[str],
+        multipart: bool,
+        status: bytes,
+        digest: Optional[bytes] = None,
+        fresh: bool = False,
+    ) -> Optional[Sequence[bytes]]:
+        """Write *data*: parts, or one frame or picture as it is, whose `content_digest` may be known as *digest*. Return what
+        `send_body` does."""
+        ranged = not multipart or len(data) == 1
+        if multipart:
+            body = await multipart_of(data, media_type, transfer_syntax)
+            content_type, data, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
+        else:
+            label = f"; transfer-syntax={transfer_syntax}" if transfer_syntax is not None else ""
+            content_type = f"{media_type}{label}".encode("ascii")
+            etag = entity_tag(content_type, digest or await digest_of(data[0]))
+        return await self.send_body(request, content_type, data, etag, status, ranged, fresh)
 
     async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:
         """Write a long list of frames in *form* as its frames come. Raises what breaks it, with the answer begun."""
         multipart = MultipartForm.of(form.media_type, form.transfer_syntax, boundary_of(pieces))
-        set_header = request.responseHeaders.setRawHeaders
-        set_header(b"Cache-Status", [cache_status(pieces.answer)])
-        request.responseHeaders.addRawHeader(b"Vary", self.vary)
-        set_header(b"Cache-Control", [self.cache_control])
-        set_header(b"Content-Type", [multipart.content_type])
-        sizes = pieces.frame_sizes
-        if sizes is not None:
-            set_header(b"Content-Length", [b"%d" % multipart.length(sizes)])
-        if request.method == b"HEAD":
-            pieces.close()
-            request.write(b"")
-            return
-        await send_stream(request, PiecesBody(pieces, multipart))
+        self._set_headers(request, cache_status(pieces.answer), pieces.answer.fresh)
+        request.responseHeaders.setRawHeaders(b"Content-Type", [multipart.content_type])
+        try:
+            if request.method == b"HEAD":
+                pieces.close()
+                request.write(b"")
+            else:
+                await send_stream(request, PiecesBody(pieces, multipart))
+        finally:
+            note_outcome(request, cache_outcome(pieces.answer))
 
     async def send_body(
-        self, request: Request, content_type: bytes, chunks: Sequence[bytes], etag: bytes, status: bytes, ranged: bool
+        self,
+        request: Request,
+        content_type: bytes,
+        chunks: Sequence[bytes],
+        etag: bytes,
+        status: bytes,
+        ranged: bool,
+        fresh: bool,
     ) -> Optional[Sequence[bytes]]:
         """Write *chunks*, or what the request's conditions make of them. Return what was written where that was all.
 
-        Raises `Problem` 416. *ranged*: whether a Range is heard.
+        Raises `Problem` 416. *ranged*: whether a Range counts. *fresh*: whether no cache may keep it.
         """
         set_header = request.responseHeaders.setRawHeaders
-        set_header(b"Cache-Status", [status])
-        request.responseHeaders.addRawHeader(b"Vary", self.vary)
-        unchanged = matches_none(_joined(request, b"If-None-Match"), etag)
         size = sum(map(len, chunks))
+        condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
+        unchanged = condition is not None and matches_none(b", ".join(condition), etag)
         part = _asked_range(request, etag, size) if ranged and not unchanged else None
-        set_header(b"Cache-Control", [self.cache_control])
+        self._set_headers(request, status, fresh)
         set_header(b"ETag", [etag])
         if unchanged:
             request.setResponseCode(304)
@@ -154,8 +185,81 @@ class FrameAnswers:
             request.setResponseCode(206)
         set_header(b"Content-Type", [content_type])
         set_header(b"Content-Length", [b"%d" % size])
-        await send_bytes(request, chunks)
+        if size <= SLICE:
+            request.write(b"".join(chunks))  # a single one is not copied
+        else:
+            await send_bytes(request, chunks)
         return chunks if part is None else None
+
+    def _set_headers(self, request: Request, status: bytes, fresh: bool) -> None:
+        set_header = request.responseHeaders.setRawHeaders
+        set_header(b"Cache-Status", [status])
+        request.responseHeaders.addRawHeader(b"Vary", self.vary)
+        set_header(b"Cache-Control", [b"no-store" if fresh else self.cache_control])
+
+
+@attrs.frozen(eq=False)
+class StoredFrames:
+    """Answers requests for frames. *transcode*: answers in a form that has to be made. *outside*: how the request looked to its
+    client. *not_decoded*: what a store did not decode lately. *seconds*: a clock for that."""
+
+    answers: FrameAnswers
+    lists: ListReader
+    memory: AnswerMemory
+    hot: HotDispatcher
+    pass_through: PassThrough
+    outside: Callable[[Request], Outside]
+    transcode: Callable[[Request, ParsedRequest, FrameForm], Awaitable[None]]
+    not_decoded: Recent[tuple[Instance, bytes]]
+    seconds: Callable[[], float]
+
+    async def answer(self, request: Request, wanted: ParsedRequest) -> None:
+        """Give the frames as stored, where that form is the best one, else transcoded without loss."""
+        reader = self.lists.reader
+        with self.memory.hold() as held:
+            try:
+                if reader.is_small(wanted):
+                    answer: Answer = await held.read(lambda: reader.read(wanted), size_of)
+                else:
+                    answer = await self.lists.read(wanted, held)
+            except (FramesRefused, NotAsStored):
+                held.set(0)
+                if not await self._decoded_by_store(request, wanted):
+                    raise
+                return
+            read = answer.answer if isinstance(answer, FramePieces) else answer
+            form = wanted.form.of(read.metadata, read.frames[0].transfer_syntax)
+            if form.as_stored:
+                await self._send(request, wanted, answer, form)
+                return
+        del answer, read  # what was read as stored is not held beside what is made of it
+        await self.transcode(request, wanted, form)
+
+    async def _send(self, request: Request, wanted: ParsedRequest, answer: Answer, form: FrameForm) -> None:
+        if isinstance(answer, FramePieces):
+            await self.answers.send_pieces(request, answer, form)
+            return
+        sent = await self.answers.send(request, answer, form)
+        if sent is not None and not wanted.fresh:
+            self.hot.keep(request, wanted.instance, answer, "frames", sent)
+
+    async def _decoded_by_store(self, request: Request, wanted: ParsedRequest) -> bool:
+        """Hand on for decoded frames what the store does not give as stored, if the caller takes those. They pass as they
+        come, and are not cached: they are not the stored ones. False, and nothing is written, where it refuses these too."""
+        key = wanted.instance, wanted.caller.credential
+        if self.not_decoded.has(key, self.seconds()):
+            return False
+        try:
+            choose_frames(wanted.accepted, EXPLICIT_VR_LITTLE_ENDIAN, len(wanted.numbers))
+        except Problem:
+            return False
+        request.requestHeaders.setRawHeaders(b"Accept", [DECODED])
+        target = attrs.evolve(wanted.target, query=b"")
+        base = self.outside(request).base + target.mount.prefix
+        refused = await self.pass_through.answer(request, target, base, only_good=True)
+        if refused in HAS_NOT:
+            self.not_decoded.add(key, self.seconds())
+        return refused is None
 
 
 def _cut(chunks: Sequence[bytes], part: ByteRange) -> list[bytes]:
@@ -168,24 +272,13 @@ def _cut(chunks: Sequence[bytes], part: ByteRange) -> list[bytes]:
 
 
 def cache_status(answer: FrameAnswer) -> bytes:
-    """The Cache-Status of an answer (RFC 9211)."""
-    if not answer.fetched and not answer.shared:
+    """The Cache-Status of an answer (RFC 9211); of one in pieces, that of the first."""
+    if not answer.from_origin:
         return b"twistedproxy; hit"
     forward = b"request" if answer.fresh else b"partial" if answer.cached else b"uri-miss"
     stored = b"; stored" if answer.stored else b""
     collapsed = b"; collapsed" if answer.shared else b""
     return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
-
-
-def picture_status(answer: PictureAnswer) -> bytes:
-    """The same for pictures."""
-    if answer.cached:
-        return b"twistedproxy; hit"
-    return b"twistedproxy; fwd=%s%s%s" % (
-        b"request" if answer.fresh else b"uri-miss",
-        b"; stored" if answer.stored else b"",
-        b"; collapsed" if answer.shared else b"",
-    )
 
 
 def cache_outcome(answer: FrameAnswer) -> str:
@@ -202,17 +295,7 @@ def note_outcome(request: Any, outcome: str) -> None:
     request.cache_outcome = outcome
 
 
-def transfer_syntax_of(frames: Sequence[Frame]) -> str:
-    """The one transfer syntax of *frames*: an instance has one (DICOM PS3.10 section 7.1)."""
-    return frames[0].transfer_syntax
-
-
 def _asked_range(request: Request, etag: bytes, size: int) -> ByteRange | None:
     """What Range asks for; only GET knows ranges (RFC 9110 section 14.2)."""
     asked = request.getHeader(b"Range") if request.method == b"GET" else None
     return requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None
-
-
-def _joined(request: Request, name: bytes) -> bytes | None:
-    values = request.requestHeaders.getRawHeaders(name)
-    return b", ".join(values) if values else None

@@ -20,18 +20,18 @@ from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, pars
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, PartData, PartEnd, PartStart
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import InvalidUID, Scope, validate_uid
-from twistedproxy.dicomweb.paths import Kind
+from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.origin.interface import Headers, media_type_of
 from twistedproxy.streams import ByteStream, YieldedStream
 
 STORED_STATUSES = frozenset({200, 202, 409})
 """Of a STOW that stored all, some or none (PS3.18 table 10.5.3-1)."""
 
-_DESCRIBING = frozenset({Kind.METADATA, Kind.STUDIES, Kind.SEARCH})
-_STORING = frozenset({Kind.STUDIES, Kind.STUDY, Kind.INSTANCE})
+_DESCRIBING = frozenset({ResourceKind.METADATA, ResourceKind.STUDIES, ResourceKind.SEARCH})
+_STORING = frozenset({ResourceKind.STUDIES, ResourceKind.STUDY, ResourceKind.INSTANCE})
 
 
-def is_describing(method: bytes, kind: Kind) -> bool:
+def is_describing(method: bytes, kind: ResourceKind) -> bool:
     """Whether the answer describes instances: metadata, a search's (PS3.18 sections 10.4, 10.6) or a STOW's (10.5)."""
     if method in (b"GET", b"HEAD"):
         return kind in _DESCRIBING

@@ -31,16 +31,16 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.available_syntaxes import instances_in, with_syntaxes
 from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, DescriptionForm, form_of
 from twistedproxy.dicomweb.mounts import Target
-from twistedproxy.dicomweb.paths import Kind
+from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, json_urls, xml_urls
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
 from twistedproxy.server.response_body import in_pieces
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream, hold
-from twistedproxy.system.memory_budget import Held
+from twistedproxy.system.memory_budget import Reservation
 
 _log = Logger()
 
@@ -105,13 +105,17 @@ class MetadataObserver:
 
     async def read(self, instance: Instance) -> Reading:
         """What the cache holds of the metadata of *instance*."""
-        if self.reader.forgetting.is_pending(instance):
+        if self.reader.invalidation.is_pending(instance):
             return Reading(None, {})
         return await self.cache.get_many(instance, [METADATA])
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
         resource = target.resource
-        if handed_on.method != b"GET" or resource.kind is not Kind.METADATA or not (resource.series and resource.sop):
+        if (
+            handed_on.method != b"GET"
+            or resource.kind is not ResourceKind.METADATA
+            or not (resource.series and resource.sop)
+        ):
             return False
         if any(_ACCEPT.fullmatch(field) is None for field in target.query.split(b"&") if field):
             return False
@@ -145,7 +149,7 @@ class ObservedAnswer:
         good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
         return response.status in good and form_of(response.headers) is not None
 
-    async def follow(self, response: OriginResponse, urls: UrlMap, memory: Held) -> ByteStream:
+    async def follow(self, response: OriginResponse, urls: UrlMap, memory: Reservation) -> ByteStream:
         """The answer's body as the client shall see it; its length is not known beforehand.
 
         *urls*: from the origin to the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
@@ -214,7 +218,7 @@ class ObservedAnswer:
             return None
 
     async def _first_frame(self, instance: Instance) -> Optional[str]:
-        wanted = Wanted(self._target.origin, instance, (1,), self._caller, prefetch=False)
+        wanted = FrameRequest(self._target.origin, instance, (1,), self._caller, prefetch=False)
         try:
             return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
         except Exception as error:

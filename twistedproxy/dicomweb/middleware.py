@@ -1,8 +1,8 @@
-"""What all routes have in common: errors become answers, and each request is counted and logged once.
+"""Common to all routes: errors become answers, and each request is counted and logged once.
 
 - A problem that comes up before the answer began is the answer; after that the connection is cut, which is the one
   way to tell a client that what it has is not whole.
-- A client that leaves cancels its handler. That is nobody's error.
+- A client that leaves cancels its handler, which is no error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Optional, Protocol, TypeVar
 
+import attrs
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.web.server import Request
@@ -43,13 +44,41 @@ STOPPING_RETRY_AFTER = 5
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 
 
-class Routes(Protocol):
-    """What has routes."""
+@attrs.frozen
+class Accounting:
+    """Where requests are counted and logged. *seconds*: a clock for durations."""
 
     metrics: Metrics
     access_log: AccessLog
-    cors: Cors
     seconds: Callable[[], float]
+
+    def begin(self) -> float:
+        """A request has begun; when that was."""
+        self.metrics.request_started()
+        return self.seconds()
+
+    def end(self, request: Request, route: str, started: float) -> None:
+        """A request was answered, one way or another."""
+        seconds = self.seconds() - started
+        outcome = getattr(request, "cache_outcome", "")
+        method = request.method.decode("latin-1")
+        if method not in _KNOWN_METHODS:
+            method = "other"  # a client's invention must not make a time series
+        upload = getattr(request, "upload", None)
+        if upload is not None:
+            self.metrics.bytes_received(upload.size)
+        self.metrics.request_ended()
+        self.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
+        self.access_log.request(
+            request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
+        )
+
+
+class Routes(Protocol):
+    """What has routes."""
+
+    accounting: Accounting
+    cors: Cors
 
 
 R = TypeVar("R", bound=Routes)
@@ -63,27 +92,28 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
         @functools.wraps(handler)
         async def handle(self: R, request: Request, **_variables: str) -> None:
             # Klein's variables are percent-decoded: handlers read the raw path instead.
-            started = self.seconds()
-            self.metrics.request_started()
+            started = self.accounting.begin()
             try:
-                for name, value in (NOSNIFF, *self.cors.headers(request.getHeader(b"Origin"))):
-                    request.responseHeaders.addRawHeader(name, value)
+                request.responseHeaders.addRawHeader(*NOSNIFF)
+                if self.cors.origins:
+                    for name, value in self.cors.headers(request.getHeader(b"Origin")):
+                        request.responseHeaders.addRawHeader(name, value)
                 refused: Optional[Problem] = getattr(request, "refused", None)
                 if refused is not None:
                     raise refused
                 await handler(self, request)
             except ClientGone:
-                _note_that_nobody_reads(request)
+                _note_client_closed(request)
             except CancelledError:
                 if not request._disconnected:  # not the client: something that was waited for is being stopped
                     answer_error(request, problems.unavailable("the proxy is stopping", STOPPING_RETRY_AFTER))
                     return
-                _note_that_nobody_reads(request)
+                _note_client_closed(request)
                 raise
             except Exception as error:
                 answer_error(request, error)
             finally:
-                _account(self, request, route, started)
+                self.accounting.end(request, route, started)
 
         return handle
 
@@ -92,30 +122,12 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
 
 def answer_unrouted(routes: Routes, request: Request, problem: Problem) -> None:
     """Answer what no route took, counted and logged like all else."""
-    started = routes.seconds()
-    routes.metrics.request_started()
+    started = routes.accounting.begin()
     answer_error(request, problem)
-    _account(routes, request, "unrouted", started)
+    routes.accounting.end(request, "unrouted", started)
 
 
-def _account(routes: Routes, request: Request, route: str, started: float) -> None:
-    """Count and log a request that was answered, one way or another."""
-    seconds = routes.seconds() - started
-    outcome = getattr(request, "cache_outcome", "")
-    method = request.method.decode("latin-1")
-    if method not in _KNOWN_METHODS:
-        method = "other"  # a client's invention must not make a time series
-    upload = getattr(request, "upload", None)
-    if upload is not None:
-        routes.metrics.bytes_received(upload.size)
-    routes.metrics.request_ended()
-    routes.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
-    routes.access_log.request(
-        request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
-    )
-
-
-def _note_that_nobody_reads(request: Request) -> None:
+def _note_client_closed(request: Request) -> None:
     if not request.startedWriting:
         request.setResponseCode(499, b"client closed request")  # for the log, as nginx has it
 
@@ -130,9 +142,9 @@ def answer_error(request: Request, error: Exception) -> None:
     """Make the answer that *error* calls for."""
     if request.startedWriting:
         if isinstance(error, (OriginError, Problem, AnswerBroken, AnswerTooLarge)):
-            _log.warn("an answer broke off: {reason}", reason=str(error))
+            _log.warn("response aborted after headers were sent: {reason}", reason=str(error))
         else:
-            _log.failure("an answer broke off")
+            _log.failure("response aborted after headers were sent")
         cut(request)
         return
     _drop_prepared_headers(request)
@@ -167,7 +179,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(504, str(error))
         case OriginError():
             return Problem(502, str(error))
-    _log.failure("a request failed for a reason of our own")
+    _log.failure("unhandled error in a request handler")
     return Problem(500, "the proxy failed; its log says more")
 
 

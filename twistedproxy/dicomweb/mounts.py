@@ -24,7 +24,7 @@ from twistedproxy.server.problems import Problem, not_found, shown
 
 
 @attrs.frozen
-class Mount:
+class MountedOrigin:
     """*prefix*: "" or with a leading and no trailing slash."""
 
     prefix: str
@@ -34,11 +34,11 @@ class Mount:
 class Mounts:
     """All mounts; of two that fit, the longer prefix wins."""
 
-    def __init__(self, mounts: Iterable[Mount]) -> None:
+    def __init__(self, mounts: Iterable[MountedOrigin]) -> None:
         self.all = sorted(mounts, key=lambda mount: len(mount.prefix), reverse=True)
         self._by_prefix = [(mount.prefix.encode("ascii"), mount) for mount in self.all]
 
-    def find(self, raw_path: bytes) -> Optional[tuple[Mount, bytes]]:
+    def find(self, raw_path: bytes) -> Optional[tuple[MountedOrigin, bytes]]:
         """The mount that *raw_path* (still percent-encoded) lies below, and the path below it."""
         for prefix, mount in self._by_prefix:
             if raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in (b"", b"/"):
@@ -51,7 +51,7 @@ class Target:
     """What a request is about. *raw_path*: below the mount, still percent-encoded; *query*: raw, without the fields that
     identify the caller: these are *token*, for the store alone."""
 
-    mount: Mount
+    mount: MountedOrigin
     resource: Resource
     raw_path: bytes
     query: bytes
@@ -72,7 +72,7 @@ OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})
 """The proxy's own pages, which no mount hides."""
 
 
-class Entry(WebResource):
+class RootResource(WebResource):
     """The root resource of a listener. *routes*: Klein's."""
 
     isLeaf = True

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Optional
 from urllib.parse import unquote_to_bytes
 
 import attrs
 
 from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, covers, parse_media_type_list
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
-    JPEG_BASELINE,
-    JPEG_PROGRESSIVE,
     OCTET_STREAM,
     canonical_media_type,
     lookup,
@@ -57,11 +57,10 @@ class Range:
 
 # Compared by identity: `parse_accept` remembers, and hashing the ranges each time would cost more than it saves.
 @attrs.frozen(eq=False)
-class Wanted:
-    """What a request accepts, in the order written; *ranges* empty: anything."""
+class AcceptedTypes:
+    """What a request accepts, in the order written; anything, where it does not say."""
 
-    ranges: tuple[Range, ...] = ()
-    anything: bool = True
+    ranges: tuple[Range, ...] = (Range("*/*", True, None, 1.0),)
 
 
 @attrs.frozen
@@ -83,14 +82,6 @@ class FrameForm:
         return f"{self.media_type}; transfer-syntax={self.transfer_syntax}".encode("ascii")
 
 
-@attrs.frozen
-class RenderedForm:
-    """The form of a rendered answer. *as_stored*: the stored frame is that picture already."""
-
-    media_type: str
-    as_stored: bool
-
-
 def query_accept(query: bytes) -> bytes | None:
     """The value of ``accept`` in a raw query string (PS3.18 section 8.3.3.1), decoded; None where it is missing or empty.
 
@@ -102,7 +93,7 @@ def query_accept(query: bytes) -> bytes | None:
     return None
 
 
-def parse_accept(accept: bytes | None, accept_in_query: bytes | None = None) -> Wanted:
+def parse_accept(accept: bytes | None, accept_in_query: bytes | None = None) -> AcceptedTypes:
     """Read Accept (its lines joined by commas); one in the query replaces it.
 
     A missing or empty one accepts anything. One that holds no media range accepts nothing.
@@ -113,17 +104,47 @@ def parse_accept(accept: bytes | None, accept_in_query: bytes | None = None) -> 
 
 
 def choose_frames(
-    wanted: Wanted, stored_transfer_syntax: str, frame_count: int, producible: tuple[str, ...] = ()
+    accepted: AcceptedTypes, stored_transfer_syntax: str, frame_count: int, producible: tuple[str, ...] = ()
 ) -> FrameForm:
     """The form in which to answer *frame_count* frames that are stored in that transfer syntax.
 
     *producible*: UIDs of transfer syntaxes that the frames could be transcoded to, the preferred ones first.
     Raises `Problem` 406 where neither is accepted.
     """
-    return _choose_frames(wanted, stored_transfer_syntax, frame_count == 1, producible)
+    weight, form = _choose_frames(accepted, stored_transfer_syntax, frame_count == 1, producible)
+    if form is None or weight <= 0:
+        offers = _offers(stored_transfer_syntax, frame_count == 1, producible)
+        raise not_acceptable(_described(offer.form) for offer in offers)
+    return form
 
 
-def choose_type(wanted: Wanted, available: Sequence[str]) -> str:
+@attrs.define(eq=False)
+class FormChoice:
+    """The form of the answer to one request. *producible*: gives the transfer syntaxes that frames of an instance, stored in
+    one, could be transcoded to."""
+
+    accepted: AcceptedTypes
+    frame_count: int
+    producible: Callable[[InstanceMetadata, str], tuple[str, ...]]
+    _stored: str = attrs.field(init=False, default="")
+    _form: Optional[FrameForm] = attrs.field(init=False, default=None)
+
+    def check(self, metadata: InstanceMetadata) -> None:
+        """Choose as soon as the metadata show how the frames are stored. Raises `Problem` 406."""
+        if metadata.transfer_syntax is not None:
+            self.of(metadata, _delivered(metadata.transfer_syntax))
+
+    def of(self, metadata: InstanceMetadata, stored: str) -> FrameForm:
+        """The form of frames that are stored in that transfer syntax. Raises `Problem` 406."""
+        if self._form is None or self._stored != stored:
+            weight, form = _choose_frames(self.accepted, stored, self.frame_count == 1, ())
+            if form is None or weight < 1:  # else none is better: it is the stored one
+                form = choose_frames(self.accepted, stored, self.frame_count, self.producible(metadata, stored))
+            self._form, self._stored = form, stored
+        return self._form
+
+
+def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:
     """The best of *available* media types, the preferred ones first, for an answer that is no multipart.
 
     Raises `Problem` 406.
@@ -132,7 +153,7 @@ def choose_type(wanted: Wanted, available: Sequence[str]) -> str:
     for media_type in available:
         matching = [
             (_specificity(range_), range_.q)
-            for range_ in _ranges(wanted)
+            for range_ in accepted.ranges
             if covers(range_.media_type, media_type) and (not range_.multipart or range_.media_type == ANY)
         ]
         q = max(matching)[1] if matching else 0.0
@@ -143,25 +164,14 @@ def choose_type(wanted: Wanted, available: Sequence[str]) -> str:
     return best
 
 
-def choose_rendered(wanted: Wanted, stored_transfer_syntax: str, producible: tuple[str, ...] = ()) -> RenderedForm:
-    """The form of a picture of one frame: JPEG where anything will do (PS3.18 table 8.7.4-1).
-
-    *producible*: media types that can be made, by us or by the origin. Stored is preferred among equal weights.
-    Raises `Problem` 406.
-    """
-    stored = ("image/jpeg",) if stored_transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE) else ()
-    media_type = choose_type(wanted, tuple(dict.fromkeys(stored + producible)))
-    return RenderedForm(media_type, media_type in stored)
-
-
-def _parse(text: bytes) -> Wanted:
+def _parse(text: bytes) -> AcceptedTypes:
     if not text.strip():
-        return Wanted()
+        return AcceptedTypes()
     try:
         media_types = parse_media_type_list(text)
     except BadMediaType as error:
         raise bad_request(str(error)) from None
-    return Wanted(tuple(map(_range, media_types[:MAX_RANGES])), anything=False)
+    return AcceptedTypes(tuple(map(_range, media_types[:MAX_RANGES])))
 
 
 _parse_remembered = functools.lru_cache(maxsize=CACHED_ACCEPTS)(_parse)
@@ -175,13 +185,6 @@ def _range(media_type: MediaType) -> Range:
     if "/" not in part_type:  # some say type=* for type="*/*"
         part_type = ANY if part_type == "*" else part_type
     return Range(canonical_media_type(part_type), multipart, media_type.transfer_syntax, media_type.q)
-
-
-_ANYTHING = (Range(ANY, True, None, 1.0),)
-
-
-def _ranges(wanted: Wanted) -> tuple[Range, ...]:
-    return _ANYTHING if wanted.anything else wanted.ranges
 
 
 @attrs.frozen
@@ -205,23 +208,30 @@ def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[_O
 
 
 @functools.lru_cache(maxsize=CACHED_CHOICES)
-def _choose_frames(wanted: Wanted, stored: str, single: bool, producible: tuple[str, ...]) -> FrameForm:
-    offers = list(_offers(stored, single, producible))
-    ranges = _ranges(wanted)
+def _choose_frames(
+    accepted: AcceptedTypes, stored: str, single: bool, producible: tuple[str, ...]
+) -> tuple[float, Optional[FrameForm]]:
+    """The best form, and the weight that it has."""
     candidates = []
-    for offer in offers:
+    for offer in _offers(stored, single, producible):
         matching = [
             (_specificity(range_), range_.q, -position)
-            for position, range_ in enumerate(ranges)
+            for position, range_ in enumerate(accepted.ranges)
             if _meets(range_, offer)
         ]
         if matching:
             _, q, position = max(matching)
             candidates.append((q, offer.form.as_stored, position, offer.form))
     best = max(candidates, key=lambda candidate: candidate[:3], default=None)
-    if best is None or best[0] <= 0:
-        raise not_acceptable(_described(offer.form) for offer in offers)
-    return best[3]
+    return (0.0, None) if best is None else (best[0], best[3])
+
+
+@functools.lru_cache(maxsize=256)
+def _delivered(transfer_syntax: str) -> str:
+    """How a store gives frames of an instance that is stored in that transfer syntax: those in big endian are expected in
+    little endian."""
+    known = lookup(transfer_syntax)
+    return EXPLICIT_VR_LITTLE_ENDIAN if known is not None and known.big_endian else transfer_syntax
 
 
 def _meets(range_: Range, offer: _Offer) -> bool:

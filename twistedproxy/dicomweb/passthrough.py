@@ -7,7 +7,7 @@
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.dicomweb.metadata_answers`).
 - A metadata answer that passes is the caller's grant for that instance: the origin is not asked for it again.
 - Answers that describe instances are requested without a content coding, inspected, and compressed here.
-- Held parts of answers count against the memory for answers; an answer that finds no room there is not read.
+- Reservation parts of answers count against the memory for answers; an answer that finds no room there is not read.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from twistedproxy.dicomweb.metadata_answers import (
 )
 from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.mounts import Target
-from twistedproxy.dicomweb.paths import Kind
+from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
-from twistedproxy.frames.invalidation import Forgetting
+from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
 from twistedproxy.origin.http.bodies import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
@@ -44,7 +44,7 @@ from twistedproxy.server.problems import not_acceptable
 from twistedproxy.server.response_body import SLICE, send_stream
 from twistedproxy.server.uploads import Upload
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
-from twistedproxy.system.memory_budget import AnswerMemory, Held
+from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to find what was stored: some 40,000 instances."""
@@ -55,8 +55,8 @@ PASSING = HIGH_WATER + SLICE
 Alteration = Callable[[ByteStream], Awaitable[ByteStream]]
 
 _CHANGING = frozenset({b"POST", b"PUT", b"DELETE"})
-_CHANGED = frozenset({Kind.STUDIES, Kind.STUDY, Kind.SERIES, Kind.INSTANCE})
-_READING = frozenset({Kind.METADATA, Kind.INSTANCE})
+_CHANGED = frozenset({ResourceKind.STUDIES, ResourceKind.STUDY, ResourceKind.SERIES, ResourceKind.INSTANCE})
+_READING = frozenset({ResourceKind.METADATA, ResourceKind.INSTANCE})
 # Fields that both sides set: the origin's replaces ours, or goes beside it, or (cross-origin rules) gives way to it.
 _OF_THE_ORIGIN = (b"date", b"server")
 _SHARED = frozenset({b"vary", b"cache-status"})
@@ -76,7 +76,7 @@ class PassThrough:
     """Hands requests on. *descriptions* looks at answers that describe instances; *memory*: for what is held of answers;
     *trusted*: see `request_for_origin`."""
 
-    forgetting: Forgetting
+    invalidation: Invalidation
     descriptions: MetadataObserver
     memory: AnswerMemory
     trusted: Sequence[Network] = ()
@@ -95,7 +95,7 @@ class PassThrough:
 
     async def _answer(
         self,
-        held: Held,
+        held: Reservation,
         request: Request,
         target: Target,
         outside: str,
@@ -179,7 +179,7 @@ class PassThrough:
         """
         addressed = target.resource.scope(target.origin.url)
         uploaded: Optional[UploadedInstances] = None
-        if handed_on.method != b"DELETE" and target.resource.kind in (Kind.STUDIES, Kind.STUDY):
+        if handed_on.method != b"DELETE" and target.resource.kind in (ResourceKind.STUDIES, ResourceKind.STUDY):
             uploaded = UploadedInstances(request.getHeader(b"Content-Type") or b"", addressed)
             if handed_on.body is not None:
                 handed_on = attrs.evolve(handed_on, body=uploaded.observing(handed_on.body))
@@ -205,7 +205,7 @@ class PassThrough:
         return response
 
     async def _invalidate(self, scopes: Sequence[Scope]) -> None:
-        await all_or_none([Deferred.fromCoroutine(self.forgetting.forget(scope)) for scope in scopes])
+        await all_or_none([Deferred.fromCoroutine(self.invalidation.invalidate(scope)) for scope in scopes])
 
     @staticmethod
     async def _send(request: Request, response: OriginResponse) -> None:

@@ -43,7 +43,7 @@ _OTHER_SERVICES = frozenset(
 MAX_OTHER_SEGMENTS = 4  # workitems/{uid}/subscribers/{aet}/suspend has the most below the service's name
 
 
-class Kind(enum.Enum):
+class ResourceKind(enum.Enum):
     """What a path names. The level (study, series, instance) shows in the UIDs that the `Resource` has."""
 
     CAPABILITIES = "capabilities"  # the mount itself, for OPTIONS (PS3.18 section 8.9)
@@ -66,13 +66,13 @@ class Kind(enum.Enum):
 
 _READ = ("GET", "HEAD", "OPTIONS")
 _METHODS = {
-    Kind.CAPABILITIES: ("OPTIONS",),
-    Kind.STUDIES: (*_READ, "POST", "PUT"),  # Azure updates with PUT
-    Kind.STUDY: (*_READ, "POST", "PUT", "DELETE"),
-    Kind.SERIES: (*_READ, "POST", "DELETE"),
-    Kind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
-    Kind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
-    Kind.PREFETCH: ("GET", "HEAD", "POST"),
+    ResourceKind.CAPABILITIES: ("OPTIONS",),
+    ResourceKind.STUDIES: (*_READ, "POST", "PUT"),  # Azure updates with PUT
+    ResourceKind.STUDY: (*_READ, "POST", "PUT", "DELETE"),
+    ResourceKind.SERIES: (*_READ, "POST", "DELETE"),
+    ResourceKind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
+    ResourceKind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
+    ResourceKind.PREFETCH: ("GET", "HEAD", "POST"),
 }
 
 
@@ -85,7 +85,7 @@ class Resource:
     *frame_list*: the text after ``frames/``, commas decoded, for `parse_frame_list`.
     """
 
-    kind: Kind
+    kind: ResourceKind
     root: str = ""
     study: Optional[str] = None
     series: Optional[str] = None
@@ -144,7 +144,7 @@ def _frame_number(text: str) -> int:
 
 def _parse(raw_path: bytes) -> Resource:
     if raw_path in (b"", b"/"):
-        return Resource(Kind.CAPABILITIES)
+        return Resource(ResourceKind.CAPABILITIES)
     if not raw_path.startswith(b"/"):
         raise bad_request(f"the path {shown(raw_path)} does not start with a slash")
     raw_segments = raw_path[1:].split(b"/", MAX_SEGMENTS)
@@ -200,68 +200,65 @@ def _classify(root: str, segments: Sequence[str]) -> Resource:
     """The resource of *segments*, which begin with the name of a service's collection."""
     match segments:
         case ["studies"]:
-            return Resource(Kind.STUDIES, root)
+            return Resource(ResourceKind.STUDIES, root)
         case ["series"] | ["instances"]:
-            return Resource(Kind.SEARCH, root)
+            return Resource(ResourceKind.SEARCH, root)
         case ["bulkdata", _, *_]:
-            return Resource(Kind.BULKDATA, root)
-        case ["studies", study, *rest]:
-            return _below_study(root, validate_uid(study), rest)
+            return Resource(ResourceKind.BULKDATA, root)
+        case ["studies", _, *_]:
+            return _below_studies(root, segments)
         case [service, *rest] if service in _OTHER_SERVICES and len(rest) <= MAX_OTHER_SEGMENTS:
-            return Resource(Kind.OTHER, root)
+            return Resource(ResourceKind.OTHER, root)
     raise _no_resource(segments)
 
 
-def _below_study(root: str, study: str, rest: Sequence[str]) -> Resource:
-    match rest:
-        case []:
-            return Resource(Kind.STUDY, root, study)
-        case ["series"] | ["instances"]:
-            return Resource(Kind.SEARCH, root, study)
-        case ["series", series, *below]:
-            return _below_series(root, study, validate_uid(series), below)
-        case ["instances", sop, "frames", *_]:
-            return _below_instance(root, study, None, validate_uid(sop), rest[2:])
-    return Resource(_common_kind(rest, Kind.RENDERED), root, study)
+_COMMON = {  # what a study, a series and an instance have alike (PS3.18 section 10.4.1)
+    "metadata": ResourceKind.METADATA,
+    "thumbnail": ResourceKind.THUMBNAIL,
+    "pixeldata": ResourceKind.PIXELDATA,
+    "bulkdata": ResourceKind.BULKDATA,
+}
+_OF_STUDY = _COMMON | {
+    "": ResourceKind.STUDY,
+    "series": ResourceKind.SEARCH,
+    "instances": ResourceKind.SEARCH,
+    "rendered": ResourceKind.RENDERED,
+}
+_OF_SERIES = _COMMON | {
+    "": ResourceKind.SERIES,
+    "instances": ResourceKind.SEARCH,
+    "rendered": ResourceKind.RENDERED,
+}
+_OF_INSTANCE = _COMMON | {
+    "": ResourceKind.INSTANCE,
+    "rendered": ResourceKind.INSTANCE_RENDERED,
+    "prefetch": ResourceKind.PREFETCH,
+}
+_OF_FRAMES = {
+    "": ResourceKind.FRAMES,
+    "rendered": ResourceKind.FRAMES_RENDERED,
+    "thumbnail": ResourceKind.THUMBNAIL,
+}
 
 
-def _below_series(root: str, study: str, series: str, rest: Sequence[str]) -> Resource:
-    match rest:
-        case []:
-            return Resource(Kind.SERIES, root, study, series)
-        case ["instances"]:
-            return Resource(Kind.SEARCH, root, study, series)
-        case ["instances", sop, *below]:
-            return _below_instance(root, study, series, validate_uid(sop), below)
-    return Resource(_common_kind(rest, Kind.RENDERED), root, study, series)
-
-
-def _below_instance(root: str, study: str, series: Optional[str], sop: str, rest: Sequence[str]) -> Resource:
-    match rest:
-        case []:
-            return Resource(Kind.INSTANCE, root, study, series, sop)
-        case ["frames", frames]:
-            return Resource(Kind.FRAMES, root, study, series, sop, frames)
-        case ["frames", frames, "rendered"]:
-            return Resource(Kind.FRAMES_RENDERED, root, study, series, sop, frames)
-        case ["frames", frames, "thumbnail"]:
-            return Resource(Kind.THUMBNAIL, root, study, series, sop, frames)
-        case ["prefetch"] if series is not None:
-            return Resource(Kind.PREFETCH, root, study, series, sop)
-    return Resource(_common_kind(rest, Kind.INSTANCE_RENDERED), root, study, series, sop)
-
-
-def _common_kind(rest: Sequence[str], rendered: Kind) -> Kind:
-    """The kind of what a study, a series and an instance have alike (PS3.18 section 10.4.1)."""
-    match rest:
-        case ["metadata"]:
-            return Kind.METADATA
-        case ["rendered"]:
-            return rendered
-        case ["thumbnail"]:
-            return Kind.THUMBNAIL
-        case ["pixeldata"]:
-            return Kind.PIXELDATA
-        case ["bulkdata", *_] | ["bulk", _, *_]:  # Orthanc's BulkDataURI says "bulk"
-            return Kind.BULKDATA
-    raise _no_resource(rest)
+def _below_studies(root: str, segments: Sequence[str]) -> Resource:
+    """The resource of *segments*, which begin with ``studies`` and a UID."""
+    rest = list(segments)
+    uids: list[Optional[str]] = []
+    for collection in ("studies", "series", "instances"):
+        named = rest[:1] == [collection] and len(rest) > 1
+        uids.append(validate_uid(rest[1]) if named else None)
+        rest = rest[2:] if named else rest
+    study, series, sop = uids
+    frames = ""
+    if sop is not None and rest[:1] == ["frames"] and len(rest) > 1:
+        frames, rest, kinds = rest[1], rest[2:], _OF_FRAMES
+    elif sop is not None:
+        kinds = _OF_INSTANCE if series is not None else {}  # the short path has frames alone
+    else:
+        kinds = _OF_STUDY if series is None else _OF_SERIES
+    bulk = rest[:1] == ["bulkdata"] or (rest[:1] == ["bulk"] and len(rest) > 1)  # Orthanc's BulkDataURI says "bulk"
+    kind = kinds.get("bulkdata" if bulk else "/".join(rest))
+    if kind is None:
+        raise _no_resource(segments)
+    return Resource(kind, root, study, series, sop, frames)

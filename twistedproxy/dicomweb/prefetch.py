@@ -21,7 +21,7 @@ from twisted.web.server import Request
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicomweb.negotiation import parse_accept
-from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.errors import DENIALS, OriginRefused
 from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted
 from twistedproxy.prefetch.scheduler import Scheduler
@@ -76,7 +76,7 @@ class PrefetchEndpoint:
         """Have all answers that follow a job ended in *seconds*."""
         self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP
 
-    async def start(self, request: Request, wanted: Wanted, asked: PrefetchParameters, url: str) -> None:
+    async def start(self, request: Request, wanted: FrameRequest, asked: PrefetchParameters, url: str) -> None:
         """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
 
         Raises `Problem` where none is started, and the errors of `twistedproxy.origin.errors`.
@@ -88,7 +88,7 @@ class PrefetchEndpoint:
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
         await self._send(request, job, asked.follow)
 
-    async def report(self, request: Request, wanted: Wanted, asked: PrefetchParameters) -> None:
+    async def report(self, request: Request, wanted: FrameRequest, asked: PrefetchParameters) -> None:
         """Answer with the running job of *wanted*'s instance, or the last that this worker remembers.
 
         Raises `Problem` 404 where there is none, and the errors of `twistedproxy.origin.errors`.
@@ -137,7 +137,7 @@ class PrefetchEndpoint:
                     if timer.active():
                         timer.cancel()
 
-    async def _with_syntax(self, wanted: Wanted, metadata: InstanceMetadata) -> InstanceMetadata:
+    async def _with_syntax(self, wanted: FrameRequest, metadata: InstanceMetadata) -> InstanceMetadata:
         """The metadata with the transfer syntax, which some stores send with frames only."""
         if metadata.transfer_syntax is not None or not (metadata.rows and metadata.columns):
             return metadata
@@ -149,7 +149,9 @@ class PrefetchEndpoint:
             return metadata  # a store that cannot separate such frames: the file has it
         return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
 
-    async def _by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
+    async def _by_hand(
+        self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence], again: bool
+    ) -> Job:
         try:
             return await self.scheduler.by_hand(wanted, metadata, fence, again)
         except NotStarted as refused:

@@ -1,61 +1,46 @@
-"""Answers that hold pictures: which form, whose work, and what to say when it cannot be done.
+"""Answers that hold pictures made here: which form, and what happens when a picture cannot be made.
 
-Rules kept here:
-- one frame is one picture, unless only multipart is accepted; several frames are parts, whatever form was asked for
-  (DICOM PS3.18 section 8.7.4 has no other for them);
-- what nothing here decodes (video, unknown transfer syntaxes, what has no pixels, frames that the origin does not give) is
-  the origin's to render, as is everything where there are no rendering workers;
-- frames asked for by extension parameters are frames of a virtual instance: multipart, with a transfer syntax.
-
-Metadata and searches with ``downsample``: the origin's answer, told of the smaller instances.
+Rules:
+- One frame is one picture, unless only multipart is accepted; several frames are parts, whatever form was requested
+  (DICOM PS3.18 section 8.7.4 has no other for them).
+- What nothing here decodes (video, unknown transfer syntaxes, what has no pixels, frames that the store does not give) is
+  the store's to render, as is everything where there are no rendering workers: it passes through.
+- Frames requested by extension parameters are frames of a virtual instance: multipart, with a transfer syntax.
+- Metadata and searches with ``downsample`` are the store's answer, edited to describe the smaller instances.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Optional
 
 import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_BASELINE, JPEG_XL
-from twistedproxy.dicomweb import negotiation
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_BASELINE, JPEG_XL, OCTET_STREAM
+from twistedproxy.dicomweb.frames import FrameAnswers, note_outcome
 from twistedproxy.dicomweb.mounts import Target
-from twistedproxy.dicomweb.origin_pictures import OriginPictures
+from twistedproxy.dicomweb.negotiation import FrameForm, choose_frames
 from twistedproxy.dicomweb.passthrough import Alteration
-from twistedproxy.dicomweb.paths import Kind
-from twistedproxy.dicomweb.rendered_answers import (
-    FAILURES,
-    Form,
-    PictureAnswers,
-    bytes_of,
-    form_of_frames,
-    raise_problem,
-    take_room,
-)
-from twistedproxy.dicomweb.requests import (
-    NotDecodableHere,
-    asked_of,
-    check_decodable,
-    check_depth,
-    choose_picture,
-    request_of,
-)
-from twistedproxy.frames.read_through import Wanted
+from twistedproxy.dicomweb.paths import ResourceKind
+from twistedproxy.dicomweb.requests import ParsedRequest, parse_parameters
+from twistedproxy.frames.entries import expected, most
+from twistedproxy.hot.responses import Source
 from twistedproxy.imaging.downsampled import ASKED_FOR
-from twistedproxy.imaging.errors import CallFailed, PoolError
-from twistedproxy.imaging.parameters import (
-    DESCRIBING,
-    FRAMES,
-    PROFILES,
-    RENDERED,
-    PictureQuery,
-    Rendering,
-    Viewport,
-    without,
+from twistedproxy.imaging.errors import (
+    CallFailed,
+    CannotRender,
+    ChildDied,
+    PictureTooLarge,
+    PoolBusy,
+    PoolError,
+    PoolTimeout,
+    TooManyFrames,
 )
+from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
 from twistedproxy.rendering import jobs, media_types
 from twistedproxy.rendering.jobs import Pictures
@@ -64,26 +49,142 @@ from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
 from twistedproxy.server.problems import Problem
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
-from twistedproxy.system.memory_budget import AnswerMemory
+from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 MAX_DESCRIPTION = 64 << 20
 """Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
 
+RETRY_AFTER = 2
+"""Seconds: about as long as a full queue of pictures takes."""
 
-def described(target: Target, pool: Optional[RenderPool]) -> tuple[Target, Optional[Alteration]]:
-    """What the origin is to be asked for instead of metadata or a search with ``downsample``, and what becomes of its
-    answer. Raises `Problem` 400."""
-    asked = asked_of(target.query, DESCRIBING)
-    if not asked.given:
-        return target, None
-    if pool is None:
-        raise problems.bad_request("downsample needs rendering workers: there are none")
-    query = without(target.query, DESCRIBING)
-    if target.resource.kind is Kind.SEARCH:
-        fields = [f"includefield={tag}".encode("ascii") for tag in ASKED_FOR]
-        query = b"&".join([query, *fields] if query else fields)
-    onward = attrs.evolve(target, query=query)
-    return onward, functools.partial(_described, pool, asked.rendering.downsample)
+THUMBNAIL = Viewport(256, 256, enlarge=False)
+"""The size of a thumbnail unless the request has one: twice what lists of series show, for dense screens."""
+
+Keep = Callable[[Request, Instance, Source, str, Sequence[bytes]], None]
+"""Keeps what was written as a hot response."""
+
+FAILURES = (CannotRender, TooManyFrames, PictureTooLarge, PoolError)
+
+
+class NotDecodableHere(Exception):
+    """The instance has no pixels, or is in a transfer syntax that is not decoded here."""
+
+
+@attrs.frozen
+class RenderedAnswers:
+    """Answers requests for pictures. *imaging*: None where none are made here. *keep*: see there. *memory*: for what is held of
+    answers."""
+
+    answers: FrameAnswers
+    imaging: Optional[PictureService]
+    memory: AnswerMemory
+    keep: Keep
+
+    async def rendered(self, request: Request, wanted: ParsedRequest, route: str) -> bool:
+        """Answer with pictures of frames, or with one of the instance (PS3.18 sections 10.4.1.1.3 and 10.4.1.1.6). False, and
+        nothing is written, where these are the store's to make."""
+        imaging, asked = self.imaging, wanted.asked
+        if imaging is None:
+            return False
+        if route == "thumbnail":
+            wanted = attrs.evolve(wanted, numbers=wanted.numbers[:1])
+        try:
+            media_type, multipart = wanted.picture_type()
+        except Problem:  # the request may be right for what the store makes
+            if await self._decodes(imaging, wanted):
+                raise
+            return False
+        if route == "thumbnail" and asked.rendering.viewport is None:
+            asked = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, viewport=THUMBNAIL))
+        job = _job(wanted, asked.rendering.to(media_type), _check_decodable)
+        with self.memory.hold() as held:
+            try:
+                made = await self._make(imaging, held, wanted, job)
+            except (NotDecodableHere, NotAsStored, FramesRefused):
+                return False
+            except FAILURES as error:
+                if isinstance(error, CallFailed) and error.kind == "NotDecodable":
+                    return False
+                raise_problem(error)
+            await self._send(request, wanted, made, route, media_type, multipart)
+        return True
+
+    async def frames(self, request: Request, wanted: ParsedRequest, form: Optional[FrameForm] = None) -> None:
+        """Answer a request for frames with frames made here: transcoded to *form*, or, where that is None, those of the virtual
+        instance that extension parameters describe."""
+        if self.imaging is None:
+            raise problems.bad_request(
+                "downsample, interpolation and iccprofile need rendering workers: there are none"
+            )
+        asked = wanted.asked if form is None else PictureQuery(Rendering(), wanted.fresh)
+        check = None if form is not None else _check_depth
+        if form is None:
+            others = (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
+            form = choose_frames(wanted.accepted, JPEG_BASELINE, len(wanted.numbers), others)
+        job = _job(wanted, attrs.evolve(asked.rendering, stored_values=True).to(form.media_type), check)
+        with self.memory.hold() as held:
+            try:
+                made = await self._make(self.imaging, held, wanted, job)
+            except FAILURES as error:
+                raise_problem(error)
+            await self._send(request, wanted, made, "frames", form.media_type, form.multipart, form.transfer_syntax)
+
+    @staticmethod
+    async def _make(imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: jobs.Request) -> Pictures:
+        """The pictures, once there is room for them: compressed ones are taken to have what frames probably have."""
+        count = len(wanted.numbers)
+        if count > 1:
+            metadata = await imaging.metadata(job)
+            native = job.rendering.media_type == OCTET_STREAM
+            await held.take(min(count * (most(metadata) if native else expected(metadata)), imaging.limits.answer))
+
+        async def make() -> Pictures:
+            return await (imaging.frames(job, wanted.numbers) if count else imaging.whole(job))
+
+        return await held.read(make, lambda made: sum(map(len, made.data)))
+
+    async def _send(
+        self,
+        request: Request,
+        wanted: ParsedRequest,
+        made: Pictures,
+        route: str,
+        media_type: str,
+        multipart: bool,
+        transfer_syntax: Optional[str] = None,
+    ) -> None:
+        annotations, fresh = wanted.asked.annotations, wanted.fresh
+        if annotations:  # PS3.18 section 8.3.5.1.1
+            words = ", ".join(annotations)
+            warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
+            request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
+        note_outcome(request, _outcome(made))
+        digest, status = next(iter(made.digests), None), pictures_status(made, fresh)
+        sent = await self.answers.send_parts(
+            request, made.data, media_type, transfer_syntax, multipart, status, digest, fresh
+        )
+        if sent is not None and not fresh and not annotations:
+            self.keep(request, wanted.instance, made, route, sent)
+
+    def description(self, target: Target) -> tuple[Target, Optional[Alteration]]:
+        """The request to the store in the place of one for metadata, or of a search, with ``downsample``, and what becomes of
+        its answer. Raises `Problem` 400."""
+        asked = parse_parameters(target.query, DESCRIBING, self.imaging)
+        if not asked.given:
+            return target, None
+        if self.imaging is None:
+            raise problems.bad_request("downsample needs rendering workers: there are none")
+        query = without(target.query, DESCRIBING)
+        if target.resource.kind is ResourceKind.SEARCH:
+            fields = [f"includefield={tag}".encode("ascii") for tag in ASKED_FOR]
+            query = b"&".join([query, *fields] if query else fields)
+        alteration = functools.partial(_described, self.imaging.pool, asked.rendering.downsample)
+        return attrs.evolve(target, query=query), alteration
+
+    @staticmethod
+    async def _decodes(imaging: PictureService, wanted: ParsedRequest) -> bool:
+        """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
+        return media_types.can_render(await imaging.metadata(_job(wanted, Rendering())))
 
 
 async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteStream:
@@ -98,143 +199,62 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
     return BytesStream(made.blobs[0])
 
 
-THUMBNAIL = Viewport(256, 256, enlarge=False)
-"""How large a thumbnail is unless its size is asked for: twice what lists of series show, for dense screens."""
+def _job(
+    wanted: ParsedRequest, rendering: Rendering, check: Optional[Callable[[InstanceMetadata], None]] = None
+) -> jobs.Request:
+    job = jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
+    return job if check is None else attrs.evolve(job, check=check)
 
-Make = Callable[[PictureService, jobs.Request], Coroutine[Any, Any, Pictures]]
+
+def _check_decodable(metadata: InstanceMetadata) -> None:
+    if not media_types.can_render(metadata):
+        raise NotDecodableHere
 
 
-@attrs.frozen
-class RenderedAnswers:
-    """Answers requests for pictures. *by_origin*: those that are not made here. *ours*: None where nothing is. *memory*: for
-    what is held of answers."""
+def _check_depth(metadata: InstanceMetadata) -> None:
+    """Frames of a virtual instance have 8 bits a sample, which its viewers would not know."""
+    if metadata.bits_stored > 8:
+        raise CannotRender(
+            f"frames of {metadata.bits_stored} bits a sample cannot be resized without loss of depth: ask for …/rendered"
+        )
 
-    sending: PictureAnswers
-    by_origin: OriginPictures
-    ours: Optional[PictureService]
-    memory: AnswerMemory
 
-    async def frames_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> None:
-        """``…/frames/{list}/rendered`` (PS3.18 section 10.4.1.1.6)."""
+def pictures_status(made: Pictures, fresh: bool = False) -> bytes:
+    """The Cache-Status of an answer (RFC 9211).
 
-        async def make(ours: PictureService, what: jobs.Request) -> Pictures:
-            return await ours.frames(what, wanted.numbers)
+    ``fwd`` says that a request went on to the origin (section 2.2). A picture that is made of cached frames needs none: it
+    is a hit, and ``detail`` says that it was made just now (section 2.8).
+    """
+    if not made.forwarded:
+        return b"twistedproxy; hit; detail=rendered" if made.made or made.shared else b"twistedproxy; hit"
+    here = made.cached + made.made + made.shared - made.forwarded
+    forward = b"request" if fresh else b"partial" if here else b"uri-miss"
+    stored = b"" if fresh else b"; stored"
+    collapsed = b"; collapsed" if made.shared else b""
+    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
 
-        sent = await self._rendered(request, wanted, query, accept, "frames_rendered", len(wanted.numbers) == 1, make)
-        if not sent:
-            await self.by_origin.answer(request, wanted, query, accept)
 
-    async def instance_rendered(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
-        """``…/instances/{}/rendered``: one picture. False, and nothing is written, where that is the origin's to make."""
+def raise_problem(error: Exception) -> NoReturn:
+    """The answer to a picture that cannot be made."""
+    detail = str(error)
+    match error:
+        case CannotRender():
+            raise problems.bad_request(detail) from None
+        case TooManyFrames() | PictureTooLarge():
+            raise Problem(413, detail) from None
+        case PoolBusy():
+            raise problems.unavailable(detail, RETRY_AFTER) from None
+        case PoolTimeout():
+            raise Problem(504, detail) from None
+        case CallFailed(kind="NotDecodable"):
+            raise problems.not_acceptable(["the frames as they are stored"]) from None
+        case ChildDied():
+            raise Problem(502, detail) from None
+    raise Problem(502, f"the picture cannot be made: {detail}") from None
 
-        async def make(ours: PictureService, what: jobs.Request) -> Pictures:
-            return await ours.whole(what)
 
-        return await self._rendered(request, wanted, query, accept, "instance_rendered", True, make)
-
-    async def thumbnail(self, request: Request, wanted: Wanted, query: bytes, accept: Optional[bytes]) -> bool:
-        """``…/thumbnail`` of an instance, or of frames, whose first one stands for all (PS3.18 section 10.4, Thumbnail Resources): one small
-        picture. False, and nothing is written, where that is the origin's to make."""
-
-        async def make(ours: PictureService, what: jobs.Request) -> Pictures:
-            return await ours.frames(what, wanted.numbers) if wanted.numbers else await ours.whole(what)
-
-        return await self._rendered(request, wanted, query, accept, "thumbnail", True, make, THUMBNAIL)
-
-    async def _rendered(
-        self,
-        request: Request,
-        wanted: Wanted,
-        query: bytes,
-        accept: Optional[bytes],
-        route: str,
-        single: bool,
-        make: Make,
-        viewport: Optional[Viewport] = None,
-    ) -> bool:
-        """Answer with what *make* makes; False, and nothing is written, where that is the origin's to make. *viewport*: where
-        the query has none."""
-        ours = self.ours
-        if ours is None:
-            return False
-        try:
-            asked = asked_of(query, RENDERED, ours.planner.profiles.names)
-            if asked.rendering.viewport is None and viewport is not None:
-                asked = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, viewport=viewport))
-            accepted = negotiation.parse_accept(accept, negotiation.query_accept(query))
-            media_type, multipart = choose_picture(accepted, single)
-        except Problem:  # it may be right for what the origin makes
-            if await self._decodes(ours, wanted):
-                raise
-            return False
-        with self.memory.hold() as held:
-            await take_room(ours.reader, held, wanted, media_type)
-            try:
-                what = request_of(wanted, asked, media_type, check_decodable)
-                made = await held.read(lambda: make(ours, what), bytes_of)
-            except (NotDecodableHere, NotAsStored, FramesRefused):
-                return False
-            except CallFailed as failed:
-                if failed.kind == "NotDecodable":
-                    return False
-                raise_problem(failed)
-            except FAILURES as error:
-                raise_problem(error)
-            await self.sending.send(request, wanted.instance, made, Form(route, media_type, multipart), asked)
-        return True
-
-    async def virtual_frames(
-        self, request: Request, wanted: Wanted, asked: PictureQuery, accept: negotiation.Wanted
-    ) -> None:
-        """``…/frames/{list}`` with extension parameters that change the pixels."""
-        if self.ours is None:
-            raise problems.bad_request(
-                "downsample, interpolation and iccprofile need rendering workers: there are none"
-            )
-        form = negotiation.choose_frames(
-            accept, JPEG_BASELINE, len(wanted.numbers), (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
-        )  # fmt: skip
-        await self._frames(self.ours, request, wanted, asked, form, check_depth)
-
-    async def transcoded(self, request: Request, wanted: Wanted, form: negotiation.FrameForm) -> None:
-        """``…/frames/{list}`` in a transfer syntax of `producible`."""
-        assert self.ours is not None, "nothing is producible without"
-        await self._frames(self.ours, request, wanted, PictureQuery(Rendering(), wanted.fresh), form)
-
-    async def _frames(
-        self,
-        ours: PictureService,
-        request: Request,
-        wanted: Wanted,
-        asked: PictureQuery,
-        form: negotiation.FrameForm,
-        check: Optional[Callable[[InstanceMetadata], None]] = None,
-    ) -> None:
-        with self.memory.hold() as held:
-            await take_room(ours.reader, held, wanted, form.media_type)
-            frames = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, stored_values=True))
-            try:
-                what = request_of(wanted, frames, form.media_type, check)
-                made = await held.read(lambda: ours.frames(what, wanted.numbers), bytes_of)
-            except FAILURES as error:
-                raise_problem(error)
-            await self.sending.send(request, wanted.instance, made, form_of_frames(form), asked)
-
-    def asked_frames(self, query: bytes) -> PictureQuery:
-        """What the query of a frames resource asks for, of what is ours. Raises `Problem` 400."""
-        return asked_of(query, FRAMES, self.ours.planner.profiles.names if self.ours is not None else PROFILES)
-
-    def producible(self, metadata: InstanceMetadata, stored: str) -> tuple[str, ...]:
-        """The transfer syntaxes that frames *stored* in one can be given in without loss, the preferred first."""
-        return media_types.producible(metadata, stored) if self.ours is not None else ()
-
-    def description(self, target: Target) -> tuple[Target, Optional[Alteration]]:
-        """What the origin is to be asked for instead of metadata or a search with ``downsample``, and what becomes of its
-        answer. Raises `Problem` 400."""
-        return described(target, self.ours.pool if self.ours is not None else None)
-
-    @staticmethod
-    async def _decodes(ours: PictureService, wanted: Wanted) -> bool:
-        """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
-        request = jobs.Request(wanted.origin, wanted.instance, wanted.caller, Rendering())
-        return media_types.can_render(await ours.metadata(request))
+def _outcome(made: Pictures) -> str:
+    """The same in one word, for metrics and the log."""
+    if not made.forwarded:
+        return "rendered" if made.made or made.shared else "hit"
+    return "collapsed" if made.shared else "miss"

@@ -1,73 +1,187 @@
-"""What a request asks of pictures: its query and its Accept, as a request of the rendering service."""
+"""A request for frames or pictures, parsed once: path, caller, query and Accept become one value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from typing import Optional
 
 import attrs
+from twisted.web.server import Request
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicomweb import negotiation
-from twistedproxy.frames.read_through import Wanted
-from twistedproxy.imaging.errors import CannotRender
-from twistedproxy.imaging.parameters import PROFILES, BadParameter, PictureQuery, parse_query
-from twistedproxy.rendering import jobs, media_types
-from twistedproxy.rendering.media_types import PICTURE_TYPES
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicomweb.middleware import client_of
+from twistedproxy.dicomweb.mounts import Target
+from twistedproxy.dicomweb.negotiation import AcceptedTypes, FormChoice, choose_type, parse_accept, query_accept
+from twistedproxy.dicomweb.paths import parse_frame_list
+from twistedproxy.frames.grants import Credentials
+from twistedproxy.frames.read_through import FrameRequest
+from twistedproxy.frames.series_lookup import SeriesLookup
+from twistedproxy.imaging.parameters import (
+    FRAMES,
+    PROFILES,
+    RENDERED,
+    BadParameter,
+    PictureQuery,
+    Rendering,
+    parse_query,
+)
+from twistedproxy.origin.interface import Caller
+from twistedproxy.rendering.media_types import PICTURE_TYPES, producible
+from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
+from twistedproxy.server.forwarded import Outside, outside
 from twistedproxy.server.problems import Problem
+from twistedproxy.settings import Settings
+
+_NOTHING = PictureQuery(Rendering())
+_ANYTHING = AcceptedTypes()
 
 
-def asked_of(query: bytes, known: frozenset[str], profiles: Collection[str] = PROFILES) -> PictureQuery:
-    """What a query asks for. Raises `Problem` 400."""
+def _as_stored_only(_metadata: InstanceMetadata, _stored: str) -> tuple[str, ...]:
+    return ()
+
+
+@attrs.frozen(eq=False)
+class ParsedRequest(FrameRequest):
+    """What a request for frames or pictures says. *numbers*: none, where it is about an instance.
+
+    *asked*: its query; *accepted*: its Accept. *problem*: what is wrong with these two, if anything; it may be right for what
+    the store makes. *form*: the form of frames, chosen as soon as it can be.
+    """
+
+    target: Target = attrs.field(kw_only=True)
+    asked: PictureQuery = attrs.field(kw_only=True)
+    accepted: AcceptedTypes = attrs.field(kw_only=True)
+    form: FormChoice = attrs.field(kw_only=True)
+    problem: Optional[Problem] = attrs.field(kw_only=True, default=None)
+
+    def picture_type(self) -> tuple[str, bool]:
+        """The media type of pictures, and whether they are parts. Raises `problem`, or `Problem` 406."""
+        if self.problem is not None:
+            raise self.problem
+        single, ranges = len(self.numbers) <= 1, self.accepted.ranges
+        if single:
+            try:
+                return choose_type(self.accepted, PICTURE_TYPES), False
+            except Problem:
+                if not any(range_.multipart for range_ in ranges):
+                    raise
+        parts = tuple(attrs.evolve(one, multipart=False) for one in ranges if one.multipart or not single)
+        return choose_type(attrs.evolve(self.accepted, ranges=parts), PICTURE_TYPES), True
+
+
+@attrs.frozen(eq=False)
+class RequestParser:
+    """Parses requests. *imaging*: None where no pictures are made here."""
+
+    settings: Settings
+    credentials: Credentials
+    series: SeriesLookup
+    imaging: Optional[PictureService]
+
+    async def frames(self, request: Request, target: Target) -> Optional[ParsedRequest]:
+        """A request for frames; None for one by parameters of the store's own. Raises `Problem` 400."""
+        asked = _NOTHING
+        if target.query:
+            asked = self._asked(target.query, FRAMES)
+            if not asked.given and _without_accept(target.query):
+                return None
+        return await self._parsed(request, target, asked, _accepted(request, target))
+
+    async def pictures(
+        self, request: Request, target: Target, instance: Optional[Instance] = None
+    ) -> ParsedRequest:  # fmt: skip
+        """A request for pictures. *instance*: where the path names none."""
+        asked, accepted, problem = _NOTHING, _ANYTHING, None
+        try:
+            asked, accepted = self._asked(target.query, RENDERED), _accepted(request, target)
+        except Problem as error:
+            problem = error
+        return await self._parsed(request, target, asked, accepted, instance, problem)
+
+    async def instance(self, request: Request, target: Target) -> FrameRequest:
+        """A request about an instance, whose query is none of pictures."""
+        return await self._parsed(request, target, _NOTHING, _ANYTHING)
+
+    async def _parsed(
+        self,
+        request: Request,
+        target: Target,
+        asked: PictureQuery,
+        accepted: AcceptedTypes,
+        instance: Optional[Instance] = None,
+        problem: Optional[Problem] = None,
+    ) -> ParsedRequest:
+        if self.settings.trusted_proxy:
+            self.outside(request)  # lets the log name the client
+        resource = target.resource
+        numbers: tuple[int, ...] = ()
+        if resource.frame_list:
+            numbers = parse_frame_list(resource.frame_list, self.settings.max_frames_per_request)
+        caller = caller_of(request, target, self.credentials)
+        if instance is None:
+            if resource.series is None:
+                instance = await self.series.instance(
+                    target.origin, resource.root, resource.study, resource.sop, caller
+                )
+            else:
+                instance = target.instance
+        form = FormChoice(accepted, len(numbers), producible if self.imaging is not None else _as_stored_only)
+        return ParsedRequest(
+            target.origin,
+            instance,
+            numbers,
+            caller,
+            form.check,
+            fresh=asked.fresh,
+            target=target,
+            asked=asked,
+            accepted=accepted,
+            form=form,
+            problem=problem,
+        )
+
+    def _asked(self, query: bytes, known: frozenset[str]) -> PictureQuery:
+        return parse_parameters(query, known, self.imaging)
+
+    def outside(self, request: Request) -> Outside:
+        """How the request looked to its client. Raises `Problem` 400."""
+        peer = getattr(request.getClientAddress(), "host", None)
+        host = request.getHost()
+        default = f"{getattr(host, 'host', 'localhost')}:{getattr(host, 'port', 80)}"
+        seen = outside(
+            peer, bool(request.isSecure()), request.requestHeaders.getRawHeaders, self.settings.trusted_proxy, default
+        )
+        request.client_seen = seen.client  # type: ignore[attr-defined]
+        return seen
+
+
+def parse_parameters(query: bytes, known: frozenset[str], imaging: Optional[PictureService]) -> PictureQuery:
+    """What a query asks for, of the parameters *known*. Raises `Problem` 400."""
+    if not query:
+        return _NOTHING
+    profiles = imaging.planner.profiles.names if imaging is not None else PROFILES
     try:
         return parse_query(query, known, profiles)
     except BadParameter as error:
         raise problems.bad_request(str(error)) from None
 
 
-def without_accept(query: bytes) -> bytes:
+def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:
+    """The caller that a request for *target* comes from."""
+    return credentials.caller(request.requestHeaders.getRawHeaders, target.token, client_of(request))
+
+
+def accept_of(request: Request) -> Optional[bytes]:
+    """The Accept header, its lines joined."""
+    values = request.requestHeaders.getRawHeaders(b"Accept")
+    return b", ".join(values) if values else None
+
+
+def _accepted(request: Request, target: Target) -> AcceptedTypes:
+    return parse_accept(accept_of(request), query_accept(target.query) if target.query else None)
+
+
+def _without_accept(query: bytes) -> bytes:
     """A raw query less what replaces Accept."""
     return b"&".join(field for field in query.split(b"&") if field and not field.lower().startswith(b"accept="))
-
-
-def choose_picture(accepted: negotiation.Wanted, single: bool) -> tuple[str, bool]:
-    """The media type of pictures, and whether they are parts. Raises `Problem` 406."""
-    if single:
-        try:
-            return negotiation.choose_type(accepted, PICTURE_TYPES), False
-        except Problem:
-            if not any(range_.multipart for range_ in accepted.ranges):
-                raise
-    ranges = tuple(
-        attrs.evolve(range_, multipart=False) for range_ in accepted.ranges if range_.multipart or not single
-    )
-    return negotiation.choose_type(attrs.evolve(accepted, ranges=ranges), PICTURE_TYPES), True
-
-
-def request_of(
-    wanted: Wanted, asked: PictureQuery, media_type: str, check: Optional[Callable[[InstanceMetadata], None]] = None
-) -> jobs.Request:
-    """What the rendering service is asked for. *check*: see there."""
-    request = jobs.Request(
-        wanted.origin, wanted.instance, wanted.caller, asked.rendering.to(media_type), asked.fresh
-    )  # fmt: skip
-    return request if check is None else attrs.evolve(request, check=check)
-
-
-class NotDecodableHere(Exception):
-    """The instance has no pixels, or is in a transfer syntax that is not decoded here."""
-
-
-def check_decodable(metadata: InstanceMetadata) -> None:
-    """Raises `NotDecodableHere`."""
-    if not media_types.can_render(metadata):
-        raise NotDecodableHere
-
-
-def check_depth(metadata: InstanceMetadata) -> None:
-    """Raises `CannotRender`: frames of a virtual instance have 8 bits a sample, as its viewers would not know."""
-    if metadata.bits_stored > 8:
-        raise CannotRender(
-            f"frames of {metadata.bits_stored} bits a sample cannot be resized without loss of depth: ask for …/rendered"
-        )

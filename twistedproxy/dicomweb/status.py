@@ -18,16 +18,15 @@ from werkzeug.exceptions import HTTPException
 
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.deferreds import all_or_none
-from twistedproxy.dicomweb.middleware import answer_error, answered
+from twistedproxy.dicomweb.middleware import Accounting, answer_error, answered
 from twistedproxy.dicomweb.mounts import Mounts
-from twistedproxy.frames.peers import NoSiblings, Siblings
-from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.server.compression import compressed_page
 from twistedproxy.server.cors import Cors
 from twistedproxy.server.problems import method_not_allowed, not_found
 from twistedproxy.server.response_body import send_page, send_stream
-from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
 # Of running jobs, by kind: JOB fields (None: each counts 1) and the gauges that they are summed in.
@@ -104,10 +103,10 @@ class StatusPages:
     metrics: Metrics
     clock: IReactorTime
     own: Callable[[], dict[str, Any]]
-    siblings: Siblings = attrs.Factory(NoSiblings)
+    siblings: Siblings = attrs.Factory(Siblings)
     ready_seconds: float = READY_SECONDS
     _checked: tuple[float, Checks] = attrs.field(init=False, default=(-math.inf, {}))
-    _checking: InFlight[str, Optional[str]] = attrs.field(init=False, factory=InFlight)
+    _checking: SingleFlight[str, None] = attrs.field(init=False, factory=SingleFlight)
 
     async def health(self, request: Request) -> None:
         """200 as long as the reactor turns."""
@@ -131,16 +130,14 @@ class StatusPages:
         when, checks = self._checked
         if self.clock.seconds() - when < self.ready_seconds:
             return checks
-        fetch = self._checking.running(["ready"]).get("ready")
-        await (fetch.wait() if fetch is not None else self._checking.start(["ready"], self._check_all()))
+        await self._checking.one("ready", None, self._check_all)
         return self._checked[1]
 
-    async def _check_all(self) -> Mapping[str, Optional[str]]:
+    async def _check_all(self) -> None:
         pings: dict[str, Ping] = {"cache": self.cache.ping}
         pings.update({f"origin {mount.prefix or '/'}": mount.origin.ping for mount in self.mounts.all})
         checks = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
         self._checked = self.clock.seconds(), dict(zip(pings, checks, strict=True))
-        return {"ready": None}
 
     async def _check(self, ping: Ping) -> Check:
         try:
@@ -224,13 +221,9 @@ class AdminRoutes:
     app = Klein()
     add_pages(app, lambda _: True)
 
-    def __init__(
-        self, status: StatusPages, metrics: Metrics, access_log: AccessLog, seconds: Callable[[], float]
-    ) -> None:
+    def __init__(self, status: StatusPages, accounting: Accounting) -> None:
         self.status = status
-        self.metrics = metrics
-        self.seconds = seconds
-        self.access_log = access_log
+        self.accounting = accounting
         self.cors = Cors()
 
     @app.handle_errors(HTTPException)

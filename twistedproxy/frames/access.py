@@ -22,8 +22,8 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.frames.peers import NoSiblings, Siblings
-from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import (
     DENIALS,
     NOT_ALLOWED,
@@ -35,7 +35,7 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.interface import Caller, Origin, Priority
 
 METADATA_SECONDS = 24 * 3600.0
-"""How long metadata stay in the cache; forgetting an instance ends them at once."""
+"""How long metadata stay in the cache; invalidating an instance ends them at once."""
 
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
@@ -57,8 +57,8 @@ class Access:
     wall_clock: Callable[[], float]
     ttl: float
     grants: Grants = attrs.Factory(Grants)
-    siblings: Siblings = attrs.Factory(NoSiblings)
-    _asking: InFlight[_Key, Grant] = attrs.field(init=False, factory=InFlight)
+    siblings: Siblings = attrs.Factory(Siblings)
+    _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
     _log = Logger()
 
     def known(self, caller: Caller, instance: Instance) -> Optional[Grant]:
@@ -83,28 +83,24 @@ class Access:
         self.grants.add(caller, instance, grant)
         return grant
 
-    def ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Deferred[Grant]:
+    async def ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
         """Win a grant from the origin; callers of one credential who ask together share one request.
 
-        *reading*: what the cache held before. Fails with `OriginError`; a denial revokes what was known.
+        *reading*: what the cache held before. Raises `OriginError`; a denial revokes what was known.
         """
         # With the fence: who comes after a STOW must not get what an answer from before it said.
         key = (caller.credential, instance, reading.fence)
-        fetch = self._asking.running([key]).get(key)
-        waiter = (
-            fetch.wait() if fetch is not None else self._asking.start([key], self._ask(key, origin, caller, reading))
-        )
-        return waiter.addCallback(lambda grants: grants[key])
+        grant, _ = await self._asking.one(key, caller.credential, lambda: self._ask(origin, instance, caller, reading))
+        return grant
 
-    async def _ask(self, key: _Key, origin: Origin, caller: Caller, reading: Reading) -> Mapping[_Key, Grant]:
-        instance = key[1]
+    async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
         try:
             metadata = await self._metadata(origin, instance, caller)
         except OriginRefused as refused:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
             raise
-        return {key: await self.record(instance, caller, metadata, reading)}
+        return await self.record(instance, caller, metadata, reading)
 
     async def record(self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.

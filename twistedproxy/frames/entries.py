@@ -1,18 +1,13 @@
-"""The names and the layout of what is kept below an instance in the cache.
+"""Entries of the cache below an instance: their names, their layout, the sizes of frames, and digests of answers.
 
-- One byte tells the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered answer.
-- It tells the layout, too: who changes how an entry is laid out changes its name, so that what another version wrote is
-  not there, for readers and for prefetch, and that version finds nothing of ours either.
-- Frames, and pictures that were made here, say when their time in the cache ends, for who holds them elsewhere. That
-  is by the writer's clock. On a host whose clock is behind the writer's, what is held outlives its entry by as much, and
-  by no more than the time that entries have: hosts of one cache keep their clocks together, as grants need it, too.
-
-Digests of answers, made so that nobody else waits for them: those of large ones in a thread.
-
-hashlib lets other threads run while it works; a millisecond for each MB. A single picture brings its own along: the child that
-made the one made the other.
-
-How many bytes frames have, before any of them is read: told by the cache, or guessed from the metadata.
+Rules:
+- The first byte of a name is the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered picture.
+- It stands for the layout, too: a change of the layout changes the name, so that no version reads, or counts as loaded,
+  what another one wrote.
+- Frames, and pictures that were rendered here, hold the time at which they end in the cache, by the writer's clock. On a host
+  whose clock is behind, what is kept elsewhere outlives its entry by as much, and by no more than the time that entries have:
+  hosts that share a cache keep their clocks together, as grants need it, too.
+- Digests of large answers are made in a thread (hashlib releases the GIL; 1 ms for each MB).
 """
 
 from __future__ import annotations
@@ -20,23 +15,22 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Optional, cast
 
-import attrs
 from twisted.internet.threads import deferToThread
 
-from twistedproxy.cache.interface import LARGE, Cache, Fence, Value
+from twistedproxy.cache.interface import LARGE, Cache, Value
 from twistedproxy.dicom.frame import DIGEST_BYTES, Frame, content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import MultipartBody, build, parts_digest
-from twistedproxy.dicom.resource import Instance, validate_uid
+from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.interface import Caller
 
 AT_ONCE = 8 << 20
-"""Bytes of frames that are digested in the reactor's thread: 10 ms. To hand work to a thread costs 0.1 ms and a turn,
-and lists of 100 frames come a fifth slower."""
+"""Bytes of frames that are digested in the reactor's thread: 10 ms. Handing work to a thread costs 0.1 ms and a turn, and
+makes lists of 100 frames a fifth slower."""
 
 
 async def digest_of(content: bytes) -> bytes:
@@ -83,7 +77,7 @@ _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
 
 _PREFETCHED = 0x80
-"""Set in the length byte of a frame that was loaded before anybody asked. A UID has at most 64 characters."""
+"""Set in the length byte of a frame that was loaded ahead of any request. A UID has at most 64 characters."""
 
 
 def expiry(now: float, seconds: Optional[float]) -> float:
@@ -114,7 +108,7 @@ def expires_of(value: bytes) -> float:
 
 
 def was_prefetched(value: bytes) -> bool:
-    """Whether a frame's entry was written before anybody asked for it."""
+    """Whether a frame's entry was written ahead of any request."""
     return len(value) > _LENGTH and value[_LENGTH] >= _PREFETCHED
 
 
@@ -180,9 +174,6 @@ def unpack_grant(value: bytes) -> Optional[float]:
     return float(_EXPIRY.unpack(value)[0]) if len(value) == _EXPIRY.size else None
 
 
-HEAD = 128
-"""Bytes of an entry that hold all that stands before the frame: an expiry, a UID of at most 64 characters."""
-
 COMPRESSED = 4
 """How many times smaller than its pixels a compressed frame is taken to be. Lossless ones are 2 to 3 times, lossy ones 8
 to 20."""
@@ -191,33 +182,15 @@ UNKNOWN = 1 << 20
 """Bytes that a frame is taken to have of which nothing is known."""
 
 
-@attrs.frozen
-class Sizes:
-    """What the cache holds of an instance. *of*: bytes of each frame by number; *prefetched*: those of them that were
-    loaded before anybody asked."""
-
-    fence: Optional[Fence]
-    of: Mapping[int, int]
-    prefetched: Sequence[int]
+def frame_head(transfer_syntax: Optional[str]) -> int:
+    """Bytes that a frame's entry has besides the frame; at most, where its transfer syntax is not known."""
+    return _UID + (len(transfer_syntax) if transfer_syntax is not None else MAX_UID_LENGTH)
 
 
-async def cached_sizes(cache: Cache, instance: Instance, numbers: Sequence[int]) -> Sizes:
-    """Ask the cache for the sizes of frames *numbers*."""
-    names = {number: frame_name(number) for number in numbers}
-    heads = await cache.heads(instance, list(names.values()), HEAD)
-    sizes, prefetched = {}, []
-    for number, name in names.items():
-        head = heads.entries.get(name)
-        if head is None:
-            continue
-        try:
-            before = len(head.start) - len(unpack_frame(head.start).data)
-        except BadEntry:
-            continue
-        sizes[number] = head.size - before
-        if was_prefetched(head.start):
-            prefetched.append(number)
-    return Sizes(heads.fence, sizes, prefetched)
+async def cached_bytes(cache: Cache, instance: Instance, names: Sequence[bytes], head: int) -> int:
+    """Bytes of the entries *names* together, as often as each is named, less *head* bytes of each; without reading them."""
+    heads = (await cache.heads(instance, list(dict.fromkeys(names)), 0)).entries
+    return sum([heads[name].size - head for name in names if name in heads])
 
 
 def most(metadata: InstanceMetadata) -> int:

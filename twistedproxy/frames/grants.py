@@ -1,13 +1,11 @@
-"""Grants: proof, with an expiry, that one caller may read one instance.
+"""Grants: proof, with an expiry, that one caller may read one instance; and callers, identified by their credentials.
 
+Rules:
 - A grant comes only from the origin: from its answer to that caller's own request.
 - It lives in this worker and, under a keyed digest, in the cache, where other workers find it.
-- It carries the fence that it was won under: once the instance is forgotten it is worth nothing.
-
-From a request's headers and query to a `Caller`: who asks, without keeping what proves it.
-
-Two requests belong to one caller when all headers and query parameters that the origin may judge by are the same. Those
-travel to the origin with the request that they came with; what is compared, kept and logged is a keyed digest.
+- It carries the fence that it was obtained under: once the instance is invalidated it is worth nothing.
+- Two requests belong to one caller when all headers and query parameters that the origin may judge by are the same. Those
+  travel to the origin with the request that they came with; what is compared, kept and logged is a keyed digest.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import attrs
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import most
 from twistedproxy.origin.interface import Caller
 
 CREDENTIAL_SIZE = 16  # bytes; a keyed 128-bit digest cannot be guessed or made to collide
@@ -40,13 +39,12 @@ class Credentials:
     cookies: tuple[bytes, ...] = ()
     parameters: tuple[bytes, ...] = (b"access_token",)
 
-    def caller(self, raw_headers: RawHeaders, query: bytes = b"", address: str = "") -> Caller:
-        """The caller of the request whose headers *raw_headers* gives, and that came from *address*; *query*: the raw one, or
-        what of it identifies."""
+    def caller(self, raw_headers: RawHeaders, token: bytes = b"", address: str = "") -> Caller:
+        """The caller of the request whose headers *raw_headers* gives, and that came from *address*; *token*: what of its
+        query identifies it (see `split`)."""
         identifying = [(name, value) for name in self.headers for value in raw_headers(name) or ()]
         if cookie := self._cookie(raw_headers(b"Cookie") or ()):
             identifying.append((b"Cookie", cookie))
-        _, token = self.split(query)
         digest = hashlib.blake2b(key=self.secret, digest_size=CREDENTIAL_SIZE, person=b"credential")
         for name, value in identifying:
             digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
@@ -95,8 +93,14 @@ class Grant:
     metadata: InstanceMetadata
     expires: float
     fence: Optional[Fence]
-    next_renewal: float = 0.0
+    most: int = attrs.field(init=False)
+    """Bytes that a frame hardly ever exceeds: those of its pixels."""
+    next_renewal: float = attrs.field(init=False, default=0.0)
     """When the next renewal may begin (seconds since the epoch): none while one is under way, or after a denial."""
+
+    @most.default
+    def _most(self) -> int:
+        return most(self.metadata)
 
     def spent(self, now: float, ttl: float) -> bool:
         """Whether it is time to renew: less than a quarter of *ttl* is left."""
@@ -137,7 +141,7 @@ class Grants:
         """Drop the grant, where there is one."""
         self._grants.pop((caller.credential, instance), None)
 
-    def forget(self, concerned: Callable[[Instance], bool]) -> None:
+    def invalidate(self, concerned: Callable[[Instance], bool]) -> None:
         """Drop all grants for the instances that *concerned* names: one pass, for the rare STOW and DELETE."""
         for key in [key for key in self._grants if concerned(key[1])]:
             del self._grants[key]

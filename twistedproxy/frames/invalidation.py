@@ -1,14 +1,14 @@
-"""Forgetting what a STOW or a DELETE has made old, through whichever mount it was asked for.
+"""Invalidation of what a STOW or a DELETE has made out of date, through whichever mount it was requested.
 
-The cache ends the scope's generation, which every worker and host sees with its next reading. While the cache
-cannot be told, the scope stays *pending* here: it is told again until it knows, and nothing of the scope is read
-from it or written to it by this worker in between.
+The cache ends the scope's generation, which every worker and host sees with its next reading. While the cache cannot be
+reached, the scope stays *pending* here: the cache is asked again until it answers, and nothing of the scope is read from
+it or written to it by this worker in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Optional, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -16,16 +16,16 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grants
-from twistedproxy.frames.peers import NoSiblings, Siblings
+from twistedproxy.frames.peers import Siblings
 
 RETRY_SECONDS = 1.0
-"""How long to wait before a cache that could not be told is told again."""
+"""Pause before a cache that could not be reached is asked again."""
 
 MAX_PENDING = 1000
-"""Scopes that are pending one by one; of more, all below their roots is. Each read of a frame looks through them."""
+"""Scopes that are pending one by one; of more, all below their roots are. Each read of a frame looks through them."""
 
 
 def covers(scope: Scope, instance: Instance) -> bool:
@@ -34,86 +34,101 @@ def covers(scope: Scope, instance: Instance) -> bool:
     return all(wanted is None or wanted == has for wanted, has in below) and scope.store == instance.store
 
 
-class Forgetting:
-    """Forgets scopes, in this worker and in the cache."""
+class Invalidation:
+    """Invalidates scopes, in this worker, in the cache, and at the other workers."""
 
     _log = Logger()
 
     def __init__(self, cache: Cache, grants: Grants, clock: IReactorTime, siblings: Optional[Siblings] = None) -> None:
         self.also: list[Callable[[Scope], None]] = []
-        """What else remembers things of scopes, and must drop them."""
-        self._siblings = siblings or NoSiblings()
+        """Invalidates a scope in another component of this worker that keeps things of it."""
+        self._siblings = siblings or Siblings()
         self._cache = cache
         self._grants = grants
         self._clock = clock
-        self._pending: dict[Scope, None] = {}
-        self._insisting: Optional[Deferred[None]] = None
+        self.pending: dict[Scope, None] = {}
+        """Scopes that the cache may still hold; almost always there are none."""
+        self._retrying: Optional[Deferred[None]] = None
 
     def is_pending(self, instance: Instance) -> bool:
-        """Whether the cache still holds what of this instance should be forgotten."""
-        return bool(self._pending) and any(covers(scope, instance) for scope in self._pending)
+        """Whether the cache may still hold what was invalidated of *instance*."""
+        return any(covers(scope, instance) for scope in self.pending)
 
-    async def forget(self, scope: Scope) -> None:
-        """Forget *scope*; once this returns, nobody on this host sees what was kept of it.
+    async def invalidate(self, scope: Scope) -> None:
+        """Invalidate *scope*; once this returns, no request on this host is answered with what was kept of it.
 
-        It is forgotten also where the caller gives up waiting.
+        A caller that gives up waiting does not stop it.
         """
         try:
-            told = await self._told(scope)
+            done = await self._in_cache(scope)
         except CancelledError:
-            self.hear(scope, told=False)
-            telling = Deferred.fromCoroutine(self._siblings.forget(scope, False))
-            telling.addErrback(lambda failure: self._log.failure("other workers could not be told to forget", failure))
+            self.apply(scope, cache_invalidated=False)
+            sending = Deferred.fromCoroutine(self._siblings.invalidate(scope, False))
+            sending.addErrback(lambda failure: self._log.failure("invalidation of other workers failed", failure))
             raise
-        if not told:
-            self._log.warn("the cache could not be told to forget: it will be told again", scope=str(scope))
-        self.hear(scope, told)
-        await self._siblings.forget(scope, told)
+        if not done:
+            self._log.warn("cache invalidation of {scope} failed; retrying", scope=str(scope))
+        self.apply(scope, done)
+        await self._siblings.invalidate(scope, done)
 
-    def hear(self, scope: Scope, told: bool) -> None:
-        """Drop what this worker remembers of *scope*. *told*: whether the cache knows already."""
-        self._grants.forget(lambda instance: covers(scope, instance))
-        for drop in self.also:
-            drop(scope)
-        if not told:
-            self._insist_on(scope)
+    def apply(self, scope: Scope, cache_invalidated: bool) -> None:
+        """Drop what this worker keeps of *scope*. *cache_invalidated*: whether the cache has done so already."""
+        self._grants.invalidate(lambda instance: covers(scope, instance))
+        for invalidate in self.also:
+            invalidate(scope)
+        if not cache_invalidated:
+            self._retry(scope)
 
-    def _insist_on(self, scope: Scope) -> None:
-        if len(self._pending) >= MAX_PENDING:
+    def _retry(self, scope: Scope) -> None:
+        if len(self.pending) >= MAX_PENDING:
             scope = Scope(scope.origin, scope.root)
-            for narrower in [one for one in self._pending if one.store == scope.store]:
-                del self._pending[narrower]
-        self._pending[scope] = None
-        if self._insisting is None:
-            self._insisting = Deferred.fromCoroutine(self._insist())
-            self._insisting.addErrback(self._stopped_insisting)
+            for narrower in [one for one in self.pending if one.store == scope.store]:
+                del self.pending[narrower]
+        self.pending[scope] = None
+        if self._retrying is None:
+            self._retrying = Deferred.fromCoroutine(self._retry_all())
+            self._retrying.addErrback(self._retry_ended)
 
-    async def _insist(self) -> None:
-        while self._pending:
+    async def _retry_all(self) -> None:
+        while self.pending:
             await deferLater(self._clock, RETRY_SECONDS)
-            for scope in list(self._pending):
-                if not await self._told(scope):
+            for scope in list(self.pending):
+                if not await self._in_cache(scope):
                     break
-                self._pending.pop(scope, None)
-        self._insisting = None
+                self.pending.pop(scope, None)
+        self._retrying = None
 
-    def _stopped_insisting(self, failure: Failure) -> None:
-        self._insisting = None
+    def _retry_ended(self, failure: Failure) -> None:
+        self._retrying = None
         if failure.check(CancelledError) is None:
-            self._log.failure("the cache is no longer told to forget", failure)
+            self._log.failure("cache invalidation is no longer retried", failure)
 
-    async def _told(self, scope: Scope) -> bool:
+    async def _in_cache(self, scope: Scope) -> bool:
         try:
             await self._cache.forget(scope)
         except CancelledError:
             raise
         except Exception as error:
-            self._log.debug("the cache can still not be told to forget: {reason}", reason=str(error))
+            self._log.debug("cache invalidation failed: {reason}", reason=str(error))
             return False
         return True
 
     def stop(self) -> None:
-        """Tell no more."""
-        self._pending.clear()
-        if self._insisting is not None:
-            self._insisting.cancel()
+        """Stop retrying."""
+        self.pending.clear()
+        if self._retrying is not None:
+            self._retrying.cancel()
+
+
+Ticket = tuple[int, float]
+"""When the cache was asked, for a `FenceWatch`."""
+
+
+class FenceWatch(Protocol):
+    """Keeps the fences that readings of the cache find."""
+
+    def ticket(self) -> Ticket:
+        """To be taken before the cache is asked."""
+
+    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
+        """The cache, asked when *ticket* was taken, had this *fence* for *instance*; None: it did not answer."""

@@ -1,23 +1,23 @@
 """The read-through: a list of frames out of the cache, and what it lacks out of the origin.
 
+Rules:
 - One cache round trip for a list of frames, and for the caller's grant where this worker does not know it.
 - No frame leaves this module without a grant of that caller for that instance.
-- Who waits for a frame that is on its way joins that fetch; nobody fetches it twice.
+- A request for a frame that is on its way joins that fetch; nothing is fetched twice.
 - A failing cache costs speed only.
-- An answer says when the first of its frames ends in the cache; that it was read prolongs nothing.
+- An answer has the time at which the first of its frames ends in the cache; that it was read prolongs nothing.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Optional, Protocol
+from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
-from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
@@ -25,27 +25,30 @@ from twistedproxy.dicom.transfer_syntaxes import is_native
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import (
     BadEntry,
-    cached_sizes,
+    cached_bytes,
     expires_of,
     expiry,
+    frame_head,
     frame_name,
-    most,
     pack_frame,
     unpack_frame,
     was_prefetched,
 )
 from twistedproxy.frames.grants import Grant
-from twistedproxy.frames.invalidation import Forgetting
-from twistedproxy.frames.single_flight import MAYBE_FOR_THE_OWNER, Fetch, InFlight, after_failure
+from twistedproxy.frames.invalidation import FenceWatch, Invalidation
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import DENIALS, NOT_ALLOWED, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.streams import StreamTooLong
+
+LARGE_FRAME = 8 << 20
+"""Bytes of pixels in one frame that is not read before there is memory for it: 1,672 x 1,672 in color."""
 
 HUGE = 64 << 20
 """Bytes of frames of which a few would be all memory."""
 
 MAX_FRAME = 512 << 20
-"""Bytes of one frame asked for alone: what the Redis protocol takes as one value."""
+"""Bytes of one frame requested alone: what the Redis protocol takes as one value."""
 
 
 class NoSuchFrame(LookupError):
@@ -57,8 +60,8 @@ class AnswerTooLarge(ValueError):
 
 
 @attrs.frozen
-class Wanted:
-    """What one request wants: *numbers* from 1, as asked for (order and repeats included)."""
+class FrameRequest:
+    """A request for frames: *numbers* from 1, as requested (order and repeats included)."""
 
     origin: Origin
     instance: Instance
@@ -67,17 +70,22 @@ class Wanted:
     check: Callable[[InstanceMetadata], None] = lambda _metadata: None
     """Raises where the metadata show that the frames would be of no use to the caller."""
     prefetch: bool = True
-    """Whether a viewer asked, who will want more."""
+    """Whether it came from a viewer, which will want more."""
     fresh: bool = False
     """Whether frames neither come from the cache nor go there; nothing is prefetched after them."""
+
+    @property
+    def reported(self) -> bool:
+        """Whether prefetch is to know of it."""
+        return self.prefetch and not self.fresh
 
 
 @attrs.frozen
 class FrameAnswer:
-    """The frames in the order asked for, and where they came from, counted by number:
+    """The frames in the order requested, and where they came from, counted by number:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
     *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
-    were loaded before anybody asked. *expires*: when the first of them ends in the cache, in seconds since the epoch;
+    were loaded ahead of any request. *expires*: when the first of them ends in the cache, in seconds since the epoch;
     infinity: never. *fresh*: nothing was to come from the cache, or to go there."""
 
     frames: Sequence[Frame]
@@ -91,45 +99,30 @@ class FrameAnswer:
     fresh: bool = False
 
     @property
+    def size(self) -> int:
+        """Bytes of the frames together."""
+        return sum([len(frame.data) for frame in self.frames])
+
+    @property
+    def from_origin(self) -> int:
+        """How many frames came from the origin."""
+        return self.fetched + self.shared
+
+    @property
     def stored(self) -> bool:
-        """Whether the cache can be told what was fetched."""
+        """Whether what was fetched goes to the cache."""
         return self.fence is not None and not self.fresh
 
 
-Answered = Callable[[Wanted, FrameAnswer], None]
-"""Hears of each answered request: the prefetch scheduler's ear."""
+size_of = operator.attrgetter("size")
 
+Answered = Callable[[FrameRequest, FrameAnswer], None]
+"""Called after each answered request (used by the prefetch scheduler)."""
 
-Refused = Callable[[Wanted, InstanceMetadata, Optional[Fence]], None]
-"""Hears of each request for frames that an origin did not want to answer, though the caller may read the instance."""
+Refused = Callable[[FrameRequest, InstanceMetadata, Optional[Fence]], None]
+"""Called for each request that an origin refused to answer, though the caller may read the instance."""
 
-
-Ticket = tuple[int, float]
-"""Tells a `FenceWatch` when the cache was asked."""
-
-
-class FenceWatch(Protocol):
-    """Hears of fences, each time that the cache was read."""
-
-    def ticket(self) -> Ticket:
-        """To be taken before the cache is asked."""
-
-    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
-        """The cache, asked when *ticket* was taken, had this *fence* for *instance*; None: it did not answer."""
-
-
-class NoWatch:
-    """Nobody who would care."""
-
-    def ticket(self) -> Ticket:
-        """Nothing to remember."""
-        return 0, 0.0
-
-    def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
-        """Nothing to do."""
-
-
-_Key = tuple[Instance, Optional[Fence], int, Optional[bytes]]  # the number, and who may join, see `Shared`
+_Key = tuple[Instance, Optional[Fence], int]
 _Fetched = tuple[Frame, float]  # and when it ends in the cache, see `expiry`
 _Frames = Mapping[_Key, _Fetched]
 
@@ -137,257 +130,187 @@ _Frames = Mapping[_Key, _Fetched]
 @attrs.define(eq=False)
 class FrameReader:
     """Reads frames for callers. *frame_seconds*: how long frames stay in the cache (None: no expiry);
-    *max_answer*: bytes."""
+    *max_answer*: bytes. *reports_hits*: whether `answered` is called also for what came all from the cache."""
 
     cache: Cache
     access: Access
-    forgetting: Forgetting
+    invalidation: Invalidation
     frame_seconds: Optional[float]
     max_answer: int
     answered: Optional[Answered] = None
     refused: Optional[Refused] = None
-    watch: FenceWatch = attrs.Factory(NoWatch)
-    _in_flight: InFlight[_Key, _Fetched] = attrs.field(init=False, factory=InFlight)
+    watch: Optional[FenceWatch] = None
+    reports_hits: bool = True
+    huge: int = HUGE
+    _flights: SingleFlight[_Key, _Fetched] = attrs.field(init=False, factory=SingleFlight)
 
-    async def read(self, wanted: Wanted) -> FrameAnswer:
-        """Answer *wanted*.
+    async def read(self, request: FrameRequest) -> FrameAnswer:
+        """Answer *request*.
 
         Raises `NoSuchFrame`, `AnswerTooLarge`, and the errors of `twistedproxy.origin.errors`.
         """
-        numbers = tuple(dict.fromkeys(wanted.numbers))
-        names = _names(wanted, numbers)
-        if len(numbers) > 1 and not wanted.fresh:
-            await self._check_sizes(wanted, numbers)
-        grant, reading = await self.granted(wanted.origin, wanted.instance, wanted.caller, names)
-        self.check(wanted, grant.metadata)
+        numbers = tuple(dict.fromkeys(request.numbers))
+        names = [] if request.fresh else [frame_name(number) for number in numbers]
+        if len(names) > 1:
+            await self._check_cached(request)
+        grant, reading = await self.granted(request.origin, request.instance, request.caller, names)
+        self.check(request, grant.metadata)
         try:
-            answer = await self._answer(wanted, grant, reading, numbers, names)
+            answer = await self._answer(request, grant, reading, numbers, names)
         except OriginRefused as refused:
-            if self.refused is not None and wanted.prefetch and not wanted.fresh and refused.status not in DENIALS:
-                self.refused(wanted, grant.metadata, reading.fence)
+            if self.refused is not None and request.reported and refused.status not in DENIALS:
+                self.refused(request, grant.metadata, reading.fence)
             raise
-        self.tell(wanted, answer)
+        if request.reported:
+            self.report(request, answer)
         return answer
 
-    async def more(self, wanted: Wanted, grant: Grant, fence: Optional[Fence]) -> FrameAnswer:
-        """A part of an answer to a caller with *grant* that began under *fence*; what its fence is now, the part says.
-
-        Raises what `read` does. Nobody hears of it.
-        """
-        numbers = tuple(dict.fromkeys(wanted.numbers))
-        names = _names(wanted, numbers)
-        reading = Reading(None, {})
-        if fence is not None:
-            if self.forgetting.is_pending(wanted.instance):
-                return FrameAnswer((), grant.metadata, 0, 0, 0)
-            reading = await self.cache.get_many(wanted.instance, names)
-            if reading.fence is not None and reading.fence != fence:
-                return FrameAnswer((), grant.metadata, 0, 0, 0, reading.fence)
-        return await self._answer(wanted, grant, attrs.evolve(reading, fence=fence), numbers, names)
-
-    def tell(self, wanted: Wanted, answer: FrameAnswer) -> None:
-        """Tell who hears of answered requests."""
-        if self.answered is not None and wanted.prefetch and not wanted.fresh:
-            self.answered(wanted, answer)
+    def report(self, request: FrameRequest, answer: FrameAnswer) -> None:
+        """Let prefetch know of an answered request."""
+        if self.answered is not None and (self.reports_hits or answer.from_origin or answer.prefetched):
+            self.answered(request, answer)
 
     async def _answer(
-        self, wanted: Wanted, grant: Grant, reading: Reading, numbers: Sequence[int], names: Sequence[bytes]
+        self, request: FrameRequest, grant: Grant, reading: Reading, numbers: Sequence[int], names: Sequence[bytes]
     ) -> FrameAnswer:
-        frames, expires = self._cached(numbers, names, reading)
-        cached = len(frames)
-        missing = [number for number in numbers if number not in frames]
-        shared = 0
-        if missing:
+        frames: dict[int, Frame] = {}
+        prefetched = []
+        expires = math.inf
+        for number, name in zip(numbers, names):
+            entry = reading.entries.get(name)
+            if entry is None:
+                continue
             try:
-                fetched, shared = await self._from_origin(wanted, grant, reading.fence, missing)
-            except StreamTooLong:
-                raise AnswerTooLarge(self.too_large()) from None
-            frames.update({number: frame for number, (frame, _) in fetched.items()})
-            expires = min(expires, *[ends for _, ends in fetched.values()])
-        ordered = [frames[number] for number in wanted.numbers]
-        if len(ordered) > 1 and sum(len(frame.data) for frame in ordered) > self.max_answer:
-            raise AnswerTooLarge(self.too_large())
-        prefetched = [number for number, name in zip(numbers, names) if was_prefetched(reading.entries.get(name, b""))]
-        return FrameAnswer(
-            ordered,
-            grant.metadata,
-            cached,
-            len(missing) - shared,
-            shared,
-            reading.fence,
-            prefetched,
-            min(expires, self._expiry()),  # a writer whose clock was wrong: no longer than if it were written now
-            wanted.fresh,
+                frames[number] = unpack_frame(entry)
+            except BadEntry:
+                continue
+            expires = min(expires, expires_of(entry))
+            if was_prefetched(entry):
+                prefetched.append(number)
+        cached, shared = len(frames), 0
+        if cached < len(numbers):
+            missing = [number for number in numbers if number not in frames]
+            fetched, shared = await self._from_origin(request, grant, reading.fence, missing)
+            for number, (frame, ends) in fetched.items():
+                frames[number] = frame
+                expires = min(expires, ends)
+        ordered = [frames[number] for number in request.numbers]
+        own = len(numbers) - cached - shared
+        expires = min(expires, self._expiry())  # a writer's clock was wrong: no longer than if it were written now
+        answer = FrameAnswer(
+            ordered, grant.metadata, cached, own, shared, reading.fence, prefetched, expires, request.fresh
         )
+        if len(request.numbers) > 1 and answer.size > self.max_answer:
+            raise self.too_large()
+        return answer
 
     def _expiry(self) -> float:
         return expiry(self.access.wall_clock(), self.frame_seconds)
 
     def numbers_in_flight(self, instance: Instance) -> set[int]:
         """The frames of *instance* that are being fetched for callers of this worker."""
-        return {number for one, _, number, _ in self._in_flight if one == instance}
+        return {number for one, _, number in self._flights.under_way() if one == instance}
+
+    def is_small(self, request: FrameRequest) -> bool:
+        """Whether it is for one frame that is known to be small: it may be read before there is memory for it."""
+        if len(request.numbers) > 1:
+            return False
+        grant = self.access.known(request.caller, request.instance)
+        return grant is not None and grant.most <= LARGE_FRAME
 
     async def granted(
-        self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes]
+        self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes] = ()
     ) -> tuple[Grant, Reading]:
         """The caller's grant, and what the cache holds of *names*, in one round trip where the grant is known.
 
-        Raises the errors of `twistedproxy.origin.errors` for a caller whom the origin refuses.
+        Raises the errors of `twistedproxy.origin.errors` for a caller that the origin refuses.
         """
         grant = self.access.known(caller, instance)
-        ticket = self.watch.ticket()
-        if self.forgetting.is_pending(instance):
+        ticket = self.watch.ticket() if self.watch is not None else None
+        if self.invalidation.pending and self.invalidation.is_pending(instance):
             reading = Reading(None, {})
         elif grant is None:
             reading = await self.cache.get_many(instance, [*names, *self.access.entry_names(caller)])
             grant = self.access.from_reading(caller, instance, reading)
         else:
             reading = await self.cache.get_many(instance, names)
-        self.watch.checked(instance, reading.fence, ticket)
+        if self.watch is not None and ticket is not None:
+            self.watch.checked(instance, reading.fence, ticket)
         if grant is None or (reading.fence is not None and grant.fence != reading.fence):
             grant = await self.access.ask(origin, instance, caller, reading)
         else:
             self.access.renew_if_spent(origin, instance, caller, grant)
         return grant, reading
 
-    def check(self, wanted: Wanted, metadata: InstanceMetadata) -> None:
-        """Raise what keeps *wanted* from being answered, as far as the metadata tell."""
-        wanted.check(metadata)
-        last = max(wanted.numbers)
+    def check(self, request: FrameRequest, metadata: InstanceMetadata) -> None:
+        """Raise what keeps *request* from being answered, as far as the metadata show."""
+        request.check(metadata)
+        last = max(request.numbers)
         if last > metadata.frames:
             raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
-        length = _native_frame_length(metadata)
-        if length is not None and len(wanted.numbers) > 1 and len(wanted.numbers) * length > self.max_answer:
-            raise AnswerTooLarge(self.too_large())
+        count = len(request.numbers)
+        if count > 1 and is_native(metadata.transfer_syntax) and count * (metadata.frame_length or 0) > self.max_answer:
+            raise self.too_large()
 
-    async def _check_sizes(self, wanted: Wanted, numbers: Sequence[int]) -> None:
+    async def _check_cached(self, request: FrameRequest) -> None:
         """Refuse what is cached and too large before it is read; the cache is asked only where that may be so."""
-        grant = self.access.known(wanted.caller, wanted.instance)
-        if grant is None or len(wanted.numbers) * most(grant.metadata) <= self.max_answer:
-            return
-        sizes = await cached_sizes(self.cache, wanted.instance, numbers)
-        if sum([sizes.of.get(number, 0) for number in wanted.numbers]) > self.max_answer:
-            raise AnswerTooLarge(self.too_large())
+        grant = self.access.known(request.caller, request.instance)
+        if grant is not None and len(request.numbers) * grant.most > self.max_answer:
+            names = [frame_name(number) for number in request.numbers]
+            head = frame_head(grant.metadata.transfer_syntax)
+            if await cached_bytes(self.cache, request.instance, names, head) > self.max_answer:
+                raise self.too_large()
 
-    def too_large(self) -> str:
-        """What `AnswerTooLarge` says."""
-        return f"the frames asked for are more than {self.max_answer} bytes together: ask for fewer at once"
-
-    @staticmethod
-    def _cached(numbers: Sequence[int], names: Sequence[bytes], reading: Reading) -> tuple[dict[int, Frame], float]:
-        """The frames that were found, and when the first of them ends."""
-        frames = {}
-        expires = math.inf
-        for number, name in zip(numbers, names):
-            packed = reading.entries.get(name)
-            if packed is not None:
-                try:
-                    frames[number] = unpack_frame(packed)
-                except BadEntry:
-                    continue
-                expires = min(expires, expires_of(packed))
-        return frames, expires
+    def too_large(self) -> AnswerTooLarge:
+        """The refusal of an answer."""
+        limit = self.max_answer
+        return AnswerTooLarge(f"the frames asked for are more than {limit} bytes together: ask for fewer at once")
 
     async def _from_origin(
-        self,
-        wanted: Wanted,
-        grant: Grant,
-        fence: Optional[Fence],
-        missing: Sequence[int],
-        whose: Optional[bytes] = None,
-    ) -> tuple[dict[int, _Fetched], int]:
-        """The missing frames, and how many of them came from fetches that were under way already: those of *whose*,
-        see `Shared`."""
-        if wanted.fresh:
-            return await self._fetch(wanted, grant, missing), 0
-        running = self._in_flight.running((wanted.instance, fence, number, whose) for number in missing)
-        alone = [number for number in missing if (wanted.instance, fence, number, whose) not in running]
-        waits: list[Deferred[_Frames]] = []
-        if alone:
-            waits.append(self._start(wanted, grant, fence, alone, whose))
-        for fetch in {id(fetch): fetch for fetch in running.values()}.values():
-            numbers = [key[2] for key, one in running.items() if one is fetch]
-            waits.append(Deferred.fromCoroutine(self._join(fetch, wanted, grant, fence, numbers, whose)))
-        results = await all_or_none(waits)
-        found = {key[2]: frame for result in results for key, frame in result.items()}
-        return {number: found[number] for number in missing}, len(missing) - len(alone)
+        self, request: FrameRequest, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
+    ) -> tuple[Mapping[int, _Fetched], int]:
+        """The missing frames, and how many of them came from fetches that were under way already."""
+        instance = request.instance
 
-    async def _join(
-        self,
-        fetch: Fetch[_Key, _Fetched],
-        wanted: Wanted,
-        grant: Grant,
-        fence: Optional[Fence],
-        numbers: Sequence[int],
-        whose: Optional[bytes],
-    ) -> _Frames:
-        try:
-            return await fetch.wait()
-        except StreamTooLong:  # that list was too long; this one may not be
-            return await self._start(wanted, grant, fence, numbers, whose)
-        except MAYBE_FOR_THE_OWNER:
-            # This caller has a grant of its own, and asks or joins who does: one of each credential, not all who wait.
-            if fetch.owner == wanted.caller.credential:
-                raise
-        whose = after_failure(whose, wanted.caller)
-        frames, _ = await self._from_origin(wanted, grant, fence, numbers, whose)
-        return {(wanted.instance, fence, number, whose): fetched for number, fetched in frames.items()}
-
-    def _start(
-        self,
-        wanted: Wanted,
-        grant: Grant,
-        fence: Optional[Fence],
-        numbers: Sequence[int],
-        whose: Optional[bytes],
-    ) -> Deferred[_Frames]:
-        instance = wanted.instance
-
-        async def keep(frames: _Frames) -> None:
-            if not _is_huge(frames):
-                await write(frames)
-
-        async def write(frames: _Frames) -> None:
-            entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in frames.items()}
-            await self.cache.put_many(instance, fence, entries, self.frame_seconds)
-            any_frame, _ = next(iter(frames.values()))
-            await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
-
-        keys = [(instance, fence, number, whose) for number in numbers]
-
-        async def fetch() -> _Frames:
-            frames = await self._fetch(wanted, grant, numbers)
-            fetched = {(instance, fence, number, whose): frame for number, frame in frames.items()}
-            if _is_huge(fetched):
+        async def fetch(keys: Sequence[_Key]) -> _Frames:
+            frames = await self._fetch(request, grant, [key[2] for key in keys])
+            fetched = {(instance, fence, number): one for number, one in frames.items()}  # maybe more than requested
+            if is_huge(fetched):
                 await write(fetched)
             return fetched
 
-        return self._in_flight.start(keys, fetch(), keep, wanted.caller.credential)
+        def is_huge(fetched: _Frames) -> bool:
+            # These go to the cache before callers get them, while they count as memory of an answer: an answer that is done
+            # must not let the next one in while its frames are held for the cache.
+            return sum([len(frame.data) for frame, _ in fetched.values()]) > self.huge
 
-    async def _fetch(self, wanted: Wanted, grant: Grant, numbers: Sequence[int]) -> dict[int, _Fetched]:
+        async def keep(fetched: _Frames) -> None:
+            if not is_huge(fetched):
+                await write(fetched)
+
+        async def write(fetched: _Frames) -> None:
+            entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in fetched.items()}
+            await self.cache.put_many(instance, fence, entries, self.frame_seconds)
+            any_frame, _ = next(iter(fetched.values()))
+            await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
+
+        try:
+            if request.fresh:
+                return await self._fetch(request, grant, missing), 0
+            keys = [(instance, fence, number) for number in missing]
+            fetched, shared = await self._flights.many(keys, request.caller.credential, fetch, keep)
+        except StreamTooLong:
+            raise self.too_large() from None
+        return {key[2]: fetched[key] for key in keys}, shared
+
+    async def _fetch(self, request: FrameRequest, grant: Grant, numbers: Sequence[int]) -> dict[int, _Fetched]:
         """Frames from the origin."""
-        instance = wanted.instance
         limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
         try:
-            frames = await wanted.origin.frames(instance, numbers, wanted.caller, grant.metadata, limit=limit)
+            frames = await request.origin.frames(request.instance, numbers, request.caller, grant.metadata, limit=limit)
         except OriginRefused as refused:
             if refused.status in NOT_ALLOWED:
-                await self.access.revoke(wanted.caller, instance)
+                await self.access.revoke(request.caller, request.instance)
             raise
         expires = self._expiry()  # before it is written: the cache keeps it a little longer
         return {number: (frame, expires) for number, frame in frames.items()}
-
-
-def _names(wanted: Wanted, numbers: Sequence[int]) -> list[bytes]:
-    """What the cache is asked for."""
-    return [] if wanted.fresh else [frame_name(number) for number in numbers]
-
-
-def _is_huge(frames: _Frames) -> bool:
-    """Whether they go to the cache before callers get them, while they are counted as memory of an answer: who is done with
-    his answer must not let the next one in while it is held for the cache."""
-    return sum([len(frame.data) for frame, _ in frames.values()]) > HUGE
-
-
-def _native_frame_length(metadata: InstanceMetadata) -> Optional[int]:
-    return metadata.frame_length if is_native(metadata.transfer_syntax) else None

@@ -6,15 +6,14 @@ before: it is neither remembered nor joined.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Optional
-
-from twisted.internet.defer import Deferred
 
 from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, store_of
-from twistedproxy.frames.single_flight import InFlight
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
 from twistedproxy.streams import StreamTooLong, read_all
@@ -35,7 +34,7 @@ class SeriesLookup:
         self._clock = clock
         self._seconds = seconds
         self._found: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
-        self._searching: InFlight[_Key, str] = InFlight()
+        self._searching: SingleFlight[_Key, str] = SingleFlight()
 
     async def instance(
         self, origin: Origin, root: str, study: Optional[str], sop: Optional[str], caller: Caller
@@ -48,35 +47,27 @@ class SeriesLookup:
         key = (caller.credential, origin.url + root, study, sop)
         expires, series = self._found.get(key, (0.0, ""))
         if expires <= self._clock():
-            series = await self._find(key, origin, root, caller)
+            search = functools.partial(self._search, key, origin, root, caller)
+            series, _ = await self._searching.one(key, caller.credential, search)
         return Instance(origin.url, root, study, series, sop)
 
-    def forget(self, scope: Scope) -> None:
+    def invalidate(self, scope: Scope) -> None:
         """Remember nothing of *scope* any more: one pass, for the rare STOW and DELETE."""
-        self._searching = InFlight()
+        self._searching = SingleFlight()
         for key in [key for key, (_, series) in self._found.items() if _lies_in(scope, key, series)]:
             del self._found[key]
 
-    def _find(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Deferred[str]:
-        """Search, or wait for the same caller's search that is under way."""
-        fetch = self._searching.running([key]).get(key)
-        if fetch is not None:
-            found = fetch.wait()
-        else:
-            found = self._searching.start([key], self._search(key, origin, root, caller))
-        return found.addCallback(lambda series: series[key])
-
-    async def _search(self, key: _Key, origin: Origin, root: str, caller: Caller) -> Mapping[_Key, str]:
+    async def _search(self, key: _Key, origin: Origin, root: str, caller: Caller) -> str:
         _, _, study, sop = key
         searching = self._searching
         series = await self._ask(origin, root, study, sop, caller)
         if self._searching is not searching:  # something was forgotten meanwhile
-            return {key: series}
+            return series
         self._found[key] = (self._clock() + self._seconds, series)
         self._found.move_to_end(key)
         while len(self._found) > MAX_REMEMBERED:
             self._found.popitem(last=False)
-        return {key: series}
+        return series
 
     async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
         path = f"{root}/studies/{study}/instances".encode("ascii")

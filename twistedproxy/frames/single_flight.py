@@ -1,174 +1,185 @@
-"""One fetch for many who want the same thing at the same time.
+"""Single flight: one piece of work for all requests that want its result at the same time.
 
+Rules:
 - Every waiter has a Deferred of its own; cancelling it ends that wait only.
-- When nobody waits any more, the fetch itself is cancelled, and nobody new can join it.
-- A fetch that has its result stays joinable until its result is where the next reader will find it.
-
-One piece of work for all who want its result at the same time.
-
-Work is done in the name of its owner, who began it. What fails may fail for the owner alone: the others then share one more
-attempt. If that fails, too, each credential tries in its own name: nobody waits for a third one's failure.
+- When no waiter is left the work itself is cancelled, and cannot be joined any more.
+- Work that has its result can be joined until the result is where the next reader will find it.
+- Work is done in the name of its owner, the caller that began it, and what fails may fail for the owner alone: the other
+  callers then share one more attempt. If that fails too, each credential tries in its own name: no caller waits for the
+  failure of a third one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any, Generic, Optional, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedproxy.deferreds import all_or_none
 from twistedproxy.origin.errors import OriginBadAnswer, OriginBrokeOff, OriginRefused
-from twistedproxy.origin.interface import Caller
+from twistedproxy.streams import StreamTooLong
+
+_log = Logger()
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-Keep = Callable[[Mapping[K, V]], Awaitable[object]]
-
-
-class Fetch(Generic[K, V]):
-    """A running fetch of several keys, and all who wait for it. *owner*: in whose name it fetches."""
-
-    def __init__(self, keys: Sequence[K], dropped: Callable[[Fetch[K, V]], None], owner: object = None) -> None:
-        self.keys = keys
-        self.owner = owner
-        self._dropped = dropped
-        self._waiters: set[Deferred[Mapping[K, V]]] = set()
-        self._outcome: Optional[Mapping[K, V] | Failure] = None
-        self._running: Optional[Deferred[Mapping[K, V]]] = None
-
-    def wait(self) -> Deferred[Mapping[K, V]]:
-        """A Deferred of the caller's own, with the values of all keys."""
-        waiter: Deferred[Mapping[K, V]] = Deferred(self._abandon)
-        if self._outcome is None:
-            self._waiters.add(waiter)
-        else:
-            self._tell(waiter)
-        return waiter
-
-    def run(self, work: Coroutine[Any, Any, Mapping[K, V]]) -> Deferred[Optional[Mapping[K, V]]]:
-        """Do *work*, then tell all waiters. The Deferred has the result, or None where there is none."""
-        self._running = Deferred.fromCoroutine(work)
-        return self._running.addCallbacks(self._succeed, self._fail)
-
-    def _succeed(self, values: Mapping[K, V]) -> Mapping[K, V]:
-        self._settle(values)
-        return values
-
-    def _fail(self, failure: Failure) -> None:
-        self._dropped(self)  # first: a waiter that asks again at once must not find this one
-        self._settle(failure)
-
-    def _settle(self, outcome: Mapping[K, V] | Failure) -> None:
-        self._outcome = outcome
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.called:  # cancelled by what an earlier one set off
-                self._tell(waiter)
-
-    def _tell(self, waiter: Deferred[Mapping[K, V]]) -> None:
-        if isinstance(self._outcome, Failure):
-            waiter.errback(self._outcome)
-        elif self._outcome is not None:
-            waiter.callback(self._outcome)
-
-    def _abandon(self, waiter: Deferred[Mapping[K, V]]) -> None:
-        self._waiters.discard(waiter)
-        if not self._waiters and self._outcome is None and self._running is not None:
-            self._dropped(self)
-            self._running.cancel()
-
-
-class InFlight(Generic[K, V]):
-    """All fetches under way, by what they fetch."""
-
-    _log = Logger()
-
-    def __init__(self) -> None:
-        self._fetches: dict[K, Fetch[K, V]] = {}
-
-    def __len__(self) -> int:
-        return len(self._fetches)
-
-    def __iter__(self) -> Iterator[K]:
-        """What is being fetched."""
-        return iter(self._fetches)
-
-    def running(self, keys: Iterable[K]) -> dict[K, Fetch[K, V]]:
-        """The fetches that some of *keys* can be had from."""
-        return {key: self._fetches[key] for key in keys if key in self._fetches}
-
-    def start(
-        self,
-        keys: Sequence[K],
-        work: Coroutine[Any, Any, Mapping[K, V]],
-        keep: Optional[Keep[K, V]] = None,
-        owner: object = None,
-    ) -> Deferred[Mapping[K, V]]:
-        """Start to fetch *keys* by *work*, and wait for it. *keep* puts the result where later readers look."""
-        fetch: Fetch[K, V] = Fetch(keys, self._drop, owner)
-        for key in keys:
-            self._fetches[key] = fetch
-        waiter = fetch.wait()
-        ended = fetch.run(work)
-        ended.addCallback(lambda values: self._keep(keep, values))
-        ended.addErrback(lambda failure: self._log.failure("keeping a fetched result failed", failure))
-        ended.addCallback(lambda _: self._drop(fetch))
-        return waiter
-
-    @staticmethod
-    def _keep(keep: Optional[Keep[K, V]], values: Optional[Mapping[K, V]]) -> Optional[Deferred[object]]:
-        if keep is None or values is None:
-            return None
-
-        async def kept() -> object:
-            return await keep(values)
-
-        return Deferred.fromCoroutine(kept())
-
-    def _drop(self, fetch: Fetch[K, V]) -> None:
-        for key in fetch.keys:
-            if self._fetches.get(key) is fetch:
-                del self._fetches[key]
-
 
 MAYBE_FOR_THE_OWNER = (OriginRefused, OriginBadAnswer, OriginBrokeOff)
 """How work fails that may go well for another caller: a refusal of any kind, a page to sign in, an answer cut short. An
 origin that cannot be reached, or is too slow, is so for all."""
 
-
-Shared = tuple[K, Optional[bytes]]
-"""What is worked on, and who may join: None for everybody, else see `after_failure`."""
-
-
-def after_failure(whose: Optional[bytes], caller: Caller) -> bytes:
-    """Whose work *caller* may join where it joined *whose* and that failed: that of all who did (empty), then its own."""
-    return b"" if whose is None else caller.credential
+_SECOND = b""
+"""Among whom the second attempt is shared: all that had joined the first."""
 
 
-async def shared(
-    in_flight: InFlight[Shared[K], V],
-    key: K,
-    caller: Caller,
-    work: Callable[[], Coroutine[Any, Any, V]],
-    keep: Callable[[V], Awaitable[object]],
-) -> tuple[V, bool]:
-    """The result of *work*, and whether another had begun it. *keep* puts the result where later readers look."""
-    among: Shared[K] = key, None
-    while (fetch := in_flight.running([among]).get(among)) is not None:
+@attrs.frozen
+class _Task(Generic[K, V]):
+    """What to do for keys, in whose name, and how to keep the result."""
+
+    owner: Hashable
+    work: Callable[[Sequence[K]], Coroutine[Any, Any, Mapping[K, V]]]
+    keep: Callable[[Mapping[K, V]], Coroutine[Any, Any, object]]
+
+
+@attrs.define(eq=False)
+class _Flight(Generic[K, V]):
+    """Work that is under way, and all that wait for it. *flights*: where it is found, by *names*."""
+
+    names: Sequence[tuple[K, Hashable]]
+    owner: Hashable
+    flights: dict[tuple[K, Hashable], _Flight[K, V]]
+    running: Optional[Deferred[None]] = None
+    _waiters: set[Deferred[Mapping[K, V]]] = attrs.field(init=False, factory=set)
+    _outcome: Optional[Mapping[K, V] | Failure] = attrs.field(init=False, default=None)
+
+    def wait(self) -> Deferred[Mapping[K, V]]:
+        """A Deferred of the waiter's own, with the values of all keys."""
+        waiter: Deferred[Mapping[K, V]] = Deferred(self._abandon)
+        self._waiters.add(waiter)
+        if self._outcome is not None:
+            self._settle(self._outcome)
+        return waiter
+
+    async def run(self, task: _Task[K, V], keys: Sequence[K]) -> None:
+        """Do the work, and give all waiters its result."""
         try:
-            return (await fetch.wait())[among], True
-        except MAYBE_FOR_THE_OWNER:
-            if fetch.owner == caller.credential:
+            values = await task.work(keys)
+        except Exception:
+            self._leave()  # first: a waiter that asks again at once must not find this one
+            self._settle(Failure())
+            return
+        self._settle(values)
+        try:
+            await task.keep(values)
+        except Exception:
+            _log.failure("keeping a fetched result failed")
+        finally:
+            self._leave()
+
+    def _settle(self, outcome: Mapping[K, V] | Failure) -> None:
+        self._outcome = outcome
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if waiter.called:  # cancelled by what an earlier one set off
+                continue
+            if isinstance(outcome, Failure):
+                waiter.errback(outcome)
+            else:
+                waiter.callback(outcome)
+
+    def _abandon(self, waiter: Deferred[Mapping[K, V]]) -> None:
+        self._waiters.discard(waiter)
+        if not self._waiters and self._outcome is None and self.running is not None:
+            self._leave()
+            self.running.cancel()
+
+    def _leave(self) -> None:
+        for name in self.names:
+            if self.flights.get(name) is self:
+                del self.flights[name]
+
+
+class SingleFlight(Generic[K, V]):
+    """All work of one kind that is under way, by its keys."""
+
+    def __init__(self) -> None:
+        self._flights: dict[tuple[K, Hashable], _Flight[K, V]] = {}
+
+    def under_way(self) -> set[K]:
+        """What is worked on."""
+        return {key for key, _ in self._flights}
+
+    async def one(
+        self,
+        key: K,
+        owner: Hashable,
+        work: Callable[[], Coroutine[Any, Any, V]],
+        keep: Optional[Callable[[V], Coroutine[Any, Any, object]]] = None,
+    ) -> tuple[V, bool]:
+        """The result of *work*, and whether another request had begun it. See `many`."""
+
+        async def work_on(_keys: Sequence[K]) -> Mapping[K, V]:
+            return {key: await work()}
+
+        async def keep_all(values: Mapping[K, V]) -> None:
+            if keep is not None:
+                await keep(values[key])
+
+        values, joined = await self.many([key], owner, work_on, keep_all)
+        return values[key], bool(joined)
+
+    async def many(
+        self,
+        keys: Sequence[K],
+        owner: Hashable,
+        work: Callable[[Sequence[K]], Coroutine[Any, Any, Mapping[K, V]]],
+        keep: Callable[[Mapping[K, V]], Coroutine[Any, Any, object]],
+    ) -> tuple[Mapping[K, V], int]:
+        """The values of all *keys*, and for how many of them the work of another request was joined.
+
+        *work* makes the values of the other keys, in the name of *owner*, and *keep* puts those where later readers look.
+        """
+        return await self._values(keys, _Task(owner, work, keep), None)
+
+    async def _values(self, keys: Sequence[K], task: _Task[K, V], among: Hashable) -> tuple[Mapping[K, V], int]:
+        """*among*: who may join, None for everybody."""
+        running = {key: self._flights[key, among] for key in keys if (key, among) in self._flights}
+        if not running:
+            return await self._start(keys, task, among), 0
+        waits = []
+        alone = [key for key in keys if key not in running]
+        if alone:
+            waits.append(self._start(alone, task, among))
+        for one in set(running.values()):
+            joined = [key for key, flight in running.items() if flight is one]
+            waits.append(Deferred.fromCoroutine(self._join(one, joined, task, among)))
+        values: dict[K, V] = {}
+        for found in await all_or_none(waits):
+            values.update(found)
+        return values, len(running)
+
+    def _start(self, keys: Sequence[K], task: _Task[K, V], among: Hashable) -> Deferred[Mapping[K, V]]:
+        flight = _Flight([(key, among) for key in keys], task.owner, self._flights)
+        self._flights.update(dict.fromkeys(flight.names, flight))
+        waiter = flight.wait()
+        flight.running = Deferred.fromCoroutine(flight.run(task, keys))
+        return waiter
+
+    async def _join(
+        self, flight: _Flight[K, V], keys: Sequence[K], task: _Task[K, V], among: Hashable
+    ) -> Mapping[K, V]:  # fmt: skip
+        try:
+            return await flight.wait()
+        except StreamTooLong:
+            if len(flight.names) <= len(keys):
                 raise
-            among = key, after_failure(among[1], caller)
-
-    async def all_work() -> Mapping[Shared[K], V]:
-        return {among: await work()}
-
-    async def keep_all(values: Mapping[Shared[K], V]) -> None:
-        await keep(values[among])
-
-    return (await in_flight.start([among], all_work(), keep_all, caller.credential))[among], False
+            return await self._start(keys, task, among)  # of fewer keys, which may not be too long
+        except MAYBE_FOR_THE_OWNER:
+            if flight.owner == task.owner:
+                raise
+        values, _ = await self._values(keys, task, _SECOND if among is None else task.owner)
+        return values

@@ -1,110 +1,29 @@
-"""A long list of frames, piece by piece: memory holds two pieces, however long the list is.
+"""Lists of frames that are too long to be held, read piece by piece while they are sent.
 
-- One piece is being sent while the next is read; nothing is read further ahead.
-- Each piece is one reading of the cache and, where that lacks some, one fetch of those, shared as all fetches are.
-- All pieces are of one generation of the instance: who forgets it meanwhile ends the answer.
-- What was told of sizes is kept, or the answer breaks off.
-
-Which answers are read whole and which in pieces, and that there is memory for either before anything is read.
-
-- One frame, and a list that is short whatever its frames are like, is read as ever: in one round trip.
-- Of a longer list, and of a frame that may be large, the cache is asked for sizes first. Small frames make a short list all
-  the same.
-- A long list begins when all that can be known of it beforehand is in order: the grant, that each number exists, the sum
-  of the sizes that are known, and the first piece.
+Rules:
+- One piece is sent while the next one is read, and nothing is read further ahead: memory holds two pieces.
+- A piece is an answer of the read-through: one reading of the cache, one fetch of what that lacks, for a caller with a grant.
+- All pieces are of one generation of the instance: its invalidation ends the answer.
+- A list begins when all that can be known beforehand is in order: the grant, that each number exists, memory for two
+  pieces, and the first piece. The sizes of later frames are not known then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Optional, Union
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from twistedproxy.dicom.frame import Frame
-from twistedproxy.frames.entries import Sizes, cached_sizes, expected, most
-from twistedproxy.frames.grants import Grant
-from twistedproxy.frames.read_through import HUGE, AnswerTooLarge, FrameAnswer, FrameReader, Wanted
-from twistedproxy.system.memory_budget import Held
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.entries import expected
+from twistedproxy.frames.read_through import HUGE, LARGE_FRAME, FrameAnswer, FrameReader, FrameRequest, size_of
+from twistedproxy.system.memory_budget import Reservation
 
-SURELY_SHORT = 32 << 20
-"""Bytes of pixels in a list that is read whole without more ado: about 3 MB as lossy frames. 170 frames of 256 x 256."""
-
-MAYBE_LARGE = 8 << 20
-"""Bytes of pixels in one frame whose size the cache is asked for before it is read: 1,672 x 1,672 in color."""
-
-SHORT = 8 << 20
-"""Bytes of a list that is read whole: it has a length and a validator then."""
-
-ATTEMPTS = 2
-"""How often a list is begun, where the instance was changed while its first piece was read."""
-
-
-def bytes_of(frames: Sequence[Frame]) -> int:
-    """Bytes of *frames* together."""
-    return sum([len(frame.data) for frame in frames])
-
-
-@attrs.define(eq=False)
-class ListReader:
-    """Reads lists of frames for callers, as long as they may be."""
-
-    reader: FrameReader
-
-    async def read(self, wanted: Wanted, held: Held) -> Union[FrameAnswer, FramePieces]:
-        """Answer *wanted*: whole, or in pieces of which the first was read. *held* has what memory holds of it.
-
-        Raises what `FrameReader.read` does, and `NoRoom`.
-        """
-        grant = self.reader.access.known(wanted.caller, wanted.instance)
-        count = len(wanted.numbers)
-        if grant is None:
-            grant, _ = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-        pixels = most(grant.metadata)
-        if count > 1 and count * pixels > SURELY_SHORT:
-            return await self._long(wanted, held)
-        if count > 1:
-            await held.take(count * expected(grant.metadata))
-        elif pixels > MAYBE_LARGE:
-            sizes = await cached_sizes(self.reader.cache, wanted.instance, wanted.numbers)
-            guess = pixels if pixels > HUGE else expected(grant.metadata)  # of huge ones none may be larger than that
-            await held.take(sizes.of.get(wanted.numbers[0], guess))
-        return await self._whole(wanted, held)
-
-    async def _whole(self, wanted: Wanted, held: Held) -> FrameAnswer:
-        return await held.read(lambda: self.reader.read(wanted), lambda answer: bytes_of(answer.frames))
-
-    async def _long(self, wanted: Wanted, held: Held) -> Union[FrameAnswer, FramePieces]:
-        attempt = 1
-        while True:
-            grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-            self.reader.check(wanted, grant.metadata)
-            numbers = () if wanted.fresh else tuple(dict.fromkeys(wanted.numbers))
-            sizes = await cached_sizes(self.reader.cache, wanted.instance, numbers)
-            if sizes.fence != reading.fence:  # forgotten in between, or the cache failed: nothing is known
-                sizes = Sizes(reading.fence, {}, ())
-            known = sum([sizes.of.get(number, 0) for number in wanted.numbers])
-            if known > self.reader.max_answer:
-                raise AnswerTooLarge(self.reader.too_large())
-            missing = [number for number in wanted.numbers if number not in sizes.of]
-            guess = known // (len(wanted.numbers) - len(missing)) if known else expected(grant.metadata)
-            if known + guess * len(missing) <= SHORT:
-                await held.take(known + guess * len(missing))
-                return await self._whole(wanted, held)
-            if not held.size:
-                await held.take(2 * max(PIECE, guess, *sizes.of.values()))
-            pieces = FramePieces(self.reader, wanted, grant, sizes, guess)
-            try:
-                await pieces.begin()
-            except AnswerBroken:
-                attempt += 1
-                if attempt > ATTEMPTS:
-                    raise
-                continue
-            self.reader.tell(wanted, pieces.answer)
-            return pieces
-
+LONG = 32 << 20
+"""Bytes of pixels in a list that is read whole: about 3 MB as lossy frames. 170 frames of 256 x 256 in color."""
 
 PIECE = 2 << 20
 """Bytes of one piece: of 1, 2, 4 and 8 MB all were as fast within a few percent."""
@@ -114,98 +33,107 @@ PIECE_FRAMES = 128
 
 
 class AnswerBroken(Exception):
-    """An answer that has begun cannot be ended as it was begun."""
+    """An answer that has begun cannot be completed as it was begun."""
+
+
+@attrs.define(eq=False)
+class ListReader:
+    """Reads frames for callers, as long and large as they may be. *long*: bytes of pixels; *piece*: bytes."""
+
+    reader: FrameReader
+    long: int = LONG
+    piece: int = PIECE
+
+    async def read(self, request: FrameRequest, held: Reservation) -> Union[FrameAnswer, FramePieces]:
+        """Answer *request*: whole, or in pieces of which the first was read. *held* has what memory holds of it.
+
+        Raises what `FrameReader.read` does, and `NoRoom`.
+        """
+        grant = self.reader.access.known(request.caller, request.instance)
+        if grant is None:
+            grant, _ = await self.reader.granted(request.origin, request.instance, request.caller)
+        count, each = len(request.numbers), expected(grant.metadata)
+        if count > 1 and count * grant.most > self.long:
+            self.reader.check(request, grant.metadata)
+            await held.take(2 * max(self.piece, each))
+            pieces = FramePieces(self.reader, request, each, self.piece)
+            await pieces.begin()
+            return pieces
+        if count > 1 or grant.most > LARGE_FRAME:
+            await held.take(grant.most if grant.most > HUGE else count * each)  # none of those may be larger
+        return await held.read(lambda: self.reader.read(request), size_of)
 
 
 @attrs.define(eq=False)
 class FramePieces:
-    """The frames of *wanted*, for a caller with *grant*. *sizes*: what is known beforehand; *guess*: bytes of any other
-    frame."""
+    """The frames of *request*. *each*: bytes that one has, as far as the metadata show; *piece*: bytes of one piece."""
 
     reader: FrameReader
-    wanted: Wanted
-    grant: Grant
-    sizes: Sizes
-    guess: int
+    request: FrameRequest
+    each: int
+    piece: int
     answer: FrameAnswer = attrs.field(init=False)
-    """What can be told once the first piece is there: one frame, and the counts of the whole list as they will be."""
+    """One frame of the first piece, and the counts of what was read so far."""
     _at: int = attrs.field(init=False, default=0)
-    _read: int = attrs.field(init=False, default=0)
-    _others: list[int] = attrs.field(init=False, factory=list)
+    _bytes: int = attrs.field(init=False, default=0)
     _coming: Optional[Deferred[FrameAnswer]] = attrs.field(init=False, default=None)
-    _first: Optional[FrameAnswer] = attrs.field(init=False, default=None)
 
     async def begin(self) -> None:
-        """Have the first piece ready. Raises what `FrameReader.read` does, and `AnswerBroken`."""
-        self._first = await self._load()
-        fetched = len(set(self.wanted.numbers)) - len(self.sizes.of) - self._first.shared
-        self.answer = attrs.evolve(
-            self._first,
-            frames=self._first.frames[:1],
-            cached=len(self.sizes.of),
-            fetched=max(0, fetched),
-            prefetched=self.sizes.prefetched,
-        )
+        """Have the first piece ready. Raises what `FrameReader.read` does."""
+        first = await self._load()
+        self.answer = attrs.evolve(first, frames=first.frames[:1])
+        if self.request.reported:  # the whole list, whose rest is taken to be like the first piece
+            missing = len(set(self.request.numbers)) * first.from_origin // (first.cached + first.from_origin)
+            self.reader.report(self.request, attrs.evolve(self.answer, fetched=missing, shared=0))
+        self._coming = succeed(first)
 
     async def read(self) -> Sequence[Frame]:
-        """The next piece; nothing once all were read. Raises as `begin`."""
-        answer, self._first = self._first, None
-        if answer is None:
-            coming = self._coming or self._start()
-            if coming is None:
-                return ()
-            answer = await coming
-        self._coming = self._start()
-        return answer.frames
+        """The next piece; nothing once all were read. Raises what `FrameReader.read` does, and `AnswerBroken`."""
+        if self._coming is None:
+            return ()
+        piece = await self._coming
+        self._coming = Deferred.fromCoroutine(self._more()) if self._at < len(self.request.numbers) else None
+        return piece.frames
 
     def close(self) -> None:
         """Read no more. Harmless when repeated."""
-        self._at = len(self.wanted.numbers)
-        coming, self._coming, self._first = self._coming, None, None
+        self._at = len(self.request.numbers)
+        coming, self._coming = self._coming, None
         if coming is not None:
             coming.addErrback(lambda _: None)
             coming.cancel()
 
-    @property
-    def frame_sizes(self) -> Optional[Sequence[int]]:
-        """Bytes of all frames in the order asked for, where they are known."""
-        sizes = [self.sizes.of.get(number) for number in self.wanted.numbers]
-        return None if None in sizes else [size for size in sizes if size is not None]
+    async def _more(self) -> FrameAnswer:
+        so_far, piece = self.answer, await self._load()
+        if not self._is_same(piece):
+            raise AnswerBroken("the instance was changed")
+        if piece.prefetched and not piece.from_origin and self.request.reported:
+            self.reader.report(self.request, piece)
+        self.answer = attrs.evolve(
+            so_far,
+            cached=so_far.cached + piece.cached,
+            fetched=so_far.fetched + piece.fetched,
+            shared=so_far.shared + piece.shared,
+        )
+        return piece
 
-    def _start(self) -> Optional[Deferred[FrameAnswer]]:
-        return Deferred.fromCoroutine(self._load()) if self._at < len(self.wanted.numbers) else None
+    def _is_same(self, piece: FrameAnswer) -> bool:
+        """Whether *piece* is of the instance as the first piece was, as far as the cache could tell."""
+        fence = self.answer.fence
+        if fence is None or piece.fence == fence:
+            return True
+        return piece.fence is None and not self.reader.invalidation.is_pending(self.request.instance)
 
     async def _load(self) -> FrameAnswer:
-        numbers = self._next()
-        answer = await self.reader.more(attrs.evolve(self.wanted, numbers=numbers), self.grant, self.sizes.fence)
-        if answer.fence != self.sizes.fence:
-            raise AnswerBroken("the instance was changed")
-        for number, frame in zip(numbers, answer.frames):
-            size = len(frame.data)
-            known = self.sizes.of.get(number)
-            if known is None:
-                self._others.append(size)
-            elif known != size:
-                raise AnswerBroken(f"frame {number} has {size} bytes and had {known}")
-            self._read += size
-        if self._read > self.reader.max_answer:
-            raise AnswerTooLarge(self.reader.too_large())
-        return answer
-
-    def _next(self) -> tuple[int, ...]:
-        """The numbers of the next piece."""
-        guess = sum(self._others) // len(self._others) if self._others else self.guess
-        left = self.wanted.numbers[self._at : self._at + PIECE_FRAMES]
-        numbers = tuple(_fitting(left, (self.sizes.of.get(number, guess) for number in left)))
+        each = self._bytes // self._at if self._at else self.each
+        end = self._at + max(1, min(PIECE_FRAMES, self.piece // max(1, each)))
+        numbers = self.request.numbers[self._at : end]
+        piece = await self.reader.read(attrs.evolve(self.request, numbers=numbers, check=self._check, prefetch=False))
         self._at += len(numbers)
-        return numbers
+        self._bytes += piece.size
+        if self._bytes > self.reader.max_answer:
+            raise self.reader.too_large()
+        return piece
 
-
-def _fitting(numbers: Sequence[int], sizes: Iterable[int]) -> Iterator[int]:
-    """As many of *numbers* as have `PIECE` bytes together; at least one."""
-    together = 0
-    for number, size in zip(numbers, sizes):
-        together += size
-        if together > PIECE and together != size:
-            return
-        yield number
+    def _check(self, metadata: InstanceMetadata) -> None:
+        self.reader.check(self.request, metadata)

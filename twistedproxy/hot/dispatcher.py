@@ -15,7 +15,7 @@ import attrs
 from twisted.web import http, server
 
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.hot.request_heads import GET, Heads
+from twistedproxy.hot.request_heads import GET, RequestHeads
 from twistedproxy.hot.responses import HotAnswer, HotResponses, Source
 from twistedproxy.server.conditional import matches_none
 from twistedproxy.system.fast_write import write_at_once
@@ -30,16 +30,17 @@ _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
 
 
 @attrs.define(eq=False)
-class HotServer:
+class HotDispatcher:
     """Hot responses of one worker. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
     way, and waits, where this has no room."""
 
     hot: HotResponses
-    heads: Heads
+    heads: RequestHeads
     metrics: Metrics
     access_log: AccessLog
     seconds: Callable[[], float]
     memory: AnswerMemory
+    small: int = SMALL
     _second: int = attrs.field(init=False, default=0)
     _start: tuple[bytes, bytes] = attrs.field(init=False, default=(b"", b""))
 
@@ -59,7 +60,7 @@ class HotServer:
             write_at_once(channel.transport, unchanged, _head_of_304(answer))
         elif method is GET:
             status, size = 200, len(answer.body)
-            if size > SMALL and not self.memory.has_room(UNTAKEN):
+            if size > self.small and not self.memory.has_room(UNTAKEN):
                 return False
             write_at_once(channel.transport, whole, answer.head, answer.body)
         else:

@@ -58,7 +58,7 @@ HEAD = b"HEAD"
 
 
 @attrs.frozen
-class Head:
+class RequestHead:
     """What a request's header fields say. *accept*, *origin*: as they came, empty where they did not.
 
     *client*: the client's address, where a trusted proxy says so."""
@@ -70,7 +70,7 @@ class Head:
     client: Optional[str] = None
 
 
-class Heads:
+class RequestHeads:
     """Understands requests. *max_bytes*: of what is remembered. *trusted*: whose word counts on who the client is."""
 
     def __init__(self, credentials: Credentials, max_bytes: int, trusted: Sequence[Network] = ()) -> None:
@@ -78,12 +78,12 @@ class Heads:
         self._trusted = tuple(trusted)
         self._limit = max_bytes // HEAD_BYTES
         self._known = HARMLESS.union(FORWARDED, _HANDLED, (name.lower() for name in credentials.headers))
-        self._heads: OrderedDict[bytes, Optional[Head]] = OrderedDict()
+        self._heads: OrderedDict[bytes, Optional[RequestHead]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._heads)
 
-    def read(self, data: bytes, peer: str) -> Optional[tuple[bytes, bytes, Head]]:
+    def read(self, data: bytes, peer: str) -> Optional[tuple[bytes, bytes, RequestHead]]:
         """Method, target and head of the one complete request that *data* is; None for the ordinary way.
 
         *peer*: the address that it came from.
@@ -102,7 +102,7 @@ class Heads:
         head = self._head(data[line:], peer)
         return None if head is None else (method, data[len(method) + 1 : line - len(_VERSION)], head)
 
-    def _head(self, rest: bytes, peer: str) -> Optional[Head]:
+    def _head(self, rest: bytes, peer: str) -> Optional[RequestHead]:
         # An unkeyed digest of 128 bits: who could find two heads with one digest would deceive only himself, for
         # he would have to know the other's credential.
         told = rest + peer.encode("utf-8") if self._trusted else rest
@@ -131,7 +131,7 @@ class Heads:
             fields[name] = value.strip(b" \t")
         return fields
 
-    def _understood(self, fields: Mapping[bytes, bytes], peer: str) -> Optional[Head]:
+    def _understood(self, fields: Mapping[bytes, bytes], peer: str) -> Optional[RequestHead]:
         accept, origin = fields.get(b"accept"), fields.get(b"origin")
         # An empty Accept or Origin may mean something else than none.
         if (
@@ -155,4 +155,4 @@ class Heads:
             except Problem:
                 return None
         caller = Caller(self._credentials.caller(values).credential)
-        return Head(accept or b"", origin or b"", caller, fields.get(b"if-none-match"), client)
+        return RequestHead(accept or b"", origin or b"", caller, fields.get(b"if-none-match"), client)

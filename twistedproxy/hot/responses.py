@@ -19,8 +19,7 @@ import attrs
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.access import Access
-from twistedproxy.frames.invalidation import covers
-from twistedproxy.frames.read_through import Ticket
+from twistedproxy.frames.invalidation import Ticket, covers
 from twistedproxy.origin.interface import Caller
 
 CHECK_SECONDS = 4.0
@@ -175,7 +174,7 @@ class HotResponses:
         while self.used > self._max_bytes:
             self._drop(next(iter(self._answers)))
 
-    def forget(self, scope: Scope) -> None:
+    def invalidate(self, scope: Scope) -> None:
         """Give no answer of *scope* any more, and free what they took."""
         self._forgotten += 1
         for instance in [instance for instance in self._known if covers(scope, instance)]:

@@ -23,7 +23,7 @@ from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
-from twistedproxy.frames.read_through import Wanted
+from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.jobs import LoadFailed, Progress
 from twistedproxy.prefetch.loaders import turns
@@ -55,7 +55,7 @@ class RegionLoad:
 
     cache: Cache
     clock: IReactorTime
-    wanted: Wanted
+    wanted: FrameRequest
     metadata: InstanceMetadata
     fence: Fence
     seconds: Optional[float]

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadFailed, LoadLock, Result, Withdrawn, is_lasting
@@ -44,7 +44,7 @@ frames of 64. Metadata that tell of frames of one pixel must not make lists of 6
 class Occasion:
     """A request that gives reason to prefetch."""
 
-    wanted: Wanted
+    wanted: FrameRequest
     metadata: InstanceMetadata
     fence: Fence
 
@@ -143,7 +143,7 @@ class Loads:
         try:
             loaded = await loader.load(task, job.progressed)
         except Withdrawn:
-            await self.reader.forgetting.forget(occasion.instance.scope)
+            await self.reader.invalidation.invalidate(occasion.instance.scope)
             raise
         except Exception as failed:
             if is_lasting(failed):

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.read_through import FrameAnswer, FrameReader, Wanted
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
@@ -103,7 +103,7 @@ class Scheduler:
             self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
         )
 
-    def answered(self, wanted: Wanted, answer: FrameAnswer) -> None:
+    def answered(self, wanted: FrameRequest, answer: FrameAnswer) -> None:
         """Hear of an answered request. Never raises, and returns before anything is loaded."""
         if answer.prefetched:
             self.usefulness.asked(wanted.instance, answer.metadata.frames, answer.prefetched)
@@ -116,9 +116,10 @@ class Scheduler:
         metadata = answer.metadata
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=syntax)
-        self._consider(Occasion(wanted, metadata, answer.fence), from_origin)
+        # Planned once the answer was written: its client does not wait for that.
+        self.clock.callLater(0, self._consider, Occasion(wanted, metadata, answer.fence), from_origin)
 
-    def refused(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
+    def refused(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.
 
         Some origins cannot tell the frames of an instance apart, and give the whole of it all the same: for one
@@ -131,6 +132,8 @@ class Scheduler:
         self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)), refused=True)
 
     def _consider(self, occasion: Occasion, from_origin: int, refused: bool = False) -> None:
+        if self._stopped:
+            return
         try:
             decided = self._decide(occasion, from_origin, refused)
         except Exception:
@@ -229,7 +232,9 @@ class Scheduler:
         text = f"{running} jobs are running, as many as --max-jobs allows"
         raise NotStarted(503, Refusal.JOBS_BUSY.value, text)
 
-    async def by_hand(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence], again: bool) -> Job:
+    async def by_hand(
+        self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence], again: bool
+    ) -> Job:
         """Start the whole-instance load that a caller (who has a grant) asks for; *again*: whoever holds the lock.
 
         The load that runs already, where one does. Raises `NotStarted`.
@@ -252,7 +257,9 @@ class Scheduler:
                 raise
         raise self._too_soon(await seconds_left(self.cache, wanted.instance, fence))
 
-    async def for_picture(self, wanted: Wanted, metadata: InstanceMetadata, fence: Optional[Fence]) -> Optional[Job]:
+    async def for_picture(
+        self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]
+    ) -> Optional[Job]:
         """The whole-instance load of an instance that a caller (who has a grant) needs most frames of: the one that runs, or
         one that is started now, however many others run. None where it is not to be loaded whole."""
         if fence is None or self._stopped:

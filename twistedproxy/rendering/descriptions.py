@@ -25,7 +25,7 @@ from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import METADATA_SECONDS
-from twistedproxy.frames.single_flight import InFlight, Shared, shared
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.describe import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed, CannotRender
 from twistedproxy.imaging.pixel_description import PixelFacts
@@ -72,7 +72,7 @@ class MetadataLookup(Generic[T]):
     unpack: Callable[[bytes], T]
     at_once: int
     _remembered: OrderedDict[_Key, tuple[T, int]] = attrs.field(init=False, factory=OrderedDict)
-    _in_flight: InFlight[Shared[_Key], bytes] = attrs.field(init=False, factory=InFlight)
+    _in_flight: SingleFlight[_Key, bytes] = attrs.field(init=False, factory=SingleFlight)
     _turns: DeferredSemaphore = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -103,7 +103,7 @@ class MetadataLookup(Generic[T]):
         async def keep(made: bytes) -> None:
             await self.cache.put_many(instance, fence, {self.name: made}, METADATA_SECONDS)
 
-        return self._remember(key, (await shared(self._in_flight, key, caller, work, keep))[0])
+        return self._remember(key, (await self._in_flight.one(key, caller.credential, work, keep))[0])
 
     def _remember(self, key: _Key, packed: bytes) -> T:
         value = self.unpack(packed)

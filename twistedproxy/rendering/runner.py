@@ -23,8 +23,8 @@ from twistedproxy.cache.interface import Fence
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
-from twistedproxy.frames.entries import cached_sizes, digest_of
-from twistedproxy.frames.read_through import FrameReader, Wanted
+from twistedproxy.frames.entries import digest_of, frame_name
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.geometry import Tile, decoder_scale
 from twistedproxy.imaging.pixel_description import PixelFacts
@@ -85,7 +85,7 @@ class WholeLoad(Protocol):
         """Fires once so many frames are cached, or it has ended, however."""
 
 
-LoadWhole = Callable[[Wanted, InstanceMetadata, Optional[Fence]], Awaitable[Optional[WholeLoad]]]
+LoadWhole = Callable[[FrameRequest, InstanceMetadata, Optional[Fence]], Awaitable[Optional[WholeLoad]]]
 """Has an instance loaded whole for a caller who needs most of its frames; None where it is not to be."""
 
 
@@ -132,10 +132,10 @@ class Maker:
         request, fence = task.request, task.reading.fence
         if self.load_whole is None or fence is None or len(tiles) < 2 or len(tiles) * 2 < task.metadata.frames:
             return
-        numbers = [tile.number for tile in tiles]
-        sizes = await cached_sizes(self.reader.cache, request.instance, numbers)
-        if sizes.fence == fence and len(sizes.of) * 2 < len(numbers):
-            wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller)
+        numbers = tuple(tile.number for tile in tiles)
+        cached = await self.reader.cache.present(request.instance, [frame_name(number) for number in numbers])
+        if len(cached) * 2 < len(numbers):
+            wanted = FrameRequest(request.origin, request.instance, numbers, request.caller)
             asked.load = await self.load_whole(wanted, task.metadata, fence)
             asked.origin = asked.origin or asked.load is not None
 
@@ -171,7 +171,7 @@ class Maker:
         numbers = tuple(tile.number for tile in tiles)
         if asked.load is not None:
             await asked.load.reached(max(numbers))
-        wanted = Wanted(request.origin, request.instance, numbers, request.caller, fresh=fresh)
+        wanted = FrameRequest(request.origin, request.instance, numbers, request.caller, fresh=fresh)
         answer = await self.reader.read(wanted)
         asked.origin = asked.origin or answer.fetched + answer.shared > 0
         return answer.frames

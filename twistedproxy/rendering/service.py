@@ -26,9 +26,9 @@ from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, expiry, most, pack_picture, unpack_picture
-from twistedproxy.frames.read_through import FrameReader, Wanted
-from twistedproxy.frames.single_flight import InFlight, Shared, shared
+from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, cached_bytes, expiry, pack_picture, unpack_picture
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
 from twistedproxy.imaging.icc_profiles import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.rendering.descriptions import Descriptions
@@ -70,7 +70,7 @@ class PictureService:
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
     _maker: Maker = attrs.field(init=False)
-    _in_flight: InFlight[Shared[_Key], Made] = attrs.field(init=False, factory=InFlight)
+    _in_flight: SingleFlight[_Key, Made] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
         descriptions = Descriptions(self.cache, self.pool)
@@ -114,17 +114,16 @@ class PictureService:
         """Refuse pictures that are cached and too large together before they are read."""
         grant = self.reader.access.known(request.caller, request.instance)
         many = len(names) > 1 and not request.fresh
-        if grant is None or not many or len(names) * most(grant.metadata) <= self.limits.answer:
+        if grant is None or not many or len(names) * grant.most <= self.limits.answer:
             return
-        heads = (await self.cache.heads(request.instance, list(dict.fromkeys(names)), 0)).entries
-        if sum([heads[name].size for name in names if name in heads]) > self.limits.answer + PICTURE_HEAD * len(names):
+        if await cached_bytes(self.cache, request.instance, names, PICTURE_HEAD) > self.limits.answer:
             raise PictureTooLarge(self._too_large())
 
     def _too_large(self) -> str:
         return f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
 
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
-        wanted = Wanted(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)
+        wanted = FrameRequest(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)
         answer = await self.reader.read(wanted)
         check_not_empty(answer.frames)
         data = [frame.data for frame in answer.frames]
@@ -205,8 +204,8 @@ class PictureService:
                 instance, fence, {name: pack_picture(made.data, made.digest, made.expires)}, self.seconds
             )
 
-        caller = task.request.caller
-        made, joined = await shared(self._in_flight, key, caller, make, keep)
+        owner = task.request.caller.credential
+        made, joined = await self._in_flight.one(key, owner, make, keep)
         return made, "shared" if joined else "made"
 
 

@@ -3,7 +3,7 @@
 Rules:
 - an answer that needs more than is free waits for it, in turn, with a deadline, and in a queue with a bound;
 - small answers never wait and are not counted: a socket takes them, and the number of connections bounds theirs;
-- an answer that was read and turns out larger than what is free is dropped and read again once there is room (`Held.read`):
+- an answer that was read and turns out larger than what is free is dropped and read again once there is room (`Reservation.read`):
   waiting answers hold nothing;
 - an answer larger than the whole budget is admitted when it is alone;
 - a connection whose client has not taken what was written counts, too (`UNTAKEN`), also after the end of its answer.
@@ -50,10 +50,13 @@ class _Waiter:
 
 @attrs.define(eq=False)
 class AnswerMemory:
-    """At most *max_bytes* of answers. *clock*: for the deadline of waiting answers."""
+    """At most *max_bytes* of answers. *clock*: for the deadline of waiting answers. *small*: bytes of an answer that is not
+    counted. *max_waiting*: answers."""
 
     clock: IReactorTime
     max_bytes: int
+    small: int = SMALL
+    max_waiting: int = MAX_WAITING
     used: int = attrs.field(init=False, default=0)
     _waiting: deque[_Waiter] = attrs.field(init=False, factory=deque)
 
@@ -66,16 +69,16 @@ class AnswerMemory:
         """Whether *size* bytes can be held now, and no other answer waits."""
         return not self._waiting and self._fits(size)
 
-    def hold(self) -> Held:
+    def hold(self) -> Reservation:
         """What one answer holds: nothing yet."""
-        return Held(self)
+        return Reservation(self)
 
     async def take(self, size: int) -> None:
         """Count *size* bytes as soon as there is room. Raises `NoRoom`."""
         if self.has_room(size):
             self.used += size
             return
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self.max_waiting:
             raise NoRoom("too many large answers are waiting")
         waiter = _Waiter(size, Deferred(self._leave))
         self._waiting.append(waiter)
@@ -108,7 +111,7 @@ class AnswerMemory:
 
 
 @attrs.define(eq=False)
-class Held:
+class Reservation:
     """What one answer holds, as a context manager that gives it back."""
 
     memory: AnswerMemory
@@ -117,7 +120,7 @@ class Held:
     async def take(self, size: int) -> None:
         """Wait until *size* bytes may be held. Raises `NoRoom`. Best before anything is held: an answer may block
         itself otherwise."""
-        if size > SMALL:
+        if size > self.memory.small:
             await self.memory.take(size)
             self.size += size
 
@@ -129,7 +132,7 @@ class Held:
         while True:
             answer = await read()
             wanted = size(answer)
-            if wanted <= max(self.size, SMALL) or self.memory.has_room(wanted - self.size):
+            if wanted <= max(self.size, self.memory.small) or self.memory.has_room(wanted - self.size):
                 self.set(wanted)
                 return answer
             del answer
@@ -138,12 +141,12 @@ class Held:
 
     def set(self, size: int) -> None:
         """Correct the count to what is really held."""
-        counted = size if size > SMALL else 0
+        counted = size if size > self.memory.small else 0
         if counted != self.size:
             by, self.size = counted - self.size, counted
             self.memory.change(by)
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.frames.peers import Siblings
 from twistedproxy.processes.channel import CallError, Channel, Handler
 from twistedproxy.processes.child import ChildProcess
 from twistedproxy.system.logs import LogOutput
@@ -144,7 +145,7 @@ def _lasting(snapshot: Snapshot) -> Snapshot:
 
 
 @attrs.frozen
-class SiblingsByParent:
+class SiblingsByParent(Siblings):
     """`Siblings` of several processes. *own*: what this one counted.
 
     Fails with `CallError`, `ConnectionLost` and `TimeoutError`: without its parent a worker is about to end.
@@ -154,8 +155,8 @@ class SiblingsByParent:
     reactor: Any
     own: Callable[[], Snapshot]
 
-    async def forget(self, scope: Scope, told: bool) -> None:
-        await self._call("forget", scope=attrs.astuple(scope), told=told)
+    async def invalidate(self, scope: Scope, cache_invalidated: bool) -> None:
+        await self._call("forget", scope=attrs.astuple(scope), told=cache_invalidated)
 
     async def revoke(self, credential: bytes, instance: Instance) -> None:
         address = (instance.origin, instance.root, instance.study, instance.series, instance.sop)

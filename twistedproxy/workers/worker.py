@@ -88,7 +88,7 @@ class Worker:
 
     async def forget(self, scope: list[Optional[str]], told: bool) -> None:
         if self._proxy is not None:
-            self._proxy.forgetting.hear(Scope(*scope), told)  # type: ignore[arg-type]
+            self._proxy.invalidation.apply(Scope(*scope), told)  # type: ignore[arg-type]
 
     async def revoke(self, credential: str, instance: list[str]) -> None:
         if self._proxy is not None:

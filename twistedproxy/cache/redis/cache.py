@@ -31,10 +31,10 @@ from twistedproxy.cache.keys import (
     fence_of,
     instance_keys,
     new_generation,
+    read_outcome,
     scope_key,
     unstamp,
 )
-from twistedproxy.cache.memory import read_outcome
 from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.redis import large, pipeline
 from twistedproxy.cache.redis.connection import Link
@@ -138,7 +138,7 @@ class RedisCache:
         found: dict[bytes, bytes] = {}
         for name, stored in zip(names, values[len(keys.generations) :]):
             value = None if stored is None or fence is None else unstamp(fence, stored)
-            if value is not None and large.is_packed(value):
+            if value is not None and value.startswith(large.MARK) and large.is_packed(value):
                 value = await self._large.read(entry + name, value)
             if value is not None:
                 found[name] = value
