@@ -20,6 +20,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
@@ -92,6 +93,7 @@ class Scheduler:
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
+    _unplanned: int = attrs.field(init=False, default=0)
     _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
     _stopped: bool = attrs.field(init=False, default=False)
     _log = Logger()
@@ -117,7 +119,12 @@ class Scheduler:
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=syntax)
         # Planned once the answer was written: its client does not wait for that.
-        self.clock.callLater(0, self._consider, Occasion(wanted, metadata, answer.fence), from_origin)
+        self._unplanned += 1
+        self.clock.callLater(0, self._plan_now, Occasion(wanted, metadata, answer.fence), from_origin)
+
+    def _plan_now(self, occasion: Occasion, from_origin: int) -> None:
+        self._unplanned -= 1
+        self._consider(occasion, from_origin)
 
     def refused(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.
@@ -285,7 +292,9 @@ class Scheduler:
 
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""
-        while self._starting or self.jobs.running:
+        while self._unplanned or self._starting or self.jobs.running:
+            if self._unplanned:
+                await deferLater(self.clock, 0)
             for starting in list(self._starting):
                 waiter: Deferred[None] = Deferred()
                 starting.addCallback(waiter.callback)
