@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.slides import Made, slide
 from twistedproxy.origin.folder.frames import FrameReader
 from twistedproxy.origin.folder.instance_file import StoredFile, read_header
-from twistedproxy.origin.folder.offsets import BadPixelData
+from twistedproxy.origin.folder.offset_table import BadPixelData
 from twistedproxy.origin.folder.open_files import OpenFiles
 
 

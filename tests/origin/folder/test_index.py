@@ -23,8 +23,8 @@ from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder import instance_file
 from twistedproxy.origin.folder.catalog import Key
 from twistedproxy.origin.folder.index import FIRST_WAIT, INTERVAL, MAX_SHARE, MIN_PAUSE, FolderGone, Index
+from twistedproxy.origin.folder.index_cache import Kept, kept_place
 from twistedproxy.origin.folder.instance_file import Common, StoredFile
-from twistedproxy.origin.folder.kept import Kept, kept_place
 
 
 class AtOnce:

@@ -9,11 +9,11 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import Made, loop, slide
-from twistedproxy.origin.folder.answers import Refusal
 from twistedproxy.origin.folder.catalog import Catalog
 from twistedproxy.origin.folder.instance_file import read_header
 from twistedproxy.origin.folder.matching import like, matches
 from twistedproxy.origin.folder.query import Match, parse_query
+from twistedproxy.origin.folder.refusals import Refusal
 from twistedproxy.origin.folder.search import Level, Where, representative, result_chunks, search
 
 BASE = "file:/somewhere"

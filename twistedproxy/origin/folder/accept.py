@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, covers, parse_media_type_list
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, canonical_media_type
-from twistedproxy.origin.folder.answers import Refusal
+from twistedproxy.origin.folder.refusals import Refusal
 from twistedproxy.origin.interface import Headers, OriginRequest
 
 JSON_TYPES = ("application/dicom+json", "application/json")

@@ -27,7 +27,7 @@ from twistedproxy.origin.folder.instance_file import (
     open_plain,
     read_dataset,
 )
-from twistedproxy.origin.folder.offsets import (
+from twistedproxy.origin.folder.offset_table import (
     ITEM,
     BadPixelData,
     FrameTable,

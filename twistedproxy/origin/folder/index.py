@@ -31,10 +31,10 @@ from twisted.logger import Logger
 
 from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder.catalog import Catalog, Key
+from twistedproxy.origin.folder.index_cache import Kept
 from twistedproxy.origin.folder.instance_file import Common, Stamp, StoredFile, UnreadableFile, read_header
-from twistedproxy.origin.folder.kept import Kept
-from twistedproxy.origin.folder.noticing import Notices
 from twistedproxy.origin.folder.threads import Shared, Threads
+from twistedproxy.origin.folder.watcher import Notices
 
 INTERVAL = 2.0  # seconds between two walks
 MAX_SHARE = 0.03  # of the time may go into walking

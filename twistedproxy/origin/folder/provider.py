@@ -16,19 +16,19 @@ from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginUnreachable
-from twistedproxy.origin.folder.answers import Refusal, no_such
 from twistedproxy.origin.folder.bodies import GeneratedStream, file_chunks
 from twistedproxy.origin.folder.catalog import Key
 from twistedproxy.origin.folder.frames import FrameReader
 from twistedproxy.origin.folder.index import INTERVAL, FolderGone, Index, Stopped
+from twistedproxy.origin.folder.index_cache import Kept, kept_place
 from twistedproxy.origin.folder.instance_file import FileChanged, StoredFile, UnreadableFile
-from twistedproxy.origin.folder.kept import Kept, kept_place
-from twistedproxy.origin.folder.noticing import Notices
-from twistedproxy.origin.folder.offsets import BadPixelData
+from twistedproxy.origin.folder.offset_table import BadPixelData
 from twistedproxy.origin.folder.open_files import OpenFiles
+from twistedproxy.origin.folder.refusals import Refusal, no_such
+from twistedproxy.origin.folder.responses import FolderServer, check_numbers
 from twistedproxy.origin.folder.search import representative
-from twistedproxy.origin.folder.server import FolderServer, check_numbers
 from twistedproxy.origin.folder.threads import Shared, Threads
+from twistedproxy.origin.folder.watcher import Notices
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import ByteStream
 

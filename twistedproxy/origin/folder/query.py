@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 import attrs
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from twistedproxy.origin.folder.answers import Refusal, shown
 from twistedproxy.origin.folder.instance_file import ALL_LEVELS
+from twistedproxy.origin.folder.refusals import Refusal, shown
 
 MAX_PARAMETERS = 100
 MAX_RESULTS = 5000  # of one answer; a client that wants more asks for the next ones with offset

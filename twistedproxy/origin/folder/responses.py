@@ -23,7 +23,14 @@ from twistedproxy.origin.folder.accept import (
     accepts_single,
     offers,
 )
-from twistedproxy.origin.folder.answers import (
+from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, identity, multipart
+from twistedproxy.origin.folder.frames import FrameReader
+from twistedproxy.origin.folder.index import Index
+from twistedproxy.origin.folder.instance_file import AVAILABLE_TRANSFER_SYNTAX, StoredFile, read_full_header
+from twistedproxy.origin.folder.json_model import NoSuchElement, find_value, json_chunks
+from twistedproxy.origin.folder.open_files import OpenFiles
+from twistedproxy.origin.folder.query import parse_query
+from twistedproxy.origin.folder.refusals import (
     DICOM_JSON,
     MAX_SHOWN,
     Refusal,
@@ -34,13 +41,6 @@ from twistedproxy.origin.folder.answers import (
     shown,
     streamed,
 )
-from twistedproxy.origin.folder.bodies import GeneratedStream, PartSource, file_chunks, identity, multipart
-from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.index import Index
-from twistedproxy.origin.folder.instance_file import AVAILABLE_TRANSFER_SYNTAX, StoredFile, read_full_header
-from twistedproxy.origin.folder.json_model import NoSuchElement, find_value, json_chunks
-from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.query import parse_query
 from twistedproxy.origin.folder.search import Level, Where, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads
 from twistedproxy.origin.interface import OriginRequest, OriginResponse

@@ -14,7 +14,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE, JPEG_XL
 from twistedproxy.origin.folder.frames import _bits, _encapsulated_frame
 from twistedproxy.origin.folder.instance_file import PixelElement
-from twistedproxy.origin.folder.offsets import BadPixelData, FrameTable, ReadAt, build_table, native_span
+from twistedproxy.origin.folder.offset_table import BadPixelData, FrameTable, ReadAt, build_table, native_span
 
 START = 100  # bytes in front of the pixel data
 ENCAPSULATED = PixelElement(0x7FE00010, "OB", START, None, True)
