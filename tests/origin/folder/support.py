@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from twistedproxy.origin.folder import FolderOrigin, folder_origin
-from twistedproxy.origin.folder.provider import Changed, _nothing
+from twistedproxy.origin.folder.provider import Changed, nothing
 from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.streams import BytesStream, read_all
 
@@ -41,13 +41,15 @@ class FolderTestCase(TestCase):
     async def serve(
         self,
         interval: float = 0.1,
-        changed: Changed = _nothing,
+        changed: Changed = nothing,
         environment: Optional[Mapping[str, str]] = None,
     ) -> FolderOrigin:
         """Serve the folder as it is now, until the test ends; walk through it every *interval* seconds."""
         from twisted.internet import reactor
 
-        origin = folder_origin(f"file:{self.folder}", reactor, interval, changed, environment)
+        origin = folder_origin(
+            f"file:{self.folder}", reactor, interval=interval, changed=changed, environment=environment
+        )
         await origin.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(origin.stop()))
         return origin

@@ -12,9 +12,8 @@ from pydicom.uid import UID, UID_dictionary, generate_uid
 from twisted.trial.unittest import SynchronousTestCase
 from wsidicom_data import EncodedTestData
 
-from twistedproxy.origin.folder.frames import FrameReader
+from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.instance_file import read_header
-from twistedproxy.origin.folder.open_files import OpenFiles
 
 SIDE = 240  # pixels of the test data's frames
 FRAMES = 3
@@ -82,15 +81,15 @@ class EncodingTests(SynchronousTestCase):
         sources = sorted(EncodedTestData.test_data_path.iterdir())
         self.assertGreater(len(sources), 30)
         seen = set()
-        files = OpenFiles()
+        files = FileReader()
         self.addCleanup(files.close)
         for source in sources:
             for tables in ("none", "basic", "extended"):
                 path = folder / f"{source.stem}-{tables}.dcm"
                 data = wrapped(source, path, tables)
                 record = read_header(str(path), {})
-                seen.add(record.transfer_syntax)
-                self.assertEqual(record.transfer_syntax, data.file_meta.TransferSyntaxUID)
-                frames = FrameReader(files).read(record, [1, 2, 3])
+                seen.add(record.common.transfer_syntax)
+                self.assertEqual(record.common.transfer_syntax, data.file_meta.TransferSyntaxUID)
+                frames = files.read(record, [1, 2, 3])
                 self.assertEqual(frames, expected_frames(path), path.name)
         self.assertGreaterEqual(len(seen), 11)

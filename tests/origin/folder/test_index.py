@@ -21,10 +21,10 @@ from tests.slides import loop, slide
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder import instance_file
-from twistedproxy.origin.folder.catalog import Key
-from twistedproxy.origin.folder.index import FIRST_WAIT, INTERVAL, MAX_SHARE, MIN_PAUSE, FolderGone, Index
-from twistedproxy.origin.folder.index_cache import Kept, kept_place
-from twistedproxy.origin.folder.instance_file import Common, StoredFile
+from twistedproxy.origin.folder.contents import FolderContents, FolderGone
+from twistedproxy.origin.folder.index import FIRST_WAIT, INTERVAL, MAX_SHARE, MIN_PAUSE, Index
+from twistedproxy.origin.folder.index_cache import IndexCache
+from twistedproxy.origin.folder.instance_file import Common, Key, StoredFile
 
 
 class AtOnce:
@@ -67,13 +67,14 @@ class IndexTestCase(SynchronousTestCase):
     async def invalidate(self, keys: Optional[Collection[Key]]) -> None:
         self.invalidated.append(keys)
 
-    def started(self, kept: Optional[Kept] = None) -> Index:
+    def started(self, cache: Optional[IndexCache] = None) -> Index:
         self.index = Index(
             self.clock,
             str(self.folder),
             self.threads,  # type: ignore[arg-type]
-            kept=kept,
-            invalidate=self.invalidate,
+            self.invalidate,
+            cache=cache,
+            watched=False,
         )
         self.successResultOf(Deferred.fromCoroutine(self.index.start()))
         return self.index
@@ -85,7 +86,7 @@ class IndexTestCase(SynchronousTestCase):
         self.clock.advance(INTERVAL)
 
     def names(self) -> list[str]:
-        files = [file for study in self.index.catalog.studies.values() for file in study]
+        files = [file for study in self.index.catalog.studies for file in self.index.catalog.files(study)]
         return sorted(os.path.relpath(file.path, self.folder) for file in files)
 
     def find(self, *key: str) -> list[StoredFile]:
@@ -170,7 +171,7 @@ class ScanTests(IndexTestCase):
 
         def scandir(path: str) -> Any:
             if path.endswith("closed"):
-                raise PermissionError(13, "Permission denied")
+                raise PermissionError(13, "Permission denied", path)
             return listed(path)
 
         self.patch(os, "scandir", scandir)
@@ -186,8 +187,9 @@ class ScanTests(IndexTestCase):
         self.started()
         before = self.find(same.study), self.find(other.study)
         reads: list[str] = []
-        read = self.index._read
-        self.index._read = lambda path: reads.append(os.path.basename(path)) or read(path)  # type: ignore[method-assign, func-returns-value]
+        contents = self.index._contents
+        read = contents._read
+        contents._read = lambda path, *more: reads.append(os.path.basename(path)) or read(path, *more)  # type: ignore[method-assign, func-returns-value]
         self.look()
         self.assertEqual(reads, [])
         slide(other.path, 1, 1, tile=20, study=other.study, series=other.series, sop=other.sop)
@@ -250,13 +252,14 @@ class WhenTests(IndexTestCase):
         """Where a walk takes long, the next one waits until walking takes only its share of the time; reading doesn't count."""
         self.started()
         slide(self.folder / "one.dcm", 1, 1, tile=16)
-        read = self.index._read
+        contents = self.index._contents
+        read = contents._read
 
-        def slowly(path: str) -> Any:
+        def slowly(*arguments: Any) -> Any:
             self.clock.rightNow += 1000.0
-            return read(path)
+            return read(*arguments)
 
-        self.index._read = slowly  # type: ignore[method-assign]
+        contents._read = slowly  # type: ignore[method-assign]
         self.threads.seconds = 3.0
         self.look()
         calls = self.threads.calls
@@ -292,20 +295,15 @@ class WhenTests(IndexTestCase):
         os.utime(changed.path, ns=(1, 1))
         self.look()
         self.assertEqual(len(waiting), 1)
-        aside = self.folder.with_name("aside")
-        self.folder.rename(aside)
-        going = Deferred.fromCoroutine(index._go("it went"))
+        index._gone = "it went"
         waiting.pop().callback(None)
-        self.successResultOf(going)
         self.assertEqual(self.names(), [])
-        aside.rename(self.folder)
         os.utime(changed.path, ns=(2, 2))
         looking = Deferred.fromCoroutine(index.look_at([str(changed.path)]))
-        coming = Deferred.fromCoroutine(index._come_back())
+        index._gone = ""
         for waiter in waiting:
             waiter.callback(None)
         self.successResultOf(looking)
-        self.successResultOf(coming)
         self.assertEqual(self.names(), ["changed.dcm", "kept.dcm"])
 
     def test_folder_gone_and_back(self) -> None:
@@ -325,7 +323,7 @@ class WhenTests(IndexTestCase):
     def test_no_folder(self) -> None:
         """A folder that cannot be listed ends the start with an error without its path."""
         self.folder.rmdir()
-        index = Index(self.clock, str(self.folder), self.threads)  # type: ignore[arg-type]
+        index = Index(self.clock, str(self.folder), self.threads, self.invalidate)  # type: ignore[arg-type]
         error = self.failureResultOf(Deferred.fromCoroutine(index.start()), FolderGone)
         self.assertNotIn(str(self.folder), str(error.value))
 
@@ -420,21 +418,25 @@ class ChangeTests(IndexTestCase):
         self.assertEqual(told, [1])
 
 
-class KeptTests(IndexTestCase):
+class IndexCacheTests(IndexTestCase):
     """What is kept for the next start."""
 
     def setUp(self) -> None:
         super().setUp()
         self.environment = {"XDG_CACHE_HOME": str(Path(self.mktemp()).absolute())}
-        self.place = kept_place(self.environment, str(self.folder))
+        self.place = IndexCache(self.environment, str(self.folder)).place
 
     def restarted(self) -> list[str]:
         """Start anew; the names of the files that had to be read."""
         reads: list[str] = []
-        read = Index._read
-        self.patch(Index, "_read", lambda index, path: reads.append(os.path.basename(path)) or read(index, path))
+        read = FolderContents._read
+        self.patch(
+            FolderContents,
+            "_read",
+            lambda contents, path, stamp: reads.append(os.path.basename(path)) or read(contents, path, stamp),
+        )
         self.invalidated.clear()
-        self.started(Kept(self.place))
+        self.started(IndexCache(self.environment, str(self.folder)))
         self.stop()
         return reads
 
@@ -450,16 +452,16 @@ class KeptTests(IndexTestCase):
         (self.folder / "bad.dcm").write_bytes(b"no DICOM")
         self.assertEqual(len(self.restarted()), 4)
         self.assertEqual(self.invalidated, [None])
-        before = {file.path: file for study in self.index.catalog.studies.values() for file in study}
+        before = {file.path: file for study in self.index.catalog.studies.values() for file in study.files}
         self.assertEqual(self.restarted(), [])
         self.assertEqual((self.names(), self.invalidated), (["0.dcm", "1.dcm", "report.dcm"], []))
         for study in self.index.catalog.studies.values():
-            for file in study:
+            for file in study.files:
                 known = before[file.path]
                 self.assertEqual((file.stamp, file.key, file.pixels), (known.stamp, known.key, known.pixels))
                 self.assertEqual((file.facts, file.common.attributes), (known.facts, known.common.attributes))
                 self.assertEqual(file.own_attributes, known.own_attributes)
-                self.assertEqual(file.transfer_syntax, known.transfer_syntax)
+                self.assertEqual(file.common.transfer_syntax, known.common.transfer_syntax)
         slide(made[0].path, 1, 1, tile=20, study=made[0].study, series=made[0].series, sop=made[0].sop)
         made[1].path.unlink()
         self.assertEqual(self.restarted(), ["0.dcm"])
@@ -469,29 +471,22 @@ class KeptTests(IndexTestCase):
         """What another worker writes meanwhile is seen with all that belongs to it, or not at all."""
         slide(self.folder / "one.dcm", 1, 1, tile=16)
         self.restarted()
-        (known,) = [file for study in self.index.catalog.studies.values() for file in study]
-        other, reading = Kept(self.place), Kept(self.place)
+        (known,) = [file for study in self.index.catalog.studies.values() for file in study.files]
+        other, reading = (IndexCache(self.environment, str(self.folder)) for _ in range(2))
         other.load({})
         unpack = Common.unpack
 
         def write_first(packed: bytes) -> Common:
-            other.write(
-                (),
-                [
-                    attrs.evolve(
-                        known, path="/new", common=attrs.evolve(known.common, packed=known.common.packed + b" ")
-                    )
-                ],
-                {},
-            )
+            common = attrs.evolve(known.common, packed=known.common.packed + b" ")
+            other.write({"/new": attrs.evolve(known, path="/new", common=common)})
             return unpack(packed)
 
         self.patch(Common, "unpack", write_first)
         learned = reading.load({})
         self.patch(Common, "unpack", unpack)
-        self.assertEqual([known.path], list(learned.files) if learned is not None else None)
-        for kept in (other, reading):
-            kept.close()
+        self.assertEqual([known.path], list(learned or ()))
+        for cache in (other, reading):
+            cache.close()
         with sqlite3.connect(self.place) as database:
             self.assertEqual(database.execute("SELECT count(*) FROM common").fetchone(), (2,))
             database.execute("DELETE FROM files WHERE path = ?", (b"/new",))
@@ -531,26 +526,25 @@ class KeptTests(IndexTestCase):
         """Closing waits for the thread that reads, and nothing is opened again after it."""
         slide(self.folder / "one.dcm", 1, 1, tile=16)
         self.restarted()
-        kept = Kept(self.place)
+        cache = IndexCache(self.environment, str(self.folder))
         reading, go_on = threading.Event(), threading.Event()
-        read = kept._read
+        read = cache._read
 
         def slowly(*arguments: Any) -> Any:
             reading.set()
             go_on.wait(10)
             return read(*arguments)
 
-        kept._read = slowly  # type: ignore[method-assign]
+        cache._read = slowly  # type: ignore[method-assign]
         with ThreadPoolExecutor() as pool:
-            loading = pool.submit(kept.load, {})
+            loading = pool.submit(cache.load, {})
             reading.wait(10)
-            closing = pool.submit(kept.close)
+            closing = pool.submit(cache.close)
             go_on.set()
             closing.result(10)
             learned = loading.result(10)
-        assert learned is not None
-        self.assertEqual(len(learned.files), 1)
-        self.assertIsNone(kept.load({}))
+        self.assertEqual(len(learned or ()), 1)
+        self.assertIsNone(cache.load({}))
 
     def test_no_place(self) -> None:
         """Where nothing can be kept, all is read anew."""

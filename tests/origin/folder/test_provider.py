@@ -161,7 +161,7 @@ class NoticeTests(FolderTestCase):
 
     def names(self, origin: FolderOrigin) -> list[str]:
         studies = origin._index.catalog.studies.values()
-        return sorted(os.path.relpath(file.path, self.folder) for study in studies for file in study)
+        return sorted(os.path.relpath(file.path, self.folder) for study in studies for file in study.files)
 
     async def test_files_and_folders(self) -> None:
         """Files that are closed, linked, moved or removed are noticed, and so are folders with what is in them."""

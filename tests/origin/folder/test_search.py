@@ -9,12 +9,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import Made, loop, slide
-from twistedproxy.origin.folder.catalog import Catalog
+from twistedproxy.origin.errors import OriginRefused
+from twistedproxy.origin.folder.catalog import Catalog, representative
 from twistedproxy.origin.folder.instance_file import read_header
-from twistedproxy.origin.folder.matching import like, matches
-from twistedproxy.origin.folder.query import Match, parse_query
-from twistedproxy.origin.folder.refusals import Refusal
-from twistedproxy.origin.folder.search import Level, Where, representative, result_chunks, search
+from twistedproxy.origin.folder.search import MatchingKey, like, matches, parse_query, result_chunks, search
 
 BASE = "file:/somewhere"
 
@@ -23,7 +21,7 @@ class MatchingTests(SynchronousTestCase):
     """One attribute against one key."""
 
     def check(self, vr: str, value: Any, wanted: str) -> bool:
-        return matches({"00100010": {"vr": vr, "Value": [value]}}, Match(("00100010",), vr, (wanted,)))
+        return matches({"00100010": {"vr": vr, "Value": [value]}}, MatchingKey(("00100010",), vr, (wanted,)))
 
     def test_wildcards(self) -> None:
         """Stars stand for any characters, question marks for one."""
@@ -82,13 +80,13 @@ class MatchingTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """An empty key matches everything, also what is missing."""
-        self.assertTrue(matches({}, Match(("00100010",), "PN", ("",))))
+        self.assertTrue(matches({}, MatchingKey(("00100010",), "PN", ("",))))
 
     def test_in_sequences(self) -> None:
         """An attribute of an item matches by its path."""
         attributes = {"00400275": {"vr": "SQ", "Value": [{"00400009": {"vr": "SH", "Value": ["7"]}}]}}
-        self.assertTrue(matches(attributes, Match(("00400275", "00400009"), "SH", ("7",))))
-        self.assertFalse(matches(attributes, Match(("00400275", "00400009"), "SH", ("8",))))
+        self.assertTrue(matches(attributes, MatchingKey(("00400275", "00400009"), "SH", ("7",))))
+        self.assertFalse(matches(attributes, MatchingKey(("00400275", "00400009"), "SH", ("8",))))
 
 
 class QueryTests(SynchronousTestCase):
@@ -100,7 +98,7 @@ class QueryTests(SynchronousTestCase):
             b"PatientID=A%2AB&00080060=SM&RequestAttributesSequence.00400009=1"
             b"&includefield=00081030,Rows&includefield=all&limit=5&offset=2&fuzzymatching=true"
         )
-        self.assertEqual([(key.place, *key.values) for key in query.matches], [
+        self.assertEqual([(key.place, *key.values) for key in query.keys], [
             (("00100020",), "A*B"), (("00080060",), "SM"), (("00400275", "00400009"), "1"),
         ])  # fmt: skip
         self.assertEqual(query.include, (("00081030",), ("00280010",)))
@@ -111,12 +109,12 @@ class QueryTests(SynchronousTestCase):
         """Unknown parameters, and attributes that nothing can be matched by, are ignored and named."""
         query = parse_query(b"Nonsense=1&PixelData=1&_=17&00091001=x&includefield=Nothing,Rows&x.y=2&PatientID=A")
         self.assertEqual(query.ignored, ("Nonsense", "PixelData", "_", "00091001", "x.y"))
-        self.assertEqual([key.place for key in query.matches], [("00100020",)])
+        self.assertEqual([key.place for key in query.keys], [("00100020",)])
         self.assertEqual(query.include, (("00280010",),))
 
     def test_private_in_a_sequence(self) -> None:
         """A private element in a sequence is matched by as far as that goes."""
-        (key,) = parse_query(b"00400275.00091001=x").matches
+        (key,) = parse_query(b"00400275.00091001=x").keys
         self.assertEqual((key.place, key.vr), (("00400275", "00091001"), "UN"))
         self.assertFalse(matches({}, key))
 
@@ -129,9 +127,9 @@ class QueryTests(SynchronousTestCase):
             (b"a=1&" * 101, "parameters"),
             (b"PatientID=%ff", "UTF-8"),
         ):
-            refusal = self.assertRaises(Refusal, parse_query, raw)
+            refusal = self.assertRaises(OriginRefused, parse_query, raw)
             self.assertEqual(refusal.status, 400)
-            self.assertIn(named, refusal.detail)
+            self.assertIn(named, refusal.body.decode())
 
 
 class SearchTests(SynchronousTestCase):
@@ -150,14 +148,14 @@ class SearchTests(SynchronousTestCase):
         self.folder = folder
         self.catalog = Catalog().changed((), [read_header(str(path), {}) for path in folder.iterdir()])
 
-    def found(self, level: Level, query: str, *where: str) -> list[Any]:
-        parsed, place = parse_query(query.encode()), Where(*where)
-        results = search(self.catalog, level, place, parsed)
-        answer: list[Any] = json.loads(b"".join(result_chunks(results.found, level, place, parsed, BASE)))
+    def found(self, level: str, query: str, *where: str) -> list[Any]:
+        parsed = parse_query(query.encode())
+        found = search(self.catalog, level, where, parsed)
+        answer: list[Any] = json.loads(b"".join(result_chunks(found, level, where, parsed, BASE)))
         return answer
 
-    def uids(self, level: Level, query: str, *where: str) -> list[str]:
-        tag = {Level.STUDIES: "0020000D", Level.SERIES: "0020000E", Level.INSTANCES: "00080018"}[level]
+    def uids(self, level: str, query: str, *where: str) -> list[str]:
+        tag = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}[level]
         return [one[tag]["Value"][0] for one in self.found(level, query, *where)]
 
     def sops(self, *made: Made) -> list[str]:
@@ -165,7 +163,7 @@ class SearchTests(SynchronousTestCase):
 
     def test_studies(self) -> None:
         """Studies come with what they hold: modalities, counts, where to get them."""
-        anna, bert = self.found(Level.STUDIES, "")
+        anna, bert = self.found("studies", "")
         self.assertEqual(anna["00080061"]["Value"], ["SM", "US"])
         self.assertEqual((anna["00201206"]["Value"], anna["00201208"]["Value"]), ([2], [3]))
         self.assertEqual(anna["00081190"]["Value"], [f"{BASE}/studies/{self.base.study}"])
@@ -197,55 +195,55 @@ class SearchTests(SynchronousTestCase):
             ("PatientID=ANNA&StudyDate=2025-", both[:1]),
             ("PatientID=", both),
         ):
-            self.assertEqual(self.uids(Level.STUDIES, query), expected, query)
+            self.assertEqual(self.uids("studies", query), expected, query)
 
     def test_series(self) -> None:
         """Series come with their counts, of all studies or of one; all of them name their study."""
-        self.assertEqual(len(self.uids(Level.SERIES, "")), 3)
-        slides, _ = self.found(Level.SERIES, "", self.base.study)
+        self.assertEqual(len(self.uids("series", "")), 3)
+        slides, _ = self.found("series", "", self.base.study)
         self.assertEqual(slides["00201209"]["Value"], [2])
         self.assertEqual(slides["0020000D"]["Value"], [self.base.study])
         self.assertNotIn("00100020", slides)
         self.assertEqual(slides["00081190"]["Value"], [f"{BASE}/studies/{self.base.study}/series/{self.base.series}"])
-        self.assertEqual(self.uids(Level.SERIES, "Modality=US", self.base.study), [self.beside.series])
+        self.assertEqual(self.uids("series", "Modality=US", self.base.study), [self.beside.series])
 
     def test_instances(self) -> None:
         """Instances come with frames, size and transfer syntax, of everything, a study or a series."""
-        self.assertEqual(self.uids(Level.INSTANCES, ""), self.sops(self.base, self.small, self.beside, self.other))
+        self.assertEqual(self.uids("instances", ""), self.sops(self.base, self.small, self.beside, self.other))
         self.assertEqual(
-            self.uids(Level.INSTANCES, "", self.base.study, self.base.series), self.sops(self.base, self.small)
+            self.uids("instances", "", self.base.study, self.base.series), self.sops(self.base, self.small)
         )
-        one = self.found(Level.INSTANCES, "InstanceNumber=1", self.base.study, self.base.series)[0]
+        one = self.found("instances", "InstanceNumber=1", self.base.study, self.base.series)[0]
         self.assertEqual(one["00280008"]["Value"], [4])
         self.assertEqual(one["00083002"]["Value"], ["1.2.840.10008.1.2.4.50"])
         self.assertEqual(one["00081190"]["Value"], [f"{BASE}/{self.base.resource}"])
-        self.assertEqual(self.uids(Level.INSTANCES, "PatientID=BERT"), [self.other.sop])
+        self.assertEqual(self.uids("instances", "PatientID=BERT"), [self.other.sop])
 
     def test_included(self) -> None:
         """What was asked for comes along, from the index or from the file."""
-        one = self.found(Level.INSTANCES, "includefield=PatientID,00181020,OpticalPathSequence", self.base.study)[0]
+        one = self.found("instances", "includefield=PatientID,00181020,OpticalPathSequence", self.base.study)[0]
         self.assertEqual(one["00100020"]["Value"], ["ANNA"])
         self.assertEqual(one["00181020"]["Value"], ["1"])
         profile = one["00480105"]["Value"][0]["00282000"]
         self.assertIn("vr", profile)
-        everything = self.found(Level.INSTANCES, "includefield=all", self.base.study)[0]
+        everything = self.found("instances", "includefield=all", self.base.study)[0]
         self.assertIn("00480105", everything)
-        self.assertNotIn("00480105", self.found(Level.INSTANCES, "", self.base.study)[0])
-        study = self.found(Level.STUDIES, "includefield=00181020")[0]
+        self.assertNotIn("00480105", self.found("instances", "", self.base.study)[0])
+        study = self.found("studies", "includefield=00181020")[0]
         self.assertEqual(study["00181020"]["Value"], ["1"])
 
     def test_pages(self) -> None:
         """limit and offset cut pages that fit together."""
-        whole = self.uids(Level.INSTANCES, "")
-        pages = [self.uids(Level.INSTANCES, f"limit=3&offset={offset}") for offset in (0, 3, 6)]
+        whole = self.uids("instances", "")
+        pages = [self.uids("instances", f"limit=3&offset={offset}") for offset in (0, 3, 6)]
         self.assertEqual(pages, [whole[:3], whole[3:], []])
-        self.assertEqual(self.found(Level.STUDIES, "limit=0"), [])
+        self.assertEqual(self.found("studies", "limit=0"), [])
 
     def test_too_many(self) -> None:
         """Of more results than an answer holds the number of the others is told."""
         self.patch(__import__("twistedproxy.origin.folder.search", fromlist=["x"]), "MAX_RESULTS", 3)
-        results = search(self.catalog, Level.INSTANCES, Where(), parse_query(b""))
-        self.assertEqual((len(results.found), results.left), (3, 1))
+        found = search(self.catalog, "instances", (), parse_query(b""))
+        self.assertEqual((len(found.results), found.left), (3, 1))
 
     def test_representative(self) -> None:
         """A whole slide is shown by its smallest level, a stack by its middle."""

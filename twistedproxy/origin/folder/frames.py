@@ -1,156 +1,197 @@
-"""Frames out of an indexed file, as stored. Blocking: call it in a thread.
+"""Frames out of an indexed file, as stored, and files as they are. Blocking: call it in a thread.
 
-- A frame read reads that frame's bytes and no others.
-- Every encapsulated frame is checked by its item headers; every native one by its size.
+- A frame read reads that frame's bytes and the headers of its items, and no others. The frame of an encapsulated file is made
+  of whole items, the one of a native file has its size.
+- What is read comes from the very state of the file that was indexed, or `FileChanged` is raised.
 """
 
 from __future__ import annotations
 
-import io
+import functools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
 
-from twistedproxy.dicom.native_pixels import PIXEL_DATA, swap_bytes
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swap_bytes, swapped_width
 from twistedproxy.dicom.part10.dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
 from twistedproxy.dicom.sniffing import may_be, other_codec
-from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.origin.folder.instance_file import (
     MAX_INFLATED,
+    FileChanged,
     PixelElement,
+    ReadAt,
     Stamp,
     StoredFile,
     UnreadableFile,
     open_content,
     open_plain,
     read_dataset,
+    reader,
 )
-from twistedproxy.origin.folder.offset_table import (
-    ITEM,
-    BadPixelData,
-    FrameTable,
-    ReadAt,
-    build_table,
-    byte_order,
-    fragments,
-    item_header,
-    native_span,
-)
-from twistedproxy.origin.folder.open_files import OpenFiles
+from twistedproxy.origin.folder.offset_table import OffsetTable, Spans, find_frames, frame_spans, total
 from twistedproxy.streams import StreamTooLong
 
+MAX_OPEN = 64  # files; a series of a slide has a dozen, the usual limit of a process is 1024
 MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables; 8 bytes a frame: sixteen slides of 500,000 frames
-_ITEM_HEADER = 8
-_CHUNK = 512 * 1024  # bytes read at once of what is streamed; a multiple of all words
+CHUNK = 512 * 1024  # bytes read at once of what is streamed; a multiple of all words
+_EXTENDED = [EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS]
 
 
-class FrameReader:
-    """Reads frames, and remembers where they are. Its methods may be called from several threads."""
+class _Descriptor:
+    """An open file, closed when nothing uses it any more."""
 
-    def __init__(self, files: OpenFiles, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
-        self._files = files
+    def __init__(self, path: str, _stamp: Stamp) -> None:
+        self._number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)
+
+    def stamp(self) -> Stamp:
+        return Stamp.of(os.fstat(self._number))
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`os.pread` may give less than asked for, also before the end."""
+        found = os.pread(self._number, size, offset)
+        while len(found) < size and (more := os.pread(self._number, size - len(found), offset + len(found))):
+            found += more
+        return found
+
+
+class FileReader:
+    """Reads files, and remembers where their frames are. Its methods may be called from several threads.
+
+    They raise `FileChanged`, `UnreadableFile`, `OSError`. Few files stay open: to open one of a network drive takes its time.
+    """
+
+    def __init__(self, max_open: int = MAX_OPEN, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
+        self._open = functools.lru_cache(max_open)(_Descriptor)
         self._max_table_bytes = max_table_bytes
-        self._tables: OrderedDict[tuple[str, Stamp], FrameTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[str, Stamp], OffsetTable] = OrderedDict()
         self._table_bytes = 0
         self._lock = threading.Lock()
 
-    def has_table(self, record: StoredFile) -> bool:
-        """Whether the frames of *record* can be read without looking for them first."""
-        native = record.pixels is None or record.pixels.length is not None
-        with self._lock:
-            return native or (record.path, record.stamp) in self._tables
+    @property
+    def open_files(self) -> int:
+        """How many files are kept open."""
+        return self._open.cache_info().currsize
 
-    def prepare(self, record: StoredFile) -> None:
-        """Find out where the frames are. Raises `BadPixelData`, `FileChanged`, `OSError`."""
-        with self._content(record) as read_at:
-            self._table(record, read_at)
+    def close(self) -> None:
+        """Keep none open: files that went or were replaced hold disk space while they are."""
+        self._open.cache_clear()
 
-    def read(self, record: StoredFile, numbers: Sequence[int], limit: Optional[int] = None) -> list[bytes]:
-        """The frames *numbers* (from 1, all within the record's frames), native ones in little endian.
+    @contextmanager
+    def reading(self, record: StoredFile) -> Iterator[ReadAt]:
+        """Give a function that reads from the file."""
+        opened = self._open(record.path, record.stamp)
+        self._check(opened, record)
+        yield opened.read_at
+        self._check(opened, record)
 
-        Raises `BadPixelData`, `FileChanged`, `OSError`, and `StreamTooLong` before anything beyond *limit* bytes is read.
-        """
-        with self._content(record) as read_at:
-            spans = [self._span(record, read_at, number) for number in numbers]
-            if limit is not None and sum(end - start for start, end in spans) > limit + _ITEM_HEADER * len(spans):
-                raise StreamTooLong(f"more than {limit} bytes")
-            frames = [self._frame(record, read_at, number) for number in numbers]
-        if limit is not None and sum(map(len, frames)) > limit:
-            raise StreamTooLong(f"more than {limit} bytes")
-        if frames and (shown := other_codec(frames[0], record.transfer_syntax)):
-            raise BadPixelData(f"its frames are {shown}, which is not its transfer syntax")
-        for number, frame in zip(numbers, frames):
-            if frame and not may_be(frame, record.transfer_syntax):
-                raise BadPixelData(
-                    f"frame {number} begins with {frame[:16]!r}, as none in {record.transfer_syntax} does"
-                )
-        return frames
-
-    def spans(self, record: StoredFile, number: Optional[int] = None) -> list[tuple[int, int]]:
-        """Where the bytes of a frame, or of all native pixel data, lie: (first, after the last) of each piece.
-
-        A frame that is large (a video) can be read so piece by piece. Raises as `read` does.
-        """
-        with self._content(record) as read_at:
-            pixels = _pixels(record)
-            if number is None:
-                assert pixels.length is not None
-                return [(pixels.start, pixels.start + pixels.length)]
-            table = self._table(record, read_at)
-            return fragments(table, pixels, read_at, number)
-
-    def chunks(self, record: StoredFile, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes of *spans* in pieces, native ones in little endian. The file is open only within a piece."""
-        step = _CHUNK if not record.deflated else MAX_INFLATED  # which is inflated for each piece anew
-        for start, end in spans:
-            for position in range(start, end, step):
-                with self._content(record) as read_at:
-                    chunk = read_at(position, min(step, end - position))
-                if len(chunk) != min(step, end - position):
-                    raise BadPixelData("its pixel data are cut off")
-                yield swap_bytes(chunk, record.swapped)
+    def _check(self, opened: _Descriptor, record: StoredFile) -> None:
+        if opened.stamp() != record.stamp:
+            self.close()
+            raise FileChanged(record.path)
 
     @contextmanager
     def _content(self, record: StoredFile) -> Iterator[ReadAt]:
-        with self._files.reading(record) as read_at:
-            if not record.deflated:
+        with self.reading(record) as read_at:
+            if not record.syntax.deflated:
                 yield read_at
                 return
             # Rare, and small by nature: inflated anew for each request rather than remembered.
             with open_plain(record.path) as file:
-                content = open_content(file)
-                yield lambda offset, size: _slice(content, offset, size)
+                yield reader(open_content(file))
 
-    def _span(self, record: StoredFile, read_at: ReadAt, number: int) -> tuple[int, int]:
+    def has_table(self, record: StoredFile) -> bool:
+        """Whether the frames of *record* can be read without looking for them first."""
+        native = record.pixels is None or record.pixels.length is not None
+        return native or (record.path, record.stamp) in self._tables
+
+    def prepare(self, record: StoredFile) -> None:
+        """Find out where the frames are."""
+        with self._content(record) as read_at:
+            self._table(record, _pixels(record), read_at)
+
+    def read(self, record: StoredFile, numbers: Sequence[int], limit: Optional[int] = None) -> list[bytes]:
+        """The frames *numbers* (from 1, all within the record's frames), native ones in little endian.
+
+        Raises `StreamTooLong` before anything beyond *limit* bytes is read.
+        """
         pixels = _pixels(record)
-        if pixels.length is None:
-            return self._table(record, read_at).bounds(number)
-        return native_span(pixels, record.facts, number)[:2]
+        with self._content(record) as read_at:
+            if pixels.length is None:
+                spans = [self._spans(record, pixels, read_at, number) for number in numbers]
+                _check_limit(sum(map(total, spans)), limit)
+                frames = [b"".join([read_at(start, end - start) for start, end in one]) for one in spans]
+                if any(len(frame) != total(one) for frame, one in zip(frames, spans)):
+                    raise UnreadableFile("its pixel data are cut off")
+            else:
+                _check_limit(len(numbers) * -(-_frame_bits(pixels, record.facts) // 8), limit)
+                frames = [native_frame(pixels, record.facts, read_at, number) for number in numbers]
+        syntax = record.common.transfer_syntax
+        if frames and (shown := other_codec(frames[0], syntax)):
+            raise UnreadableFile(f"its frames are {shown}, which is not its transfer syntax")
+        for number, frame in zip(numbers, frames):
+            if frame and not may_be(frame, syntax):
+                raise UnreadableFile(f"frame {number} begins with {frame[:16]!r}, as none in {syntax} does")
+        return frames
 
-    def _frame(self, record: StoredFile, read_at: ReadAt, number: int) -> bytes:
+    def spans(self, record: StoredFile, number: int = 1) -> Spans:
+        """Where the bytes of an encapsulated frame, or of all native pixel data, lie. A frame that is large (a video) can be read
+        so piece by piece."""
         pixels = _pixels(record)
         if pixels.length is not None:
-            return _native_frame(record, pixels, read_at, number)
-        table = self._table(record, read_at)
+            return [(pixels.start, pixels.start + pixels.length)]
+        with self._content(record) as read_at:
+            return self._spans(record, pixels, read_at, number)
+
+    def chunks(self, record: StoredFile, spans: Spans) -> Iterator[bytes]:
+        """The bytes of *spans* in pieces, native ones in little endian. The file is in use only within a piece."""
+        pixels = _pixels(record)
+        step = MAX_INFLATED if record.syntax.deflated else CHUNK  # it is inflated for each piece anew
+        for start, end in spans:
+            for position in range(start, end, step):
+                size = min(step, end - position)
+                with self._content(record) as read_at:
+                    chunk = read_at(position, size)
+                if len(chunk) != size:
+                    raise UnreadableFile("its pixel data are cut off")
+                yield swap_bytes(chunk, _swapped(pixels, record.facts))
+
+    def file_chunks(self, record: StoredFile) -> Iterator[bytes]:
+        """The whole file in pieces."""
+        for position in range(0, record.stamp.size, CHUNK):
+            with self.reading(record) as read_at:
+                yield read_at(position, CHUNK)
+
+    def _spans(self, record: StoredFile, pixels: PixelElement, read_at: ReadAt, number: int) -> Spans:
+        table = self._table(record, pixels, read_at)
         try:
-            return _encapsulated_frame(table, pixels, read_at, number)
-        except BadPixelData:
+            return frame_spans(table, pixels, read_at, number)
+        except UnreadableFile:
             if table.trusted:
                 raise
-            table = self._remember(record, _look(record, pixels, read_at, believe_tables=False))
-            return _encapsulated_frame(table, pixels, read_at, number)
+            table = self._remember(record, find_frames(read_at, pixels, record.frames, record.syntax.end_marker, None))
+            return frame_spans(table, pixels, read_at, number)
 
-    def _table(self, record: StoredFile, read_at: ReadAt) -> FrameTable:
+    def _table(self, record: StoredFile, pixels: PixelElement, read_at: ReadAt) -> OffsetTable:
         key = record.path, record.stamp
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
                 return self._tables[key]
-        return self._remember(record, _look(record, _pixels(record), read_at, believe_tables=True))
+        with open_plain(record.path) as file:
+            dataset, _ = read_dataset(file, _EXTENDED)
+        extended = [bytes(dataset[tag].value or b"") for tag in _EXTENDED if tag in dataset]
+        found = find_frames(read_at, pixels, record.frames, record.syntax.end_marker, extended)
+        return self._remember(record, found)
 
-    def _remember(self, record: StoredFile, table: FrameTable) -> FrameTable:
+    def _remember(self, record: StoredFile, table: OffsetTable) -> OffsetTable:
         with self._lock:
             previous = self._tables.pop((record.path, record.stamp), None)
             self._tables[record.path, record.stamp] = table
@@ -160,75 +201,47 @@ class FrameReader:
         return table
 
 
+def _check_limit(count: int, limit: Optional[int]) -> None:
+    if limit is not None and count > limit:
+        raise StreamTooLong(f"more than {limit} bytes")
+
+
 def _pixels(record: StoredFile) -> PixelElement:
     """The pixel data, of the kind that the transfer syntax says (PS3.5 section A.4: undefined length if encapsulated)."""
-    pixels, syntax = record.pixels, lookup(record.transfer_syntax)
+    pixels, syntax = record.pixels, record.syntax
     if pixels is None:
-        raise BadPixelData("it has no pixel data")
-    if syntax is not None and (syntax.encapsulated and pixels.tag == PIXEL_DATA) != (pixels.length is None):
+        raise UnreadableFile("it has no pixel data")
+    if (syntax.encapsulated and pixels.tag == PIXEL_DATA) != (pixels.length is None):
         kind = "defined" if pixels.length is not None else "undefined"
-        raise BadPixelData(f"its pixel data have {kind} length, its transfer syntax is {syntax.uid}")
+        raise UnreadableFile(f"its pixel data have {kind} length, its transfer syntax is {syntax.uid}")
     return pixels
 
 
-def _look(record: StoredFile, pixels: PixelElement, read_at: ReadAt, believe_tables: bool) -> FrameTable:
-    extended = _extended_tables(record) if believe_tables else None
-    return build_table(read_at, pixels, record.frames, record.transfer_syntax, extended, believe_tables)
-
-
-def _extended_tables(record: StoredFile) -> Optional[tuple[bytes, bytes]]:
-    """The Extended Offset Table and its lengths (PS3.3 section C.7.6.3), where there are both."""
+def _frame_bits(pixels: PixelElement, facts: InstanceMetadata) -> int:
     try:
-        with open_plain(record.path) as file:
-            dataset = read_dataset(file, [EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS])
-        return bytes(dataset[EXTENDED_OFFSET_TABLE].value), bytes(dataset[EXTENDED_OFFSET_TABLE_LENGTHS].value)
-    except (KeyError, TypeError, UnreadableFile):
-        return None
+        return native_frame_bits(facts, pixels.length or 0)
+    except BadPixelLength as error:
+        raise UnreadableFile(str(error)) from None
 
 
-def _encapsulated_frame(table: FrameTable, pixels: PixelElement, read_at: ReadAt, number: int) -> bytes:
-    start, end = table.bounds(number)
-    raw = read_at(start, end - start)
+def _swapped(pixels: PixelElement, facts: InstanceMetadata) -> int:
+    """Of how many bytes the words are that have to be swapped for little endian; 1: none."""
+    return 1 if pixels.little_endian else swapped_width(pixels.vr, facts.bits_allocated)
+
+
+def native_frame(pixels: PixelElement, facts: InstanceMetadata, read_at: ReadAt, number: int) -> bytes:
+    """Frame *number* of native pixel data; one of 1-bit samples begins at a bit, least significant first (PS3.5 section 8.1.1),
+    and is padded with zeros to whole bytes."""
+    bits = _frame_bits(pixels, facts)
+    start, end, shift = (number - 1) * bits // 8, -(-number * bits // 8), (number - 1) * bits % 8
+    width = _swapped(pixels, facts)  # words are counted from the start of the value
+    before, after = start % width, -end % width
+    raw = swap_bytes(read_at(pixels.start + start - before, before + end - start + after), width)[before:][
+        : end - start
+    ]
     if len(raw) != end - start:
-        raise BadPixelData(f"frame {number} is cut off")
-    order = byte_order(pixels)
-    fragments = []
-    position = 0
-    while position < len(raw):
-        tag, length = item_header(raw[position : position + _ITEM_HEADER], order)
-        position += _ITEM_HEADER
-        if tag != ITEM or position + length > len(raw):
-            raise BadPixelData(f"frame {number} is not made of whole items")
-        fragments.append(raw[position : position + length])
-        position += length
-    frame = fragments[0] if len(fragments) == 1 else b"".join(fragments)
-    if table.lengths is None:
-        return frame
-    # The Extended Offset Table says how long the frame is without the byte that makes its item even.
-    if not len(frame) - 1 <= table.lengths[number - 1] <= len(frame):
-        raise BadPixelData(f"frame {number} has {len(frame)} bytes where its table says {table.lengths[number - 1]}")
-    return frame[: table.lengths[number - 1]]
-
-
-def _native_frame(record: StoredFile, pixels: PixelElement, read_at: ReadAt, number: int) -> bytes:
-    start, end, shift = native_span(pixels, record.facts, number)
-    width = record.swapped  # words are counted from the start of the value
-    before, after = (start - pixels.start) % width, -(end - pixels.start) % width
-    raw = swap_bytes(read_at(start - before, before + end - start + after), width)[before:][: end - start]
-    if len(raw) != end - start:
-        raise BadPixelData(f"frame {number} is cut off")
-    return raw if record.facts.bits_allocated % 8 == 0 else _bits(raw, shift, record.facts.frame_bits)
-
-
-def _bits(raw: bytes, shift: int, count: int) -> bytes:
-    """*count* bits from bit *shift* on, least significant first (PS3.5 section 8.1.1), padded with zeros to whole bytes."""
-    if shift == 0 and count == 8 * len(raw):
+        raise UnreadableFile(f"frame {number} is cut off")
+    if not shift and not bits % 8:
         return raw
-    value = (int.from_bytes(raw, "little") >> shift) & ((1 << count) - 1)
-    return value.to_bytes(-(-count // 8), "little")
-
-
-def _slice(content: object, offset: int, size: int) -> bytes:
-    assert isinstance(content, io.BytesIO)  # open_content inflates into memory
-    content.seek(offset)
-    return content.read(size)
+    value = (int.from_bytes(raw, "little") >> shift) & ((1 << bits) - 1)
+    return value.to_bytes(-(-bits // 8), "little")

@@ -1,8 +1,9 @@
 """One DICOM file: its header, read with pydicom up to the pixel data, and what the index keeps of it. Blocking.
 
-- Only DICOM Part 10 files (PS3.10 section 7.1) are taken: preamble and prefix.
-- Whatever pydicom raises becomes `UnreadableFile`: folders hold anything.
-- A deflated dataset (PS3.5 section A.5) is inflated in memory, to `MAX_INFLATED` bytes and no further.
+- Only DICOM Part 10 files (PS3.10 section 7.1) are taken: preamble and prefix. Folders hold anything, and pydicom raises
+  anything on it.
+- A file that ends too early is refused: it is being written, or was never whole. pydicom takes what there is of it.
+- A deflated data set (PS3.5 section A.5) is inflated in memory, to `MAX_INFLATED` bytes and no further.
 - What is kept is small, for there may be a hundred thousand files: what the files of a series have in common is kept
   once, the rest as text. Pixels and long attributes stay in the file.
 """
@@ -15,85 +16,49 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
-from typing import Any, BinaryIO, Optional
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import attrs
 import pydicom
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_partial
 
 from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
-from twistedproxy.dicom.native_pixels import swap_bytes, swapped_width
-from twistedproxy.dicom.part10.buffer import BadPart10
-from twistedproxy.dicom.part10.dataset import PIXEL_TAGS, UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.native_pixels import swap_bytes
+from twistedproxy.dicom.part10.dataset import PIXEL_TAGS, UNDEFINED_LENGTH
 from twistedproxy.dicom.resource import validate_uid
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
-from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.json_model import dumps, element_json, element_of
+from twistedproxy.dicom.transfer_syntaxes import TransferSyntax, lookup
+from twistedproxy.origin.folder.attributes import INSTANCE_TAGS, SERIES_TAGS, STUDY_TAGS
+from twistedproxy.origin.folder.json_model import dataset_json, dumps, element_of
 
-
-def _tags(keywords: str) -> tuple[str, ...]:
-    return tuple(f"{tag_for_keyword(keyword):08X}" for keyword in keywords.split())
-
-
-STUDY_TAGS = _tags(
-    "StudyDate StudyTime AccessionNumber ReferringPhysicianName TimezoneOffsetFromUTC InstitutionName"
-    " StudyDescription PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex PatientAge StudyInstanceUID StudyID"
-)
-SERIES_TAGS = _tags(
-    "SeriesDate SeriesTime Modality Manufacturer StationName SeriesDescription ManufacturerModelName BodyPartExamined"
-    " ProtocolName SeriesInstanceUID SeriesNumber FrameOfReferenceUID Laterality PerformedProcedureStepStartDate"
-    " PerformedProcedureStepStartTime RequestAttributesSequence ContainerIdentifier"
-)
-INSTANCE_TAGS = _tags(
-    "ImageType SOPClassUID SOPInstanceUID AcquisitionDate AcquisitionTime AcquisitionDateTime ContentDate ContentTime"
-    " InstanceNumber NumberOfFrames Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated"
-    " BitsStored HighBit PixelRepresentation TotalPixelMatrixColumns TotalPixelMatrixRows TotalPixelMatrixFocalPlanes"
-    " NumberOfOpticalPaths DimensionOrganizationType VolumetricProperties LossyImageCompression ContentLabel"
-)
-
-# What an origin adds of its own (PS3.18 tables 10.6.3-3, -4, -5).
-RETRIEVE_URL = "00081190"
-AVAILABILITY = "00080056"
-AVAILABLE_TRANSFER_SYNTAX = "00083002"
-MODALITIES_IN_STUDY = "00080061"
-SOP_CLASSES_IN_STUDY = "00080062"
-STUDY_SERIES_COUNT = "00201206"
-STUDY_INSTANCE_COUNT = "00201208"
-SERIES_INSTANCE_COUNT = "00201209"
-
-STUDY_LEVEL = frozenset(STUDY_TAGS) | {
-    MODALITIES_IN_STUDY,
-    SOP_CLASSES_IN_STUDY,
-    STUDY_SERIES_COUNT,
-    STUDY_INSTANCE_COUNT,
-}
-SERIES_LEVEL = frozenset(SERIES_TAGS) | {SERIES_INSTANCE_COUNT}
-INSTANCE_LEVEL = frozenset(INSTANCE_TAGS) | {AVAILABLE_TRANSFER_SYNTAX}
-ALL_LEVELS = STUDY_LEVEL | SERIES_LEVEL | INSTANCE_LEVEL
-
-INDEXED = frozenset(int(tag, 16) for tag in STUDY_TAGS + SERIES_TAGS + INSTANCE_TAGS)
-_INSTANCE = frozenset(INSTANCE_TAGS)
-
+_OF_PROFILES = ("00480105", "00282000")  # Optical Path Sequence, ICC Profile: whether there is a profile
+_READ = [int(tag, 16) for tag in {*STUDY_TAGS, *SERIES_TAGS, *INSTANCE_TAGS, *FIELDS, *_OF_PROFILES}]
 MAX_INFLATED = 256 * 1024 * 1024  # bytes; the syntax is meant for reports, not for slides
 _MAX_META = 64 * 1024
-_READ_BYTES = 512 * 1024
+_WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of one value
 # A file may hold values that break the rules of their VR: they are shown as they are, without a warning each.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-_WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of one value
-_FACT_TAGS = frozenset(int(tag, 16) for tag in FIELDS) | {0x00480105, 0x00282000}
-"""What `InstanceMetadata` is made of; Optical Path Sequence, ICC Profile: whether there is a profile."""
 
 # An attribute in the DICOM JSON Model (PS3.18 annex F): {"vr": ..., "Value": [...]}. Shared between
 # records, so never changed.
 JSONElement = Mapping[str, Any]
+Key = tuple[str, str, str]  # StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID
+ReadAt = Callable[[int, int], bytes]  # reads from an offset so many bytes; fewer only at the end
 
 
-@attrs.frozen
-class Stamp:
+class UnreadableFile(Exception):
+    """A file is no DICOM file that can be served, or its pixel data are not what its header says; `str()` says why."""
+
+
+class FileChanged(Exception):
+    """A file is not what it was when it was indexed."""
+
+
+class Stamp(NamedTuple):
     """What tells one state of a file from another: device, inode, size in bytes, time of change in ns."""
 
     device: int
@@ -107,8 +72,7 @@ class Stamp:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-@attrs.frozen
-class PixelElement:
+class PixelElement(NamedTuple):
     """Where a file's pixel data lie.
 
     *tag* is (7FE0,0010), or (7FE0,0008)/(7FE0,0009) for floats; *start* is the byte after the element's header
@@ -122,7 +86,7 @@ class PixelElement:
     little_endian: bool
 
 
-_shared_element = functools.lru_cache(maxsize=4096)(PixelElement)  # files of a series have the same
+shared_pixels = functools.lru_cache(maxsize=4096)(PixelElement)  # files of a series have the same
 
 
 @attrs.frozen(eq=False)
@@ -157,29 +121,19 @@ class StoredFile:
     pixels: Optional[PixelElement]
 
     @property
-    def study(self) -> str:
-        """StudyInstanceUID."""
-        return self.common.study
-
-    @property
-    def series(self) -> str:
-        """SeriesInstanceUID."""
-        return self.common.series
-
-    @property
-    def sop_class(self) -> str:
-        """SOPClassUID."""
-        return self.common.sop_class
-
-    @property
-    def transfer_syntax(self) -> str:
-        """The file's own."""
-        return self.common.transfer_syntax
+    def key(self) -> Key:
+        """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID."""
+        return self.common.study, self.common.series, self.sop
 
     @property
     def facts(self) -> InstanceMetadata:
         """What the proxy needs to know."""
         return self.common.facts
+
+    @property
+    def resource(self) -> str:
+        """The DICOMweb resource (PS3.18 section 10.4), with a leading slash."""
+        return "/studies/{}/series/{}/instances/{}".format(*self.key)
 
     @property
     def own_attributes(self) -> dict[str, JSONElement]:
@@ -191,47 +145,33 @@ class StoredFile:
         }
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID."""
-        return self.study, self.series, self.sop
-
-    @property
-    def resource(self) -> str:
-        """The DICOMweb resource (PS3.18 section 10.4), with a leading slash."""
-        return f"/studies/{self.study}/series/{self.series}/instances/{self.sop}"
-
-    @property
-    def frame_syntax(self) -> str:
-        """The UID that labels a single frame."""
-        known = lookup(self.transfer_syntax)
-        return known.frame_uid if known else self.transfer_syntax
+    def syntax(self) -> TransferSyntax:
+        """The transfer syntax; of an unknown one, what the file shows of it."""
+        uid = self.common.transfer_syntax
+        encapsulated = self.pixels is not None and self.pixels.length is None
+        return lookup(uid) or TransferSyntax(uid, encapsulated=encapsulated)
 
     @property
     def frames(self) -> int:
         """How many frames can be asked for: all pictures of a video are one stream (PS3.5 sections 8.2.5 to 8.2.9)."""
-        known = lookup(self.transfer_syntax)
-        return 1 if known is not None and not known.frames_separable else self.facts.frames
-
-    @property
-    def swapped(self) -> int:
-        """Of how many bytes the words are that have to be swapped for little endian; 1: none."""
-        if self.pixels is None or self.pixels.little_endian:
-            return 1
-        return swapped_width(self.pixels.vr, self.facts.bits_allocated)
-
-    @property
-    def deflated(self) -> bool:
-        """Whether all behind the file meta information is compressed (PS3.5 section A.5)."""
-        known = lookup(self.transfer_syntax)
-        return known is not None and known.deflated
+        return self.facts.frames if self.syntax.frames_separable else 1
 
 
-class UnreadableFile(Exception):
-    """A file is no DICOM file that can be served; `str()` says why."""
+@attrs.frozen(eq=False)
+class LeftOut:
+    """A file that is not served, as it was then, and why."""
+
+    stamp: Stamp
+    reason: str = ""
 
 
-class FileChanged(Exception):
-    """A file is not what it was when it was indexed."""
+Known = dict[str, Union[StoredFile, LeftOut, None]]
+"""What is known of files, by path; None: there is none any more."""
+
+
+@functools.cache
+def _instance_elements() -> tuple[tuple[str, str], ...]:
+    return tuple((tag, dictionary_VR(int(tag, 16))) for tag in INSTANCE_TAGS)
 
 
 def open_plain(path: str) -> BinaryIO:
@@ -242,46 +182,76 @@ def open_plain(path: str) -> BinaryIO:
 def open_content(file: BinaryIO) -> BinaryIO:
     """*file*, or its content inflated if that is deflated, positioned at its start."""
     head = file.read(144)
-    if len(head) < 144 or head[128:132] != b"DICM":
+    if head[128:132] != b"DICM":
         raise UnreadableFile("it is no DICOM file (no DICM prefix)")
     # (0002,0000) must come first and says where the file meta information ends (PS3.10 section 7.1).
-    size = struct.unpack("<I", head[140:144])[0] if head[132:140] == b"\x02\x00\x00\x00UL\x04\x00" else 0
+    size = int.from_bytes(head[140:], "little") if head[132:140] == b"\x02\x00\x00\x00UL\x04\x00" else 0
     meta = file.read(min(size, _MAX_META))
     if DEFLATED.encode() not in meta:
         file.seek(0)
         return file
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file.read(MAX_INFLATED), MAX_INFLATED)
+    if not inflater.eof:
+        raise UnreadableFile(f"its deflated data set is cut off, or has more than {MAX_INFLATED} bytes")
     # Same length, so that nothing else in the meta information has to change.
     plain = PLAIN.encode().ljust(len(DEFLATED), b"\x00")
-    return io.BytesIO(head + meta.replace(DEFLATED.encode(), plain) + _inflate(file))
+    return io.BytesIO(head + meta.replace(DEFLATED.encode(), plain) + content)
 
 
-def _inflate(file: BinaryIO) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+def reader(content: BinaryIO) -> ReadAt:
+    """Reads from *content*, which nothing else uses meanwhile."""
+
+    def read_at(offset: int, size: int) -> bytes:
+        content.seek(offset)
+        return content.read(size)
+
+    return read_at
+
+
+def items(read_at: ReadAt, position: int, little_endian: bool) -> Iterator[tuple[int, int]]:
+    """(first byte, byte after the last) of the value of each item (PS3.5 section A.4) up to the sequence delimiter.
+
+    pydicom's `parse_fragments` takes pixel data that are cut off for whole, and needs 1.3 times as long.
+    """
+    unpack = struct.Struct("<HHI" if little_endian else ">HHI").unpack
+    while len(header := read_at(position, 8)) == 8:
+        group, element, length = unpack(header)
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return
+        if (group, element) != (0xFFFE, 0xE000):
+            raise UnreadableFile("its pixel data hold something else than items")
+        yield position + 8, position + 8 + length
+        position += 8 + length
+    raise UnreadableFile("its pixel data are cut off")
+
+
+def read_dataset(content: BinaryIO, tags: Optional[list[int]] = None) -> tuple[FileDataset, PixelElement]:
+    """The data set in front of the pixel data, only *tags* of it if given; and the element that ended it: the pixel data, or
+    the last one."""
+    last: tuple[int, Optional[str], int, int] = 0, "", 0, 0
+
+    def at_pixels(tag: int, vr: Optional[str], length: int) -> bool:
+        nonlocal last
+        last = int(tag), vr, content.tell(), length
+        return tag in PIXEL_TAGS
+
     try:
-        content = inflater.decompress(file.read(MAX_INFLATED), MAX_INFLATED)
-    except zlib.error as error:
-        raise UnreadableFile(f"its deflated dataset is broken: {error}") from None
-    if not inflater.eof and not inflater.unconsumed_tail:
-        raise UnreadableFile("its deflated dataset is cut off")
-    if inflater.unconsumed_tail:
-        raise UnreadableFile(f"its deflated dataset has more than {MAX_INFLATED} bytes")
-    return content
-
-
-def read_dataset(file: BinaryIO, tags: Optional[list[int]] = None) -> FileDataset:
-    """The dataset in front of the pixel data, only *tags* of it if given; *file* then stands at the pixel data."""
-    try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)  # type: ignore[arg-type]
+        dataset = read_partial(content, at_pixels, specific_tags=tags)  # type: ignore[arg-type]
     except Exception as error:  # pydicom raises anything on broken files
         raise UnreadableFile(f"{type(error).__name__}: {error}") from None
+    tag, vr, start, length = last
+    known = None if length == UNDEFINED_LENGTH else length
+    return dataset, shared_pixels(tag, vr or "OW", start, known, bool(dataset.original_encoding[1]))
 
 
-def read_full_header(record: StoredFile) -> FileDataset:
-    """All attributes of an indexed file in front of its pixel data. Raises `FileChanged`, `OSError`, `UnreadableFile`."""
+def read_full_header(record: StoredFile, tags: Optional[list[int]] = None) -> FileDataset:
+    """All attributes of an indexed file in front of its pixel data, or only *tags*. Raises `FileChanged`, `OSError`,
+    `UnreadableFile`."""
     with open_plain(record.path) as file:
         if Stamp.of(os.fstat(file.fileno())) != record.stamp:
             raise FileChanged(record.path)
-        dataset = read_dataset(open_content(file))
+        dataset, _ = read_dataset(open_content(file), tags)
     if not dataset.original_encoding[1]:
         _swap_values(dataset)
     return dataset
@@ -291,135 +261,56 @@ def _swap_values(dataset: Dataset) -> None:
     """Binary values of a big endian file as they go out: in little endian (PS3.18 sections 8.7.3 and F.2.7)."""
     for tag in list(dataset.keys()):
         element = element_of(dataset, tag)
-        if element is None:
-            continue
-        if element.VR == "SQ":
+        if element is not None and element.VR == "SQ":
             for item in element.value or ():
                 _swap_values(item)
-        elif isinstance(element.value, bytes):
+        elif element is not None and isinstance(element.value, bytes):
             element.value = swap_bytes(element.value, _WORDS.get(str(element.VR).rpartition(" ")[2], 1))
 
 
 def read_header(path: str, intern: dict[bytes, Common]) -> StoredFile:
-    """What the index keeps of the file at *path*. Raises `UnreadableFile`, `OSError`.
+    """What the index keeps of the file at *path*. Raises `UnreadableFile`, `OSError`, and anything else on broken files.
 
     *intern* keeps one copy of what many files have in common.
     """
     with open_plain(path) as file:
         stamp = Stamp.of(os.fstat(file.fileno()))
-        try:
-            content = open_content(file)
-            dataset = read_dataset(content, sorted(INDEXED | _FACT_TAGS))
-            pixels = _pixel_element(content, dataset)
-            if pixels is None:
-                _check_whole(content, str(dataset.file_meta.TransferSyntaxUID))
-            return _record(path, stamp, dataset, pixels, DEFLATED if content is not file else None, intern)
-        except (UnreadableFile, OSError):
-            raise
-        except Exception as error:
-            raise UnreadableFile(f"{type(error).__name__}: {error}") from None
-
-
-def _record(
-    path: str,
-    stamp: Stamp,
-    dataset: FileDataset,
-    pixels: Optional[PixelElement],
-    syntax: Optional[str],
-    intern: dict[bytes, Common],
-) -> StoredFile:
+        content = open_content(file)
+        dataset, last = read_dataset(content, _READ)
+        _check_whole(content, last)
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not dataset.get(keyword):
             raise UnreadableFile(f"it has no {keyword}")
-    study, series, sop = (
-        validate_uid(str(dataset[keyword].value))
-        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    study, series, sop, syntax = (
+        validate_uid(str(uid))
+        for uid in (
+            dataset.StudyInstanceUID,
+            dataset.SeriesInstanceUID,
+            dataset.SOPInstanceUID,
+            dataset.file_meta.TransferSyntaxUID if content is file else DEFLATED,
+        )
     )
-    syntax = validate_uid(syntax or str(dataset.file_meta.TransferSyntaxUID))
     facts = attrs.evolve(InstanceMetadata.from_dataset(dataset), transfer_syntax=syntax)
-    found = dict(_attributes(dataset))
-    shared = {tag: element for tag, element in found.items() if tag not in _INSTANCE}
-    stated = (study, series, str(dataset.get("SOPClassUID", "")), syntax, attrs.asdict(facts), shared)
-    packed = dumps(stated)
-    common = intern.get(packed)
-    if common is None:
-        common = intern[packed] = Common.unpack(packed)
-    own = [found[tag].get("Value", []) if tag in found else None for tag in INSTANCE_TAGS]
-    return StoredFile(path, stamp, sop, common, dumps(own), pixels)
+    found = dataset_json(dataset, "")
+    shared = {tag: element for tag, element in found.items() if tag in STUDY_TAGS + SERIES_TAGS}
+    packed = dumps((study, series, str(dataset.get("SOPClassUID", "")), syntax, attrs.asdict(facts), shared))
+    common = intern.get(packed) or intern.setdefault(packed, Common.unpack(packed))
+    own = dumps([found[tag].get("Value", []) if tag in found else None for tag in INSTANCE_TAGS])
+    return StoredFile(path, stamp, sop, common, own, last if last.tag in PIXEL_TAGS else None)
 
 
-@functools.cache
-def _instance_elements() -> tuple[tuple[str, str], ...]:
-    return tuple((tag, dictionary_VR(int(tag, 16))) for tag in INSTANCE_TAGS)
-
-
-def _attributes(dataset: FileDataset) -> Any:
-    for tag in sorted(dataset.keys()):
-        if int(tag) not in INDEXED:
-            continue
-        element = element_of(dataset, tag)
-        if element is not None and (found := element_json(element, "")) is not None:
-            yield f"{int(tag):08X}", found
-
-
-def _check_whole(content: BinaryIO, transfer_syntax: str) -> None:
-    """Refuse a file without pixel data that ends within an element, as one that is being written: pydicom takes what
-    there is of it."""
-    syntax = lookup(transfer_syntax)
-    if syntax is None:
-        return
-    content.seek(0)
-    meta = FileMetaReader()
-    reader = DataSetReader(syntax.implicit_vr, syntax.big_endian)
-    try:
-        begun = False
-        while chunk := content.read(_READ_BYTES):
-            rest = reader.feed(chunk) if begun else meta.feed(chunk)
-            if not begun and rest is not None:
-                begun = True
-                rest = reader.feed(rest)
-            if begun and rest is not None:
-                return  # there is pixel data after all
-        whole = begun and reader.is_whole
-    except BadPart10:
-        return  # that reader is stricter than pydicom
-    if not whole:
-        raise UnreadableFile("it is cut off")
-
-
-def _check_end(content: BinaryIO, position: int, end: int, order: str) -> None:
-    """Refuse encapsulated pixel data that are cut off: a file that is being written, or that never was whole."""
-    content.seek(max(position, end - 8))
-    while content.read(4) != struct.pack(f"{order}HH", 0xFFFE, 0xE0DD):  # most files end with the delimiter
-        if position + 8 > end:
-            raise UnreadableFile("its pixel data are cut off")
-        content.seek(position)
-        head = content.read(8)
-        if head[:4] == struct.pack(f"{order}HH", 0xFFFE, 0xE000):
-            position += 8 + struct.unpack(f"{order}I", head[4:])[0]
-        elif head[:4] != struct.pack(f"{order}HH", 0xFFFE, 0xE0DD):
-            raise UnreadableFile("its pixel data hold something else than items")
-        content.seek(position)
-
-
-def _pixel_element(content: BinaryIO, dataset: FileDataset) -> Optional[PixelElement]:
-    """The header of the element at which pydicom stopped (PS3.5 section 7.1), None where the file ended."""
-    implicit, little = dataset.original_encoding
-    order = "<" if little else ">"
-    raw = content.read(12)
-    if len(raw) < 12:
-        return None
-    group, number = struct.unpack(f"{order}HH", raw[:4])
-    tag = group << 16 | number
-    if tag not in PIXEL_TAGS:
-        return None
-    length = struct.unpack(f"{order}I", raw[4:8] if implicit else raw[8:12])[0]
-    start = content.tell() - (4 if implicit else 0)
-    vr = "OW" if implicit else raw[4:6].decode("ascii", "replace")
+def _check_whole(content: BinaryIO, last: PixelElement) -> None:
+    """Refuse a file that ends within its *last* element or within the header of the next."""
     end = content.seek(0, os.SEEK_END)
-    if length == UNDEFINED_LENGTH:
-        _check_end(content, start, end, order)
-        return _shared_element(tag, vr, start, None, bool(little))
-    if start + length > end:
-        raise UnreadableFile(f"its pixel data should have {length} bytes and have {end - start}")
-    return _shared_element(tag, vr, start, length, bool(little))
+    read_at = reader(content)
+    if last.length is None:
+        delimiter = struct.pack("<HH" if last.little_endian else ">HH", 0xFFFE, 0xE0DD)
+        if last.tag in PIXEL_TAGS and read_at(max(last.start, end - 8), 4) != delimiter:  # most files end with it
+            for _ in items(read_at, last.start, last.little_endian):
+                pass
+        return
+    rest = end - last.start - last.length
+    if rest < 0:
+        raise UnreadableFile(f"({last.tag:08X}) should have {last.length} bytes and has {end - last.start}")
+    if last.tag not in PIXEL_TAGS and rest < 8 and read_at(end - rest, rest).strip(b"\0"):
+        raise UnreadableFile("it is cut off")

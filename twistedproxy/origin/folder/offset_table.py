@@ -1,45 +1,34 @@
-"""Where each frame lies in a file (DICOM PS3.5 section 8 and annex A.4). Blocking: call it in a thread.
+"""Where the frames of encapsulated pixel data lie (DICOM PS3.5 section A.4).
 
-- An Extended or Basic Offset Table is believed as far as its numbers are possible; each frame read by it is
-  checked again by its item headers, and a table that lied is replaced by a scan.
-- Without a table the item headers are read once, eight bytes each: the pixels are not.
-- What is kept is 8 bytes a frame (16 with an Extended Offset Table), whatever the frame's size.
+- An Extended or Basic Offset Table (PS3.3 section C.7.6.3) is believed as far as its numbers are possible; `frame_spans` looks
+  at the items of each frame, and says where a table lied.
+- Where there is none, the item headers are read once, eight bytes each: the pixels are not.
+- What is kept is 8 bytes a frame (16 with an Extended Offset Table). pydicom's `get_frame` keeps nothing: it reads the table
+  anew for each frame, and all items where there is none.
 """
 
 from __future__ import annotations
 
-import itertools
-import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Optional
 
 import attrs
+import numpy
 
-from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import BadPixelLength, native_frame_bits
 from twistedproxy.dicom.part10.pixels import END_MARKER_BYTES
-from twistedproxy.dicom.transfer_syntaxes import lookup
-from twistedproxy.origin.folder.instance_file import PixelElement
+from twistedproxy.origin.folder.instance_file import PixelElement, ReadAt, UnreadableFile, items
 
-# Reads so many bytes from so far into the content; fewer only at its end.
-ReadAt = Callable[[int, int], bytes]
-
-ITEM = 0xFFFEE000
-DELIMITER = 0xFFFEE0DD
-_HEADER = 8
-
-
-class BadPixelData(Exception):
-    """The pixel data are not what the header or the standard says; `str()` says how."""
+Spans = list[tuple[int, int]]  # (first byte, byte after the last)
 
 
 @attrs.frozen(eq=False)
-class FrameTable:
-    """Bounds of frames, as bytes in the content: frame n (from 1) lies in [starts[n-1], starts[n]).
+class OffsetTable:
+    """The items of frame n (from 1), headers included, lie in [starts[n-1], starts[n]) of the content.
 
-    Encapsulated: the bounds of its items, headers included. *lengths*: bytes of each frame without pad bytes,
-    where the Extended Offset Table said them. *trusted*: the item headers were seen.
+    *lengths*: bytes of each frame without pad bytes, where the Extended Offset Table said them. *trusted*: the item headers
+    were seen.
     """
 
     starts: array[int]
@@ -51,147 +40,84 @@ class FrameTable:
         """Bytes of memory."""
         return 8 * (len(self.starts) + len(self.lengths or ()))
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Where frame *number* (from 1) begins, and where the next one does."""
-        return self.starts[number - 1], self.starts[number]
+
+def total(spans: Spans) -> int:
+    """The bytes of *spans* together."""
+    return sum(end - start for start, end in spans)
 
 
-def native_span(pixels: PixelElement, facts: InstanceMetadata, number: int) -> tuple[int, int, int]:
-    """(first byte, byte after the last, bits to drop in front) of native frame *number*."""
-    assert pixels.length is not None
-    try:
-        bits = native_frame_bits(facts, pixels.length)
-    except BadPixelLength as error:
-        raise BadPixelData(str(error)) from None
-    first, last = (number - 1) * bits, number * bits
-    return pixels.start + first // 8, pixels.start - (-last // 8), first % 8
+def find_frames(
+    read_at: ReadAt, pixels: PixelElement, frames: int, end_marker: Optional[bytes], extended: Optional[Sequence[bytes]]
+) -> OffsetTable:
+    """Where encapsulated frames lie. Raises `UnreadableFile`; what *read_at* raises.
 
-
-def item_header(raw: bytes, order: str) -> tuple[int, int]:
-    """(tag, length) of an item (PS3.5 section 7.5)."""
-    if len(raw) < _HEADER:
-        raise BadPixelData("its pixel data end in the middle of an item")
-    group, element, length = struct.unpack(f"{order}HHI", raw[:_HEADER])
-    return group << 16 | element, length
-
-
-def byte_order(pixels: PixelElement) -> str:
-    """As `struct` writes it."""
-    return "<" if pixels.little_endian else ">"
-
-
-def build_table(
-    read_at: ReadAt,
-    pixels: PixelElement,
-    frames: int,
-    transfer_syntax: str,
-    extended: Optional[tuple[bytes, bytes]],
-    believe_tables: bool = True,
-) -> FrameTable:
-    """The table of encapsulated frames. Raises `BadPixelData`; what *read_at* raises.
-
-    *extended*: values of (7FE0,0001) and (7FE0,0002). *believe_tables* False: look at the items only.
+    *extended*: the values of (7FE0,0001) and (7FE0,0002), as far as there are any; None: no table is to be believed.
     """
-    order = byte_order(pixels)
-    tag, length = item_header(read_at(pixels.start, _HEADER), order)
-    if tag != ITEM:
-        raise BadPixelData("its pixel data do not begin with a Basic Offset Table")
-    first = pixels.start + _HEADER + length
-    if believe_tables:
-        if extended and (table := _from_extended(read_at, first, frames, extended, order)):
-            return table
-        if length == 4 * frames:
-            numbers = array("Q", struct.unpack(f"{order}{frames}I", read_at(pixels.start + _HEADER, length)))
-            if table := _from_offsets(read_at, first, numbers, order):
+    basic, first = next(items(read_at, pixels.start, pixels.little_endian), (0, 0))
+    if not first:
+        raise UnreadableFile("its pixel data do not begin with a Basic Offset Table")
+    if extended is not None:
+        tables = [(read_at(basic, first - basic), 4, b"")]
+        if len(extended) == 2 and len(extended[1]) == 8 * frames:
+            tables.insert(0, (extended[0], 8, extended[1]))
+        for offsets, width, lengths in tables:
+            if len(offsets) == width * frames and (table := _believed(read_at, pixels, first, offsets, width, lengths)):
                 return table
-    return _from_items(read_at, first, frames, transfer_syntax, order)
-
-
-def _from_extended(
-    read_at: ReadAt, first: int, frames: int, extended: tuple[bytes, bytes], order: str
-) -> Optional[FrameTable]:
-    if any(len(value) != 8 * frames for value in extended):
-        return None
-    offsets, lengths = (array("Q", struct.unpack(f"{order}{frames}Q", value)) for value in extended)
-    table = _from_offsets(read_at, first, offsets, order)
-    return attrs.evolve(table, lengths=lengths) if table else None
-
-
-def _from_offsets(read_at: ReadAt, first: int, offsets: array[int], order: str) -> Optional[FrameTable]:
-    """A table from offsets that ascend from 0, else None: Basic offsets wrap at 4 GiB, and some are just wrong."""
-    if not offsets or offsets[0] != 0 or any(a >= b for a, b in itertools.pairwise(offsets)):
-        return None
-    starts = array("Q", (first + offset for offset in offsets))
-    try:
-        starts.append(_last_end(read_at, starts[-1], order))
-    except BadPixelData:
-        return None
-    return FrameTable(starts)
-
-
-def _last_end(read_at: ReadAt, start: int, order: str) -> int:
-    end = start
-    for position, length in items(read_at, start, order):
-        end = position + _HEADER + length
-    if end == start:
-        raise BadPixelData("its offset table names a place without an item")
-    return end
-
-
-def items(read_at: ReadAt, position: int, order: str) -> Iterator[tuple[int, int]]:
-    """(position of its header, length of its value) of each item up to the sequence delimiter."""
-    while True:
-        tag, length = item_header(read_at(position, _HEADER), order)
-        if tag == DELIMITER:
-            return
-        if tag != ITEM:
-            raise BadPixelData("its pixel data hold something else than items")
-        yield position, length
-        position += _HEADER + length
-
-
-def fragments(table: FrameTable, pixels: PixelElement, read_at: ReadAt, number: int) -> list[tuple[int, int]]:
-    """(first byte, byte after the last) of each fragment of frame *number*, pad bytes left out where they are known."""
-    start, end = table.bounds(number)
-    found = []
-    for position, length in items(read_at, start, byte_order(pixels)):
-        if position >= end:
-            break
-        found.append((position + _HEADER, position + _HEADER + length))
-    size = sum(last - first for first, last in found)
-    if table.lengths is not None and found and size - 1 <= table.lengths[number - 1] <= size:
-        found[-1] = found[-1][0], found[-1][1] - (size - table.lengths[number - 1])
-    return found
-
-
-def _from_items(read_at: ReadAt, first: int, frames: int, transfer_syntax: str, order: str) -> FrameTable:
-    starts = array("Q")
-    end = first
-    for position, length in items(read_at, first, order):
-        starts.append(position)
-        end = position + _HEADER + length
-    starts.append(end)
+    starts = array("Q", (first,))  # where a fragment ends, the next one begins
+    starts.extend(end for _, end in items(read_at, first, pixels.little_endian))
     fragments = len(starts) - 1
     if fragments > frames == 1:
-        starts = array("Q", (first, end))
-    elif fragments > frames:
-        starts = _joined(read_at, starts, transfer_syntax)
+        starts = array("Q", (first, starts[-1]))
+    elif fragments > frames and end_marker:
+        # Frames run to the fragment that ends as its codestream must; pad bytes may follow the mark.
+        tails = (
+            (end, read_at(tail := max(start + 8, end - END_MARKER_BYTES), end - tail))
+            for start, end in pairwise(starts)
+        )
+        starts = array("Q", (first, *(end for end, tail in tails if end_marker in tail)))
     if len(starts) - 1 != frames:
-        raise BadPixelData(
+        raise UnreadableFile(
             f"its header says {frames} frames and its pixel data have {fragments} fragments, {len(starts) - 1} frames"
         )
-    return FrameTable(starts, trusted=True)
+    return OffsetTable(starts, trusted=True)
 
 
-def _joined(read_at: ReadAt, starts: array[int], transfer_syntax: str) -> array[int]:
-    """Frames that run to the fragment which ends as its codestream must; pad bytes may follow the mark."""
-    syntax = lookup(transfer_syntax)
-    marker = syntax.end_marker if syntax else None
-    if marker is None:
-        return starts
-    joined = array("Q", starts[:1])
-    for start, end in itertools.pairwise(starts):
-        tail = max(start + _HEADER, end - END_MARKER_BYTES)
-        if marker in read_at(tail, end - tail):
-            joined.append(end)
-    return joined
+def _believed(
+    read_at: ReadAt, pixels: PixelElement, first: int, offsets: bytes, width: int, lengths: bytes
+) -> Optional[OffsetTable]:
+    """A table from offsets that ascend from 0, else None: Basic offsets wrap at 4 GiB, and some are just wrong."""
+    order = "<" if pixels.little_endian else ">"
+    numbers = numpy.frombuffer(offsets, f"{order}u{width}").astype("u8")
+    if numbers[0] or (numbers[1:] <= numbers[:-1]).any():
+        return None
+    starts = array("Q", (numbers + first).tobytes())
+    try:
+        ends = [end for _, end in items(read_at, starts[-1], pixels.little_endian)]
+    except UnreadableFile:
+        return None
+    if not ends:  # it names a place without an item
+        return None
+    starts.append(ends[-1])
+    sizes = array("Q", numpy.frombuffer(lengths, f"{order}u8").astype("u8").tobytes()) if lengths else None
+    return OffsetTable(starts, sizes)
+
+
+def frame_spans(table: OffsetTable, pixels: PixelElement, read_at: ReadAt, number: int) -> Spans:
+    """Where the fragments of frame *number* lie, pad bytes left out where they are known. Raises `UnreadableFile`."""
+    start, end = table.starts[number - 1 : number + 1]
+    found: Spans = []
+    for span in items(read_at, start, pixels.little_endian):
+        found.append(span)
+        if span[1] >= end:
+            break
+    if not found or found[-1][1] != end:
+        raise UnreadableFile(f"frame {number} is not made of whole items")
+    if table.lengths is not None:
+        # The Extended Offset Table says how long the frame is without the byte that makes its item even.
+        padding = total(found) - table.lengths[number - 1]
+        if padding not in (0, 1):
+            raise UnreadableFile(
+                f"frame {number} has {total(found)} bytes where its table says {table.lengths[number - 1]}"
+            )
+        found[-1] = found[-1][0], end - padding
+    return found

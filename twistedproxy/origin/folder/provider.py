@@ -8,42 +8,32 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.origin.errors import OriginBadAnswer, OriginUnreachable
-from twistedproxy.origin.folder.bodies import GeneratedStream, file_chunks
-from twistedproxy.origin.folder.catalog import Key
-from twistedproxy.origin.folder.frames import FrameReader
-from twistedproxy.origin.folder.index import INTERVAL, FolderGone, Index, Stopped
-from twistedproxy.origin.folder.index_cache import Kept, kept_place
-from twistedproxy.origin.folder.instance_file import FileChanged, StoredFile, UnreadableFile
-from twistedproxy.origin.folder.offset_table import BadPixelData
-from twistedproxy.origin.folder.open_files import OpenFiles
-from twistedproxy.origin.folder.refusals import Refusal, no_such
-from twistedproxy.origin.folder.responses import FolderServer, check_numbers
-from twistedproxy.origin.folder.search import representative
-from twistedproxy.origin.folder.threads import Shared, Threads
-from twistedproxy.origin.folder.watcher import Notices
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.folder.catalog import representative
+from twistedproxy.origin.folder.contents import Stopped
+from twistedproxy.origin.folder.frames import FileReader
+from twistedproxy.origin.folder.index import INTERVAL, Index
+from twistedproxy.origin.folder.index_cache import IndexCache
+from twistedproxy.origin.folder.instance_file import FileChanged, Key, StoredFile, UnreadableFile
+from twistedproxy.origin.folder.responses import FolderServer, check_numbers, no_such
+from twistedproxy.origin.folder.threads import Shared, Threads, generated
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
-from twistedproxy.streams import ByteStream
+from twistedproxy.streams import BytesStream, ByteStream
 
 FRAMES_PER_REQUEST = 500  # each is a read of its own; more in one go would only hold a thread longer
-
 MAX_SCOPES = 100  # that are invalidated one by one
-
-_CHANGED = (FileChanged, FileNotFoundError)
-_READ_ERRORS = (OSError, FileChanged, BadPixelData, UnreadableFile, Stopped)
 
 Changed = Callable[[Scope], Awaitable[None]]
 
 
-async def _nothing(_scope: Scope) -> None:
-    return
+async def nothing(_scope: Scope) -> None:
+    """Keeps nothing that could be invalidated."""
 
 
 class FolderOrigin:
@@ -60,7 +50,7 @@ class FolderOrigin:
         reactor: Any,
         *,
         interval: float = INTERVAL,
-        changed: Changed = _nothing,
+        changed: Changed = nothing,
         environment: Optional[Mapping[str, str]] = None,
     ) -> None:
         self.url = url
@@ -68,38 +58,25 @@ class FolderOrigin:
         self._reactor = reactor
         self._interval = interval
         self._changed = changed
-        self._kept_in = environment
-        self._files = OpenFiles()
-        self._frames = FrameReader(self._files)
+        self._cached_in = environment
+        self._files = FileReader()
         self._threads = Threads(reactor)
-        self._running: dict[str, Shared[None]] = {}
-        self._folder = ""
+        self._preparing: dict[str, Shared[None]] = {}
         self._index: Optional[Index] = None
-        self._server: Optional[FolderServer] = None
 
     async def start(self) -> None:
         """Begin to index the folder. `OriginUnreachable` where it cannot be listed."""
-        self._folder = await self._locate()
+        folder = await self._locate()
         self._threads.start()
-        kept = None if self._kept_in is None else Kept(kept_place(self._kept_in, self._folder))
-        index = Index(
-            self._reactor,
-            self._folder,
-            self._threads,
-            self._interval,
-            kept,
-            self._invalidate,
-            functools.partial(Notices, self._reactor),
+        cache = None if self._cached_in is None else IndexCache(self._cached_in, folder)
+        self._index = Index(
+            self._reactor, folder, self._threads, self._invalidate, interval=self._interval, cache=cache
         )
-        index.on_change = lambda: self._files.keep_only(index.is_current)
-        self._server = FolderServer(self.url, index, self._threads, self._files, self._frames, self._translated)
-        self._index = index
+        self._index.on_change = self._files.close
         try:
-            await index.start()
-        except BaseException as error:
+            await self._index.start()
+        except BaseException:
             await self.stop()
-            if isinstance(error, FolderGone):
-                raise OriginUnreachable(f"the folder cannot be listed: {error}") from None
             raise
 
     async def stop(self) -> None:
@@ -111,11 +88,8 @@ class FolderOrigin:
 
     async def _invalidate(self, keys: Optional[Collection[Key]]) -> None:
         """Have forgotten what was known of instances; of many, of their series, studies, or all."""
-        if keys is None:
-            await self._changed(Scope(self.url, ""))
-            return
-        for length in (3, 2, 1):
-            scopes = {key[:length] for key in keys}
+        for length in (3, 2, 1) if keys is not None else ():
+            scopes = {key[:length] for key in keys or ()}
             if len(scopes) <= MAX_SCOPES:
                 for scope in sorted(scopes):
                     await self._changed(Scope(self.url, "", *scope))
@@ -123,14 +97,11 @@ class FolderOrigin:
         await self._changed(Scope(self.url, ""))
 
     async def ping(self) -> Optional[str]:
-        try:
-            await self._threads.run(lambda: os.scandir(self._folder).close())
-        except OSError as error:
-            raise OriginUnreachable(f"the folder cannot be listed: {error.strerror}") from None
+        await self._indexed().ping()
         return None
 
     def status(self) -> dict[str, object]:
-        return {"kind": "folder", **self._indexed().status(), "open_files": len(self._files)}
+        return {"kind": "folder", **self._indexed().status(), "open_files": self._files.open_files}
 
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         return (await self._record(instance)).facts
@@ -151,33 +122,35 @@ class FolderOrigin:
             record = await self._record(instance)
             if _shape(record.facts) != _shape(metadata):
                 raise OriginBadAnswer("the instance's file changed; ask again")
+            check_numbers(record, numbers)
             try:
-                check_numbers(record, numbers)
-            except Refusal as refusal:
-                raise refusal.error() from None
-            try:
-                await self._table(record)
-                frames = await self._threads.run(functools.partial(self._frames.read, record, numbers, limit))
+                await self._prepare(record)
+                frames = await self._threads.run(functools.partial(self._files.read, record, numbers, limit))
                 break
-            except _READ_ERRORS as error:
-                if not (again and isinstance(error, _CHANGED)):
-                    raise self._translated(error) from None
-        return {number: Frame(data, record.frame_syntax) for number, data in zip(numbers, frames)}
+            except (OSError, FileChanged, UnreadableFile) as error:
+                if not (again and isinstance(error, (FileChanged, FileNotFoundError))):
+                    raise translated(error) from None
+        return {number: Frame(data, record.syntax.frame_uid) for number, data in zip(numbers, frames)}
+
+    async def _prepare(self, record: StoredFile) -> None:
+        """Have the frames' places found once for all that wait for that: it may take a second."""
+        if self._files.has_table(record):
+            return
+        run = Shared(lambda: self._threads.run(lambda: self._files.prepare(record)))
+        try:
+            await self._preparing.setdefault(record.path, run).join()
+        finally:
+            self._preparing.pop(record.path, None)
 
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
-        record = await self._record(instance)
-        stream = GeneratedStream(self._threads, file_chunks(self._files, record), self._translated)
-        await stream.start()
-        return stream
+        chunks = self._files.file_chunks(await self._record(instance))
+        return await generated(self._threads, chunks, translated)
 
     async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
         """See `Origin.representative`."""
-        records = [] if root else await self._indexed().find(study, series)
+        records = [] if root else await self._indexed().find(*filter(None, (study, series)))
         with_pixels = [record for record in records if record.pixels is not None]
-        if not with_pixels:
-            return None
-        record = representative(with_pixels)
-        return Instance(self.url, "", *record.key)
+        return Instance(self.url, "", *representative(with_pixels).key) if with_pixels else None
 
     async def local_file(self, instance: Instance) -> Optional[str]:
         """See `Origin.local_file`."""
@@ -189,61 +162,40 @@ class FolderOrigin:
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Answer as a DICOMweb server would. Errors of the request are answers too."""
-        self._indexed()
-        assert self._server is not None  # made with the index
+        server = FolderServer(self.url, self._indexed(), self._threads, self._files, translated)
         try:
-            return await self._read_resource(self._server, request)
-        except Refusal as refusal:
-            return refusal.response()
+            return await server.answer(request)
+        except OriginRefused as refusal:
+            headers = (*refusal.headers, (b"Content-Length", b"%d" % len(refusal.body)))
+            return OriginResponse(refusal.status, headers, BytesStream(refusal.body), len(refusal.body))
+        except (OSError, FileChanged, UnreadableFile) as error:
+            raise translated(error) from None
         finally:
             if request.body is not None:
                 request.body.close()
 
-    async def _read_resource(self, server: FolderServer, request: OriginRequest) -> OriginResponse:
-        try:
-            return await server.answer(request)
-        except _READ_ERRORS as error:
-            raise self._translated(error) from None
-
     async def _record(self, instance: Instance) -> StoredFile:
         """The file of *instance* as it is now. `OriginRefused` 404; `OriginBusy` as `Index.find`."""
-        index = self._indexed()
-        found = [] if instance.root else await index.find(instance.study, instance.series, instance.sop)
+        found = [] if instance.root else await self._indexed().find(*instance.uids)
         if not found:
-            raise no_such("instance").error()
+            raise no_such("instance")
         return found[0]
-
-    async def _table(self, record: StoredFile) -> None:
-        """Have the frames' places found once for all who wait for that: it may take a second."""
-        if self._frames.has_table(record):
-            return
-        shared = self._running.get(record.path)
-        if shared is None:
-            shared = self._running[record.path] = Shared(lambda: self._prepare(record))
-        await shared.join()
-
-    async def _prepare(self, record: StoredFile) -> None:
-        try:
-            await self._threads.run(lambda: self._frames.prepare(record))
-        finally:
-            self._running.pop(record.path, None)
-
-    def _translated(self, error: Exception) -> Exception:
-        """What a caller may see of *error*: never a path."""
-        if isinstance(error, _CHANGED):
-            return OriginBadAnswer("the instance's file changed or went while it was read; ask again")
-        if isinstance(error, (BadPixelData, UnreadableFile)):
-            return OriginBadAnswer(f"the instance's file is broken: {error}")
-        if isinstance(error, OSError):
-            return OriginBadAnswer(f"the instance's file cannot be read: {error.strerror or type(error).__name__}")
-        if isinstance(error, Stopped):
-            return OriginUnreachable("the folder is not being served")
-        return error
 
     def _indexed(self) -> Index:
         if self._index is None:
-            raise OriginUnreachable("the folder is not being served")
+            raise Stopped
         return self._index
+
+
+def translated(error: Exception) -> Exception:
+    """What a caller may see of *error*: never a path."""
+    if isinstance(error, (FileChanged, FileNotFoundError)):
+        return OriginBadAnswer("the instance's file changed or went while it was read; ask again")
+    if isinstance(error, UnreadableFile):
+        return OriginBadAnswer(f"the instance's file is broken: {error}")
+    if isinstance(error, OSError):
+        return OriginBadAnswer(f"the instance's file cannot be read: {error.strerror or type(error).__name__}")
+    return error
 
 
 def _shape(facts: InstanceMetadata) -> tuple[object, ...]:
@@ -262,7 +214,7 @@ def folder_origin(
     url: str,
     reactor: Any,
     interval: float = INTERVAL,
-    changed: Changed = _nothing,
+    changed: Changed = nothing,
     environment: Optional[Mapping[str, str]] = None,
 ) -> FolderOrigin:
     """The origin of ``file:PATH``. Arguments as of `FolderOrigin`."""

@@ -1,24 +1,29 @@
-"""Blocking calls in threads of the folder's own: a slow disk must not starve name resolution, which uses the reactor's.
+"""Blocking calls in threads of the folder's own (a slow disk must not starve name resolution, which uses the reactor's), and
+bodies that are generated in them.
 
 - At most `THREADS` calls run, at most `MAX_WAITING` wait: more are refused as busy.
 - Each call has a deadline. A thread cannot be ended; what it still finds out is dropped.
+- A body's generator holds no file between two chunks: an abandoned body leaves nothing open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Generic, Optional, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
-from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from twistedproxy.origin.errors import OriginBusy, OriginTimeout
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream
 
 THREADS = 4  # reads of a page cache never wait; of a disk, four at once keep it busy
 MAX_WAITING = 1000
 DEADLINE = 60.0  # seconds; a network drive that takes longer is as good as gone
+CHUNK = 512 * 1024  # bytes of a body that one call generates
 
 T = TypeVar("T")
 
@@ -26,9 +31,8 @@ T = TypeVar("T")
 class Threads:
     """A bounded pool. *reactor* must run threads' answers (`callFromThread`) and time."""
 
-    def __init__(self, reactor: Any, deadline: float = DEADLINE) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor: Any = reactor
-        self._deadline = deadline
         self._pool = ThreadPool(0, THREADS, "twistedproxy-folder")
         self._waiting = 0
 
@@ -37,13 +41,7 @@ class Threads:
 
     async def stop(self) -> None:
         """Wait for running calls: the pool joins its threads, so that is done in another thread."""
-        done: Deferred[None] = Deferred()
-        self._reactor.callInThread(self._join, done)
-        await done
-
-    def _join(self, done: Deferred[None]) -> None:
-        self._pool.stop()
-        self._reactor.callFromThread(done.callback, None)
+        await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
 
     async def run(self, call: Callable[[], T]) -> T:
         """What *call* returns or raises; `OriginBusy`, `OriginTimeout`."""
@@ -51,9 +49,9 @@ class Threads:
             raise OriginBusy("too many reads are waiting for the folder")
         self._waiting += 1
         try:
-            wait: Deferred[T] = deferToThreadPool(self._reactor, self._pool, call)
-            wait.addTimeout(self._deadline, self._reactor, _timed_out)
-            return await wait
+            return await deferToThreadPool(self._reactor, self._pool, call).addTimeout(DEADLINE, self._reactor)
+        except DeferredTimeout:
+            raise OriginTimeout(f"the folder's disk gave no answer within {DEADLINE:g} s") from None
         finally:
             self._waiting -= 1
 
@@ -62,37 +60,88 @@ class Threads:
         return await deferToThreadPool(self._reactor, self._pool, call)
 
 
-def _timed_out(result: object, seconds: float) -> object:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise OriginTimeout(f"the folder's disk gave no answer within {seconds:g} s")
-    return result
+class Waiters(Generic[T]):
+    """Many that wait for one thing: each has a Deferred of its own; cancelling one ends that wait alone."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Deferred[T]] = []
+
+    def wait(self) -> Deferred[T]:
+        """The next result."""
+        waiter: Deferred[T] = Deferred(self._waiting.remove)
+        self._waiting.append(waiter)
+        return waiter
+
+    def release(self, result: Any) -> None:
+        """Give *result* to all that wait; a Failure makes it an errback."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(result)
 
 
-class Shared(Generic[T]):
-    """One run of something for all who want it at the same time.
-
-    Each waiter has a Deferred of its own; cancelling one ends that wait alone.
-    """
+class Shared(Waiters[T]):
+    """One run of something for all that want it at the same time; it goes on where one is cancelled."""
 
     def __init__(self, run: Callable[[], Awaitable[T]]) -> None:
+        super().__init__()
         self._run = run
-        self._waiters: list[Deferred[T]] = []
         self.running = False
 
     def join(self) -> Deferred[T]:
         """Wait for the run that is under way, or start one."""
-        waiter: Deferred[T] = Deferred(self._waiters.remove)
-        self._waiters.append(waiter)
+        waiter = self.wait()
         if not self.running:
             self.running = True
-            ensureDeferred(self._awaited()).addBoth(self._finish)
+            ensureDeferred(self._awaited()).addBoth(self.release)
         return waiter
 
     async def _awaited(self) -> T:
-        return await self._run()
+        try:
+            return await self._run()
+        finally:
+            self.running = False
 
-    def _finish(self, result: Any) -> None:
-        self.running = False
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(result)  # a Failure makes it an errback
+
+class GeneratedStream:
+    """A `ByteStream` out of a generator of bytes; see `generated`."""
+
+    def __init__(self, threads: Threads, chunks: Iterator[bytes], translate: Callable[[Exception], Exception]) -> None:
+        self._threads = threads
+        self._chunks = chunks
+        self._translate = translate
+        self._lock = threading.Lock()  # a cancelled read may still be running in its thread
+        self._closed = False
+        self._broken: Optional[Exception] = None
+
+    async def read(self) -> bytes:
+        if self._broken is None and not self._closed:
+            try:
+                return await self._threads.run(self._pull)
+            except Exception as error:
+                self._broken = self._translate(error)
+        if self._broken is not None:
+            raise self._broken from None
+        return b""
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _pull(self) -> bytes:
+        gathered: list[bytes] = []
+        size = 0
+        with self._lock:
+            for chunk in self._chunks:
+                gathered.append(chunk)
+                size += len(chunk)
+                if size >= CHUNK or self._closed:
+                    break
+        return b"".join(gathered)
+
+
+async def generated(
+    threads: Threads, chunks: Iterator[bytes], translate: Callable[[Exception], Exception]
+) -> ByteStream:
+    """The bytes of *chunks* as a stream, the first of them generated already: what fails at once fails before an answer
+    begins. *translate* turns what the generator raises into an origin error."""
+    stream = GeneratedStream(threads, chunks, translate)
+    return ChainedStream(BytesStream(await stream.read()), stream)

@@ -1,0 +1,167 @@
+"""What is known of a folder's files, and how more is learned of them.
+
+- Only regular files count; symlinks below the folder are not followed, so nothing outside it is served. Names that start
+  with a dot are left alone: programs that copy files give them such names meanwhile.
+- A file is read when it is new or its stamp changed, never else, and only whole ones are taken. One that cannot be read,
+  whatever the reason, is remembered with its stamp, and logged once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Optional, Union
+
+from twisted.logger import Logger
+
+from twistedproxy.origin.errors import OriginUnreachable
+from twistedproxy.origin.folder.catalog import Catalog
+from twistedproxy.origin.folder.instance_file import (
+    Common,
+    Known,
+    LeftOut,
+    Stamp,
+    StoredFile,
+    UnreadableFile,
+    read_header,
+)
+
+MAX_DEPTH = 64  # folders within folders
+MAX_INTERNED = 50_000  # what files have in common; beyond that sharing starts anew
+MAX_LOGGED = 20  # files left out, of each slice, that get a log line each; the others are counted
+
+log = Logger()
+
+
+class FolderGone(OriginUnreachable):
+    """The folder itself cannot be listed."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the folder cannot be listed: {error.strerror or type(error).__name__}")
+
+
+class Stopped(OriginUnreachable):
+    """The index is being stopped."""
+
+    def __init__(self) -> None:
+        super().__init__("the folder is not being served")
+
+
+class FolderContents:
+    """*known*: the state of all files in *folder*. *catalog*: those that are served. `walk` and `read` are called in threads, and
+    raise `Stopped` once it is *stopping*."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.known: Known = {}
+        self.catalog = Catalog()
+        self.intern: dict[bytes, Common] = {}
+        self.stopping = False
+
+    @property
+    def unreadable(self) -> int:
+        """How many files are left out."""
+        return len(self.known) - self.catalog.size - self.catalog.duplicates
+
+    def check_there(self) -> None:
+        """Raises `FolderGone` where the whole cannot be listed."""
+        try:
+            os.scandir(self._folder).close()
+        except OSError as error:
+            raise FolderGone(error) from None
+
+    def walk(self, top: str) -> tuple[Iterable[str], Sequence[str], Mapping[str, str]]:
+        """The files below the folder *top* that are to be looked at; all folders there; those that cannot be listed, and why.
+        Raises `FolderGone`."""
+        candidates: list[tuple[int, str]] = []
+        seen: set[str] = set()
+        folders: list[str] = []
+        unlisted: dict[str, str] = {}
+
+        def note(error: OSError) -> None:
+            if error.filename == self._folder:
+                raise FolderGone(error) from None
+            if os.path.lexists(error.filename):
+                unlisted[error.filename] = error.strerror or type(error).__name__
+
+        for folder, below, names in os.walk(top, onerror=note):
+            if self.stopping:
+                raise Stopped
+            folders.append(folder)
+            is_deep = folder.count(os.sep) >= top.count(os.sep) + MAX_DEPTH
+            below[:] = [name for name in below if not is_deep and not name.startswith(".")]
+            for path in (os.path.join(folder, name) for name in names if not name.startswith(".")):
+                if (stamp := file_stamp(path)) is not None:
+                    seen.add(path)
+                    if not self._knows(path, stamp):
+                        candidates.append((-stamp.modified, path))
+        inside = os.path.join(top, "")
+        gone = [path for path in list(self.known) if path not in seen and path.startswith(inside)]
+        # The newest first: users wait for those.
+        return [*gone, *(path for _, path in sorted(candidates))], folders, unlisted
+
+    def read(self, paths: deque[str], seconds: float) -> tuple[Known, Catalog, float]:
+        """Read files for *seconds*. What changed, the catalog with that, and the seconds that arranging it took."""
+        changed: Known = {}
+        until = time.monotonic() + seconds
+        while paths and time.monotonic() < until:
+            if self.stopping:
+                raise Stopped
+            path = paths.popleft()
+            stamp = file_stamp(path)
+            if path not in changed and not self._knows(path, stamp):  # it may have been noticed twice
+                changed[path] = stamp and self._read(path, stamp)
+        started = time.monotonic()
+        catalog = self.catalog.changed(stored(map(self.known.get, changed)), stored(changed.values()))
+        return changed, catalog, time.monotonic() - started
+
+    def enter(self, changed: Known, catalog: Catalog) -> None:
+        """Take over what `read` found."""
+        self.known |= changed
+        for path in [path for path, known in changed.items() if known is None]:
+            del self.known[path]
+        left_out = [(path, known.reason) for path, known in changed.items() if isinstance(known, LeftOut)]
+        for path, reason in left_out[:MAX_LOGGED]:
+            log.warn("left out {path}: {reason}", event="file_left_out", path=path, reason=reason)
+        if len(left_out) > MAX_LOGGED:
+            log.warn("left out {count} more files", event="files_left_out", count=len(left_out) - MAX_LOGGED)
+        count = catalog.duplicates - self.catalog.duplicates
+        if count > 0:
+            log.warn(
+                "left out {count} files whose instances other files hold", event="duplicates_left_out", count=count
+            )
+        self.catalog = catalog
+
+    def _knows(self, path: str, stamp: Optional[Stamp]) -> bool:
+        known = self.known.get(path)
+        return (known and known.stamp) == stamp
+
+    def _read(self, path: str, stamp: Stamp) -> Union[StoredFile, LeftOut, None]:
+        """None for a file that went meanwhile."""
+        if len(self.intern) > MAX_INTERNED:
+            self.intern.clear()
+        try:
+            return read_header(path, self.intern)
+        except FileNotFoundError:
+            return None
+        except (UnreadableFile, OSError) as error:
+            return LeftOut(stamp, getattr(error, "strerror", None) or str(error))
+        except Exception as error:
+            return LeftOut(stamp, f"{type(error).__name__}: {error}")
+
+
+def file_stamp(path: str) -> Optional[Stamp]:
+    """The stamp of the regular file at *path*, None where there is none."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def stored(known: Iterable[object]) -> list[StoredFile]:
+    """Those that can be served."""
+    return [one for one in known if isinstance(one, StoredFile)]
