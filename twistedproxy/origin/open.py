@@ -29,9 +29,9 @@ def open_origin(
 
         return SampleOrigin(reactor)
     if url.startswith("file:"):
-        from twistedproxy.origin.folder import folder_origin
+        from twistedproxy.origin.folder.provider import FolderOrigin
 
-        return folder_origin(url, reactor, changed=changed, environment=os.environ)
+        return FolderOrigin(url, reactor, changed=changed, environment=os.environ)
     from twistedproxy.origin.http.origin import HTTPOrigin
 
     return HTTPOrigin(reactor, url, settings, metrics)

@@ -10,8 +10,7 @@ from typing import Any, Optional
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from twistedproxy.origin.folder import FolderOrigin, folder_origin
-from twistedproxy.origin.folder.provider import Changed, nothing
+from twistedproxy.origin.folder.provider import Changed, FolderOrigin, nothing
 from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.streams import BytesStream, read_all
 
@@ -47,7 +46,7 @@ class FolderTestCase(TestCase):
         """Serve the folder as it is now, until the test ends; walk through it every *interval* seconds."""
         from twisted.internet import reactor
 
-        origin = folder_origin(
+        origin = FolderOrigin(
             f"file:{self.folder}", reactor, interval=interval, changed=changed, environment=environment
         )
         await origin.start()

@@ -87,7 +87,7 @@ class EncodingTests(SynchronousTestCase):
             for tables in ("none", "basic", "extended"):
                 path = folder / f"{source.stem}-{tables}.dcm"
                 data = wrapped(source, path, tables)
-                record = read_header(str(path), {})
+                record = read_header(str(path))
                 seen.add(record.common.transfer_syntax)
                 self.assertEqual(record.common.transfer_syntax, data.file_meta.TransferSyntaxUID)
                 frames = files.read(record, [1, 2, 3])

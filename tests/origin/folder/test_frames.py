@@ -22,7 +22,7 @@ class FileReaderTests(SynchronousTestCase):
 
     def make(self, name: str, **more: object) -> tuple[Made, StoredFile]:
         made = slide(self.folder / name, 2, 3, tile=32, **more)  # type: ignore[arg-type]
-        return made, read_header(str(made.path), {})
+        return made, read_header(str(made.path))
 
     def test_table_that_lies(self) -> None:
         """A Basic Offset Table that points between items costs a scan, and no frame."""
@@ -34,7 +34,7 @@ class FileReaderTests(SynchronousTestCase):
         struct.pack_into("<I", content, second, offset + 2)
         expected = made.stored_frames()
         made.path.write_bytes(content)
-        record = read_header(str(made.path), {})
+        record = read_header(str(made.path))
         self.assertEqual(FileReader().read(record, range(1, 7)), expected)
 
     def test_no_codestream(self) -> None:
@@ -43,7 +43,7 @@ class FileReaderTests(SynchronousTestCase):
         frame = made.stored_frames()[1]
         content = made.path.read_bytes()
         made.path.write_bytes(content.replace(frame, b"<html>" + frame[6:]))
-        record = read_header(str(made.path), {})
+        record = read_header(str(made.path))
         reader = FileReader()
         self.assertEqual(reader.read(record, [1, 3]), [made.stored_frames()[0], made.stored_frames()[2]])
         self.assertIn("frame 2", str(self.assertRaises(UnreadableFile, reader.read, record, [1, 2])))
@@ -72,7 +72,7 @@ class OpenFilesTests(SynchronousTestCase):
         folder = Path(self.mktemp())
         folder.mkdir()
         made = [slide(folder / f"{n}.dcm", 1, 1, tile=16) for n in range(5)]
-        self.records = [read_header(str(one.path), {}) for one in made]
+        self.records = [read_header(str(one.path)) for one in made]
         self.files = FileReader(max_open=2)
         self.addCleanup(self.files.close)
 

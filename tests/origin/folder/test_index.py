@@ -473,7 +473,7 @@ class IndexCacheTests(IndexTestCase):
         self.restarted()
         (known,) = [file for study in self.index.catalog.studies.values() for file in study.files]
         other, reading = (IndexCache(self.environment, str(self.folder)) for _ in range(2))
-        other.load({})
+        other.load()
         unpack = Common.unpack
 
         def write_first(packed: bytes) -> Common:
@@ -482,7 +482,7 @@ class IndexCacheTests(IndexTestCase):
             return unpack(packed)
 
         self.patch(Common, "unpack", write_first)
-        learned = reading.load({})
+        learned = reading.load()
         self.patch(Common, "unpack", unpack)
         self.assertEqual([known.path], list(learned or ()))
         for cache in (other, reading):
@@ -537,14 +537,14 @@ class IndexCacheTests(IndexTestCase):
 
         cache._read = slowly  # type: ignore[method-assign]
         with ThreadPoolExecutor() as pool:
-            loading = pool.submit(cache.load, {})
+            loading = pool.submit(cache.load)
             reading.wait(10)
             closing = pool.submit(cache.close)
             go_on.set()
             closing.result(10)
             learned = loading.result(10)
         self.assertEqual(len(learned or ()), 1)
-        self.assertIsNone(cache.load({}))
+        self.assertIsNone(cache.load())
 
     def test_no_place(self) -> None:
         """Where nothing can be kept, all is read anew."""

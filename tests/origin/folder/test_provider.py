@@ -20,7 +20,7 @@ from tests.slides import ENCODINGS, loop, slide
 from tests.waiting import wait_until
 from twistedproxy.dicom.resource import Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginUnreachable
-from twistedproxy.origin.folder import FolderOrigin, folder_origin
+from twistedproxy.origin.folder.provider import FolderOrigin
 from twistedproxy.origin.interface import Origin
 from twistedproxy.settings import Mount
 from twistedproxy.streams import read_all
@@ -36,7 +36,7 @@ class FolderSuite(OriginSuite, FolderTestCase):
             made.append(slide(self.folder / f"{name}.dcm", 1, 2, tile=side, encoding=name))
         from twisted.internet import reactor
 
-        origin = folder_origin(f"file:{self.folder}", reactor)
+        origin = FolderOrigin(f"file:{self.folder}", reactor)
         await origin.start()
         known = [Known.of(one) for one in made]
         return origin, known

@@ -146,12 +146,12 @@ class SearchTests(SynchronousTestCase):
         self.beside = loop(folder / "c.dcm", 3, 8, 8, **same)
         self.other = loop(folder / "d.dcm", 3, 8, 8, patient="BERT", extra={"StudyDate": "20250615"})
         self.folder = folder
-        self.catalog = Catalog().changed((), [read_header(str(path), {}) for path in folder.iterdir()])
+        self.catalog = Catalog().changed((), [read_header(str(path)) for path in folder.iterdir()])
 
     def found(self, level: str, query: str, *where: str) -> list[Any]:
         parsed = parse_query(query.encode())
-        found = search(self.catalog, level, where, parsed)
-        answer: list[Any] = json.loads(b"".join(result_chunks(found, level, where, parsed, BASE)))
+        results, _ = search(self.catalog, level, where, parsed)
+        answer: list[Any] = json.loads(b"".join(result_chunks(results, level, where, parsed, BASE)))
         return answer
 
     def uids(self, level: str, query: str, *where: str) -> list[str]:
@@ -242,12 +242,12 @@ class SearchTests(SynchronousTestCase):
     def test_too_many(self) -> None:
         """Of more results than an answer holds the number of the others is told."""
         self.patch(__import__("twistedproxy.origin.folder.search", fromlist=["x"]), "MAX_RESULTS", 3)
-        found = search(self.catalog, "instances", (), parse_query(b""))
-        self.assertEqual((len(found.results), found.left), (3, 1))
+        results, left = search(self.catalog, "instances", (), parse_query(b""))
+        self.assertEqual((len(results), left), (3, 1))
 
     def test_representative(self) -> None:
         """A whole slide is shown by its smallest level, a stack by its middle."""
         study = self.catalog.files(self.base.study)
         self.assertEqual(representative(study).sop, self.small.sop)
-        stack = [read_header(str(loop(self.folder / f"{n}.dcm", 1, 8, 8).path), {}) for n in range(3)]
+        stack = [read_header(str(loop(self.folder / f"{n}.dcm", 1, 8, 8).path)) for n in range(3)]
         self.assertIs(representative(stack), stack[1])

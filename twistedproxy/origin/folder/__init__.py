@@ -1,5 +1,1 @@
 """A folder of DICOM files, served as DICOMweb."""
-
-from twistedproxy.origin.folder.provider import FolderOrigin, folder_origin
-
-__all__ = ["FolderOrigin", "folder_origin"]

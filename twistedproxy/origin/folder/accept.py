@@ -1,7 +1,10 @@
-"""What a request accepts, for the few forms that a folder has (DICOM PS3.18 section 8.7)."""
+"""What a request accepts, for the few forms that a folder has (DICOM PS3.18 section 8.7), and refusals in the form that DICOMweb
+gives them (application/problem+json, RFC 9457)."""
 
 from __future__ import annotations
 
+import http
+import json
 from typing import Optional
 from urllib.parse import parse_qsl
 
@@ -14,9 +17,9 @@ from twistedproxy.dicom.media_types import (
 )
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, canonical_media_type
 from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.folder.refusals import refused
-from twistedproxy.origin.interface import OriginRequest
+from twistedproxy.origin.interface import Headers, OriginRequest
 
+MAX_SHOWN = 80  # characters of what came
 _JSON_TYPES = ("application/dicom+json", "application/json")
 
 
@@ -65,3 +68,17 @@ def _fits(accepted: MediaType, media_type: str, syntax: Optional[str]) -> bool:
 
 def _not_acceptable(available: str) -> OriginRefused:
     return refused(406, f"nothing that Accept asks for is there; there is: {available}")
+
+
+def refused(status: int, detail: str, headers: Headers = ()) -> OriginRefused:
+    """A request that is not granted. *detail* names what came and what is accepted."""
+    problem = {"title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body = json.dumps(problem).encode("ascii")
+    return OriginRefused(status, ((b"Content-Type", b"application/problem+json"), *headers), body)
+
+
+def shown(text: str | bytes) -> str:
+    """What came, quoted, escaped and shortened."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")

@@ -20,17 +20,16 @@ from twisted.logger import Logger
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.folder.catalog import Catalog
 from twistedproxy.origin.folder.instance_file import (
-    Common,
     Known,
     LeftOut,
     Stamp,
     StoredFile,
     UnreadableFile,
     read_header,
+    stamp_of,
 )
 
 MAX_DEPTH = 64  # folders within folders
-MAX_INTERNED = 50_000  # what files have in common; beyond that sharing starts anew
 MAX_LOGGED = 20  # files left out, of each slice, that get a log line each; the others are counted
 
 log = Logger()
@@ -39,15 +38,9 @@ log = Logger()
 class FolderGone(OriginUnreachable):
     """The folder itself cannot be listed."""
 
-    def __init__(self, error: OSError) -> None:
-        super().__init__(f"the folder cannot be listed: {error.strerror or type(error).__name__}")
-
 
 class Stopped(OriginUnreachable):
     """The index is being stopped."""
-
-    def __init__(self) -> None:
-        super().__init__("the folder is not being served")
 
 
 class FolderContents:
@@ -58,7 +51,6 @@ class FolderContents:
         self._folder = folder
         self.known: Known = {}
         self.catalog = Catalog()
-        self.intern: dict[bytes, Common] = {}
         self.stopping = False
 
     @property
@@ -71,7 +63,7 @@ class FolderContents:
         try:
             os.scandir(self._folder).close()
         except OSError as error:
-            raise FolderGone(error) from None
+            raise FolderGone(f"the folder cannot be listed: {error.strerror}") from None
 
     def walk(self, top: str) -> tuple[Iterable[str], Sequence[str], Mapping[str, str]]:
         """The files below the folder *top* that are to be looked at; all folders there; those that cannot be listed, and why.
@@ -83,13 +75,13 @@ class FolderContents:
 
         def note(error: OSError) -> None:
             if error.filename == self._folder:
-                raise FolderGone(error) from None
+                raise FolderGone(f"the folder cannot be listed: {error.strerror}") from None
             if os.path.lexists(error.filename):
                 unlisted[error.filename] = error.strerror or type(error).__name__
 
         for folder, below, names in os.walk(top, onerror=note):
             if self.stopping:
-                raise Stopped
+                raise Stopped("the folder is not being served")
             folders.append(folder)
             is_deep = folder.count(os.sep) >= top.count(os.sep) + MAX_DEPTH
             below[:] = [name for name in below if not is_deep and not name.startswith(".")]
@@ -109,7 +101,7 @@ class FolderContents:
         until = time.monotonic() + seconds
         while paths and time.monotonic() < until:
             if self.stopping:
-                raise Stopped
+                raise Stopped("the folder is not being served")
             path = paths.popleft()
             stamp = file_stamp(path)
             if path not in changed and not self._knows(path, stamp):  # it may have been noticed twice
@@ -141,10 +133,8 @@ class FolderContents:
 
     def _read(self, path: str, stamp: Stamp) -> Union[StoredFile, LeftOut, None]:
         """None for a file that went meanwhile."""
-        if len(self.intern) > MAX_INTERNED:
-            self.intern.clear()
         try:
-            return read_header(path, self.intern)
+            return read_header(path)
         except FileNotFoundError:
             return None
         except (UnreadableFile, OSError) as error:
@@ -159,7 +149,7 @@ def file_stamp(path: str) -> Optional[Stamp]:
         status = os.stat(path, follow_symlinks=False)
     except OSError:
         return None
-    return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
+    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def stored(known: Iterable[object]) -> list[StoredFile]:

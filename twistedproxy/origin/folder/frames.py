@@ -31,6 +31,7 @@ from twistedproxy.origin.folder.instance_file import (
     open_plain,
     read_dataset,
     reader,
+    stamp_of,
 )
 from twistedproxy.origin.folder.offset_table import OffsetTable, Spans, find_frames, frame_spans, total
 from twistedproxy.streams import StreamTooLong
@@ -52,7 +53,7 @@ class _Descriptor:
             os.close(self._number)
 
     def stamp(self) -> Stamp:
-        return Stamp.of(os.fstat(self._number))
+        return stamp_of(os.fstat(self._number))
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`os.pread` may give less than asked for, also before the end."""
@@ -141,26 +142,23 @@ class FileReader:
                 raise UnreadableFile(f"frame {number} begins with {frame[:16]!r}, as none in {syntax} does")
         return frames
 
-    def spans(self, record: StoredFile, number: int = 1) -> Spans:
-        """Where the bytes of an encapsulated frame, or of all native pixel data, lie. A frame that is large (a video) can be read
-        so piece by piece."""
+    def pixel_data(self, record: StoredFile, count: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """All pixel data, as the bytes of *count* values: frames where they are encapsulated, which may be large (a video)."""
         pixels = _pixels(record)
-        if pixels.length is not None:
-            return [(pixels.start, pixels.start + pixels.length)]
-        with self._content(record) as read_at:
-            return self._spans(record, pixels, read_at, number)
+        for number in range(1, count + 1):
+            spans = [(pixels.start, pixels.start + (pixels.length or 0))]
+            if pixels.length is None:
+                with self._content(record) as read_at:
+                    spans = self._spans(record, pixels, read_at, number)
+            yield total(spans), self._chunks(record, pixels, spans)
 
-    def chunks(self, record: StoredFile, spans: Spans) -> Iterator[bytes]:
-        """The bytes of *spans* in pieces, native ones in little endian. The file is in use only within a piece."""
-        pixels = _pixels(record)
+    def _chunks(self, record: StoredFile, pixels: PixelElement, spans: Spans) -> Iterator[bytes]:
+        """Native ones in little endian. The file is in use only within a piece."""
         step = MAX_INFLATED if record.syntax.deflated else CHUNK  # it is inflated for each piece anew
         for start, end in spans:
             for position in range(start, end, step):
-                size = min(step, end - position)
                 with self._content(record) as read_at:
-                    chunk = read_at(position, size)
-                if len(chunk) != size:
-                    raise UnreadableFile("its pixel data are cut off")
+                    chunk = read_at(position, min(step, end - position))
                 yield swap_bytes(chunk, _swapped(pixels, record.facts))
 
     def file_chunks(self, record: StoredFile) -> Iterator[bytes]:

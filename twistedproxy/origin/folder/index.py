@@ -11,6 +11,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -118,10 +119,8 @@ class Index:
             if call is not None and call.active():
                 call.cancel()
         self._watcher.stop()
-        try:
+        with contextlib.suppress(CancelledError):
             await self._lock.run(lambda: None)  # what is read is left soon
-        except CancelledError:
-            pass
         self._news.release(None)
         if self._cache is not None:
             await self._threads.run_long(self._cache.close)
@@ -177,10 +176,8 @@ class Index:
         pause = max(MIN_PAUSE, self._walk_seconds / MAX_SHARE)
         if self._contents.stopping or (not self._scan.running and self._reactor.seconds() - self._ended < pause):
             return
-        try:
+        with contextlib.suppress(FolderGone, Stopped):  # logged where it happened
             await self._scan.join()
-        except (FolderGone, Stopped):
-            pass  # logged where it happened
 
     async def look_at(self, paths: Iterable[str]) -> None:
         """Take up what was done to some files, also when the request that waits for it is cancelled. Raises `Stopped`."""
@@ -189,14 +186,11 @@ class Index:
     async def _look_at(self, paths: deque[str]) -> None:
         seconds = SLICE_SECONDS
         while paths:
-            await self._lock.acquire()
-            try:
+            async with self._lock:
                 read = functools.partial(self._contents.read, paths, seconds)
                 changed, catalog, arranging = await self._threads.run_long(read)
                 await self._take(changed, catalog)
-                seconds = max(SLICE_SECONDS, 10 * arranging)
-            finally:
-                self._lock.release()
+            seconds = max(SLICE_SECONDS, 10 * arranging)
 
     async def _take(self, changed: Known, catalog: Catalog) -> None:
         """Show the new state of some files, once nothing is cached of the old one."""
@@ -207,15 +201,15 @@ class Index:
         try:
             if self._changing:
                 await self._invalidated(self._changing)
+            now = self._reactor.seconds()
+            broken = stored(before[path] for path, known in changed.items() if isinstance(known, LeftOut))
+            self._writing = {key: until for key, until in self._writing.items() if until > now}
+            self._writing |= {file.key: now + WRITING_SECONDS for file in broken}
             self._contents.enter(changed, catalog)
             self.on_change()
         finally:
             self._changing = ()
             self._news.release(None)
-        now = self._reactor.seconds()
-        broken = stored(before[path] for path, known in changed.items() if isinstance(known, LeftOut))
-        self._writing = {key: until for key, until in self._writing.items() if until > now}
-        self._writing |= {file.key: now + WRITING_SECONDS for file in broken}
         if self._cache is not None:
             await self._threads.run_long(functools.partial(self._cache.write, changed))
 
@@ -238,10 +232,10 @@ class Index:
                 self.complete = True
                 self._news.release(None)
                 log.info(
-                    "{count} instances are in the folder, {unreadable_files} files are left out",
+                    "{count} instances are in the folder, {unreadable} files are left out",
                     event="folder_indexed",
                     count=self.catalog.size,
-                    **self.status(),
+                    unreadable=self._contents.unreadable,
                 )
         except FolderGone as error:
             if str(error) != self._gone:
@@ -257,7 +251,7 @@ class Index:
         """Begin with what was kept. Without it any cached frame may be old, so all of them are invalidated."""
         known = None
         if self._cache is not None:
-            known = await self._threads.run_long(functools.partial(self._cache.load, self._contents.intern))
+            known = await self._threads.run_long(self._cache.load)
         if known is None:
             await self._invalidated(None)
             return

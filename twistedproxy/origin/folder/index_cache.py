@@ -65,7 +65,7 @@ class IndexCache:
         self._closed = False
         self._lock = threading.Lock()
 
-    def load(self, intern: dict[bytes, Common]) -> Optional[Known]:
+    def load(self) -> Optional[Known]:
         """What was learned before; None where nothing was."""
         with self._lock:
             for _ in range(0 if self._closed else 2):  # a damaged one is made anew
@@ -73,7 +73,7 @@ class IndexCache:
                     database = self._open()
                     with database:  # one state of both tables, whatever other workers write meanwhile
                         database.execute("BEGIN")
-                        known = self._read(database, intern)
+                        known = self._read(database)
                     with contextlib.suppress(sqlite3.OperationalError), database:  # another worker may be writing
                         database.execute(_DELETE_UNUSED)
                     return known or None
@@ -125,8 +125,7 @@ class IndexCache:
 
     def _open(self) -> sqlite3.Connection:
         folder = self.place.parent
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.stat(folder)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PermissionError(f"{folder} is not this user's alone")
@@ -146,11 +145,9 @@ class IndexCache:
         database.execute(f"PRAGMA user_version={_VERSION}")
         return database
 
-    def _read(self, database: sqlite3.Connection, intern: dict[bytes, Common]) -> Known:
-        common = {
-            key: intern.setdefault(packed, Common.unpack(packed))
-            for key, packed in database.execute("SELECT id, packed FROM common")
-        }
+    def _read(self, database: sqlite3.Connection) -> Known:
+        rows = database.execute("SELECT id, packed FROM common")
+        common = {key: Common.unpack(packed) for key, packed in rows}
         known: Known = {}
         for raw, device, inode, size, modified, sop, key, own, pixels in database.execute("SELECT * FROM files"):
             path, stamp = os.fsdecode(raw), Stamp(device, inode, size, modified)

@@ -59,17 +59,18 @@ class FileChanged(Exception):
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file from another: device, inode, size in bytes, time of change in ns."""
-
     device: int
     inode: int
     size: int
     modified: int
 
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        """The stamp of a file with that *status*."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+"""What tells one state of a file from another: device, inode, size in bytes, time of change in ns."""
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file with that *status*."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class PixelElement(NamedTuple):
@@ -103,8 +104,9 @@ class Common:
     packed: bytes = attrs.field(repr=False)
 
     @classmethod
+    @functools.lru_cache(maxsize=50_000)
     def unpack(cls, packed: bytes) -> Common:
-        """Undo *packed*. Raises ValueError, TypeError, KeyError for anything else."""
+        """Undo *packed*: the same for all files. Raises ValueError, TypeError, KeyError for anything else."""
         study, series, sop_class, syntax, facts, attributes = json.loads(packed)
         return cls(study, series, sop_class, syntax, InstanceMetadata(**facts), attributes, packed)
 
@@ -201,12 +203,7 @@ def open_content(file: BinaryIO) -> BinaryIO:
 
 def reader(content: BinaryIO) -> ReadAt:
     """Reads from *content*, which nothing else uses meanwhile."""
-
-    def read_at(offset: int, size: int) -> bytes:
-        content.seek(offset)
-        return content.read(size)
-
-    return read_at
+    return lambda offset, size: content.read(size) if content.seek(offset) == offset else b""
 
 
 def items(read_at: ReadAt, position: int, little_endian: bool) -> Iterator[tuple[int, int]]:
@@ -249,7 +246,7 @@ def read_full_header(record: StoredFile, tags: Optional[list[int]] = None) -> Fi
     """All attributes of an indexed file in front of its pixel data, or only *tags*. Raises `FileChanged`, `OSError`,
     `UnreadableFile`."""
     with open_plain(record.path) as file:
-        if Stamp.of(os.fstat(file.fileno())) != record.stamp:
+        if stamp_of(os.fstat(file.fileno())) != record.stamp:
             raise FileChanged(record.path)
         dataset, _ = read_dataset(open_content(file), tags)
     if not dataset.original_encoding[1]:
@@ -268,13 +265,10 @@ def _swap_values(dataset: Dataset) -> None:
             element.value = swap_bytes(element.value, _WORDS.get(str(element.VR).rpartition(" ")[2], 1))
 
 
-def read_header(path: str, intern: dict[bytes, Common]) -> StoredFile:
-    """What the index keeps of the file at *path*. Raises `UnreadableFile`, `OSError`, and anything else on broken files.
-
-    *intern* keeps one copy of what many files have in common.
-    """
+def read_header(path: str) -> StoredFile:
+    """What the index keeps of the file at *path*. Raises `UnreadableFile`, `OSError`, and anything else on broken files."""
     with open_plain(path) as file:
-        stamp = Stamp.of(os.fstat(file.fileno()))
+        stamp = stamp_of(os.fstat(file.fileno()))
         content = open_content(file)
         dataset, last = read_dataset(content, _READ)
         _check_whole(content, last)
@@ -294,9 +288,8 @@ def read_header(path: str, intern: dict[bytes, Common]) -> StoredFile:
     found = dataset_json(dataset, "")
     shared = {tag: element for tag, element in found.items() if tag in STUDY_TAGS + SERIES_TAGS}
     packed = dumps((study, series, str(dataset.get("SOPClassUID", "")), syntax, attrs.asdict(facts), shared))
-    common = intern.get(packed) or intern.setdefault(packed, Common.unpack(packed))
     own = dumps([found[tag].get("Value", []) if tag in found else None for tag in INSTANCE_TAGS])
-    return StoredFile(path, stamp, sop, common, own, last if last.tag in PIXEL_TAGS else None)
+    return StoredFile(path, stamp, sop, Common.unpack(packed), own, last if last.tag in PIXEL_TAGS else None)
 
 
 def _check_whole(content: BinaryIO, last: PixelElement) -> None:

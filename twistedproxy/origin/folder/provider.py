@@ -39,14 +39,13 @@ async def nothing(_scope: Scope) -> None:
 class FolderOrigin:
     """The `Origin` of ``file:PATH``.
 
-    *locate* gives the folder, when the origin starts. *interval*: seconds between two walks through it. *changed* is called
+    *interval*: seconds between two walks through it. *changed* is called
     with what is not what it was. *environment* tells where the user's cache is, for the index; None: it is not kept.
     """
 
     def __init__(
         self,
         url: str,
-        locate: Callable[[], Awaitable[str]],
         reactor: Any,
         *,
         interval: float = INTERVAL,
@@ -54,7 +53,6 @@ class FolderOrigin:
         environment: Optional[Mapping[str, str]] = None,
     ) -> None:
         self.url = url
-        self._locate = locate
         self._reactor = reactor
         self._interval = interval
         self._changed = changed
@@ -64,10 +62,13 @@ class FolderOrigin:
         self._preparing: dict[str, Shared[None]] = {}
         self._index: Optional[Index] = None
 
+    async def locate(self) -> str:
+        """The folder, when the origin starts."""
+        return self.url.removeprefix("file:")
+
     async def start(self) -> None:
         """Begin to index the folder. `OriginUnreachable` where it cannot be listed."""
-        folder = await self._locate()
-        self._threads.start()
+        folder = await self.locate()
         cache = None if self._cached_in is None else IndexCache(self._cached_in, folder)
         self._index = Index(
             self._reactor, folder, self._threads, self._invalidate, interval=self._interval, cache=cache
@@ -183,7 +184,7 @@ class FolderOrigin:
 
     def _indexed(self) -> Index:
         if self._index is None:
-            raise Stopped
+            raise Stopped("the folder is not being served")
         return self._index
 
 
@@ -208,19 +209,3 @@ def _shape(facts: InstanceMetadata) -> tuple[object, ...]:
         facts.bits_allocated,
         facts.photometric_interpretation,
     )
-
-
-def folder_origin(
-    url: str,
-    reactor: Any,
-    interval: float = INTERVAL,
-    changed: Changed = nothing,
-    environment: Optional[Mapping[str, str]] = None,
-) -> FolderOrigin:
-    """The origin of ``file:PATH``. Arguments as of `FolderOrigin`."""
-    path = url.removeprefix("file:")
-
-    async def locate() -> str:
-        return path
-
-    return FolderOrigin(url, locate, reactor, interval=interval, changed=changed, environment=environment)

@@ -12,28 +12,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
-from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
+from twistedproxy.dicom.multipart_writer import MultipartForm, part_content_type
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.folder.accept import require_json, wants_bare
+from twistedproxy.origin.folder.accept import MAX_SHOWN, refused, require_json, shown, wants_bare
 from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX, LEVELS
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import Index
 from twistedproxy.origin.folder.instance_file import StoredFile, read_full_header
 from twistedproxy.origin.folder.json_model import find_value, joined, json_chunks
-from twistedproxy.origin.folder.offset_table import total
-from twistedproxy.origin.folder.refusals import MAX_SHOWN, refused, shown
 from twistedproxy.origin.folder.search import parse_query, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads, generated
 from twistedproxy.origin.interface import Headers, OriginRequest, OriginResponse
-from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong
+from twistedproxy.streams import BytesStream, StreamTooLong
 
 SEARCH_WAIT = 5.0  # seconds that a search waits for the first scan; it then gives what is known
 MAX_FRAMES = 10_000  # of one request; the number of frames in a query line of 16 KiB is smaller
-MAX_FRAMES_BYTES = 256 * 1024 * 1024  # of one answer
+MAX_FRAME_BYTES = 256 * 1024 * 1024
 DICOM = "application/dicom"
 _ALLOW = (b"Allow", b"GET, HEAD, OPTIONS")
+
+Content = tuple[int, Iterator[bytes]]  # of a part: its size in bytes, and the bytes
 
 
 class FolderServer:
@@ -80,7 +80,7 @@ class FolderServer:
             case [_, _, _], ["bulkdata", _, *_]:
                 return await self._bulk_data(request, (await self._records(where))[0], rest[1:])
             case [_, _, _], ["frames", numbers]:
-                return await self._frame_list(request, (await self._records(where))[0], numbers)
+                return await self._frames(request, (await self._records(where))[0], numbers)
             case [_, *_], ["rendered" | "thumbnail"] | ["frames", _, "rendered" | "thumbnail"]:
                 await self._records(where)
                 raise refused(406, "a folder gives frames as they are stored and renders nothing")
@@ -99,18 +99,18 @@ class FolderServer:
         complete = await self._index.first_scan(SEARCH_WAIT)
         self._index.check_there()
         catalog = self._index.catalog
-        found = await self._threads.run(lambda: search(catalog, level, where, query))
+        results, left = await self._threads.run(lambda: search(catalog, level, where, query))
         warnings = []
-        if found.left:
+        if left:
             # PS3.18 section 8.3.4.4 and 10.6.3
-            warnings.append(f"There are {found.left} additional results that can be requested")
+            warnings.append(f"There are {left} additional results that can be requested")
         if query.ignored:
             names = "".join(char for char in ", ".join(query.ignored) if char.isalnum() or char in ".,_ ")
             warnings.append(f"Nothing is matched by these parameters: {names[:MAX_SHOWN]}")
         if not complete:
             warnings.append("The folder is still being indexed: there may be more results")
         headers = [(b"Warning", f'299 twistedproxy "{text}"'.encode("ascii", "replace")) for text in warnings]
-        chunks = result_chunks(found, level, where, query, self._url)
+        chunks = result_chunks(results, level, where, query, self._url)
         return await self._generated(b"application/dicom+json", chunks, None, tuple(headers))
 
     def _metadata_chunks(self, records: Iterable[StoredFile]) -> Iterator[bytes]:
@@ -125,82 +125,76 @@ class FolderServer:
         return joined(map(one, records))
 
     async def _instances(self, request: OriginRequest, records: Sequence[StoredFile]) -> OriginResponse:
-        syntaxes = {record.common.transfer_syntax for record in records}
-        bare = [wants_bare(request, DICOM, syntax) for syntax in sorted(syntaxes)]
-        if len(records) == 1 and bare[0]:
-            content_type = part_content_type(DICOM, *syntaxes).encode("ascii")
-            return await self._generated(content_type, self._files.file_chunks(records[0]), records[0].stamp.size)
-        boundary = _identity(records)
-        forms = {syntax: MultipartForm.of(DICOM, syntax, boundary) for syntax in syntaxes}
-        whole = MultipartForm.of(DICOM, min(syntaxes) if len(syntaxes) == 1 else None, boundary)
-        kinds = [(forms[record.common.transfer_syntax], record.stamp.size) for record in records]
-        length = sum(len(form.head(size, n == 0)) + size for n, (form, size) in enumerate(kinds)) + len(whole.end)
-        parts = ((*kind, self._files.file_chunks(record)) for kind, record in zip(kinds, records))
-        return await self._generated(whole.content_type, _multipart(parts), length)
+        syntaxes = [record.common.transfer_syntax for record in records]
+        contents = [(record.stamp.size, self._files.file_chunks(record)) for record in records]
+        return await self._parts(request, records, DICOM, syntaxes, iter(contents), [size for size, _ in contents])
 
-    async def _frame_list(self, request: OriginRequest, record: StoredFile, listed: str) -> OriginResponse:
+    async def _frames(self, request: OriginRequest, record: StoredFile, listed: str) -> OriginResponse:
         numbers = _frame_numbers(listed, record)
-        media_type, syntax = record.syntax.media_type, record.syntax.frame_uid
-        bare = wants_bare(request, media_type, syntax)
-        distinct = sorted(set(numbers))
-        try:
-            frames = await self._threads.run(lambda: self._files.read(record, distinct, MAX_FRAMES_BYTES))
-        except StreamTooLong:
-            raise refused(413, f"the frames have more than {MAX_FRAMES_BYTES} bytes together") from None
-        found = dict(zip(distinct, frames))
-        if len(numbers) == 1 and bare:
-            return _response(
-                part_content_type(media_type, syntax).encode("ascii"), BytesStream(*frames), len(frames[0])
-            )
-        body = build([found[number] for number in numbers], media_type, syntax)
-        return _response(body.content_type, BytesStream(*body.chunks), body.length)
+
+        def contents() -> Iterator[Content]:
+            for number in numbers:
+                try:
+                    (frame,) = self._files.read(record, [number], MAX_FRAME_BYTES)
+                except StreamTooLong:
+                    raise refused(413, f"frame {number} has more than {MAX_FRAME_BYTES} bytes") from None
+                yield len(frame), iter((frame,))
+
+        syntax = record.syntax
+        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * len(numbers), contents())
 
     async def _bulk_data(self, request: OriginRequest, record: StoredFile, place: Sequence[str]) -> OriginResponse:
-        """One value: in one part, or bare; encapsulated pixel data in a part for each frame, each read when its turn comes."""
-        pixels, media_type, syntax = record.pixels, OCTET_STREAM, None
-        if pixels is not None and place == [f"{pixels.tag:08X}"]:
-            count = 1
-            if pixels.length is None:
-                count, media_type, syntax = record.frames, record.syntax.media_type, record.syntax.frame_uid
-            contents = self._pixels(record, count)
-        else:
+        """One value: in one part, or bare; encapsulated pixel data in a part for each frame."""
+        pixels, syntax = record.pixels, record.syntax
+        if pixels is None or place != [f"{pixels.tag:08X}"]:
             value = await self._threads.run(lambda: find_value(read_full_header(record), place))
             if value is None:
                 raise no_such("bulk data")
-            count, contents = 1, iter(((len(value), iter((value,))),))
-        bare = wants_bare(request, media_type, syntax)
-        form = MultipartForm.of(media_type, syntax, _identity([record]))
-        if count > 1:
-            return await self._generated(form.content_type, _multipart((form, *content) for content in contents))
-        size, chunks = await self._threads.run(lambda: next(contents))
-        if bare:
-            return await self._generated(part_content_type(media_type, syntax).encode("ascii"), chunks, size)
-        return await self._generated(form.content_type, _multipart([(form, size, chunks)]), form.length([size]))
+            return await self._parts(request, [record], OCTET_STREAM, [None], iter([(len(value), iter((value,)))]))
+        if pixels.length is not None:
+            return await self._parts(request, [record], OCTET_STREAM, [None], self._files.pixel_data(record, 1))
+        frames = self._files.pixel_data(record, record.frames)
+        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * record.frames, frames)
 
-    def _pixels(self, record: StoredFile, count: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        for number in range(1, count + 1):
-            spans = self._files.spans(record, number)
-            yield total(spans), self._files.chunks(record, spans)
+    async def _parts(
+        self,
+        request: OriginRequest,
+        records: Sequence[StoredFile],
+        media_type: str,
+        syntaxes: Sequence[Optional[str]],
+        contents: Iterator[Content],
+        sizes: Optional[Sequence[int]] = None,
+    ) -> OriginResponse:
+        """A part for each of *syntaxes*, or a single one bare, made of *records* when its turn comes."""
+        boundary = _identity(records)
+        forms = {syntax: MultipartForm.of(media_type, syntax, boundary) for syntax in syntaxes}
+        bare = [wants_bare(request, media_type, syntax) for syntax in forms]
+        if len(syntaxes) == 1:
+            size, chunks = await self._threads.run(lambda: next(contents))
+            if bare[0]:
+                return await self._generated(part_content_type(media_type, syntaxes[0]).encode("ascii"), chunks, size)
+            contents, sizes = iter([(size, chunks)]), [size]
+        whole = forms[syntaxes[0]] if len(forms) == 1 else MultipartForm.of(media_type, None, boundary)
+        length = None
+        if sizes is not None:
+            heads = [forms[syntax].head(size, n == 0) for n, (syntax, size) in enumerate(zip(syntaxes, sizes))]
+            length = sum(map(len, heads)) + sum(sizes) + len(whole.end)
+
+        def body() -> Iterator[bytes]:
+            for number, (syntax, (size, chunks)) in enumerate(zip(syntaxes, contents)):
+                yield forms[syntax].head(size, number == 0)
+                yield from chunks
+            yield whole.end
+
+        return await self._generated(whole.content_type, body(), length)
 
     async def _generated(
         self, content_type: bytes, chunks: Iterator[bytes], length: Optional[int] = None, headers: Headers = ()
     ) -> OriginResponse:
+        """*length*: bytes of the body, None where they are not known beforehand."""
         body = await generated(self._threads, chunks, self._translate)
-        return _response(content_type, body, length, headers)
-
-
-def _response(content_type: bytes, body: ByteStream, length: Optional[int], headers: Headers = ()) -> OriginResponse:
-    """*length*: bytes of the body, None where they are not known beforehand."""
-    counted = () if length is None else ((b"Content-Length", b"%d" % length),)
-    return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
-
-
-def _multipart(parts: Iterable[tuple[MultipartForm, int, Iterator[bytes]]]) -> Iterator[bytes]:
-    """A body of *parts*, at least one: the form, the bytes and the content of each."""
-    for number, (form, size, chunks) in enumerate(parts):
-        yield form.head(size, number == 0)
-        yield from chunks
-    yield form.end
+        counted = () if length is None else ((b"Content-Length", b"%d" % length),)
+        return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
 
 
 def _identity(records: Sequence[StoredFile]) -> str:

@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl
 import attrs
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from twistedproxy.origin.folder.accept import refused, shown
 from twistedproxy.origin.folder.attributes import (
     AVAILABILITY,
     AVAILABLE_TRANSFER_SYNTAX,
@@ -45,7 +46,6 @@ from twistedproxy.origin.folder.instance_file import (
     read_full_header,
 )
 from twistedproxy.origin.folder.json_model import dataset_json, dumps, joined
-from twistedproxy.origin.folder.refusals import refused, shown
 
 MAX_PARAMETERS = 100
 MAX_RESULTS = 5000  # of one answer; a client that wants more asks for the next ones with offset
@@ -61,6 +61,9 @@ _PER_FRAME = 0x52009230  # Per-Frame Functional Groups: as long as all else a th
 
 Attributes = Mapping[str, JSONElement]
 Place = tuple[str, ...]  # tags from the outside in
+Result = tuple[
+    StoredFile, Attributes
+]  # an instance, or the first of a series or study; attributes of its series or study
 
 
 @attrs.frozen
@@ -83,15 +86,6 @@ class Query:
     limit: Optional[int] = None
     offset: int = 0
     ignored: tuple[str, ...] = ()
-
-
-@attrs.frozen(eq=False)
-class Found:
-    """What a search found: the first *file* of each result, with the attributes of its series (of a study: its own).
-    *left*: how many more there are than one answer holds."""
-
-    results: Sequence[tuple[StoredFile, Attributes]]
-    left: int = 0
 
 
 def parse_query(raw: bytes) -> Query:
@@ -188,19 +182,16 @@ def _in_range(value: str, wanted: str) -> bool:
     return not end or earliest <= end.ljust(_PRECISION, "9")
 
 
-def search(catalog: Catalog, level: str, where: tuple[str, ...], query: Query) -> Found:
-    """The page of results that *query* asks for. *level*: one of `LEVELS`; *where*: the UIDs of a study and a series, as far as
-    the search is for what lies below them."""
+def search(catalog: Catalog, level: str, where: tuple[str, ...], query: Query) -> tuple[Sequence[Result], int]:
+    """The page of results that *query* asks for, and how many more there are than one answer holds. *level*: one of `LEVELS`;
+    *where*: the UIDs of a study and a series, as far as the search is for what lies below them."""
     results = _search(catalog, level, where, query.keys)
     size = MAX_RESULTS if query.limit is None else min(query.limit, MAX_RESULTS)
     page = list(itertools.islice(results, query.offset, query.offset + size))
-    counted = query.limit is None or query.limit > MAX_RESULTS
-    return Found(page, sum(1 for _ in results) if counted else 0)
+    return page, sum(1 for _ in results) if query.limit is None or query.limit > MAX_RESULTS else 0
 
 
-def _search(
-    catalog: Catalog, level: str, where: tuple[str, ...], keys: Iterable[MatchingKey]
-) -> Iterator[tuple[StoredFile, Attributes]]:
+def _search(catalog: Catalog, level: str, where: tuple[str, ...], keys: Iterable[MatchingKey]) -> Iterator[Result]:
     of_level: tuple[list[MatchingKey], ...] = ([], [], [])
     for key in keys:
         of_level[next(n for n, tags in enumerate(SEARCHED) if key.place[0] in tags)].append(key)
@@ -254,9 +245,11 @@ def _instance_view(file: StoredFile, series_view: Attributes) -> dict[str, JSONE
     return {**series_view, AVAILABLE_TRANSFER_SYNTAX: syntax, **file.own_attributes}
 
 
-def result_chunks(found: Found, level: str, where: tuple[str, ...], query: Query, base: str) -> Iterator[bytes]:
+def result_chunks(
+    results: Sequence[Result], level: str, where: tuple[str, ...], query: Query, base: str
+) -> Iterator[bytes]:
     """The JSON text of an answer, result by result. *base*: the URL that resources are below."""
-    return joined((dumps(_answer(*result, level, where, query, base)),) for result in found.results)
+    return joined((dumps(_answer(*result, level, where, query, base)),) for result in results)
 
 
 def _answer(

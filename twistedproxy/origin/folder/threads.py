@@ -8,6 +8,7 @@ bodies that are generated in them.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Optional, TypeVar
@@ -34,10 +35,8 @@ class Threads:
     def __init__(self, reactor: Any) -> None:
         self._reactor: Any = reactor
         self._pool = ThreadPool(0, THREADS, "twistedproxy-folder")
-        self._waiting = 0
-
-    def start(self) -> None:
         self._pool.start()
+        self._waiting = 0
 
     async def stop(self) -> None:
         """Wait for running calls: the pool joins its threads, so that is done in another thread."""
@@ -110,32 +109,26 @@ class GeneratedStream:
         self._chunks = chunks
         self._translate = translate
         self._lock = threading.Lock()  # a cancelled read may still be running in its thread
-        self._closed = False
         self._broken: Optional[Exception] = None
 
     async def read(self) -> bytes:
-        if self._broken is None and not self._closed:
-            try:
+        try:
+            if self._broken is None:
                 return await self._threads.run(self._pull)
-            except Exception as error:
-                self._broken = self._translate(error)
-        if self._broken is not None:
-            raise self._broken from None
-        return b""
+        except Exception as error:
+            self._broken = self._translate(error)
+        raise self._broken from None
 
     def close(self) -> None:
-        self._closed = True
+        self._chunks = iter(())
 
     def _pull(self) -> bytes:
-        gathered: list[bytes] = []
-        size = 0
+        gathered = io.BytesIO()
         with self._lock:
             for chunk in self._chunks:
-                gathered.append(chunk)
-                size += len(chunk)
-                if size >= CHUNK or self._closed:
+                if gathered.write(chunk) and gathered.tell() >= CHUNK:
                     break
-        return b"".join(gathered)
+        return gathered.getvalue()
 
 
 async def generated(

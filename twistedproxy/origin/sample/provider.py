@@ -35,7 +35,7 @@ class SampleOrigin(FolderOrigin):
     def __init__(
         self, reactor: Any, environment: Optional[Mapping[str, str]] = None, command: Sequence[str] = ()
     ) -> None:
-        super().__init__(URL, self._find_or_make, reactor)
+        super().__init__(URL, reactor)
         self._environment = os.environ if environment is None else environment
         self._command = command
         self._temporary: Optional[str] = None
@@ -53,7 +53,7 @@ class SampleOrigin(FolderOrigin):
             temporary, self._temporary = self._temporary, None
             await self._in_thread(lambda: shutil.rmtree(temporary, ignore_errors=True))
 
-    async def _find_or_make(self) -> str:
+    async def locate(self) -> str:
         """The folder with the slide. `OriginUnreachable` where it can be made nowhere."""
         folder = cache_folder(self._environment, VERSION)
         if await self._in_thread(lambda: is_complete(folder)):
