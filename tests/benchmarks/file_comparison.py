@@ -62,7 +62,6 @@ KNOWN: tuple[Known, ...] = (
     Known(_NO_PART_10, "*NoMeta.dcm", "folder", "metadata"),
     Known(_NO_PART_10, "*/rtstruct.dcm", "folder", "metadata"),
     Known(_NO_PART_10, "*/OT-PAL-8-face.dcm", "folder", "metadata"),
-    Known("implicit VR where the transfer syntax has explicit VR", "*/SC_rgb_jpeg.dcm", "folder", "metadata"),
     Known("pixel data that is cut off", "*/MR_truncated.dcm", "folder", "metadata"),
     Known("a data set that is cut off", "*/rtplan_truncated.dcm", "folder", "metadata"),
     Known("a number of frames that is no number", "*/badVR.dcm"),

@@ -14,8 +14,8 @@ import pydicom
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEG2000, generate_uid
 
-from twistedproxy.origin.sample.place import cache_folder
-from twistedproxy.origin.sample.slide import LEVELS, VERSION
+from twistedproxy.origin.sample.provider import slide_folder
+from twistedproxy.origin.sample.slide import LEVELS
 
 PADDING = 77  # pixels of the last column of frames, and of the last row, that stand over the slide's edge
 LEVEL = 30  # dB of PSNR; about what scanners do
@@ -25,7 +25,7 @@ Pixels = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 def sample_files() -> list[Path]:
     """The files of the sample slide, made if they are not there, the largest level first."""
-    folder = cache_folder(os.environ, VERSION)
+    folder = slide_folder(os.environ)
     subprocess.run([sys.executable, "-m", "twistedproxy.origin.sample", str(folder)], check=True)
     return [folder / level.file_name for level in LEVELS]
 

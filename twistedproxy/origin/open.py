@@ -27,7 +27,7 @@ def open_origin(
     if url.startswith("sample:"):
         from twistedproxy.origin.sample.provider import SampleOrigin
 
-        return SampleOrigin(reactor)
+        return SampleOrigin(reactor, changed=changed)
     if url.startswith("file:"):
         from twistedproxy.origin.folder.provider import FolderOrigin
 

@@ -11,9 +11,8 @@ from PIL import Image, ImageChops, ImageCms
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.origin.sample.instances import srgb_profile, write_level
-from twistedproxy.origin.sample.pyramid import encode, make_frames, numbered
+from twistedproxy.origin.sample.pyramid import Tissue, encode, make_frames, numbered
 from twistedproxy.origin.sample.slide import LEVELS, TILE, SampleLevel
-from twistedproxy.origin.sample.tissue import Tissue
 
 SMALL = (SampleLevel(1, 8, 8, 0.0005, "1.1"), SampleLevel(2, 2, 2, 0.002, "1.2"))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.origin.sample.place import cache_folder, is_complete, is_writable, make
+from twistedproxy.origin.folder.index_cache import user_cache
+from twistedproxy.origin.sample.place import is_complete, make
 
 
 class PlaceTests(SynchronousTestCase):
@@ -26,10 +27,10 @@ class PlaceTests(SynchronousTestCase):
 
     def test_where(self) -> None:
         """It is in the user's cache folder, the configured one if that is a whole path."""
-        self.assertEqual(cache_folder({"XDG_CACHE_HOME": str(self.base)}, 1), self.folder)
-        home = Path.home() / ".cache" / "twistedproxy" / "sample-2"
-        self.assertEqual(cache_folder({}, 2), home)
-        self.assertEqual(cache_folder({"XDG_CACHE_HOME": "relative"}, 2), home)
+        self.assertEqual(user_cache({"XDG_CACHE_HOME": str(self.base)}), self.folder.parent)
+        home = Path.home() / ".cache" / "twistedproxy"
+        self.assertEqual(user_cache({}), home)
+        self.assertEqual(user_cache({"XDG_CACHE_HOME": "relative"}), home)
 
     def test_made(self) -> None:
         """What was made is complete, and nothing else lies beside it."""
@@ -90,4 +91,4 @@ class PlaceTests(SynchronousTestCase):
     def test_unwritable(self) -> None:
         """A place below something that is no folder cannot be written to."""
         self.base.write_bytes(b"a file")
-        self.assertFalse(is_writable(self.folder))
+        self.assertRaises(OSError, make, self.folder, self.write)

@@ -20,14 +20,14 @@ from tests.waiting import wait_until
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Origin
-from twistedproxy.origin.sample.place import cache_folder, is_complete
-from twistedproxy.origin.sample.provider import SampleOrigin
-from twistedproxy.origin.sample.slide import LEVELS, SERIES, STUDY, TILE, VERSION
+from twistedproxy.origin.sample.place import is_complete
+from twistedproxy.origin.sample.provider import SampleOrigin, slide_folder
+from twistedproxy.origin.sample.slide import LEVELS, SERIES, STUDY, TILE
 
 # Filled by the first test that needs it, for all of one run of tests.
 CACHE = tempfile.mkdtemp(prefix="sample-slide-cache-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-SLIDE = cache_folder({"XDG_CACHE_HOME": CACHE}, VERSION)
+SLIDE = slide_folder({"XDG_CACHE_HOME": CACHE})
 COPY = (sys.executable, "-c", f"import shutil, sys; shutil.copytree({str(SLIDE)!r}, sys.argv[1])")
 MAKE_ANEW = f"""
 import shutil, sys
@@ -101,7 +101,7 @@ class SampleTests(SampleTestCase):
         """A slide that lost a file is made anew."""
         await self.sample()
         cache = self.path()
-        folder = cache_folder({"XDG_CACHE_HOME": cache}, VERSION)
+        folder = slide_folder({"XDG_CACHE_HOME": cache})
         shutil.copytree(SLIDE, folder)
         (folder / LEVELS[1].file_name).unlink()
         self.assertFalse(is_complete(folder))

@@ -5,110 +5,119 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE
 from twistedproxy.origin.sample.slide import BASE_SPACING, LEVELS, SERIES, STUDY, TILE, SampleLevel, uid
 
-_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _DATE, _TIME = "20260101", "120000"
 _THICKNESS = 0.005  # mm: an ordinary section
-_EMPTY = (
-    "PatientBirthDate PatientSex AccessionNumber ReferringPhysicianName PositionReferenceIndicator"
-    " IssuerOfTheContainerIdentifierSequence AcquisitionContextSequence"
-)
 
 
 def write_level(folder: Path, level: SampleLevel, frames: Sequence[bytes]) -> Path:
     """Write the file of one level; its path."""
-    data = Dataset()
+    image_type = ["DERIVED", "PRIMARY", "VOLUME", "NONE" if level.number == 1 else "RESAMPLED"]
+    data = _dataset(**_patient_to_equipment(), **_slide(level, image_type), **_image(level, frames))
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = UID(JPEG_BASELINE)
-    _patient_to_equipment(data)
-    _slide(data, level)
-    _pixels(data, level, frames)
+    data["PixelData"].VR = "OB"
+    data["PixelData"].is_undefined_length = True
     path = folder / level.file_name
     data.save_as(path, enforce_file_format=True)
     return path
 
 
-def _patient_to_equipment(data: Dataset) -> None:
-    data.SpecificCharacterSet = "ISO_IR 192"
-    data.SOPClassUID = _WHOLE_SLIDE
-    data.StudyInstanceUID, data.SeriesInstanceUID = STUDY, SERIES
-    data.PatientName, data.PatientID = "SAMPLE^SLIDE", "SAMPLE"
-    for keyword in _EMPTY.split():
-        setattr(data, keyword, Items([]) if keyword.endswith("Sequence") else "")
-    data.StudyDate = data.SeriesDate = data.ContentDate = data.AcquisitionDate = _DATE
-    data.StudyTime = data.SeriesTime = data.ContentTime = data.AcquisitionTime = _TIME
-    data.AcquisitionDateTime = _DATE + _TIME
-    data.StudyID, data.SeriesNumber = "1", "1"
-    data.StudyDescription = "Painted by twistedproxy: no patient's tissue"
-    data.SeriesDescription = "Sample slide, haematoxylin and eosin"
-    data.Modality = "SM"
-    data.Manufacturer = data.ManufacturerModelName = "twistedproxy"
-    data.DeviceSerialNumber, data.SoftwareVersions = "1", "1"
-    data.FrameOfReferenceUID = uid("frame of reference")
+def _dataset(**attributes: Any) -> Dataset:
+    data = Dataset()
+    for keyword, value in attributes.items():
+        setattr(data, keyword, value)
+    return data
 
 
-def _slide(data: Dataset, level: SampleLevel) -> None:
-    data.SOPInstanceUID = level.sop
-    data.InstanceNumber = level.number
-    data.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "NONE" if level.number == 1 else "RESAMPLED"]
-    data.VolumetricProperties = "VOLUME"
-    data.SpecimenLabelInImage = data.BurnedInAnnotation = data.ExtendedDepthOfField = "NO"
-    data.FocusMethod = "AUTO"
-    data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = level.columns * TILE, level.rows * TILE
-    data.TotalPixelMatrixFocalPlanes = 1
-    data.ImagedVolumeWidth = LEVELS[0].columns * TILE * BASE_SPACING
-    data.ImagedVolumeHeight = LEVELS[0].rows * TILE * BASE_SPACING
-    data.ImagedVolumeDepth = _THICKNESS * 1000  # um, unlike the others (PS3.3 table C.8.12.4-1)
-    corner = Dataset()
-    corner.XOffsetInSlideCoordinateSystem, corner.YOffsetInSlideCoordinateSystem = "20", "40"
-    data.TotalPixelMatrixOriginSequence = Items([corner])
-    data.ImageOrientationSlide = ["0", "-1", "0", "-1", "0", "0"]
-    data.DimensionOrganizationType = "TILED_FULL"
-    organization = Dataset()
-    organization.DimensionOrganizationUID = uid("dimensions")
-    data.DimensionOrganizationSequence = Items([organization])
-    data.SharedFunctionalGroupsSequence = Items([_shared_groups(data, level)])
-    data.NumberOfOpticalPaths = 1
-    data.OpticalPathSequence = Items([_optical_path()])
-    data.ContainerIdentifier = "SAMPLE-1"
-    data.ContainerTypeCodeSequence = Items([_code("433466003", "SCT", "Microscope slide")])
-    data.SpecimenDescriptionSequence = Items([_specimen()])
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
-def _shared_groups(data: Dataset, level: SampleLevel) -> Dataset:
-    measures = Dataset()
-    measures.PixelSpacing = [f"{level.spacing:g}"] * 2
-    measures.SliceThickness = f"{_THICKNESS:g}"
-    frame_type = Dataset()
-    frame_type.FrameType = data.ImageType
-    path = Dataset()
-    path.OpticalPathIdentifier = "1"
-    shared = Dataset()
-    shared.PixelMeasuresSequence = Items([measures])
-    shared.WholeSlideMicroscopyImageFrameTypeSequence = Items([frame_type])
-    shared.OpticalPathIdentificationSequence = Items([path])
-    return shared
+def _patient_to_equipment() -> dict[str, Any]:
+    kinds = ("Study", "Series", "Content", "Acquisition")
+    return {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6",
+        "StudyInstanceUID": STUDY,
+        "SeriesInstanceUID": SERIES,
+        "FrameOfReferenceUID": uid("frame of reference"),
+        "PatientName": "SAMPLE^SLIDE",
+        "PatientID": "SAMPLE",
+        **dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber"), ""),
+        **dict.fromkeys(("ReferringPhysicianName", "PositionReferenceIndicator"), ""),
+        **{f"{kind}Date": _DATE for kind in kinds},
+        **{f"{kind}Time": _TIME for kind in kinds},
+        "AcquisitionDateTime": _DATE + _TIME,
+        "StudyID": "1",
+        "SeriesNumber": "1",
+        "StudyDescription": "Painted by twistedproxy: no patient's tissue",
+        "SeriesDescription": "Sample slide, haematoxylin and eosin",
+        "Modality": "SM",
+        "Manufacturer": "twistedproxy",
+        "ManufacturerModelName": "twistedproxy",
+        "DeviceSerialNumber": "1",
+        "SoftwareVersions": "1",
+    }
 
 
-def _optical_path() -> Dataset:
-    path = Dataset()
-    path.OpticalPathIdentifier = "1"
-    path.OpticalPathDescription = "Brightfield"
-    path.IlluminationTypeCodeSequence = Items([_code("111744", "DCM", "Brightfield illumination")])
-    path.IlluminationColorCodeSequence = Items([_code("414298005", "SCT", "Full Spectrum")])
-    path.ObjectiveLensPower = "20"
-    path.ICCProfile = srgb_profile()
-    path.ColorSpace = "SRGB"
-    return path
+def _slide(level: SampleLevel, image_type: list[str]) -> dict[str, Any]:
+    shared = _dataset(
+        PixelMeasuresSequence=[_dataset(PixelSpacing=[f"{level.spacing:g}"] * 2, SliceThickness=f"{_THICKNESS:g}")],
+        WholeSlideMicroscopyImageFrameTypeSequence=[_dataset(FrameType=image_type)],
+        OpticalPathIdentificationSequence=[_dataset(OpticalPathIdentifier="1")],
+    )
+    optical_path = _dataset(
+        OpticalPathIdentifier="1",
+        OpticalPathDescription="Brightfield",
+        IlluminationTypeCodeSequence=[_code("111744", "DCM", "Brightfield illumination")],
+        IlluminationColorCodeSequence=[_code("414298005", "SCT", "Full Spectrum")],
+        ObjectiveLensPower="20",
+        ICCProfile=srgb_profile(),
+        ColorSpace="SRGB",
+    )
+    specimen = _dataset(
+        SpecimenIdentifier="SAMPLE-1",
+        SpecimenUID=uid("specimen"),
+        IssuerOfTheSpecimenIdentifierSequence=[],
+        SpecimenPreparationSequence=[],
+    )
+    corner = _dataset(XOffsetInSlideCoordinateSystem="20", YOffsetInSlideCoordinateSystem="40")
+    return {
+        "SOPInstanceUID": level.sop,
+        "InstanceNumber": level.number,
+        "ImageType": image_type,
+        "VolumetricProperties": "VOLUME",
+        **dict.fromkeys(("SpecimenLabelInImage", "BurnedInAnnotation", "ExtendedDepthOfField"), "NO"),
+        "FocusMethod": "AUTO",
+        "TotalPixelMatrixColumns": level.columns * TILE,
+        "TotalPixelMatrixRows": level.rows * TILE,
+        "TotalPixelMatrixFocalPlanes": 1,
+        "ImagedVolumeWidth": LEVELS[0].columns * TILE * BASE_SPACING,
+        "ImagedVolumeHeight": LEVELS[0].rows * TILE * BASE_SPACING,
+        "ImagedVolumeDepth": _THICKNESS * 1000,  # um, unlike the others (PS3.3 table C.8.12.4-1)
+        "TotalPixelMatrixOriginSequence": [corner],
+        "ImageOrientationSlide": ["0", "-1", "0", "-1", "0", "0"],
+        "DimensionOrganizationType": "TILED_FULL",
+        "DimensionOrganizationSequence": [_dataset(DimensionOrganizationUID=uid("dimensions"))],
+        "SharedFunctionalGroupsSequence": [shared],
+        "NumberOfOpticalPaths": 1,
+        "OpticalPathSequence": [optical_path],
+        "ContainerIdentifier": "SAMPLE-1",
+        "ContainerTypeCodeSequence": [_code("433466003", "SCT", "Microscope slide")],
+        "IssuerOfTheContainerIdentifierSequence": [],
+        "AcquisitionContextSequence": [],
+        "SpecimenDescriptionSequence": [specimen],
+    }
 
 
 def srgb_profile() -> bytes:
@@ -118,30 +127,18 @@ def srgb_profile() -> bytes:
     return dated + b"\x00" * (len(dated) % 2)
 
 
-def _specimen() -> Dataset:
-    specimen = Dataset()
-    specimen.SpecimenIdentifier = "SAMPLE-1"
-    specimen.SpecimenUID = uid("specimen")
-    specimen.IssuerOfTheSpecimenIdentifierSequence = Items([])
-    specimen.SpecimenPreparationSequence = Items([])
-    return specimen
-
-
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
-    return code
-
-
-def _pixels(data: Dataset, level: SampleLevel, frames: Sequence[bytes]) -> None:
-    data.NumberOfFrames = len(frames)
-    data.Rows = data.Columns = TILE
-    data.SamplesPerPixel, data.PlanarConfiguration = 3, 0
-    data.PhotometricInterpretation = "YBR_FULL_422"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.LossyImageCompression = "01"
-    data.LossyImageCompressionMethod = "ISO_10918_1"
-    data.LossyImageCompressionRatio = f"{level.frames * TILE * TILE * 3 / sum(map(len, frames)):.1f}"
-    data.PixelData = encapsulate(list(frames), has_bot=True)
-    data["PixelData"].VR = "OB"
-    data["PixelData"].is_undefined_length = True
+def _image(level: SampleLevel, frames: Sequence[bytes]) -> dict[str, Any]:
+    return {
+        "NumberOfFrames": len(frames),
+        **dict.fromkeys(("Rows", "Columns"), TILE),
+        "SamplesPerPixel": 3,
+        "PlanarConfiguration": 0,
+        "PhotometricInterpretation": "YBR_FULL_422",
+        **dict.fromkeys(("BitsAllocated", "BitsStored"), 8),
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+        "LossyImageCompression": "01",
+        "LossyImageCompressionMethod": "ISO_10918_1",
+        "LossyImageCompressionRatio": f"{level.frames * TILE * TILE * 3 / sum(map(len, frames)):.1f}",
+        "PixelData": encapsulate(list(frames), has_bot=True),
+    }

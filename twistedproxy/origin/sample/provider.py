@@ -1,26 +1,33 @@
-"""The sample slide as an origin: the folder provider over files that are made on first use."""
+"""The sample slide as an origin: the folder provider over files that are made on first use, by a child process."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from twistedproxy.origin.errors import OriginUnreachable
-from twistedproxy.origin.folder.provider import FolderOrigin
-from twistedproxy.origin.sample.maker import MakingFailed, run_maker
-from twistedproxy.origin.sample.place import cache_folder, is_complete, is_writable
+from twistedproxy.origin.folder.index_cache import user_cache
+from twistedproxy.origin.folder.provider import Changed, FolderOrigin, nothing
+from twistedproxy.origin.sample.place import is_complete
 from twistedproxy.origin.sample.slide import LEVELS, VERSION, SampleLevel
+from twistedproxy.processes.child import child_command, child_environment
 
 URL = "sample:"
+DEADLINE = 180.0  # seconds that making it may take; 3 to 6 are usual
 log = Logger()
+
+
+def slide_folder(environment: Mapping[str, str]) -> Path:
+    """Where the slide is kept."""
+    return user_cache(environment) / f"sample-{VERSION}"
 
 
 class SampleOrigin(FolderOrigin):
@@ -33,11 +40,15 @@ class SampleOrigin(FolderOrigin):
     """The instances, largest first; `SampleLevel.path` is what goes into a URL."""
 
     def __init__(
-        self, reactor: Any, environment: Optional[Mapping[str, str]] = None, command: Sequence[str] = ()
+        self,
+        reactor: Any,
+        environment: Optional[Mapping[str, str]] = None,
+        command: Sequence[str] = (),
+        changed: Changed = nothing,
     ) -> None:
-        super().__init__(URL, reactor)
         self._environment = os.environ if environment is None else environment
-        self._command = command
+        super().__init__(URL, reactor, changed=changed, environment=self._environment)
+        self._command = command or child_command("twistedproxy.origin.sample")
         self._temporary: Optional[str] = None
 
     def examples(self) -> tuple[str, ...]:
@@ -55,27 +66,46 @@ class SampleOrigin(FolderOrigin):
 
     async def locate(self) -> str:
         """The folder with the slide. `OriginUnreachable` where it can be made nowhere."""
-        folder = cache_folder(self._environment, VERSION)
+        folder = slide_folder(self._environment)
         if await self._in_thread(lambda: is_complete(folder)):
             return str(folder)
-        if await self._in_thread(lambda: is_writable(folder)):
-            try:
-                return await self._make(folder)
-            except (MakingFailed, DeferredTimeout) as error:
-                log.warn("the sample slide cannot be kept in {folder}: {reason}", folder=str(folder), reason=str(error))
+        try:
+            return await self._make(folder)
+        except OriginUnreachable as error:
+            log.warn("the sample slide cannot be kept in {folder}: {reason}", folder=str(folder), reason=str(error))
         self._temporary = await self._in_thread(lambda: tempfile.mkdtemp(prefix="twistedproxy-sample-"))
         try:
             return await self._make(Path(self._temporary) / "slide")
-        except (MakingFailed, DeferredTimeout) as error:
+        except OriginUnreachable:
             await self.stop()
-            raise OriginUnreachable(f"the sample slide could not be made: {error}") from None
+            raise
 
     async def _make(self, folder: Path) -> str:
         log.info("making the sample slide in {folder}; that takes some seconds, once", folder=str(folder))
         started = self._reactor.seconds()
-        await run_maker(self._reactor, folder, self._command)
+        process = _started([*self._command, str(folder)])
+        try:
+            reason = await self._in_thread(lambda: _printed(process))
+        finally:
+            process.kill()
+        if process.returncode:
+            raise OriginUnreachable(f"the sample slide could not be made: {reason}")
         log.info("the sample slide was made in {seconds} s", seconds=round(self._reactor.seconds() - started, 1))
         return str(folder)
 
     async def _in_thread(self, call: Any) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call)
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=child_environment())
+
+
+def _printed(process: subprocess.Popen[bytes]) -> str:
+    """Wait for the child's end; the last line that it printed as an error."""
+    try:
+        _, errors = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+    return errors.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"exit status {process.returncode}"

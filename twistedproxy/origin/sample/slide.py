@@ -6,7 +6,7 @@ import uuid
 
 import attrs
 
-VERSION = 1  # of the pictures and headers; another one gets other UIDs, so no cache mixes the two
+VERSION = 2  # of the pictures and headers: each has a folder of its own
 TILE = 256  # pixels, rows and columns of a frame
 BASE_COLUMNS, BASE_ROWS = 48, 32  # frames
 DOWNSAMPLING = (1, 4, 16)
@@ -17,7 +17,7 @@ _NAMESPACE = uuid.UUID("b2b1c8a4-6f0e-5a3c-9d53-0c6f5b1e7a11")
 
 def uid(name: str) -> str:
     """A UID of our own that is always the same for *name* (PS3.5 section B.2)."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, f'{VERSION}/{name}').int}"
+    return f"2.25.{uuid.uuid5(_NAMESPACE, f'1/{name}').int}"
 
 
 STUDY = uid("study")
