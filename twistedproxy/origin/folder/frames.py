@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swap_bytes, swapped_width
+from twistedproxy.dicom.native_pixels import PIXEL_DATA, native_frame_bits, swap_bytes, swapped_width
 from twistedproxy.dicom.part10.dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
 from twistedproxy.dicom.sniffing import may_be, other_codec
 from twistedproxy.origin.folder.instance_file import (
@@ -37,7 +37,7 @@ from twistedproxy.origin.folder.offset_table import OffsetTable, Spans, find_fra
 from twistedproxy.streams import StreamTooLong
 
 MAX_OPEN = 64  # files; a series of a slide has a dozen, the usual limit of a process is 1024
-MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables; 8 bytes a frame: sixteen slides of 500,000 frames
+MAX_TABLE_BYTES = 64 * 1024 * 1024  # of all remembered tables: sixteen slides of 500,000 frames
 CHUNK = 512 * 1024  # bytes read at once of what is streamed; a multiple of all words
 _EXTENDED = [EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS]
 
@@ -66,7 +66,7 @@ class _Descriptor:
 class FileReader:
     """Reads files, and remembers where their frames are. Its methods may be called from several threads.
 
-    They raise `FileChanged`, `UnreadableFile`, `OSError`. Few files stay open: to open one of a network drive takes its time.
+    They raise `FileChanged`, `UnreadableFile`, `BadPixelLength`, `OSError`. Few files stay open: to open one of a network drive takes its time.
     """
 
     def __init__(self, max_open: int = MAX_OPEN, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
@@ -132,7 +132,7 @@ class FileReader:
                 if any(len(frame) != total(one) for frame, one in zip(frames, spans)):
                     raise UnreadableFile("its pixel data are cut off")
             else:
-                _check_limit(len(numbers) * -(-_frame_bits(pixels, record.facts) // 8), limit)
+                _check_limit(len(numbers) * -(-native_frame_bits(record.facts, pixels.length) // 8), limit)
                 frames = [native_frame(pixels, record.facts, read_at, number) for number in numbers]
         syntax = record.common.transfer_syntax
         if frames and (shown := other_codec(frames[0], syntax)):
@@ -215,13 +215,6 @@ def _pixels(record: StoredFile) -> PixelElement:
     return pixels
 
 
-def _frame_bits(pixels: PixelElement, facts: InstanceMetadata) -> int:
-    try:
-        return native_frame_bits(facts, pixels.length or 0)
-    except BadPixelLength as error:
-        raise UnreadableFile(str(error)) from None
-
-
 def _swapped(pixels: PixelElement, facts: InstanceMetadata) -> int:
     """Of how many bytes the words are that have to be swapped for little endian; 1: none."""
     return 1 if pixels.little_endian else swapped_width(pixels.vr, facts.bits_allocated)
@@ -230,7 +223,7 @@ def _swapped(pixels: PixelElement, facts: InstanceMetadata) -> int:
 def native_frame(pixels: PixelElement, facts: InstanceMetadata, read_at: ReadAt, number: int) -> bytes:
     """Frame *number* of native pixel data; one of 1-bit samples begins at a bit, least significant first (PS3.5 section 8.1.1),
     and is padded with zeros to whole bytes."""
-    bits = _frame_bits(pixels, facts)
+    bits = native_frame_bits(facts, pixels.length or 0)
     start, end, shift = (number - 1) * bits // 8, -(-number * bits // 8), (number - 1) * bits % 8
     width = _swapped(pixels, facts)  # words are counted from the start of the value
     before, after = start % width, -end % width

@@ -28,7 +28,7 @@ from twistedproxy.origin.folder.catalog import Catalog
 from twistedproxy.origin.folder.contents import FolderContents, FolderGone, Stopped, file_stamp, stored
 from twistedproxy.origin.folder.index_cache import IndexCache
 from twistedproxy.origin.folder.instance_file import Key, Known, LeftOut, StoredFile
-from twistedproxy.origin.folder.threads import Shared, Threads, Waiters
+from twistedproxy.origin.folder.threads import ResultWaiters, SharedRun, Threads
 from twistedproxy.origin.folder.watcher import FolderWatcher
 
 INTERVAL = 2.0  # seconds between two walks
@@ -77,9 +77,9 @@ class Index:
         self._unlisted: Mapping[str, str] = {}
         self._writing: dict[Key, float] = {}
         self._changing: Collection[Key] = ()
-        self._news: Waiters[None] = Waiters()
+        self._news: ResultWaiters[None] = ResultWaiters()
         self._lock = DeferredLock()
-        self._scan = Shared(self._scan_now)
+        self._scan = SharedRun(self._scan_now)
         self._loaded = False
         self._gone = ""
         self._ended = 0.0
@@ -181,7 +181,7 @@ class Index:
 
     async def look_at(self, paths: Iterable[str]) -> None:
         """Take up what was done to some files, also when the request that waits for it is cancelled. Raises `Stopped`."""
-        await Shared(lambda: self._look_at(deque(paths))).join()
+        await SharedRun(lambda: self._look_at(deque(paths))).join()
 
     async def _look_at(self, paths: deque[str]) -> None:
         seconds = SLICE_SECONDS

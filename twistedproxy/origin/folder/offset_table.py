@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from twistedproxy.dicom.part10.pixels import END_MARKER_BYTES
 from twistedproxy.origin.folder.instance_file import PixelElement, ReadAt, UnreadableFile, items
 
+_OVERHEAD = 600  # bytes of memory that a table takes beside its numbers: a folder may hold thousands of single images
 Spans = list[tuple[int, int]]  # (first byte, byte after the last)
 
 
@@ -37,8 +38,8 @@ class OffsetTable:
 
     @property
     def size(self) -> int:
-        """Bytes of memory."""
-        return self.starts.nbytes + (0 if self.lengths is None else self.lengths.nbytes)
+        """Bytes of memory, about."""
+        return _OVERHEAD + self.starts.nbytes + (0 if self.lengths is None else self.lengths.nbytes)
 
 
 def find_frames(

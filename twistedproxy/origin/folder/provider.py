@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.native_pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.folder.catalog import representative
@@ -22,12 +23,13 @@ from twistedproxy.origin.folder.index import INTERVAL, Index
 from twistedproxy.origin.folder.index_cache import IndexCache
 from twistedproxy.origin.folder.instance_file import FileChanged, Key, StoredFile, UnreadableFile
 from twistedproxy.origin.folder.responses import FolderServer, check_numbers, no_such
-from twistedproxy.origin.folder.threads import Shared, Threads, generated
+from twistedproxy.origin.folder.threads import SharedRun, Threads, generated
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import BytesStream, ByteStream
 
 FRAMES_PER_REQUEST = 500  # each is a read of its own; more in one go would only hold a thread longer
 MAX_SCOPES = 100  # that are invalidated one by one
+_READ_ERRORS = (OSError, FileChanged, UnreadableFile, BadPixelLength)
 
 Changed = Callable[[Scope], Awaitable[None]]
 
@@ -59,7 +61,7 @@ class FolderOrigin:
         self._cached_in = environment
         self._files = FileReader()
         self._threads = Threads(reactor)
-        self._preparing: dict[str, Shared[None]] = {}
+        self._preparing: dict[str, SharedRun[None]] = {}
         self._index: Optional[Index] = None
 
     async def locate(self) -> str:
@@ -128,7 +130,7 @@ class FolderOrigin:
                 await self._prepare(record)
                 frames = await self._threads.run(functools.partial(self._files.read, record, numbers, limit))
                 break
-            except (OSError, FileChanged, UnreadableFile) as error:
+            except _READ_ERRORS as error:
                 if not (again and isinstance(error, (FileChanged, FileNotFoundError))):
                     raise translated(error) from None
         return {number: Frame(data, record.syntax.frame_uid) for number, data in zip(numbers, frames)}
@@ -137,7 +139,7 @@ class FolderOrigin:
         """Have the frames' places found once for all that wait for that: it may take a second."""
         if self._files.has_table(record):
             return
-        run = Shared(lambda: self._threads.run(lambda: self._files.prepare(record)))
+        run = SharedRun(lambda: self._threads.run(lambda: self._files.prepare(record)))
         try:
             await self._preparing.setdefault(record.path, run).join()
         finally:
@@ -169,7 +171,7 @@ class FolderOrigin:
         except OriginRefused as refusal:
             headers = (*refusal.headers, (b"Content-Length", b"%d" % len(refusal.body)))
             return OriginResponse(refusal.status, headers, BytesStream(refusal.body), len(refusal.body))
-        except (OSError, FileChanged, UnreadableFile) as error:
+        except _READ_ERRORS as error:
             raise translated(error) from None
         finally:
             if request.body is not None:
@@ -192,7 +194,7 @@ def translated(error: Exception) -> Exception:
     """What a caller may see of *error*: never a path."""
     if isinstance(error, (FileChanged, FileNotFoundError)):
         return OriginBadAnswer("the instance's file changed or went while it was read; ask again")
-    if isinstance(error, UnreadableFile):
+    if isinstance(error, (UnreadableFile, BadPixelLength)):
         return OriginBadAnswer(f"the instance's file is broken: {error}")
     if isinstance(error, OSError):
         return OriginBadAnswer(f"the instance's file cannot be read: {error.strerror or type(error).__name__}")

@@ -61,9 +61,8 @@ _PER_FRAME = 0x52009230  # Per-Frame Functional Groups: as long as all else a th
 
 Attributes = Mapping[str, JSONElement]
 Place = tuple[str, ...]  # tags from the outside in
-Result = tuple[
-    StoredFile, Attributes
-]  # an instance, or the first of a series or study; attributes of its series or study
+Result = tuple[StoredFile, Attributes]
+"""An instance, or the first one of a series or study; the attributes of its series, or of the study."""
 
 
 @attrs.frozen

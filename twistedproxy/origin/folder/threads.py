@@ -59,7 +59,7 @@ class Threads:
         return await deferToThreadPool(self._reactor, self._pool, call)
 
 
-class Waiters(Generic[T]):
+class ResultWaiters(Generic[T]):
     """Many that wait for one thing: each has a Deferred of its own; cancelling one ends that wait alone."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Waiters(Generic[T]):
             waiter.callback(result)
 
 
-class Shared(Waiters[T]):
+class SharedRun(ResultWaiters[T]):
     """One run of something for all that want it at the same time; it goes on where one is cancelled."""
 
     def __init__(self, run: Callable[[], Awaitable[T]]) -> None:

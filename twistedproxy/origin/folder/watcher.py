@@ -38,7 +38,7 @@ class FolderWatcher:
         except Exception as error:  # no Linux, or fs.inotify.max_user_instances or max_user_watches is reached
             log.info("changes in the folder are found by looking only: {reason}", event="no_inotify", reason=str(error))
             self.working = False
-        return bool(new) and self._inotify is not None
+        return bool(new) and self.working
 
     def stop(self) -> None:
         """End all watches."""
@@ -50,11 +50,12 @@ class FolderWatcher:
     def _watch(self, folder: str) -> None:
         from twisted.internet import inotify as bits
 
-        class Reader(bits.INotify):
-            def loseConnection(self) -> None:
-                """Twisted's reader ends with the first watched folder that is removed; this one does not."""
-
         if self._inotify is None:
+
+            class Reader(bits.INotify):
+                def loseConnection(self) -> None:
+                    """Twisted's reader ends with the first watched folder that is removed; this one does not."""
+
             self._inotify = Reader(self._reactor)
             self._inotify.startReading()
         mask = bits.IN_CLOSE_WRITE | bits.IN_ATTRIB | bits.IN_CREATE | bits.IN_DELETE | bits.IN_MOVED
@@ -71,11 +72,13 @@ class FolderWatcher:
         name = os.fsdecode(path.path)
         if mask & bits.IN_DELETE_SELF:
             self._watched.discard(name)
+        elif os.path.basename(name).startswith("."):
+            return
         elif mask & bits.IN_ISDIR:
             if mask & (bits.IN_DELETE | bits.IN_MOVED_FROM):
                 self._unwatch(name)
             self._notice(name, True)
-        elif not os.path.basename(name).startswith("."):
+        else:
             with contextlib.suppress(OSError):
                 # A file just created is being written, and noticed when it is closed; a link has its content already.
                 if not mask & bits.IN_CREATE or os.stat(name, follow_symlinks=False).st_nlink > 1:
