@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.slides import Made, loop, slide
 from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.folder.catalog import Catalog, representative
+from twistedproxy.origin.folder.contents import Catalog, representative
 from twistedproxy.origin.folder.instance_file import read_header
 from twistedproxy.origin.folder.search import MatchingKey, like, matches, parse_query, result_chunks, search
 

@@ -24,8 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
-from twistedproxy.origin.folder.catalog import Catalog
-from twistedproxy.origin.folder.contents import FolderContents, FolderGone, Stopped, file_stamp, stored
+from twistedproxy.origin.folder.contents import Catalog, FolderContents, FolderGone, Stopped, file_stamp, stored
 from twistedproxy.origin.folder.index_cache import IndexCache
 from twistedproxy.origin.folder.instance_file import Key, Known, LeftOut, StoredFile
 from twistedproxy.origin.folder.threads import ResultWaiters, SharedRun, Threads

@@ -16,8 +16,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.folder.catalog import representative
-from twistedproxy.origin.folder.contents import Stopped
+from twistedproxy.origin.folder.contents import Stopped, representative
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import INTERVAL, Index
 from twistedproxy.origin.folder.index_cache import IndexCache

@@ -37,7 +37,7 @@ from twistedproxy.origin.folder.attributes import (
     STUDY_TAGS,
     UIDS,
 )
-from twistedproxy.origin.folder.catalog import Catalog, Series, Study
+from twistedproxy.origin.folder.contents import Catalog, Series, Study
 from twistedproxy.origin.folder.instance_file import (
     FileChanged,
     JSONElement,
