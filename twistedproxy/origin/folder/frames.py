@@ -205,7 +205,7 @@ def _check_limit(count: int, limit: Optional[int]) -> None:
 
 
 def _pixels(record: StoredFile) -> PixelElement:
-    """The pixel data, of the kind that the transfer syntax says (PS3.5 section A.4: undefined length if encapsulated)."""
+    """The pixel data, of the kind that belongs to the transfer syntax (PS3.5 section A.4: undefined length if encapsulated)."""
     pixels, syntax = record.pixels, record.syntax
     if pixels is None:
         raise UnreadableFile("it has no pixel data")

@@ -51,7 +51,7 @@ ReadAt = Callable[[int, int], bytes]  # reads from an offset so many bytes; fewe
 
 
 class UnreadableFile(Exception):
-    """A file is no DICOM file that can be served, or its pixel data are not what its header says; `str()` says why."""
+    """A file is no DICOM file that can be served, or its pixel data do not fit its header; `str()` gives the reason."""
 
 
 class FileChanged(Exception):
@@ -65,7 +65,7 @@ class Stamp(NamedTuple):
     modified: int
 
 
-"""What tells one state of a file from another: device, inode, size in bytes, time of change in ns."""
+"""Identifies one state of a file: device, inode, size in bytes, time of change in ns."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -186,7 +186,7 @@ def open_content(file: BinaryIO) -> BinaryIO:
     head = file.read(144)
     if head[128:132] != b"DICM":
         raise UnreadableFile("it is no DICOM file (no DICM prefix)")
-    # (0002,0000) must come first and says where the file meta information ends (PS3.10 section 7.1).
+    # (0002,0000) must come first, and gives the end of the file meta information (PS3.10 section 7.1).
     size = int.from_bytes(head[140:], "little") if head[132:140] == b"\x02\x00\x00\x00UL\x04\x00" else 0
     meta = file.read(min(size, _MAX_META))
     if DEFLATED.encode() not in meta:

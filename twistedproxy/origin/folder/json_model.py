@@ -5,7 +5,7 @@
 - A value that cannot be expressed (a broken one) is left out: one bad attribute must not hide an instance. pydicom's
   `Dataset.to_json_dict` drops the whole sequence around it, and does not tell its handler of bulk data where an element is:
   it converts single elements here.
-- Text comes out as UTF-8, so Specific Character Set says so (PS3.18 section F.2.2).
+- Text is UTF-8, and Specific Character Set is set to that (PS3.18 section F.2.2).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def joined(values: Iterable[Iterable[bytes]], brackets: bytes = b"[]") -> Iterat
 
 
 def dumps(value: Any) -> bytes:
-    """*value* as compact JSON in UTF-8; what UTF-8 cannot say (lone surrogates) as question marks."""
+    """*value* as compact JSON in UTF-8; lone surrogates, which UTF-8 lacks, as question marks."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -1,7 +1,7 @@
 """Where the frames of encapsulated pixel data lie (DICOM PS3.5 section A.4).
 
 - An Extended or Basic Offset Table (PS3.3 section C.7.6.3) is believed as far as its numbers are possible; `frame_spans` looks
-  at the items of each frame, and says where a table lied.
+  at the items of each frame, and raises where a table is wrong.
 - Where there is none, the item headers are read once, eight bytes each: the pixels are not.
 - What is kept is 8 bytes a frame (16 with an Extended Offset Table). pydicom's `get_frame` keeps nothing: it reads the table
   anew for each frame, and all items where there is none.
@@ -28,7 +28,7 @@ Spans = list[tuple[int, int]]  # (first byte, byte after the last)
 class OffsetTable:
     """The items of frame n (from 1), headers included, lie from starts[n-1] to starts[n] of the content, or to its end.
 
-    *lengths*: bytes of each frame without pad bytes, where the Extended Offset Table said them. *trusted*: the item headers
+    *lengths*: bytes of each frame without pad bytes, where the Extended Offset Table has them. *trusted*: the item headers
     were seen.
     """
 
@@ -79,7 +79,7 @@ def find_frames(
         starts = numpy.array([first, *marked], "u8")
     if len(starts) - 1 != frames:
         raise UnreadableFile(
-            f"its header says {frames} frames and its pixel data have {fragments} fragments, {len(starts) - 1} frames"
+            f"its header has {frames} frames and its pixel data have {fragments} fragments, {len(starts) - 1} frames"
         )
     return OffsetTable(starts, trusted=True)
 
@@ -95,10 +95,10 @@ def frame_spans(table: OffsetTable, pixels: PixelElement, read_at: ReadAt, numbe
     if not found or (ends and found[-1][1] != ends[0]):
         raise UnreadableFile(f"frame {number} is not made of whole items")
     if table.lengths is not None:
-        # The Extended Offset Table says how long the frame is without the byte that makes its item even.
+        # The Extended Offset Table has the length of the frame without the byte that makes its item even.
         padding = total(found) - int(table.lengths[number - 1])
         if padding not in (0, 1):
-            raise UnreadableFile(f"frame {number} has {padding} bytes more than its table says")
+            raise UnreadableFile(f"frame {number} has {padding} bytes more than in its offset table")
         found[-1] = found[-1][0], found[-1][1] - padding
     return found
 

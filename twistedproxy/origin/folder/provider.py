@@ -40,8 +40,8 @@ async def nothing(_scope: Scope) -> None:
 class FolderOrigin:
     """The `Origin` of ``file:PATH``.
 
-    *interval*: seconds between two walks through it. *changed* is called
-    with what is not what it was. *environment* tells where the user's cache is, for the index; None: it is not kept.
+    *interval*: seconds between two walks through it. *changed*: called with what is to be invalidated. *environment*: with it the
+    index is kept in the user's cache; None: it is not.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 - A folder is complete or it is not there under its name: it is made beside and renamed. Two that are made at once both succeed,
   and one result stays.
-- Whether it is complete is told by a list of its files' digests; a damaged one is made anew.
+- It is complete if its files have the digests in a list beside them; a damaged one is made anew.
 """
 
 from __future__ import annotations

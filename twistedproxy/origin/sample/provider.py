@@ -33,7 +33,7 @@ def slide_folder(environment: Mapping[str, str]) -> Path:
 class SampleOrigin(FolderOrigin):
     """The `Origin` of ``sample:``.
 
-    *environment* tells where the user's cache is; *command*: what makes the slide, if not this package.
+    *environment*: where the user's cache is found; *command*: makes the slide, in the place of this package's.
     """
 
     levels: tuple[SampleLevel, ...] = LEVELS

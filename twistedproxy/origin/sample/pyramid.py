@@ -189,7 +189,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def encode(tile: Image.Image) -> bytes:
-    """Baseline JPEG, YBR_FULL_422 as the header says."""
+    """Baseline JPEG; YBR_FULL_422, as in the header."""
     out = io.BytesIO()
     tile.save(out, "JPEG", quality=QUALITY, subsampling="4:2:2")
     return out.getvalue()
