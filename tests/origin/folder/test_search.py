@@ -40,8 +40,11 @@ class MatchingTests(SynchronousTestCase):
             self.assertEqual(like(text, pattern), expected, (text, pattern))
 
     def test_hostile_pattern(self) -> None:
-        """A pattern of many stars takes no more than text times pattern."""
+        """A pattern of many stars takes no more than text times pattern; brackets are characters; none is longer than any text."""
         self.assertFalse(like("a" * 2000, "*a" * 200 + "b"))
+        self.assertTrue(like("a[b]!", "*[b]?"))
+        self.assertFalse(like("a", "[a]*"))
+        self.assertFalse(like("a" * 2000, "a" * 1024 + "*"))
 
     def test_names(self) -> None:
         """A person's name matches whatever its case; other text does not."""

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from twistedproxy.origin.folder.instance_file import (
 from twistedproxy.origin.folder.json_model import dataset_json, dumps, joined
 
 MAX_PARAMETERS = 100
+MAX_PATTERN = 1024  # characters with wildcards
 MAX_RESULTS = 5000  # of one answer; a client that wants more asks for the next ones with offset
 _HEX = re.compile(r"[0-9A-Fa-f]{8}")
 _IGNORED = frozenset(("fuzzymatching", "accept", "charset", "emptyvaluematching", "multiplevaluematching"))
@@ -162,9 +164,17 @@ def _fits(value: Any, vr: str, wanted: str) -> bool:
 
 
 def like(text: str, pattern: str) -> bool:
-    """Whether *text* fits *pattern* with ``*`` (any characters) and ``?`` (any one). What fnmatch makes of a pattern never goes
-    back behind a star: a hostile one takes the time of len(text) * len(pattern)."""
-    return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]"))
+    """Whether *text* fits *pattern* with ``*`` (any characters) and ``?`` (any one); none fits one of more than `MAX_PATTERN`
+    characters."""
+    if "*" not in pattern and "?" not in pattern:
+        return text == pattern
+    return len(pattern) <= MAX_PATTERN and _compiled(pattern).match(text) is not None
+
+
+@functools.lru_cache(maxsize=64)  # fnmatch keeps thousands
+def _compiled(pattern: str) -> re.Pattern[str]:
+    # What fnmatch makes of a pattern never goes back behind a star: a hostile one takes no longer than the text is.
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
 
 
 def _digits(text: str) -> str:
