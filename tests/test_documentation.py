@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import twistedproxy
-from twistedproxy.options import document
+from twistedproxy.options import command
 from twistedproxy.options.command import Options
 
 ROOT = Path(__file__).parents[1]
@@ -89,12 +89,12 @@ class OptionTests(PagesCase):
     def test_table(self) -> None:
         """docs/options.md has the table that the options make."""
         text = self.pages[ROOT / "docs" / "options.md"]
-        table = text[text.index(document.BEGIN) : text.index(document.END) + len(document.END)]
-        self.assertEqual(document.markdown(), table)
+        table = text[text.index(command.BEGIN) : text.index(command.END) + len(command.END)]
+        self.assertEqual(command.markdown(), table)
 
     def test_flags_exist(self) -> None:
         """Every option that begins a piece of code in the text is one."""
-        known = {option.name for option in document.OPTIONS} | FOREIGN_FLAGS
+        known = {option.name for option in command.OPTIONS} | FOREIGN_FLAGS
         current = {page: text for page, text in self.pages.items() if page.name not in ("CHANGELOG.md", "upgrading.md")}
         for page, text in current.items():
             for span in SPAN.findall(FENCED.sub("", text)):
@@ -103,7 +103,7 @@ class OptionTests(PagesCase):
 
     def test_variables_exist(self) -> None:
         """Every variable in the pages and in deploy/ is that of an option."""
-        known = {"TWISTEDPROXY_" + option.name.upper().replace("-", "_") for option in document.OPTIONS}
+        known = {"TWISTEDPROXY_" + option.name.upper().replace("-", "_") for option in command.OPTIONS}
         texts = [*self.pages.values(), *(path.read_text("utf-8") for path in DEPLOY.iterdir())]
         found = {name for text in texts for name in re.findall(r"TWISTEDPROXY_[A-Z][A-Z_]*[A-Z]", text)}
         self.assertEqual(found - known, set())

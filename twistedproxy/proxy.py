@@ -30,8 +30,7 @@ from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Credentials, normal_key
-from twistedproxy.frames.invalidation import Invalidation
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.invalidation import Invalidation, Siblings
 from twistedproxy.frames.read_through import FrameReader
 from twistedproxy.frames.series_lookup import SeriesLookup
 from twistedproxy.frames.streamed import ListReader

@@ -21,8 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.options.command import Options
-from twistedproxy.server.listening import descriptions
-from twistedproxy.server.privileges import Ports, changes_user, move_home
+from twistedproxy.server.listening import Ports, changes_user, descriptions, move_home
 from twistedproxy.server.startup_log import announce
 from twistedproxy.settings import Settings
 from twistedproxy.system.logs import AccessLog, LoggedService, LogOutput, twistd_output

@@ -14,8 +14,7 @@ from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.frames.invalidation import MAX_PENDING, RETRY_SECONDS, Invalidation, covers
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.invalidation import MAX_PENDING, RETRY_SECONDS, Invalidation, Siblings, covers
 
 ROOT = Scope(INSTANCE.origin, INSTANCE.root)
 STUDY = attrs.evolve(ROOT, study=INSTANCE.study)

@@ -30,7 +30,7 @@ from twistedproxy.imaging.decode import can_decode, decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.pixel_description import PixelFacts
-from twistedproxy.rendering import media_types
+from twistedproxy.rendering import planner
 
 MAX_PIXELS = 1 << 24
 TEST_FILES = sorted((pathlib.Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
@@ -469,7 +469,7 @@ class RefusedTests(SynchronousTestCase):
     def test_known_beforehand(self) -> None:
         """The proxy, which loads no codec, knows which frames its children decode."""
         for syntax in syntaxes._BY_UID:
-            self.assertEqual(can_decode(syntax), media_types.can_decode(syntax), syntax)
+            self.assertEqual(can_decode(syntax), planner.can_decode(syntax), syntax)
 
     def test_cut_off(self) -> None:
         """Half of a frame is no frame."""

@@ -24,7 +24,7 @@ from twistedproxy.cache.embedded import EmbeddedServer
 from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch import loaders, throttle
+from twistedproxy.prefetch import instance_load, loaders
 from twistedproxy.processes.child import ChildProcess, StartFailed
 from twistedproxy.processes.messages import CONTROL_IN
 from twistedproxy.system.demand import DemandLevel
@@ -66,7 +66,7 @@ class LoadTests(ChildCase):
         self.store()
         worker = await self.worker(socket=(await self.redis()).socket)
         await worker.child()
-        self.patch(throttle, "REST_SECONDS", dict.fromkeys(DemandLevel, 0.02))
+        self.patch(instance_load, "REST_SECONDS", dict.fromkeys(DemandLevel, 0.02))
         for hears in worker.children.demand.changed:
             hears()
         began = time.monotonic()

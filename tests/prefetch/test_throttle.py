@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.prefetch.throttle import BATCH_BYTES, ENOUGH_CPUS, SMALL_BATCH_BYTES, Pace, rest_seconds
+from twistedproxy.prefetch.instance_load import BATCH_BYTES, ENOUGH_CPUS, SMALL_BATCH_BYTES, Pace, rest_seconds
 from twistedproxy.system.demand import Demand, DemandLevel
 
 

@@ -25,7 +25,7 @@ from tests.dicomweb.support import ALICE, STORED
 from tests.running import TREE, Child, free_port, python_environment
 from tests.waiting import wait_until
 from tests.workers.support import MEMORY, WorkersCase, over_tcp
-from twistedproxy.server.privileges import Ports, changes_user
+from twistedproxy.server.listening import Ports, changes_user
 
 USER = "nobody"
 TWISTD = ("-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", f"--uid={USER}", "twistedproxy")

@@ -8,8 +8,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system.client_tls import CertificateRefused
-from twistedproxy.system.outages import INTERVAL, Outage, reason_of
+from twistedproxy.system.outages import INTERVAL, CertificateRefused, Outage, reason_of
 
 
 class OutageTests(SynchronousTestCase):

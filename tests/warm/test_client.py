@@ -17,7 +17,7 @@ from tests.stores.faults import Answer, Close, Fault, Reset, Stall
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.warm.client import MAX_RESPONSE, RESPONSE_SECONDS, SILENCE_SECONDS, Trouble, Warmer
-from twistedproxy.warm.targets import Found, WarmTarget
+from twistedproxy.warm.options import Found, WarmTarget
 
 DICOM_JSON = ("Content-Type", "application/dicom+json")
 PAGE = json.dumps([{tag: {"vr": "UI", "Value": ["1.3"]} for tag in ("0020000E", "00080018")}]).encode()

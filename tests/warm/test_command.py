@@ -22,7 +22,7 @@ from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.dicomweb import prefetch
-from twistedproxy.warm import targets
+from twistedproxy.warm import options as targets
 from twistedproxy.warm.command import warm
 from twistedproxy.warm.options import WarmOptions
 

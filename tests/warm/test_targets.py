@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.warm.targets import Found, WarmTarget
+from twistedproxy.warm.options import Found, WarmTarget
 
 ROOT = "https://host:8443/a/dicomweb"
 STUDY = f"{ROOT}/studies/1.2"

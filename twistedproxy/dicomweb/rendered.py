@@ -42,7 +42,7 @@ from twistedproxy.imaging.errors import (
 )
 from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
-from twistedproxy.rendering import jobs, media_types
+from twistedproxy.rendering import jobs, planner
 from twistedproxy.rendering.jobs import Pictures
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.service import PictureService
@@ -184,7 +184,7 @@ class RenderedAnswers:
     @staticmethod
     async def _decodes(imaging: PictureService, wanted: ParsedRequest) -> bool:
         """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
-        return media_types.can_render(await imaging.metadata(_job(wanted, Rendering())))
+        return planner.can_render(await imaging.metadata(_job(wanted, Rendering())))
 
 
 async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteStream:
@@ -207,7 +207,7 @@ def _job(
 
 
 def _check_decodable(metadata: InstanceMetadata) -> None:
-    if not media_types.can_render(metadata):
+    if not planner.can_render(metadata):
         raise NotDecodableHere
 
 

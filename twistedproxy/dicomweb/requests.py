@@ -26,7 +26,7 @@ from twistedproxy.imaging.parameters import (
     parse_query,
 )
 from twistedproxy.origin.interface import Caller
-from twistedproxy.rendering.media_types import PICTURE_TYPES, producible
+from twistedproxy.rendering.planner import PICTURE_TYPES, producible
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
 from twistedproxy.server.forwarded import Outside, outside

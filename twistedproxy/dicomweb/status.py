@@ -20,7 +20,7 @@ from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicomweb.middleware import Accounting, answer_error, answered
 from twistedproxy.dicomweb.mounts import Mounts
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.server.compression import compressed_page

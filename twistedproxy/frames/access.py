@@ -22,7 +22,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import (
     DENIALS,

@@ -3,12 +3,14 @@
 The cache ends the scope's generation, which every worker and host sees with its next reading. While the cache cannot be
 reached, the scope stays *pending* here: the cache is asked again until it answers, and nothing of the scope is read from
 it or written to it by this worker in between.
+
+The other workers of this proxy, as one worker sees them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -19,7 +21,26 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grants
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.system.metrics import Snapshot
+
+
+class Siblings:
+    """The other workers; here there are none. Each method returns once all of them have answered, or have gone."""
+
+    async def invalidate(self, scope: Scope, cache_invalidated: bool) -> None:
+        """Have them drop what they keep of *scope*. *cache_invalidated*: whether the cache has done so already."""
+
+    async def revoke(self, credential: bytes, instance: Instance) -> None:
+        """Have them drop a grant."""
+
+    async def snapshots(self) -> list[Snapshot]:
+        """Their metrics."""
+        return []
+
+    async def statuses(self) -> list[dict[str, Any]]:
+        """Their parts of ``/status.json``: ``{"worker": {...}, "jobs": {...}}``."""
+        return []
+
 
 RETRY_SECONDS = 1.0
 """Pause before a cache that could not be reached is asked again."""

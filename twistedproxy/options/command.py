@@ -5,6 +5,8 @@ Rules:
 - an error is one line that names the option (or the variable), what came and what is accepted;
 - what came is shown without passwords;
 - an option that was removed is ignored with a warning for one release: services come back from an upgrade.
+
+The table of options for the documentation: ``python -m twistedproxy.options.command`` prints it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Optional
 
@@ -216,3 +218,26 @@ def _shown(text: str) -> str:
     """A value for an error: one line, no password, not too long."""
     hidden = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)
     return repr(hidden if len(hidden) <= SHOWN_LENGTH else hidden[:SHOWN_LENGTH] + "...")
+
+
+BEGIN = "<!-- options: made by python -m twistedproxy.options.command -->"
+END = "<!-- /options -->"
+
+
+def markdown() -> str:
+    """The table, between its two markers."""
+    return "\n".join([BEGIN, "| option | default | |", "|---|---|---|", *_rows(), END])
+
+
+def _rows() -> Iterator[str]:
+    for option in OPTIONS:
+        if option.group:
+            yield f"| **{option.group}** | | |"
+        name = f"`--{option.name} {option.kind.placeholder}`{', repeatable' * option.repeatable}"
+        # Words that stand for a default are not shown as if they could be typed.
+        cells = (name, option.words or f"`{option.shown_default}`", option.help)
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -11,6 +11,12 @@ Frames of an instance on their way into the cache, which may yet turn out wrong.
 - The cache sets the pace: at most `OUTSTANDING_BYTES` wait for it, whatever an instance or a frame measures.
 
 A file of this machine as a `ByteStream`, for a process that has nothing else to do: reading blocks.
+
+How fast a whole instance is loaded: as fast as it comes, or with rests while callers want much.
+
+Measured on two CPUs, beside loads without a pause and with the store on the same machine, callers of cached frames at
+the 99th percentile: without rests 2.0 to 4.8 times what they wait otherwise, with them 1.1 to 1.7 times. 87 MB then
+take 1 to 3.4 s instead of 0.25 s.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from typing import BinaryIO, Optional
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from twistedproxy.cache.interface import Cache, Fence, Value
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -31,8 +38,42 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
-from twistedproxy.prefetch.throttle import BATCH_BYTES
 from twistedproxy.streams import ByteStream
+from twistedproxy.system.demand import Demand, DemandLevel
+
+REST_SECONDS = {DemandLevel.LITTLE: 0.0, DemandLevel.SOME: 0.001, DemandLevel.MUCH: 0.002}
+"""The rest after each chunk: 64 kB at most from a store, 512 kB from a file."""
+
+ENOUGH_CPUS = 4.0
+"""One each for the proxy, the cache server and the loader, and one for the kernel's work: then nobody is in the way."""
+
+BATCH_BYTES = 512 * 1024
+"""Frames that go to the cache together."""
+
+SMALL_BATCH_BYTES = 64 * 1024
+"""The same where callers' reads must get in between."""
+
+
+def rest_seconds(demand: Demand) -> float:
+    """The rest that loads take now."""
+    return 0.0 if demand.cpus >= ENOUGH_CPUS else REST_SECONDS[demand.level]
+
+
+@attrs.define(eq=False)
+class Pace:
+    """The pace of all loads of a loader child. *rest*: seconds after each chunk."""
+
+    clock: IReactorTime
+    rest: float = 0.0
+
+    def breathe(self) -> Optional[Awaitable[None]]:
+        """What to wait for after a chunk."""
+        return deferLater(self.clock, self.rest) if self.rest else None
+
+    def batch_bytes(self) -> int:
+        """How many bytes of frames go to the cache together."""
+        return SMALL_BATCH_BYTES if self.rest else BATCH_BYTES
+
 
 OUTSTANDING_BYTES = 2 * 2**20
 """Bytes of frames on their way to the cache: the origin's next bytes come meanwhile."""

@@ -30,9 +30,8 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, LocalFile, ProvisionalFrames
+from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, LocalFile, Pace, ProvisionalFrames
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn, is_lasting
-from twistedproxy.prefetch.throttle import Pace
 from twistedproxy.processes.channel import CallError, Channel, connect_to_parent
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream

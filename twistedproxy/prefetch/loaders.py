@@ -22,9 +22,8 @@ from twistedproxy.deferreds import follow
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.interface import Caller, Origin
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, ProvisionalFrames, remove_frames
+from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, ProvisionalFrames, remove_frames, rest_seconds
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
-from twistedproxy.prefetch.throttle import rest_seconds
 from twistedproxy.processes.channel import CallError
 from twistedproxy.processes.child import ChildProcess, StartFailed
 from twistedproxy.processes.kept_alive import KeptAlive

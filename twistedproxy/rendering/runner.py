@@ -33,7 +33,7 @@ from twistedproxy.imaging.windowing import needs_range, shown_as_stored
 from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Task
-from twistedproxy.rendering.media_types import is_as_stored, is_gray, is_same_picture
+from twistedproxy.rendering.planner import is_as_stored, is_gray, is_same_picture
 from twistedproxy.rendering.pool import HeldChild, RenderPool
 
 BATCH = 64

@@ -33,8 +33,7 @@ from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
 from twistedproxy.imaging.icc_profiles import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
-from twistedproxy.rendering.media_types import is_as_stored, is_gray
-from twistedproxy.rendering.planner import Planner
+from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.runner import LoadWhole, Made, Maker, check_not_empty
 from twistedproxy.settings import Settings

@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from twistedproxy.dicom.lenient_json import read_json
-from twistedproxy.warm.targets import Found, WarmTarget
+from twistedproxy.warm.options import Found, WarmTarget
 
 RESPONSE_SECONDS = 150.0  # to the head: a store may take two minutes for the metadata of a slide
 SILENCE_SECONDS = 60.0  # between two pieces of the body; the proxy reports on a load four times a second

@@ -14,9 +14,8 @@ from twisted.web.client import Agent
 
 from twistedproxy.system.tuning import use_monotonic_clock
 from twistedproxy.warm.client import Job, Trouble, Warmer
-from twistedproxy.warm.options import WarmOptions
+from twistedproxy.warm.options import Found, WarmOptions, WarmTarget
 from twistedproxy.warm.progress import ProgressReport
-from twistedproxy.warm.targets import Found, WarmTarget
 
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response does not give a time

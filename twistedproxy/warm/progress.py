@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from twistedproxy.system.log_json import printable
 from twistedproxy.warm.client import Job
-from twistedproxy.warm.targets import Found
+from twistedproxy.warm.options import Found
 
 LINE_SECONDS = 5.0  # between two plain lines: logs are read by people
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"

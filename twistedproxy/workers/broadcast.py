@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.frames.peers import Siblings
+from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.processes.channel import CallError, Channel, Handler
 from twistedproxy.processes.child import ChildProcess
 from twistedproxy.system.logs import LogOutput

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.origin.http.retry import backoff, retry_after, with_retries
+from twistedproxy.origin.http.requests import backoff, retry_after, with_retries
 from twistedproxy.origin.interface import Headers, OriginResponse
 from twistedproxy.streams import BytesStream
 

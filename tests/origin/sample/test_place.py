@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.origin.folder.index_cache import user_cache
-from twistedproxy.origin.sample.place import is_complete, make
+from twistedproxy.origin.sample.provider import is_complete, make
 
 
 class PlaceTests(SynchronousTestCase):

@@ -20,8 +20,7 @@ from tests.waiting import wait_until
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Origin
-from twistedproxy.origin.sample.place import is_complete
-from twistedproxy.origin.sample.provider import SampleOrigin, slide_folder
+from twistedproxy.origin.sample.provider import SampleOrigin, is_complete, slide_folder
 from twistedproxy.origin.sample.slide import LEVELS, SERIES, STUDY, TILE
 
 # Filled by the first test that needs it, for all of one run of tests.
@@ -32,7 +31,7 @@ COPY = (sys.executable, "-c", f"import shutil, sys; shutil.copytree({str(SLIDE)!
 MAKE_ANEW = f"""
 import shutil, sys
 from pathlib import Path
-from twistedproxy.origin.sample.place import LIST, make
+from twistedproxy.origin.sample.provider import LIST, make
 make(Path(sys.argv[1]), lambda to: shutil.copytree({str(SLIDE)!r}, to, False, shutil.ignore_patterns(LIST), dirs_exist_ok=True))
 """
 REMAKE = (sys.executable, "-c", MAKE_ANEW)

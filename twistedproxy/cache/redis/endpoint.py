@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, ServerAddress, UnixAddress
 from twistedproxy.cache.redis.pipeline import command
-from twistedproxy.system.client_tls import Verified
+from twistedproxy.system.outages import Verified
 
 CONNECT_SECONDS = 3.0  # for TCP, or a unix socket, to be accepted
 DISCOVERY_SECONDS = 3  # for a sentinel to name the master

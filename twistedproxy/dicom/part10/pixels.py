@@ -22,8 +22,7 @@ from array import array
 from collections.abc import Sequence
 
 from twistedproxy.dicom.native_pixels import ByteSwapper
-from twistedproxy.dicom.part10.buffer import BadPart10, Gatherer
-from twistedproxy.dicom.part10.dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH
+from twistedproxy.dicom.part10.dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH, BadPart10, Gatherer
 
 END_MARKER_BYTES = 10
 """How near to its fragment's end an end marker stands. PS3.5 section A.4 has at most one pad byte after it, some

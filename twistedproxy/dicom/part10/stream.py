@@ -16,8 +16,14 @@ from collections.abc import Iterator
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swapped_width
-from twistedproxy.dicom.part10.buffer import BadPart10, NotAsDescribed, NotByFrame
-from twistedproxy.dicom.part10.dataset import UNDEFINED_LENGTH, DataSetReader, FileMetaReader
+from twistedproxy.dicom.part10.dataset import (
+    UNDEFINED_LENGTH,
+    BadPart10,
+    DataSetReader,
+    FileMetaReader,
+    NotAsDescribed,
+    NotByFrame,
+)
 from twistedproxy.dicom.part10.pixels import EncapsulatedFrames, NativeFrames
 from twistedproxy.dicom.sniffing import may_be, other_codec
 

@@ -34,8 +34,7 @@ from twistedproxy.origin.http.bodies import Running, UploadProducer
 from twistedproxy.origin.http.exchange import Dropped, Exchange
 from twistedproxy.origin.interface import Headers, OriginResponse
 from twistedproxy.streams import ByteStream
-from twistedproxy.system.client_tls import Verified
-from twistedproxy.system.outages import Outage, reason_of
+from twistedproxy.system.outages import Outage, Verified, reason_of
 
 REPEATABLE = frozenset({b"GET", b"HEAD"})
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more

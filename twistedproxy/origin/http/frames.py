@@ -25,9 +25,8 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
 from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
-from twistedproxy.origin.http.requests import Requests
+from twistedproxy.origin.http.requests import BUSY, Requests
 from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
-from twistedproxy.origin.http.retry import BUSY
 from twistedproxy.origin.interface import Caller, Priority
 
 # How stores refuse an Accept value: 406 is the right one, Orthanc sends 400 or 500.

@@ -31,9 +31,8 @@ from twistedproxy.origin.http.cut import FileReads, NoHelp
 from twistedproxy.origin.http.dialects import Stores
 from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
 from twistedproxy.origin.http.limiter import Limiter
-from twistedproxy.origin.http.requests import Requests, observed
+from twistedproxy.origin.http.requests import Requests, drain, observed
 from twistedproxy.origin.http.responses import Budget, instance_file
-from twistedproxy.origin.http.retry import drain
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong

@@ -8,16 +8,28 @@ Rules that this module keeps:
   success than those that the request can have: a 206 is a part of the thing (RFC 9110 section 15.3.7), a 203 something else.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
 - Responses determine a caller's standing: callers that may read go first, those that were only refused are held back.
+
+Retries where the origin is too busy (429, 503).
+
+Rules that this module keeps:
+
+- Only what may be repeated is repeated: GET and HEAD without a body. The caller of `with_retries` sees to that.
+- The origin's Retry-After decides (seconds or an HTTP date, RFC 9110 section 10.2.3), else the waits double.
+- A wait that would end after the deadline is not begun: the origin's last answer goes back as it came.
+- While it waits, a request holds no slot and no connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection
+import time
+from collections.abc import Awaitable, Callable, Collection
+from email.utils import parsedate_to_datetime
 from typing import Optional, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from twistedproxy.origin.errors import (
     AnsweredByCache,
@@ -31,10 +43,69 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.http.client import REPEATABLE, USER_AGENT, InvalidRequest, Transport
 from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, decoded, end_to_end, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
-from twistedproxy.origin.http.retry import with_retries
 from twistedproxy.origin.http.standing import Standings
-from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority
+from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority, first
+from twistedproxy.streams import StreamTooLong, read_all
 from twistedproxy.system.metrics import Metrics
+
+BUSY = frozenset({429, 503})
+FIRST_WAIT = 0.5  # seconds
+LONGEST_WAIT = 16.0  # seconds, of the waits that the origin did not ask for
+SHORTEST_WAIT = 0.1  # seconds: "Retry-After: 0" must not become a tight loop
+DRAIN_LIMIT = 65536  # bytes of an unwanted body that are read to keep its connection; more: the connection is dropped
+
+
+def retry_after(headers: Headers, now: float) -> Optional[float]:
+    """Seconds that Retry-After asks for, at *now* seconds since the epoch; None where it is missing or invalid."""
+    value = first(headers, b"retry-after")
+    if not value:
+        return None
+    text = value.decode("latin-1")
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after *attempt* (from 0) without Retry-After."""
+    return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 10)))
+
+
+async def drain(response: OriginResponse) -> None:
+    """Be done with a body that is not wanted."""
+    if response.length is not None and response.length > DRAIN_LIMIT:
+        response.body.close()
+        return
+    try:
+        await read_all(response.body, DRAIN_LIMIT)
+    except StreamTooLong:
+        pass
+
+
+async def with_retries(
+    attempt: Callable[[float], Awaitable[OriginResponse]],
+    clock: IReactorTime,
+    deadline: float,
+    now: Callable[[], float] = time.time,
+) -> OriginResponse:
+    """Await ``attempt(seconds left)`` until it answers anything but 429 and 503, for at most *deadline* seconds."""
+    end = clock.seconds() + deadline
+    attempts = 0
+    while True:
+        response = await attempt(max(SHORTEST_WAIT, end - clock.seconds()))
+        if response.status not in BUSY:
+            return response
+        asked = retry_after(response.headers, now())
+        wait = max(SHORTEST_WAIT, backoff(attempts) if asked is None else asked)
+        if clock.seconds() + wait >= end:
+            return response
+        await drain(response)
+        await deferLater(clock, wait)
+        attempts += 1
+
 
 MAX_REFUSAL = 65536  # bytes of a refusal's body that are kept
 REFUSAL_HEADERS = frozenset(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from twistedproxy.origin.sample.instances import write_level
-from twistedproxy.origin.sample.place import is_complete, make
+from twistedproxy.origin.sample.provider import is_complete, make
 from twistedproxy.origin.sample.pyramid import make_frames
 from twistedproxy.origin.sample.slide import LEVELS
 
