@@ -66,7 +66,7 @@ KNOWN: tuple[Known, ...] = (
     Known("a data set that is cut off", "*/rtplan_truncated.dcm", "folder", "metadata"),
     Known("a number of frames that is no number", "*/badVR.dcm"),
     Known("big endian words of 32-bit values: DCMTK swaps 16 bits, pydicom 32", "dcmtk/rtdose-big-endian.dcm"),
-    Known("UIDs with letters (PS3.5 section 9.1)", "*/bad_sequence.dcm", "*", "metadata", "is no UID"),
+    Known("UIDs with letters (PS3.5 section 9.1)", "*/bad_sequence.dcm", "*", "metadata", "is not a UID"),
     Known("Orthanc's metadata lose the window: a yen sign for its backslash", "*/J2K_pixelrep_mismatch.dcm", "orthanc"),
     Known("Orthanc's metadata lose the palette's descriptors", "*/OBXXXX1A_2frame-implicit.dcm", "orthanc", "[rw]*"),
     Known("Orthanc's metadata lose the palette's descriptors", "*/gdcm-US-ALOKA-16.dcm", "orthanc", "[rw]*"),
