@@ -98,7 +98,7 @@ class CacheContract:
         await self.put(A, {b"1": b"x" * 1000, b"2": b""})
         await self.cache.claim(A, [b"3"], b"token", 60.0)
         self.assertEqual(await self.cache.present(A, [b"1", b"2", b"3", b"4"]), {b"1", b"2"})
-        await self.cache.forget(A.scope)
+        await self.cache.invalidate(A.scope)
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
         await self.cache.get_many(A, [])
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
@@ -110,7 +110,7 @@ class CacheContract:
         self.assertEqual(heads.fence, (await self.cache.get_many(A, [])).fence)
         expected = {b"1": Head(b"onex", 1003), b"2": Head(b"two", 3), b"3": Head(b"", 0)}
         self.assertEqual(heads.entries, expected)
-        await self.cache.forget(A.scope)
+        await self.cache.invalidate(A.scope)
         self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {})
         await self.put(A, {b"2": b"two"})
         self.assertEqual((await self.cache.heads(A, [b"1", b"2"], 4)).entries, {b"2": expected[b"2"]})
@@ -129,7 +129,7 @@ class CacheContract:
         await self.cache.remove(A, [b"1"])
         self.assertEqual(await self.get(A, b"1"), {})
         await self.put(A, {b"1": large})
-        await self.cache.forget(A.scope)
+        await self.cache.invalidate(A.scope)
         self.assertEqual(await self.get(A, b"1"), {})
 
     async def test_entries_are_taken_back(self) -> None:
@@ -151,7 +151,7 @@ class CacheContract:
 
         await self.pass_time(gone)
 
-    async def test_forgetting_ends_what_lies_below_and_nothing_else(self) -> None:
+    async def test_invalidation_ends_what_lies_below_and_nothing_else(self) -> None:
         """Each scope takes its own with it, below all paths of the store's host."""
         whole = A.scope
         for scope, left in (
@@ -162,21 +162,21 @@ class CacheContract:
         ):
             for instance in ALL:
                 await self.put(instance, {b"1": b"one"})
-            await self.cache.forget(scope)
+            await self.cache.invalidate(scope)
             found = tuple([instance for instance in ALL if await self.get(instance, b"1")])
             self.assertEqual(found, left, scope)
 
-    async def test_forgetting_a_level_without_the_one_above_is_an_error(self) -> None:
-        """A scope with a gap would forget nothing."""
+    async def test_invalidation_a_level_without_the_one_above_is_an_error(self) -> None:
+        """A scope with a gap would invalidate nothing."""
         for scope in (Scope("o", "", None, "1.2", None), Scope("o", "", "1", None, "1.2")):
             with self.assertRaises(ValueError):
-                await self.cache.forget(scope)
+                await self.cache.invalidate(scope)
 
     async def test_a_late_writer_is_not_seen(self) -> None:
-        """What is written under a fence from before a forget is never read, not even after it was read as missing."""
+        """What is written under a fence from before an invalidation is never read, not even after it was read as missing."""
         for scope in (A.scope, Scope(A.origin, A.root)):
             old = (await self.cache.get_many(A, [b"1"])).fence
-            await self.cache.forget(scope)
+            await self.cache.invalidate(scope)
             await self.cache.put_many(A, old, {b"1": b"stale"}, 60.0)
             self.assertEqual(await self.get(A, b"1"), {})
             await self.cache.put_many(A, old, {b"1": b"stale"}, 60.0)
@@ -253,10 +253,10 @@ class CacheContract:
         await self.cache.unclaim(A, [b"1"], b"me")
         self.assertIsNone(await self.cache.claim_left(A, b"1"))
 
-    async def test_forgetting_leaves_claims(self) -> None:
+    async def test_invalidation_leaves_claims(self) -> None:
         """They belong to those who work, not to what is cached."""
         await self.cache.claim(A, [b"1"], b"me", 60.0)
-        await self.cache.forget(A.scope)
+        await self.cache.invalidate(A.scope)
         self.assertEqual(await self.cache.claim(A, [b"1"], b"you", 60.0), set())
 
     async def test_status_tells_what_is_used(self) -> None:

@@ -145,5 +145,5 @@ class NoCacheTests(TestCase):
         self.assertFalse(await cache.put_many(A, b"12345678", {b"1": b"one"}, 60.0))
         self.assertEqual(await cache.claim(A, [b"1"], b"me", 5.0), set())
         self.assertIsNone(await cache.claim_left(A, b"1"))
-        await cache.forget(A.scope)
+        await cache.invalidate(A.scope)
         await cache.ping()

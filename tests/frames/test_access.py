@@ -108,11 +108,11 @@ class AskTests(AccessCase):
         self.failureResultOf(self.ask(), OriginBadAnswer)
         self.assertEqual(len(self.access.grants), 0)
 
-    def test_after_forgetting(self) -> None:
+    def test_after_invalidation(self) -> None:
         """Who asks after the instance was forgotten does not share an answer from before."""
         self.origin.answer = Deferred()
         self.ask().addErrback(lambda _: None)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.forget(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
         self.ask().addErrback(lambda _: None)
         self.assertEqual(len(self.origin.asked), 2)
 

@@ -23,7 +23,7 @@ OTHER = Instance(INSTANCE.origin, "", "9.2", "9.2.3", "9.2.3.4")
 
 
 class Told(MemoryCache):
-    """A cache that notes what it is told to forget, where it is `up`. *gate*: what telling it waits for."""
+    """A cache that notes what it is asked to invalidate, where it is `up`. *gate*: what telling it waits for."""
 
     def __init__(self) -> None:
         super().__init__(Clock(), 0)
@@ -31,7 +31,7 @@ class Told(MemoryCache):
         self.told: list[Scope] = []
         self.gate: Optional[Deferred[None]] = None
 
-    async def forget(self, scope: Scope) -> None:
+    async def invalidate(self, scope: Scope) -> None:
         if self.gate is not None:
             await self.gate
         if not self.up:
@@ -72,14 +72,14 @@ class ForgettingTests(SynchronousTestCase):
         self.grants = Grants()
         self.invalidation = Invalidation(self.cache, self.grants, self.clock)
 
-    def forget(self, scope: Scope) -> Deferred[None]:
+    def invalidate(self, scope: Scope) -> Deferred[None]:
         return Deferred.fromCoroutine(self.invalidation.invalidate(scope))
 
     def test_told(self) -> None:
         """The cache is told, and the grants below the scope are gone, no others."""
         for instance in (INSTANCE, OTHER):
             self.grants.add(ALICE, instance, Grant(METADATA, 1e9, None))
-        self.successResultOf(self.forget(STUDY))
+        self.successResultOf(self.invalidate(STUDY))
         self.assertEqual([STUDY], self.cache.told)
         self.assertEqual(1, len(self.grants))
         self.assertFalse(self.invalidation.is_pending(INSTANCE))
@@ -88,7 +88,7 @@ class ForgettingTests(SynchronousTestCase):
     def test_waits_for_the_cache(self) -> None:
         """It is not done before the cache was told."""
         self.cache.gate = Deferred()
-        invalidation = self.forget(STUDY)
+        invalidation = self.invalidate(STUDY)
         self.assertNoResult(invalidation)
         self.cache.gate.callback(None)
         self.successResultOf(invalidation)
@@ -96,7 +96,7 @@ class ForgettingTests(SynchronousTestCase):
     def test_cache_down(self) -> None:
         """While the cache cannot be told the scope is pending, and it is told as soon as it can be."""
         self.cache.up = False
-        self.successResultOf(self.forget(STUDY))
+        self.successResultOf(self.invalidate(STUDY))
         self.clock.pump([RETRY_SECONDS] * 5)
         self.assertTrue(self.invalidation.is_pending(INSTANCE))
         self.assertFalse(self.invalidation.is_pending(OTHER))
@@ -110,7 +110,7 @@ class ForgettingTests(SynchronousTestCase):
         """After it recovered it can fail and recover again."""
         for _ in range(2):
             self.cache.up = False
-            self.successResultOf(self.forget(STUDY))
+            self.successResultOf(self.invalidate(STUDY))
             self.cache.up = True
             self.clock.advance(RETRY_SECONDS)
             self.assertFalse(self.invalidation.is_pending(INSTANCE))
@@ -125,7 +125,7 @@ class ForgettingTests(SynchronousTestCase):
 
         self.invalidation = Invalidation(self.cache, self.grants, self.clock, Heard())
         self.cache.gate = Deferred()
-        invalidation = self.forget(STUDY)
+        invalidation = self.invalidate(STUDY)
         invalidation.cancel()
         self.failureResultOf(invalidation, CancelledError)
         self.assertTrue(self.invalidation.is_pending(INSTANCE))
@@ -138,7 +138,7 @@ class ForgettingTests(SynchronousTestCase):
         """Of very many pending scopes all below their root is pending instead."""
         self.cache.up = False
         for number in range(MAX_PENDING + 1):
-            self.successResultOf(self.forget(attrs.evolve(ROOT, study=f"1.{number + 3}")))
+            self.successResultOf(self.invalidate(attrs.evolve(ROOT, study=f"1.{number + 3}")))
         self.assertTrue(self.invalidation.is_pending(INSTANCE))
         self.cache.up = True
         self.clock.advance(RETRY_SECONDS)
@@ -148,7 +148,7 @@ class ForgettingTests(SynchronousTestCase):
         """Once stopped it tells no more, whatever it waited for, and leaves no timer."""
         self.cache.up = False
         for gate in (None, Deferred[None]()):
-            self.successResultOf(self.forget(STUDY))
+            self.successResultOf(self.invalidate(STUDY))
             self.cache.gate = gate
             if gate is not None:
                 self.clock.advance(RETRY_SECONDS)

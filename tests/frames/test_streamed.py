@@ -241,14 +241,14 @@ class BrokenTests(ListCase):
         self.cache(1, 2, 3, 4, 5, 6)
         answer = self.long(1, 2, 3, 4, 5, 6)
         self.next(answer)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.forget(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
         self.next(answer)  # was read before
         self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 
     def test_changed_before(self) -> None:
         """What is cached of another generation than the caller's grant is for is not given under that grant."""
         self.cache(1, 2, 3, 4)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.forget(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
         reading = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, [])))
         secret = {frame_name(number): pack_frame(frame(9), 2e9) for number in (1, 2, 3, 4)}
         put = self.room.cache.put_many(INSTANCE, reading.fence, secret, 60.0)

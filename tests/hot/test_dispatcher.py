@@ -132,7 +132,7 @@ class WorkerTests(SynchronousTestCase):
 
     def test_forgotten_by_another_host(self) -> None:
         """Another host that forgets tells the cache only: that is felt within five seconds."""
-        self.successResultOf(ensureDeferred(self.proxy.rooms.cache.forget(INSTANCE.scope)))
+        self.successResultOf(ensureDeferred(self.proxy.rooms.cache.invalidate(INSTANCE.scope)))
         self.proxy.clock.advance(CHECK_SECONDS + 0.01)
         self.assertLess(CHECK_SECONDS + 0.01, 5.0)
         self.assertEqual("miss", self.proxy.get(1).outcome)

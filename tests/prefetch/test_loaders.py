@@ -117,7 +117,7 @@ class LoadTests(ChildCase):
         self.assertEqual([seen for seen in store.requests if seen.path.endswith(self.slide.sop)], [])
         await self.complete(worker)
         self.slide.path.unlink()
-        await worker.cache.forget(self.instance.scope)
+        await worker.cache.invalidate(self.instance.scope)
         await self.ask(worker, 1)
         self.assertIn("can't be read", (await self.ended(worker, 2))["reason"])
 
@@ -325,7 +325,7 @@ class FaultTests(ChildCase):
             return worker.jobs.status()["ended"][-1]["result"] == "done"
 
         while not await loaded():  # until the child has found the server, loads fail
-            await worker.cache.forget(self.instance.scope)
+            await worker.cache.invalidate(self.instance.scope)
         self.assertEqual(await worker.child(), child)
         await self.complete(worker)
 
@@ -384,7 +384,7 @@ class StartTests(RealCase):
         for count in (1, 2):
             await self.ask(worker, 1)
             await self.ended(worker, count)
-            await worker.cache.forget(self.instance.scope)
+            await worker.cache.invalidate(self.instance.scope)
         self.assertEqual(worker.children.pids, [child])
 
     async def test_broken(self) -> None:

@@ -484,7 +484,7 @@ class LockTests(PrefetchCase):
         """An instance that was forgotten while it was loaded is loaded anew: what runs writes for nobody."""
         worker = self.worker(max_jobs=5, display_min_frames=1 << 20)
         self.ask(worker, 1)
-        self.now(self.cache.forget(INSTANCE.scope))
+        self.now(self.cache.invalidate(INSTANCE.scope))
         self.ask(worker, 1)
         self.assertEqual(self.running(worker), [WHOLE, WHOLE])
         worker.whole.finish()
@@ -495,7 +495,7 @@ class LockTests(PrefetchCase):
         worker = self.worker(max_jobs=1, recache_after=10.0)
         events = self.events()
         self.ask(worker, 1)
-        self.now(self.cache.forget(INSTANCE.scope))
+        self.now(self.cache.invalidate(INSTANCE.scope))
         self.ask(worker, 15_000)
         self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
         self.assertEqual(self.count(worker, "prefetch_jobs_busy"), 1)
@@ -510,9 +510,9 @@ class LockTests(PrefetchCase):
         """Whole-instance loads of one origin come one after the other, whatever ``max-jobs`` says."""
         worker = self.worker(max_jobs=5, display_min_frames=1 << 20)
         self.ask(worker, 1)
-        self.now(self.cache.forget(INSTANCE.scope))
+        self.now(self.cache.invalidate(INSTANCE.scope))
         self.ask(worker, 2)
-        self.now(self.cache.forget(INSTANCE.scope))
+        self.now(self.cache.invalidate(INSTANCE.scope))
         self.assertEqual((self.running(worker), len(worker.whole.tasks)), ([WHOLE, WHOLE], 1))
         worker.whole.fail(LoadFailed("no"))
         self.assertEqual(len(worker.whole.tasks), 2)
@@ -555,7 +555,7 @@ class ByHandTests(PrefetchCase):
         """``max-jobs`` holds for it, and then the lock is given back."""
         worker = self.worker(max_jobs=1)
         self.successResultOf(self.hand(worker))
-        self.now(self.cache.forget(INSTANCE.scope))
+        self.now(self.cache.invalidate(INSTANCE.scope))
         refused = self.failureResultOf(self.hand(worker, again=True), NotStarted).value
         self.assertEqual((refused.status, refused.reason), (503, "jobs-busy"))
         self.assertFalse(self.locked())

@@ -24,7 +24,7 @@ class FakeWorker(WorkerProcess):
         self.metrics = Metrics()
         self._pid = pid
         self.here = Channel(
-            {name: getattr(self, f"on_{name}") for name in ("ping", "forget", "revoke", "snapshot", "status")}
+            {name: getattr(self, f"on_{name}") for name in ("ping", "invalidate", "revoke", "snapshot", "status")}
         )
         for one in (self.channel, self.here):
             one.makeConnection(StringTransport())
@@ -37,8 +37,8 @@ class FakeWorker(WorkerProcess):
     async def on_ping(self) -> None:
         self.heard.append(("ping", {}))
 
-    async def on_forget(self, **scope: Any) -> None:
-        self.heard.append(("forget", scope))
+    async def on_invalidate(self, **scope: Any) -> None:
+        self.heard.append(("invalidate", scope))
 
     async def on_revoke(self, **grant: Any) -> None:
         raise CallError("I won't")

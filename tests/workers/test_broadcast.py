@@ -47,20 +47,20 @@ class WorkersTests(SynchronousTestCase):
     def test_told(self) -> None:
         """What one forgets, all others are told before it goes on; it is not told itself."""
         self.workers[2].hangs = True
-        told = self.workers[0].here.call("forget", scope=["a"], told=True)
+        told = self.workers[0].here.call("invalidate", scope=["a"], cache_invalidated=True)
         self.flush()
         self.assertNoResult(told)
         self.workers[2].hangs = False
         self.flush()
         self.successResultOf(told)
-        said = [("forget", {"scope": ["a"], "told": True})]
+        said = [("invalidate", {"scope": ["a"], "cache_invalidated": True})]
         self.assertEqual([worker.heard for worker in self.workers], [[], said, said])
 
     def test_hangs(self) -> None:
         """One that does not answer is killed after a while, both at the same time; only then the others go on."""
         for worker in self.workers[1:]:
             worker.hangs = True
-        told = self.asked("forget", scope=["a"], told=True)
+        told = self.asked("invalidate", scope=["a"], cache_invalidated=True)
         self.clock.advance(CONFIRM_SECONDS - 0.1)
         self.assertNoResult(told)
         self.clock.advance(0.2)
@@ -69,15 +69,15 @@ class WorkersTests(SynchronousTestCase):
         self.assertEqual([worker.alive for worker in self.workers], [True, False, False])
         self.assertEqual(self.known.all, self.workers[:1])
 
-    def test_cannot_forget(self) -> None:
-        """One that fails to forget is killed too."""
+    def test_cannot_invalidate(self) -> None:
+        """One that does not invalidate is killed too."""
         self.successResultOf(self.asked("revoke", credential="00", instance=["a"]))
         self.assertEqual([worker.alive for worker in self.workers], [True, False, False])
 
     def test_dies_meanwhile(self) -> None:
         """One that ends while it is told holds nobody up."""
         self.workers[1].hangs = True
-        told = self.asked("forget", scope=["a"], told=True)
+        told = self.asked("invalidate", scope=["a"], cache_invalidated=True)
         self.workers[1].kill()
         self.flush()
         self.successResultOf(told)
@@ -88,13 +88,13 @@ class WorkersTests(SynchronousTestCase):
         late = FakeWorker(self.clock, self.known, 4)
         late.hangs = True
         self.workers.append(late)
-        self.successResultOf(self.asked("forget", scope=["a"], told=True))
+        self.successResultOf(self.asked("invalidate", scope=["a"], cache_invalidated=True))
         late.hangs = False
         late.channel.transport.clear()  # type: ignore[union-attr]
         late.here.call("join")
         self.flush()
-        self.successResultOf(self.asked("forget", scope=["b"], told=True))
-        self.assertEqual(late.heard, [("forget", {"scope": ["b"], "told": True})])
+        self.successResultOf(self.asked("invalidate", scope=["b"], cache_invalidated=True))
+        self.assertEqual(late.heard, [("invalidate", {"scope": ["b"], "cache_invalidated": True})])
 
     def test_statuses(self) -> None:
         """All others' statuses come; one that hangs is left out after a while, and lives."""

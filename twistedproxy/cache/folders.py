@@ -4,7 +4,7 @@ Rules kept here:
 - A folder is 0700, ours, and locked (flock) by the proxy for as long as that lives; the kernel drops the lock with
   the process, whatever way it ends.
 - It gets its name only once it is locked, so that a sweep never meets one that is just being made.
-- A sweep removes folders of that name that are ours and that nobody has locked, and nothing else.
+- A sweep removes folders of that name that belong to this user and are not locked, and nothing else.
 """
 
 from __future__ import annotations
@@ -89,6 +89,6 @@ def _remove_stale(path: Path) -> bool:
         shutil.rmtree(path, ignore_errors=True)
         return not path.exists()
     except OSError:
-        return False  # somebody lives there
+        return False  # a proxy is using it
     finally:
         os.close(lock)

@@ -1,12 +1,11 @@
 """What every cache offers. Providers: Redis protocol, in-process memory (of 0 bytes for ``--cache none``).
 
-The cache holds *entries*: bytes below an instance, found by a short name. It never raises for want of
-a working server: a failed read is a miss, a failed write is forgotten, both are counted. Forgetting is
-exact: each entry carries the *fence* under which it was written, a digest of the generation numbers of
-its root, study, series and instance. Forgetting a scope ends its generation, which makes all entries
-below it invisible at once, to every worker and host, at the same cost however many there are; what a
-late writer still writes under the old fence is never seen. A generation that the server lost (eviction)
-counts as ended.
+The cache holds *entries*: the bytes of an instance's frames, metadata and pictures, each with a short name. An
+unavailable server raises no error: a failed read is a miss, a failed write has no effect, and both are counted.
+Invalidation is exact: each entry carries the *fence* under which it was written, a digest of the generation numbers of
+its root, study, series and instance. Invalidating a scope ends its generation, which hides all entries below it at once,
+from every worker and host, at a cost that does not depend on their number; an entry that a late writer stores under the
+old fence is never read. A generation that the server has evicted counts as ended.
 """
 
 from __future__ import annotations
@@ -111,8 +110,8 @@ class Cache(Protocol):
     async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """Seconds until the claim on *name* ends by itself. None where it is free, or the cache can't be asked."""
 
-    async def forget(self, scope: Scope) -> None:
-        """End the generation of *scope*. Raises `CacheUnavailable` if the server could not be told."""
+    async def invalidate(self, scope: Scope) -> None:
+        """End the generation of *scope*. Raises `CacheUnavailable` if the server did not confirm it."""
 
     async def ping(self) -> None:
         """Return if the cache works, else raise `CacheUnavailable` with the reason."""

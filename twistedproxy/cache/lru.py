@@ -3,7 +3,7 @@
 Rules kept here:
 - ``used`` is the sum of the sizes of what is held: keys, values and `ITEM_OVERHEAD` each, after every operation.
 - What was read or written longest ago goes first.
-- Time is an argument: whoever calls reads the clock.
+- Time is an argument: the caller reads the clock.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class MemoryCache:
         """See `Cache`."""
         return self._store.left(instance_keys(instance).claim + name, self._reactor.seconds())
 
-    async def forget(self, scope: Scope) -> None:
+    async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Never raises here, but for a scope that names a level without the one above it."""
         self._store.delete(scope_key(scope))
 

@@ -1,4 +1,4 @@
-"""Who hears of cache operations (the metrics), and a log that is not flooded.
+"""The observer of cache operations (the metrics), and rate-limited warnings.
 
 How much the cache holds, looked at now and then: for metrics, and for those who must not count it as used memory.
 """
@@ -19,7 +19,7 @@ INTERVAL = 5.0  # seconds between two looks: a cache fills at some 100 MB/s at m
 
 
 class CacheUse:
-    """Looks at *cache*, and tells *metrics*."""
+    """Reads the status of *cache* at intervals, for *metrics*."""
 
     _log = Logger()
 
@@ -65,7 +65,7 @@ LOG_INTERVAL = 60.0  # seconds between two lines about the same trouble: a serve
 
 
 class CacheObserver(Protocol):
-    """Hears of every operation's end."""
+    """Called at the end of every operation."""
 
     def cache_operation(self, name: str, outcome: str, seconds: float) -> None:
         """*name* is the method of `Cache`; *outcome* is ``hit``, ``partial``, ``miss`` (of `get_many`),

@@ -163,7 +163,7 @@ def _drop_prepared_headers(request: Request) -> None:
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that tells of *error*."""
+    """The problem document for *error*."""
     match error:
         case Problem():
             return error

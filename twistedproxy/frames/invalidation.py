@@ -126,7 +126,7 @@ class Invalidation:
 
     async def _in_cache(self, scope: Scope) -> bool:
         try:
-            await self._cache.forget(scope)
+            await self._cache.invalidate(scope)
         except CancelledError:
             raise
         except Exception as error:

@@ -61,7 +61,7 @@ class SeriesLookup:
         _, _, study, sop = key
         searching = self._searching
         series = await self._ask(origin, root, study, sop, caller)
-        if self._searching is not searching:  # something was forgotten meanwhile
+        if self._searching is not searching:  # an invalidation came meanwhile
             return series
         self._found[key] = (self._clock() + self._seconds, series)
         self._found.move_to_end(key)

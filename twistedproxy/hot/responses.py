@@ -1,10 +1,10 @@
 """Hot responses: whole answers in one worker's memory, found before a request is parsed in full.
 
 - An answer is given only to a caller whose grant for that very instance holds now; the grant is looked up each time.
-- It goes with its instance: what is forgotten, or has another fence than before, takes its answers with it. What was
+- It goes with its instance: what is invalidated, or has another fence than before, takes its answers with it. What was
   last asked of the cache more than `CHECK_SECONDS` ago is answered the ordinary way, which asks again.
-- It ends when the first of what it was made of ends in the cache, and no hit prolongs it. That moment is told by the
-  clock of whoever wrote the entry; from then on the time that is left counts.
+- It ends when the first of what it was made of ends in the cache, and no hit prolongs it. That moment is by the
+  clock of the process that wrote the entry; from then on the time that is left counts.
 - The bytes that are kept are bounded: keys, heads and bookkeeping counted; least recently used goes first.
 """
 
@@ -94,7 +94,7 @@ class HotResponses:
         self._clock = clock
         self._answers: OrderedDict[Key, HotAnswer] = OrderedDict()
         self._known: OrderedDict[Instance, _Known] = OrderedDict()
-        self._forgotten = 0
+        self._invalidations = 0
         self.used = 0
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class HotResponses:
         return answer
 
     def _granted(self, of: _Known, caller: Caller) -> bool:
-        """Whether *caller* holds a grant that nobody needs to renew yet."""
+        """Whether *caller* holds a grant that needs no renewal yet."""
         grant = self._access.known(caller, of.instance)
         if grant is None or grant.fence != of.fence:
             return False
@@ -126,13 +126,13 @@ class HotResponses:
     # Keeping.
 
     def ticket(self) -> Ticket:
-        """See `FenceWatch`: what was read before something was forgotten counts for nothing after it."""
-        return self._forgotten, self._clock()
+        """See `FenceWatch`: what was read before an invalidation is not used after it."""
+        return self._invalidations, self._clock()
 
     def checked(self, instance: Instance, fence: Optional[Fence], ticket: Ticket) -> None:
         """See `FenceWatch`."""
-        forgotten, asked = ticket
-        if fence is None or forgotten != self._forgotten:
+        invalidations, asked = ticket
+        if fence is None or invalidations != self._invalidations:
             return
         known = self._known.get(instance)
         if known is not None and known.fence != fence:
@@ -176,7 +176,7 @@ class HotResponses:
 
     def invalidate(self, scope: Scope) -> None:
         """Give no answer of *scope* any more, and free what they took."""
-        self._forgotten += 1
+        self._invalidations += 1
         for instance in [instance for instance in self._known if covers(scope, instance)]:
             self._forget(instance)
 

@@ -45,7 +45,7 @@ REST_SECONDS = {DemandLevel.LITTLE: 0.0, DemandLevel.SOME: 0.001, DemandLevel.MU
 """The rest after each chunk: 64 kB at most from a store, 512 kB from a file."""
 
 ENOUGH_CPUS = 4.0
-"""One each for the proxy, the cache server and the loader, and one for the kernel's work: then nobody is in the way."""
+"""One each for the proxy, the cache server and the loader, and one for the kernel's work: then none waits for another."""
 
 BATCH_BYTES = 512 * 1024
 """Frames that go to the cache together."""
@@ -217,7 +217,7 @@ class InstanceLoad:
         except CancelledError:
             stream.close()
             if not await self.frames.take_back():
-                raise Withdrawn("stopped, and the cache could not be told") from None
+                raise Withdrawn("stopped, and the cache did not confirm it") from None
             raise
         except Exception as error:
             stream.close()

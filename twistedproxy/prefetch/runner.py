@@ -2,7 +2,7 @@
 
 - A whole-instance load has the one slot that such loads have at its origin (those that callers wait for have another), and
   gives its lock back if it fails.
-- After a load that failed when frames of it had been served, the instance is forgotten: no worker and no host gives
+- After a load that failed when frames of it had been served, the instance is invalidated: no worker and no host gives
   them any more, from the cache or from memory.
 - What makes a whole-instance load fail and will not pass is remembered: of that instance, and, where two of a store failed
   so and none came to a good end since, of all of that store.

@@ -5,7 +5,7 @@ speaks), ``message`` (for people), ``failure`` (a traceback, where there is one)
 was emitted with, by its own name; ``event`` among them names what happened where that is worth counting (``access``,
 ``job_ended``...). Those names do not change; messages may.
 
-Secrets: nobody hands any to a log. As a second line, fields whose names say that they are secret are blotted out, and so
+Secrets are not logged. As a second line of defense, fields whose names say that they are secret are blotted out, and so
 are credentials inside texts, tracebacks and URLs.
 """
 

@@ -135,7 +135,7 @@ def _text_line(event: LogEvent) -> Optional[str]:
 
 
 def twistd_output(log_format: str, twistd_options: Optional[Mapping[str, Any]]) -> Optional[LogOutput]:
-    """Where twistd would log to; None where the operator told twistd to use the syslog or a logger of their own.
+    """Where twistd would log to; None where twistd was started with --syslog or --logger.
 
     *twistd_options* are those of twistd (`Options.parent`), checked with `check_destination`.
     """

@@ -160,7 +160,7 @@ class Metrics:
         self.count("origin_bytes", (direction,), size)
 
     def cache_server(self, connected: bool, used_bytes: int = 0, max_bytes: int = 0, evictions: int = 0) -> None:
-        """How the cache is, as it last said."""
+        """The state of the cache, as last read."""
         self.set("cache_connected", float(connected))
         self.set("cache_used_bytes", used_bytes)
         self.set("cache_max_bytes", max_bytes)

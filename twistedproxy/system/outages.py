@@ -1,6 +1,6 @@
 """Servers that cannot be used: why, in an operator's words, and in the log once when it begins and once when it is over.
 
-TLS to servers: the certificate and the name in it are verified, and where they are refused it is said why.
+TLS to servers: the certificate and the name in it are verified, and the reason of a refusal is reported.
 
 Twisted's own verification says only "certificate verify failed". Where a certificate has no subjectAltName (RFC 9525
 section 2 demands it; self-signed ones often lack it) it logs a traceback with each attempt, and takes it for any name.
@@ -50,7 +50,7 @@ class Verified:
         self._host = host
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> Connection:
-        """A connection for *tlsProtocol*, which hears why a certificate is refused."""
+        """A connection for *tlsProtocol*, which gets the reason if the certificate is refused."""
         connection: Connection = self._creator.clientConnectionForTLS(tlsProtocol)
         # Held weakly: the protocol holds the connection, and the collector does not see through it.
         protocol = weakref.ref(tlsProtocol)

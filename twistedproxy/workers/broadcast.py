@@ -88,7 +88,7 @@ class Workers:
             "counted": counted,
             "snapshots": snapshots,
             "statuses": statuses,
-            **{name: to_others(name) for name in ("forget", "revoke")},
+            **{name: to_others(name) for name in ("invalidate", "revoke")},
         }
 
     def _others(self, calling: WorkerProcess) -> list[WorkerProcess]:
@@ -156,7 +156,7 @@ class SiblingsByParent(Siblings):
     own: Callable[[], Snapshot]
 
     async def invalidate(self, scope: Scope, cache_invalidated: bool) -> None:
-        await self._call("forget", scope=attrs.astuple(scope), told=cache_invalidated)
+        await self._call("invalidate", scope=attrs.astuple(scope), cache_invalidated=cache_invalidated)
 
     async def revoke(self, credential: bytes, instance: Instance) -> None:
         address = (instance.origin, instance.root, instance.study, instance.series, instance.sop)

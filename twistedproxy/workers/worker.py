@@ -56,7 +56,7 @@ class Worker:
         self._make_proxy = Proxy
         self._proxy: Optional[Proxy] = None
         self._ending = False
-        names = ("start", "ping", "drain", "forget", "revoke", "snapshot", "status")
+        names = ("start", "ping", "drain", "invalidate", "revoke", "snapshot", "status")
         self.channel = Channel({name: getattr(self, name) for name in names}, self._orphaned)
 
     async def start(self, packed: bytes) -> list[dict[str, Any]]:
@@ -86,9 +86,9 @@ class Worker:
         """Accept no more, let running answers finish, and end. Idle connections stay for *idle_seconds*."""
         self.end(idle_seconds)
 
-    async def forget(self, scope: list[Optional[str]], told: bool) -> None:
+    async def invalidate(self, scope: list[Optional[str]], cache_invalidated: bool) -> None:
         if self._proxy is not None:
-            self._proxy.invalidation.apply(Scope(*scope), told)  # type: ignore[arg-type]
+            self._proxy.invalidation.apply(Scope(*scope), cache_invalidated)  # type: ignore[arg-type]
 
     async def revoke(self, credential: str, instance: list[str]) -> None:
         if self._proxy is not None:

@@ -198,7 +198,7 @@ class TroubleTests(Servers):
             fence = (await cache.get_many(instance, [])).fence
             self.assertTrue(await cache.put_many(instance, fence, {b"1": b"old"}, 60.0))
         self.assertEqual(await ask(server.socket, b"SAVE"), b"OK")
-        await cache.forget(A.scope)
+        await cache.invalidate(A.scope)
         await cache.remove(other, [b"1"])
         self.assertTrue(await put(cache, {b"1": b"new"}))
         old_fence = (await cache.get_many(A, [])).fence
@@ -224,7 +224,7 @@ class TroubleTests(Servers):
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {b"1": b"one"})
 
     async def test_while_a_server_is_down_nobody_waits(self) -> None:
-        """Every operation fails at once, none raises but forget and ping, and all of it works again with the server."""
+        """Every operation fails at once, none raises but invalidate and ping, and all of it works again with the server."""
         folder = Path(tempfile.mkdtemp(prefix="cache-test-"))
         self.addCleanup(shutil.rmtree, folder)
         self.patch(redis, "START_SECONDS", 0.1)
@@ -240,7 +240,7 @@ class TroubleTests(Servers):
             await cache.renew_claims(A, [b"1"], b"me", 1.0)
             await cache.remove(A, [b"1"])
         self.assertTrue(installed_reactor().seconds() - began < redis.READ_PATIENCE.silence)
-        for call in (cache.forget(A.scope), cache.ping()):
+        for call in (cache.invalidate(A.scope), cache.ping()):
             with self.assertRaises(CacheUnavailable):
                 await call
         status = await cache.status()
@@ -282,7 +282,7 @@ class TroubleTests(Servers):
         self.assertEqual(cache.server.pid, pid)
 
     async def test_a_full_server_refuses_and_is_read_all_the_same(self) -> None:
-        """Without eviction a put is False, a forget still works, and the log has one line, not one for each."""
+        """Without eviction a put is False, an invalidation still works, and the log has one line, not one for each."""
         server = await self.server("--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
         cache = await self.open(UnixAddress(server.socket))
         await put(cache, {b"1": b"one"})
@@ -291,7 +291,7 @@ class TroubleTests(Servers):
         self.assertFalse(any(full[10:]), full)
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {b"1": b"one"})
         self.assertEqual(sum("OOM" in line for line in lines), 1)
-        await cache.forget(A.scope)
+        await cache.invalidate(A.scope)
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {})
 
     async def test_a_large_entry_that_is_not_whole_is_a_miss(self) -> None:
@@ -334,14 +334,14 @@ class TroubleTests(Servers):
         self.assertEqual(most, large.READS)
 
     async def test_a_replica_takes_no_writes(self) -> None:
-        """A put is False, and a forget that could not be done is an error."""
+        """A put is False, and an invalidation that failed is an error."""
         server = await self.server()
         cache = await self.open(UnixAddress(server.socket))
         fence = (await cache.get_many(A, [])).fence
         await ask(server.socket, b"REPLICAOF", b"127.0.0.1", b"1")
         self.assertFalse(await cache.put_many(A, fence, {b"1": b"one"}, 60.0))
         with self.assertRaises(CacheUnavailable):
-            await cache.forget(A.scope)
+            await cache.invalidate(A.scope)
 
     async def test_values_of_others_are_misses(self) -> None:
         """Keys that hold another type, or something short, are no entries, and are written over."""

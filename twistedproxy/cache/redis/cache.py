@@ -45,12 +45,12 @@ from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.system.outages import Outage
 
 READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
-WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # nobody waits, and a slice is a megabyte
+WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a slice is a megabyte
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
 WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
-KEYS_PER_SCRIPT = 500  # the server answers nobody else while a script runs
-# Generations of what nobody reads any more must not stay for ever on a server that evicts nothing. One that ends costs
+KEYS_PER_SCRIPT = 500  # the server answers no other client while a script runs
+# Generations of instances that are no longer read must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
 GENERATION_SECONDS = 30 * 24 * 3600.0
 
@@ -228,11 +228,11 @@ class RedisCache:
         left = replies[0] if replies else None
         return left / 1000 if isinstance(left, int) and left >= 0 else None
 
-    async def forget(self, scope: Scope) -> None:
+    async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
         key = scope_key(scope)
-        if await self._timed("forget", [pipeline.command(b"DEL", key)]) is None:
-            raise CacheUnavailable(f"the cache could not be told to forget: {self._writes.trouble}")
+        if await self._timed("invalidate", [pipeline.command(b"DEL", key)]) is None:
+            raise CacheUnavailable(f"the cache did not confirm an invalidation: {self._writes.trouble}")
 
     async def ping(self) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.pipeline import command
 
-# The server answers nobody else while it gathers one MGET: 128 frames of 64 kB are 8 MB, some milliseconds.
+# The server answers no other client while it gathers one MGET: 128 frames of 64 kB are 8 MB, some milliseconds.
 MAX_KEYS_PER_MGET = 128
 MAX_WAITING_READS = 20_000  # readers in one turn, far above what a worker's connections can ask
 

@@ -175,7 +175,7 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
             self.transport.abortConnection()
 
     def replyReceived(self, reply: object) -> None:
-        """Give a reply to the oldest batch. Without one nobody asked: a farewell like "max number of clients"."""
+        """Give a reply to the oldest batch. A reply without a batch is a farewell such as "max number of clients"."""
         if not self._batches:
             return
         batch = self._batches[0]

@@ -89,7 +89,7 @@ class FolderOrigin:
         self._files.close()
 
     async def _invalidate(self, keys: Optional[Collection[Key]]) -> None:
-        """Have forgotten what was known of instances; of many, of their series, studies, or all."""
+        """Invalidate what is cached of instances; of many, of their series, studies, or all."""
         for length in (3, 2, 1) if keys is not None else ():
             scopes = {key[:length] for key in keys or ()}
             if len(scopes) <= MAX_SCOPES:
