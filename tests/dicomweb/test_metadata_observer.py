@@ -14,6 +14,7 @@ from tests.stores import faults
 from tests.stores.dialects import NO_SYNTAX, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
+from twistedproxy.dicom.metadata import MetadataParser
 from twistedproxy.dicomweb import metadata_observer
 
 JPEG = "1.2.840.10008.1.2.4.50"
@@ -199,6 +200,17 @@ class SyntaxTests(DescribedCase):
         self.assertNotIn(SYNTAX, found[other.sop])
         self.assertEqual(len(store.lines("/frames/")), 1)
 
+    async def test_own_transfer_syntax(self) -> None:
+        """An object that has (0002,0010) gets that, in a search and in the metadata of a series, and no frame is asked for."""
+        store, client = await self.started()
+        first = (await client.get("/instances")).json()[0]
+        first.pop(SYNTAX, None)
+        answer = json.dumps([{"00020010": {"vr": "UI", "Value": [JPEG]}, **first}]).encode()
+        for path in ("/instances", f"/{self.slide.resource.rpartition('/instances/')[0]}/metadata"):
+            store.fail(faults.Answer(200, JSON, answer), path)
+            self.assertEqual((await client.get(path)).json()[0][SYNTAX]["Value"], [JPEG], path)
+        self.assertEqual(store.lines("/frames/"), [])
+
     async def test_malformed_elsewhere(self) -> None:
         """A byte order mark, Latin-1 and control characters do not keep instances from being found in an answer."""
         store, client = await self.knowing()
@@ -255,6 +267,25 @@ class LargeTests(DescribedCase):
         asked = len(store.lines("/metadata"))
         self.assertEqual((await client.frames(self.slide.resource, [1])).status, 200)
         self.assertEqual(len(store.lines("/metadata")), asked)
+
+    async def test_parsed_in_pieces(self) -> None:
+        """What was held is parsed a little at a time, too: the reactor gets its turns."""
+        self.patch(metadata_observer, "HELD", 1 << 20)
+        longest = 0
+
+        class Parser(MetadataParser):
+            def feed(self, chunk: bytes) -> None:
+                nonlocal longest
+                longest = max(longest, len(chunk))
+                super().feed(chunk)
+
+        self.patch(metadata_observer, "MetadataParser", Parser)
+        store, client = await self.started()
+        found = (await client.get(self.metadata)).json()[0]
+        found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(30_000)]}
+        store.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), "/metadata")
+        self.assertEqual((await client.get(self.metadata)).json(), [found])
+        self.assertTrue(0 < longest <= metadata_observer.PIECE, longest)
 
 
 class GrantTests(DescribedCase):

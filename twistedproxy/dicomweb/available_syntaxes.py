@@ -4,6 +4,7 @@ A viewer that must probe for the transfer syntax takes minutes to open a slide.
 
 Rules:
 - only the part of an answer that is held is looked at, one object at a time; what follows it passes unchanged;
+- an object's own (0002,0010), which Google sends, comes before what is known of its instance;
 - the member goes in front of the first greater tag, so members that are sorted (section F.2.2) stay sorted;
 - all else stays as it is, byte for byte: texts are read as Latin-1, one character a byte, for UIDs are ASCII;
 - what is no DICOM JSON is never an error: at worst nothing is added.
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Optional
+from typing import Optional, Union
 
 from twistedproxy.dicom.resource import Instance, InvalidUID
 from twistedproxy.dicomweb.mounts import Target
@@ -37,14 +38,15 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _MEMBER = b'"00083002":{"vr":"UI","Value":["%s"]}'
 
 
-def instances_in(answer: bytes, target: Target) -> Iterator[tuple[int, Optional[Instance]]]:
-    """The first instances that a DICOM JSON *answer*, or the beginning of one, describes without a transfer syntax, as far as
-    it places them, and where their objects begin. None for each object in between: decoding many takes its time."""
+def instances_in(answer: bytes, target: Target) -> Iterator[tuple[int, Union[Instance, str, None]]]:
+    """The first instances that a DICOM JSON *answer*, or the beginning of one, describes without (0008,3002), as far as
+    it places them, and where their objects begin; for an object with (0002,0010) that transfer syntax. None for each object in
+    between: decoding many takes its time."""
     found = 0
     for position, attributes in objects_in(answer):
-        instance = _placed(attributes, target)
-        found += instance is not None
-        yield position, instance
+        placed = _placed(attributes, target)
+        found += isinstance(placed, Instance)
+        yield position, placed
         if found == MAX_LOOKUPS:
             break
 
@@ -60,9 +62,11 @@ def objects_in(answer: bytes) -> Iterator[tuple[int, object]]:
             yield between.end(), value
 
 
-def _placed(attributes: object, target: Target) -> Optional[Instance]:
-    if not isinstance(attributes, dict) or _first(attributes, AVAILABLE) or _first(attributes, "00020010"):
+def _placed(attributes: object, target: Target) -> Union[Instance, str, None]:
+    if not isinstance(attributes, dict) or _first(attributes, AVAILABLE):
         return None
+    if own := _first(attributes, "00020010"):
+        return own
     study = _first(attributes, "0020000D") or target.resource.study
     series = _first(attributes, "0020000E") or target.resource.series
     sop = _first(attributes, "00080018")

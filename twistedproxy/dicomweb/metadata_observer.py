@@ -169,7 +169,8 @@ class ObservedAnswer:
             except BaseException:
                 body.close()
                 raise
-            body = ChainedStream(BytesStream(begun), body)
+            pieces = [begun[start : start + PIECE] for start in range(0, len(begun), PIECE)]
+            body = ChainedStream(BytesStream(*pieces), body)
             if self._instance is not None and not whole:
                 parser = MetadataParser(self._instance.uids)
                 body = YieldedStream(_observed(body, parser, record, self._room.clock), body)
@@ -230,18 +231,24 @@ class ObservedAnswer:
             return None
 
     async def _known_syntaxes(self, answer: bytes) -> dict[int, str]:
-        """The transfer syntaxes that the cache knows of instances in *answer*, by where their objects begin."""
+        """The transfer syntaxes that objects in *answer* have in another place, or that the cache knows, by where the objects
+        begin."""
         clock = self._room.clock
-        places, begin = {}, clock.seconds()
-        for position, instance in instances_in(answer, self._target):
-            if instance is not None:
-                places[position] = instance
+        places: dict[int, Instance] = {}
+        syntaxes: dict[int, str] = {}
+        begin = clock.seconds()
+        for position, found in instances_in(answer, self._target):
+            if isinstance(found, Instance):
+                places[position] = found
+            elif found is not None:
+                syntaxes[position] = found
             if clock.seconds() - begin > STRETCH:
                 await deferLater(clock, 0)
                 begin = clock.seconds()
         readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in places.values()])
         known = zip(places, map(metadata_in, readings), strict=True)
-        return {position: found.transfer_syntax for position, found in known if found and found.transfer_syntax}
+        learned = {position: found.transfer_syntax for position, found in known if found and found.transfer_syntax}
+        return syntaxes | learned
 
 
 async def _observed(
