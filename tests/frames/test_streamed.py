@@ -174,6 +174,15 @@ class LongTests(ListCase):
             self.assertEqual(self.rest(self.successResultOf(one)), frames(1, 2, 3, 4, 5))
         self.assertEqual(len([number for asked in self.origin.asked_for("frames") for number in asked]), 5)  # type: ignore[attr-defined]
 
+    def test_small_ones_first(self) -> None:
+        """After frames that are small for their pixels, as those of a slide's margin, pieces do not grow without bound: the
+        next frames may be larger."""
+        self.origin.metadata_value = attrs.evolve(METADATA, rows=40, columns=40)  # 1,600 pixels: 400 bytes
+        self.lists.piece = 400
+        answer = self.long(*range(1, 51))
+        self.assertEqual(self.rest(answer), frames(*range(1, 51)))
+        self.assertEqual([len(asked) for asked in self.origin.asked_for("frames")][:3], [1, 4, 4])  # type: ignore[arg-type]
+
 
 class RefusedTests(ListCase):
     """What keeps a list from beginning."""
@@ -273,6 +282,18 @@ class BrokenTests(ListCase):
         self.next(answer)
         self.reader.invalidation.pending[INSTANCE.scope] = None
         self.next(answer)
+        self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
+
+    def test_was_being_changed(self) -> None:
+        """Nor does it after that: what the origin gave meanwhile may be of another generation."""
+        self.cache(1, 2, 3, 4, 5, 6)
+        answer = self.long(1, 2, 3, 4, 5, 6)
+        self.next(answer)
+        self.reader.invalidation.pending[INSTANCE.scope] = None
+        self.origin.gate = Deferred()
+        self.next(answer)
+        self.reader.invalidation.pending.clear()
+        self.origin.gate.callback(None)
         self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 
     def test_closed(self) -> None:

@@ -32,6 +32,10 @@ PIECE_FRAMES = 128
 """Frames of one piece: what the cache is asked for at once, and a store by one request or some side by side."""
 
 
+SMALLER = 4
+"""How many times smaller than expected the frames of a piece are taken to be at most: those before them may be empty."""
+
+
 class AnswerBroken(Exception):
     """An answer that has begun cannot be completed as it was begun."""
 
@@ -104,7 +108,10 @@ class FramePieces:
             coming.cancel()
 
     async def _more(self) -> FrameAnswer:
-        so_far, piece = self.answer, await self._load()
+        so_far, changing = self.answer, self.reader.invalidation.is_pending(self.request.instance)
+        if changing and so_far.fence is not None:  # what comes from the origin now may be of another generation
+            raise AnswerBroken("the instance is being changed")
+        piece = await self._load()
         if not self._is_same(piece):
             raise AnswerBroken("the instance was changed")
         if piece.prefetched and not piece.from_origin and self.request.reported:
@@ -125,7 +132,8 @@ class FramePieces:
         return piece.fence is None and not self.reader.invalidation.is_pending(self.request.instance)
 
     async def _load(self) -> FrameAnswer:
-        each = self._bytes // self._at if self._at else self.each
+        # A slide's margin is a fraction of its tissue: frames are not taken to be much smaller than they can be.
+        each = max(self._bytes // self._at, self.each // SMALLER) if self._at else self.each
         end = self._at + max(1, min(PIECE_FRAMES, self.piece // max(1, each)))
         numbers = self.request.numbers[self._at : end]
         piece = await self.reader.read(attrs.evolve(self.request, numbers=numbers, check=self._check, prefetch=False))
