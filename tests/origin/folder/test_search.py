@@ -108,6 +108,13 @@ class QueryTests(SynchronousTestCase):
         self.assertTrue(query.include_all)
         self.assertEqual((query.limit, query.offset), (5, 2))
 
+    def test_nothing_named(self) -> None:
+        """An empty name names no attribute, though pydicom knows one without a keyword."""
+        for text in (b"includefield=", b"includefield=,Rows,&=x"):
+            query = parse_query(text)
+            self.assertEqual(query.include, (("00280010",),) if b"Rows" in text else ())
+            self.assertEqual(query.keys, ())
+
     def test_ignored(self) -> None:
         """Unknown parameters, and attributes that nothing can be matched by, are ignored and named."""
         query = parse_query(b"Nonsense=1&PixelData=1&_=17&00091001=x&includefield=Nothing,Rows&x.y=2&PatientID=A")

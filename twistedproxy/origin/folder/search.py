@@ -126,8 +126,9 @@ def _vr(tag: str) -> str:
 
 def _place(field: str) -> Optional[Place]:
     """The tags that a keyword, a tag or a path of these names; None where that is no attribute."""
-    tags = [int(name, 16) if _HEX.fullmatch(name) else tag_for_keyword(name) for name in field.split(".")]
-    return None if None in tags else tuple(f"{tag:08X}" for tag in tags)
+    names = field.split(".")
+    tags = [int(name, 16) if _HEX.fullmatch(name) else tag_for_keyword(name) for name in names]
+    return None if None in tags or "" in names else tuple(f"{tag:08X}" for tag in tags)
 
 
 def matches(attributes: Attributes, key: MatchingKey) -> bool:
