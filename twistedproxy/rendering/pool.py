@@ -162,7 +162,7 @@ class RenderPool:
         if child is not None:
             return child
         if len(self._waiting) >= self.queue:
-            raise PoolBusy(f"{self.queue} pictures wait to be made already")
+            raise PoolBusy(f"{self.queue} pictures are already waiting to be made")
         if wanted is None:
             self._start_one()
             if not self._children:
