@@ -176,7 +176,7 @@ class Scheduler:
             self._unsupported.clear()
         self._unsupported.add(instance)
         self._log.warn(
-            "{instance} is not prefetched: frames stored in {transfer_syntax} can't be told apart",
+            "{instance} is not prefetched: frames stored in {transfer_syntax} cannot be separated",
             event="syntax_not_supported",
             instance=instance.path,
             transfer_syntax=uid,
@@ -313,4 +313,4 @@ class Scheduler:
         try:
             await drained
         except defer.TimeoutError:
-            self._log.warn("{jobs} prefetches did not end in time", jobs=len(self.jobs.running))
+            self._log.warn("{jobs} prefetches did not stop in time", jobs=len(self.jobs.running))

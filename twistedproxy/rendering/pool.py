@@ -210,7 +210,7 @@ class RenderPool:
         self._children.remove(child)
         if self._stopped:
             return
-        self._log.warn("a render worker ended: {reason}", reason=child.reason)
+        self._log.warn("a render worker exited: {reason}", reason=child.reason)
         if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))
