@@ -43,7 +43,7 @@ class OptionsTestCase(SynchronousTestCase):
             base = () if option == "origin" else SAMPLE
             error = self.refused(*base, f"--{option}={value}")
             self.assertTrue(error.startswith(f"--{option}: "), error)
-            self.assertIn("accepted", error)
+            self.assertIn("expected", error)
             self.assertIn(repr(value), error)
 
 
@@ -89,7 +89,7 @@ class SourceTests(OptionsTestCase):
     def test_environment_error_names_the_variable(self) -> None:
         """An error names the variable where the value came from one."""
         error = self.refused(*SAMPLE, environ={"TWISTEDPROXY_WORKERS": "many"})
-        self.assertEqual("TWISTEDPROXY_WORKERS: 'many' came; accepted: a whole number from 1 to 256", error)
+        self.assertEqual("TWISTEDPROXY_WORKERS: invalid value 'many'; expected a whole number from 1 to 256", error)
 
     def test_empty_variable(self) -> None:
         """An empty variable counts as unset."""
@@ -110,14 +110,14 @@ class SourceTests(OptionsTestCase):
     def test_unknown_option(self) -> None:
         """An unknown option is named, and the nearest one."""
         self.assertEqual(
-            "--frame-tll: there is no such option; the nearest one is --frame-ttl",
+            "--frame-tll: unknown option; did you mean --frame-ttl?",
             self.refused(*SAMPLE, "--frame-tll=5"),
         )
 
     def test_value_missing(self) -> None:
         """An option without its value is named, with what is accepted."""
         self.assertEqual(
-            "--frame-ttl: no value came; accepted: seconds from 1, or below 0 for no expiry",
+            "--frame-ttl: missing value; expected seconds from 1, or below 0 for no expiry",
             self.refused(*SAMPLE, "--frame-ttl"),
         )
 
@@ -254,8 +254,8 @@ class ListenTests(OptionsTestCase):
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
         )
         for key, cert, expected in (
-            ("text", "cert", f"{folder}/text.pem is no PEM file"),
-            ("key", "text", f"{folder}/text.pem is no PEM file"),
+            ("text", "cert", f"{folder}/text.pem is not a PEM file"),
+            ("key", "text", f"{folder}/text.pem is not a PEM file"),
             ("encrypted", "cert", f"{folder}/encrypted.pem is encrypted"),
         ):
             for endpoint in ("ssl:0:privateKey={}/{}.pem:certKey={}/{}.pem", "ssl:0:{}/{}.pem:{}/{}.pem"):
@@ -318,7 +318,7 @@ class ValueTests(OptionsTestCase):
         """A number that no float can hold is refused like any, and shown in part."""
         for option in ("hot-memory", "origin-timeout", "frame-ttl", "workers", "prefetch-trigger"):
             error = self.refused(*SAMPLE, f"--{option}={'9' * 5000}")
-            self.assertIn("999...' came", error)
+            self.assertIn("999...'", error)
             self.assertLess(len(error), 300)
 
     def test_seconds(self) -> None:

@@ -70,7 +70,7 @@ class CommandTests(SynchronousTestCase):
             (twistd, ("--origin", "nonsense"), ("--origin", "'nonsense'", "sample:")),
             (twistd, ("--origin=sample:", "--frame-tll=3"), ("--frame-tll", "--frame-ttl")),
             (twistd, ("--origin=sample:", "--workers", "0"), ("--workers", "'0'", "from 1")),
-            (twistd, ("--origin=sample:", "--workers"), ("--workers", "no value", "from 1")),
+            (twistd, ("--origin=sample:", "--workers"), ("--workers", "missing value", "from 1")),
             (twistd, (), ("--origin", "required", "(help: twistd twistedproxy --help)")),
             (CONSOLE, (), ("--origin", "required", "(help: twistedproxy --help)")),
         ):
@@ -83,7 +83,7 @@ class CommandTests(SynchronousTestCase):
         """What does not go together with twistd's own options is refused in the same way."""
         done = run(*TWISTD, "-n", "--syslog", "--pidfile=", "twistedproxy", "--origin=sample:", "--log-format=json")
         self.assertEqual((1, 1), (done.returncode, (done.stdout + done.stderr).count("\n")))
-        self.assertIn("--log-format: 'json' came", done.stderr)
+        self.assertIn("--log-format: 'json' cannot be used", done.stderr)
 
 
 class ConsoleProxy(Proxy):

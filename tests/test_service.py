@@ -164,7 +164,7 @@ class FailedStartTests(ProcessCase):
         """So is a socket's folder that does not exist."""
         line = await self.failed("--cache", "memory", "--listen", "unix:/nonexistent/socket")
         self.assertIn("twistedproxy could not start", line)
-        self.assertIn("cannot listen on unix:/nonexistent/socket: there is no folder /nonexistent", line)
+        self.assertIn("cannot listen on unix:/nonexistent/socket: no such folder: /nonexistent", line)
 
     async def test_no_place_for_the_log(self) -> None:
         """A log file that cannot be opened is named in the one line that there is."""

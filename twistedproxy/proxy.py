@@ -280,7 +280,7 @@ class Proxy:
         self._prefetching.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:
-            _log.warn("{cut} connections were cut at the deadline for stopping", event="connections_cut", cut=cut)
+            _log.warn("the stop deadline has passed: {cut} connections were closed", event="connections_cut", cut=cut)
         await self._ended("prefetch", self._stop_prefetch())
         self.invalidation.stop()  # a load that is given up may have had something to invalidate
         if self.imaging is not None:
@@ -294,7 +294,7 @@ class Proxy:
         try:
             await Deferred.fromCoroutine(stopping).addTimeout(STEP_SECONDS, self._reactor)
         except Exception:
-            _log.failure("{what} did not stop as it should", what=what)
+            _log.failure("{what} did not stop cleanly", what=what)
 
 
 async def _stopped(port: IListeningPort) -> None:

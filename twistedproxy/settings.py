@@ -60,7 +60,7 @@ class Settings:
     admin_listen: Optional[str] = setting(
         ENDPOINT,
         None,
-        "Endpoint that alone serves /metrics and /status.json, which name instances; without it every listener does",
+        "Endpoint for /metrics and /status.json, which name instances; the other listeners then do not serve them",
         "none",
     )
     workers: int = setting(
@@ -79,14 +79,14 @@ class Settings:
     cache_memory: int = setting(
         size(MIB),
         256 * MIB,
-        "Memory for frames in the embedded server or in this process; the least recently used are evicted first. More "
-        "than the machine or container has is refused",
+        "Memory for frames in the embedded server or in this process; the least recently used are evicted first. At "
+        "most what the machine or container has",
         "half of the available memory",
     )
-    hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0: none are kept")
+    hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0 disables it")
     # An hour is about one sitting at the microscope; stored frames hardly ever change.
     frame_ttl: Optional[float] = setting(
-        seconds_or_forever(1), 3600.0, "Lifetime of a cached frame; below 0: no expiry"
+        seconds_or_forever(1), 3600.0, "Lifetime of a cached frame; below 0 means no expiry"
     )
     client_max_age: int = setting(whole(0, 366 * 24 * 3600, "seconds"), 3600, "Cache-Control max-age of frames")
 
@@ -105,7 +105,7 @@ class Settings:
     credential_cookie: tuple[str, ...] = setting(
         token("cookie"),
         (),
-        "Cookie that identifies a caller; forwarded to the origin; name them if some change with every response",
+        "Cookie that identifies a caller; forwarded to the origin; needed if other cookies change with every response",
         "all cookies",
     )
     # An <img> cannot send Authorization.
@@ -119,7 +119,7 @@ class Settings:
     secret_file: Optional[str] = setting(
         KEY_FILE,
         None,
-        "File with the key (32 bytes or more) of the credential digests; hosts with one cache share it",
+        "File with the key (32 bytes or more) of the credential digests; hosts that share a cache must share it",
         "random",
     )
     # None by default: any client could claim to be another.
@@ -132,13 +132,15 @@ class Settings:
 
     # Some clients request 400 frames at once.
     max_frames_per_request: int = setting(
-        whole(1, 100_000), 500, "Maximum number of frames in one request's list", group="Limits of requests"
+        whole(1, 100_000), 500, "Maximum number of frames per request", group="Limits of requests"
     )
-    max_answer: int = setting(size(MIB), 256 * MIB, "Maximum size of one response of several frames; above: 413, or the response is cut off")
+    max_answer: int = setting(
+        size(MIB), 256 * MIB, "Maximum size of a response with several frames; above it 413 is returned"
+    )
     answer_memory: int = setting(
         size(MIB),
         512 * MIB,
-        "Memory for responses above 64 kB until clients have received them, per worker; more requests wait, then get a 503",
+        "Memory for responses above 64 kB until clients have received them, per worker; beyond it requests wait, then get 503",
     )
     # Slow senders hold connections.
     client_timeout: float = setting(
@@ -146,7 +148,7 @@ class Settings:
         30.0,
         "Read timeout for the request head, and per 64 kB of the body; also the write timeout for each piece of a response",
     )
-    stop_deadline: float = setting(seconds(0), 30.0, "Time for responses in progress to finish at an orderly stop")
+    stop_deadline: float = setting(seconds(0), 30.0, "Time for responses in progress to finish during a graceful stop")
 
     # Stores slow down or refuse beyond their own limits.
     origin_concurrency: int = setting(
@@ -167,10 +169,12 @@ class Settings:
     prefetch_trigger: float = setting(
         SHARE, 0.5, "Share of a request's frames from the origin, at or above which a prefetch is considered"
     )
-    whole_instance: bool = setting(SWITCH, True, "Prefetch whole instances; off: blocks only")
+    whole_instance: bool = setting(SWITCH, True, "Prefetch whole instances; off means blocks only")
     # A larger instance would evict everything else.
     whole_instance_max_frames: int = setting(
-        whole(0), 500_000, "Maximum number of frames of an instance to prefetch it whole; larger ones: blocks only"
+        whole(0),
+        500_000,
+        "Maximum number of frames of an instance to prefetch it whole; of larger ones only blocks are prefetched",
     )
     whole_instance_max_cpu: float = setting(
         PERCENT, 80.0, "Load average per CPU above which only blocks are prefetched; 100 disables the check"
@@ -185,7 +189,7 @@ class Settings:
     max_jobs: int = setting(
         whole(1, 1000),
         1,
-        "Maximum number of concurrent loads, per worker; display loads and those for pictures not counted",
+        "Maximum number of concurrent loads, per worker; display loads and loads for pictures are not counted",
     )
     # A load holds its lock for as long.
     recache_after: float = setting(seconds(1), 300.0, "Minimum interval between two loads of a whole instance")
@@ -194,18 +198,21 @@ class Settings:
     render_workers: int = setting(
         whole(0, MAX_PROCESSES),
         2,
-        "Number of processes that make pictures, per worker; one is kept ready, with 55 MB. 0: the origin makes pictures",
+        "Number of render workers (processes that make pictures), per worker; one is always running (55 MB). With 0 the "
+        "origin makes pictures",
         group="Pictures",
     )
     # About as many as a viewer requests at once.
     render_queue: int = setting(
-        whole(1, 100_000), 64, "Maximum number of pictures that wait for a process, per worker; beyond: 503"
+        whole(1, 100_000),
+        64,
+        "Maximum number of pictures that wait for a render worker, per worker; beyond it 503 is returned",
     )
     # A decoder that hangs is killed.
-    render_timeout: float = setting(TIMEOUT, 60.0, "Timeout for one job of a process that makes pictures")
+    render_timeout: float = setting(TIMEOUT, 60.0, "Timeout for one job of a render worker")
     # 200 MB as RGB.
     render_max_pixels: int = setting(
-        whole(1, unit="pixels"), 64_000_000, "Maximum size of one picture, and of one stored frame; above: refused"
+        whole(1, unit="pixels"), 64_000_000, "Maximum size of a picture, and of a stored frame; larger ones are refused"
     )
     render_max_frames: int = setting(
         whole(1, 100_000), 500, "Maximum number of stored frames for one request for downsampled frames"

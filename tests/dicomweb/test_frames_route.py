@@ -242,7 +242,7 @@ class RefusalTests(ProxyCase):
         for text in ("0", "-1", "1,,2", "1,", "a", "1.5", "1,2,3,4,5,6", "%31%2C0", "99999999999"):
             answer = await client.get(f"/{self.slide.resource}/frames/{text}")
             self.assertEqual((answer.status, answer.headers["content-type"]), (400, "application/problem+json"), text)
-        self.assertIn("at most 5", (await client.get(f"/{self.slide.resource}/frames/1,1,1,1,1,1")).json()["detail"])
+        self.assertIn("limit is 5", (await client.get(f"/{self.slide.resource}/frames/1,1,1,1,1,1")).json()["detail"])
         self.assertEqual(store.lines(), [])
 
     async def test_past_the_end(self) -> None:

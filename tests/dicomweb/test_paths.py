@@ -211,4 +211,4 @@ class FrameListTests(SynchronousTestCase):
         self.assertEqual(len(parse_frame_list("1,1,1", 3)), 3)
         problem = self.assertRaises(Problem, parse_frame_list, "1,1,1,1", 3)
         self.assertEqual(problem.status, 400)
-        self.assertIn("at most 3", problem.detail)
+        self.assertIn("limit is 3", problem.detail)

@@ -461,7 +461,7 @@ class WholeTests(RenderingCase):
         answer = await client.get(f"/{made.resource}/rendered")
         self.assertEqual((answer.status, "10000" in answer.json()["detail"]), (413, True))
         answer = await client.get(f"/{made.resource}/rendered?viewport=20,20")
-        self.assertEqual((answer.status, "at most 8" in answer.json()["detail"]), (413, True))
+        self.assertEqual((answer.status, "limit is 8" in answer.json()["detail"]), (413, True))
 
 
 class ThumbnailTests(RenderingCase):

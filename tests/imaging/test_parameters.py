@@ -88,7 +88,7 @@ class ValueTests(SynchronousTestCase):
                     parse_query(f"{name}={quote(value)}".encode())
                 text = str(caught.exception)
                 self.assertIn(name, text)
-                self.assertIn("accepted", text)
+                self.assertIn("expected", text)
                 self.assertLess(len(text), 400)
 
     def test_twice(self) -> None:

@@ -245,7 +245,7 @@ class FaultTests(ChildCase):
         gate = await self.half(worker, store)
         child = await worker.child()
         os.kill(child, signal.SIGKILL)
-        await self.failed(worker, "the loader ended")
+        await self.failed(worker, "the loader process exited")
         self.assertEqual(heard, [self.instance.scope], "hot responses, too, must not have what nobody vouches for")
         left = await ask(server.socket, b"KEYS", b"tpf*")
         frames = [key for key in left if key.partition(b"}")[2].startswith(frame_name(1)[:1])]
@@ -394,7 +394,7 @@ class StartTests(RealCase):
         worker = await self.worker(socket=(await self.redis()).socket, module="twistedproxy.prefetch.no_such_module")
         await self.ask(worker, 1)
         job = await self.ended(worker)
-        self.assertEqual((job["result"], job["reason"]), ("failed", "no loader could be started"))
+        self.assertEqual((job["result"], job["reason"]), ("failed", "the loader process could not be started"))
         self.assertFalse(await self.locked(worker))
         self.assertEqual((await self.ask(worker, 2)).fetched, 1)
         await within(worker.scheduler.stop())

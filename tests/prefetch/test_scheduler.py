@@ -607,7 +607,7 @@ class ByHandTests(PrefetchCase):
         """What can't be prefetched is refused with its reason; without a cache, too."""
         worker = self.worker()
         refused = self.failureResultOf(self.hand(worker, transfer_syntax="1.2.840.10008.1.2.4.100"), NotStarted).value
-        self.assertEqual((refused.status, str(refused)), (409, "nothing is loaded: syntax-not-supported"))
+        self.assertEqual((refused.status, str(refused)), (409, "the instance is not loaded: syntax-not-supported"))
         self.assertEqual((refused.reason, refused.retry_after), ("syntax-not-supported", None))
         without = worker.scheduler.by_hand(self.wanted(1), SLIDE, None, False)
         self.assertEqual(self.failureResultOf(Deferred.fromCoroutine(without), NotStarted).value.status, 503)

@@ -75,8 +75,8 @@ class WarmTests(WarmCase):
         run = await self.run_command(f"{proxy.url}/dicomweb/studies/1.2")
         self.assertEqual((run.code, run.errors), (0, ""))
         self.assertIn("1.4.0: 12 frames, ", run.out)
-        self.assertIn("1.6: no multi-frame\n", run.out)
-        self.assertIn("2 loaded, 1 left out: 24 frames, ", run.out)
+        self.assertIn("1.6: not a multi-frame instance\n", run.out)
+        self.assertIn("2 loaded, 1 skipped: 24 frames, ", run.out)
         asked = len(store.requests)
         for one in made[:2]:
             answer = await proxy.client().frames(one.resource, range(1, 13))
@@ -99,7 +99,7 @@ class WarmTests(WarmCase):
         store = self.store(STANDARD, *self.study(slides=4))
         proxy = await self.warm_proxy(store)
         run = await self.run_command("-j", "3", f"{proxy.url}/dicomweb/studies/1.2")
-        self.assertEqual((run.code, "4 loaded, 1 left out: 48 frames" in run.out), (0, True), run)
+        self.assertEqual((run.code, "4 loaded, 1 skipped: 48 frames" in run.out), (0, True), run)
 
     async def test_waits_for_a_busy_proxy(self) -> None:
         """While the proxy is busy with other loads it is asked again as long as patience lasts, and no longer."""
@@ -129,7 +129,7 @@ class WarmTests(WarmCase):
         await self.run_command(url)
         run = await self.run_command(url)
         self.assertEqual(run.code, 0, run)
-        self.assertRegex(run.out, r"1\.4\.0: was loaded a short while ago, .* without it that goes in \d+ s\n")
+        self.assertRegex(run.out, r"1\.4\.0: was loaded recently, .* or wait \d+ s\n")
         self.assertIn("1 loaded: 12 frames", (await self.run_command("--again", url)).out)
 
     async def test_failures(self) -> None:
@@ -173,7 +173,7 @@ class WarmTests(WarmCase):
         proxy = await self.warm_proxy(self.store(STANDARD, packed))
         url = f"{proxy.url}/dicomweb/studies/1.2"
         run = await self.run_command(url)
-        self.assertEqual((run.code, "1.7: nothing is loaded: packed-frames" in run.out), (0, True), run)
+        self.assertEqual((run.code, "1.7: the instance is not loaded: packed-frames" in run.out), (0, True), run)
         self.assertEqual((await self.run_command(f"{url}/series/1.3/instances/1.7")).code, 1)
 
     async def test_no_proxy(self) -> None:

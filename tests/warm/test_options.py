@@ -39,7 +39,7 @@ class OptionsTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """An error names the option, and a header's value is not repeated."""
         for arguments, expected in (
-            ([], "a URL is needed"),
+            ([], "missing URL"),
             (["http://h/x"], "http://h/x"),
             (["-j", "0", URL], "1 to 64"),
             (["--patience", "-1", URL], "seconds"),

@@ -168,7 +168,7 @@ class StartTests(SupervisorCase):
         """Where there is no server for the embedded cache, workers cannot share one, and that is said."""
         self.patch(supervisor, "find_server", lambda: None)
         reason = await self.failed(cache=EmbeddedAddress())
-        self.assertIn("--workers: 2 came, and they need a cache that they share", reason)
+        self.assertIn("--workers: 2 workers need a cache that they share", reason)
 
     async def test_stopped_meanwhile(self) -> None:
         """Stopped in the middle of its start, it leaves nothing."""

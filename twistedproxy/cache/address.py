@@ -110,8 +110,8 @@ def parse_cache(text: str) -> CacheAddress:
         if url.scheme == "sentinel":
             return _sentinel(url)
     except ValueError as error:
-        raise ValueError(f"{_shown(text)!r}: {error}; accepted are {ACCEPTED}") from None
-    raise ValueError(f"{_shown(text)!r} is no cache; accepted are {ACCEPTED}")
+        raise ValueError(f"{_shown(text)!r}: {error}; expected one of {ACCEPTED}") from None
+    raise ValueError(f"{_shown(text)!r} is not a cache; expected one of {ACCEPTED}")
 
 
 def _shown(text: str) -> str:
@@ -129,17 +129,17 @@ def _unix(path: str) -> UnixAddress:
 
 def _redis(url: SplitResult) -> RedisAddress:
     if not url.hostname:
-        raise ValueError("a host is missing")
+        raise ValueError("the host is missing")
     _nothing_more(url)
     try:
         port = url.port
     except ValueError:
-        raise ValueError("the port is no number from 1 to 65535") from None
+        raise ValueError("the port is not a number from 1 to 65535") from None
     if port == 0:
-        raise ValueError("the port is no number from 1 to 65535")
+        raise ValueError("the port is not a number from 1 to 65535")
     database = url.path.strip("/") or "0"
     if not (database.isascii() and database.isdigit()):
-        raise ValueError(f"the database {database!r} is no number")
+        raise ValueError(f"the database {database!r} is not a number")
     return RedisAddress(url.hostname, port or DEFAULT_PORT, int(database), url.scheme == "rediss", _login(url))
 
 
@@ -157,9 +157,9 @@ def _host_and_port(place: str) -> tuple[str, int]:
         one = urlsplit(f"//{place}")
         host, port = one.hostname, one.port
     except ValueError:
-        raise ValueError(f"{place!r} is no host:port") from None
+        raise ValueError(f"{place!r} is not HOST:PORT") from None
     if not host or port == 0:
-        raise ValueError(f"{place!r} is no host:port")
+        raise ValueError(f"{place!r} is not HOST:PORT")
     return host, port or DEFAULT_SENTINEL_PORT
 
 
@@ -169,10 +169,10 @@ def _login(url: SplitResult) -> Optional[Login]:
         return None
     username, colon, password = login.partition(":")
     if not colon:
-        raise ValueError("a user came without a password")
+        raise ValueError("a user needs a password")
     return Login(unquote(username) or None, unquote(password))
 
 
 def _nothing_more(url: SplitResult) -> None:
     if url.query or url.fragment:
-        raise ValueError("a query or fragment has no meaning here")
+        raise ValueError("a query or fragment is not accepted")

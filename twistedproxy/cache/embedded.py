@@ -114,7 +114,7 @@ class EmbeddedServer:
         """Start it and wait until it answers. Raises OSError or RuntimeError, and leaves nothing, where it doesn't."""
         swept = await deferToThread(sweep, self._base)
         if swept:
-            self.log.info("removed {count} folders that cache servers left", count=len(swept))
+            self.log.info("removed {count} stale folders of cache servers", count=len(swept))
         self._folder = await deferToThread(make_folder, self._base)
         try:
             self._spawn()
@@ -157,7 +157,7 @@ class EmbeddedServer:
         if self._reactor.seconds() - process.began >= STEADY_SECONDS:
             self._delay = FIRST_RESTART_SECONDS
         self.log.error(
-            "the cache server ended ({reason}); it is started again in {delay:.1f} s; its last words: {words}",
+            "the cache server exited ({reason}); restarting in {delay:.1f} s; its last output: {words}",
             reason=reason.getErrorMessage(),
             delay=self._delay,
             words=process.last_words.decode("utf-8", "replace").strip() or "none",

@@ -48,7 +48,7 @@ class CacheUse:
         try:
             status = await self._cache.status()
         except Exception:
-            self._log.failure("looking at the cache failed")
+            self._log.failure("checking the cache failed")
             return
         self._local = status.get("provider") in ("embedded", "memory")
         self._used = _number(status.get("used_bytes"))
@@ -97,7 +97,7 @@ class Complaints:
             return
         self._last[kind] = now
         self._log.warn(
-            "cache {kind}: {reason} ({left_out} like it were not logged)",
+            "cache {kind}: {reason} ({left_out} similar messages suppressed)",
             kind=kind,
             reason=reason,
             left_out=self._left_out.pop(kind, 0),

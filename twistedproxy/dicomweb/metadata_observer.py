@@ -224,7 +224,7 @@ class ObservedAnswer:
             return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
         except Exception as error:
             _log.info(
-                "the transfer syntax of {instance} stays unknown: its first frame could not be read: {reason}",
+                "the transfer syntax of {instance} is unknown: its first frame could not be read: {reason}",
                 reason=str(error),
                 instance=instance.path,
             )

@@ -180,7 +180,7 @@ def problem_of(error: Exception) -> Problem:
         case OriginError():
             return Problem(502, str(error))
     _log.failure("unhandled error in a request handler")
-    return Problem(500, "the proxy failed; its log says more")
+    return Problem(500, "internal error; see the log of the proxy")
 
 
 def send_problem(request: Request, problem: Problem) -> None:

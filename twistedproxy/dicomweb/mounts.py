@@ -98,7 +98,7 @@ class RootResource(WebResource):
         found = self._mounts.find(raw_path)
         if found is None:
             prefixes = ", ".join(mount.prefix or "/" for mount in self._mounts.all)
-            raise not_found(f"{shown(raw_path)} is below no mount; there is: {prefixes}")
+            raise not_found(f"{shown(raw_path)} is not below a mount; mounts: {prefixes}")
         mount, below = found
         resource = parse_resource(below)
         request.target = Target(mount, resource, below, *self._credentials.split(query))

@@ -111,7 +111,7 @@ class Resource:
 def parse_resource(raw_path: bytes) -> Resource:
     """Say what *raw_path* is: still percent-encoded, without query, relative to the mount, "" or with a leading slash.
 
-    Raises `Problem`: 400 for what is malformed or tries to get out, 404 for what is no DICOMweb resource.
+    Raises `Problem`: 400 for what is malformed or tries to get out, 404 for what is not a DICOMweb resource.
     """
     # Viewers ask for thousands of frames of few instances: what stands before the list is parsed once.
     head, separator, tail = raw_path.rpartition(b"/frames/")
@@ -132,14 +132,14 @@ def parse_frame_list(text: str, max_count: int) -> tuple[int, ...]:
     """
     count = text.count(",") + 1
     if count > max_count:
-        raise bad_request(f"{count} frames were asked for; one request may ask for at most {max_count}")
+        raise bad_request(f"{count} frames were requested; the limit is {max_count} per request")
     return tuple(map(_frame_number, text.split(",")))
 
 
 def _frame_number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= MAX_FRAME_DIGITS and (number := int(text)) > 0:
         return number
-    raise bad_request(f"{shown(text)} is no frame number: numbers from 1, joined by commas, are accepted")
+    raise bad_request(f"{shown(text)} is not a frame number; expected numbers from 1, separated by commas")
 
 
 def _parse(raw_path: bytes) -> Resource:
@@ -167,7 +167,7 @@ _parse_remembered = functools.lru_cache(maxsize=CACHED_PATHS)(_parse)
 def _decode_segment(raw: bytes) -> str:
     """The segment percent-decoded once; 400 if that leaves anything which another reader could take otherwise."""
     if not _RAW_SEGMENT.fullmatch(raw) or _ENCODED.search(raw):
-        raise bad_request(f"the path segment {shown(raw)} is empty or holds characters that are not accepted")
+        raise bad_request(f"the path segment {shown(raw)} is empty or contains characters that are not accepted")
     decoded = unquote_to_bytes(raw) if b"%" in raw else raw
     if decoded in (b".", b"..") or not _DECODED_SEGMENT.fullmatch(decoded):
         raise bad_request(f"the path segment {shown(raw)} is not accepted")
@@ -193,7 +193,7 @@ def _resource_start(segments: Sequence[str]) -> int:
 
 
 def _no_resource(segments: Sequence[str]) -> Problem:
-    return not_found(f"{shown('/'.join(segments))} is no DICOMweb resource")
+    return not_found(f"{shown('/'.join(segments))} is not a DICOMweb resource")
 
 
 def _classify(root: str, segments: Sequence[str]) -> Resource:

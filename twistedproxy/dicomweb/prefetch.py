@@ -57,7 +57,7 @@ class PrefetchParameters:
         for field in filter(None, query.split(b"&")):
             name, _, value = field.partition(b"=")
             if name not in (b"again", b"follow") or value not in _FLAGS:
-                raise bad_request(f"the query has {shown(field)}; again=1 and follow=1 are accepted")
+                raise bad_request(f"unknown query parameter {shown(field)}; expected again=1 or follow=1")
             given[name.decode("ascii")] = _FLAGS[value]
         return cls(**given)
 
@@ -96,7 +96,7 @@ class PrefetchEndpoint:
         await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         job = self.jobs.last(wanted.instance)
         if job is None:
-            raise not_found("this worker has no load of this instance; POST starts one")
+            raise not_found("this worker knows of no load of this instance; POST starts one")
         await self._send(request, job, asked.follow and job.result is None)
 
     async def _send(self, request: Request, job: Job, follow: bool) -> None:

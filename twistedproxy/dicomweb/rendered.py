@@ -114,7 +114,7 @@ class RenderedAnswers:
         instance that extension parameters describe."""
         if self.imaging is None:
             raise problems.bad_request(
-                "downsample, interpolation and iccprofile need rendering workers: there are none"
+                "downsample, interpolation and iccprofile need render workers, which are disabled"
             )
         asked = wanted.asked if form is None else PictureQuery(Rendering(), wanted.fresh)
         check = None if form is not None else _check_depth
@@ -173,7 +173,7 @@ class RenderedAnswers:
         if not asked.given:
             return target, None
         if self.imaging is None:
-            raise problems.bad_request("downsample needs rendering workers: there are none")
+            raise problems.bad_request("downsample needs render workers, which are disabled")
         query = without(target.query, DESCRIBING)
         if target.resource.kind is ResourceKind.SEARCH:
             fields = [f"includefield={tag}".encode("ascii") for tag in ASKED_FOR]
@@ -193,7 +193,7 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
         answer = await read_all(body, MAX_DESCRIPTION)
         made = await pool.call({"op": "downsample", "factor": factor}, [answer])
     except StreamTooLong:
-        raise Problem(413, f"the origin's answer is larger than the limit of {MAX_DESCRIPTION} bytes") from None
+        raise Problem(413, f"the origin's response exceeds the limit of {MAX_DESCRIPTION} bytes") from None
     except PoolError as error:
         raise_problem(error)
     return BytesStream(made.blobs[0])
@@ -215,7 +215,7 @@ def _check_depth(metadata: InstanceMetadata) -> None:
     """Frames of a virtual instance have 8 bits a sample, which its viewers would not know."""
     if metadata.bits_stored > 8:
         raise CannotRender(
-            f"frames of {metadata.bits_stored} bits a sample cannot be resized without loss of depth: ask for …/rendered"
+            f"frames of {metadata.bits_stored} bits per sample cannot be resized without loss of depth; request …/rendered"
         )
 
 

@@ -159,7 +159,7 @@ class ProxyRoutes:
         if isinstance(error, HTTPException) and error.code == 405:
             answer_unrouted(self, request, problems.method_not_allowed(_ALL))
         else:
-            answer_unrouted(self, request, problems.not_found("there is nothing here; DICOMweb is below a mount"))
+            answer_unrouted(self, request, problems.not_found("no such resource; DICOMweb resources are below a mount"))
 
     def resource(self) -> IResource:
         """The root resource of a listener."""
@@ -172,5 +172,5 @@ def _target(request: Any, *kinds: ResourceKind) -> Target:
         raise request.nowhere
     target: Optional[Target] = request.target
     if target is None or (kinds and target.resource.kind not in kinds):
-        raise problems.not_found("there is nothing here; DICOMweb is below a mount")
+        raise problems.not_found("no such resource; DICOMweb resources are below a mount")
     return target

@@ -209,7 +209,7 @@ def add_pages(app: Klein, private: Callable[[Any], bool]) -> None:
 
         async def page(routes: Any, request: Request, name: str = name, write: Any = write) -> None:
             if name in _PRIVATE and not private(routes):
-                raise not_found("this page is answered at --admin-listen only")
+                raise not_found("this page is served on --admin-listen only")
             await write(routes.status, request)
 
         app.route(path, methods=["GET", "HEAD"], endpoint=name)(answered(name)(page))
@@ -232,7 +232,7 @@ class AdminRoutes:
         wrong_method = isinstance(failure.value, HTTPException) and failure.value.code == 405
         paths = ", ".join(path for path, _ in _PAGES.values())
         answer_error(
-            request, method_not_allowed(["GET", "HEAD"]) if wrong_method else not_found(f"there is only {paths}")
+            request, method_not_allowed(["GET", "HEAD"]) if wrong_method else not_found(f"no such page; pages: {paths}")
         )
 
 

@@ -197,7 +197,7 @@ def located(response: OriginResponse, urls: UrlMap) -> OriginResponse:
             elif lower == b"location" and response.status in _REDIRECTS:
                 response.body.close()
                 _log.warn(
-                    "{origin} redirects to a URL of its host outside of its root; the client gets 502",
+                    "{origin} redirects to a URL on its host but outside its root; responding with 502",
                     origin=urls.base_from,
                 )
                 raise Problem(502, "the origin redirects to a URL of its own host that the proxy does not serve")

@@ -122,7 +122,7 @@ class Invalidation:
     def _retry_ended(self, failure: Failure) -> None:
         self._retrying = None
         if failure.check(CancelledError) is None:
-            self._log.failure("cache invalidation is no longer retried", failure)
+            self._log.failure("retrying the cache invalidation failed; giving up", failure)
 
     async def _in_cache(self, scope: Scope) -> bool:
         try:

@@ -247,7 +247,7 @@ class FrameReader:
         request.check(metadata)
         last = max(request.numbers)
         if last > metadata.frames:
-            raise NoSuchFrame(f"frame {last} was asked for; the instance has frames 1 to {metadata.frames}")
+            raise NoSuchFrame(f"frame {last} does not exist; the instance has frames 1 to {metadata.frames}")
         count = len(request.numbers)
         if count > 1 and is_native(metadata.transfer_syntax) and count * (metadata.frame_length or 0) > self.max_answer:
             raise self.too_large()
@@ -264,7 +264,7 @@ class FrameReader:
     def too_large(self) -> AnswerTooLarge:
         """The refusal of an answer."""
         limit = self.max_answer
-        return AnswerTooLarge(f"the frames asked for are more than {limit} bytes together: ask for fewer at once")
+        return AnswerTooLarge(f"the requested frames exceed {limit} bytes; request fewer at once")
 
     async def _from_origin(
         self, request: FrameRequest, grant: Grant, fence: Optional[Fence], missing: Sequence[int]

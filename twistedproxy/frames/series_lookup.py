@@ -76,13 +76,13 @@ class SeriesLookup:
         try:
             answer = await read_all(response.body, MAX_ANSWER)
         except StreamTooLong:
-            raise OriginBadAnswer("the origin's answer to a search for one instance is too long") from None
+            raise OriginBadAnswer("the origin's response to a search for one instance is too long") from None
         if response.status >= 400:
             raise OriginRefused(response.status, response.headers, answer)
         if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
             raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
         if answer.strip() and not is_dicom_json(response.headers):
-            raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON")
+            raise OriginBadAnswer("the origin's response to a search for one instance is not DICOM JSON")
         return _series_in(answer, study, sop)
 
 
@@ -106,6 +106,6 @@ def _series_in(answer: bytes, study: str, sop: str) -> str:
                 Instance("", "", "1", series, "1")
                 return str(series)
     except (ValueError, LookupError, TypeError, AttributeError, InvalidUID, RecursionError):
-        raise OriginBadAnswer("the origin's answer to a search for one instance is no DICOM JSON") from None
+        raise OriginBadAnswer("the origin's response to a search for one instance is not DICOM JSON") from None
     body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
     raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)

@@ -124,7 +124,7 @@ class Downsampled:
         """Frame *number*, from 1. Raises `NoSuchVirtualFrame`."""
         if not 1 <= number <= self.frames:
             raise NoSuchVirtualFrame(
-                f"frame {number} was asked for; at downsample={self.factor:g} the instance has frames 1 to {self.frames}"
+                f"frame {number} does not exist; at downsample={self.factor:g} the instance has frames 1 to {self.frames}"
             )
         if not self.is_tiled or self.factor == 1.0:
             return self._by_itself(number)
@@ -187,7 +187,7 @@ def downsampled_answer(answer: bytes, factor: float) -> bytes:
     """An answer to a request for metadata or a search, as it is at *factor*. Raises ValueError for no DICOM JSON."""
     instances = read_json(answer)
     if not isinstance(instances, list) or not all(isinstance(attributes, dict) for attributes in instances):
-        raise ValueError("no DICOM JSON")
+        raise ValueError("not DICOM JSON")
     return json.dumps([downsampled(attributes, factor) for attributes in instances], separators=(",", ":")).encode()
 
 

@@ -63,16 +63,16 @@ def read_profiles(folder: str) -> OwnProfiles:
     except OSError as error:
         raise BadProfiles(f"{folder}: {error.strerror or 'unreadable'}") from None
     if not paths:
-        raise BadProfiles(f"{folder}: there is no file that ends with {' or '.join(ENDINGS)}")
+        raise BadProfiles(f"{folder}: no file ends in {' or '.join(ENDINGS)}")
     if len(paths) > MAX_PROFILES:
-        raise BadProfiles(f"{folder}: there are {len(paths)} profiles; at most {MAX_PROFILES} are accepted")
+        raise BadProfiles(f"{folder}: {len(paths)} profiles are more than the {MAX_PROFILES} that are accepted")
     found: dict[str, bytes] = {}
     for path in paths:
         name = path.stem.lower()
         if not _NAME.fullmatch(name) or name in _NOT_PROFILES:
             raise BadProfiles(f"{path}: names of up to 32 letters, digits, - and _ are accepted, but not no and yes")
         if name in found:
-            raise BadProfiles(f"{path}: another file has the name {name} too")
+            raise BadProfiles(f"{path}: another file also has the name {name}")
         found[name] = _read(path)
     return OwnProfiles(found)
 
@@ -84,5 +84,5 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BadProfiles(f"{path}: {error.strerror or 'unreadable'}") from None
     if not 0 < len(data) <= MAX_PROFILE:
-        raise BadProfiles(f"{path}: a profile has from 1 to {MAX_PROFILE} bytes")
+        raise BadProfiles(f"{path}: expected a file of 1 to {MAX_PROFILE} bytes")
     return data

@@ -55,7 +55,7 @@ class BadParameter(ValueError):
 
     def __init__(self, name: str, came: str, accepted: str) -> None:
         shown = came if len(came) <= MAX_SHOWN else came[: MAX_SHOWN - 3] + "..."
-        super().__init__(f"{name}={shown!r} is not accepted: {accepted}")
+        super().__init__(f"{name}={shown!r} is invalid: {accepted}")
 
 
 @attrs.frozen
@@ -172,7 +172,7 @@ def _fields(query: bytes, known: Collection[str]) -> Mapping[str, str]:
         name, value = _split(part)
         if name in known:
             if name in fields:
-                raise BadParameter(name, value, "it comes twice, once is accepted")
+                raise BadParameter(name, value, "expected it only once")
             fields[name] = value
     return fields
 
@@ -192,27 +192,27 @@ def _number(text: str) -> Optional[float]:
 def _downsample(name: str, text: str) -> float:
     number = _number(text)
     if number is None or not 1.0 <= number <= MAX_DOWNSAMPLE:
-        raise BadParameter(name, text, f"a number from 1.0 to {MAX_DOWNSAMPLE:g} is accepted")
+        raise BadParameter(name, text, f"expected a number from 1.0 to {MAX_DOWNSAMPLE:.0f}")
     return number
 
 
 def _quality(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
-        raise BadParameter(name, text, "a whole number from 1 to 100 is accepted")
+        raise BadParameter(name, text, "expected a whole number from 1 to 100")
     return int(text)
 
 
 def _boolean(name: str, text: str) -> bool:
     value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
     if value is None:
-        raise BadParameter(name, text, "true or false is accepted")
+        raise BadParameter(name, text, "expected true or false")
     return value
 
 
 def _one_of(words: Collection[str]) -> Callable[[str, str], str]:
     def parse(name: str, text: str) -> str:
         if text.lower() not in words:
-            raise BadParameter(name, text, f"one of {', '.join(words)} is accepted")
+            raise BadParameter(name, text, f"expected one of {', '.join(words)}")
         return text.lower()
 
     return parse
@@ -221,8 +221,8 @@ def _one_of(words: Collection[str]) -> Callable[[str, str], str]:
 def _window(name: str, text: str) -> Window:
     """PS3.18 section 8.3.5.1.4: center, width, function; the function may be left out here, as clients do."""
     accepted = (
-        f"a center, a width and, at choice, one of {', '.join(WINDOW_FUNCTIONS)}, joined by commas, are accepted; "
-        "the width is at least 1 for linear, else above 0 (PS3.3 section C.11.2.1.2)"
+        f"expected center,width[,function] with a function of {', '.join(WINDOW_FUNCTIONS)}; "
+        "the width must be at least 1 for linear, and above 0 for others (PS3.3 section C.11.2.1.2)"
     )
     parts = [part.strip() for part in text.split(",")]
     center, width = (_number(parts[0]), _number(parts[1])) if len(parts) in (2, 3) else (None, None)
@@ -238,8 +238,8 @@ def _viewport(name: str, text: str) -> Viewport:
     """Values between commas may be left out, but for the first two (PS3.18 section 8.3.5.1.3). Of x and y the
     absolute values count."""
     accepted = (
-        "vw,vh[,sx,sy,sw,sh] is accepted: vw and vh whole numbers "
-        f"from 1 to {MAX_VIEWPORT}, sx and sy numbers, sw and sh numbers but not 0"
+        "expected vw,vh[,sx,sy,sw,sh] with whole numbers "
+        f"from 1 to {MAX_VIEWPORT} for vw and vh, numbers for sx and sy, and numbers other than 0 for sw and sh"
     )
     parts = [part.strip() for part in text.split(",")]
     if not 2 <= len(parts) <= 6 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
@@ -257,5 +257,5 @@ def _viewport(name: str, text: str) -> Viewport:
 def _annotations(name: str, text: str) -> tuple[str, ...]:
     words = tuple(sorted({word.strip().lower() for word in text.split(",")}))
     if not ANNOTATIONS.issuperset(words):
-        raise BadParameter(name, text, f"words of {', '.join(sorted(ANNOTATIONS))}, joined by commas, are accepted")
+        raise BadParameter(name, text, f"expected words of {', '.join(sorted(ANNOTATIONS))}, separated by commas")
     return words

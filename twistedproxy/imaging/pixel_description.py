@@ -304,7 +304,7 @@ def _icc_profile(top: _Attributes) -> bytes:
     for place in (top, *top.items(OPTICAL_PATHS)):
         value = place.data(ICC_PROFILE)
         if isinstance(value, Fetched) and value and value[36:40] != b"acsp":  # ICC.1 section 7.2.11
-            raise ValueError("what came for the ICC profile is none")
+            raise ValueError("the value of the ICC profile is not a profile")
         if isinstance(value, bytes) and value:
             return bytes(value)
     return b""

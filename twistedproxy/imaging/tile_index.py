@@ -167,7 +167,7 @@ class Positions:
         """The functional groups of the next frame, as DICOM JSON. Raises `CannotRender`."""
         number = len(self._places) + 1
         if number > self._metadata.frames:
-            raise CannotRender("the metadata hold functional groups of more frames than there are")
+            raise CannotRender("the metadata have functional groups for more frames than the instance has")
         try:
             groups = {**self._shared, **groups}
             position = groups[POSITION]["Value"][0]
@@ -186,7 +186,7 @@ class Positions:
         """PS3.3 section C.8.12.6.1.1: positions count from 1, at a frame's top left pixel."""
         total_rows, total_columns = self._metadata.total_rows or 0, self._metadata.total_columns or 0
         if not (0 < row <= total_rows and 0 < column <= total_columns):
-            raise CannotRender(f"frame {number} lies at row {row}, column {column}: that is outside of the instance")
+            raise CannotRender(f"frame {number} lies at row {row}, column {column}: outside of the total pixel matrix")
         return (row - 1) * total_columns + column - 1
 
     def placement(

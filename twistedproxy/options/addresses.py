@@ -54,13 +54,13 @@ def _origin(text: str) -> Mount:
     prefix, equals, url = text.partition("=")
     segments = prefix.split("/")[1:]
     reserved = _RESERVED.intersection(segments) | _OWN_PATHS.intersection(segments[:1])
-    reject_if(not equals, "there is no URL")
+    reject_if(not equals, "the URL is missing")
     reject_if(prefix.endswith("/"), "PREFIX must name something below /, and not end with /")
     reject_if(
         not re.fullmatch("(?:/[A-Za-z0-9._~-]+)+", prefix),
         "PREFIX takes letters, digits and . _ ~ - between single slashes",
     )
-    reject_if(reserved, f"PREFIX must not hold {' or '.join(reserved)}, which has a meaning of its own")
+    reject_if(reserved, f"PREFIX must not contain {' or '.join(reserved)}, which is reserved")
     return Mount(prefix, _origin_url(url))
 
 
@@ -70,14 +70,14 @@ def _origin_url(url: str) -> str:
         return "sample:"
     if scheme == "file":
         rest = re.sub("^//(?=/)", "", rest)  # RFC 8089: an empty host
-        reject_if(rest.startswith("//"), "file: takes a path of this machine")
+        reject_if(rest.startswith("//"), "file: takes a path on this machine")
         return "file:" + _folder(rest)
     reject_if(scheme not in ("http", "https"))
     # Anywhere: a password may hold a slash, and would then end the host for a parser.
     reject_if("@" in url, "credentials do not belong in the URL: each caller's own are forwarded")
     segments = _split(url).path.lower().replace("%2e", ".").split("/")
     reject_if("?" in url or "#" in url, "the URL must have no query and no fragment")
-    reject_if({".", ".."}.intersection(segments), "the URL must hold no . or .. as a segment")
+    reject_if({".", ".."}.intersection(segments), "the URL must not contain a segment . or ..")
     return url.rstrip("/")
 
 
@@ -102,7 +102,7 @@ def _file(text: str) -> str:
 def _folder(path: str) -> str:
     """The path of a folder that is there, absolute."""
     path = _file(path)
-    reject_if(not os.path.isdir(path), "there is no such folder")
+    reject_if(not os.path.isdir(path), "no such folder")
     reject_if(not os.access(path, os.R_OK | os.X_OK), "the folder cannot be read")
     return path
 
@@ -147,7 +147,7 @@ def _no_pem(endpoint: str) -> str:
         path = Path(_unquoted(argument.partition("=")[2] or argument))
         text = path.read_bytes() if path.is_file() else b"-----BEGIN "
         if b"-----BEGIN " not in text:
-            return f"{path} is no PEM file"
+            return f"{path} is not a PEM file"
         if b"ENCRYPTED" in text:
             return f"{path} is encrypted, and a service cannot ask for the passphrase"
     return ""
@@ -175,7 +175,7 @@ def read_secret(path: str) -> bytes:
     except OSError as error:
         raise Rejected(error.strerror or "unreadable") from None
     size = "too many" if len(secret) > MAX_SECRET_FILE else len(secret)
-    reject_if(not SECRET_BYTES <= len(secret) <= MAX_SECRET_FILE, f"it holds {size} bytes")
+    reject_if(not SECRET_BYTES <= len(secret) <= MAX_SECRET_FILE, f"it has {size} bytes")
     return secret
 
 

@@ -89,8 +89,8 @@ class Options(Command):
     program = "twistd twistedproxy"
     synopsis = "--origin [PREFIX=]URL [options]"
     longdesc = (
-        "Each option may also come from the environment: --frame-ttl as TWISTEDPROXY_FRAME_TTL, repeatable ones "
-        "separated by spaces; the command line wins, and an empty variable counts as unset. k, M and G are powers of "
+        "Each option can also be set in the environment: --frame-ttl as TWISTEDPROXY_FRAME_TTL, repeatable ones "
+        "separated by spaces; the command line takes precedence, and an empty variable counts as unset. k, M, G and T are powers of "
         "1024. twistd's own options come before the word twistedproxy: twistd -n --logfile=FILE twistedproxy [options]. "
         "Loading instances into the cache of a running proxy: twistedproxy warm --help."
     )
@@ -126,7 +126,7 @@ class Options(Command):
             sys.exit(f"twistedproxy: {message} (help: {self.program} --help)")
 
     def parseArgs(self, *arguments: str) -> None:
-        reject_if(arguments, f"{_shown(' '.join(arguments))} came, and only options are accepted")
+        reject_if(arguments, f"unexpected argument {_shown(' '.join(arguments))}; only options are accepted")
 
     def postOptions(self) -> None:
         self._check_variables()
@@ -152,8 +152,7 @@ class Options(Command):
         known = [variable(option.name) for option in OPTIONS]
         for name in sorted(self._environ.keys() - {*known, *map(variable, REMOVED)}):
             if name.startswith(ENVIRONMENT_PREFIX) and not _FOREIGN_VARIABLE.fullmatch(name):
-                close = difflib.get_close_matches(name, known, 1, 0)[0]
-                raise Rejected(f"{name}: no option has this variable; the nearest one is {close}")
+                raise Rejected(f"{name}: no option has this variable{_suggestion(name, known)}")
 
     def _warn_of_removed(self) -> None:
         for name, reason in REMOVED.items():
@@ -169,25 +168,25 @@ class Options(Command):
     def _checked(self, values: dict[str, Any]) -> Settings:
         """Settings from values that are good by themselves, and must also go together."""
         prefixes = Counter(mount.prefix for mount in values.get("origin", ()))
-        reject_if(not prefixes, f"--origin: nothing came; at least one is required: {ORIGIN.accepted}")
+        reject_if(not prefixes, f"--origin: at least one is required; expected {ORIGIN.accepted}")
         for prefix, count in prefixes.items():
-            reject_if(count > 1, f"--origin: {count} origins came for {prefix}; each needs a PREFIX of its own")
+            reject_if(count > 1, f"--origin: {count} origins have the prefix {prefix}; each needs a PREFIX of its own")
         memory = self._memory()
         for field in ("cache_memory", "hot_memory"):
-            given, had = values.get(field, 0), f"this machine has {memory.total // MIB}M, and no more is accepted"
-            reject_if(given > memory.total, f"--{field.replace('_', '-')}: {show_size(given)} came; {had}")
+            given, had = values.get(field, 0), f"more than the {memory.total // MIB}M that this machine has"
+            reject_if(given > memory.total, f"--{field.replace('_', '-')}: {show_size(given)} is {had}")
         if path := values.get("secret_file"):
             # Now, while the process may still have the rights to read it.
             values["secret"] = parsed(attrs.evolve(KEY_FILE, parse=read_secret), "--secret-file", path)
         settings = Settings(**{"cache_memory": max(MIB, memory.available // 2), **values})
         reject_if(
             isinstance(settings.cache, MemoryAddress) and settings.workers > 1,
-            f"--cache: 'memory' came with --workers {settings.workers}; workers share no memory: "
-            "embedded or a server is accepted, or --workers 1",
+            f"--cache: 'memory' cannot be used with --workers {settings.workers}, because workers share no memory; "
+            "use 'embedded' or a server, or --workers 1",
         )
         reject_if(
             settings.admin_listen in settings.listen,
-            f"--admin-listen: {settings.admin_listen!r} came; an endpoint that --listen does not have is accepted",
+            f"--admin-listen: {settings.admin_listen!r} is also given to --listen; expected another endpoint",
         )
         return settings
 
@@ -200,18 +199,23 @@ def parsed(kind: ValueKind, source: str, text: str) -> Any:
         raise Rejected(f"{source}: {error}") from None
     except Rejected as error:
         reason = f" ({error})" if str(error) else ""
-        raise Rejected(f"{source}: {_shown(text)} came{reason}; accepted: {kind.accepted}") from None
+        raise Rejected(f"{source}: invalid value {_shown(text)}{reason}; expected {kind.accepted}") from None
 
 
 def _explained(error: str) -> str:
     """getopt's errors name the option only: add what is accepted."""
     accepted = {option.name: option.kind.accepted for option in OPTIONS}
     if match := re.fullmatch(r"option --(\S+) requires argument", error):
-        return f"--{match[1]}: no value came; accepted: {accepted.get(match[1], 'any value')}"
+        return f"--{match[1]}: missing value; expected {accepted.get(match[1], 'any value')}"
     if match := re.fullmatch(r"option --(\S+) not recognized", error):
-        close = difflib.get_close_matches(match[1], accepted, 1, 0)[0]
-        return f"--{match[1]}: there is no such option; the nearest one is --{close}"
+        return f"--{match[1]}: unknown option{_suggestion(match[1], list(accepted), '--')}"
     return error
+
+
+def _suggestion(name: str, known: Sequence[str], dashes: str = "") -> str:
+    """What may have been meant, if anything is close."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {dashes}{close[0]}?" if close else ""
 
 
 def _shown(text: str) -> str:

@@ -106,7 +106,7 @@ def size(least: int = 0) -> ValueKind:
     """Bytes: ``1048576``, ``64k``, ``256M``, ``1.5G``; k, M, G and T are powers of 1024."""
     return ValueKind(
         _between(_bytes, least, MAX_BYTES),
-        f"bytes from {show_size(least)}, such as 256M or 1.5G (k, M, G: powers of 1024)",
+        f"a size from {show_size(least)}, such as 256M or 1.5G (k, M, G, T: powers of 1024)",
         "SIZE",
         "bytes",
         show_size,
@@ -156,7 +156,7 @@ def _network(text: str) -> Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        hint = f"perhaps {ipaddress.ip_network(text, strict=False)}" if "host bits" in str(error) else ""
+        hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?" if "host bits" in str(error) else ""
         raise Rejected(hint) from None
 
 
@@ -175,7 +175,9 @@ PERCENT = ValueKind(_between(_decimal, 0, 100), "a number from 0 to 100", "PERCE
 SHARE = ValueKind(_between(_decimal, 0, 1), "a number from 0 to 1", "SHARE", "0 to 1", _show_number)
 SWITCH = choice({"on": True, "off": False})
 NETWORK = ValueKind(_network, "an IP network such as 10.0.0.0/8 or fd00::/8, or one address", "NETWORK")
-HEADER = token("request header", _TOKEN, _NO_CREDENTIALS, "it identifies no caller; cookies: --credential-cookie")
+HEADER = token(
+    "request header", _TOKEN, _NO_CREDENTIALS, "it does not identify a caller; for cookies use --credential-cookie"
+)
 PARAMETER = token(
     "query parameter", _PARAMETER, ("accept", "limit", "offset", "viewport"), "it selects what is requested"
 )

@@ -314,7 +314,7 @@ class JobBook:
         try:
             self.drop_ended(self._clock.seconds() - self._interval)
         except Exception:
-            self._log.failure("dropping finished jobs failed")
+            self._log.failure("removing finished jobs failed")
 
     def drop_ended(self, before: float) -> None:
         """Drop the jobs that ended *before* that second of the clock."""

@@ -139,7 +139,7 @@ class ChildLoader:
     async def _started(self) -> ChildProcess:
         """A new child that has met the cache."""
         if self.cache.address is None:
-            raise StartFailed("other processes can't reach the cache")
+            raise StartFailed("other processes cannot use this cache")
         settings = Settings(**{name: getattr(self.settings, name) for name in ORIGIN_SETTINGS})
         child = ChildProcess(self.reactor, "loader", {"progress": self._progress})
         child.spawn(self.module)
@@ -183,7 +183,7 @@ class ChildLoader:
         except ConnectionLost:
             # It is not known how far the child came, and what it sent may still be on its way into the cache.
             await remove_frames(self.cache, task.instance, task.metadata.frames)
-            raise Withdrawn("the loader ended") from None
+            raise Withdrawn("the loader process exited") from None
         except CallError as error:
             raise _ERRORS.get(error.kind, Withdrawn)(str(error)) from None
 
@@ -200,4 +200,4 @@ class ChildLoader:
                 raise Withdrawn(str(error)) from None
         except (defer.TimeoutError, ConnectionLost, CancelledError):
             child.kill()
-            raise Withdrawn("stopped, and the loader did not clean up in time") from None
+            raise Withdrawn("stopped, but the loader did not clean up in time") from None

@@ -197,7 +197,7 @@ class Loads:
         except (LoadFailed, OriginError, OSError) as error:
             self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
         except Exception as error:
-            self._log.failure("a prefetch failed for a reason of our own")
+            self._log.failure("unexpected error in a prefetch")
             self.jobs.end(job, Result.FAILED, type(error).__name__)
         else:
             self.jobs.end(job, Result.DONE)

@@ -176,7 +176,7 @@ class Scheduler:
             self._unsupported.clear()
         self._unsupported.add(instance)
         self._log.warn(
-            "{instance} is not prefetched: frames stored in {transfer_syntax} can't be told apart",
+            "{instance} is not prefetched: frames stored in {transfer_syntax} cannot be separated",
             event="syntax_not_supported",
             instance=instance.path,
             transfer_syntax=uid,
@@ -212,9 +212,11 @@ class Scheduler:
             if not locked and not again:
                 self.metrics.count("prefetch_locks_lost")
             if running is not None:
-                raise NotStarted(409, Refusal.RUNNING.value, "it is being loaded", running=running)
+                raise NotStarted(409, Refusal.RUNNING.value, "the instance is being loaded", running=running)
             if not locked and not again:
-                raise NotStarted(409, Refusal.LOADED_LATELY.value, "it was loaded, or began to be, a short while ago")
+                raise NotStarted(
+                    409, Refusal.LOADED_LATELY.value, "the instance was loaded recently, or its load has begun"
+                )
             self._check_room(occasion.instance, decided)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
@@ -249,9 +251,9 @@ class Scheduler:
         decided = plan_by_hand(self.settings, metadata)
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         if decided.kind is Kind.NOTHING:
-            raise NotStarted(409, decided.reason.value, f"nothing is loaded: {decided.reason.value}")
+            raise NotStarted(409, decided.reason.value, f"the instance is not loaded: {decided.reason.value}")
         if fence is None:
-            raise NotStarted(503, Refusal.CACHE_UNREACHABLE.value, "the cache can't be reached")
+            raise NotStarted(503, Refusal.CACHE_UNREACHABLE.value, "the cache is unavailable")
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
         if running is not None:
             return running
@@ -285,9 +287,7 @@ class Scheduler:
 
     def _too_soon(self, left: Optional[float]) -> NotStarted:
         seconds = self.settings.recache_after if left is None else left
-        text = (
-            f"it was loaded, or began to be, a short while ago; in {seconds:.0f} s it can be again, with ?again=1 now"
-        )
+        text = f"the instance was loaded recently, or its load has begun; retry in {seconds:.0f} s, or add ?again=1"
         return NotStarted(409, Refusal.LOADED_LATELY.value, text, seconds)
 
     async def drain(self) -> None:
@@ -313,4 +313,4 @@ class Scheduler:
         try:
             await drained
         except defer.TimeoutError:
-            self._log.warn("{jobs} prefetches did not end in time", jobs=len(self.jobs.running))
+            self._log.warn("{jobs} prefetches did not stop in time", jobs=len(self.jobs.running))

@@ -28,7 +28,7 @@ Handler = Callable[..., Awaitable[Any]]
 """Called with the blobs of a call and its arguments by name; returns what JSON can hold."""
 
 
-GONE = "the other process has gone"
+GONE = "the other process has exited"
 
 
 class CallError(Exception):

@@ -120,7 +120,7 @@ class ChildProcess(ProcessProtocol):
             reason = str(error)
         except ConnectionLost:
             words = self.output.last_error
-            reason = f"it ended ({self.reason})" + (f": {words}" if words else "")
+            reason = f"it exited ({self.reason})" + (f": {words}" if words else "")
         except defer.TimeoutError:
             reason = f"it is not ready after {seconds:g} s"
         except BaseException:
@@ -159,7 +159,7 @@ class ChildProcess(ProcessProtocol):
         try:
             await self.ended().addTimeout(END_SECONDS, self.reactor)
         except defer.TimeoutError:
-            self._log.error("process {pid} was killed and is still there", pid=self.pid)
+            self._log.error("process {pid} was killed but has not exited", pid=self.pid)
 
     # The channel's transport.
 

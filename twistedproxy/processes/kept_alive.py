@@ -83,7 +83,7 @@ class KeptAlive(Generic[C]):
                 await self._changing.acquire().addTimeout(seconds, self._reactor)
                 self._changing.release()
         if self.child is None:
-            raise StartFailed(f"no {self._name} could be started")
+            raise StartFailed(f"the {self._name} process could not be started")
         return self.child
 
     async def stop(self) -> None:
@@ -123,7 +123,7 @@ class KeptAlive(Generic[C]):
         if lived > STEADY_SECONDS:
             self._delay = self._first_delay
         _log.warn(
-            "a {name} ended after {lived:.1f} s ({reason}); another is started in {delay:g} s",
+            "the {name} process exited after {lived:.1f} s ({reason}); restarting in {delay:g} s",
             name=self._name,
             lived=lived,
             reason=gone.reason,
@@ -140,7 +140,7 @@ class KeptAlive(Generic[C]):
             child = await self._restart()
         except StartFailed as error:
             _log.error(
-                "a {name} could not be started: {reason}; the next try is in {delay:g} s",
+                "the {name} process could not be started: {reason}; retrying in {delay:g} s",
                 name=self._name,
                 reason=str(error),
                 delay=self._delay,
@@ -152,4 +152,4 @@ class KeptAlive(Generic[C]):
 
     def _not_filled(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:
-            _log.failure("no {name} is started any more", failure, name=self._name)
+            _log.failure("unexpected error: no {name} process will be started again", failure, name=self._name)

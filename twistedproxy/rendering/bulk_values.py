@@ -79,9 +79,9 @@ def _only_part(response: OriginResponse, data: bytes) -> bytes:
     may not be all of it: a picture would be made of a gateway's page."""
     framed, media_type = response.framed(), media_type_of(response.headers)
     if media_type is None:
-        raise BadMultipart("its Content-Type is missing, or says nothing")
+        raise BadMultipart("its Content-Type is missing or invalid")
     if first(response.headers, b"content-range") is not None:
-        raise BadMultipart("it came with a Content-Range, as a piece of something")
+        raise BadMultipart("it has a Content-Range: it is partial")
     kinds = [media_type.part_type]
     if media_type.is_multipart:
         collector = PartCollector(media_type.boundary, MAX_BULK, 1)
@@ -92,10 +92,10 @@ def _only_part(response: OriginResponse, data: bytes) -> bytes:
         if "content-type" in parts[0].headers:
             kinds.append(parts[0].media_type.type if parts[0].media_type is not None else "of no known type")
     elif not framed:
-        raise BadMultipart("it ended with its connection: nothing says that it is whole")
+        raise BadMultipart("it has neither a length nor chunks: it may be incomplete")
     for kind in kinds:
         if kind is not None and kind not in _BYTES:
-            raise BadMultipart(f"it came as {kind[:80]}, and application/octet-stream is accepted")
+            raise BadMultipart(f"its Content-Type is {kind[:80]}; expected application/octet-stream")
     if not data:
         raise BadMultipart("it is empty")
     return data

@@ -272,7 +272,7 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     facts = PixelFacts.from_bytes(blobs[0])
     array = decode(blobs[1], head["transfer_syntax"], facts, max_pixels=head["max_pixels"])
     if facts.bits_allocated < 8:
-        raise NotDecodable("frames of single bits pack across each other: they are not given one by one")
+        raise NotDecodable("frames of 1 bit per pixel share bytes, so they are not served one by one")
     data: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return data
 
@@ -305,7 +305,7 @@ def _downsample(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     try:
         return downsampled_answer(blobs[0], head["factor"])
     except ValueError as error:
-        raise BadMetadata("the origin's answer is no DICOM JSON") from error
+        raise BadMetadata("the origin's response is not DICOM JSON") from error
 
 
 ADDRESS_SPACE = 8 << 30

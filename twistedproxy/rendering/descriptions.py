@@ -198,7 +198,7 @@ class Descriptions:
                 if whole:
                     return await finish(held, number)
         except CallFailed as failed:
-            raise OriginBadAnswer(f"the origin's metadata make no picture: {failed}") from None
+            raise OriginBadAnswer(f"no picture can be made from the origin's metadata: {failed}") from None
         finally:
             body.close()
             if held is not None:
@@ -220,5 +220,5 @@ async def _metadata(request: Request) -> ByteStream:
         raise OriginRefused(response.status, response.headers, refusal)
     if not is_dicom_json(response.headers):
         response.body.close()
-        raise OriginBadAnswer("the origin's answer to a metadata request is no DICOM JSON")
+        raise OriginBadAnswer("the origin's response to a metadata request is not DICOM JSON")
     return response.body

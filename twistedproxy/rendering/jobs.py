@@ -80,11 +80,11 @@ class Limits:
         """Raises `PictureTooLarge`."""
         if cut.pixels > self.pixels:
             raise PictureTooLarge(
-                f"the picture would have {cut.columns} x {cut.rows} pixels; at most {self.pixels} are made: "
-                "ask for a smaller one with viewport= or downsample="
+                f"the picture would have {cut.columns} x {cut.rows} pixels; the limit is {self.pixels}: "
+                "request a smaller one with viewport= or downsample="
             )
         if cut.frame_rows * cut.frame_columns > self.pixels:
-            raise PictureTooLarge(f"a stored frame has more than the {self.pixels} pixels that are decoded")
+            raise PictureTooLarge(f"a stored frame has more than {self.pixels} pixels, the limit for decoding")
 
     def check_count(self, tasks: Collection[Task]) -> None:
         """Raises `TooManyFrames` where pictures of frames need too many stored ones together."""
@@ -92,16 +92,16 @@ class Limits:
         needed = sum(task.count(limit) for task in tasks)
         if needed > limit:
             raise TooManyFrames(
-                f"what was asked for is made of {needed} stored frames; at most {self.frames} are read for one "
-                "request: ask for fewer frames, or at a smaller factor of a smaller level"
+                f"the request needs {needed} stored frames; the limit is {self.frames}: "
+                "request fewer frames, or use a smaller level with a smaller factor"
             )
 
     def check_whole(self, task: Task) -> None:
         """Raises `TooManyFrames` where a picture of a whole instance needs too many."""
         if task.count(self.whole_frames) > self.whole_frames:
             raise TooManyFrames(
-                f"the picture needs {task.count(MAX_FRAMES)} stored frames; at most {self.whole_frames} are read for one "
-                "of a whole instance: ask for a smaller level, or for a region with viewport="
+                f"the picture needs {task.count(MAX_FRAMES)} stored frames; the limit is {self.whole_frames} for one "
+                "of a whole instance: request a smaller level, or a region with viewport="
             )
 
 

@@ -162,7 +162,7 @@ class RenderPool:
         if child is not None:
             return child
         if len(self._waiting) >= self.queue:
-            raise PoolBusy(f"{self.queue} pictures wait to be made already")
+            raise PoolBusy(f"{self.queue} pictures are already waiting to be made")
         if wanted is None:
             self._start_one()
             if not self._children:
@@ -210,7 +210,7 @@ class RenderPool:
         self._children.remove(child)
         if self._stopped:
             return
-        self._log.warn("a render worker ended: {reason}", reason=child.reason)
+        self._log.warn("a render worker exited: {reason}", reason=child.reason)
         if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
         self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))

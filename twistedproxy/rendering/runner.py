@@ -279,7 +279,7 @@ def _checked(task: Task, answer: Message) -> Made:
     """The picture in a child's answer; what it lacks is logged."""
     if reason := answer.head.get("left_empty"):
         _log.warn(
-            "frames that cannot be decoded are left empty in a picture: {reason}",
+            "a frame that cannot be decoded is left blank in a picture: {reason}",
             event="frames_left_empty", reason=reason, instance=task.request.instance.path,
         )  # fmt: skip
     return Made.of(answer)

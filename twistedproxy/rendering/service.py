@@ -46,7 +46,7 @@ async def checked_profiles(pool: RenderPool, folder: str) -> OwnProfiles:
         try:
             await pool.call({"op": "profile"}, [profile])
         except CallFailed as failed:
-            raise BadProfiles(f"{folder}: {name} is no profile to convert to: {failed}") from None
+            raise BadProfiles(f"{folder}: {name} is not a profile to convert to: {failed}") from None
     return profiles
 
 
@@ -119,7 +119,7 @@ class PictureService:
             raise PictureTooLarge(self._too_large())
 
     def _too_large(self) -> str:
-        return f"the pictures asked for are more than {self.limits.answer} bytes together: ask for fewer at once"
+        return f"the requested pictures exceed {self.limits.answer} bytes; request fewer at once"
 
     async def _as_stored(self, request: Request, numbers: Sequence[int]) -> Pictures:
         wanted = FrameRequest(request.origin, request.instance, tuple(numbers), request.caller, fresh=request.fresh)

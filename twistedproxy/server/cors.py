@@ -136,7 +136,8 @@ def refuse_cross_site(headers: HeaderLookup, own: str, listed: Collection[bytes]
     if b"*" in listed and not _logged_in_by_browser(headers):
         return
     raise Problem(
-        403, "a page of another origin sent this request; only pages of origins listed with --cors-origin may"
+        403,
+        "this request came from a page of another origin; only pages of origins listed with --cors-origin may send it",
     )
 
 

@@ -116,7 +116,7 @@ async def listen(reactor: Any, description: str, factory: IProtocolFactory) -> I
 def _why(error: OSError) -> str:
     folder = os.path.dirname(os.fsdecode(error.filename2 or error.filename or ""))
     missing = folder and not os.path.isdir(folder)
-    return f"there is no folder {folder}" if missing else error.strerror or str(error)
+    return f"no such folder: {folder}" if missing else error.strerror or str(error)
 
 
 def _deepen(port: Any, description: str) -> None:

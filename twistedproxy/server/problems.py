@@ -82,7 +82,7 @@ def range_not_satisfiable(size: int) -> Problem:
     """416 with the size in bytes that there is (RFC 9110 section 15.5.17)."""
     return Problem(
         416,
-        f"the range is outside of the {size} bytes that there are",
+        f"the range starts beyond the end of the {size} bytes",
         headers=((b"Content-Range", b"bytes */%d" % size),),
     )
 

@@ -61,7 +61,7 @@ class StreamingRequest(Request):
         hosts = self.requestHeaders.getRawHeaders(b"Host", [])
         if self.clientproto == b"HTTP/1.1" and len(hosts) != 1:
             self.refused = bad_request(
-                f"the request has {len(hosts)} Host fields; exactly one is accepted (RFC 9112 section 3.2)"
+                f"the request has {len(hosts)} Host fields; expected exactly one (RFC 9112 section 3.2)"
             )
         if self.method != self.method.upper():  # methods are case-sensitive (RFC 9110 section 9.1), not to Klein
             self.refused = bad_request(f"{shown(self.method)} is not a known method; methods are upper case")
@@ -73,7 +73,7 @@ class StreamingRequest(Request):
             self.path = self.uri.partition(b"?")[0]
         elif not self.uri.startswith(b"/") and self.uri != b"*":
             self.refused = bad_request(
-                f"the request target is {shown(self.uri)}; one that starts with a slash is accepted"
+                f"invalid request target {shown(self.uri)}; expected one that starts with a slash"
             )
         if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
             # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found

@@ -30,7 +30,7 @@ def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served])
     for host in hosts[-1:] if admin else hosts:
         if is_beyond_loopback(host):
             _log.warn(
-                "/metrics and /status.json name instances and can be read from other machines at {address}; "
+                "/metrics and /status.json, which name instances, can be read from other machines at {address}; "
                 "--admin-listen moves them to a listener of their own",
                 event="pages_exposed",
                 address=str(host),

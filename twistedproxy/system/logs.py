@@ -73,9 +73,9 @@ def check_destination(log_format: str, twistd_options: Mapping[str, Any]) -> Non
     if log_format != "json":
         return
     if twistd_options.get("syslog"):
-        raise usage.UsageError("--log-format: 'json' came with twistd's --syslog; --logfile or stdout is accepted")
+        raise usage.UsageError("--log-format: 'json' cannot be used with twistd's --syslog; use --logfile or stdout")
     if twistd_options.get("logfile") == "-" and not twistd_options.get("nodaemon"):
-        raise usage.UsageError("--logfile: '-' came without --nodaemon; daemons have no stdout, so a file is accepted")
+        raise usage.UsageError("--logfile: '-' needs --nodaemon, because a daemon has no stdout; name a file")
 
 
 class LogOutput:

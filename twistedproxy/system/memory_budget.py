@@ -79,7 +79,7 @@ class AnswerMemory:
             self.used += size
             return
         if len(self._waiting) >= self.max_waiting:
-            raise NoRoom("too many large answers are waiting")
+            raise NoRoom("too many large responses are waiting")
         waiter = _Waiter(size, Deferred(self._leave))
         self._waiting.append(waiter)
         late = self.clock.callLater(WAIT_SECONDS, self._too_late, waiter)
@@ -102,7 +102,7 @@ class AnswerMemory:
 
     def _too_late(self, waiter: _Waiter) -> None:
         self._waiting.remove(waiter)
-        waiter.room.errback(NoRoom("there is no memory for an answer of this size now"))
+        waiter.room.errback(NoRoom("not enough memory for a response of this size now"))
         self.change(0)  # the next in the queue may be smaller
 
     def _leave(self, room: Deferred[None]) -> None:

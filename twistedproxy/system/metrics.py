@@ -45,11 +45,11 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("requests", "counter", "Requests answered.", ("route", "method", "status")),
+        Family("requests", "counter", "Requests completed.", ("route", "method", "status")),
         Family(
             "request_seconds",
             "histogram",
-            "Seconds from a request's first line to the end of its answer.",
+            "Seconds from the request line to the end of the response.",
             ("route", "cache"),
         ),
         Family("requests_in_flight", "gauge", "Requests in progress."),
@@ -59,9 +59,17 @@ FAMILIES = {
             "Bytes of request and response bodies, from (in) and to (out) clients.",
             ("direction",),
         ),
-        Family("cache_operation_seconds", "histogram", "Seconds that cache operations took.", ("operation", "outcome")),
         Family(
-            "origin_operation_seconds", "histogram", "Seconds that requests to origins took.", ("operation", "outcome")
+            "cache_operation_seconds",
+            "histogram",
+            "Duration of cache operations, in seconds.",
+            ("operation", "outcome"),
+        ),
+        Family(
+            "origin_operation_seconds",
+            "histogram",
+            "Duration of requests to origins, in seconds.",
+            ("operation", "outcome"),
         ),
         Family(
             "origin_bytes",
@@ -69,25 +77,23 @@ FAMILIES = {
             "Bytes of response and request bodies, from (in) and to (out) origins.",
             ("direction",),
         ),
-        Family("cache_connected", "shared", "Whether the cache is connected: 1 or 0."),
+        Family("cache_connected", "shared", "Whether the cache is connected (1) or not (0)."),
         Family("cache_used_bytes", "shared", "Bytes used by the cache."),
-        Family("cache_max_bytes", "shared", "Limit of the cache in bytes; 0: no limit."),
+        Family("cache_max_bytes", "shared", "Limit of the cache in bytes; 0 means no limit."),
         Family(
             "prefetch_plans", "counter", "Prefetch decisions, by kind of load (or none) and reason.", ("kind", "reason")
         ),
         Family("prefetch_jobs", "counter", "Prefetch jobs finished, by result.", ("kind", "result")),
-        Family("prefetch_jobs_busy", "counter", "Prefetches skipped because max-jobs were running."),
+        Family("prefetch_jobs_busy", "counter", "Prefetches skipped because --max-jobs jobs were running."),
         Family("prefetch_locks_lost", "counter", "Prefetches skipped because another worker held the lock."),
         Family("prefetch_claims_lost", "counter", "Frames skipped because another load had claimed them."),
         Family("prefetch_frames", "counter", "Frames loaded by finished prefetch jobs.", ("kind",)),
-        Family(
-            "prefetch_frames_used", "counter", "Prefetched frames that were requested afterwards, each counted once."
-        ),
+        Family("prefetch_frames_used", "counter", "Prefetched frames that were requested later, each counted once."),
         Family("prefetch_jobs_running", "gauge", "Prefetch jobs in progress.", ("kind",)),
         Family("prefetch_frames_running", "gauge", "Frames loaded so far by prefetch jobs in progress.", ("kind",)),
         Family("prefetch_frames_wanted", "gauge", "Frames to load in total by prefetch jobs in progress.", ("kind",)),
         Family("prefetch_bytes_running", "gauge", "Bytes loaded so far by prefetch jobs in progress.", ("kind",)),
-        Family("prefetch_children", "gauge", "Running child processes that load instances."),
+        Family("prefetch_children", "gauge", "Child processes that load instances."),
         Family("cache_evictions", "total", "Entries evicted from the cache for lack of memory."),
     )
 }

@@ -57,7 +57,7 @@ class Verified:
 
         def verify(_: Connection, certificate: X509, code: int, depth: int, trusted: int) -> bool:
             """Whether one certificate of the chain is good; that of the server, at depth 0, must be for the host."""
-            reason = "" if trusted else _WORDS.get(code, f"error {code} of OpenSSL")
+            reason = "" if trusted else _WORDS.get(code, f"OpenSSL error {code}")
             if trusted and depth == 0:
                 reason = self._mismatch(certificate)
             hearing = protocol()
@@ -73,7 +73,7 @@ class Verified:
         try:
             patterns = extract_patterns(certificate)
             if not patterns:
-                return "it holds no subjectAltName"
+                return "it has no subjectAltName"
             verify_service_identity(patterns, [self._expected], [])
         except VerificationError:
             return f"it is not for {self._host}"

@@ -75,7 +75,7 @@ class Warmer:
         try:
             return list(target.found(read_json(bytes(kept)))) if kept else []
         except ValueError as error:
-            raise Trouble(f"no response to a search: {error}") from None
+            raise Trouble(f"the search failed: {error}") from None
 
     async def load(self, instance: Found, again: bool, progress: Callable[[Job], None]) -> Job:
         """Have *instance* loaded; return its job as it ended. Raises `Trouble`."""

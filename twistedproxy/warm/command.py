@@ -21,7 +21,7 @@ CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response does not give a time
 
 LOADED_LATELY = "loaded-lately"
-_LATELY = "was loaded a short while ago, or is being loaded; --again loads it again"
+_LATELY = "was loaded recently, or is being loaded; use --again to load it again"
 # Reasons against a load that lie in the instance: below a series or study they are no failure.
 OF_THE_INSTANCE = frozenset({"syntax-not-supported", "frame-size-unknown", "packed-frames", "too-few-frames", "sparse"})
 
@@ -54,10 +54,10 @@ class Warming:
             self.progress.failed(target.url, trouble)
             return []
         if not found:
-            self.progress.failed(target.url, "nothing was found there")
+            self.progress.failed(target.url, "no instances found")
         for one in found:
             if one.frames is not None and one.frames < 2:
-                self.progress.left_out(one, "no multi-frame")
+                self.progress.left_out(one, "not a multi-frame instance")
         return [one for one in found if one.frames is None or one.frames > 1]
 
     async def _lane(self, work: Iterator[tuple[WarmTarget, Found]]) -> None:
@@ -67,7 +67,7 @@ class Warming:
             except Trouble as trouble:
                 refused = trouble.reason if trouble.status == 409 else ""
                 if refused == LOADED_LATELY:
-                    wait = "" if trouble.retry_after is None else f", without it that goes in {trouble.retry_after:g} s"
+                    wait = "" if trouble.retry_after is None else f", or wait {trouble.retry_after:g} s"
                     self.progress.left_out(instance, f"{_LATELY}{wait}")
                 elif refused in OF_THE_INSTANCE and target.sop is None:
                     self.progress.left_out(instance, trouble.detail)

@@ -70,11 +70,11 @@ class WarmTarget:
     def found(self, answer: object) -> Iterator[Found]:
         """The instances of a search's *answer*, decoded. Raises ValueError if it is none."""
         if not isinstance(answer, list):
-            raise ValueError("the answer to the search is no list")
+            raise ValueError("the response to the search is not a list")
         for item in answer:
             series, sop = _value(item, SERIES) or self.series, _value(item, SOP)
             if not isinstance(series, str) or not isinstance(sop, str):
-                raise ValueError("the answer to the search has an instance without its UIDs")
+                raise ValueError("the response to the search has an instance without UIDs")
             url = f"{self.study_url}/series/{validate_uid(series)}/instances/{validate_uid(sop)}"
             # An image without NumberOfFrames has one (PS3.3 section C.7.6.6 is for multi-frames only).
             single = 1 if _value(item, ROWS) is not None else None
@@ -96,16 +96,16 @@ class WarmOptions(Command):
 
     synopsis = "Usage: twistedproxy warm [options] URL..."
     longdesc = (
-        "Has a twistedproxy load whole instances into its cache. URL: of a study, series or instance, as its viewers "
+        "Loads whole instances into the cache of a running proxy. URL: that of a study, series or instance, as viewers "
         "request it: http://HOST:PORT/dicomweb/studies/UID[/series/UID[/instances/UID]]. "
         "The exit code is 1 if any instance could not be loaded."
     )
     optFlags = [
-        ["again", "a", "Load instances again that were loaded lately"],
+        ["again", "a", "Load recently loaded instances again"],
         ["quiet", "q", "Print errors only"],
     ]
     optParameters = [
-        ["jobs", "j", 1, "Maximum number of concurrent loads; the proxy's --max-jobs limits them, too", _JOBS],
+        ["jobs", "j", 1, "Maximum number of concurrent loads; also limited by the proxy's --max-jobs", _JOBS],
         ["patience", None, 600.0, "Time to wait for a proxy that is busy with other loads (seconds)", _PATIENCE],
     ]
 
@@ -116,13 +116,13 @@ class WarmOptions(Command):
         self.targets: list[WarmTarget] = []
 
     def opt_header(self, line: str) -> None:
-        """Header to send, 'Name: value'; may be repeated. The process list shows it: not for tokens"""
+        """Header to send, 'Name: value'; may be repeated. Visible in the process list: not for tokens"""
         self._add("--header", line)
 
     opt_H = opt_header
 
     def opt_header_file(self, path: str) -> None:
-        """File of headers to send, one per line; - is the standard input; may be repeated"""
+        """File of headers to send, one per line; - is standard input; may be repeated"""
         try:
             text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +132,7 @@ class WarmOptions(Command):
     def opt_header_env(self, name: str) -> None:
         """Environment variable with headers to send, one per line; may be repeated"""
         if name not in self._environment:
-            raise usage.UsageError(f"--header-env {name}: there is no such variable")
+            raise usage.UsageError(f"--header-env {name}: the variable is not set")
         self._add(f"--header-env {name}", *filter(str.strip, self._environment[name].splitlines()))
 
     def _add(self, option: str, *lines: str) -> None:
@@ -140,10 +140,10 @@ class WarmOptions(Command):
             name, colon, value = map(str.strip, line.partition(":"))
             # What came is not shown: it may be a token.
             if not colon or not name.replace("-", "").isalnum() or not value.isprintable():
-                raise usage.UsageError(f"{option}: a header that is not of the form 'Name: value'")
+                raise usage.UsageError(f"{option}: expected a header of the form 'Name: value'")
             self.headers.append((name, value))
 
     def parseArgs(self, *urls: str) -> None:
         if not urls:
-            raise usage.UsageError("a URL is needed: of a study, series or instance, below the proxy's mount")
+            raise usage.UsageError("missing URL; expected that of a study, series or instance, below the proxy's mount")
         self.targets = [WarmTarget.of(url) for url in urls]

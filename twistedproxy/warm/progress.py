@@ -20,7 +20,7 @@ _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{r
 
 @attrs.define(eq=False)
 class ProgressReport:
-    """*out*: for what was done; *errors*: for what failed, and the bar. *counts*: of instances loaded, left out, failed.
+    """*out*: for what was done; *errors*: for what failed, and the bar. *counts*: of instances loaded, skipped, failed.
 
     Frames are counted over all instances; those of an instance whose number is not known, once its load begins.
     """
@@ -72,7 +72,7 @@ class ProgressReport:
 
     def left_out(self, instance: Found, why: str) -> None:
         """An instance need not, or cannot sensibly, be loaded."""
-        self.counts["left out"] += 1
+        self.counts["skipped"] += 1
         self._drop(instance.url)
         self._print(f"{instance.sop}: {why}")
 
@@ -86,7 +86,7 @@ class ProgressReport:
         """All is done."""
         if self._bar is not None:
             self._bar.close()
-        counts = [f", {self.counts[key]} {key}" for key in ("left out", "failed") if self.counts[key]]
+        counts = [f", {self.counts[key]} {key}" for key in ("skipped", "failed") if self.counts[key]]
         size, seconds = self._sum("bytes") / 1e6, self.seconds() - self._began
         frames = f"{self._sum('frames'):,} frames, {size:.1f} MB in {seconds:.1f} s"
         self._print(f"{self.counts['loaded']} loaded{''.join(counts)}: {frames}")

@@ -114,7 +114,7 @@ def _confirmed(worker: WorkerProcess, name: str, arguments: dict[str, Any]) -> D
         try:
             await _call(worker, name, arguments)
         except (CallError, defer.TimeoutError) as error:
-            reason = str(error) or "too late"
+            reason = str(error) or "timed out"
             _log.error(
                 "killing worker {pid}: it did not confirm an invalidation ({reason})",
                 pid=worker.pid,
@@ -133,7 +133,7 @@ def _answer(worker: WorkerProcess, name: str) -> Deferred[Any]:
 
     def not_answered(failure: Any) -> None:
         failure.trap(ConnectionLost, CallError, defer.TimeoutError)
-        reason = failure.getErrorMessage() or "too late"
+        reason = failure.getErrorMessage() or "timed out"
         _log.warn("worker {pid} did not answer: {reason}", pid=worker.pid, reason=reason)
 
     return _call(worker, name, {}).addErrback(not_answered)

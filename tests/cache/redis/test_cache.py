@@ -415,7 +415,7 @@ class AddressTests(Servers):
         self.assertGreater(sorted(delays)[4], 4 * delays[0])
         said = [line for line in lines if "cache" in line and "Scheduling" not in line]
         self.assertEqual(len(said), 1, said)
-        self.assertIn("the server refused us: WRONGPASS", said[0])
+        self.assertIn("the server refused the connection: WRONGPASS", said[0])
         await ask(server.socket, b"CONFIG", b"SET", b"requirepass", b"right-secret", password=b"other-secret")
         await until(lambda: put(cache, {b"1": b"one"}))
         said = [line for line in lines if "cache" in line and "Scheduling" not in line]

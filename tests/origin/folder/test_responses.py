@@ -199,7 +199,9 @@ class ServerTests(FolderTestCase):
         self.assertEqual((nothing.status, nothing.body), (200, b"[]"))
         unknown = await ask(self.origin, "/studies", "Nonsense=1&%22%0d%0aX-Evil:1=%C3%A4&PatientComments=x")
         self.assertEqual((unknown.status, len(unknown.json)), (200, 1))
-        expected = '299 twistedproxy "Nothing is matched by these parameters: Nonsense, XEvil1, PatientComments"'
+        expected = (
+            '299 twistedproxy "These parameters are not supported and were ignored: Nonsense, XEvil1, PatientComments"'
+        )
         self.assertEqual(unknown.headers["warning"], expected)
         self.assertEqual((await ask(self.origin, "/studies", accept="application/dicom+xml")).status, 406)
         wrong = await ask(self.origin, "/studies", "limit=x")

@@ -88,7 +88,7 @@ class TLSTests(TestCase):
 
     async def test_refused(self) -> None:
         """So do one without names, even though it is trusted, and one that has expired; the log has no traceback of it."""
-        for more, reason in (({"named": False}, "it holds no subjectAltName"), ({"days": -1}, "cert has expired")):
+        for more, reason in (({"named": False}, "it has no subjectAltName"), ({"days": -1}, "cert has expired")):
             url, made = self.serve("localhost", **more)
             with self.assertRaises(OriginUnreachable) as caught, capturedLogs() as events:
                 await self.transport(url, made).request(b"GET", b"/", ())

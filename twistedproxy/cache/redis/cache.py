@@ -119,7 +119,7 @@ class RedisCache:
         try:
             await gatherResults(ending, consumeErrors=True).addTimeout(STOP_SECONDS, self._reactor)
         except Exception as error:  # whatever it is, we are leaving
-            self.log.warn("cache: hanging up failed: {error}", error=error)
+            self.log.warn("cache: closing the connection failed: {error}", error=error)
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """See `Cache`."""

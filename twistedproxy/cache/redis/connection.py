@@ -111,7 +111,7 @@ class Link:
         if up is None:
             raise CacheUnavailable(self.trouble)
         if up.outstanding and up.outstanding + len(wire) > MAX_OUTSTANDING_BYTES:
-            raise CacheUnavailable("the server takes what is written too slowly")
+            raise CacheUnavailable("the server reads too slowly")
         return up.send(wire, count)
 
     async def wait_up(self, seconds: float) -> bool:
@@ -161,7 +161,7 @@ class Link:
             return
         if why is not None:
             self._factory.refused += 1
-            self._failed_because(f"the server refused us: {why}")
+            self._failed_because(f"the server refused the connection: {why}")
             self.hang_up(self.trouble)
             return
         self._up = connection

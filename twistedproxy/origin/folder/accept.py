@@ -67,7 +67,7 @@ def _fits(accepted: MediaType, media_type: str, syntax: Optional[str]) -> bool:
 
 
 def _not_acceptable(available: str) -> OriginRefused:
-    return refused(406, f"nothing that Accept asks for is there; there is: {available}")
+    return refused(406, f"none of the media types in Accept is available; available: {available}")
 
 
 def refused(status: int, detail: str, headers: Headers = ()) -> OriginRefused:

@@ -191,13 +191,15 @@ class FolderContents:
             del self.known[path]
         left_out = [(path, known.reason) for path, known in changed.items() if isinstance(known, LeftOut)]
         for path, reason in left_out[:MAX_LOGGED]:
-            log.warn("left out {path}: {reason}", event="file_left_out", path=path, reason=reason)
+            log.warn("skipped {path}: {reason}", event="file_left_out", path=path, reason=reason)
         if len(left_out) > MAX_LOGGED:
-            log.warn("left out {count} more files", event="files_left_out", count=len(left_out) - MAX_LOGGED)
+            log.warn("skipped {count} more files", event="files_left_out", count=len(left_out) - MAX_LOGGED)
         count = catalog.duplicates - self.catalog.duplicates
         if count > 0:
             log.warn(
-                "left out {count} files whose instances other files hold", event="duplicates_left_out", count=count
+                "skipped {count} files that duplicate instances of other files",
+                event="duplicates_left_out",
+                count=count,
             )
         self.catalog = catalog
 

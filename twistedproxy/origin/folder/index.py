@@ -216,7 +216,7 @@ class Index:
         try:
             await self._invalidate(keys)
         except Exception:
-            log.failure("what was cached of changed files could not be invalidated")
+            log.failure("invalidating cached frames of changed files failed")
 
     async def _scan_now(self) -> None:
         started = self._reactor.seconds()
@@ -231,7 +231,7 @@ class Index:
                 self.complete = True
                 self._news.release(None)
                 log.info(
-                    "{count} instances are in the folder, {unreadable} files are left out",
+                    "indexed {count} instances; skipped {unreadable} files",
                     event="folder_indexed",
                     count=self.catalog.size,
                     unreadable=self._contents.unreadable,
@@ -267,7 +267,7 @@ class Index:
                 self._walk_seconds = self._reactor.seconds() - started
                 for path in unlisted.keys() - self._unlisted.keys():
                     log.warn(
-                        "left out the folder {path}: {reason}",
+                        "skipped the folder {path}: {reason}",
                         event="folder_left_out",
                         path=path,
                         reason=unlisted[path],
@@ -303,7 +303,7 @@ class Index:
     def _in_background(self, what: Any) -> Deferred[None]:
         def failed(failure: Failure) -> None:
             if not failure.check(FolderGone, Stopped, CancelledError):
-                log.failure("looking at the folder failed", failure)
+                log.failure("scanning the folder failed", failure)
 
         return ensureDeferred(what).addErrback(failed)
 

@@ -120,7 +120,7 @@ class IndexCache:
             self._database = None
 
     def _give_up(self, error: Exception) -> None:
-        log.warn("the folder's index is not kept for the next start: {reason}", reason=str(error))
+        log.warn("the index of the folder cannot be saved for the next start: {reason}", reason=str(error))
         self._disconnect()
 
     def _open(self) -> sqlite3.Connection:
@@ -128,7 +128,7 @@ class IndexCache:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.stat(folder)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PermissionError(f"{folder} is not this user's alone")
+            raise PermissionError(f"{folder} must belong to this user and be closed to others")
         for path in folder.iterdir():  # of folders that are no longer served
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -140,7 +140,7 @@ class IndexCache:
         database.execute("PRAGMA synchronous=NORMAL")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
-            raise ValueError("another version's")
+            raise ValueError("it was written by another version")
         database.executescript(_TABLES)
         database.execute(f"PRAGMA user_version={_VERSION}")
         return database

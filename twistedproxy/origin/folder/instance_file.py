@@ -185,7 +185,7 @@ def open_content(file: BinaryIO) -> BinaryIO:
     """*file*, or its content inflated if that is deflated, positioned at its start."""
     head = file.read(144)
     if head[128:132] != b"DICM":
-        raise UnreadableFile("it is no DICOM file (no DICM prefix)")
+        raise UnreadableFile("it is not a DICOM file (no DICM prefix)")
     # (0002,0000) must come first, and gives the end of the file meta information (PS3.10 section 7.1).
     size = int.from_bytes(head[140:], "little") if head[132:140] == b"\x02\x00\x00\x00UL\x04\x00" else 0
     meta = file.read(min(size, _MAX_META))
@@ -217,7 +217,7 @@ def items(read_at: ReadAt, position: int, little_endian: bool) -> Iterator[tuple
         if (group, element) == (0xFFFE, 0xE0DD):
             return
         if (group, element) != (0xFFFE, 0xE000):
-            raise UnreadableFile("its pixel data hold something else than items")
+            raise UnreadableFile("its pixel data contain something other than items")
         yield position + 8, position + 8 + length
         position += 8 + length
     raise UnreadableFile("its pixel data are cut off")

@@ -98,7 +98,7 @@ def frame_spans(table: OffsetTable, pixels: PixelElement, read_at: ReadAt, numbe
         # The Extended Offset Table has the length of the frame without the byte that makes its item even.
         padding = total(found) - int(table.lengths[number - 1])
         if padding not in (0, 1):
-            raise UnreadableFile(f"frame {number} has {padding} bytes more than in its offset table")
+            raise UnreadableFile(f"frame {number} has {padding} more bytes than in its offset table")
         found[-1] = found[-1][0], found[-1][1] - padding
     return found
 

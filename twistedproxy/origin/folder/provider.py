@@ -123,7 +123,7 @@ class FolderOrigin:
         for again in (True, False):
             record = await self._record(instance)
             if _shape(record.facts) != _shape(metadata):
-                raise OriginBadAnswer("the instance's file changed; ask again")
+                raise OriginBadAnswer("the instance's file changed; retry")
             check_numbers(record, numbers)
             try:
                 await self._prepare(record)
@@ -192,7 +192,7 @@ class FolderOrigin:
 def translated(error: Exception) -> Exception:
     """What a caller may see of *error*: never a path."""
     if isinstance(error, (FileChanged, FileNotFoundError)):
-        return OriginBadAnswer("the instance's file changed or went while it was read; ask again")
+        return OriginBadAnswer("the instance's file changed or was removed while it was read; retry")
     if isinstance(error, (UnreadableFile, BadPixelLength)):
         return OriginBadAnswer(f"the instance's file is broken: {error}")
     if isinstance(error, OSError):

@@ -59,7 +59,7 @@ class FolderServer:
         if method == "OPTIONS":
             return OriginResponse(204, (_ALLOW,), BytesStream(), 0)
         if method not in ("GET", "HEAD"):
-            raise refused(405, f"allowed here: {_ALLOW[1].decode()}", (_ALLOW,))
+            raise refused(405, f"this method is not allowed here; allowed: {_ALLOW[1].decode()}", (_ALLOW,))
         response = await self._resource(request)
         if method == "HEAD":
             response.body.close()
@@ -83,8 +83,8 @@ class FolderServer:
                 return await self._frames(request, (await self._records(where))[0], numbers)
             case [_, *_], ["rendered" | "thumbnail"] | ["frames", _, "rendered" | "thumbnail"]:
                 await self._records(where)
-                raise refused(406, "a folder gives frames as they are stored and renders nothing")
-        raise refused(404, f"{shown(request.path)} is no DICOMweb resource of a folder")
+                raise refused(406, "a folder gives frames as stored and does not render")
+        raise refused(404, f"{shown(request.path)} is not a DICOMweb resource of a folder")
 
     async def _records(self, where: Sequence[str]) -> list[StoredFile]:
         """What is there of a study, series or instance. `OriginBusy` as `Index.find`."""
@@ -106,7 +106,7 @@ class FolderServer:
             warnings.append(f"There are {left} additional results that can be requested")
         if query.ignored:
             names = "".join(char for char in ", ".join(query.ignored) if char.isalnum() or char in ".,_ ")
-            warnings.append(f"Nothing is matched by these parameters: {names[:MAX_SHOWN]}")
+            warnings.append(f"These parameters are not supported and were ignored: {names[:MAX_SHOWN]}")
         if not complete:
             warnings.append("The folder is still being indexed: there may be more results")
         headers = [(b"Warning", f'299 twistedproxy "{text}"'.encode("ascii", "replace")) for text in warnings]
@@ -221,16 +221,16 @@ def _split(path: bytes) -> tuple[tuple[str, ...], list[str]]:
 
 def no_such(what: str) -> OriginRefused:
     """404; *what*: study, series, instance and so on."""
-    return refused(404, f"there is no such {what} in the folder")
+    return refused(404, f"no such {what} in the folder")
 
 
 def _frame_numbers(listed: str, record: StoredFile) -> list[int]:
     """Numbers from 1, in the order asked for. Raises `OriginRefused` 400, 404."""
     texts = listed.split(",", MAX_FRAMES)
     if len(texts) > MAX_FRAMES:
-        raise refused(400, f"more than {MAX_FRAMES} frames were asked for")
+        raise refused(400, f"more than {MAX_FRAMES} frames were requested")
     if any(not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text)) for text in texts):
-        raise refused(400, f"{shown(listed)} is no list of frames: numbers from 1, joined by commas, are accepted")
+        raise refused(400, f"{shown(listed)} is not a list of frames; expected numbers from 1, separated by commas")
     numbers = [int(text) for text in texts]
     check_numbers(record, numbers)
     return numbers

@@ -94,7 +94,7 @@ def parse_query(raw: bytes) -> Query:
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
     except ValueError:
-        raise refused(400, f"the query is no UTF-8 or has more than {MAX_PARAMETERS} parameters") from None
+        raise refused(400, f"the query is not UTF-8, or has more than {MAX_PARAMETERS} parameters") from None
     wanted: dict[Place, list[str]] = {}
     include: list[str] = []
     numbers: dict[str, int] = {}
@@ -103,7 +103,7 @@ def parse_query(raw: bytes) -> Query:
         lowered = name.lower()
         if lowered in ("limit", "offset"):
             if not (value.isascii() and value.isdigit() and len(value) < 10):
-                raise refused(400, f"{lowered}={shown(value)}: a number from 0 is accepted")
+                raise refused(400, f"{lowered}={shown(value)} is invalid: expected a whole number from 0")
             numbers[lowered] = int(value)
         elif lowered == "includefield":
             include += value.split(",")

@@ -50,7 +50,7 @@ class Threads:
         try:
             return await deferToThreadPool(self._reactor, self._pool, call).addTimeout(DEADLINE, self._reactor)
         except DeferredTimeout:
-            raise OriginTimeout(f"the folder's disk gave no answer within {DEADLINE:g} s") from None
+            raise OriginTimeout(f"the folder's disk did not answer within {DEADLINE:g} s") from None
         finally:
             self._waiting -= 1
 

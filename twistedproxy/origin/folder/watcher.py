@@ -36,7 +36,11 @@ class FolderWatcher:
             for folder in new if self.working else ():
                 self._watch(folder)
         except Exception as error:  # no Linux, or fs.inotify.max_user_instances or max_user_watches is reached
-            log.info("changes in the folder are found by looking only: {reason}", event="no_inotify", reason=str(error))
+            log.info(
+                "inotify is not available, so changes in the folder are found by scans only: {reason}",
+                event="no_inotify",
+                reason=str(error),
+            )
             self.working = False
         return bool(new) and self.working
 

@@ -106,7 +106,7 @@ class FrameLoad:
             if not self.store.proven:
                 await self._judge(dialect, number)
             return
-        raise first_failure or OriginBadAnswer("the origin does not give frames as stored")
+        raise first_failure or OriginBadAnswer("the origin does not serve frames as stored")
 
     async def _judge(self, dialect: Dialect, number: int) -> None:
         """Draw conclusions about the store from the frame that *dialect* brought."""

@@ -123,7 +123,7 @@ class Limiter:
         *flow*: the caller, for fair shares. *first*: whether it goes before those of other flows.
         """
         queue = self._queues[priority]
-        full = OriginBusy(f"{self._max_waiting} requests already wait for this origin")
+        full = OriginBusy(f"{self._max_waiting} requests are already waiting for this origin")
         if priority is Priority.UNKNOWN and len(queue) >= self._max_waiting // 2:
             queue.take(last=True).errback(full)  # the half of the queue that unknown callers may fill
         if sum(map(len, self._queues.values())) >= self._max_waiting:

@@ -102,7 +102,7 @@ async def read_frames(
     finally:
         answer.body.close()
     if len(frames) > count:
-        raise OriginBadAnswer(f"the origin sent more than the {count} frames asked for")
+        raise OriginBadAnswer(f"the origin sent more than the {count} requested frames")
     if len(frames) < count:
         raise TooFewFrames(f"the origin sent {len(frames)} of {count} frames")
     return dict(zip(_numbered(locations, target, numbers), frames))

@@ -126,7 +126,7 @@ class SampleOrigin(FolderOrigin):
         try:
             return await self._make(folder)
         except OriginUnreachable as error:
-            log.warn("the sample slide cannot be kept in {folder}: {reason}", folder=str(folder), reason=str(error))
+            log.warn("the sample slide cannot be stored in {folder}: {reason}", folder=str(folder), reason=str(error))
         self._temporary = await self._in_thread(lambda: tempfile.mkdtemp(prefix="twistedproxy-sample-"))
         try:
             return await self._make(Path(self._temporary) / "slide")
@@ -135,7 +135,7 @@ class SampleOrigin(FolderOrigin):
             raise
 
     async def _make(self, folder: Path) -> str:
-        log.info("making the sample slide in {folder}; that takes some seconds, once", folder=str(folder))
+        log.info("creating the sample slide in {folder}; this takes a few seconds, once", folder=str(folder))
         started = self._reactor.seconds()
         process = _started([*self._command, str(folder)])
         try:
@@ -143,8 +143,8 @@ class SampleOrigin(FolderOrigin):
         finally:
             process.kill()
         if process.returncode:
-            raise OriginUnreachable(f"the sample slide could not be made: {reason}")
-        log.info("the sample slide was made in {seconds} s", seconds=round(self._reactor.seconds() - started, 1))
+            raise OriginUnreachable(f"the sample slide could not be created: {reason}")
+        log.info("created the sample slide in {seconds} s", seconds=round(self._reactor.seconds() - started, 1))
         return str(folder)
 
     async def _in_thread(self, call: Any) -> Any:
