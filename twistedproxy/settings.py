@@ -135,7 +135,7 @@ class Settings:
         whole(1, 100_000), 500, "Maximum number of frames per request", group="Limits of requests"
     )
     max_answer: int = setting(
-        size(MIB), 256 * MIB, "Maximum size of a response with several frames; above it 413 is returned"
+        size(MIB), 256 * MIB, "Maximum size of a response with several frames; above it, 413 or a response cut short"
     )
     answer_memory: int = setting(
         size(MIB),
