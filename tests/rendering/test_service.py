@@ -190,7 +190,7 @@ class SourceTests(ServiceCase):
         self.assertEqual(self.heard, [tuple(range(1, BATCH + 1))])
         self.assertNoResult(making)
         job.ended = 1.0
-        job.tell()
+        job.moved.fire()
         made = self.successResultOf(making)
         self.assertEqual((loads, made.forwarded), ([tuple(range(1, 101))], 1))
         self.successResultOf(self.whole("viewport=90,90"))

@@ -23,6 +23,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.processes.channel import CallError, Channel, Handler
 from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, FIRST_SOCKET
 from twistedproxy.processes.output import ChildOutput
@@ -92,7 +93,7 @@ class ChildProcess(ProcessProtocol):
         self.alive = True
         self.reason = ""
         """How it ended."""
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: Waiters[None] = Waiters()
 
     def spawn(self, module: str, environment: Optional[Mapping[str, str]] = None, sockets: Sequence[int] = ()) -> None:
         """Start ``python -m module``; it inherits *sockets* as `FIRST_SOCKET` and following. Raises `StartFailed`."""
@@ -136,12 +137,7 @@ class ChildProcess(ProcessProtocol):
 
     def ended(self) -> Deferred[None]:
         """Fires when it is gone; a Deferred of the caller's own."""
-        waiter: Deferred[None] = Deferred()
-        if self.alive:
-            self._waiting.append(waiter)
-        else:
-            waiter.callback(None)
-        return waiter
+        return self._waiting.wait() if self.alive else defer.succeed(None)
 
     def kill(self) -> None:
         """End it now."""
@@ -191,10 +187,7 @@ class ChildProcess(ProcessProtocol):
         self.reason = reason.getErrorMessage()
         self.output.ended()
         self.channel.connectionLost(reason)
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.called:
-                waiter.callback(None)
+        self._waiting.fire()
 
 
 def _enlarge(descriptor: int) -> None:

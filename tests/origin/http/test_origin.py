@@ -279,7 +279,7 @@ class DialectTests(StoreTestCase):
         ]
         await gate.reached()
         await wait_until(lambda: len(self.origin._files._running) == 2 and sum(
-            len(read._waiters) for read in self.origin._files._running.values()) == 12)  # fmt: skip
+            len(read._waiters._waiting) for read in self.origin._files._running.values()) == 12)  # fmt: skip
         for leaver in (asked[0], asked[4]):
             leaver.cancel()
             await self.assertFailure(leaver, CancelledError)
