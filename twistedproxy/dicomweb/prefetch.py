@@ -19,7 +19,7 @@ from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicomweb.negotiation import parse_accept
+from twistedproxy.dicom.negotiation import parse_accept
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.errors import DENIALS, OriginRefused
 from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted

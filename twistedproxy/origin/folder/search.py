@@ -24,7 +24,8 @@ from urllib.parse import parse_qsl
 import attrs
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from twistedproxy.origin.folder.accept import refused, shown
+from twistedproxy.dicom.resource import shown
+from twistedproxy.origin.errors import refused
 from twistedproxy.origin.folder.attributes import (
     AVAILABILITY,
     AVAILABLE_TRANSFER_SYNTAX,
