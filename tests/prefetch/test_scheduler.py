@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.interface import Priority

@@ -16,11 +16,10 @@ from typing import Any, Optional, Union
 import attrs
 from twisted.web.server import Request
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import MultipartForm
 from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, Frame
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
 from twistedproxy.frames.entries import digest_of, multipart_of

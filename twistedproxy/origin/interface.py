@@ -9,11 +9,11 @@ from typing import Optional, Protocol
 
 import attrs
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import DICOM_JSON
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]

@@ -34,9 +34,9 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.codecs import SCALES
 from twistedproxy.imaging.color import check_target, convert_colors

@@ -22,10 +22,10 @@ from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_S
 from tests.stores.instances import StoredInstance, from_file
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.json_events import UIDS
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import (
     AnsweredByCache,
     NotAsStored,
@@ -38,9 +38,8 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.http import HTTPOrigin, requests
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
-from twistedproxy.streams import BytesStream, StreamTooLong, read_all
+from twistedproxy.streams import ZSTD_LIBRARY, BytesStream, StreamTooLong, read_all
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 MB = 1 << 20
 ANYONE = Caller(b"anyone")

@@ -25,11 +25,10 @@ from twistedproxy.dicom.negotiation import (
 from twistedproxy.dicom.resource import MAX_SHOWN, InvalidUID, shown, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.origin.errors import OriginRefused, refused
-from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX, LEVELS
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import Index
 from twistedproxy.origin.folder.instance_file import StoredFile, read_full_header
-from twistedproxy.origin.folder.json_model import find_value, joined, json_chunks
+from twistedproxy.origin.folder.json_model import AVAILABLE_TRANSFER_SYNTAX, LEVELS, find_value, joined, json_chunks
 from twistedproxy.origin.folder.search import parse_query, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads, generated
 from twistedproxy.origin.interface import Headers, OriginRequest, OriginResponse

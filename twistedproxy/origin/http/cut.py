@@ -19,10 +19,10 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from twistedproxy.deferreds import Waiters
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
