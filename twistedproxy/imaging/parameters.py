@@ -35,14 +35,11 @@ MAX_DOWNSAMPLE = 1e6
 MAX_VIEWPORT = 1 << 16
 """Pixels along a side: what JPEG can hold (ITU-T T.81 B.2.2). The pixels in all have a limit of their own."""
 MAX_QUERY = 1 << 14
-"""Characters of what came that an error shows."""
 
 FRAMES = frozenset(("downsample", "interpolation", "quality", "iccprofile", "embed_iccprofile", "disable_caching"))
 """What the frames resource takes (extensions: PS3.18 has no query parameters there but ``accept``)."""
 RENDERED = FRAMES | {"viewport", "window", "annotation"}
 """What rendered resources take."""
-CACHING = frozenset(("disable_caching",))
-"""What counts of a query for pictures that the origin makes."""
 DESCRIBING = frozenset(("downsample",))
 """What metadata and searches for instances take (an extension)."""
 

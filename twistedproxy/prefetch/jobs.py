@@ -65,6 +65,7 @@ class Refusal(enum.Enum):
     CACHE_UNREACHABLE = "cache-unreachable"
 
 
+@attrs.define(eq=False)
 class NotStarted(Exception):
     """A load is not started. Its text is for people.
 
@@ -72,19 +73,14 @@ class NotStarted(Exception):
     it can be, None where that is not known. *running*: the load that there is already.
     """
 
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        text: str,
-        retry_after: Optional[float] = None,
-        running: Optional[Job] = None,
-    ) -> None:
-        super().__init__(text)
-        self.status = status
-        self.reason = reason
-        self.retry_after = retry_after
-        self.running = running
+    status: int
+    reason: str
+    text: str
+    retry_after: Optional[float] = None
+    running: Optional[Job] = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 LOCK = b"load"
