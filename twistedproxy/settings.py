@@ -134,7 +134,9 @@ class Settings:
     max_frames_per_request: int = setting(
         whole(1, 100_000), 500, "Maximum number of frames in one request's list", group="Limits of requests"
     )
-    max_answer: int = setting(size(MIB), 256 * MIB, "Maximum size of one response of several frames; above: 413, or the response is cut off")
+    max_answer: int = setting(
+        size(MIB), 256 * MIB, "Maximum size of one response of several frames; above: 413, or the response is cut off"
+    )
     answer_memory: int = setting(
         size(MIB),
         512 * MIB,
