@@ -1,4 +1,4 @@
-"""Waiting for several Deferreds as one."""
+"""Waiting for several Deferreds as one, and by many for one result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.deferreds import all_or_none
+from twistedproxy.deferreds import Waiters, all_or_none
 
 
 class AllOrNoneTests(SynchronousTestCase):
@@ -60,3 +60,52 @@ class AllOrNoneTests(SynchronousTestCase):
             waiting.cancel()
             self.failureResultOf(waiting, CancelledError)
             self.assertEqual(list(range(count)), self.cancelled)
+
+
+class WaitersTests(SynchronousTestCase):
+    """`Waiters`."""
+
+    def setUp(self) -> None:
+        self.abandoned = 0
+        self.waiters: Waiters[str] = Waiters(self.count)
+
+    def count(self) -> None:
+        self.abandoned += 1
+
+    def test_fired(self) -> None:
+        """All that wait get the result, in their order; later ones get the next."""
+        order: list[int] = []
+        waits = [self.waiters.wait().addCallback(lambda result, number=number: order.append(number) or result)
+                 for number in range(3)]  # fmt: skip
+        self.waiters.fire("first")
+        later = self.waiters.wait()
+        self.assertEqual((["first"] * 3, [0, 1, 2]), ([self.successResultOf(wait) for wait in waits], order))
+        self.assertNoResult(later)
+        self.waiters.fire("second")
+        self.assertEqual("second", self.successResultOf(later))
+
+    def test_failure(self) -> None:
+        """A failure goes to the errbacks of each."""
+        waits = [self.waiters.wait(), self.waiters.wait()]
+        self.waiters.fire(Failure(OSError("no")))
+        for wait in waits:
+            self.failureResultOf(wait, OSError)
+
+    def test_cancelled(self) -> None:
+        """To cancel one ends that wait only; once all are cancelled, that is reported."""
+        waits = [self.waiters.wait(), self.waiters.wait()]
+        for number, wait in enumerate(waits):
+            self.assertEqual(0, self.abandoned)
+            wait.cancel()
+            self.failureResultOf(wait, CancelledError)
+            self.assertEqual(number == 0, self.abandoned == 0)
+        self.waiters.fire("nothing to do")
+        self.assertEqual(1, self.abandoned)
+
+    def test_cancelled_by_another(self) -> None:
+        """One that an earlier one's result makes give up gets none; nothing is abandoned, for there was a result."""
+        first, second, third = (self.waiters.wait() for _ in range(3))
+        first.addCallback(lambda _: second.cancel())
+        self.waiters.fire("")
+        self.failureResultOf(second, CancelledError)
+        self.assertEqual(("", 0), (self.successResultOf(third), self.abandoned))

@@ -1,9 +1,9 @@
-"""Waiting for several Deferreds as one, and for one without owning it."""
+"""Waiting for several Deferreds as one, for one without owning it, and by many for one result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
@@ -46,3 +46,31 @@ def follow(work: Deferred[T]) -> Deferred[T]:
 
     work.addBoth(settle)
     return waiter
+
+
+class Waiters(Generic[T]):
+    """Many that wait for one result: each has a Deferred of its own, and cancelling it ends that wait alone. *abandoned* is
+    called when all of them have been cancelled."""
+
+    def __init__(self, abandoned: Callable[[], object] = lambda: None) -> None:
+        self._abandoned = abandoned
+        self._waiting: list[Deferred[T]] = []
+
+    def wait(self) -> Deferred[T]:
+        """The next result."""
+        waiter: Deferred[T] = Deferred(self._leave)
+        self._waiting.append(waiter)
+        return waiter
+
+    def fire(self, result: Any = None) -> None:
+        """Give *result* to all that wait now; a Failure goes to their errbacks."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.called:  # cancelled by what an earlier one set off
+                waiter.callback(result)
+
+    def _leave(self, waiter: Deferred[T]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+            if not self._waiting:
+                self._abandoned()

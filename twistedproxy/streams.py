@@ -7,9 +7,18 @@ beyond a small bound, so memory does not grow with the size of what passes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import AsyncIterator
 from io import BytesIO
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
+
+ZSTD_LIBRARY: Any = None
+"""Python 3.14 has one, and the package backports.zstd is the same for those before; None where there is none."""
+
+for _name in ("backports.zstd", "compression.zstd"):
+    with contextlib.suppress(ImportError):
+        ZSTD_LIBRARY = importlib.import_module(_name)
 
 
 class ByteStream(Protocol):

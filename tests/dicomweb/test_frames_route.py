@@ -154,7 +154,9 @@ class CacheTests(ProxyCase):
 
         rooms = proxy.rooms  # type: ignore[attr-defined]
         fetches = rooms.reader._flights._flights
-        await wait_until(lambda: {len(fetch._waiters) for fetch in fetches.values()} == {count}, f"{count} waiting")
+        await wait_until(
+            lambda: {len(fetch._waiters._waiting) for fetch in fetches.values()} == {count}, f"{count} waiting"
+        )
 
 
 class ConditionTests(ProxyCase):

@@ -197,7 +197,7 @@ class OneProxyTests(GrantCase):
         await gate.reached()
         waiting = [Deferred.fromCoroutine(self.frame(proxy, who)) for who in others for _ in range(10)]
         fetches = proxy.rooms.reader._flights._flights
-        await wait_until(lambda: [len(fetch._waiters) for fetch in fetches.values()] == [21])
+        await wait_until(lambda: [len(fetch._waiters._waiting) for fetch in fetches.values()] == [21])
         self.origin.allow(token(ALICE), self.other.sop)
         gate.release()
         self.assert_refused(await first)

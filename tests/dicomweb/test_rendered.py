@@ -26,10 +26,9 @@ from tests.imaging.test_icc_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.stores import faults
 from tests.waiting import wait_until
-from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.color import convert_colors, profile_of
-from twistedproxy.imaging.icc_profiles import OwnProfiles
+from twistedproxy.dicom.multipart_writer import content_digest
+from twistedproxy.imaging.color import OwnProfiles, convert_colors, profile_of
 from twistedproxy.rendering.runner import range_sample
 from twistedproxy.server.conditional import entity_tag
 from twistedproxy.settings import Mount

@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.frames.read_through import FrameReader

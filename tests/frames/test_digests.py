@@ -7,8 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from twistedproxy.dicom.frame import content_digest
-from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.dicom.multipart_writer import build, content_digest
 from twistedproxy.frames import entries
 
 PARTS = [b"a" * 1000, b"", b"bc" * 700]

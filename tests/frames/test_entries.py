@@ -9,7 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
 from twistedproxy.cache.interface import LARGE
-from twistedproxy.dicom.frame import Frame, content_digest
+from twistedproxy.dicom.multipart_writer import content_digest
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import (
     METADATA,
     PICTURE_HEAD,

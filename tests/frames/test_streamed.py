@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.dicom.frame import Frame
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, FrameRequest, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken, FramePieces, ListReader

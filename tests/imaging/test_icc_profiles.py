@@ -8,8 +8,15 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.imaging.color import TARGETS, profile_of
-from twistedproxy.imaging.icc_profiles import MAX_PROFILE, MAX_PROFILES, BadProfiles, OwnProfiles, read_profiles
+from twistedproxy.imaging.color import (
+    MAX_PROFILE,
+    MAX_PROFILES,
+    TARGETS,
+    BadProfiles,
+    OwnProfiles,
+    profile_of,
+    read_profiles,
+)
 from twistedproxy.imaging.parameters import PROFILES, BadParameter, parse_query
 
 

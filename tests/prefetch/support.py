@@ -14,9 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE, JPEG
 from twistedproxy.cache.memory import MemoryCache
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name, unpack_frame
 from twistedproxy.frames.invalidation import Invalidation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -143,9 +144,9 @@ class JobBookTests(SynchronousTestCase):
 
     def test_drain(self) -> None:
         """Each who waits for the last job's end has a Deferred of their own."""
-        self.successResultOf(self.jobs.drain())
+        self.successResultOf(Deferred.fromCoroutine(self.jobs.drain()))
         jobs = [self.jobs.start(INSTANCE, kind, "x", 1) for kind in (JobKind.WHOLE, JobKind.DISPLAY)]
-        waiting = [self.jobs.drain(), self.jobs.drain()]
+        waiting = [Deferred.fromCoroutine(self.jobs.drain()) for _ in range(2)]
         waiting[0].cancel()
         self.failureResultOf(waiting[0])
         self.jobs.end(jobs[0], Result.DONE)

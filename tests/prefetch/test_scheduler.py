@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import frame_name, pack_frames
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.interface import Priority
@@ -640,20 +640,24 @@ class PictureTests(PrefetchCase):
     def test_waits(self) -> None:
         """Who waits for frames goes on when so many are there, or when the load has ended, well or not."""
         worker = self.worker()
+
+        def reached(frames: int) -> Deferred[None]:
+            return Deferred.fromCoroutine(job.reached(frames))
+
         for index, end in enumerate((worker.whole.finish, lambda index: worker.whole.fail(LoadFailed("no"), index))):
             job = self.load(worker)
-            first, gone, last = job.reached(100), job.reached(100), job.reached(SLIDE.frames)
+            first, gone, last = map(reached, (100, 100, SLIDE.frames))
             gone.cancel()
             self.failureResultOf(gone)
             worker.whole.progress[index](99, 1)
             self.assertNoResult(first)
             worker.whole.progress[index](100, 1)
             self.successResultOf(first)
-            self.successResultOf(job.reached(50))
+            self.successResultOf(reached(50))
             self.assertNoResult(last)
             end(index)
             self.successResultOf(last)
-            self.successResultOf(job.reached(SLIDE.frames))
+            self.successResultOf(reached(SLIDE.frames))
             self.clock.advance(1000.0)
 
     def test_joined(self) -> None:

@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicomweb.support import logged
-from twistedproxy.processes import output as child_output
-from twistedproxy.processes.output import ChildOutput
+from twistedproxy.processes import child as child_output
+from twistedproxy.processes.child import ChildOutput
 from twistedproxy.system.logs import LogOutput
 
 

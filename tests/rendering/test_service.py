@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
-from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
 from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
 from twistedproxy.imaging.parameters import parse_query
@@ -190,7 +190,7 @@ class SourceTests(ServiceCase):
         self.assertEqual(self.heard, [tuple(range(1, BATCH + 1))])
         self.assertNoResult(making)
         job.ended = 1.0
-        job.tell()
+        job.moved.fire()
         made = self.successResultOf(making)
         self.assertEqual((loads, made.forwarded), ([tuple(range(1, 101))], 1))
         self.successResultOf(self.whole("viewport=90,90"))

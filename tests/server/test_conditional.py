@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicom.frame import content_digest
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.server.conditional import ByteRange, entity_tag, matches_none, requested_range
 from twistedproxy.server.problems import Problem
 

@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.cache.address import UnixAddress
 from twistedproxy.cache.folders import PrivateFolder, make_folder, sweep
+from twistedproxy.deferreds import Waiters
 from twistedproxy.processes import with_parent
 
 SERVERS = ("valkey-server", "redis-server")
@@ -181,7 +182,7 @@ class _Process(ProcessProtocol):
         self._reactor = reactor
         self._watch = watch
         self._ended = ended
-        self._over: list[Deferred[None]] = []
+        self._over: Waiters[None] = Waiters()
         self._alive = True
         self.began = reactor.seconds()
         self.last_words = b""
@@ -195,15 +196,9 @@ class _Process(ProcessProtocol):
         """Kill it, for it keeps nothing that a gentler way would save; return when it is gone."""
         if not self._alive:
             return
-        over: Deferred[None] = Deferred()
-        self._over.append(over)
+        over = self._over.wait().addTimeout(STOP_SECONDS, self._reactor, lambda *_: None)
         self._kill()
-        timer = self._reactor.callLater(STOP_SECONDS, self._give_up)
-        try:
-            await over
-        finally:
-            if timer.active():
-                timer.cancel()
+        await over
 
     def outReceived(self, data: bytes) -> None:
         self.last_words = (self.last_words + data)[-MAX_LAST_WORDS:]
@@ -213,12 +208,7 @@ class _Process(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         self._alive = False
         self._ended(self, reason)
-        self._give_up()
-
-    def _give_up(self) -> None:
-        over, self._over = self._over, []
-        for waiter in over:
-            waiter.callback(None)
+        self._over.fire()
 
     def _kill(self) -> None:
         if self.transport is None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
 from twistedproxy.dicom.resource import validate_uid
 
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+")
 
 
@@ -93,6 +93,17 @@ class MultipartForm:
         return sum(sizes) + digits + len(sizes) * (len(self._head) + 4) - 2 + len(self.end)
 
 
+def content_digest(chunks: Iterable[bytes]) -> bytes:
+    """`DIGEST_BYTES` bytes that follow from the bytes of *chunks*, however they are cut (BLAKE2b, RFC 7693).
+
+    Linear; about 1 ms for each MB.
+    """
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()
+
+
 def parts_digest(parts: Sequence[bytes], media_type: str, transfer_syntax: str | None) -> str:
     """32 hexadecimal digits that follow from the parts and their type.
 
@@ -100,7 +111,7 @@ def parts_digest(parts: Sequence[bytes], media_type: str, transfer_syntax: str |
     of its own and several times as long without.
     """
     part_type = part_content_type(media_type, transfer_syntax)
-    digest = hashlib.blake2b(f"{part_type} {[len(part) for part in parts]}".encode("ascii"), digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(f"{part_type} {[len(part) for part in parts]}".encode("ascii"), digest_size=DIGEST_BYTES)
     for part in parts:
         digest.update(part)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Optional
 import attrs
 
 MAX_UID_LENGTH = 64  # DICOM PS3.5 section 9.1
+MAX_SHOWN = 80  # characters of what came
 
 # PS3.5 forbids leading zeros in a component, yet stores hold such UIDs: only the
 # alphabet and the length are checked, which is what keeps a UID safe in a URL.
@@ -23,11 +24,17 @@ class InvalidUID(ValueError):
     """A text is not a UID."""
 
 
+def shown(text: str | bytes) -> str:
+    """What came, quoted, escaped and shortened, fit for an error's text."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
+
+
 def validate_uid(text: str) -> str:
     """Return *text* if it is a UID, else raise `InvalidUID` that names what came."""
     if len(text) > MAX_UID_LENGTH or not _UID.fullmatch(text):
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        raise InvalidUID(f"{shown!r} is not a UID (digits and dots, at most {MAX_UID_LENGTH} characters)")
+        raise InvalidUID(f"{shown(text)} is not a UID (digits and dots, at most {MAX_UID_LENGTH} characters)")
     return text
 
 

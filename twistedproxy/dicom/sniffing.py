@@ -123,8 +123,3 @@ def may_be(frame: bytes, uid: str) -> bool:
     """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
     media_type = ts.media_type_of(uid)
     return _is_rle(frame) if media_type == "image/dicom-rle" else frame.startswith(_BEGINNINGS.get(media_type, b""))
-
-
-def is_text(data: bytes) -> bool:
-    """Whether *data* begins as a page, XML or JSON does: what servers in between send where a picture belongs."""
-    return data[:64].lstrip()[:1] in (b"<", b"{", b"[")

@@ -74,6 +74,18 @@ class TransferSyntax:
         return self.uid
 
 
+@attrs.frozen
+class Frame:
+    """The bytes of one frame exactly as stored, and the UID of their transfer syntax.
+
+    Encapsulated frames are the bare codestream, all fragments joined; a pad byte that the
+    store sent along stays. Native frames are Rows x Columns x SamplesPerPixel x BitsAllocated / 8 bytes.
+    """
+
+    data: bytes
+    transfer_syntax: str
+
+
 _FOUND_BY_MARKER = {
     "image/jpeg": (
         JPEG_BASELINE, JPEG_EXTENDED, "1.2.840.10008.1.2.4.53", JPEG_PROGRESSIVE, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1

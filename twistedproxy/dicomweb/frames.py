@@ -16,11 +16,10 @@ from typing import Any, Optional, Union
 import attrs
 from twisted.web.server import Request
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.multipart_writer import MultipartForm
+from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
-from twistedproxy.dicomweb.negotiation import FrameForm, choose_frames
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, Frame
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
 from twistedproxy.frames.entries import digest_of, multipart_of
@@ -30,7 +29,6 @@ from twistedproxy.hot.dispatcher import HotDispatcher
 from twistedproxy.origin.errors import HAS_NOT, FramesRefused, NotAsStored
 from twistedproxy.server.conditional import ByteRange, entity_tag, matches_none, requested_range
 from twistedproxy.server.forwarded import Outside
-from twistedproxy.server.problems import Problem
 from twistedproxy.server.response_body import SLICE, send_bytes, send_stream
 from twistedproxy.settings import Settings
 from twistedproxy.system.memory_budget import AnswerMemory
@@ -251,7 +249,7 @@ class StoredFrames:
             return False
         try:
             choose_frames(wanted.accepted, EXPLICIT_VR_LITTLE_ENDIAN, len(wanted.numbers))
-        except Problem:
+        except NotAcceptable:
             return False
         request.requestHeaders.setRawHeaders(b"Accept", [DECODED])
         target = attrs.evolve(wanted.target, query=b"")

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Cache, Reading
-from twistedproxy.deferreds import all_or_none
+from twistedproxy.deferreds import all_or_none, follow
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
@@ -211,10 +211,9 @@ class ObservedAnswer:
 
     async def _probe(self, instance: Instance) -> Optional[str]:
         """The transfer syntax of the first frame, if it comes soon. If not, it is known the next time."""
-        found: Deferred[Optional[str]] = Deferred()  # without a canceller: a timeout does not end the fetch
-        Deferred.fromCoroutine(self._first_frame(instance)).addCallback(found.callback)
+        reading = Deferred.fromCoroutine(self._first_frame(instance))
         try:
-            return await found.addTimeout(PROBE_SECONDS, self._room.clock)
+            return await follow(reading).addTimeout(PROBE_SECONDS, self._room.clock)
         except defer.TimeoutError:
             return None
 

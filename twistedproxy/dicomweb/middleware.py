@@ -16,6 +16,8 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from twistedproxy.dicom.media_types import BadMediaType
+from twistedproxy.dicom.negotiation import NotAcceptable
 from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken
 from twistedproxy.origin.errors import OriginBusy, OriginError, OriginRefused, OriginTimeout
@@ -141,7 +143,7 @@ def client_of(request: Request) -> str:
 def answer_error(request: Request, error: Exception) -> None:
     """Make the answer that *error* calls for."""
     if request.startedWriting:
-        if isinstance(error, (OriginError, Problem, AnswerBroken, AnswerTooLarge)):
+        if isinstance(error, (OriginError, Problem, NotAcceptable, AnswerBroken, AnswerTooLarge)):
             _log.warn("response aborted after headers were sent: {reason}", reason=str(error))
         else:
             _log.failure("response aborted after headers were sent")
@@ -167,6 +169,10 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case NotAcceptable():
+            return problems.not_acceptable(error.available)
+        case BadMediaType():
+            return problems.bad_request(str(error))
         case NoSuchFrame():
             return problems.not_found(str(error))
         case AnswerTooLarge():

@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicomweb.negotiation import parse_accept
+from twistedproxy.dicom.negotiation import parse_accept
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.errors import DENIALS, OriginRefused
 from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted
@@ -111,15 +110,6 @@ class PrefetchEndpoint:
 
     async def lines(self, job: Job) -> AsyncIterator[bytes]:
         """*job* as JSON lines, from now on to its end; the last one has the result. Once it is too late the job is given up."""
-        moments: list[Deferred[None]] = []
-
-        def wake(outcome: object = None) -> object:
-            while moments:
-                moments.pop().callback(None)
-            return outcome
-
-        if job.running is not None:
-            job.running.addBoth(wake)
         last = False
         while not last:
             too_late = job.result is None and self.clock.seconds() >= self._give_up_at
@@ -128,14 +118,7 @@ class PrefetchEndpoint:
             last = job.result is not None or (too_late and job.running is None)  # a part of another job ends with that
             yield _json(job.fields(self.clock.seconds()))
             if not last and job.result is None:
-                moments.append(Deferred())
-                timer = self.clock.callLater(LINE_SECONDS, wake)
-                try:
-                    await moments[0]
-                finally:
-                    moments.clear()
-                    if timer.active():
-                        timer.cancel()
+                await job.over.wait().addTimeout(LINE_SECONDS, self.clock, lambda *_: None)
 
     async def _with_syntax(self, wanted: FrameRequest, metadata: InstanceMetadata) -> InstanceMetadata:
         """The metadata with the transfer syntax, which some stores send with frames only."""

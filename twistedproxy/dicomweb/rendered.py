@@ -18,12 +18,13 @@ from typing import NoReturn, Optional
 import attrs
 from twisted.web.server import Request
 
+from twistedproxy.dicom.media_types import BadMediaType
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_BASELINE, JPEG_XL, OCTET_STREAM
 from twistedproxy.dicomweb.frames import FrameAnswers, note_outcome
 from twistedproxy.dicomweb.mounts import Target
-from twistedproxy.dicomweb.negotiation import FrameForm, choose_frames
 from twistedproxy.dicomweb.passthrough import Alteration
 from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.requests import ParsedRequest, parse_parameters
@@ -90,7 +91,7 @@ class RenderedAnswers:
             wanted = attrs.evolve(wanted, numbers=wanted.numbers[:1])
         try:
             media_type, multipart = wanted.picture_type()
-        except Problem:  # the request may be right for what the store makes
+        except (NotAcceptable, BadMediaType, Problem):  # the request may be right for what the store makes
             if await self._decodes(imaging, wanted):
                 raise
             return False

@@ -7,11 +7,19 @@ from typing import Optional
 import attrs
 from twisted.web.server import Request
 
+from twistedproxy.dicom.media_types import BadMediaType
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.negotiation import (
+    AcceptedTypes,
+    FormChoice,
+    NotAcceptable,
+    choose_type,
+    parse_accept,
+    query_accept,
+)
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.middleware import client_of
 from twistedproxy.dicomweb.mounts import Target
-from twistedproxy.dicomweb.negotiation import AcceptedTypes, FormChoice, choose_type, parse_accept, query_accept
 from twistedproxy.dicomweb.paths import parse_frame_list
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.read_through import FrameRequest
@@ -53,17 +61,17 @@ class ParsedRequest(FrameRequest):
     asked: PictureQuery = attrs.field(kw_only=True)
     accepted: AcceptedTypes = attrs.field(kw_only=True)
     form: FormChoice = attrs.field(kw_only=True)
-    problem: Optional[Problem] = attrs.field(kw_only=True, default=None)
+    problem: Optional[Exception] = attrs.field(kw_only=True, default=None)
 
     def picture_type(self) -> tuple[str, bool]:
-        """The media type of pictures, and whether they are parts. Raises `problem`, or `Problem` 406."""
+        """The media type of pictures, and whether they are parts. Raises `problem`, or `NotAcceptable`."""
         if self.problem is not None:
             raise self.problem
         single, ranges = len(self.numbers) <= 1, self.accepted.ranges
         if single:
             try:
                 return choose_type(self.accepted, PICTURE_TYPES), False
-            except Problem:
+            except NotAcceptable:
                 if not any(range_.multipart for range_ in ranges):
                     raise
         parts = tuple(attrs.evolve(one, multipart=False) for one in ranges if one.multipart or not single)
@@ -92,10 +100,11 @@ class RequestParser:
         self, request: Request, target: Target, instance: Optional[Instance] = None
     ) -> ParsedRequest:  # fmt: skip
         """A request for pictures. *instance*: where the path names none."""
-        asked, accepted, problem = _NOTHING, _ANYTHING, None
+        asked, accepted = _NOTHING, _ANYTHING
+        problem: Optional[Exception] = None
         try:
             asked, accepted = self._asked(target.query, RENDERED), _accepted(request, target)
-        except Problem as error:
+        except (BadMediaType, Problem) as error:
             problem = error
         return await self._parsed(request, target, asked, accepted, instance, problem)
 
@@ -110,7 +119,7 @@ class RequestParser:
         asked: PictureQuery,
         accepted: AcceptedTypes,
         instance: Optional[Instance] = None,
-        problem: Optional[Problem] = None,
+        problem: Optional[Exception] = None,
     ) -> ParsedRequest:
         if self.settings.trusted_proxy:
             self.outside(request)  # lets the log name the client

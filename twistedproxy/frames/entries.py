@@ -21,11 +21,10 @@ from typing import Optional, cast
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
-from twistedproxy.dicom.frame import DIGEST_BYTES, Frame, content_digest
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart_writer import MultipartBody, build, parts_digest
+from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, MultipartBody, build, content_digest, parts_digest
 from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
-from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.dicom.transfer_syntaxes import Frame, lookup
 from twistedproxy.origin.interface import Caller
 
 AT_ONCE = 8 << 20

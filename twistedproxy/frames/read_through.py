@@ -18,10 +18,9 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import is_native
+from twistedproxy.dicom.transfer_syntaxes import Frame, is_native
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import (
     BadEntry,

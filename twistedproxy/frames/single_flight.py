@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.deferreds import all_or_none
+from twistedproxy.deferreds import Waiters, all_or_none
 from twistedproxy.origin.errors import OriginBadAnswer, OriginBrokeOff, OriginRefused
 from twistedproxy.streams import StreamTooLong
 
@@ -53,15 +53,17 @@ class _Flight(Generic[K, V]):
     owner: Hashable
     flights: dict[tuple[K, Hashable], _Flight[K, V]]
     running: Optional[Deferred[None]] = None
-    _waiters: set[Deferred[Mapping[K, V]]] = attrs.field(init=False, factory=set)
+    _waiters: Waiters[Mapping[K, V]] = attrs.field(init=False)
     _outcome: Optional[Mapping[K, V] | Failure] = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiters = Waiters(self._give_up)
 
     def wait(self) -> Deferred[Mapping[K, V]]:
         """A Deferred of the waiter's own, with the values of all keys."""
-        waiter: Deferred[Mapping[K, V]] = Deferred(self._abandon)
-        self._waiters.add(waiter)
+        waiter = self._waiters.wait()
         if self._outcome is not None:
-            self._settle(self._outcome)
+            self._waiters.fire(self._outcome)
         return waiter
 
     async def run(self, task: _Task[K, V], keys: Sequence[K]) -> None:
@@ -82,18 +84,10 @@ class _Flight(Generic[K, V]):
 
     def _settle(self, outcome: Mapping[K, V] | Failure) -> None:
         self._outcome = outcome
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if waiter.called:  # cancelled by what an earlier one set off
-                continue
-            if isinstance(outcome, Failure):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(outcome)
+        self._waiters.fire(outcome)
 
-    def _abandon(self, waiter: Deferred[Mapping[K, V]]) -> None:
-        self._waiters.discard(waiter)
-        if not self._waiters and self._outcome is None and self.running is not None:
+    def _give_up(self) -> None:
+        if self.running is not None:
             self._leave()
             self.running.cancel()
 

@@ -16,8 +16,8 @@ from typing import Optional, Union
 import attrs
 from twisted.internet.defer import Deferred, succeed
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import HUGE, LARGE_FRAME, FrameAnswer, FrameReader, FrameRequest, size_of
 from twistedproxy.system.memory_budget import Reservation

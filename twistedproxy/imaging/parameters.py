@@ -19,6 +19,8 @@ from urllib.parse import unquote_plus
 
 import attrs
 
+from twistedproxy.dicom.resource import shown
+
 T = TypeVar("T")
 
 INTERPOLATIONS = ("area", "nearest", "linear", "cubic", "lanczos4")
@@ -33,15 +35,11 @@ MAX_DOWNSAMPLE = 1e6
 MAX_VIEWPORT = 1 << 16
 """Pixels along a side: what JPEG can hold (ITU-T T.81 B.2.2). The pixels in all have a limit of their own."""
 MAX_QUERY = 1 << 14
-MAX_SHOWN = 80
-"""Characters of what came that an error shows."""
 
 FRAMES = frozenset(("downsample", "interpolation", "quality", "iccprofile", "embed_iccprofile", "disable_caching"))
 """What the frames resource takes (extensions: PS3.18 has no query parameters there but ``accept``)."""
 RENDERED = FRAMES | {"viewport", "window", "annotation"}
 """What rendered resources take."""
-CACHING = frozenset(("disable_caching",))
-"""What counts of a query for pictures that the origin makes."""
 DESCRIBING = frozenset(("downsample",))
 """What metadata and searches for instances take (an extension)."""
 
@@ -54,8 +52,7 @@ class BadParameter(ValueError):
     """A parameter's value is not accepted; `str()` names it, what came, and what is accepted."""
 
     def __init__(self, name: str, came: str, accepted: str) -> None:
-        shown = came if len(came) <= MAX_SHOWN else came[: MAX_SHOWN - 3] + "..."
-        super().__init__(f"{name}={shown!r} is invalid: {accepted}")
+        super().__init__(f"{name}={shown(came)} is invalid: {accepted}")
 
 
 @attrs.frozen

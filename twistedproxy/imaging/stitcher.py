@@ -142,7 +142,7 @@ class Canvas:
         empty: Sequence[int] = (EMPTY,),
         in_grid: bool = True,
     ) -> None:
-        self._cut, self._scale, self._interpolation = cut, scale, interpolation
+        self._cut, self._scale = cut, scale
         self._empty = numpy.asarray(empty, numpy.uint8)
         vertical, horizontal = cut.vertical.scaled(scale), cut.horizontal.scaled(scale)
         self._size = vertical.source, horizontal.source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http
+import json
 from typing import TYPE_CHECKING
 
 import attrs
@@ -37,6 +39,14 @@ class OriginRefused(OriginError):
 
     def __str__(self) -> str:
         return f"the origin answered {self.status}"
+
+
+def refused(status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> OriginRefused:
+    """A refusal by an origin that is part of this package, as DICOMweb gives them (application/problem+json, RFC 9457).
+    *detail* names what came and what is accepted."""
+    problem = {"title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body = json.dumps(problem).encode("ascii")
+    return OriginRefused(status, ((b"Content-Type", b"application/problem+json"), *headers), body)
 
 
 class FramesRefused(OriginRefused):

@@ -9,10 +9,11 @@ from typing import Optional, Protocol
 
 import attrs
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.negotiation import DICOM_JSON
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -109,9 +110,6 @@ def is_for(caller: Caller, headers: Headers) -> bool:
     return not caller.has_credentials or first(headers, b"age") is None
 
 
-_DICOM_JSON = frozenset({"application/dicom+json", "application/json"})
-
-
 def media_type_of(headers: Headers) -> Optional[MediaType]:
     """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
@@ -125,7 +123,7 @@ def media_type_of(headers: Headers) -> Optional[MediaType]:
 def is_dicom_json(headers: Headers) -> bool:
     """Whether an answer with these *headers* is labelled as DICOM JSON (PS3.18 section 8.7.3.2), by either name in use."""
     media_type = media_type_of(headers)
-    return media_type is not None and media_type.type in _DICOM_JSON
+    return media_type is not None and media_type.type in DICOM_JSON
 
 
 class Origin(Protocol):

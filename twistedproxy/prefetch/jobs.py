@@ -24,6 +24,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.system.metrics import Metrics
@@ -64,6 +65,7 @@ class Refusal(enum.Enum):
     CACHE_UNREACHABLE = "cache-unreachable"
 
 
+@attrs.define(eq=False)
 class NotStarted(Exception):
     """A load is not started. Its text is for people.
 
@@ -71,19 +73,14 @@ class NotStarted(Exception):
     it can be, None where that is not known. *running*: the load that there is already.
     """
 
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        text: str,
-        retry_after: Optional[float] = None,
-        running: Optional[Job] = None,
-    ) -> None:
-        super().__init__(text)
-        self.status = status
-        self.reason = reason
-        self.retry_after = retry_after
-        self.running = running
+    status: int
+    reason: str
+    text: str
+    retry_after: Optional[float] = None
+    running: Optional[Job] = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 LOCK = b"load"
@@ -161,7 +158,8 @@ class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *running* fires when it has ended.
+    *lock*: what it gives back if it fails. *running* fires when it has ended; *over* is for those who
+    wait for that, *moved* for those who wait for more of its frames, or for its end.
     """
 
     instance: Instance
@@ -176,28 +174,18 @@ class Job:
     ended: Optional[float] = None
     result: Optional[Result] = None
     running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
-    _waiting: list[tuple[int, Deferred[None]]] = attrs.field(init=False, factory=list, repr=False)
+    moved: Waiters[None] = attrs.field(init=False, factory=Waiters, repr=False)
+    over: Waiters[None] = attrs.field(init=False, factory=Waiters, repr=False)
 
-    def reached(self, frames: int) -> Deferred[None]:
-        """Fires once so many frames are loaded, or the job has ended, however. To cancel it ends the wait only."""
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append((frames, waiter))
-        self.tell()
-        return waiter
+    async def reached(self, frames: int) -> None:
+        """Return once so many frames are loaded, or the job has ended, however."""
+        while self.ended is None and self.frames < frames:
+            await self.moved.wait()
 
     def progressed(self, frames: int, size: int) -> None:
         """Note how much is loaded."""
         self.frames, self.bytes = frames, size
-        self.tell()
-
-    def tell(self) -> None:
-        """Let those go on who wait for what is loaded by now, or for the end."""
-        over = self.ended is not None
-        due = [waiter for frames, waiter in self._waiting if over or frames <= self.frames]
-        self._waiting = [] if over else [one for one in self._waiting if one[0] > self.frames]
-        for waiter in due:
-            if not waiter.called:
-                waiter.callback(None)
+        self.moved.fire()
 
     @property
     def kept(self) -> int:
@@ -230,7 +218,7 @@ class JobBook:
         self._interval = reap_interval
         self._running: list[Job] = []
         self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
-        self._idle: list[Deferred[None]] = []
+        self._idle: Waiters[None] = Waiters()
         self._reaper = LoopingCall(self._reap)
         self._reaper.clock = clock
 
@@ -278,20 +266,15 @@ class JobBook:
             event="job_ended",
             **job.fields(job.ended),
         )
-        job.tell()
+        job.moved.fire()
+        job.over.fire()
         if not self._running:
-            waiting, self._idle = self._idle, []
-            for waiter in waiting:
-                waiter.callback(None)
+            self._idle.fire()
 
-    def drain(self) -> Deferred[None]:
-        """Fires once no job is running."""
-        waiter: Deferred[None] = Deferred()
-        if self._running:
-            self._idle.append(waiter)
-        else:
-            waiter.callback(None)
-        return waiter
+    async def drain(self) -> None:
+        """Return once no job is running."""
+        while self._running:
+            await self._idle.wait()
 
     def status(self) -> dict[str, list[dict[str, object]]]:
         """What ``/status.json`` says of jobs."""

@@ -24,6 +24,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.deferreds import follow
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
@@ -296,9 +297,7 @@ class Scheduler:
             if self._unplanned:
                 await deferLater(self.clock, 0)
             for starting in list(self._starting):
-                waiter: Deferred[None] = Deferred()
-                starting.addCallback(waiter.callback)
-                await waiter
+                await follow(starting)
             await self.jobs.drain()
 
     async def stop(self) -> None:

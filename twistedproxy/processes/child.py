@@ -1,6 +1,8 @@
 """Child processes of the proxy that run this package's modules.
 
-- A child is called over two pipes of its own (`twistedproxy.processes.channel`); what it prints goes to the log.
+- A child is called over two pipes of its own (`twistedproxy.processes.channel`); what it prints becomes whole
+  lines of the log: pieces of two children never meet in one line. Lines on a worker's standard output are ready-made, for it
+  logs in its parent's format; all else becomes an event.
 - A child's pipes end with the proxy, whatever way that ends; the child then ends too.
 - A child whose channel is closed is killed: without it the child is of no use.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +26,9 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.processes.channel import CallError, Channel, Handler
 from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, FIRST_SOCKET
-from twistedproxy.processes.output import ChildOutput
 from twistedproxy.system.logs import LogOutput
 
 PASSED_ON = (
@@ -72,6 +75,65 @@ def child_environment() -> dict[str, str]:
     return passed
 
 
+STDOUT = 1
+
+MAX_LINE = 256 * 1024
+"""Bytes; a line that is longer is cut up."""
+
+_NOT_JSON = re.compile(rb"^[^{]", re.MULTILINE)
+
+
+class ChildOutput:
+    """The lines of one child. *name*: what the log calls it. *output*: where lines of its standard output go ready-made;
+    None: each becomes an event."""
+
+    _log = Logger()
+
+    def __init__(self, name: str, output: Optional[LogOutput] = None) -> None:
+        self.pid: Optional[int] = None
+        self.last_error = ""
+        """The last line of its standard error."""
+        self._name = name
+        self._output = output
+        self._begun: dict[int, bytes] = {}
+
+    def received(self, descriptor: int, data: bytes) -> None:
+        """A piece of what it printed."""
+        whole, newline, begun = (self._begun.pop(descriptor, b"") + data).rpartition(b"\n")
+        if whole or newline:
+            self._write(descriptor, whole + newline)
+        if len(begun) > MAX_LINE:
+            self._write(descriptor, begun + b"\n")
+        elif begun:
+            self._begun[descriptor] = begun
+
+    def ended(self) -> None:
+        """It prints no more."""
+        begun, self._begun = self._begun, {}
+        for descriptor, data in begun.items():
+            self._write(descriptor, data + b"\n")
+
+    def _write(self, descriptor: int, lines: bytes) -> None:
+        output = self._output
+        if descriptor != STDOUT or output is None or (output.json and _NOT_JSON.search(lines)):
+            for line in lines.splitlines():
+                self._write_line(descriptor, line.decode("utf-8", "replace").rstrip())
+        else:
+            output.write(lines.decode("utf-8", "replace"))
+
+    def _write_line(self, descriptor: int, line: str) -> None:
+        if descriptor != STDOUT:
+            self.last_error = line or self.last_error
+        elif self._output is None:
+            self._log.info("{line}", line=line)
+            return
+        elif line.startswith("{"):
+            self._output.write(line + "\n")
+            return
+        if line:
+            self._log.warn("{name} {pid} printed: {line}", name=self._name, pid=self.pid, line=line)
+
+
 class ChildProcess(ProcessProtocol):
     """A child, once `spawn` was called. *name*: what the log calls it. *handlers*: what it may call.
     *output*: see `ChildOutput`.
@@ -92,7 +154,7 @@ class ChildProcess(ProcessProtocol):
         self.alive = True
         self.reason = ""
         """How it ended."""
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: Waiters[None] = Waiters()
 
     def spawn(self, module: str, environment: Optional[Mapping[str, str]] = None, sockets: Sequence[int] = ()) -> None:
         """Start ``python -m module``; it inherits *sockets* as `FIRST_SOCKET` and following. Raises `StartFailed`."""
@@ -136,12 +198,7 @@ class ChildProcess(ProcessProtocol):
 
     def ended(self) -> Deferred[None]:
         """Fires when it is gone; a Deferred of the caller's own."""
-        waiter: Deferred[None] = Deferred()
-        if self.alive:
-            self._waiting.append(waiter)
-        else:
-            waiter.callback(None)
-        return waiter
+        return self._waiting.wait() if self.alive else defer.succeed(None)
 
     def kill(self) -> None:
         """End it now."""
@@ -191,10 +248,7 @@ class ChildProcess(ProcessProtocol):
         self.reason = reason.getErrorMessage()
         self.output.ended()
         self.channel.connectionLost(reason)
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.called:
-                waiter.callback(None)
+        self._waiting.fire()
 
 
 def _enlarge(descriptor: int) -> None:

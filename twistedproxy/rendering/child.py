@@ -34,9 +34,9 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.frame import content_digest
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.codecs import SCALES
 from twistedproxy.imaging.color import check_target, convert_colors
@@ -94,7 +94,9 @@ class _Picture:
             self.drawn = True
 
     def _draw(self, frame: bytes, transfer_syntax: str, top: int, left: int) -> None:
-        rows, columns = self._inside(top, left)
+        rows, columns = self.facts.rows, self.facts.columns
+        if self.canvas is not None:  # as far as the frame lies inside of the picture's source
+            rows, columns = min(rows, self.canvas.source[0] - top), min(columns, self.canvas.source[1] - left)
         sizes = ((rows, self.facts.rows), (columns, self.facts.columns))
         # A decoder that averages would mix in what an edge frame holds beyond the matrix.
         scale = self.scale if all(inside == size or inside % self.scale == 0 for inside, size in sizes) else 1
@@ -106,14 +108,6 @@ class _Picture:
             self.canvas.add(top, left, self._as_large_as_expected(shown))
         else:
             self.canvas.add(top, left, averaged(shown[:rows, :columns], self.scale))
-
-    def _inside(self, top: int, left: int) -> tuple[int, int]:
-        """Rows and columns of a frame that lie inside of the picture's source."""
-        rows, columns = self.facts.rows, self.facts.columns
-        if self.canvas is not None:
-            source_rows, source_columns = self.canvas.source
-            rows, columns = min(rows, source_rows - top), min(columns, source_columns - left)
-        return rows, columns
 
     def _as_large_as_expected(self, shown: Any) -> Any:
         """A codec may have shrunk a frame by less than it was asked to: by a smaller one of `SCALES`."""
@@ -139,7 +133,7 @@ class Work:
 
     def __init__(self) -> None:
         self._held: dict[int, Any] = {}  # pictures and descriptions by the numbers that the proxy gave them
-        self._left_empty = ""
+        self._value: dict[str, Any] = {}  # of the present answer
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
             "picture": self._whole_picture,
             "begin": self._begin,
@@ -151,7 +145,8 @@ class Work:
             "profile": _profile,
             "transcode": _transcode,
             "describe": self._describe,
-            "place": self._place,
+            "place": self._describe,
+            "described": self._described,
             "placed": self._placed,
             "downsample": _downsample,
             "ping": lambda _arguments, _blobs: b"",
@@ -161,23 +156,17 @@ class Work:
         """The answer to *message*; every error is one."""
         number, name, arguments = (message.head[key] for key in ("id", "call", "with"))
         try:
-            value, made = self._done(name, arguments, message.blobs)
-            return Message({"answer": number, "value": value}, [made])
+            self._value = {}
+            made = self._operations[name](arguments, message.blobs)
+            if name in _PICTURES:
+                self._value["digest"] = content_digest([made]).hex()
+            return Message({"answer": number, "value": self._value}, [made])
         except _EXPECTED as error:
             return _failed(number, type(error).__name__, str(error))
         except MemoryError:
             return _failed(number, "BadImage", "the picture takes more memory than a worker may have")
         except Exception as error:  # a library's own way to say that a frame is damaged
             return _failed(number, "Unexpected", f"{type(error).__name__}: {error}"[:500])
-
-    def _done(self, name: str, arguments: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
-        if name == "described":
-            return self._described(arguments, blobs)
-        made = self._operations[name](arguments, blobs)
-        value = {"digest": content_digest([made]).hex()} if name in _PICTURES else {}
-        if self._left_empty:
-            value["left_empty"], self._left_empty = self._left_empty, ""
-        return value, made
 
     def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         picture = _picture_of(head, *blobs[:2])
@@ -197,7 +186,8 @@ class Work:
 
     def _finished(self, picture: _Picture) -> bytes:
         made = picture.finish()
-        self._left_empty = str(picture.failure or "")
+        if picture.failure is not None:
+            self._value["left_empty"] = str(picture.failure)
         return made
 
     def _drop(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
@@ -205,15 +195,14 @@ class Work:
         return b""
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        if head["number"] not in self._held:
-            self._hold(head["number"], Description(tuple(head["uids"])))
-        return self._feed(head["number"], blobs)
-
-    def _place(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        if head["number"] not in self._held:
-            known = InstanceMetadata.from_bytes(head["metadata"].encode())
-            self._hold(head["number"], SparseDescription(known, tuple(head["uids"])))
-        return self._feed(head["number"], blobs)
+        number, uids = head["number"], tuple(head["uids"])
+        if number not in self._held and "metadata" in head:
+            self._hold(number, SparseDescription(InstanceMetadata.from_bytes(head["metadata"].encode()), uids))
+        elif number not in self._held:
+            self._hold(number, Description(uids))
+        for piece in blobs:
+            self._held[number].feed(piece)
+        return b""
 
     def _hold(self, number: int, what: Any) -> None:
         """Keep *what*; the oldest goes where there are too many: its proxy's end was cut off before it could be dropped."""
@@ -221,18 +210,14 @@ class Work:
             self._held.pop(next(iter(self._held)))
         self._held[number] = what
 
-    def _feed(self, number: int, pieces: Sequence[bytes]) -> bytes:
-        for piece in pieces:
-            self._held[number].feed(piece)
-        return b""
-
     def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         return bytes(self._held[head["number"]].packed())
 
-    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+    def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         """The facts, and where the values are that the metadata only point to."""
         described = self._held[head["number"]].facts(dict(zip(head["uris"], blobs)), head["profile"])
-        return {"uris": described.missing}, described.packed
+        self._value["uris"] = described.missing
+        return described.packed
 
 
 def _failed(number: int, kind: str, text: str) -> Message:
@@ -240,7 +225,8 @@ def _failed(number: int, kind: str, text: str) -> Message:
 
 
 def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _Picture:
-    rendering = Rendering(**{**head["rendering"], "window": _window_of(head["rendering"]["window"])})
+    window = head["rendering"]["window"]
+    rendering = Rendering(**{**head["rendering"], "window": None if window is None else Window(**window)})
     scale, values, known = head["scale"], head["cut"], PixelFacts.from_bytes(facts)
     canvas, alone = None, True
     if values is not None:
@@ -257,10 +243,6 @@ def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[i
     if facts.photometric_interpretation in MONOCHROME:
         return [round(0.299 * red + 0.587 * green + 0.114 * blue)]
     return [red, green, blue]
-
-
-def _window_of(values: Optional[dict[str, Any]]) -> Optional[Window]:
-    return Window(**values) if values is not None else None
 
 
 def _add_all(picture: _Picture, head: Mapping[str, Any], frames: Sequence[bytes]) -> None:
@@ -280,16 +262,11 @@ def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
 def _range(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     """Frames that cannot be decoded, and those of one value only, do not count."""
     facts = PixelFacts.from_bytes(blobs[0])
-    ranges = []
+    ends: list[float] = []
     for frame, transfer_syntax in zip(blobs[1:], head["transfer_syntaxes"]):
-        try:
-            found = range_of(decode(frame, transfer_syntax, facts, max_pixels=head["max_pixels"]), facts)
-        except BadImage:
-            continue
-        if found is not None:
-            ranges.append(found)
-    lows, highs = zip(*ranges) if ranges else ((), ())
-    return json.dumps([min(lows), max(highs)] if ranges else None).encode()
+        with contextlib.suppress(BadImage):
+            ends += range_of(decode(frame, transfer_syntax, facts, max_pixels=head["max_pixels"]), facts) or ()
+    return json.dumps([min(ends), max(ends)] if ends else None).encode()
 
 
 def _profile(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:

@@ -81,8 +81,8 @@ class _Asked:
 class WholeLoad(Protocol):
     """A whole-instance load that runs."""
 
-    def reached(self, frames: int) -> Deferred[None]:
-        """Fires once so many frames are cached, or it has ended, however."""
+    async def reached(self, frames: int) -> None:
+        """Return once so many frames are cached, or it has ended, however."""
 
 
 LoadWhole = Callable[[FrameRequest, InstanceMetadata, Optional[Fence]], Awaitable[Optional[WholeLoad]]]

@@ -25,8 +25,7 @@ from twisted.web.server import Request
 
 from twistedproxy.server.problems import Headers
 from twistedproxy.server.response_body import in_pieces
-from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
-from twistedproxy.system.zstd import ZSTD_LIBRARY
+from twistedproxy.streams import ZSTD_LIBRARY, BytesStream, ByteStream, ChainedStream, hold
 
 GZIP = "gzip"
 ZSTD = "zstd"

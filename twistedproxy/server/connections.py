@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Optional
 
-from twisted.internet import defer
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.system.memory_budget import UNTAKEN, AnswerMemory
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ class Connections:
         self._clock = clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
-        self._emptied: Optional[Deferred[None]] = None
+        self._emptied: Waiters[None] = Waiters()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -88,8 +86,8 @@ class Connections:
     def discard(self, connection: ProxyChannel) -> None:
         """Watch a connection no longer: it has ended."""
         self._open.discard(connection)
-        if self._emptied is not None and not self._open:
-            self._emptied.callback(None)
+        if not self._open:
+            self._emptied.fire()
 
     def behind(self, behind: bool) -> None:
         """Whether a client has not taken what was written: this counts as memory for answers."""
@@ -125,7 +123,4 @@ class Connections:
 
     async def _gone_within(self, seconds: float) -> None:
         if self._open:
-            self._emptied = Deferred()
-            with suppress(defer.TimeoutError):
-                await self._emptied.addTimeout(seconds, self._clock)
-            self._emptied = None
+            await self._emptied.wait().addTimeout(seconds, self._clock, lambda *_: None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Optional
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.web.server import Request
 from zope.interface import implementer
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.streams import BytesStream, ByteStream, YieldedStream
 
 SLICE = 256 * 1024
@@ -33,13 +32,12 @@ class _Pace:
         self._request = request
         self._paused = False
         self._gone = False
-        self._waiter: Optional[Deferred[None]] = None
+        self._resumed: Waiters[None] = Waiters()
 
     async def room(self) -> None:
         """Return once there is room to write. Raises `ClientGone`."""
         if self._paused and not self._gone:
-            self._waiter = Deferred()
-            await self._waiter
+            await self._resumed.wait()
         if self._gone or self._request._disconnected:
             raise ClientGone
 
@@ -48,9 +46,7 @@ class _Pace:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.callback(None)
+        self._resumed.fire()
 
     def stopProducing(self) -> None:
         self._gone = True  # a waiting writer is cancelled in a moment, with the request

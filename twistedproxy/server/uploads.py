@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Optional
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+
+from twistedproxy.deferreds import Waiters
 
 HIGH_WATER = 256 * 1024
 """High-water mark of the upload buffer, in bytes: beyond it the client is paused."""
@@ -36,7 +37,7 @@ class Upload:
         self._begun = False
         self._paused = False
         self._failure: Optional[Failure] = None
-        self._reader: Optional[Deferred[None]] = None
+        self._news: Waiters[None] = Waiters()
 
     @property
     def taken(self) -> bool:
@@ -49,8 +50,7 @@ class Upload:
             self._begun = True
             self._let_come()
         if not (self._pieces or self.complete or self._failure is not None):
-            self._reader = Deferred()
-            await self._reader
+            await self._news.wait()
         if self._pieces:
             pieces, self._pieces, self._waiting = self._pieces, [], 0
             chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -78,25 +78,20 @@ class Upload:
         if not self._paused and self._waiting >= HIGH_WATER:
             self._paused = True
             self._awaited(False)
-        self._wake()
+        self._news.fire()
 
     def ended(self) -> None:
         """All bytes have come."""
         self.complete = True
-        self._wake()
+        self._news.fire()
 
     def failed(self, reason: Failure) -> None:
         """No more will come: the client has gone, or sent what is no body."""
         if not self.complete and self._failure is None:
             self._failure = reason
-            self._wake()
+            self._news.fire()
 
     def _let_come(self) -> None:
         self._paused = False
         if not self.complete and self._failure is None:
             self._awaited(True)
-
-    def _wake(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.callback(None)

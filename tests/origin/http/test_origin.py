@@ -22,10 +22,10 @@ from tests.stores.dialects import DCM4CHEE, DCM4CHEE_OLD, DIALECTS, GOOGLE, NO_S
 from tests.stores.instances import StoredInstance, from_file
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.json_events import UIDS
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import (
     AnsweredByCache,
     NotAsStored,
@@ -38,9 +38,8 @@ from twistedproxy.origin.errors import (
 from twistedproxy.origin.http import HTTPOrigin, requests
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, Priority
 from twistedproxy.settings import Settings
-from twistedproxy.streams import BytesStream, StreamTooLong, read_all
+from twistedproxy.streams import ZSTD_LIBRARY, BytesStream, StreamTooLong, read_all
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.zstd import ZSTD_LIBRARY
 
 MB = 1 << 20
 ANYONE = Caller(b"anyone")
@@ -279,7 +278,7 @@ class DialectTests(StoreTestCase):
         ]
         await gate.reached()
         await wait_until(lambda: len(self.origin._files._running) == 2 and sum(
-            len(read._waiters) for read in self.origin._files._running.values()) == 12)  # fmt: skip
+            len(read._waiters._waiting) for read in self.origin._files._running.values()) == 12)  # fmt: skip
         for leaver in (asked[0], asked[4]):
             leaver.cancel()
             await self.assertFailure(leaver, CancelledError)

@@ -8,9 +8,8 @@ from typing import Optional
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, Frame
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.http.responses import Budget, read_frames
 from twistedproxy.origin.interface import OriginResponse

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.endpoint import Greeting
 from twistedproxy.cache.redis.pipeline import WHICH_RUN, BatchProtocol, Patience, run_of
+from twistedproxy.deferreds import Waiters
 from twistedproxy.system.outages import Outage, reason_of
 
 FIRST_RETRY_SECONDS = 0.1  # a local server is back within a second
@@ -90,7 +91,7 @@ class Link:
         self._factory = _Factory(reactor, patience, self._connected)
         self._up: Optional[BatchProtocol] = None
         self._any: Optional[BatchProtocol] = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: Waiters[None] = Waiters()
         self._stopping = False
         self.trouble = "not connected yet"
         self.server = b""
@@ -117,16 +118,7 @@ class Link:
     async def wait_up(self, seconds: float) -> bool:
         """Wait until the link is up, for at most *seconds*; whether it is."""
         if self._up is None:
-            waiter: Deferred[None] = Deferred()
-            self._waiting.append(waiter)
-            timer = self._reactor.callLater(seconds, waiter.callback, None)
-            try:
-                await waiter
-            finally:
-                if timer.active():
-                    timer.cancel()
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
+            await self._waiting.wait().addTimeout(seconds, self._reactor, lambda *_: None)
         return self.up
 
     def hang_up(self, reason: str) -> None:
@@ -167,9 +159,7 @@ class Link:
         self._up = connection
         self._factory.refused = 0
         self._outage.worked(self._name)
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
+        self._waiting.fire()
 
     def _lost(self, reason: str) -> None:
         if self._up is None:

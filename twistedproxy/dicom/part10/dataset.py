@@ -216,11 +216,6 @@ class DataSetReader(_ElementReader):
         self.pixel_vr = "OW"
         self.pixel_length = 0
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether what came ends where a data set may: behind an element of the top level. Zeros may follow."""
-        return not self._skip and self._levels == [self._top] and not self._gather.waiting.strip(b"\0")
-
     def metadata(self, transfer_syntax: str) -> InstanceMetadata:
         """The facts that stood before the pixel data; raises `BadPart10` for impossible ones."""
         values: dict[str, Any] = {}

@@ -23,11 +23,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.origin.errors import OriginBusy, OriginUnreachable
 from twistedproxy.origin.folder.contents import Catalog, FolderContents, FolderGone, Stopped, file_stamp, stored
 from twistedproxy.origin.folder.index_cache import IndexCache
 from twistedproxy.origin.folder.instance_file import Key, Known, LeftOut, StoredFile
-from twistedproxy.origin.folder.threads import ResultWaiters, SharedRun, Threads
+from twistedproxy.origin.folder.threads import SharedRun, Threads
 from twistedproxy.origin.folder.watcher import FolderWatcher
 
 INTERVAL = 2.0  # seconds between two walks
@@ -76,7 +77,7 @@ class Index:
         self._unlisted: Mapping[str, str] = {}
         self._writing: dict[Key, float] = {}
         self._changing: Collection[Key] = ()
-        self._news: ResultWaiters[None] = ResultWaiters()
+        self._news: Waiters[None] = Waiters()
         self._lock = DeferredLock()
         self._scan = SharedRun(self._scan_now)
         self._loaded = False
@@ -120,7 +121,7 @@ class Index:
         self._watcher.stop()
         with contextlib.suppress(CancelledError):
             await self._lock.run(lambda: None)  # what is read is left soon
-        self._news.release(None)
+        self._news.fire()
         if self._cache is not None:
             await self._threads.run_long(self._cache.close)
 
@@ -208,7 +209,7 @@ class Index:
             self.on_change()
         finally:
             self._changing = ()
-            self._news.release(None)
+            self._news.fire()
         if self._cache is not None:
             await self._threads.run_long(functools.partial(self._cache.write, changed))
 
@@ -229,7 +230,7 @@ class Index:
             await self.look_at(files)
             if not self.complete:
                 self.complete = True
-                self._news.release(None)
+                self._news.fire()
                 log.info(
                     "indexed {count} instances; skipped {unreadable} files",
                     event="folder_indexed",

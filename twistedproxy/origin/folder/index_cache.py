@@ -24,7 +24,6 @@ from typing import Optional
 from twisted.logger import Logger
 
 from twistedproxy.dicom.metadata import FIELD_TYPES
-from twistedproxy.origin.folder.attributes import INSTANCE_TAGS, SERIES_TAGS, STUDY_TAGS
 from twistedproxy.origin.folder.instance_file import (
     Common,
     Known,
@@ -34,6 +33,7 @@ from twistedproxy.origin.folder.instance_file import (
     StoredFile,
     shared_pixels,
 )
+from twistedproxy.origin.folder.json_model import INSTANCE_TAGS, SERIES_TAGS, STUDY_TAGS
 
 STALE_SECONDS = 180 * 24 * 3600.0
 """Files of folders that were not served for so long are removed."""

@@ -32,8 +32,14 @@ from twistedproxy.dicom.resource import validate_uid
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN
 from twistedproxy.dicom.transfer_syntaxes import TransferSyntax, lookup
-from twistedproxy.origin.folder.attributes import INSTANCE_TAGS, SERIES_TAGS, STUDY_TAGS
-from twistedproxy.origin.folder.json_model import dataset_json, dumps, element_of
+from twistedproxy.origin.folder.json_model import (
+    INSTANCE_TAGS,
+    SERIES_TAGS,
+    STUDY_TAGS,
+    dataset_json,
+    dumps,
+    element_of,
+)
 
 _OF_PROFILES = ("00480105", "00282000")  # Optical Path Sequence, ICC Profile: whether there is a profile
 _READ = [int(tag, 16) for tag in {*STUDY_TAGS, *SERIES_TAGS, *INSTANCE_TAGS, *FIELDS, *_OF_PROFILES}]

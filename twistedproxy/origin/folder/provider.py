@@ -11,10 +11,10 @@ import functools
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.native_pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.folder.contents import Stopped, representative
 from twistedproxy.origin.folder.frames import FileReader

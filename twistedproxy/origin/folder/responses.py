@@ -12,16 +12,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
+from twistedproxy.dicom.media_types import BadMediaType
 from twistedproxy.dicom.multipart_writer import MultipartForm, part_content_type
-from twistedproxy.dicom.resource import InvalidUID, validate_uid
+from twistedproxy.dicom.negotiation import (
+    AcceptedTypes,
+    NotAcceptable,
+    check_json,
+    parse_accept,
+    query_accept,
+    wants_bare,
+)
+from twistedproxy.dicom.resource import MAX_SHOWN, InvalidUID, shown, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
-from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.folder.accept import MAX_SHOWN, refused, require_json, shown, wants_bare
-from twistedproxy.origin.folder.attributes import AVAILABLE_TRANSFER_SYNTAX, LEVELS
+from twistedproxy.origin.errors import OriginRefused, refused
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import Index
 from twistedproxy.origin.folder.instance_file import StoredFile, read_full_header
-from twistedproxy.origin.folder.json_model import find_value, joined, json_chunks
+from twistedproxy.origin.folder.json_model import AVAILABLE_TRANSFER_SYNTAX, LEVELS, find_value, joined, json_chunks
 from twistedproxy.origin.folder.search import parse_query, result_chunks, search
 from twistedproxy.origin.folder.threads import Threads, generated
 from twistedproxy.origin.interface import Headers, OriginRequest, OriginResponse
@@ -60,7 +67,13 @@ class FolderServer:
             return OriginResponse(204, (_ALLOW,), BytesStream(), 0)
         if method not in ("GET", "HEAD"):
             raise refused(405, f"this method is not allowed here; allowed: {_ALLOW[1].decode()}", (_ALLOW,))
-        response = await self._resource(request)
+        try:
+            response = await self._resource(request)
+        except NotAcceptable as error:
+            listed = ", ".join(error.available)
+            raise refused(406, f"none of the media types in Accept is available; available: {listed}") from None
+        except BadMediaType as error:
+            raise refused(400, str(error)) from None
         if method == "HEAD":
             response.body.close()
             return OriginResponse(response.status, response.headers, BytesStream(), response.length)
@@ -72,7 +85,7 @@ class FolderServer:
             case _, [level] if level in LEVELS and len(where) < 3:
                 return await self._search(request, level, where)
             case [_, *_], ["metadata"]:
-                require_json(request)
+                check_json(_accepted(request))
                 chunks = self._metadata_chunks(await self._records(where))
                 return await self._generated(b"application/dicom+json", chunks)
             case [_, *_], []:
@@ -94,7 +107,7 @@ class FolderServer:
         return found
 
     async def _search(self, request: OriginRequest, level: str, where: tuple[str, ...]) -> OriginResponse:
-        require_json(request)
+        check_json(_accepted(request))
         query = parse_query(request.query)
         complete = await self._index.first_scan(SEARCH_WAIT)
         self._index.check_there()
@@ -168,7 +181,8 @@ class FolderServer:
         """A part for each of *syntaxes*, or a single one bare, made of *records* when its turn comes."""
         boundary = _identity(records)
         forms = {syntax: MultipartForm.of(media_type, syntax, boundary) for syntax in syntaxes}
-        bare = [wants_bare(request, media_type, syntax) for syntax in forms]
+        accepted = _accepted(request)
+        bare = [wants_bare(accepted, media_type, syntax) for syntax in forms]
         if len(syntaxes) == 1:
             size, chunks = await self._threads.run(lambda: next(contents))
             if bare[0]:
@@ -195,6 +209,11 @@ class FolderServer:
         body = await generated(self._threads, chunks, self._translate)
         counted = () if length is None else ((b"Content-Length", b"%d" % length),)
         return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
+
+
+def _accepted(request: OriginRequest) -> AcceptedTypes:
+    header = b", ".join(value for name, value in request.headers if name.lower() == b"accept")
+    return parse_accept(header, query_accept(request.query))
 
 
 def _identity(records: Sequence[StoredFile]) -> str:

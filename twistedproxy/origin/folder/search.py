@@ -24,8 +24,17 @@ from urllib.parse import parse_qsl
 import attrs
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from twistedproxy.origin.folder.accept import refused, shown
-from twistedproxy.origin.folder.attributes import (
+from twistedproxy.dicom.resource import shown
+from twistedproxy.origin.errors import refused
+from twistedproxy.origin.folder.contents import Catalog, Series, Study
+from twistedproxy.origin.folder.instance_file import (
+    FileChanged,
+    JSONElement,
+    StoredFile,
+    UnreadableFile,
+    read_full_header,
+)
+from twistedproxy.origin.folder.json_model import (
     AVAILABILITY,
     AVAILABLE_TRANSFER_SYNTAX,
     LEVELS,
@@ -37,16 +46,10 @@ from twistedproxy.origin.folder.attributes import (
     STUDY_COUNTS,
     STUDY_TAGS,
     UIDS,
+    dataset_json,
+    dumps,
+    joined,
 )
-from twistedproxy.origin.folder.contents import Catalog, Series, Study
-from twistedproxy.origin.folder.instance_file import (
-    FileChanged,
-    JSONElement,
-    StoredFile,
-    UnreadableFile,
-    read_full_header,
-)
-from twistedproxy.origin.folder.json_model import dataset_json, dumps, joined
 
 MAX_PARAMETERS = 100
 MAX_PATTERN = 1024  # characters with wildcards

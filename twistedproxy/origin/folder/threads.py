@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Generic, Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.origin.errors import OriginBusy, OriginTimeout
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream
 
@@ -59,26 +60,7 @@ class Threads:
         return await deferToThreadPool(self._reactor, self._pool, call)
 
 
-class ResultWaiters(Generic[T]):
-    """Many that wait for one thing: each has a Deferred of its own; cancelling one ends that wait alone."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Deferred[T]] = []
-
-    def wait(self) -> Deferred[T]:
-        """The next result."""
-        waiter: Deferred[T] = Deferred(self._waiting.remove)
-        self._waiting.append(waiter)
-        return waiter
-
-    def release(self, result: Any) -> None:
-        """Give *result* to all that wait; a Failure makes it an errback."""
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(result)
-
-
-class SharedRun(ResultWaiters[T]):
+class SharedRun(Waiters[T]):
     """One run of something for all that want it at the same time; it goes on where one is cancelled."""
 
     def __init__(self, run: Callable[[], Awaitable[T]]) -> None:
@@ -91,7 +73,7 @@ class SharedRun(ResultWaiters[T]):
         waiter = self.wait()
         if not self.running:
             self.running = True
-            ensureDeferred(self._awaited()).addBoth(self.release)
+            ensureDeferred(self._awaited()).addBoth(self.fire)
         return waiter
 
     async def _awaited(self) -> T:

@@ -27,6 +27,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from twistedproxy.deferreds import Waiters
 from twistedproxy.origin.errors import OriginBrokeOff, OriginTimeout, OriginUnreachable
 from twistedproxy.streams import ByteStream
 
@@ -205,7 +206,7 @@ class UploadProducer:
         self._stream = stream
         self._running = running
         self._paused = self._stopped = False
-        self._resumed: Optional[Deferred[None]] = None
+        self._resumed: Waiters[None] = Waiters()
         self._timer: Optional[IDelayedCall] = None
         self._pump = succeed(None)
 
@@ -223,9 +224,7 @@ class UploadProducer:
     def resumeProducing(self) -> None:
         self._paused = False
         self._stop_timer()
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None:
-            resumed.callback(None)
+        self._resumed.fire()
 
     def stopProducing(self) -> None:
         """The origin has no use for more, or the connection is gone."""
@@ -239,8 +238,7 @@ class UploadProducer:
     async def _send(self, consumer: IConsumer) -> None:
         while not self._stopped:
             if self._paused:
-                self._resumed = Deferred()
-                await self._resumed
+                await self._resumed.wait()
             chunk = await self._stream.read()
             if self._stopped or not chunk:
                 return

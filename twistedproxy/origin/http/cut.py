@@ -18,10 +18,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from twistedproxy.dicom.frame import Frame
+from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller
 from twistedproxy.streams import ByteStream, StreamTooLong
@@ -73,7 +74,7 @@ class _Read:
         self._limit = self._left = limit
         self._wanted: set[int] = set()
         self._spare = KEPT
-        self._waiters: set[Deferred[None]] = set()
+        self._waiters: Waiters[None] = Waiters(self._give_up)
         self._reading: Optional[Deferred[None]] = None
 
     def begin(self, open_file: Open, clock: IReactorTime, ended: Callable[[], object]) -> None:
@@ -83,21 +84,15 @@ class _Read:
     def wait(self, numbers: Collection[int]) -> Deferred[None]:
         """Fires once the read has ended. *numbers* are kept if they have not passed yet."""
         self._wanted.update(numbers)
-        waiter: Deferred[None] = Deferred(self._leave)
-        self._waiters.add(waiter)
-        return waiter
+        return self._waiters.wait()
 
-    def _leave(self, waiter: Deferred[None]) -> None:
-        self._waiters.discard(waiter)
-        if not self._waiters and self._reading is not None:
+    def _give_up(self) -> None:
+        if self._reading is not None:
             self._reading.cancel()
 
     def _end(self, result: Union[Failure, None], ended: Callable[[], object]) -> None:
         ended()
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(result)  # type: ignore[arg-type]
+        self._waiters.fire(result)
 
     async def _run(self, open_file: Open, clock: IReactorTime) -> None:
         """Read the file to its end. Raises `StreamTooLong`, `OriginBadAnswer`, and what opening it raises."""

@@ -19,10 +19,9 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from twistedproxy.deferreds import all_or_none
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import is_as_stored, is_native
+from twistedproxy.dicom.transfer_syntaxes import Frame, is_as_stored, is_native
 from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.dialects import Dialect, Store
 from twistedproxy.origin.http.requests import BUSY, Requests

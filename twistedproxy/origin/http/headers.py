@@ -26,8 +26,7 @@ import attrs
 
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Headers, OriginResponse
-from twistedproxy.streams import ByteStream, YieldedStream
-from twistedproxy.system.zstd import ZSTD_LIBRARY
+from twistedproxy.streams import ZSTD_LIBRARY, ByteStream, YieldedStream
 
 HOP_BY_HOP = frozenset(
     {

@@ -12,10 +12,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import (
     HAS_NOT,
     AnsweredByCache,

@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Optional
 from urllib.parse import urljoin, urlsplit
 
-from twistedproxy.dicom.frame import Frame
 from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart import (
@@ -38,6 +37,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
+    Frame,
     canonical_media_type,
     frame_uid,
     is_native,

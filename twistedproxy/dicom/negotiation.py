@@ -13,6 +13,8 @@ Rules kept here:
   stored, then what was named first.
 
 Two stages, so that the way of a frame finds both remembered: `parse_accept`, then `choose_frames`.
+
+A folder has one form of each thing, and is more tolerant: `check_json` and `wants_bare`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, MediaType, covers, parse_media_type_list
+from twistedproxy.dicom.media_types import MULTIPART_RELATED, MediaType, covers, parse_media_type_list
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import part_content_type
 from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
@@ -34,7 +37,6 @@ from twistedproxy.dicom.transfer_syntaxes import (
     lookup,
     media_type_of,
 )
-from twistedproxy.server.problems import bad_request, not_acceptable
 
 MAX_RANGES = 64  # media ranges of one Accept that count; clients send up to a dozen
 CACHED_ACCEPTS = 512  # clients send a handful of different ones
@@ -42,7 +44,20 @@ MAX_CACHED_ACCEPT = 1024  # bytes; longer ones are parsed each time
 CACHED_CHOICES = 4096
 
 ANY = "*/*"
+DICOM_JSON = ("application/dicom+json", "application/json")
+"""The names in use of DICOM JSON (PS3.18 section 8.7.3.2)."""
+
 _ENCODED_SPACE = re.compile(rb"([;,])\++")
+
+
+@attrs.define(eq=False)
+class NotAcceptable(Exception):
+    """Nothing that there is is accepted. *available*: what there is, as it could stand in Accept."""
+
+    available: Sequence[str]
+
+    def __str__(self) -> str:
+        return "none of the media types in Accept is available; available: " + ", ".join(self.available)
 
 
 @attrs.frozen
@@ -76,11 +91,6 @@ class FrameForm:
     transfer_syntax: str
     as_stored: bool
 
-    @property
-    def part_content_type(self) -> bytes:
-        """Content-Type of one frame: of each part, or of a single-part answer."""
-        return f"{self.media_type}; transfer-syntax={self.transfer_syntax}".encode("ascii")
-
 
 def query_accept(query: bytes) -> bytes | None:
     """The value of ``accept`` in a raw query string (PS3.18 section 8.3.3.1), decoded; None where it is missing or empty.
@@ -97,7 +107,7 @@ def parse_accept(accept: bytes | None, accept_in_query: bytes | None = None) -> 
     """Read Accept (its lines joined by commas); one in the query replaces it.
 
     A missing or empty one accepts anything. One that holds no media range accepts nothing.
-    Raises `Problem` 400 for one of more than 16 KiB.
+    Raises `BadMediaType` for one of more than 16 KiB.
     """
     text = accept_in_query or accept or b""
     return _parse_remembered(text) if len(text) <= MAX_CACHED_ACCEPT else _parse(text)
@@ -109,12 +119,12 @@ def choose_frames(
     """The form in which to answer *frame_count* frames that are stored in that transfer syntax.
 
     *producible*: UIDs of transfer syntaxes that the frames could be transcoded to, the preferred ones first.
-    Raises `Problem` 406 where neither is accepted.
+    Raises `NotAcceptable` where neither is accepted.
     """
     weight, form = _choose_frames(accepted, stored_transfer_syntax, frame_count == 1, producible)
     if form is None or weight <= 0:
         offers = _offers(stored_transfer_syntax, frame_count == 1, producible)
-        raise not_acceptable(_described(offer.form) for offer in offers)
+        raise NotAcceptable([_described(offer.form) for offer in offers])
     return form
 
 
@@ -130,12 +140,12 @@ class FormChoice:
     _form: Optional[FrameForm] = attrs.field(init=False, default=None)
 
     def check(self, metadata: InstanceMetadata) -> None:
-        """Choose as soon as the metadata show how the frames are stored. Raises `Problem` 406."""
+        """Choose as soon as the metadata show how the frames are stored. Raises `NotAcceptable`."""
         if metadata.transfer_syntax is not None:
             self.of(metadata, _delivered(metadata.transfer_syntax))
 
     def of(self, metadata: InstanceMetadata, stored: str) -> FrameForm:
-        """The form of frames that are stored in that transfer syntax. Raises `Problem` 406."""
+        """The form of frames that are stored in that transfer syntax. Raises `NotAcceptable`."""
         if self._form is None or self._stored != stored:
             weight, form = _choose_frames(self.accepted, stored, self.frame_count == 1, ())
             if form is None or weight < 1:  # else none is better: it is the stored one
@@ -147,7 +157,7 @@ class FormChoice:
 def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:
     """The best of *available* media types, the preferred ones first, for an answer that is no multipart.
 
-    Raises `Problem` 406.
+    Raises `NotAcceptable`.
     """
     best_q, best = 0.0, ""
     for media_type in available:
@@ -160,18 +170,43 @@ def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:
         if q > best_q:
             best_q, best = q, media_type
     if not best:
-        raise not_acceptable(available)
+        raise NotAcceptable(available)
     return best
+
+
+def check_json(accepted: AcceptedTypes) -> None:
+    """Raises `NotAcceptable` where DICOM JSON (PS3.18 annex F) is not accepted."""
+    # Clients merge a multipart type into requests for metadata; that it cannot be JSON is not meant.
+    wanted = _with_weight(accepted)
+    if wanted and not any(one.multipart or any(covers(one.media_type, name) for name in DICOM_JSON) for one in wanted):
+        raise NotAcceptable(DICOM_JSON[:1])
+
+
+def wants_bare(accepted: AcceptedTypes, media_type: str, transfer_syntax: Optional[str] = None) -> bool:
+    """Whether the first range that fits asks for a bare body of *media_type* in that transfer syntax, as stored, rather than
+    for multipart. Raises `NotAcceptable` where none fits."""
+    wanted = _with_weight(accepted)
+    first = next((one for one in wanted if _fits(one, media_type, transfer_syntax)), None)
+    if wanted and first is None:
+        raise NotAcceptable([_multipart_type(media_type, transfer_syntax)])
+    return first is not None and not first.multipart
+
+
+def _with_weight(accepted: AcceptedTypes) -> list[Range]:
+    return [one for one in accepted.ranges if one.q > 0]
+
+
+def _fits(range_: Range, media_type: str, transfer_syntax: Optional[str]) -> bool:
+    if transfer_syntax is None or range_.transfer_syntax == "*":
+        # Asked for octets in any transfer syntax: as stored, labelled with the true type.
+        return covers(range_.media_type, media_type) or range_.media_type == OCTET_STREAM
+    return covers(range_.media_type, media_type) and range_.transfer_syntax in (None, transfer_syntax)
 
 
 def _parse(text: bytes) -> AcceptedTypes:
     if not text.strip():
         return AcceptedTypes()
-    try:
-        media_types = parse_media_type_list(text)
-    except BadMediaType as error:
-        raise bad_request(str(error)) from None
-    return AcceptedTypes(tuple(map(_range, media_types[:MAX_RANGES])))
+    return AcceptedTypes(tuple(map(_range, parse_media_type_list(text)[:MAX_RANGES])))
 
 
 _parse_remembered = functools.lru_cache(maxsize=CACHED_ACCEPTS)(_parse)
@@ -260,6 +295,10 @@ def _specificity(range_: Range) -> tuple[int, bool]:
 
 def _described(form: FrameForm) -> str:
     """An offer as it could stand in Accept."""
-    if form.multipart:
-        return f'multipart/related; type="{form.media_type}"; transfer-syntax={form.transfer_syntax}'
-    return form.part_content_type.decode("ascii")
+    return (_multipart_type if form.multipart else part_content_type)(form.media_type, form.transfer_syntax)
+
+
+def _multipart_type(media_type: str, transfer_syntax: Optional[str]) -> str:
+    return f'{MULTIPART_RELATED}; type="{media_type}"' + (
+        f"; transfer-syntax={transfer_syntax}" if transfer_syntax else ""
+    )
