@@ -133,7 +133,7 @@ def read_profiles(folder: str) -> OwnProfiles:
     except OSError as error:
         raise BadProfiles(f"{folder}: {error.strerror or 'unreadable'}") from None
     if not paths:
-        raise BadProfiles(f"{folder}: there is no file that ends with {' or '.join(PROFILE_ENDINGS)}")
+        raise BadProfiles(f"{folder}: no file ends in {' or '.join(PROFILE_ENDINGS)}")
     if len(paths) > MAX_PROFILES:
         raise BadProfiles(f"{folder}: {len(paths)} profiles are more than the {MAX_PROFILES} that are accepted")
     found: dict[str, bytes] = {}
