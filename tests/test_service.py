@@ -12,13 +12,13 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
-from tests.imaging.test_icc_profiles import profile_folder
+from tests.imaging.test_icc import profile_folder
 from tests.running import TREE, Child, MemoryWatch, Proxy
 from tests.stores.faults import Stall
 from tests.stores.http_server import Seen
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
-from twistedproxy.imaging.color import profile_of
+from twistedproxy.imaging.icc import profile_of
 
 BIG = b"/dicomweb/studies/1.2/series/1.2/instances/1.2/bulkdata/big"
 MIB = 1 << 20

@@ -21,9 +21,9 @@ from PIL import Image, ImageCms
 
 from tests.slides.encodings import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging.color import convert_colors, profile_of
 from twistedproxy.imaging.decode import decode
 from twistedproxy.imaging.encode import encode
+from twistedproxy.imaging.icc import convert_colors, profile_of
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.windowing import to_display
 

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from tests.cache.support import alive, any_server, ask, installed_reactor, until
 from twistedproxy.cache import embedded
 from twistedproxy.cache.embedded import EmbeddedServer, answers, find_server, packaged_server
-from twistedproxy.cache.folders import PREFIX, make_folder, sweep
+from twistedproxy.cache.private_folder import PREFIX, make_folder, sweep
 
 # A proxy in little: starts a server, says where and which, and goes on.
 PROXY = """

@@ -25,10 +25,10 @@ from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.exact_jpeg import exact_planes
 from tests.slides import ENCODINGS, encoded_frame
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.decode import can_decode, decode
 from twistedproxy.imaging.encode import encode
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
+from twistedproxy.imaging.icc import profile_of
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.rendering import planner
 

@@ -11,10 +11,10 @@ from pydicom import Dataset, Sequence
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.imaging.datasets import facts_of_dataset
-from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.describe import Description, InstanceFacts
 from twistedproxy.imaging.errors import BadImage
-from twistedproxy.imaging.lut import LookupTable, lay_out
+from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.luts_and_palettes import LookupTable, lay_out
 from twistedproxy.imaging.pixel_description import PixelFacts
 
 

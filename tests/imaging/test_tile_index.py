@@ -17,12 +17,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.slides import Made, slide
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.color import profile_of
 from twistedproxy.imaging.describe import SparseDescription, absent_color
-from twistedproxy.imaging.downsampled import Downsampled, downsampled
+from twistedproxy.imaging.downsampled_instance import Downsampled, downsampled
 from twistedproxy.imaging.errors import CannotRender
+from twistedproxy.imaging.icc import profile_of
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
-from twistedproxy.imaging.stitcher import EMPTY, Canvas
+from twistedproxy.imaging.resizing import EMPTY, Canvas
 from twistedproxy.imaging.tile_index import (
     MAX_FRAMES,
     Placement,

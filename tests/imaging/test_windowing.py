@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.imaging.datasets import facts_of_dataset
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.errors import BadImage, NotDecodable
-from twistedproxy.imaging.lut import LookupTable
+from twistedproxy.imaging.luts_and_palettes import LookupTable
 from twistedproxy.imaging.parameters import Window
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.windowing import shown_as_stored, to_display

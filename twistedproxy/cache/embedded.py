@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.folders import PrivateFolder, make_folder, sweep
+from twistedproxy.cache.private_folder import PrivateFolder, make_folder, sweep
 from twistedproxy.deferreds import Waiters
 from twistedproxy.processes import with_parent
 

@@ -30,7 +30,7 @@ from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.requests import ParsedRequest, parse_parameters
 from twistedproxy.frames.entries import expected, most
 from twistedproxy.hot.responses import Source
-from twistedproxy.imaging.downsampled import ASKED_FOR
+from twistedproxy.imaging.downsampled_instance import ASKED_FOR
 from twistedproxy.imaging.errors import (
     CallFailed,
     CannotRender,

@@ -23,7 +23,7 @@ import attrs
 import numpy
 
 from twistedproxy.imaging.errors import BadImage
-from twistedproxy.imaging.lut import Fetched, LookupTable, read_table
+from twistedproxy.imaging.luts_and_palettes import Fetched, LookupTable, read_table
 
 MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
 WINDOW_FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})

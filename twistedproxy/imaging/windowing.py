@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from twistedproxy.imaging.errors import BadImage, NotDecodable
-from twistedproxy.imaging.lut import LookupTable
+from twistedproxy.imaging.luts_and_palettes import LookupTable
 from twistedproxy.imaging.parameters import Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, WINDOW_FUNCTIONS, PixelFacts
 

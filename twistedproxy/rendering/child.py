@@ -39,16 +39,16 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.imaging.codecs import SCALES
-from twistedproxy.imaging.color import check_target, convert_colors
 from twistedproxy.imaging.decode import decode, reduced
 from twistedproxy.imaging.describe import Description, SparseDescription
-from twistedproxy.imaging.downsampled import downsampled_answer
+from twistedproxy.imaging.downsampled_instance import downsampled_answer
 from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
+from twistedproxy.imaging.icc import check_target, convert_colors
 from twistedproxy.imaging.parameters import Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
-from twistedproxy.imaging.stitcher import EMPTY, Canvas, averaged
+from twistedproxy.imaging.resizing import EMPTY, Canvas, averaged
 from twistedproxy.imaging.windowing import range_of, to_display
 from twistedproxy.processes.messages import CONTROL_IN, CONTROL_OUT, Message, MessageReader
 from twistedproxy.processes.with_parent import end_with_parent

@@ -25,10 +25,10 @@ from twistedproxy.dicom.transfer_syntaxes import (
 )
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.read_through import NoSuchFrame
-from twistedproxy.imaging.color import OwnProfiles
-from twistedproxy.imaging.downsampled import Downsampled
+from twistedproxy.imaging.downsampled_instance import Downsampled
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Cut
+from twistedproxy.imaging.icc import OwnProfiles
 from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.tile_index import Placement, needs_positions
 from twistedproxy.rendering.descriptions import Descriptions

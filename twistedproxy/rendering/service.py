@@ -29,8 +29,8 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, cached_bytes, expiry, pack_picture, unpack_picture
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.single_flight import SingleFlight
-from twistedproxy.imaging.color import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
+from twistedproxy.imaging.icc import BadProfiles, OwnProfiles, read_profiles
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
 from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray

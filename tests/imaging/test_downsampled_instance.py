@@ -15,11 +15,11 @@ from PIL import Image
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.imaging.downsampled import Downsampled, downsampled, downsampled_answer, shrunk
+from twistedproxy.imaging.downsampled_instance import Downsampled, downsampled, downsampled_answer, shrunk
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Cut, decoder_scale
 from twistedproxy.imaging.parameters import INTERPOLATIONS, Viewport
-from twistedproxy.imaging.stitcher import Canvas
+from twistedproxy.imaging.resizing import Canvas
 
 FACTORS = st.sampled_from((2.0, 2.5, 3.7, 4.0, 8.0, 64.0, 1.001)) | st.floats(1.0, 100.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.imaging.color import (
+from twistedproxy.imaging.icc import (
     MAX_PROFILE,
     MAX_PROFILES,
     TARGETS,

@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.stitcher: one frame made smaller. What is put together of several is tested with downsampled instances."""
+"""twistedproxy.imaging.resizing: one frame made smaller. What is put together of several is tested with downsampled instances."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.imaging.geometry import Axis, Cut
-from twistedproxy.imaging.stitcher import Canvas
+from twistedproxy.imaging.resizing import Canvas
 
 
 def resized(pixels: numpy.ndarray, rows: int, columns: int) -> numpy.ndarray:
