@@ -111,6 +111,8 @@ class ConsoleTests(SynchronousTestCase):
 
     def test_serves_until_a_signal(self) -> None:
         """It serves, and ends by the signal that stops it, as twistd does, without a file in its folder."""
+        # A shell has what it starts in the background ignore SIGINT, and children inherit that.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
         for number in (signal.SIGTERM, signal.SIGINT):
             proxy = ConsoleProxy(*LIGHT)
             self.addCleanup(proxy.remove)
