@@ -179,8 +179,7 @@ class Child:
 
 
 class Proxy(Child):
-    """``twistd -n twistedproxy`` on a free loopback port, from this tree, which logs JSON lines. *options* go after
-    ``twistedproxy``."""
+    """``twistd -n twistedproxy`` on a free loopback port, from this tree. *options* go after ``twistedproxy``."""
 
     program = "from twisted.scripts.twistd import run; run()"
     command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
@@ -190,10 +189,7 @@ class Proxy(Child):
     ) -> None:
         self.port = free_port()
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        json_lines = {"TWISTEDPROXY_LOG_FORMAT": "json"}
-        super().__init__(
-            pinned([*self.command, "--listen", listen, *options], core), {**json_lines, **(environment or {})}
-        )
+        super().__init__(pinned([*self.command, "--listen", listen, *options], core), environment)
 
     @property
     def url(self) -> str:

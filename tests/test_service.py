@@ -48,7 +48,9 @@ class ProcessCase(TestCase):
 
     async def started(self, *options: str) -> Proxy:
         """A proxy in front of the store."""
-        proxy = await Proxy.started("--origin", self.store.url, *(options or ("--cache", "memory")))
+        proxy = await Proxy.started(
+            "--origin", self.store.url, "--log-format", "json", *(options or ("--cache", "memory"))
+        )
         self.addCleanup(deferToThread, proxy.remove)
         return proxy
 

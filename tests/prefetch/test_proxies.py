@@ -39,6 +39,7 @@ class ProxyTests(RealCase):
         self.proxies = []
         for _ in range(proxies):
             proxy = await Proxy.started(
+                *("--log-format", "json"),
                 "--origin", f"/dicomweb={self.held.url}", "--cache", cache, *more, "--whole-instance-max-memory", "100",
                 *options,
             )  # fmt: skip
@@ -170,7 +171,7 @@ class NoCacheTests(RealCase):
     async def test_said(self) -> None:
         """Nothing is prefetched, and the log says so and why."""
         store = self.store(4)
-        proxy = await Proxy.started("--origin", f"/dicomweb={store.url}", "--cache", "none")
+        proxy = await Proxy.started("--origin", f"/dicomweb={store.url}", "--cache", "none", "--log-format", "json")
         self.addCleanup(proxy.remove)
         asking = client(self, f"{proxy.url}/dicomweb", HEADERS)
         await asking.frames(self.slide.resource, [1], AS_STORED)

@@ -100,7 +100,14 @@ class WorkersCase(TestCase):
     async def proxy(self, *options: str, workers: int = 2) -> Proxy:
         """A proxy whose workers are all there."""
         proxy = await Proxy.started(
-            "--origin", self.store.url, *MEMORY, *NO_PREFETCH, "--workers", str(workers), *options
+            *("--log-format", "json"),
+            "--origin",
+            self.store.url,
+            *MEMORY,
+            *NO_PREFETCH,
+            "--workers",
+            str(workers),
+            *options,
         )
         self.addCleanup(deferToThread, proxy.remove)
         await self.workers(proxy, workers)
