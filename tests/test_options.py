@@ -15,7 +15,7 @@ from tests.cache.certificates import certificate
 from twistedproxy.options.command import OPTIONS, Options
 from twistedproxy.options.values import show_size, size
 from twistedproxy.settings import MIB, Mount, Settings
-from twistedproxy.system.resources import MemoryReading
+from twistedproxy.system.machine_load import MemoryReading
 
 GIB = 1024 * MIB
 SAMPLE = ("--origin", "sample:")

@@ -49,12 +49,12 @@ from twistedproxy.server.listening import Listening, listening_anew
 from twistedproxy.server.site import ProxySite
 from twistedproxy.server.startup_log import Served
 from twistedproxy.settings import Settings
-from twistedproxy.system.demand import Demand
+from twistedproxy.system.caller_demand import Demand
 from twistedproxy.system.logs import AccessLog
+from twistedproxy.system.machine_load import SystemLoadReader, cpu_count
 from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.recent import Recent
-from twistedproxy.system.resources import SystemLoadReader, cpu_count
 
 _log = Logger()
 

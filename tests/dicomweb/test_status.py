@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
 from twistedproxy.dicomweb.status import CHECK_SECONDS, READY_SECONDS, Checks, StatusPages
-from twistedproxy.system.demand import DemandLevel
+from twistedproxy.system.caller_demand import DemandLevel
 from twistedproxy.system.metrics import Metrics
 
 

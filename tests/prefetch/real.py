@@ -27,9 +27,9 @@ from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import MODULE, ChildLoader, InProcessLoader
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
-from twistedproxy.system.demand import Demand
+from twistedproxy.system.caller_demand import Demand
+from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.resources import SystemLoad
 
 TOKEN = "d41f6e0c-alice-token"
 SIDE = 16  # frames: 256 of 8.7 kB, some batches

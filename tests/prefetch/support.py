@@ -28,8 +28,8 @@ from twistedproxy.prefetch.loaders import LoadTask
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings
 from twistedproxy.streams import BytesStream, ByteStream
+from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.resources import SystemLoad
 
 MIB = 1 << 20
 

@@ -27,7 +27,7 @@ from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import instance_load, loaders
 from twistedproxy.processes.child import ChildProcess, StartFailed
 from twistedproxy.processes.messages import CONTROL_IN
-from twistedproxy.system.demand import DemandLevel
+from twistedproxy.system.caller_demand import DemandLevel
 
 MIB = 1 << 20
 

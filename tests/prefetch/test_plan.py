@@ -16,7 +16,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.regions import Region, numbers
 from twistedproxy.settings import Settings
-from twistedproxy.system.resources import SystemLoad
+from twistedproxy.system.machine_load import SystemLoad
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 

@@ -21,7 +21,7 @@ from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import runner
 from twistedproxy.prefetch.jobs import JobKind, LoadFailed, NotLoadable, NotStarted, Withdrawn
 from twistedproxy.prefetch.scheduler import STOP_SECONDS
-from twistedproxy.system.resources import SystemLoad
+from twistedproxy.system.machine_load import SystemLoad
 
 WHOLE, BLOCK, DISPLAY = JobKind.WHOLE, JobKind.BLOCK, JobKind.DISPLAY
 

@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.prefetch.instance_load import BATCH_BYTES, ENOUGH_CPUS, SMALL_BATCH_BYTES, Pace, rest_seconds
-from twistedproxy.system.demand import Demand, DemandLevel
+from twistedproxy.system.caller_demand import Demand, DemandLevel
 
 
 def demand(level: DemandLevel, cpus: float) -> Demand:

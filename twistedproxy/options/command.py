@@ -30,7 +30,7 @@ from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
 from twistedproxy.options.values import Rejected, ValueKind, reject_if, show_size
 from twistedproxy.settings import MIB, REMOVED, Settings
 from twistedproxy.system.logs import check_destination
-from twistedproxy.system.resources import MemoryReading, read_memory
+from twistedproxy.system.machine_load import MemoryReading, read_memory
 
 ENVIRONMENT_PREFIX = "TWISTEDPROXY_"
 SHOWN_LENGTH = 120  # characters of a bad value in an error

@@ -39,7 +39,7 @@ from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
 from twistedproxy.streams import ByteStream
-from twistedproxy.system.demand import Demand, DemandLevel
+from twistedproxy.system.caller_demand import Demand, DemandLevel
 
 REST_SECONDS = {DemandLevel.LITTLE: 0.0, DemandLevel.SOME: 0.001, DemandLevel.MUCH: 0.002}
 """The rest after each chunk: 64 kB at most from a store, 512 kB from a file."""

@@ -28,7 +28,7 @@ from twistedproxy.processes.channel import CallError
 from twistedproxy.processes.child import ChildProcess, StartFailed
 from twistedproxy.processes.kept_alive import KeptAlive
 from twistedproxy.settings import Settings
-from twistedproxy.system.demand import Demand
+from twistedproxy.system.caller_demand import Demand
 from twistedproxy.system.metrics import Metrics
 
 MODULE = "twistedproxy.prefetch.loader_main"

@@ -14,7 +14,7 @@ from typing import Optional, Protocol, Union
 from twistedproxy.cache.address import CacheAddress, NoAddress
 from twistedproxy.dicom import transfer_syntaxes
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.system.resources import SystemLoad
+from twistedproxy.system.machine_load import SystemLoad
 
 NEVER_LOOKED_AT = 100
 """A limit in percent that switches its reading off."""

@@ -33,9 +33,9 @@ from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.settings import Settings
+from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.recent import Recent
-from twistedproxy.system.resources import SystemLoad
 
 MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""

@@ -27,7 +27,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import AnswerBody, Running, UploadProducer
-from twistedproxy.origin.http.headers import end_to_end
+from twistedproxy.origin.http.hop_by_hop import end_to_end
 from twistedproxy.origin.interface import OriginResponse
 from twistedproxy.system.outages import tls_reason_in
 

@@ -41,7 +41,7 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http.client import REPEATABLE, USER_AGENT, InvalidRequest, Transport
-from twistedproxy.origin.http.headers import HOP_BY_HOP, MADE_ANEW, decoded, end_to_end, without
+from twistedproxy.origin.http.hop_by_hop import HOP_BY_HOP, MADE_ANEW, decoded, end_to_end, without
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
 from twistedproxy.origin.http.standing import Standings
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority, first

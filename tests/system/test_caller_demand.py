@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system.demand import MUCH_A_SECOND, SOME_A_SECOND, TICK_SECONDS, Demand, DemandLevel
+from twistedproxy.system.caller_demand import MUCH_A_SECOND, SOME_A_SECOND, TICK_SECONDS, Demand, DemandLevel
 
 
 class DemandTests(SynchronousTestCase):

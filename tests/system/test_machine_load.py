@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system.resources import (
+from twistedproxy.system.machine_load import (
     MemoryReading,
     SystemLoad,
     SystemLoadReader,
