@@ -1,6 +1,8 @@
-"""The observer of cache operations (the metrics), and rate-limited warnings.
+"""What is seen of the cache from outside: how much it holds, how its operations end, and warnings.
 
-How much the cache holds, looked at now and then: for metrics, and for those who must not count it as used memory.
+- How much it holds is looked at now and then: for metrics, and for those who must not count it as used memory.
+- Operations go to an observer (the metrics).
+- Warnings are rate-limited.
 """
 
 from __future__ import annotations

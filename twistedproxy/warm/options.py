@@ -1,8 +1,7 @@
-"""The command line of ``twistedproxy warm``.
-
-What to load: URLs in, searches and instances out, without input or output.
+"""The command line of ``twistedproxy warm``, and what its URLs name: searches and instances.
 
 Rules:
+- what to load is found out without input or output: URLs and answers in, searches and instances out;
 - only multi-frames are worth a load: what a search shows to be something else is left out;
 - what a search does not show is tried, and the proxy decides.
 """

@@ -1,14 +1,14 @@
-"""Commands in batches on one connection, each with a deadline.
+"""Commands as bytes, and in batches on one connection, each batch with a deadline.
 
 Rules kept here:
 - Replies come in the order of commands; a batch whose waiter left keeps its place.
 - What is outstanding has a deadline. A server that lets it pass is hung up on.
 - An error of the server is a value among the replies; only a lost connection fails a batch.
-
-Commands as bytes (Redis serialization protocol, RESP2: arrays of bulk strings).
+- Commands are arrays of bulk strings (Redis serialization protocol, RESP2). Values are joined once, into what goes to
+  the socket.
 
 txredisapi makes a Deferred and several copies for each command; 10,000 SETs took 0.20 s through its pipeline
-and 0.07 s written like this. Values are joined once, into what goes to the socket.
+and 0.07 s written like this.
 """
 
 from __future__ import annotations

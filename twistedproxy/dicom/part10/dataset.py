@@ -7,9 +7,7 @@ Rules that this file keeps:
 - Nested sequences cost no recursion: only how deep the reader stands is remembered, and that is bounded too.
 - No I/O; every cut of the stream gives the same result.
 
-What the stages of the Part 10 stream share: their errors, and chunks gathered until there are enough.
-
-Rules that this file keeps:
+All stages of the Part 10 stream share the errors here, and `Gatherer`, which gathers chunks until there are enough:
 
 - Each byte is copied at most once into a joined piece, however the stream is cut.
 - A stage states how many bytes it needs before it gathers, so it can refuse a number that makes no sense.

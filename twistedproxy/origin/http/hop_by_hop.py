@@ -1,14 +1,11 @@
-"""Which header fields stay on their hop, and reading those that this room needs.
-
-Field names are compared in lower case (RFC 9110 section 5.1). Fields that concern one connection only, and those that
-a ``Connection`` field names, are never handed on (RFC 9110 section 7.6.1).
-
-Content codings of answers that were asked for without one: web servers of ready-made files compress all the same.
+"""What messages lose on their way: header fields of one hop, and content codings that were not asked for.
 
 Rules that this module keeps:
 
-- `decoded` is the only place where the codings of a store's answers are undone: for the proxy's own requests, and for
-  answers that are rewritten on their way.
+- Field names are compared in lower case (RFC 9110 section 5.1). Fields that concern one connection only, and those that
+  a ``Connection`` field names, are never handed on (RFC 9110 section 7.6.1).
+- Web servers of ready-made files compress also what was asked for without a coding. `decoded` is the only place where
+  the codings of a store's answers are undone: for the proxy's own requests, and for answers that are rewritten on their way.
 - All codings are undone, in one field or several, the last one first (RFC 9110 section 8.4); so are all members of a
   gzip body (RFC 1952 section 2.2) and all frames of a zstd body (RFC 8878 section 3). Unknown codings are refused.
 - A coded body that ends before its own end mark is no whole body. After the end mark nothing may follow but another

@@ -1,4 +1,4 @@
-"""Requests of the proxy's own and passed-on ones, under the origin's limiter.
+"""Requests of the proxy's own and passed-on ones, under the origin's limiter, sent again where the origin is too busy.
 
 Rules that this module keeps:
 
@@ -8,12 +8,8 @@ Rules that this module keeps:
   success than those that the request can have: a 206 is a part of the thing (RFC 9110 section 15.3.7), a 203 something else.
 - A passed-on request gets the origin's answer as it came, and lends its slot out once it lasts long.
 - Responses determine a caller's standing: callers that may read go first, those that were only refused are held back.
-
-Retries where the origin is too busy (429, 503).
-
-Rules that this module keeps:
-
-- Only what may be repeated is repeated: GET and HEAD without a body. The caller of `with_retries` sees to that.
+- After 429 and 503 only what may be repeated is repeated: GET and HEAD without a body. The caller of `with_retries`
+  sees to that.
 - The origin's Retry-After decides (seconds or an HTTP date, RFC 9110 section 10.2.3), else the waits double.
 - A wait that would end after the deadline is not begun: the origin's last answer goes back as it came.
 - While it waits, a request holds no slot and no connection.

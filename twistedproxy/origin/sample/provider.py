@@ -1,7 +1,6 @@
 """The sample slide as an origin: the folder provider over files that are made on first use, by a child process.
 
-The folder that holds the sample slide, made once and kept. Blocking.
-
+- The folder that holds them is made once and kept. What reads and writes it blocks, and runs in threads.
 - A folder is complete or it is not there under its name: it is made beside and renamed. Two that are made at once both succeed,
   and one result stays.
 - It is complete if its files have the digests in a list beside them; a damaged one is made anew.
