@@ -1,4 +1,4 @@
-"""Waiting and servers for the tests of this room."""
+"""Waiting and servers for the tests of the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an origin can fail, as callers of this room see it."""
+"""How an origin can fail, as callers of this package see it."""
 
 from __future__ import annotations
 

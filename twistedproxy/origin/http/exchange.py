@@ -3,7 +3,7 @@
 This uses `HTTP11ClientProtocol` but not `Agent`, which hides the connection: its Connection field, the way to abort it, whether
 it was kept, its parser. For GETs alone `Agent` would save 30 of 490 statements here, and takes 11 % more time for a frame
 (127 us in place of 114). What this reads of it is private: `_parser`, `connHeaders`, `finisher`,
-`_responseDeferred`; the tests of `transport` notice when Twisted changes them.
+`_responseDeferred`; the tests of `twistedproxy.origin.http.client` notice when Twisted changes them.
 
 Rules that this module keeps:
 
@@ -155,7 +155,7 @@ class Exchange:
         self._on_end()
 
     def _error(self, failed: Exception) -> Exception:
-        """What a failed request means to callers of this room."""
+        """What a failed request means to callers of this package."""
         if self._expired:
             return OriginTimeout(f"the origin did not answer within {self._timeout:g} s")
         reasons = getattr(failed, "reasons", ())
