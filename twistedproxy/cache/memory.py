@@ -35,7 +35,7 @@ class MemoryCache:
         """See `Cache`."""
         now = self._reactor.seconds()
         keys = instance_keys(instance)
-        fence = self._fence(keys.generations, now)
+        fence = self._begun_fence(keys.generations, now)
         found: dict[bytes, bytes] = {}
         for name in names:
             stored = self._store.get(keys.entry + name, now)
@@ -49,7 +49,7 @@ class MemoryCache:
         """See `Cache`."""
         now = self._reactor.seconds()
         keys = instance_keys(instance)
-        fence = fence_of([self._store.get(key, now) for key in keys.generations])
+        fence = self._fence(keys.generations, now)
         if fence is None:
             return set()
         stored = ((name, self._store.get(keys.entry + name, now)) for name in names)
@@ -59,7 +59,7 @@ class MemoryCache:
         """See `Cache`."""
         now = self._reactor.seconds()
         keys = instance_keys(instance)
-        fence = fence_of([self._store.get(key, now) for key in keys.generations])
+        fence = self._fence(keys.generations, now)
         heads: dict[bytes, Head] = {}
         for name in names:
             stored = self._store.get(keys.entry + name, now)
@@ -75,7 +75,7 @@ class MemoryCache:
         now = self._reactor.seconds()
         keys = instance_keys(instance)
         # Here an ended fence can be seen at no cost, and such entries would only push out others.
-        taken = fence is not None and fence == fence_of([self._store.get(key, now) for key in keys.generations])
+        taken = fence is not None and fence == self._fence(keys.generations, now)
         if taken and fence is not None:
             for name, value in entries.items():
                 taken = self._store.put(keys.entry + name, b"".join((fence, *pieces(value))), now, seconds) and taken
@@ -138,10 +138,14 @@ class MemoryCache:
         self._store.clear()
 
     def _fence(self, generation_keys: Sequence[bytes], now: float) -> Optional[Fence]:
+        """The present fence; None where a generation is missing."""
+        return fence_of([self._store.get(key, now) for key in generation_keys])
+
+    def _begun_fence(self, generation_keys: Sequence[bytes], now: float) -> Optional[Fence]:
         """The present fence; generations that are missing begin."""
         for key in generation_keys:
             self._store.put_if_absent(key, new_generation(), now, None)
-        return fence_of([self._store.get(key, now) for key in generation_keys])
+        return self._fence(generation_keys, now)
 
     def _done(self, name: str, worked: bool, began: float) -> None:
         self._observer.cache_operation(name, "ok" if worked else "failed", self._reactor.seconds() - began)
