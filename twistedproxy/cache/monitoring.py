@@ -18,6 +18,7 @@ from twistedproxy.cache.interface import Cache
 from twistedproxy.system.metrics import Metrics
 
 INTERVAL = 5.0  # seconds between two looks: a cache fills at some 100 MB/s at most
+LOG_INTERVAL = 60.0  # seconds between two lines about the same trouble: a server can be down for hours
 
 
 class CacheUse:
@@ -61,9 +62,6 @@ class CacheUse:
 
 def _number(value: Optional[object]) -> int:
     return value if isinstance(value, int) else 0
-
-
-LOG_INTERVAL = 60.0  # seconds between two lines about the same trouble: a server can be down for hours
 
 
 class CacheObserver(Protocol):

@@ -40,6 +40,10 @@ HOP_BY_HOP = frozenset(
 )
 # Set from the length of the body and from the origin's URL; an Expect was answered when the request was read.
 MADE_ANEW = frozenset({b"content-length", b"host", b"expect"})
+MAX_STEP = 256 * 1024  # bytes that one `read` gives
+MAX_CODINGS = 3  # of one answer; no server means to apply more than one
+ZSTD_WINDOW_LOG = 23  # RFC 9659: as a content coding, zstd has windows of at most 8 MB
+_ENCODING = frozenset({b"content-encoding"})
 
 
 def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozenset[bytes] = frozenset()) -> Headers:
@@ -52,13 +56,6 @@ def end_to_end(headers: Headers, connection: Iterable[bytes] = (), also: frozens
 def without(headers: Headers, names: frozenset[bytes]) -> Headers:
     """*headers* without the fields *names* (lower case)."""
     return tuple((key, value) for key, value in headers if key.lower() not in names)
-
-
-MAX_STEP = 256 * 1024  # bytes that one `read` gives
-MAX_CODINGS = 3  # of one answer; no server means to apply more than one
-ZSTD_WINDOW_LOG = 23  # RFC 9659: as a content coding, zstd has windows of at most 8 MB
-
-_ENCODING = frozenset({b"content-encoding"})
 
 
 class _Decompressor(Protocol):

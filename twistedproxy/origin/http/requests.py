@@ -49,6 +49,13 @@ FIRST_WAIT = 0.5  # seconds
 LONGEST_WAIT = 16.0  # seconds, of the waits that the origin did not ask for
 SHORTEST_WAIT = 0.1  # seconds: "Retry-After: 0" must not become a tight loop
 DRAIN_LIMIT = 65536  # bytes of an unwanted body that are read to keep its connection; more: the connection is dropped
+MAX_REFUSAL = 65536  # bytes of a refusal's body that are kept
+REFUSAL_HEADERS = frozenset(
+    {b"content-type", b"content-language", b"content-encoding", b"www-authenticate", b"retry-after"}
+)
+OURS = HOP_BY_HOP | MADE_ANEW | {b"accept", b"accept-encoding", b"user-agent", b"range", b"if-range"}
+
+T = TypeVar("T")
 
 
 def retry_after(headers: Headers, now: float) -> Optional[float]:
@@ -101,15 +108,6 @@ async def with_retries(
         await drain(response)
         await deferLater(clock, wait)
         attempts += 1
-
-
-MAX_REFUSAL = 65536  # bytes of a refusal's body that are kept
-REFUSAL_HEADERS = frozenset(
-    {b"content-type", b"content-language", b"content-encoding", b"www-authenticate", b"retry-after"}
-)
-OURS = HOP_BY_HOP | MADE_ANEW | {b"accept", b"accept-encoding", b"user-agent", b"range", b"if-range"}
-
-T = TypeVar("T")
 
 
 class Requests:

@@ -30,9 +30,13 @@ from twistedproxy.origin.folder.provider import Changed, FolderOrigin, nothing
 from twistedproxy.origin.sample.slide import LEVELS, VERSION, SampleLevel
 from twistedproxy.processes.child import child_command, child_environment
 
+URL = "sample:"
+DEADLINE = 180.0  # seconds that making it may take; 3 to 6 are usual
 LIST = ".files.json"  # begins with a dot: no scan takes it for an instance
 _UNFINISHED = ".sample-"
 STALE_SECONDS = 3600.0  # making it takes seconds: the process that began has ended
+
+log = Logger()
 
 
 def is_complete(folder: Path) -> bool:
@@ -71,11 +75,6 @@ def make(folder: Path, write: Callable[[Path], None]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-URL = "sample:"
-DEADLINE = 180.0  # seconds that making it may take; 3 to 6 are usual
-log = Logger()
 
 
 def slide_folder(environment: Mapping[str, str]) -> Path:
