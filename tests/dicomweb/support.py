@@ -132,6 +132,12 @@ class ProxyCase(TestCase):
         await rooms.start()
         return RunningProxy(self, rooms, wall)
 
+    async def warm_proxy(self, store: SimulatedStore, **settings: Any) -> RunningProxy:
+        """A proxy that loads by hand only: no request triggers a load by itself."""
+        proxy = await self.proxy(store, **{"prefetch": True, "prefetch_min_frames": 1000, **settings})
+        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.rooms.scheduler.stop()))
+        return proxy
+
     @staticmethod
     def _stop(rooms: Proxy) -> Deferred[None]:
         return Deferred.fromCoroutine(rooms.stop())

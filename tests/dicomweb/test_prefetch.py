@@ -15,7 +15,6 @@ from tests.frames.support import INSTANCE
 from tests.slides import Made, slide
 from tests.stores.dialects import NO_SYNTAX
 from tests.stores.faults import Answer
-from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicomweb.prefetch import LINE_SECONDS, PrefetchEndpoint
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
@@ -30,12 +29,6 @@ class WarmingCase(ProxyCase):
 
     def slides(self, count: int = 1) -> list[Made]:
         return [slide(self.mktemp(), 3, 4, 64) for _ in range(count)]
-
-    async def warm_proxy(self, store: SimulatedStore, **settings: Any) -> RunningProxy:
-        """A proxy that loads by hand only: no request triggers a load by itself."""
-        proxy = await self.proxy(store, **{"prefetch": True, "prefetch_min_frames": 1000, **settings})
-        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.rooms.scheduler.stop()))
-        return proxy
 
     @property
     def path(self) -> str:

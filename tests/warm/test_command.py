@@ -8,7 +8,6 @@ import os
 import pty
 import subprocess
 import sys
-from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -19,7 +18,6 @@ from tests.running import free_port, python_environment
 from tests.slides import Made, loop, slide
 from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.stores.faults import Answer
-from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.dicomweb import prefetch
 from twistedproxy.warm import options as targets
@@ -49,11 +47,6 @@ class WarmCase(ProxyCase):
     def study(self, slides: int = 2) -> list[Made]:
         made = [slide(self.mktemp(), 3, 4, 64, study="1.2", series="1.3", sop=f"1.4.{n}") for n in range(slides)]
         return [*made, loop(self.mktemp(), 1, study="1.2", series="1.5", sop="1.6")]
-
-    async def warm_proxy(self, store: SimulatedStore, **settings: Any) -> RunningProxy:
-        proxy = await self.proxy(store, **{"prefetch": True, "prefetch_min_frames": 1000, **settings})
-        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.rooms.scheduler.stop()))
-        return proxy
 
     async def run_command(self, *arguments: str, terminal: bool = False, **environment: str) -> Run:
         from twisted.internet import reactor
