@@ -103,7 +103,7 @@ class OptionTests(PagesCase):
 
     def test_variables_exist(self) -> None:
         """Every variable in the pages and in deploy/ is that of an option."""
-        known = {"TWISTEDPROXY_" + option.name.upper().replace("-", "_") for option in command.OPTIONS}
+        known = {command.variable(option.name) for option in command.OPTIONS}
         texts = [*self.pages.values(), *(path.read_text("utf-8") for path in DEPLOY.iterdir())]
         found = {name for text in texts for name in re.findall(r"TWISTEDPROXY_[A-Z][A-Z_]*[A-Z]", text)}
         self.assertEqual(found - known, set())
