@@ -12,7 +12,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.clients import RawConnection
-from tests.imaging.test_icc import profile_folder
+from tests.rendering.test_own_profiles import profile_folder
 from tests.running import TREE, Child, MemoryWatch, Proxy
 from tests.stores.faults import Stall
 from tests.stores.http_server import Seen

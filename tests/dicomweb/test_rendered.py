@@ -22,13 +22,14 @@ from twisted.logger import LogEvent, globalLogPublisher
 from tests.clients import Client
 from tests.dicomweb.support import ALICE, ProxyCase, RunningProxy, token
 from tests.imaging.test_decode import TEST_FILES
-from tests.imaging.test_icc import profile_folder
+from tests.rendering.test_own_profiles import profile_folder
 from tests.slides import Made, loop, slide
 from tests.stores import faults
 from tests.waiting import wait_until
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
-from twistedproxy.imaging.icc import OwnProfiles, convert_colors, profile_of
+from twistedproxy.imaging.icc import convert_colors, profile_of
+from twistedproxy.rendering.own_profiles import OwnProfiles
 from twistedproxy.rendering.runner import range_sample
 from twistedproxy.server.conditional import entity_tag
 from twistedproxy.settings import Mount

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 INTERPOLATIONS = ("area", "nearest", "linear", "cubic", "lanczos4")
 PROFILES = ("no", "yes", "srgb", "displayp3", "adobergb", "rommrgb")
+MAX_PROFILE = 16 << 20
+"""Bytes of an ICC profile; scanners' have up to 1 MB, those of displays with tables some 3 MB."""
 WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")
 ANNOTATIONS = frozenset(("patient", "technique"))
 """The keywords of PS3.18 section 8.3.5.1.1. None is drawn: the answer has a Warning, as that section asks."""

@@ -28,11 +28,11 @@ from twistedproxy.frames.read_through import NoSuchFrame
 from twistedproxy.imaging.downsampled_instance import Downsampled
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Cut
-from twistedproxy.imaging.icc import OwnProfiles
 from twistedproxy.imaging.parameters import Rendering
 from twistedproxy.imaging.tile_index import Placement, needs_positions
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Request, Task
+from twistedproxy.rendering.own_profiles import OwnProfiles
 
 JPEG, JPEG_XL = "image/jpeg", "image/jxl"
 PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")

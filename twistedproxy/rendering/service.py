@@ -4,12 +4,6 @@
 - A picture is in the cache under its instance, its frame and its normalised parameters; a request for one that is being
   made waits for that one, which is given up when the last waiting client has gone.
 - Limits are looked at before any frame is fetched.
-
-The operator's own ICC profiles, read and tried before any picture is asked for.
-
-A rendering child tries them: the proxy itself loads no codec.
-
-The room's service, made from the settings.
 """
 
 from __future__ import annotations
@@ -20,7 +14,6 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.deferreds import all_or_none
@@ -29,26 +22,14 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, cached_bytes, expiry, pack_picture, unpack_picture
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.single_flight import SingleFlight
-from twistedproxy.imaging.errors import CallFailed, PictureTooLarge, PoolError
-from twistedproxy.imaging.icc import BadProfiles, OwnProfiles, read_profiles
+from twistedproxy.imaging.errors import PictureTooLarge, PoolError
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
+from twistedproxy.rendering.own_profiles import BadProfiles, checked_profiles
 from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.runner import LoadWhole, Made, Maker, check_not_empty
 from twistedproxy.settings import Settings
-
-
-async def checked_profiles(pool: RenderPool, folder: str) -> OwnProfiles:
-    """The profiles in *folder*, all fit to convert to. Raises `BadProfiles` and `PoolError`."""
-    profiles = await deferToThread(read_profiles, folder)
-    for name, profile in profiles.by_name.items():
-        try:
-            await pool.call({"op": "profile"}, [profile])
-        except CallFailed as failed:
-            raise BadProfiles(f"{folder}: {name} is not a profile to convert to: {failed}") from None
-    return profiles
-
 
 MADE_AT_ONCE = 4
 """Pictures of one request that are made side by side: one list must not take all places in the queue."""

@@ -6,18 +6,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from twistedproxy.imaging.icc import (
-    MAX_PROFILE,
-    MAX_PROFILES,
-    TARGETS,
-    BadProfiles,
-    OwnProfiles,
-    profile_of,
-    read_profiles,
-)
-from twistedproxy.imaging.parameters import PROFILES, BadParameter, parse_query
+from tests.running import printed
+from twistedproxy.imaging.icc import TARGETS, profile_of
+from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES, BadParameter, parse_query
+from twistedproxy.rendering.own_profiles import MAX_PROFILES, BadProfiles, OwnProfiles, read_profiles
 
 
 def profile_folder(folder: str, profiles: Mapping[str, bytes]) -> str:
@@ -80,3 +74,12 @@ class FolderTests(SynchronousTestCase):
         folder = self.folder()
         (folder / "a.icc").mkdir()
         self.assertIn("directory", self.refused(folder))
+
+
+class ImportTests(TestCase):
+    """What the proxy loads to read them."""
+
+    async def test_no_codec(self) -> None:
+        """Codecs are the rendering children's alone: the proxy imports neither Pillow nor imagecodecs."""
+        program = "import sys, twistedproxy.proxy; print({'PIL', 'imagecodecs'} & sys.modules.keys())"
+        self.assertEqual(await printed(program), "set()\n")
