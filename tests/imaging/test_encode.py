@@ -16,7 +16,8 @@ from tests.imaging.damage import codecs, damaged
 from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
-from twistedproxy.imaging.icc import TARGETS, convert_colors, profile_of
+from twistedproxy.imaging.icc import convert_colors, profile_of
+from twistedproxy.imaging.parameters import TARGETS
 from twistedproxy.rendering.planner import PICTURE_TYPES
 
 CRAYONS = TEST_FILES[0].with_name("crayons.icc").read_bytes()

@@ -9,8 +9,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.running import printed
-from twistedproxy.imaging.icc import TARGETS, profile_of
-from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES, BadParameter, parse_query
+from twistedproxy.imaging.icc import profile_of
+from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES, TARGETS, BadParameter, parse_query
 from twistedproxy.rendering.own_profiles import MAX_PROFILES, BadProfiles, OwnProfiles, read_profiles
 
 

@@ -22,12 +22,12 @@ from PIL import Image
 from twistedproxy.dicom.codestream import BadCodestream, Header, jpeg_header, jpegxl_header
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
+from twistedproxy.imaging.parameters import DEFAULT_QUALITY
 
 Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 Encoder = Callable[[Bytes, int, bytes], bytes]
 
-DEFAULT_QUALITY = 95
 MAX_PIXELS = 1 << 26  # libjxl takes about 30 bytes for each
 
 # Full color resolution only where the caller asks for the most: it makes encoding take 1.6 times as long

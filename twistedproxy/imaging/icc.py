@@ -21,11 +21,10 @@ import numpy
 from PIL import Image, ImageCms
 
 from twistedproxy.imaging.errors import BadProfile
-from twistedproxy.imaging.parameters import MAX_PROFILE
+from twistedproxy.imaging.parameters import MAX_PROFILE, TARGETS
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 
-TARGETS = ("srgb", "displayp3", "adobergb", "rommrgb")
 MAX_TRANSFORMS = 16  # a scanner has one profile: source and target pairs in use at a time
 
 

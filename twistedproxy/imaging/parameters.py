@@ -24,7 +24,10 @@ from twistedproxy.dicom.resource import shown
 T = TypeVar("T")
 
 INTERPOLATIONS = ("area", "nearest", "linear", "cubic", "lanczos4")
-PROFILES = ("no", "yes", "srgb", "displayp3", "adobergb", "rommrgb")
+NO_TARGETS = ("no", "yes")
+"""Values of ``iccprofile`` that name no color space to convert to."""
+TARGETS = ("srgb", "displayp3", "adobergb", "rommrgb")
+PROFILES = (*NO_TARGETS, *TARGETS)
 MAX_PROFILE = 16 << 20
 """Bytes of an ICC profile; scanners' have up to 1 MB, those of displays with tables some 3 MB."""
 WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")

@@ -46,7 +46,7 @@ from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.icc import check_target, convert_colors
-from twistedproxy.imaging.parameters import Rendering, Window
+from twistedproxy.imaging.parameters import NO_TARGETS, Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 from twistedproxy.imaging.resizing import EMPTY, Canvas, averaged
 from twistedproxy.imaging.windowing import range_of, to_display
@@ -120,7 +120,7 @@ class _Picture:
             raise self.failure
         pixels = self.pixels if self.canvas is None else self.canvas.finish()
         rendering, profile = self.rendering, self.facts.icc_profile
-        if rendering.profile not in ("no", "yes") and pixels.ndim == 3:
+        if rendering.profile not in NO_TARGETS and pixels.ndim == 3:
             pixels, profile = convert_colors(pixels, profile, rendering.profile, self.own_profile)
         if rendering.media_type == OCTET_STREAM:
             return bytes(pixels.tobytes())

@@ -19,15 +19,13 @@ from twisted.internet.threads import deferToThread
 
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.imaging.errors import CallFailed
-from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES
+from twistedproxy.imaging.parameters import MAX_PROFILE, NO_TARGETS, PROFILES
 from twistedproxy.rendering.pool import RenderPool
 
 PROFILE_ENDINGS = (".icc", ".icm")
 MAX_PROFILES = 64
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
-_NOT_PROFILES = frozenset(("no", "yes"))
-"""Values of ``iccprofile`` that mean something else."""
 
 
 class BadProfiles(ValueError):
@@ -83,7 +81,7 @@ def read_profiles(folder: str) -> OwnProfiles:
     found: dict[str, bytes] = {}
     for path in paths:
         name = path.stem.lower()
-        if not _PROFILE_NAME.fullmatch(name) or name in _NOT_PROFILES:
+        if not _PROFILE_NAME.fullmatch(name) or name in NO_TARGETS:
             raise BadProfiles(f"{path}: names of up to 32 letters, digits, - and _ are accepted, but not no and yes")
         if name in found:
             raise BadProfiles(f"{path}: another file also has the name {name}")
