@@ -3,20 +3,12 @@
 - Every frame is served from the cache long before the last byte has come; memory stays flat whatever the size.
 - Frames are provisional until the stream has ended as it must: when it doesn't, all that were written are removed.
 - A file whose frames do not begin as its transfer syntax wants it is not loaded.
-
-Frames of an instance on their way into the cache, which may yet turn out wrong.
-
-- They are served as soon as they are written; when the load fails, every one of them is taken back.
-- Each says when its time in the cache ends.
+- Each frame says when its time in the cache ends.
 - The cache sets the pace: at most `OUTSTANDING_BYTES` wait for it, whatever an instance or a frame measures.
-
-A file of this machine as a `ByteStream`, for a process that has nothing else to do: reading blocks.
-
-How fast a whole instance is loaded: as fast as it comes, or with rests while callers want much.
-
-Measured on two CPUs, beside loads without a pause and with the store on the same machine, callers of cached frames at
-the 99th percentile: without rests 2.0 to 4.8 times what they wait otherwise, with them 1.1 to 1.7 times. 87 MB then
-take 1 to 3.4 s instead of 0.25 s.
+- A loader child loads as fast as an instance comes, or with rests while callers want much. Measured on two CPUs, beside
+  loads without a pause and with the store on the same machine, callers of cached frames at the 99th percentile: without
+  rests 2.0 to 4.8 times what they wait otherwise, with them 1.1 to 1.7 times. 87 MB then take 1 to 3.4 s instead of
+  0.25 s.
 """
 
 from __future__ import annotations
@@ -84,7 +76,7 @@ REMOVED_AT_ONCE = 5000
 
 @attrs.define(eq=False)
 class ProvisionalFrames:
-    """Writes frames 1, 2, 3... of *instance* under *fence* for *seconds* (None: no expiry).
+    """Writes frames 1, 2, 3... of *instance*, which may yet turn out wrong, under *fence* for *seconds* (None: no expiry).
 
     *written*, *size*: how many frames were sent, and their bytes. *progress* hears of those that are in the cache.
     *wall_clock* gives seconds since the epoch.
@@ -161,7 +153,7 @@ READ_BYTES = 512 * 1024
 
 
 class LocalFile:
-    """The bytes of the file at *path*. Not for the reactor of a server."""
+    """The bytes of the file at *path*, a `ByteStream`. For a process that has nothing else to do: reading blocks."""
 
     def __init__(self, path: str) -> None:
         try:

@@ -1,11 +1,8 @@
-"""Running prefetches, and those that ended a short while ago.
+"""Running prefetches and those that ended a short while ago, their locks, and how a load fails or is not started.
 
 - A job is logged when it starts and when it ends, with the same field names.
 - Ended jobs stay visible for one interval, then a LoopingCall drops them; nothing that goes wrong in it ends it.
-
-How a load ends when it doesn't end well, and why it is not started.
-
-The lock of an instance in the cache: of all workers and hosts, one loads it.
+- An instance has one lock in the cache: of all workers and hosts, one loads it.
 """
 
 from __future__ import annotations

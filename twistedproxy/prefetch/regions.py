@@ -1,14 +1,11 @@
-"""Which frames a block load and a display load take. Pure: a request's place in its grid in, regions out.
-
-Rules:
-- a region holds the request that it was made for, stays in that request's plane, and ends with the instance;
-- a block and the display load beside it have no frame in common, and together are the block.
-
-How the frames of an instance lie, and sets of them kept as runs of numbers. Pure.
+"""How the frames of an instance lie, and which of them a block load and a display load take. Pure: a request's place in its
+grid in, regions out.
 
 Rules:
 - frame numbers start at 1; a region names none twice;
-- a region is kept as one run of numbers for each row of frames, never as a list of frames.
+- a region is kept as one run of numbers for each row of frames, never as a list of frames;
+- a load's region holds the request that it was made for, stays in that request's plane, and ends with the instance;
+- a block and the display load beside it have no frame in common, and together are the block.
 
 Frame n of a TILED_FULL instance stands, within its plane, at row (n-1) // columns and column
 (n-1) % columns of the frame grid; planes (focal planes, optical paths) follow each other

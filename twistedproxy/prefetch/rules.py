@@ -1,4 +1,4 @@
-"""The gates before a prefetch, one function each. Pure: None lets through, a `Reason` is a "no".
+"""The rules before a prefetch, one function each. Pure: None lets through, a `Reason` is a "no".
 
 Rules:
 - each "no" has a reason of its own, whose value is stable: logs and metrics carry it;

@@ -4,10 +4,6 @@
 - A lock is given back on every way out on which no whole-instance load came to its good end.
 - Display loads need no lock: frames are claimed one by one.
 - Whatever fails here is logged; the request that gave the reason was answered long before.
-
-How many of the frames that were loaded before anybody asked are then asked for: what waste there is shows here.
-
-A frame counts once for each worker that serves it. Bits are kept for the instances that were asked for last.
 """
 
 from __future__ import annotations
@@ -42,7 +38,10 @@ MAX_INSTANCES = 200
 
 
 class Usefulness:
-    """Counts prefetched frames that were asked for."""
+    """Counts prefetched frames that were asked for: what waste there is shows here.
+
+    A frame counts once for each worker that serves it. Bits are kept for the instances that were asked for last.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,9 +1,7 @@
 """From a request for pictures to the pieces of work that make them, one for each picture.
 
 All limits are looked at here, before any frame is fetched; of the origin no more is asked than where the frames of a
-sparse instance lie.
-
-The forms that pictures have, and which stored frames are such pictures already.
+sparse instance lie. Here is also which forms pictures have, and which stored frames are such pictures already.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Servers that cannot be used: why, in an operator's words, and in the log once when it begins and once when it is over.
 
-TLS to servers: the certificate and the name in it are verified, and the reason of a refusal is reported.
-
-Twisted's own verification says only "certificate verify failed". Where a certificate has no subjectAltName (RFC 9525
-section 2 demands it; self-signed ones often lack it) it logs a traceback with each attempt, and takes it for any name.
+Why TLS refuses a server is known because the certificate and the name in it are verified here (`Verified`).
 """
 
 from __future__ import annotations
@@ -41,7 +38,11 @@ class CertificateRefused(Exception):
 
 @implementer(IOpenSSLClientConnectionCreator)
 class Verified:
-    """Connections as *creator* makes them for *host*, a name or an address, with our verification."""
+    """Connections as *creator* makes them for *host*, a name or an address, with our verification, which reports its reason.
+
+    Twisted's own says only "certificate verify failed". Where a certificate has no subjectAltName (RFC 9525 section 2
+    demands it; self-signed ones often lack it) it logs a traceback with each attempt, and takes it for any name.
+    """
 
     def __init__(self, creator: IOpenSSLClientConnectionCreator, host: str) -> None:
         self._creator = creator
