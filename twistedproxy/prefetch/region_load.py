@@ -108,7 +108,7 @@ class RegionLoad:
         renewing.clock = self.clock
         renewing.start(RENEW_SECONDS, now=False).addErrback(lambda _: None)
         size = max(1, self.wanted.origin.frames_per_request(self.wanted.instance))
-        requests = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
+        requests = _slices(numbers, size)
         try:
             lanes = [Deferred.fromCoroutine(self._lane(requests, left)) for _ in range(self.side_by_side)]
             await all_or_none(lanes)
