@@ -159,7 +159,7 @@ class FormTests(RenderingCase):
         made = slide(self.mktemp(), 1, 2, 64)
         client = await self.shown(made)
         assert self.proxied.rooms.imaging is not None
-        self.proxied.rooms.imaging.pool.module = "tests.imaging.no_such_module"
+        self.proxied.rooms.imaging.pool.module = "tests.rendering.no_such_module"
         for query in ("", "?quality=20", "?iccprofile=no&downsample=1"):
             answer = await client.get(f"/{made.resource}/frames/2/rendered{query}")
             self.assertEqual((answer.status, answer.body), (200, made.stored_frames()[1]))

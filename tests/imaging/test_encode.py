@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.encode and .color: what others read of the pictures."""
+"""twistedproxy.imaging.encode and .icc: what others read of the pictures."""
 
 from __future__ import annotations
 

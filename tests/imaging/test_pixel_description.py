@@ -1,4 +1,4 @@
-"""twistedproxy.imaging.pixel_description and .lut: what is read of an instance, and how it travels."""
+"""twistedproxy.imaging.pixel_description and .luts_and_palettes: what is read of an instance, and how it travels."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class ReadyTests(PoolCase):
     async def test_does_not_come_up(self) -> None:
         """A first child that cannot start is not tried again and again: the next call tells."""
         pool = self.kept()
-        pool.module = "tests.imaging.no_such_module"
+        pool.module = "tests.rendering.no_such_module"
         await wait_until(lambda: pool._not_before > 0)
         self.assertEqual(pool.pids, [])
         await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
@@ -244,7 +244,7 @@ class EndTests(PoolCase):
     async def test_no_child_comes_up(self) -> None:
         """Where children do not start, calls fail at once for a while, instead of starting one after the other."""
         pool = self.pool()
-        pool.module = "tests.imaging.no_such_module"
+        pool.module = "tests.rendering.no_such_module"
         await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
         await self.assertFailure(started(pool.call({"op": "echo"})), PoolBusy)
         self.assertEqual(pool.pids, [])

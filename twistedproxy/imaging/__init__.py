@@ -1,1 +1,1 @@
-"""Pixels: decoding, resizing, color, encoding, and where that work is done."""
+"""Pixels: decoding, resizing, color, encoding, and what that takes of an instance's metadata."""
