@@ -44,13 +44,12 @@ def request_for_origin(
     *identity*: the answer must come without a content coding. *credentials*: what identifies a caller; *trusted*: networks
     of trusted proxies.
     """
-    callers = {b"cookie", *(name.lower() for name in credentials.headers)}
     stay = _named_by_connection(request)
     believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
     headers = [
         (name, value)
         for name, values in request.requestHeaders.getAllRawHeaders()
-        if (lower := name.lower()) in callers or (lower not in stay and _goes_on(lower, believed))
+        if (lower := name.lower()) in credentials.header_names or (lower not in stay and _goes_on(lower, believed))
         for value in values
     ]
     headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))

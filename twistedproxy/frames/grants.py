@@ -38,6 +38,12 @@ class Credentials:
     headers: tuple[bytes, ...] = (b"Authorization",)
     cookies: tuple[bytes, ...] = ()
     parameters: tuple[bytes, ...] = (b"access_token",)
+    header_names: frozenset[bytes] = attrs.field(init=False)
+    """Names of all headers that may identify a caller, in lower case, Cookie among them."""
+
+    @header_names.default
+    def _header_names(self) -> frozenset[bytes]:
+        return frozenset([b"cookie", *(name.lower() for name in self.headers)])
 
     def caller(self, raw_headers: RawHeaders, token: bytes = b"", address: str = "") -> Caller:
         """The caller of the request whose headers *raw_headers* gives, and that came from *address*; *token*: what of its
@@ -64,8 +70,7 @@ class Credentials:
     def are_all(self, names: Iterable[bytes]) -> bool:
         """Whether *names* of headers are among those that make a caller. Unnamed cookies count too: who names
         cookies says that the others decide nothing."""
-        identifying = {b"cookie", *(header.lower() for header in self.headers)}
-        return all(name.lower() in identifying for name in names)
+        return all(name.lower() in self.header_names for name in names)
 
     def _cookie(self, values: Iterable[bytes]) -> bytes:
         if not self.cookies:

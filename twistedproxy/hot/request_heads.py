@@ -77,7 +77,7 @@ class RequestHeads:
         self._credentials = credentials
         self._trusted = tuple(trusted)
         self._limit = max_bytes // HEAD_BYTES
-        self._known = HARMLESS.union(FORWARDED, _HANDLED, (name.lower() for name in credentials.headers))
+        self._known = HARMLESS.union(FORWARDED, _HANDLED, credentials.header_names)
         self._heads: OrderedDict[bytes, Optional[RequestHead]] = OrderedDict()
 
     def __len__(self) -> int:
