@@ -132,7 +132,7 @@ class ObservedAnswer:
     """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
     what the cache knew of them before."""
 
-    _room: MetadataObserver
+    _observer: MetadataObserver
     _target: Target
     _caller: Caller
     _method: bytes
@@ -165,7 +165,7 @@ class ObservedAnswer:
             try:
                 begun = with_syntaxes(start, await self._syntaxes(start, whole, record))
                 if len(start) > PIECE:
-                    await deferLater(self._room.clock, 0)
+                    await deferLater(self._observer.clock, 0)
             except BaseException:
                 body.close()
                 raise
@@ -173,10 +173,10 @@ class ObservedAnswer:
             body = ChainedStream(BytesStream(*pieces), body)
             if self._instance is not None and not whole:
                 parser = MetadataParser(self._instance.uids)
-                body = YieldedStream(_observed(body, parser, record, self._room.clock), body)
+                body = YieldedStream(_observed(body, parser, record, self._observer.clock), body)
         json = form is DescriptionForm.JSON
         rewriting = json_urls(urls) if json else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
-        return in_pieces(body, rewriting.feed, rewriting.close, self._room.clock)
+        return in_pieces(body, rewriting.feed, rewriting.close, self._observer.clock)
 
     async def _syntaxes(self, start: bytes, whole: bool, record: _Record) -> dict[int, str]:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
@@ -197,7 +197,7 @@ class ObservedAnswer:
             for start in range(0, len(answer), PIECE):
                 parser.feed(answer[start : start + PIECE])
                 if len(answer) > PIECE:
-                    await deferLater(self._room.clock, 0)
+                    await deferLater(self._observer.clock, 0)
             metadata = parser.close()
         except BadMetadata:
             return None
@@ -207,20 +207,20 @@ class ObservedAnswer:
 
     async def _record(self, metadata: InstanceMetadata) -> None:
         if self._instance is not None:
-            await self._room.access.record(self._instance, self._caller, metadata, self._reading)
+            await self._observer.access.record(self._instance, self._caller, metadata, self._reading)
 
     async def _probe(self, instance: Instance) -> Optional[str]:
         """The transfer syntax of the first frame, if it comes soon. If not, it is known the next time."""
         reading = Deferred.fromCoroutine(self._first_frame(instance))
         try:
-            return await follow(reading).addTimeout(PROBE_SECONDS, self._room.clock)
+            return await follow(reading).addTimeout(PROBE_SECONDS, self._observer.clock)
         except defer.TimeoutError:
             return None
 
     async def _first_frame(self, instance: Instance) -> Optional[str]:
         wanted = FrameRequest(self._target.origin, instance, (1,), self._caller, prefetch=False)
         try:
-            return (await self._room.reader.read(wanted)).frames[0].transfer_syntax
+            return (await self._observer.reader.read(wanted)).frames[0].transfer_syntax
         except Exception as error:
             _log.info(
                 "the transfer syntax of {instance} is unknown: its first frame could not be read: {reason}",
@@ -232,7 +232,7 @@ class ObservedAnswer:
     async def _known_syntaxes(self, answer: bytes) -> dict[int, str]:
         """The transfer syntaxes that objects in *answer* have in another place, or that the cache knows, by where the objects
         begin."""
-        clock = self._room.clock
+        clock = self._observer.clock
         places: dict[int, Instance] = {}
         syntaxes: dict[int, str] = {}
         begin = clock.seconds()
@@ -244,7 +244,7 @@ class ObservedAnswer:
             if clock.seconds() - begin > STRETCH:
                 await deferLater(clock, 0)
                 begin = clock.seconds()
-        readings = await all_or_none([Deferred.fromCoroutine(self._room.read(one)) for one in places.values()])
+        readings = await all_or_none([Deferred.fromCoroutine(self._observer.read(one)) for one in places.values()])
         known = zip(places, map(metadata_in, readings), strict=True)
         learned = {position: found.transfer_syntax for position, found in known if found and found.transfer_syntax}
         return syntaxes | learned
