@@ -31,6 +31,7 @@ from twistedproxy.settings import Settings
 
 _READ = ["GET", "HEAD"]
 _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
+_NO_RESOURCE = "no such resource; DICOMweb resources are below a mount"
 
 
 @attrs.define(eq=False, slots=False)
@@ -159,7 +160,7 @@ class ProxyRoutes:
         if isinstance(error, HTTPException) and error.code == 405:
             answer_unrouted(self, request, problems.method_not_allowed(_ALL))
         else:
-            answer_unrouted(self, request, problems.not_found("no such resource; DICOMweb resources are below a mount"))
+            answer_unrouted(self, request, problems.not_found(_NO_RESOURCE))
 
     def resource(self) -> IResource:
         """The root resource of a listener."""
@@ -172,5 +173,5 @@ def _target(request: Any, *kinds: ResourceKind) -> Target:
         raise request.nowhere
     target: Optional[Target] = request.target
     if target is None or (kinds and target.resource.kind not in kinds):
-        raise problems.not_found("no such resource; DICOMweb resources are below a mount")
+        raise problems.not_found(_NO_RESOURCE)
     return target
