@@ -280,7 +280,7 @@ def cache_status(answer: FrameAnswer) -> bytes:
 
 
 def cache_outcome(answer: FrameAnswer) -> str:
-    """The same in one word, for metrics and the log."""
+    """What `cache_status` says, in one word, for metrics and the log."""
     if answer.shared:
         return "collapsed"
     if answer.fetched:

@@ -1,12 +1,12 @@
-"""What a STOW changed (DICOM PS3.18 section 10.5 and annex I): what the store's answer lists as stored, or else what the
-parts of the upload name. Bytes in, scopes out, no I/O.
+"""Answers that describe instances: which do, in which form, and what a STOW's says of what it changed. No I/O.
+
+A STOW (DICOM PS3.18 section 10.5 and annex I) changed what the store's answer lists as stored, or else what the parts of
+the upload name.
 
 Rules:
 - A store's answer is believed where it is a store response. Any other, of a login gateway or of a store in trouble,
   leaves open what was done: then what the parts name counts as changed, and nothing else, for any client can send a POST.
 - A caller that was refused (401, 403, 407) changed nothing.
-
-Which answers describe instances, and in which form.
 """
 
 from __future__ import annotations

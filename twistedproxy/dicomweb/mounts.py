@@ -1,6 +1,6 @@
 """Mounts: URL prefixes of the proxy and the origins that they stand for.
 
-Where requests come in: the raw path tells the mount and the DICOMweb resource, then Klein finds the handler.
+A request comes in at `RootResource`: its raw path tells the mount and the DICOMweb resource, then Klein finds the handler.
 
 Klein is shown the kind of the resource in the place of the path that was read already: matching a path of ten segments
 costs a fifth of all that a cached frame costs, and Klein decodes percent signs, while a path must mean the same to us

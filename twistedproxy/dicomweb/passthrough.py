@@ -7,7 +7,7 @@
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.dicomweb.metadata_answers`).
 - A metadata answer that passes is the caller's grant for that instance: the origin is not asked for it again.
 - Answers that describe instances are requested without a content coding, inspected, and compressed here.
-- Reservation parts of answers count against the memory for answers; an answer that finds no room there is not read.
+- Parts of answers that are held count against the memory for answers; an answer that finds no room there is not read.
 """
 
 from __future__ import annotations

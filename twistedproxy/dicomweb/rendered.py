@@ -255,7 +255,7 @@ def raise_problem(error: Exception) -> NoReturn:
 
 
 def _outcome(made: Pictures) -> str:
-    """The same in one word, for metrics and the log."""
+    """What `pictures_status` says, in one word, for metrics and the log."""
     if not made.forwarded:
         return "rendered" if made.made or made.shared else "hit"
     return "collapsed" if made.shared else "miss"

@@ -29,7 +29,7 @@ from twistedproxy.server.problems import method_not_allowed, not_found
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
-# Of running jobs, by kind: JOB fields (None: each counts 1) and the gauges that they are summed in.
+# Gauges of running jobs, by kind, and the field of a job that each sums (None: each job counts 1).
 _RUNNING = {
     "prefetch_jobs_running": None,
     "prefetch_frames_running": "frames",

@@ -4,7 +4,7 @@ The cache ends the scope's generation, which every worker and host sees with its
 reached, the scope stays *pending* here: the cache is asked again until it answers, and nothing of the scope is read from
 it or written to it by this worker in between.
 
-The other workers of this proxy, as one worker sees them.
+Other workers drop what they keep themselves: `Siblings` tells them.
 """
 
 from __future__ import annotations

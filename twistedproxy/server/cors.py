@@ -1,14 +1,11 @@
-"""Which web pages may read our answers: the CORS protocol (https://fetch.spec.whatwg.org/#http-cors-protocol).
+"""What web pages may do: read our answers, send requests, and run in the proxy's web origin, which all mounts share.
 
-Rules kept here:
+Rules for reading, the CORS protocol (https://fetch.spec.whatwg.org/#http-cors-protocol):
 - an origin that is listed by name may use credentials (cookies); ``*`` lets any page read, without credentials;
 - a page that is not allowed gets an answer without permission, never an error: the browser does the rest;
 - an answer that depends on Origin names it in Vary, also where the request had none.
 
-The second half limits what stores, and pages of other sites, can make a browser do in the proxy's web origin, which all
-mounts share.
-
-Rules kept here:
+Rules for what stores, and pages of other sites, can make a browser do here:
 - no answer of a store runs in a browser as a page of the proxy: a document that could (HTML, SVG, XML) gets a sandbox
   (https://www.w3.org/TR/CSP3/#directive-sandbox), and no type is guessed;
 - against cross-site request forgery, Sec-Fetch-Site decides (https://www.w3.org/TR/fetch-metadata/), else Origin, which

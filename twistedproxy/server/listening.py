@@ -1,9 +1,9 @@
-"""Listening sockets: of one process, or shared by several: then the parent binds them, and workers accept on them.
+"""Listening sockets: of one process, or shared by several. Then the parent binds them, and workers accept on them.
 
 Any endpoint description works, TLS and systemd's sockets too: in each worker Twisted builds the protocols from the same
 description, on a socket that is bound already. The socket's backlog, and its file, stay as the parent made them.
 
-Dropping root privileges: twistd's ``--uid`` and ``--gid``.
+Where twistd goes on as another user (``--uid``, ``--gid``):
 
 - TCP ports are bound before, for only root may bind those below 1024. Unix sockets are made after, so that the new user
   owns and removes them.
@@ -51,7 +51,7 @@ def move_home() -> None:
 
 
 class Ports:
-    """Listens and binds as `twistedproxy.server.listening` does, on what was bound early where there is such."""
+    """Listens and binds as `listen` and `bind` do, on what was bound early where there is such."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -64,12 +64,12 @@ class Ports:
                 self._early[description] = Deferred.fromCoroutine(bind(self._reactor, description))
 
     async def bind(self, description: str) -> IListeningPort:
-        """See `twistedproxy.server.listening.bind`."""
+        """See the function `bind`."""
         early = self._early.pop(description, None)
         return await (bind(self._reactor, description) if early is None else early)
 
     async def listen(self, description: str, factory: IProtocolFactory) -> IListeningPort:
-        """See `twistedproxy.server.listening.listen`."""
+        """See the function `listen`."""
         early = self._early.pop(description, None)
         if early is None:
             return await listen(self._reactor, description, factory)
