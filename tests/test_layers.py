@@ -38,10 +38,10 @@ BELOW = {
     "warm": DICOM | {"options"},
     "__main__": {"options", "warm"},
 }
-"""What each room may import, itself and what all share apart."""
+"""What each layer may import, itself and what all share apart."""
 
 SHARED = {"deferreds", "processes", "settings", "streams", "system"}
-"""Rooms and modules that any other may import, and that import no room."""
+"""Layers that any other may import, and that import none but each other."""
 
 EXCEPTIONS = {
     # Settings hold the cache's address as a value, and options make it.
@@ -92,8 +92,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(name: str) -> str:
-    """The room that a module is in; "" for what is not of the package."""
+def layer(name: str) -> str:
+    """The layer that a module is in; "" for what is not of the package."""
     package, _, rest = name.partition(".")
     return rest.split(".")[0] if package == PACKAGE.name else ""
 
@@ -102,12 +102,12 @@ class LayerTests(SynchronousTestCase):
     """The design's direction of imports."""
 
     def test_imports_point_down(self) -> None:
-        """No room imports one above or beside it."""
+        """No layer imports one above or beside it."""
         wrong = []
         for module, imported in modules().items():
-            own = room(module)
+            own = layer(module)
             for name in imported:
-                other = room(name)
+                other = layer(name)
                 allowed = SHARED | BELOW.get(own, set()) | {own, ""}
                 excepted = any(module == user and name.startswith(used + ".") for user, used in EXCEPTIONS)
                 if other not in allowed and not excepted:
@@ -115,8 +115,8 @@ class LayerTests(SynchronousTestCase):
         self.assertEqual([], wrong)
 
     def test_every_module_has_its_place(self) -> None:
-        """A new room needs a line above before it is imported."""
-        self.assertEqual(BELOW.keys() | SHARED, {room(module) for module in modules()} - {""})
+        """A new layer needs a line above before it is imported."""
+        self.assertEqual(BELOW.keys() | SHARED, {layer(module) for module in modules()} - {""})
 
     def test_exceptions_are_needed(self) -> None:
         """An exception that nothing uses any more is taken away."""

@@ -118,7 +118,7 @@ def _grants(rounds: int, kind: str, hot: int) -> float:
     for size in GRANTS:
         for data in asking[: min(size, len(asking))] * 2:
             proxy.ask(data, wire)
-        grants = proxy.rooms.access.grants
+        grants = proxy.components.access.grants
         caller, instance = _first(proxy)
         known = grants.find(caller, instance, 0.0)
         assert known is not None
@@ -133,7 +133,7 @@ def _grants(rounds: int, kind: str, hot: int) -> float:
 
 
 def _first(proxy: HotProxy) -> tuple[Caller, Instance]:
-    credential, instance = next(iter(proxy.rooms.access.grants._grants))
+    credential, instance = next(iter(proxy.components.access.grants._grants))
     return Caller(credential), instance
 
 

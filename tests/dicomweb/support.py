@@ -1,4 +1,4 @@
-"""A whole proxy in this process: its real rooms on the real reactor, loopback sockets, and the simulated store behind it."""
+"""A whole proxy in this process: its real components on the real reactor, loopback sockets, and the simulated store behind it."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class WallClock:
 class RunningProxy:
     """One proxy. *wall*: the clock that its grants go by."""
 
-    def __init__(self, test: TestCase, rooms: Proxy, wall: WallClock) -> None:
+    def __init__(self, test: TestCase, components: Proxy, wall: WallClock) -> None:
         self._test = test
-        self.rooms = rooms
+        self.components = components
         self.wall = wall
 
     @property
@@ -67,7 +67,7 @@ class RunningProxy:
 
     def port_of(self, index: int) -> int:
         """The port of a listener, in the order of the settings, the administrators' last."""
-        host: Any = self.rooms._ports[index].getHost()
+        host: Any = self.components._ports[index].getHost()
         return int(host.port)
 
     @property
@@ -127,17 +127,17 @@ class ProxyCase(TestCase):
         if any(mount.url.startswith("file:") for mount in given["origin"]):
             self._keep_indexes_apart()
         wall = WallClock()
-        rooms = Proxy(reactor, Settings(**given), AccessLog(), wall_clock=wall)
-        self.addCleanup(self._stop, rooms)
-        await rooms.start()
-        return RunningProxy(self, rooms, wall)
+        components = Proxy(reactor, Settings(**given), AccessLog(), wall_clock=wall)
+        self.addCleanup(self._stop, components)
+        await components.start()
+        return RunningProxy(self, components, wall)
 
     async def warm_proxy(self, store: SimulatedStore, **settings: Any) -> RunningProxy:
         """A proxy that loads by hand only: no request triggers a load by itself."""
         proxy = await self.proxy(store, **{"prefetch": True, "prefetch_min_frames": 1000, **settings})
-        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.rooms.scheduler.stop()))
+        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.components.scheduler.stop()))
         return proxy
 
     @staticmethod
-    def _stop(rooms: Proxy) -> Deferred[None]:
-        return Deferred.fromCoroutine(rooms.stop())
+    def _stop(components: Proxy) -> Deferred[None]:
+        return Deferred.fromCoroutine(components.stop())

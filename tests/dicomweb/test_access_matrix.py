@@ -90,7 +90,7 @@ class AccessMatrixTests(ProxyCase):
             proxy = self.running
             proxy.wall.now += 0.8 * GRANT_SECONDS
             await self.ask(caller, "/frames/1")
-            grants = proxy.rooms.access.grants._grants
+            grants = proxy.components.access.grants._grants
             await wait_until(lambda: max(one.expires for one in grants.values()) > proxy.wall.now + GRANT_SECONDS / 2)
 
     async def end(self, caller: dict[str, str], ending: str) -> None:

@@ -152,8 +152,8 @@ class CacheTests(ProxyCase):
     async def _waiting(self, proxy: object, count: int) -> None:
         from tests.waiting import wait_until
 
-        rooms = proxy.rooms  # type: ignore[attr-defined]
-        fetches = rooms.reader._flights._flights
+        components = proxy.components  # type: ignore[attr-defined]
+        fetches = components.reader._flights._flights
         await wait_until(
             lambda: {len(fetch._waiters._waiting) for fetch in fetches.values()} == {count}, f"{count} waiting"
         )

@@ -84,9 +84,9 @@ class OneProxyTests(GrantCase):
                 self.assertNotIn("s3cr", str(answer.headers))
                 self.assertEqual((await anyone.get(path[:-1])).status, 401, path)
                 self.assertEqual((await anyone.get(path + "access_token=other")).status, 401, path)
-        self.assertEqual(len(proxy.rooms.hot_responses), 0)
+        self.assertEqual(len(proxy.components.hot_responses), 0)
         self.assertNotIn("s3cr", repr(events))
-        self.assertNotIn(b"s3cr", b"".join(proxy.rooms.cache._store._items))  # type: ignore[attr-defined]
+        self.assertNotIn(b"s3cr", b"".join(proxy.components.cache._store._items))  # type: ignore[attr-defined]
 
     async def test_a_grant_is_for_one_instance(self) -> None:
         """Who may read one instance may not read another; nor the same frames under made-up places."""
@@ -154,8 +154,8 @@ class OneProxyTests(GrantCase):
         await gate.reached()
         self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
         gate.release()
-        (key,) = proxy.rooms.access.grants._grants
-        await wait_until(lambda: proxy.rooms.access.grants._grants[key].expires > proxy.wall.now + 500)
+        (key,) = proxy.components.access.grants._grants
+        await wait_until(lambda: proxy.components.access.grants._grants[key].expires > proxy.wall.now + 500)
         proxy.wall.now += 300
         self.assertEqual((await self.frame(proxy, ALICE)).headers["cache-status"], HIT)
         self.assertEqual(len(gate.waiting), 1)
@@ -182,7 +182,7 @@ class OneProxyTests(GrantCase):
         self.origin.fail(faults.Answer(403), lambda seen: "SOPInstanceUID" not in seen.query, None)
         proxy.wall.now += 500
         self.assertEqual((await self.frame(proxy, ALICE)).status, 200)
-        await wait_until(lambda: not len(proxy.rooms.access.grants))
+        await wait_until(lambda: not len(proxy.components.access.grants))
         self.assertEqual((await self.frame(proxy, ALICE)).status, 403)
 
     async def test_others_after_a_refused_fetch(self) -> None:
@@ -196,7 +196,7 @@ class OneProxyTests(GrantCase):
         first = Deferred.fromCoroutine(self.frame(proxy, ALICE))
         await gate.reached()
         waiting = [Deferred.fromCoroutine(self.frame(proxy, who)) for who in others for _ in range(10)]
-        fetches = proxy.rooms.reader._flights._flights
+        fetches = proxy.components.reader._flights._flights
         await wait_until(lambda: [len(fetch._waiters._waiting) for fetch in fetches.values()] == [21])
         self.origin.allow(token(ALICE), self.other.sop)
         gate.release()
@@ -235,8 +235,8 @@ class SharedCacheTests(GrantCase):
         cache = await self.server()
         first = await self.started(cache=cache, secret=SECRET)
         await self.frame(first, ALICE)
-        await wait_until(lambda: not first.rooms.reader._flights.under_way())
-        await first.rooms.stop()
+        await wait_until(lambda: not first.components.reader._flights.under_way())
+        await first.components.stop()
         for _ in range(2):
             proxy = await self.proxy(self.origin, cache=cache, secret=SECRET)
             self.assert_refused(await self.frame(proxy, MALLORY))
@@ -287,7 +287,7 @@ class SharedCacheTests(GrantCase):
             await self.frame(proxy, ALICE, 4, "studies/1/series/2/instances/3")
             proxy.wall.now += 500
             await self.frame(proxy, ALICE)
-            await wait_until(lambda: not proxy.rooms.reader._flights.under_way())
+            await wait_until(lambda: not proxy.components.reader._flights.under_way())
         kept = await self._everything_kept()
         self.assertGreater(len(kept), 2000)
         self.assertIn(self.stored[0], kept)

@@ -24,8 +24,8 @@ class LongListCase(ProxyCase):
 
     async def proxy(self, *stores: SimulatedStore, **settings: Any) -> RunningProxy:
         proxy = await super().proxy(*stores, **settings)
-        proxy.rooms.lists.long = 0
-        proxy.rooms.lists.piece = 1
+        proxy.components.lists.long = 0
+        proxy.components.lists.piece = 1
         return proxy
 
     def expected(self, *numbers: int) -> list[bytes]:
@@ -81,7 +81,7 @@ class FormTests(LongListCase):
         proxy = await self.proxy(self.store())
         client = proxy.client()
         long = await client.frames(self.slide.resource, ALL)
-        proxy.rooms.lists.long = 1 << 30
+        proxy.components.lists.long = 1 << 30
         short = await client.frames(self.slide.resource, ALL)
         ours, theirs = _boundary(long), _boundary(short)
         self.assertNotEqual(ours, theirs)
@@ -114,11 +114,11 @@ class FormTests(LongListCase):
     async def test_slow_reader(self) -> None:
         """A client that takes its time gets everything in the end, and its memory is given back."""
         proxy = await self.proxy(self.store())
-        proxy.rooms.lists.piece = 1 << 20
+        proxy.components.lists.piece = 1 << 20
         whole = await self._raw(proxy, "GET")
         self.assertIn(self.stored[5], whole)
         self.assertTrue(whole.endswith(b"--\r\n\r\n0\r\n\r\n"), whole[-20:])
-        self.assertEqual(proxy.rooms.answer_memory.used, 0)
+        self.assertEqual(proxy.components.answer_memory.used, 0)
 
     async def _raw(self, proxy: RunningProxy, method: str) -> bytes:
         connection = await RawConnection.open(proxy.port)
@@ -166,7 +166,7 @@ class FailureTests(LongListCase):
         """What is too large together is a 413 that says the limit, as far as the first piece shows; else it is cut."""
         for limit, piece in ((3000, 1 << 20), (5000, 1)):
             proxy = await self.proxy(self.store(), max_answer=limit)
-            proxy.rooms.lists.piece = piece
+            proxy.components.lists.piece = piece
             connection = await RawConnection.open(proxy.port)
             connection.send(_request("GET", self.slide.resource))
             got = await connection.end()
@@ -181,9 +181,9 @@ class FailureTests(LongListCase):
     async def test_no_room(self) -> None:
         """Who finds no memory for an answer is told to come again."""
         proxy = await self.proxy(self.store(), answer_memory=1 << 20)
-        proxy.rooms.answer_memory.max_waiting = 0
-        proxy.rooms.lists.piece = 1 << 20
-        await proxy.rooms.answer_memory.take(1 << 20)
+        proxy.components.answer_memory.max_waiting = 0
+        proxy.components.lists.piece = 1 << 20
+        await proxy.components.answer_memory.take(1 << 20)
         answer = await proxy.client().frames(self.slide.resource, ALL)
         self.assertEqual((answer.status, answer.headers["retry-after"]), (503, str(memory_budget.RETRY_AFTER)))
 
@@ -192,15 +192,15 @@ class FailureTests(LongListCase):
         store = self.store()
         for workers in (1, 0):
             proxy = await self.proxy(store, answer_memory=1 << 20, render_workers=workers)
-            proxy.rooms.answer_memory.max_waiting = proxy.rooms.answer_memory.small = 0
+            proxy.components.answer_memory.max_waiting = proxy.components.answer_memory.small = 0
             client = proxy.client()
             for path in ("/frames/1", "/frames/1/rendered", "/frames/1/rendered?quality=50", "/metadata"):
-                with proxy.rooms.answer_memory.hold() as held:
+                with proxy.components.answer_memory.hold() as held:
                     held.set(1 << 20)
                     answer = await client.get(f"/{self.slide.resource}{path}")
                     self.assertEqual(answer.status, 503, path)
                 answer = await client.get(f"/{self.slide.resource}{path}")
-                self.assertEqual((answer.status, proxy.rooms.answer_memory.used), (200, 0), path)
+                self.assertEqual((answer.status, proxy.components.answer_memory.used), (200, 0), path)
 
 
 def _request(method: str, resource: str) -> bytes:

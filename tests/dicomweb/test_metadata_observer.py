@@ -136,7 +136,7 @@ class UrlTests(DescribedCase):
         head = await connection.end()
         self.assertTrue(head.startswith(b"HTTP/1.1 200 ") and head.endswith(b"\r\n\r\n"), head)
         self.assertNotIn(b"content-length", head.lower())
-        self.assertEqual(len(self.running.rooms.access.grants), 0)
+        self.assertEqual(len(self.running.components.access.grants), 0)
 
     async def test_no_compression_is_asked_for(self) -> None:
         """The origin is asked for what can be looked into, whatever the client could take."""
@@ -170,7 +170,7 @@ class SyntaxTests(DescribedCase):
         gate = store.hold("/frames/1")
         self.assertNotIn(SYNTAX, (await client.get(self.metadata)).json()[0])
         gate.release()
-        await wait_until(lambda: not self.running.rooms.reader._flights.under_way())
+        await wait_until(lambda: not self.running.components.reader._flights.under_way())
         self.assertEqual((await client.get(self.metadata)).json()[0][SYNTAX]["Value"], [JPEG])
         self.assertEqual(len(store.lines("/frames/")), 1)
 
@@ -253,13 +253,13 @@ class LargeTests(DescribedCase):
         found["00081190"]["Value"] = [f"{store.url}/{self.slide.resource}"]
         found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(30_000)]}
         store.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), "/metadata")
-        self.running.rooms.access.grants.invalidate(lambda _instance: True)
+        self.running.components.access.grants.invalidate(lambda _instance: True)
         gate = store.hold("/metadata", after=800_000)
         connection = await RawConnection.open(self.running.port)
         line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nHost: p.test\r\nConnection: close\r\n\r\n"
         connection.send(line.encode())
         await connection.until(f'"http://p.test/dicomweb/{self.slide.resource}"'.encode())
-        self.assertEqual(len(self.running.rooms.access.grants), 0)
+        self.assertEqual(len(self.running.components.access.grants), 0)
         gate.release()
         body = await connection.end()
         self.assertGreater(body.count(b'"00189073"'), 29_900)  # chunks cut some of them
@@ -334,10 +334,10 @@ class GrantTests(DescribedCase):
         ):
             store.fail(faults.Answer(200, headers, body), "/metadata")
             await client.get(self.metadata)
-            self.assertEqual(len(self.running.rooms.access.grants), 0, headers)
+            self.assertEqual(len(self.running.components.access.grants), 0, headers)
         store.fail(faults.Answer(200, JSON, right), "/metadata")
         await client.get(self.metadata)
-        self.assertEqual(len(self.running.rooms.access.grants), 1)
+        self.assertEqual(len(self.running.components.access.grants), 1)
 
     async def test_a_cache_on_the_way(self) -> None:
         """What a cache in front of the origin answers makes no grant for a caller with credentials, however long it is."""
@@ -347,7 +347,7 @@ class GrantTests(DescribedCase):
             right = {**next(iter(store.instances.values())).metadata, SYNTAX: {"vr": "UI", "Value": [JPEG]}}
             answer = json.dumps([right]).encode()
             store.fail(faults.Answer(200, (*JSON, ("Age", "100")), answer), "/metadata", None)
-            grants = self.running.rooms.access.grants
+            grants = self.running.components.access.grants
             for client, count in ((self.running.client(ALICE), 0), (anyone, 1)):
                 found = (await client.get(self.metadata)).json()
                 self.assertEqual(found[0]["00080018"], right["00080018"])

@@ -221,7 +221,7 @@ class CacheServerTests(FaultCase):
 
         asking = [Deferred.fromCoroutine(keep_asking()) for _ in range(8)]
         await wait_until(lambda: any(answer.headers["cache-status"] == HIT for answer in answers))
-        killed: Any = (await proxy.rooms.cache.status())["pid"]
+        killed: Any = (await proxy.components.cache.status())["pid"]
         before = len(answers)
         os.kill(killed, signal.SIGKILL)
         miss = "twistedproxy; fwd=uri-miss"

@@ -98,7 +98,7 @@ class PassThroughCase(ProxyCase):
 
     def counted(self, name: str) -> float:
         """The sum of a metric's samples."""
-        lines = self.running.rooms.metrics.render().decode().splitlines()
+        lines = self.running.components.metrics.render().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     async def settled(self) -> None:

@@ -54,7 +54,7 @@ class StartTests(WarmingCase):
             [self.slide.resource, "whole", 0, 12, None, "asked-by-hand"],
         )
         gate.release()
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         asked = len(store.requests)
         self.assertEqual((await client.frames(self.slide.resource, range(1, 13))).frames(), self.stored)
         self.assertEqual(len(store.requests), asked)
@@ -69,7 +69,7 @@ class StartTests(WarmingCase):
             self.assertEqual((await client.request("POST", self.path + query)).status, 202)
         await gate.reached()
         gate.release()
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         self.assertEqual(len(gate.waiting), 1)
 
     async def test_needs_a_grant(self) -> None:
@@ -78,11 +78,11 @@ class StartTests(WarmingCase):
         store.allow(token(ALICE))
         proxy = await self.warm_proxy(store)
         self.assertEqual((await proxy.client(ALICE).request("POST", self.path)).status, 202)
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         asked = len(store.requests)
         for method in ("POST", "GET"):
             self.assertEqual((await proxy.client(MALLORY).request(method, self.path + "?follow=1")).status, 401)
-        self.assertEqual(len(proxy.rooms.jobs.status()["ended"]), 1)
+        self.assertEqual(len(proxy.components.jobs.status()["ended"]), 1)
         self.assertEqual([line for line in store.lines()[asked:] if not line.endswith("/metadata")], [])
 
     async def test_again(self) -> None:
@@ -91,15 +91,15 @@ class StartTests(WarmingCase):
         proxy = await self.warm_proxy(store, recache_after=120.0)
         client = proxy.client()
         await client.request("POST", self.path)
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         answer = await client.request("POST", self.path)
         self.assertEqual(answer.status, 409)
         self.assertIn(int(answer.headers["retry-after"]), range(60, 121))
         self.assertEqual(answer.headers["content-type"], "application/problem+json")
         self.assertEqual(answer.json()["reason"], "loaded-lately")
         self.assertEqual((await client.request("POST", self.path + "?again=1")).status, 202)
-        await proxy.rooms.scheduler.drain()
-        self.assertEqual([job["result"] for job in proxy.rooms.jobs.status()["ended"]], ["done", "done"])
+        await proxy.components.scheduler.drain()
+        self.assertEqual([job["result"] for job in proxy.components.jobs.status()["ended"]], ["done", "done"])
 
     async def test_not_to_be_loaded(self) -> None:
         """What will never be loaded is a 409 with the plan's reason and no time to come back."""
@@ -124,7 +124,7 @@ class StartTests(WarmingCase):
         store.fail(Answer(403), "/frames/", times=None)
         proxy = await self.warm_proxy(store)
         self.assertEqual((await proxy.client().request("POST", self.path)).status, 403)
-        self.assertEqual(proxy.rooms.jobs.status(), {"running": [], "ended": []})
+        self.assertEqual(proxy.components.jobs.status(), {"running": [], "ended": []})
 
     async def test_too_many_jobs(self) -> None:
         """With as many jobs as may run, it is 503 with a time to come back; afterwards it goes."""
@@ -139,9 +139,9 @@ class StartTests(WarmingCase):
         self.assertEqual(answer.json()["reason"], "jobs-busy")
         self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
         gate.release()
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         self.assertEqual((await client.request("POST", f"/{made[1].resource}/prefetch")).status, 202)
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
 
     async def test_bad_requests(self) -> None:
         """A misspelt parameter is a 400, another method a 405, and neither reaches the origin."""
@@ -162,10 +162,10 @@ class StartTests(WarmingCase):
         for headers in ({"Origin": "https://evil.test"}, {"Sec-Fetch-Site": "cross-site"}):
             answer = await client.request("POST", self.path, headers)
             self.assertEqual((answer.status, answer.headers["content-type"]), (403, "application/problem+json"))
-        self.assertEqual((store.lines(), proxy.rooms.jobs.status()["ended"]), ([], []))
+        self.assertEqual((store.lines(), proxy.components.jobs.status()["ended"]), ([], []))
         own = {"Origin": proxy.url, "Sec-Fetch-Site": "same-origin"}
         self.assertEqual((await client.request("POST", self.path, own)).status, 202)
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         self.assertEqual((await client.request("GET", self.path, {"Origin": "https://evil.test"})).status, 200)
 
     async def test_counted_and_open_to_pages(self) -> None:
@@ -228,10 +228,10 @@ class FollowTests(WarmingCase):
         await connection.until(b'"result": null')
         await gate.reached()
         await connection.close()
-        await wait_until(lambda: len(proxy.rooms.connections) == 0, "the proxy notices that the client left")
+        await wait_until(lambda: len(proxy.components.connections) == 0, "the proxy notices that the client left")
         gate.release()
-        await proxy.rooms.scheduler.drain()
-        self.assertEqual([job["result"] for job in proxy.rooms.jobs.status()["ended"]], ["done"])
+        await proxy.components.scheduler.drain()
+        self.assertEqual([job["result"] for job in proxy.components.jobs.status()["ended"]], ["done"])
 
     async def test_orderly_stop(self) -> None:
         """A proxy that is to stop gives a followed load up within its deadline: the answer says so, and ends whole."""
@@ -242,7 +242,7 @@ class FollowTests(WarmingCase):
         connection.send(self._post(proxy, "?follow=1"))
         await connection.until(b'"result": null')
         await gate.reached()
-        stopping = Deferred.fromCoroutine(proxy.rooms.stop())
+        stopping = Deferred.fromCoroutine(proxy.components.stop())
         await connection.until(b'"result": "stopped", "reason": "stopped"}\n\r\n0\r\n\r\n')
         await stopping
         await connection.close()
@@ -304,7 +304,7 @@ class TellTests(WarmingCase):
         await client.request("POST", self.path)
         self.assertIsNone((await self._job(client))["result"])
         gate.release()
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         self.assertEqual((await self._job(client))["result"], "done")
 
     async def test_of_a_load_nobody_asked_for(self) -> None:
@@ -313,7 +313,7 @@ class TellTests(WarmingCase):
         proxy = await self.warm_proxy(store, prefetch_min_frames=2)
         client = proxy.client()
         await client.frames(self.slide.resource, [1], STORED)
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         self.assertEqual((await self._job(client))["reason"], "small-instance")
 
     async def test_follow_a_running_one(self) -> None:

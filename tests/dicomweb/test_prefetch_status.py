@@ -67,7 +67,7 @@ class PageTests(ProxyCase):
         self.assertEqual(samples["prefetch_jobs_running", ("whole",)], 1)
         self.assertEqual(samples["prefetch_frames_wanted", ("whole",)], 12)
         gate.release()
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         await client.frames(self.slide.resource, [5, 6])
         jobs, prefetch = await self._status(proxy)
         ended = [(job["frames"], job["result"], job["reason"]) for job in jobs["ended"]]
@@ -88,7 +88,7 @@ class PageTests(ProxyCase):
         store.fail(Answer(500), lambda seen: seen.path.endswith(self.slide.sop), times=None)
         proxy = await self._proxy(store)
         await proxy.client().frames(self.slide.resource, [1])
-        await proxy.rooms.scheduler.drain()
+        await proxy.components.scheduler.drain()
         jobs, prefetch = await self._status(proxy)
         self.assertEqual([job["result"] for job in jobs["ended"]], ["failed"])
         self.assertIn("500", jobs["ended"][0]["reason"])
@@ -96,7 +96,7 @@ class PageTests(ProxyCase):
 
     async def _proxy(self, store: Any) -> RunningProxy:
         proxy = await self.proxy(store, prefetch=True, whole_instance_max_cpu=100, whole_instance_max_memory=100)
-        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.rooms.scheduler.stop()))
+        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.components.scheduler.stop()))
         return proxy
 
     async def _status(self, proxy: RunningProxy) -> tuple[Any, Any]:

@@ -158,8 +158,8 @@ class FormTests(RenderingCase):
         """A stored JPEG asked for as JPEG without change is sent as it is stored, and needs no child."""
         made = slide(self.mktemp(), 1, 2, 64)
         client = await self.shown(made)
-        assert self.proxied.rooms.imaging is not None
-        self.proxied.rooms.imaging.pool.module = "tests.rendering.no_such_module"
+        assert self.proxied.components.imaging is not None
+        self.proxied.components.imaging.pool.module = "tests.rendering.no_such_module"
         for query in ("", "?quality=20", "?iccprofile=no&downsample=1"):
             answer = await client.get(f"/{made.resource}/frames/2/rendered{query}")
             self.assertEqual((answer.status, answer.body), (200, made.stored_frames()[1]))
@@ -670,8 +670,8 @@ class ColorTests(RenderingCase):
         self.assertEqual(answer.status, 200)
         answer = await client.get(f"{path}?iccprofile=scanner-8")
         self.assertEqual((answer.status, "scanner-7" in answer.json()["detail"]), (400, True))
-        assert self.proxied.rooms.imaging is not None
-        self.proxied.rooms.imaging.planner.profiles = OwnProfiles()  # as on a host without them
+        assert self.proxied.components.imaging is not None
+        self.proxied.components.imaging.planner.profiles = OwnProfiles()  # as on a host without them
         answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 
@@ -757,10 +757,10 @@ class FailureTests(RenderingCase):
         broken.frames[0] = broken.frames[0][:200] + b"\xff\xd9"
         answer = await client.get(f"/{made.resource}/frames/1/rendered")
         self.assertEqual((answer.status, answer.headers["content-type"]), (502, "application/problem+json"))
-        assert self.proxied.rooms.imaging is not None
-        pids = self.proxied.rooms.imaging.pool.pids
+        assert self.proxied.components.imaging is not None
+        pids = self.proxied.components.imaging.pool.pids
         self.assertEqual((await client.get(f"/{made.resource}/frames/2/rendered")).status, 200)
-        self.assertEqual(self.proxied.rooms.imaging.pool.pids, pids)
+        self.assertEqual(self.proxied.components.imaging.pool.pids, pids)
 
     async def test_frames_that_cannot_be_drawn(self) -> None:
         """An empty or broken frame leaves its place in a larger picture white; alone it is a 502, also as it is stored."""
@@ -804,8 +804,8 @@ class FailureTests(RenderingCase):
         """A child that dies in the middle of a picture fails that one with a 502; the next picture is made by another."""
         made = slide(self.mktemp(), 10, 10, 64)
         client = await self.shown(made, render_workers=1)
-        assert self.proxied.rooms.imaging is not None
-        pool = self.proxied.rooms.imaging.pool
+        assert self.proxied.components.imaging is not None
+        pool = self.proxied.components.imaging.pool
         self.assertEqual((await client.get(f"/{made.resource}/rendered?viewport=50,50")).status, 200)
         asked = Deferred.fromCoroutine(client.get(f"/{made.resource}/rendered?viewport=600,600&interpolation=lanczos4"))
         await wait_until(lambda: pool.status()["busy"])

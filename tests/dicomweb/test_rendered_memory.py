@@ -26,14 +26,14 @@ class RenderedMemoryTests(ProxyCase):
             change(memory, by)
             changes.append(memory.used)
 
-        proxy.rooms.answer_memory.small = 0
+        proxy.components.answer_memory.small = 0
         self.patch(AnswerMemory, "change", noted)
         for query, accept in (("/rendered", "image/png"), ("?downsample=2", "*/*"), ("", "image/jxl")):
             changes.clear()
             accept = f'multipart/related; type="{accept}"'
             answer = await proxy.client().get(f"/{self.slide.resource}/frames/1,2{query}", {"Accept": accept})
             self.assertIn(sum(map(len, answer.frames())), changes, query)
-            self.assertEqual(proxy.rooms.answer_memory.used, 0)
+            self.assertEqual(proxy.components.answer_memory.used, 0)
 
     async def test_handed_on(self) -> None:
         """Metadata whose length the store does not say count as what they are once they are held, and until they are sent."""
@@ -46,9 +46,9 @@ class RenderedMemoryTests(ProxyCase):
 
         def noted(held: Reservation, size: int) -> None:
             set_size(held, size)
-            sizes.append(proxy.rooms.answer_memory.used)
+            sizes.append(proxy.components.answer_memory.used)
 
-        proxy.rooms.answer_memory.small = 0
+        proxy.components.answer_memory.small = 0
         self.patch(Reservation, "set", noted)
         await proxy.client().get(f"/{self.slide.resource}/metadata")
         held, end = sizes

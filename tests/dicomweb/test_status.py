@@ -49,7 +49,7 @@ class StatusTests(ProxyCase):
     async def asked_anew(self, store: SimulatedStore) -> Client:
         """A client of a proxy that remembers no checks."""
         proxy = await self.proxy(store)
-        proxy.rooms._routes.status.ready_seconds = 0.0
+        proxy.components._routes.status.ready_seconds = 0.0
         return proxy.client(prefix="")
 
     async def test_origin_down(self) -> None:
@@ -83,7 +83,7 @@ class StatusTests(ProxyCase):
         async def ping() -> None:
             raise CacheUnavailable("connection refused")
 
-        self.patch(proxy.rooms.cache, "ping", ping)
+        self.patch(proxy.components.cache, "ping", ping)
         ready = await proxy.client(prefix="").get("/readyz")
         self.assertEqual((ready.status, ready.json()["checks"]["cache"]), (503, "connection refused"))
 
@@ -103,10 +103,10 @@ class StatusTests(ProxyCase):
         origin is none of them."""
         proxy = await self.proxy(self.store())
         heard: list[DemandLevel] = []
-        proxy.rooms.demand.changed.append(lambda: heard.append(proxy.rooms.demand.level))
+        proxy.components.demand.changed.append(lambda: heard.append(proxy.components.demand.level))
         client, root = proxy.client(), proxy.client(prefix="")
         await client.frames(self.slide.resource, [1])
-        self.assertEqual(proxy.rooms.metrics.answered_from_cache(), 0)
+        self.assertEqual(proxy.components.metrics.answered_from_cache(), 0)
         for _ in range(40):
             await client.frames(self.slide.resource, [1])
         await wait_until(lambda: heard, "some demand")
@@ -218,6 +218,6 @@ class AdminTests(ProxyCase):
         connection.send(f"GET /dicomweb/{self.slide.resource}/frames/1 HTTP/1.1\r\nHost: p\r\n\r\n".encode())
         await gate.reached()
         await connection.close()
-        await wait_until(lambda: proxy.rooms.metrics.snapshot()["requests_in_flight"] == [[[], [0.0]]])
-        rows = proxy.rooms.metrics.snapshot()["requests"]
+        await wait_until(lambda: proxy.components.metrics.snapshot()["requests_in_flight"] == [[[], [0.0]]])
+        rows = proxy.components.metrics.snapshot()["requests"]
         self.assertEqual(rows, [[["frames", "GET", "4xx"], [1.0]]])

@@ -91,7 +91,7 @@ class MemoryOrigin:
 
 
 @attrs.define(eq=False)
-class Room:
+class ReadingParts:
     """A reader with all that it needs, in memory."""
 
     clock: Clock = attrs.Factory(Clock)

@@ -8,7 +8,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, ReadingParts
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, RENEWED_BY_METADATA, Access
@@ -39,18 +39,18 @@ class AccessCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.origin = SlowOrigin()
-        self.room = Room(origin=self.origin, ttl=TTL)
-        self.clock = self.room.clock
+        self.parts = ReadingParts(origin=self.origin, ttl=TTL)
+        self.clock = self.parts.clock
         self.access = self.worker()
 
     def worker(self) -> Access:
         """A worker's access: what is in memory is its own, the cache is shared."""
-        return Access(self.room.cache, self.clock.seconds, TTL)
+        return Access(self.parts.cache, self.clock.seconds, TTL)
 
     def reading(self, caller: Caller = ALICE) -> Reading:
         """What the cache holds now."""
         names = Access.entry_names(caller)
-        return self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, names)))
+        return self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(INSTANCE, names)))
 
     def ask(self, caller: Caller = ALICE) -> Deferred[Grant]:
         """Ask the origin."""
@@ -112,7 +112,7 @@ class AskTests(AccessCase):
         """Who asks after the instance was forgotten does not share an answer from before."""
         self.origin.answer = Deferred()
         self.ask().addErrback(lambda _: None)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(INSTANCE.scope)))
         self.ask().addErrback(lambda _: None)
         self.assertEqual(len(self.origin.asked), 2)
 
@@ -131,12 +131,12 @@ class AskTests(AccessCase):
         """A grant that a server keeps beyond its end is none."""
         fence = self.successResultOf(self.ask()).fence
         entries = {grant_name(ALICE): pack_grant(self.clock.seconds())}
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.put_many(INSTANCE, fence, entries, None)))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.put_many(INSTANCE, fence, entries, None)))
         self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
 
     def test_longer_than_allowed(self) -> None:
         """A grant that says that it lasts longer than this worker gives lasts no longer."""
-        generous = Access(self.room.cache, self.clock.seconds, 10 * TTL)
+        generous = Access(self.parts.cache, self.clock.seconds, 10 * TTL)
         self.successResultOf(generous.ask(self.origin, INSTANCE, ALICE, self.reading()))  # type: ignore[arg-type]
         grant = self.access.from_reading(ALICE, INSTANCE, self.reading())
         assert grant is not None

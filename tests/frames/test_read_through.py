@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Room, frames
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, ReadingParts, frames
 from twistedproxy.frames.entries import frame_name, pack_frame
 from twistedproxy.frames.read_through import AnswerTooLarge, FrameAnswer, FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.origin.errors import FramesRefused, OriginBadAnswer, OriginBrokeOff, OriginRefused, OriginUnreachable
@@ -21,9 +21,9 @@ class ReaderCase(SynchronousTestCase):
     """A reader and its surroundings."""
 
     def setUp(self) -> None:
-        self.room = Room()
-        self.origin = self.room.origin
-        self.reader = self.room.reader()
+        self.parts = ReadingParts()
+        self.origin = self.parts.origin
+        self.reader = self.parts.reader()
 
     def ask(self, *numbers: int, caller: Caller = ALICE, reader: FrameReader | None = None) -> Deferred[FrameAnswer]:
         """Ask for frames."""
@@ -63,7 +63,7 @@ class ReadThroughTests(ReaderCase):
 
     def test_too_large(self) -> None:
         """Frames that are too many bytes together are refused; one alone is answered."""
-        reader = self.room.reader(max_answer=10)
+        reader = self.parts.reader(max_answer=10)
         self.failureResultOf(self.ask(1, 2, reader=reader), AnswerTooLarge)
         self.assertEqual(self.got(1, reader=reader).frames, frames(1))
 
@@ -77,13 +77,13 @@ class ReadThroughTests(ReaderCase):
     def test_huge(self) -> None:
         """Huge frames are answered once the cache has them, others before: the answer's memory is what bounds them."""
         self.got(1)  # a grant is put, too
-        put_many, written = self.room.cache.put_many, Deferred[None]()
+        put_many, written = self.parts.cache.put_many, Deferred[None]()
 
         async def put_later(*arguments: Any) -> bool:
             await written
             return await put_many(*arguments)
 
-        self.room.cache.put_many = put_later  # type: ignore[method-assign]
+        self.parts.cache.put_many = put_later  # type: ignore[method-assign]
         self.assertEqual(self.got(2).frames, frames(2))
         self.reader.huge = 0
         huge = self.ask(3)
@@ -102,7 +102,7 @@ class ReadThroughTests(ReaderCase):
     def test_cache_lost(self) -> None:
         """A cache that lost everything costs a fetch, no answer."""
         self.got(1)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.remove(INSTANCE, [frame_name(1)])))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.remove(INSTANCE, [frame_name(1)])))
         self.assertEqual(self.got(1).fetched, 1)
 
     def test_origin_fails(self) -> None:
@@ -117,7 +117,7 @@ class ReadThroughTests(ReaderCase):
         self.origin.metadata_value = attrs.evolve(METADATA, transfer_syntax=None)
         self.got(1)
         self.assertEqual(self.got(1).metadata.transfer_syntax, JPEG)
-        self.assertEqual(self.got(1, reader=self.room.reader()).metadata.transfer_syntax, JPEG)
+        self.assertEqual(self.got(1, reader=self.parts.reader()).metadata.transfer_syntax, JPEG)
 
     def test_check(self) -> None:
         """What the caller could not use is refused before a frame is fetched."""
@@ -135,13 +135,13 @@ class ExpiryTests(ReaderCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.room.clock.advance(1000.0)
+        self.parts.clock.advance(1000.0)
 
     def put(self, number: int, expires: float) -> None:
         """Another host writes a frame that ends then."""
         packed = {frame_name(number): pack_frame(frames(number)[0], expires)}
-        fence = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, []))).fence
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.put_many(INSTANCE, fence, packed, None)))
+        fence = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(INSTANCE, []))).fence
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.put_many(INSTANCE, fence, packed, None)))
 
     def test_fetched(self) -> None:
         """What was fetched just now ends after the whole time of frames."""
@@ -150,7 +150,7 @@ class ExpiryTests(ReaderCase):
     def test_read_prolongs_nothing(self) -> None:
         """What was cached ends when it was to end at first, however often it is read; a list with its first frame."""
         self.got(1)
-        self.room.clock.advance(100.0)
+        self.parts.clock.advance(100.0)
         for _again in range(3):
             self.assertEqual(self.got(1).expires, 4600.0)
         self.assertEqual(self.got(2).expires, 4700.0)
@@ -161,18 +161,18 @@ class ExpiryTests(ReaderCase):
     def test_really_ends_then(self) -> None:
         """The cache has the frame until the answer's expiry, and not at it."""
         expires = self.got(1).expires
-        self.room.clock.advance(expires - self.room.clock.seconds() - 0.25)
+        self.parts.clock.advance(expires - self.parts.clock.seconds() - 0.25)
         self.assertEqual(self.got(1).cached, 1)
-        self.room.clock.advance(0.25)
+        self.parts.clock.advance(0.25)
         self.assertEqual(self.got(1).fetched, 1)
 
     def test_slow_origin(self) -> None:
         """A frame's time begins when it has come, and is the same for who joined late."""
         self.origin.gate = Deferred()
         asked = [self.ask(1)]
-        self.room.clock.advance(5.0)
+        self.parts.clock.advance(5.0)
         asked.append(self.ask(1, 2))
-        self.room.clock.advance(5.0)
+        self.parts.clock.advance(5.0)
         self.origin.gate.callback(None)
         self.assertEqual([self.successResultOf(one).expires for one in asked], [4610.0, 4610.0])
         self.assertEqual(self.got(1, 2).expires, 4610.0)
@@ -180,16 +180,16 @@ class ExpiryTests(ReaderCase):
     def test_slow_cache(self) -> None:
         """Who joins while a frame that has come is being written gets no more of its time than who fetched it."""
         written: Deferred[None] = Deferred()
-        put_many = self.room.cache.put_many
+        put_many = self.parts.cache.put_many
 
         async def slow(*arguments: Any) -> bool:
             await written
             return await put_many(*arguments)
 
         self.got(2)  # the grant
-        self.patch(self.room.cache, "put_many", slow)
+        self.patch(self.parts.cache, "put_many", slow)
         self.assertEqual(self.got(1).expires, 4600.0)
-        self.room.clock.advance(5.0)
+        self.parts.clock.advance(5.0)
         late = self.got(1)
         self.assertEqual((late.shared, late.expires), (1, 4600.0))
         written.callback(None)
@@ -207,7 +207,7 @@ class ExpiryTests(ReaderCase):
     def test_earlier_layout(self) -> None:
         """An entry without an expiry, as they were once, is not there: it is neither misread nor in the way."""
         self.got(2)
-        cache = self.room.cache
+        cache = self.parts.cache
         fence = self.successResultOf(Deferred.fromCoroutine(cache.get_many(INSTANCE, []))).fence
         old = {b"f1": b"%c%s" % (len(JPEG), JPEG.encode("ascii")) + b"old frame"}
         self.successResultOf(Deferred.fromCoroutine(cache.put_many(INSTANCE, fence, old, 3600.0)))
@@ -357,7 +357,7 @@ class GrantTests(ReaderCase):
     def test_refused(self) -> None:
         """Who is refused gets nothing of what another cached, from any worker, and the origin's own answer."""
         self.got(1)
-        for reader in (self.reader, self.room.reader()):
+        for reader in (self.reader, self.parts.reader()):
             failure = self.failureResultOf(self.ask(1, caller=MALLORY, reader=reader), OriginRefused)
             self.assertEqual(failure.value.status, 403)
 
@@ -365,27 +365,27 @@ class GrantTests(ReaderCase):
         """What one worker's caller was granted holds at another worker, without asking the origin."""
         self.got(1)
         self.origin.asked.clear()
-        self.assertEqual(self.got(1, reader=self.room.reader()).frames, frames(1))
+        self.assertEqual(self.got(1, reader=self.parts.reader()).frames, frames(1))
         self.assertEqual(self.origin.asked, [])
 
     def test_grant_ends(self) -> None:
         """After the grant's end the origin is asked again, and what it says holds."""
         self.got(1)
-        self.room.clock.advance(600)
+        self.parts.clock.advance(600)
         self.origin.readers.clear()
         self.failureResultOf(self.ask(1), OriginRefused)
-        self.failureResultOf(self.ask(1, reader=self.room.reader()), OriginRefused)
+        self.failureResultOf(self.ask(1, reader=self.parts.reader()), OriginRefused)
 
     def test_grant_is_renewed(self) -> None:
         """A grant that is used when three quarters are spent is renewed, and lasts on."""
         self.got(1)
-        self.room.clock.advance(440)
+        self.parts.clock.advance(440)
         self.got(1)
         self.assertEqual(self.origin.asked_for("metadata"), [ALICE.credential])
-        self.room.clock.advance(20)
+        self.parts.clock.advance(20)
         self.got(1)
         self.assertEqual(self.origin.asked_for("metadata"), 2 * [ALICE.credential])
-        self.room.clock.advance(300)
+        self.parts.clock.advance(300)
         self.got(1)
         self.assertEqual(self.origin.asked_for("metadata"), 2 * [ALICE.credential])
 
@@ -393,13 +393,13 @@ class GrantTests(ReaderCase):
         """A renewal that the origin denies ends the grant for the next request."""
         self.got(1)
         self.origin.readers.clear()
-        self.room.clock.advance(460)
+        self.parts.clock.advance(460)
         self.assertEqual(self.got(1).frames, frames(1))
         self.failureResultOf(self.ask(1), OriginRefused)
 
     def test_forgotten(self) -> None:
         """A forgotten instance is asked for anew: grant, metadata and frames, at every worker."""
-        other = self.room.reader()
+        other = self.parts.reader()
         self.got(1, reader=other)
         self.got(1)
         self.successResultOf(Deferred.fromCoroutine(self.reader.invalidation.invalidate(INSTANCE.scope)))

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, Room, frame, frames
+from tests.frames.support import ALICE, INSTANCE, MALLORY, METADATA, ReadingParts, frame, frames
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import frame_name, pack_frame
@@ -26,15 +26,15 @@ class ListCase(SynchronousTestCase):
     piece = 15
 
     def setUp(self) -> None:
-        self.room = Room()
-        self.origin = self.room.origin
+        self.parts = ReadingParts()
+        self.origin = self.parts.origin
         self.use(1 << 20)
 
     def use(self, max_answer: int) -> None:
         """Another worker, with that limit."""
-        self.reader = self.room.reader(max_answer)
+        self.reader = self.parts.reader(max_answer)
         self.lists = ListReader(self.reader, 0, self.piece)
-        self.memory = AnswerMemory(self.room.clock, 1 << 20)
+        self.memory = AnswerMemory(self.parts.clock, 1 << 20)
         self.held = self.memory.hold()
         self.told: list[FrameAnswer] = []
         self.reader.answered = lambda _wanted, answer: self.told.append(answer)
@@ -152,7 +152,7 @@ class LongTests(ListCase):
 
     def test_without_a_cache(self) -> None:
         """A list comes in pieces where nothing is cached, too."""
-        self.room.cache = MemoryCache(Clock(), 0)
+        self.parts.cache = MemoryCache(Clock(), 0)
         self.use(1 << 20)
         self.assertEqual(self.rest(self.long(1, 2, 3, 4, 5)), frames(1, 2, 3, 4, 5))
 
@@ -160,7 +160,7 @@ class LongTests(ListCase):
         """A frame that the cache lost meanwhile comes from the origin."""
         self.cache(1, 2, 3, 4, 5, 6)
         answer = self.long(1, 2, 3, 4, 5, 6)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.remove(INSTANCE, [frame_name(6)])))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.remove(INSTANCE, [frame_name(6)])))
         self.assertEqual(self.rest(answer), frames(1, 2, 3, 4, 5, 6))
         self.assertEqual(self.origin.asked_for("frames"), [(6,)])
 
@@ -211,7 +211,7 @@ class RefusedTests(ListCase):
         self.cache(1, 2, 3, 4)
         self.use(27)
         self.successResultOf(self.ask(1))
-        self.room.cache.get_many = self._reads_nothing(self.room.cache.get_many)  # type: ignore[method-assign]
+        self.parts.cache.get_many = self._reads_nothing(self.parts.cache.get_many)  # type: ignore[method-assign]
         wanted = FrameRequest(self.origin, INSTANCE, (1, 2, 3, 4), ALICE)  # type: ignore[arg-type]
         self.failureResultOf(Deferred.fromCoroutine(self.reader.read(wanted)), AnswerTooLarge)
 
@@ -250,17 +250,17 @@ class BrokenTests(ListCase):
         self.cache(1, 2, 3, 4, 5, 6)
         answer = self.long(1, 2, 3, 4, 5, 6)
         self.next(answer)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(INSTANCE.scope)))
         self.next(answer)  # was read before
         self.failureResultOf(Deferred.fromCoroutine(answer.read()), AnswerBroken)
 
     def test_changed_before(self) -> None:
         """What is cached of another generation than the caller's grant is for is not given under that grant."""
         self.cache(1, 2, 3, 4)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.invalidate(INSTANCE.scope)))
-        reading = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, [])))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(INSTANCE.scope)))
+        reading = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(INSTANCE, [])))
         secret = {frame_name(number): pack_frame(frame(9), 2e9) for number in (1, 2, 3, 4)}
-        put = self.room.cache.put_many(INSTANCE, reading.fence, secret, 60.0)
+        put = self.parts.cache.put_many(INSTANCE, reading.fence, secret, 60.0)
         self.successResultOf(Deferred.fromCoroutine(put))
         self.origin.readers.clear()
         self.failureResultOf(self.ask(1, 2, 3, 4), OriginRefused)

@@ -1,4 +1,4 @@
-"""A whole proxy without sockets, processes or waiting: real rooms, routes and channels, an origin and a clock by hand."""
+"""A whole proxy without sockets, processes or waiting: real components, routes and channels, an origin and a clock by hand."""
 
 from __future__ import annotations
 
@@ -91,19 +91,19 @@ class HotProxy:
             "render_workers": 0,
             **settings,
         }
-        self.rooms = Proxy(
+        self.components = Proxy(
             self.clock,
             Settings(**given),
             AccessLog(self._log, lambda: BEGAN),  # type: ignore[arg-type]
             origins=lambda *_arguments: self.store,
             wall_clock=lambda: BEGAN + self.clock.seconds(),
         )
-        self._site = ProxySite(self.rooms._routes.resource(), self.rooms.connections, self.clock)
+        self._site = ProxySite(self.components._routes.resource(), self.components.connections, self.clock)
 
     @property
     def hot(self) -> Any:
         """Its hot responses."""
-        return self.rooms.hot_responses
+        return self.components.hot_responses
 
     def connect(self) -> Wire:
         """A new connection."""
@@ -136,7 +136,7 @@ class HotProxy:
 
     def counted(self) -> dict[str, Any]:
         """Its metrics, hot as hits; of times only how many there are, and none of the cache, which is not asked."""
-        snapshot: Snapshot = self.rooms.metrics.snapshot()
+        snapshot: Snapshot = self.components.metrics.snapshot()
         counted: dict[str, Any] = {}
         for family, rows in snapshot.items():
             for labels, numbers in rows:

@@ -53,15 +53,15 @@ class WorkerTests(SynchronousTestCase):
 
     def test_no_room(self) -> None:
         """An answer that a socket does not take at once goes the ordinary way where clients leave too much untaken."""
-        self.proxy.rooms._hot.small = 0
-        with self.proxy.rooms.answer_memory.hold() as held:
+        self.proxy.components._hot.small = 0
+        with self.proxy.components.answer_memory.hold() as held:
             held.set(1 << 40)
             self.assertEqual((200, "hit"), _seen(self.proxy.get(1)))
         self.assertEqual((200, "hot"), _seen(self.proxy.get(1)))
 
     def test_untaken(self) -> None:
         """What a client has not taken counts until it has, or is gone."""
-        memory = self.proxy.rooms.answer_memory
+        memory = self.proxy.components.answer_memory
         for end in (Wire.read_all, Wire.leave):
             wire = self.proxy.connect()
             self.proxy.ask(request(1), wire)
@@ -73,8 +73,8 @@ class WorkerTests(SynchronousTestCase):
 
     def test_stalled(self) -> None:
         """A client that takes nothing is cut sooner where others wait for the memory that its answer holds."""
-        memory = self.proxy.rooms.answer_memory
-        self.proxy.rooms.connections.start()
+        memory = self.proxy.components.answer_memory
+        self.proxy.components.connections.start()
         wire = self.proxy.connect()
         self.proxy.ask(request(1), wire)
         wire.read_nothing()
@@ -99,9 +99,9 @@ class WorkerTests(SynchronousTestCase):
 
     def test_revoked(self) -> None:
         """A caller whom the origin has denied meanwhile is refused at the next request."""
-        caller = next(iter(self.proxy.rooms.access.grants._grants))[0]
+        caller = next(iter(self.proxy.components.access.grants._grants))[0]
         self.proxy.store.failure = None
-        self.proxy.rooms.revoke(caller, INSTANCE)
+        self.proxy.components.revoke(caller, INSTANCE)
         self.assertEqual("hit", self.proxy.get(1).outcome)
         self.assertEqual("hot", self.proxy.get(1).outcome)
 
@@ -118,21 +118,21 @@ class WorkerTests(SynchronousTestCase):
 
     def test_forgotten_here(self) -> None:
         """After a STOW or a DELETE through this worker or a sibling, the next request asks the origin."""
-        self.successResultOf(ensureDeferred(self.proxy.rooms.invalidation.invalidate(INSTANCE.scope)))
+        self.successResultOf(ensureDeferred(self.proxy.components.invalidation.invalidate(INSTANCE.scope)))
         self.assertEqual("miss", self.proxy.get(1).outcome)
         self.assertEqual("hot", self.proxy.get(1).outcome)
-        self.proxy.rooms.invalidation.apply(Scope(INSTANCE.origin, "", INSTANCE.study), cache_invalidated=True)
+        self.proxy.components.invalidation.apply(Scope(INSTANCE.origin, "", INSTANCE.study), cache_invalidated=True)
         self.assertNotEqual("hot", self.proxy.get(1).outcome)
 
     def test_cache_that_cannot_be_told(self) -> None:
         """While the cache cannot be told to forget, nothing is hot, for nothing can be known."""
-        self.proxy.rooms.invalidation.apply(INSTANCE.scope, cache_invalidated=False)
+        self.proxy.components.invalidation.apply(INSTANCE.scope, cache_invalidated=False)
         for _again in range(3):
             self.assertNotEqual("hot", self.proxy.get(1).outcome)
 
     def test_forgotten_by_another_host(self) -> None:
         """Another host that forgets tells the cache only: that is felt within five seconds."""
-        self.successResultOf(ensureDeferred(self.proxy.rooms.cache.invalidate(INSTANCE.scope)))
+        self.successResultOf(ensureDeferred(self.proxy.components.cache.invalidate(INSTANCE.scope)))
         self.proxy.clock.advance(CHECK_SECONDS + 0.01)
         self.assertLess(CHECK_SECONDS + 0.01, 5.0)
         self.assertEqual("miss", self.proxy.get(1).outcome)
@@ -181,7 +181,7 @@ class WorkerTests(SynchronousTestCase):
 
     def test_taken_back(self) -> None:
         """Frames that a load took back, because it turned out wrong, are hot for a minute at most; others stay."""
-        cache = self.proxy.rooms.cache
+        cache = self.proxy.components.cache
         packed = pack_frames([frames(3)[0].data], JPEG, BEGAN + 3600.0, prefetched=True)
         fence = self.now(cache.get_many(INSTANCE, [])).fence
         self.now(cache.put_many(INSTANCE, fence, {frame_name(3): packed[0]}, 3600.0))
@@ -249,7 +249,7 @@ class WorkerTests(SynchronousTestCase):
     def test_stopping(self) -> None:
         """While the proxy stops, a connection ends with its answer, as the ordinary way ends it."""
         wire = self.proxy.connect()
-        self.proxy.rooms.connections.closing = True
+        self.proxy.components.connections.closing = True
         self.assertEqual("hit", self.proxy.ask(request(1), wire).outcome)
         self.assertTrue(wire.gone)
 
@@ -258,7 +258,7 @@ class WorkerTests(SynchronousTestCase):
         wire = self.proxy.connect()
         self.proxy.clock.advance(3.0)
         self.assertEqual("hot", self.proxy.ask(request(1), wire).outcome)
-        self.assertEqual(self.proxy.rooms.connections.idle_deadline(), wire.protocol._channel.read_deadline)
+        self.assertEqual(self.proxy.components.connections.idle_deadline(), wire.protocol._channel.read_deadline)
 
     def test_off(self) -> None:
         """Without memory for it, nothing is hot."""
@@ -287,11 +287,11 @@ class SocketTests(ProxyCase):
         for _one in range(MANY):
             connection.send(asking)
             await _turn()
-        self.assertLess(_hot_answers(running.rooms), MANY)
+        self.assertLess(_hot_answers(running.components), MANY)
         connection.resume()
         await wait_until(lambda: len(connection.received) == MANY * len(whole))
         self.assertEqual(MANY, bytes(connection.received).count(whole.partition(b"\r\n\r\n")[2]))
-        self.assertGreater(_hot_answers(running.rooms), 1)
+        self.assertGreater(_hot_answers(running.components), 1)
 
     async def test_client_leaves(self) -> None:
         """A client that leaves in the middle of hot responses leaves nothing behind."""
@@ -305,7 +305,7 @@ class SocketTests(ProxyCase):
                 connection.send(self.asking("1"))
                 await _turn()
             connection.transport.abortConnection()
-        await wait_until(lambda: not len(running.rooms.connections))
+        await wait_until(lambda: not len(running.components.connections))
 
     def asking(self, frames: str) -> bytes:
         """A request for frames of the slide."""
@@ -328,8 +328,8 @@ async def _turn() -> None:
         await deferLater(reactor, 0)  # type: ignore[arg-type]
 
 
-def _hot_answers(rooms: Any) -> int:
-    rows = rooms.metrics.snapshot()["request_seconds"]
+def _hot_answers(components: Any) -> int:
+    rows = components.metrics.snapshot()["request_seconds"]
     return int(sum(sum(numbers[:-1]) for (_route, cache), numbers in rows if cache == "hot"))
 
 

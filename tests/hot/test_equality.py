@@ -187,7 +187,7 @@ class EqualityTests(SynchronousTestCase):
             if not wire.disconnected:
                 wire.leave()
         self.assertEqual(*[proxy.counted() for proxy in proxies])
-        self.assertEqual(*[len(proxy.rooms.connections) for proxy in proxies])
+        self.assertEqual(*[len(proxy.components.connections) for proxy in proxies])
 
     def test_made_up(self) -> None:
         """No made-up conversation is answered otherwise, and many of them are answered hot."""
@@ -208,7 +208,7 @@ class EqualityTests(SynchronousTestCase):
 
     def hot_answers(self) -> int:
         """How many answers were hot ones."""
-        rows: Any = self.hot.rooms.metrics.snapshot()["request_seconds"]
+        rows: Any = self.hot.components.metrics.snapshot()["request_seconds"]
         return int(sum(sum(numbers[:-1]) for (_route, cache), numbers in rows if cache == "hot"))
 
     def test_known_forms_are_hot(self) -> None:

@@ -155,7 +155,7 @@ class NginxTests(ProxyCase):
         tag = ("-H", f"If-None-Match: {head['etag']}")
         head, _ = await self.curl(f"/dicomweb/{self.slide.resource}/frames/2,1", *accept, *tag)
         self.assertEqual(head[":status"], "304")
-        self.assertLessEqual(len(self.running.rooms.connections), 2)
+        self.assertLessEqual(len(self.running.components.connections), 2)
 
     async def test_claims(self) -> None:
         """What a browser claims of itself changes nothing."""

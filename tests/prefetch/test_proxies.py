@@ -215,10 +215,10 @@ class StallTests(ProxyCase):
         loop = LoopingCall(tick)
         loop.start(0.001)
         try:
-            await within(proxy.rooms.scheduler.drain())
+            await within(proxy.components.scheduler.drain())
         finally:
             loop.stop()
-        ended = proxy.rooms.jobs.status()["ended"]
+        ended = proxy.components.jobs.status()["ended"]
         self.assertEqual([(job["result"], job["frames"]) for job in ended if job["kind"] == "whole"],
                          [("done", len(self.frames))])  # fmt: skip
         answer = await asking.frames(made.resource, [2, 500, len(self.frames)], AS_STORED)

@@ -7,7 +7,7 @@ from typing import Optional
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, Room
+from tests.frames.support import ALICE, INSTANCE, ReadingParts
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.rendering.descriptions import REMEMBERED, MetadataLookup
@@ -24,9 +24,9 @@ class LookupTests(SynchronousTestCase):
     """`MetadataLookup` over a cache in memory."""
 
     def setUp(self) -> None:
-        self.room = Room()
+        self.parts = ReadingParts()
         self.asked = 0
-        self.fence = self.successResultOf(Deferred.fromCoroutine(self.room.cache.get_many(INSTANCE, []))).fence
+        self.fence = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(INSTANCE, []))).fence
 
     def found(
         self, lookup: MetadataLookup[int], instance: Instance = INSTANCE, size: int = 7, fence: Optional[Fence] = None
@@ -41,20 +41,20 @@ class LookupTests(SynchronousTestCase):
 
     def lookup(self) -> MetadataLookup[int]:
         """As a worker has one."""
-        return MetadataLookup(self.room.cache, b"x1", read, 2)
+        return MetadataLookup(self.parts.cache, b"x1", read, 2)
 
     def test_once(self) -> None:
         """The origin is asked once for all workers of a cache; one that remembers does not ask the cache either."""
         lookup = self.lookup()
         self.assertEqual([self.found(lookup), self.found(lookup), self.found(self.lookup())], [7, 7, 7])
         self.assertEqual(self.asked, 1)
-        self.successResultOf(Deferred.fromCoroutine(self.room.cache.remove(INSTANCE, [b"x1"])))
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.remove(INSTANCE, [b"x1"])))
         self.found(lookup)
         self.assertEqual(self.asked, 1)
 
     def test_another_version(self) -> None:
         """An entry that cannot be read counts as missing."""
-        put = self.room.cache.put_many(INSTANCE, self.fence, {b"x1": b"old entry"}, 60.0)
+        put = self.parts.cache.put_many(INSTANCE, self.fence, {b"x1": b"old entry"}, 60.0)
         self.successResultOf(Deferred.fromCoroutine(put))
         self.assertEqual((self.found(self.lookup()), self.asked), (7, 1))
 
@@ -68,7 +68,7 @@ class LookupTests(SynchronousTestCase):
     def test_bounds(self) -> None:
         """As many bytes are remembered as may be; what alone is more is not."""
         lookup = self.lookup()
-        self.room.cache.put_many = self.kept  # type: ignore[method-assign]
+        self.parts.cache.put_many = self.kept  # type: ignore[method-assign]
         instances = [Instance(INSTANCE.place, "", "1", "2", str(number)) for number in range(4)]
         sizes = (REMEMBERED // 2, REMEMBERED // 2, REMEMBERED // 2, REMEMBERED + 1)
         for instance, size in zip(instances, sizes):

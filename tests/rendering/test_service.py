@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, Room, frame
+from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, ReadingParts, frame
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
@@ -89,25 +89,25 @@ class ServiceCase(SynchronousTestCase):
     """A service over a memory origin."""
 
     def setUp(self) -> None:
-        self.room = Room(origin=Telling())
+        self.parts = ReadingParts(origin=Telling())
         self.pool = Played()
         self.heard: list[tuple[int, ...]] = []
         self.use(SLIDE)
 
     def use(self, metadata: InstanceMetadata, limits: Limits = LIMITS) -> None:
         """Let the origin hold an instance of that *metadata*."""
-        self.room.origin.metadata_value = metadata
-        reader = self.room.reader()
+        self.parts.origin.metadata_value = metadata
+        reader = self.parts.reader()
         reader.answered = self._heard
         pool: Any = self.pool
-        self.service = PictureService(reader, self.room.cache, pool, limits, 600.0)
+        self.service = PictureService(reader, self.parts.cache, pool, limits, 600.0)
 
     def _heard(self, wanted: FrameRequest, answer: FrameAnswer) -> None:
         self.heard.append(wanted.numbers)
 
     def request(self, query: str = "", media_type: str = "image/jpeg", caller: Caller = ALICE) -> Request:
         asked = parse_query(query.encode())
-        origin: Any = self.room.origin
+        origin: Any = self.parts.origin
         return Request(origin, INSTANCE, caller, asked.rendering.to(media_type), asked.fresh)
 
     def frames(
@@ -133,7 +133,7 @@ class SourceTests(ServiceCase):
         """A virtual frame is made of the stored ones that it covers, of which prefetch hears."""
         made = self.successResultOf(self.frames([7], "downsample=2"))
         self.assertEqual((made.data, made.made), ([b"picture 1"], 1))
-        self.assertEqual(self.room.origin.asked_for("frames"), [(23, 24, 33, 34)])
+        self.assertEqual(self.parts.origin.asked_for("frames"), [(23, 24, 33, 34)])
         self.assertEqual(self.heard, [(23, 24, 33, 34)])
         ((head, blobs),) = self.pool.told
         self.assertEqual((head["op"], head["scale"], blobs), ("picture", 2, 6))
@@ -142,7 +142,7 @@ class SourceTests(ServiceCase):
     def test_filters_that_reach(self) -> None:
         """A filter that reaches over a frame's edge gets the frames beyond it, and frames of full size."""
         self.successResultOf(self.frames([7], "downsample=2&interpolation=linear"))
-        numbers: Any = self.room.origin.asked_for("frames")[0]
+        numbers: Any = self.parts.origin.asked_for("frames")[0]
         self.assertEqual((len(numbers), numbers[0], numbers[-1]), (16, 12, 45))
         self.assertEqual(self.pool.told[0][0]["scale"], 1)
 
@@ -169,7 +169,7 @@ class SourceTests(ServiceCase):
         made = self.successResultOf(self.whole("viewport=100,100"))
         self.assertEqual(made.data, [b"picture 4"])
         self.assertEqual(self.pool.operations, ["begin", "add", "add", "finish"])
-        asked = self.room.origin.asked_for("frames")
+        asked = self.parts.origin.asked_for("frames")
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
     def test_loaded_whole(self) -> None:
@@ -185,7 +185,7 @@ class SourceTests(ServiceCase):
 
         self.service.load_whole_by(load_whole)
         making = self.whole("viewport=100,100")
-        self.assertEqual(self.room.origin.asked_for("frames"), [])
+        self.assertEqual(self.parts.origin.asked_for("frames"), [])
         job.progressed(BATCH, 1)
         self.assertEqual(self.heard, [tuple(range(1, BATCH + 1))])
         self.assertNoResult(making)
@@ -205,7 +205,7 @@ class SourceTests(ServiceCase):
         self.pool.places = Placement(1, places, [3, 1, 2], (1, 2, 3)).to_bytes()
         for number, needed in ((1, (3, 1)), (25, (2,)), (2, ())):
             self.successResultOf(self.frames([number], "downsample=2"))
-            asked = self.room.origin.asked_for("frames")
+            asked = self.parts.origin.asked_for("frames")
             self.assertEqual(asked[-1:] if needed else [], [needed] if needed else [])
             head, blobs = self.pool.told[-1]
             self.assertEqual((head["op"], head["background"], blobs), ("picture", (1, 2, 3), 2 + len(needed)))
@@ -231,7 +231,7 @@ class SourceTests(ServiceCase):
             self.use(attrs.evolve(SLIDE, organization=None, **only))
             self.pool.places = refusal("in no grid")
             self.successResultOf(self.whole("viewport=100,100"))
-            self.assertEqual(self.room.origin.asked_for("frames"), [(1,)])
+            self.assertEqual(self.parts.origin.asked_for("frames"), [(1,)])
 
     def test_in_no_grid(self) -> None:
         """A child is told where frames lie in no grid, and their decoders average nothing."""
@@ -263,7 +263,7 @@ class RefusalTests(ServiceCase):
 
     def _refused(self, kind: type[Exception], asked: Deferred[Any]) -> str:
         error = self.failureResultOf(asked, kind).value
-        self.assertEqual(self.room.origin.asked_for("frames"), [])
+        self.assertEqual(self.parts.origin.asked_for("frames"), [])
         self.assertEqual(self.pool.told, [])
         return str(error)
 
@@ -293,13 +293,13 @@ class RefusalTests(ServiceCase):
         self.successResultOf(self.frames([1, 2], "viewport=9,9"))
         self.assertEqual(self.successResultOf(self.frames([1, 2, 1], "viewport=9,9")).cached, 2)
         read: list[int] = []
-        get_many = self.room.cache.get_many
+        get_many = self.parts.cache.get_many
 
         def counting(instance: Any, names: Any) -> Any:
             read.append(len(names))
             return get_many(instance, names)
 
-        self.room.cache.get_many = counting  # type: ignore[method-assign]
+        self.parts.cache.get_many = counting  # type: ignore[method-assign]
         self.failureResultOf(self.frames([1, 2, 1, 1], "viewport=9,9"), PictureTooLarge)
         self.assertEqual(read, [])
 
@@ -331,18 +331,18 @@ class SharingTests(ServiceCase):
     def test_expiry(self) -> None:
         """Pictures say when the first of them ends in the cache; that they are read prolongs nothing."""
         self.assertEqual(self.successResultOf(self.frames([1], media_type="image/png")).expires, 600.0)
-        self.room.clock.advance(100.0)
+        self.parts.clock.advance(100.0)
         self.assertEqual(self.successResultOf(self.frames([2], media_type="image/png")).expires, 700.0)
         for numbers in ([1, 2], [2, 1]):
             again = self.successResultOf(self.frames(numbers, media_type="image/png"))
             self.assertEqual((again.cached, again.expires), (2, 600.0))
-        self.room.clock.advance(500.0)
+        self.parts.clock.advance(500.0)
         self.assertEqual(self.successResultOf(self.frames([1, 2], media_type="image/png")).made, 1)
 
     def test_expiry_of_stored(self) -> None:
         """A picture that is a stored frame ends with that frame."""
         self.assertEqual(self.successResultOf(self.frames([1])).expires, 3600.0)
-        self.room.clock.advance(100.0)
+        self.parts.clock.advance(100.0)
         self.assertEqual(self.successResultOf(self.frames([2, 1])).expires, 3600.0)
 
     def test_fresh(self) -> None:
@@ -373,11 +373,11 @@ class SharingTests(ServiceCase):
 
     def test_held_and_given_up(self) -> None:
         """A child lets go of a picture of many frames that nobody waits for, and its place is free again."""
-        origin: Any = self.room.origin
+        origin: Any = self.parts.origin
         first = FrameRequest(origin, INSTANCE, tuple(range(1, BATCH + 1)), ALICE)
         self.successResultOf(Deferred.fromCoroutine(self.service.reader.read(first)))
         for _ in range(5):  # more often than there are places
-            self.room.origin.gate = Deferred()  # the second batch does not come
+            self.parts.origin.gate = Deferred()  # the second batch does not come
             asked = self.whole("viewport=100,100")
             self.assertEqual(self.pool.operations[-2:], ["begin", "add"])
             asked.cancel()

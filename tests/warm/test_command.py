@@ -112,7 +112,7 @@ class WarmTests(WarmCase):
 
     @staticmethod
     def _refusals(proxy: RunningProxy) -> float:
-        rows = proxy.rooms.metrics.snapshot()["requests"]
+        rows = proxy.components.metrics.snapshot()["requests"]
         return sum(row[0] for labels, row in rows if labels == ["prefetch", "POST", "5xx"])
 
     async def test_loaded_lately(self) -> None:
@@ -188,7 +188,7 @@ class WarmTests(WarmCase):
             self.run_command(f"{proxy.url}/dicomweb/studies/1.2/series/1.3/instances/1.4.0")
         )
         await gate.reached()
-        await proxy.rooms.connections.drain(0.0)
+        await proxy.components.connections.drain(0.0)
         run = await running
         self.assertEqual((run.code, "connection" in run.errors), (1, True), run)
         gate.release()

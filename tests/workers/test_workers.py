@@ -120,12 +120,12 @@ def install(source: Path, target: Path) -> None:
         (target / name).write_bytes((source / name).read_bytes())
 
 
-def children_of(pids: Iterable[int], room: str) -> set[int]:
-    """The living children of the processes *pids* that run a module of *room*."""
+def children_of(pids: Iterable[int], package: str) -> set[int]:
+    """The living children of the processes *pids* that run a module of *package*."""
     found = set()
     for child in (child for pid in pids for child in psutil.Process(pid).children()):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if any(f"twistedproxy.{room}." in argument for argument in child.cmdline()):
+            if any(f"twistedproxy.{package}." in argument for argument in child.cmdline()):
                 found.add(child.pid)
     return found
 
