@@ -108,7 +108,8 @@ class Child:
                 stdout=output,
                 stderr=output,
                 cwd=self.folder,
-                env=python_environment({**private, **(environment or {})}),
+                # What it leaves when it is killed, such as its cache server's folder, goes with its own folder.
+                env=python_environment({"TMPDIR": str(self.folder), **private, **(environment or {})}),
             )
 
     @property

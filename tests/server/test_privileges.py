@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from typing import Optional
 
 import psutil
@@ -91,7 +92,7 @@ class AnotherUserTests(WorkersCase):
             "json",
             *options,
         ]
-        proxy = Child(command, {"PYTHONPATH": path, "HOME": "/root"})
+        proxy = Child(command, {"PYTHONPATH": path, "HOME": "/root", "TMPDIR": tempfile.gettempdir()})
         self.addCleanup(deferToThread, proxy.remove)
         await wait_until(lambda: proxy.logged("mount") or not proxy.running(), "it is there")
         assert port is not None
