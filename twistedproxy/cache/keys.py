@@ -90,6 +90,18 @@ def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
     return stored[FENCE_LENGTH:] if stored.startswith(fence) else None
 
 
+FRAME = b"F"
+"""How names of frames begin."""
+
+LOADING = b"l"
+"""The entry that an instance has while it is loaded: its frames may yet turn out wrong."""
+
+
+def is_fact(name: bytes) -> bool:
+    """Whether an entry is of a kind that is small and often written: grants, metadata (`twistedproxy.frames.entries`)."""
+    return name[:1] in (b"g", b"m", LOADING)
+
+
 def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:
     """``hit`` (all of *names*), ``partial`` or ``miss``."""
     if len(found) >= len(set(names)):

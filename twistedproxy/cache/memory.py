@@ -12,7 +12,7 @@ from typing import Optional
 
 from twisted.internet.interfaces import IReactorTime
 
-from twistedproxy.cache.address import ServerAddress
+from twistedproxy.cache.address import SharedAddress
 from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
@@ -24,7 +24,7 @@ class MemoryCache:
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False
-    address: Optional[ServerAddress] = None
+    address: Optional[SharedAddress] = None
 
     def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
         self._reactor = reactor

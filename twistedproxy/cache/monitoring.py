@@ -53,7 +53,7 @@ class CacheUse:
         except Exception:
             self._log.failure("checking the cache failed")
             return
-        self._local = status.get("provider") in ("embedded", "memory")
+        self._local = status.get("provider") == "memory"
         self._used = _number(status.get("used_bytes"))
         self._metrics.cache_server(
             bool(status.get("connected")), self._used, _number(status.get("max_bytes")), _number(status.get("evicted"))

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 import twistedproxy
-from twistedproxy.cache.address import MemoryAddress
+from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress
 from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
 from twistedproxy.options.values import Rejected, ValueKind, reject_if, show_size
 from twistedproxy.settings import MIB, REMOVED, Settings
@@ -178,11 +178,14 @@ class Options(Command):
         if path := values.get("secret_file"):
             # Now, while the process may still have the rights to read it.
             values["secret"] = parsed(attrs.evolve(KEY_FILE, parse=read_secret), "--secret-file", path)
+        cache = values.get("cache", LocalAddress())
+        if isinstance(cache, LocalAddress) and cache.size is None and "cache_memory" in values:
+            values["cache"] = attrs.evolve(cache, size=max(LEAST_LOCAL, values["cache_memory"]))
         settings = Settings(**{"cache_memory": max(MIB, memory.available // 2), **values})
         reject_if(
             isinstance(settings.cache, MemoryAddress) and settings.workers > 1,
             f"--cache: 'memory' cannot be used with --workers {settings.workers}, because workers share no memory; "
-            "use 'embedded' or a server, or --workers 1",
+            "use 'local' or a server, or --workers 1",
         )
         reject_if(
             settings.admin_listen in settings.listen,

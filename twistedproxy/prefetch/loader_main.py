@@ -23,8 +23,8 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from twistedproxy.cache.interface import Fence
-from twistedproxy.cache.redis.cache import RedisCache, redis_cache
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.open import open_shared
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginError
@@ -54,7 +54,7 @@ class LoaderMain:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._cache: Optional[RedisCache] = None
+        self._cache: Optional[Cache] = None
         self._settings = Settings()
         self._pace = Pace(reactor)
         self._origins: dict[str, HTTPOrigin] = {}
@@ -66,7 +66,7 @@ class LoaderMain:
     async def configure(self, packed: bytes) -> None:
         """Connect to the cache. *packed*: its address, and settings of origins."""
         address, self._settings = pickle.loads(packed)  # noqa: S301 - from our own parent's pipe
-        self._cache = redis_cache(self._reactor, address)
+        self._cache = open_shared(self._reactor, address)
         await self._cache.start()
 
     async def load(self, order: bytes, number: int) -> Any:

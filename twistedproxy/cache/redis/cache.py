@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
-from twistedproxy.cache.address import ServerAddress
+from twistedproxy.cache.address import ServerAddress, SharedAddress
 from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
@@ -75,7 +75,7 @@ class RedisCache:
     """
 
     shared = True
-    address: Optional[ServerAddress] = None
+    address: Optional[SharedAddress] = None
     log = Logger()
 
     def __init__(
