@@ -34,6 +34,7 @@ from twistedproxy.frames.invalidation import Invalidation, Siblings
 from twistedproxy.frames.read_through import FrameReader
 from twistedproxy.frames.series_lookup import SeriesLookup
 from twistedproxy.frames.streamed import ListReader
+from twistedproxy.hot.cached import CachedAnswers
 from twistedproxy.hot.dispatcher import HotDispatcher
 from twistedproxy.hot.request_heads import RequestHeads
 from twistedproxy.hot.responses import HotResponses
@@ -60,6 +61,9 @@ _log = Logger()
 
 HEADS_SHARE = 16
 """One part in so many of the memory for hot responses is for the heads of requests that were understood."""
+
+HEADS_MEMORY = 1 << 20
+"""Bytes for these heads, at least."""
 
 STEP_SECONDS = 10.0
 """How long a part may take to stop, open connections apart: a cache server or an origin that hangs must not keep the
@@ -163,13 +167,25 @@ class Proxy:
             tuple(name.encode("ascii") for name in settings.credential_cookie),
             tuple(name.encode("ascii") for name in settings.credential_parameter),
         )
-        heads = RequestHeads(self._credentials, settings.hot_memory // HEADS_SHARE, settings.trusted_proxy)
+        heads_memory = max(HEADS_MEMORY, settings.hot_memory // HEADS_SHARE)
+        heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
+        cached = CachedAnswers(
+            self.cache,
+            self.access,
+            self.invalidation,
+            0 if self.reader.reports_hits else settings.max_frames_per_request,
+            self.scheduler.usefulness.asked,
+        )
         hot = HotDispatcher(
-            self.hot_responses, heads, self.metrics, accounting.access_log, accounting.seconds, self.answer_memory
+            self.hot_responses,
+            cached,
+            heads,
+            self.metrics,
+            accounting.access_log,
+            accounting.seconds,
+            self.answer_memory,
         )
-        self.connections = Connections(
-            self._reactor, settings.client_timeout, hot.answer if settings.hot_memory else None, self.answer_memory
-        )
+        self.connections = Connections(self._reactor, settings.client_timeout, hot.answer, self.answer_memory)
         return hot
 
     def _build_routes(self, accounting: Accounting, hot: HotDispatcher, status: StatusPages) -> ProxyRoutes:

@@ -1,4 +1,4 @@
-"""What a hot response costs beside nginx's proxy_cache, in one run: the same frames on the same core.
+"""What a hot response, and any frame from the local cache, costs beside nginx's proxy_cache, in one run on the same core.
 
 nginx and the proxy share one processor core, the client has another one. Measured in turns; medians; ratios. Where
 others use the machine, look at the processor's time: it hardly depends on them.
@@ -8,6 +8,7 @@ Run: ``python -m tests.benchmarks.hot``; more options of the proxy after ``--``.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import tempfile
@@ -30,10 +31,12 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
-from tests.running import Child
+from tests.running import Child, Proxy
 
-LEAST = 0.4  # of nginx's requests a second
-MOST = 3.0  # times nginx's milliseconds at the 99th percentile
+LEAST = 0.4  # of nginx's requests a second, hot
+MOST = 3.0  # times nginx's milliseconds at the 99th percentile, hot
+LEAST_CACHED = 0.6  # of the requests a second that are answered hot
+MOST_CACHED = 2.0  # times the milliseconds at the 99th percentile of those
 HEADERS = {"Accept": AS_STORED, "Authorization": "Bearer c41f0a9b5d"}
 
 
@@ -42,7 +45,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
-    parser.add_argument("--frames", type=int, default=64, help="how many different frames are asked for in turn")
+    parser.add_argument("--frames", type=int, default=64, help="how many different frames are asked for hot")
+    parser.add_argument(
+        "--side", type=int, default=100, help="rows and columns of frames: all are asked for in turn, cached"
+    )
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     if not nginx.installed():
@@ -58,37 +64,43 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     """Start the servers, warm them, measure. 1 if a figure is over its limit, else 0."""
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = cores[0], cores[-1]
-    made = slides.slide(folder / "slide.dcm", 10, 10)
+    made = slides.slide(folder / "slide.dcm", options.side, options.side)
     store_url, proxy = store_and_proxy(children, [made.path], *options.proxy, store_core=client_core, core=server_core)
+    cached = Proxy("--origin", store_url, "--hot-memory", "0", *options.proxy, core=server_core)
     mark = nginx.Nginx(store_url)
-    children.append(mark)
-    mark.wait_until_ready()
+    for each in (cached, mark):
+        children.append(each)
+        each.wait_until_ready()
     for process in mark.family():
         psutil.Process(process.pid).cpu_affinity([server_core])
     below = f"{made.resource}/frames/"
-    numbers = range(1, min(options.frames, made.frames) + 1)
-    urls = {"nginx": mark.url, "hot": f"{proxy.url}/dicomweb"}
-    for url in urls.values():
+    few, many = range(1, min(options.frames, made.frames) + 1), range(1, made.frames + 1)
+    urls = {"nginx": mark.url, "hot": f"{proxy.url}/dicomweb", "cached": f"{cached.url}/dicomweb"}
+    numbers = {"nginx": many, "hot": few, "cached": many}
+    for name, url in urls.items():
         fetcher = Fetcher(url)
-        for number in [*numbers] * 2:
+        for number in [*numbers[name]] * 2:
             answer = fetcher.get(f"{below}{number}", HEADERS)
         fetcher.close()
     loads: dict[str, list[Load]] = {name: [] for name in urls}
 
-    servers: dict[str, Child] = {"nginx": mark, "hot": proxy}
+    servers: dict[str, Child] = {"nginx": mark, "hot": proxy, "cached": cached}
     costs: dict[str, list[float]] = {name: [] for name in urls}
 
     def measure(name: str) -> float:
         before = processor_seconds(servers[name])
-        paths = [f"{Path('/') / urls[name].split('/', 3)[3]}/{below}{number}" for number in numbers]
+        paths = [f"{Path('/') / urls[name].split('/', 3)[3]}/{below}{number}" for number in numbers[name]]
         origin = "/".join(urls[name].split("/")[:3])
         loads[name].append(load(origin, paths, HEADERS, options.connections, options.seconds, client_core))
         rate = loads[name][-1].per_second
         costs[name].append((processor_seconds(servers[name]) - before) / (rate * options.seconds) * 1e6)
         return rate
 
-    rates = dict(zip(urls, alternating(options.rounds, lambda: measure("nginx"), lambda: measure("hot")), strict=True))
-    print(f"{options.connections} connections, {len(answer.body):,} bytes an answer, {len(numbers)} frames in turn\n")
+    measuring = [functools.partial(measure, name) for name in urls]
+    rates = dict(zip(urls, alternating(options.rounds, *measuring), strict=True))
+    print(
+        f"{options.connections} connections, {len(answer.body):,} bytes an answer; {len(few)} frames in turn hot, {len(many)} cached\n"
+    )
     rows = [
         [
             name,
@@ -106,7 +118,16 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     slower = median([hot.p99 / most.p99 for hot, most in zip(loads["hot"], loads["nginx"]) if hot.p99 and most.p99])
     print(f"\nhot: {share:.2f} of nginx's requests/s (at least {LEAST}), {slower:.1f} times its p99 (at most {MOST})")
     print(f"by the processor's time: {costs_ratio:.2f} of nginx's")
-    return int(share < LEAST or slower > MOST or any(one.failed for all_ in loads.values() for one in all_))
+    of_hot = median([one / most for one, most in zip(rates["cached"], rates["hot"], strict=True)])
+    p99_of_hot = median(
+        [one.p99 / most.p99 for one, most in zip(loads["cached"], loads["hot"]) if one.p99 and most.p99]
+    )
+    print(
+        f"cached: {of_hot:.2f} of the hot requests/s (at least {LEAST_CACHED}), {p99_of_hot:.1f} times their p99 "
+        f"(at most {MOST_CACHED}); {median(rates['cached']) / median(rates['nginx']):.2f} of nginx's requests/s"
+    )
+    missed = share < LEAST or slower > MOST or of_hot < LEAST_CACHED or p99_of_hot > MOST_CACHED
+    return int(missed or any(one.failed for all_ in loads.values() for one in all_))
 
 
 def processor_seconds(child: Child) -> float:

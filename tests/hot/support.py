@@ -14,6 +14,8 @@ from tests.server.wire import Wire
 from twistedproxy.cache.address import MemoryAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.hot.cached import CachedAnswer, CachedAnswers
+from twistedproxy.hot.responses import Key
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.proxy import Proxy
@@ -69,11 +71,29 @@ class _NoReactor(Clock):
     def addSystemEventTrigger(self, *_arguments: Any, **_more: Any) -> None: ...
 
 
+@attrs.frozen
+class _Counted:
+    """`CachedAnswers` whose findings are counted."""
+
+    _cached: CachedAnswers
+    find: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cached, name)
+
+
 class HotProxy:
-    """One worker. *hot*: bytes for hot responses."""
+    """One worker. *hot*: bytes for hot responses. *reads_now*: whether frames are answered from the cache before a request is
+    parsed. *fast*: whether anything is."""
 
     def __init__(
-        self, test: SynchronousTestCase, hot: int, clock: Optional[_NoReactor] = None, **settings: Any
+        self,
+        test: SynchronousTestCase,
+        hot: int,
+        clock: Optional[_NoReactor] = None,
+        reads_now: bool = False,
+        fast: bool = True,
+        **settings: Any,
     ) -> None:
         self.clock = clock or _NoReactor()
         metadata = InstanceMetadata(
@@ -98,6 +118,20 @@ class HotProxy:
             origins=lambda *_arguments: self.store,
             wall_clock=lambda: BEGAN + self.clock.seconds(),
         )
+        self.components.cache.reads_now = reads_now  # type: ignore[misc]
+        self.found = 0
+        """Answers that were made of frames from the cache before a request was parsed."""
+        dispatcher = self.components._hot
+        find = dispatcher.cached.find
+
+        def counted(key: Key, caller: Caller) -> Optional[CachedAnswer]:
+            answer = find(key, caller)
+            self.found += answer is not None
+            return answer
+
+        dispatcher.cached = _Counted(dispatcher.cached, counted)  # type: ignore[assignment]
+        if not fast:
+            self.components.connections.hot = None
         self._site = ProxySite(self.components._routes.resource(), self.components.connections, self.clock)
 
     @property

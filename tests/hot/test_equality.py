@@ -1,6 +1,7 @@
-"""Hot responses and the ordinary way side by side: whatever a client sends, it cannot tell which one answered.
+"""Hot responses, frames from a cache at hand, and the ordinary way side by side: whatever a client sends, it cannot tell which one
+answered.
 
-Two whole proxies get the same bytes at the same times; one of them has no hot responses. `EXAMPLES` connections are
+Three whole proxies get the same bytes at the same times; one of them has only the ordinary way. `EXAMPLES` connections are
 made up; TWISTEDPROXY_HOT_EXAMPLES says another number.
 """
 
@@ -158,36 +159,44 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
 
 
 class EqualityTests(SynchronousTestCase):
-    """The same bytes to both."""
+    """The same bytes to all."""
 
     def setUp(self) -> None:
         self.hot = HotProxy(self, 64 * MIB, cors_origin=(VIEWER,))
-        self.ordinary = HotProxy(self, 0, clock=self.hot.clock, cors_origin=(VIEWER,))
-        for proxy in (self.hot, self.ordinary):
+        self.ordinary = HotProxy(self, 0, clock=self.hot.clock, fast=False, cors_origin=(VIEWER,))
+        self.cached = HotProxy(self, 0, clock=self.hot.clock, reads_now=True, cors_origin=(VIEWER,))
+        self.proxies = (self.hot, self.ordinary, self.cached)
+        for proxy in self.proxies:
             for number in (1, 2, "1,2"):
                 reply = proxy.get(number)
                 reply = proxy.get(number, more=f"Origin: {VIEWER}\r\n")
             proxy.access_lines()
         (self.etag,) = re.findall(rb'ETag: ("[^"]+")', self.hot.get(1).head)
-        self.ordinary.get(1)
+        for proxy in self.proxies[1:]:
+            proxy.get(1)
         self.assertEqual(200, reply.status)
 
+    def same(self, *answers: object) -> None:
+        """Fail unless all are equal."""
+        for other in answers[1:]:
+            self.assertEqual(answers[0], other)
+
     def compare(self, pieces: list[bytes]) -> None:
-        """Send *pieces* to both, and look at both after each."""
-        proxies = (self.hot, self.ordinary)
+        """Send *pieces* to all, and look at all after each."""
+        proxies = self.proxies
         wires = [proxy.connect() for proxy in proxies]
         for piece in pieces:
             for wire in wires:
                 wire.send(piece.replace(b"etag", self.etag))
-            self.assertEqual(*[state(wire) for wire in wires])
-            self.assertEqual(*[_DATE.sub(b"", wire.value()) for wire in wires])
+            self.same(*[state(wire) for wire in wires])
+            self.same(*[_DATE.sub(b"", wire.value()) for wire in wires])
             self.hot.clock.advance(0.01)
-        self.assertEqual(*[proxy.access_lines() for proxy in proxies])
+        self.same(*[proxy.access_lines() for proxy in proxies])
         for wire in wires:
             if not wire.disconnected:
                 wire.leave()
-        self.assertEqual(*[proxy.counted() for proxy in proxies])
-        self.assertEqual(*[len(proxy.components.connections) for proxy in proxies])
+        self.same(*[proxy.counted() for proxy in proxies])
+        self.same(*[len(proxy.components.connections) for proxy in proxies])
 
     def test_made_up(self) -> None:
         """No made-up conversation is answered otherwise, and many of them are answered hot."""
@@ -205,6 +214,7 @@ class EqualityTests(SynchronousTestCase):
 
         compare()
         self.assertGreater(self.hot_answers(), EXAMPLES // 5)
+        self.assertGreater(self.cached.found, EXAMPLES // 5)
 
     def hot_answers(self) -> int:
         """How many answers were hot ones."""
@@ -213,7 +223,7 @@ class EqualityTests(SynchronousTestCase):
 
     def test_known_forms_are_hot(self) -> None:
         """What viewers send is answered hot, and as the ordinary way would."""
-        before = self.hot_answers()
+        before, found = self.hot_answers(), self.cached.found
         forms = [
             request(1),
             request(1, method="HEAD"),
@@ -222,6 +232,7 @@ class EqualityTests(SynchronousTestCase):
         ]
         self.compare([*forms, *forms])
         self.assertEqual(before + 8, self.hot_answers())
+        self.assertEqual(found + 8, self.cached.found)
 
     def test_split_anywhere(self) -> None:
         """A request cut in two at any byte is answered once, the same way."""
@@ -250,16 +261,16 @@ class EqualityTests(SynchronousTestCase):
 
     def test_client_reads_slowly(self) -> None:
         """While a client has not taken its answer, no deadline for its next request runs, and none is answered."""
-        for wires in [[proxy.connect() for proxy in (self.hot, self.ordinary)]]:
-            for wire in wires:
-                fill(wire)
-                wire.send(request(1))
-            self.assertEqual(*[wire.protocol._channel.read_deadline for wire in wires])
-            self.assertEqual(*[wire.protocol._channel.write_deadline for wire in wires])
-            self.hot.clock.advance(10)
-            for wire in wires:
-                wire.read_all()
-            self.assertEqual(*[state(wire) for wire in wires])
+        wires = [proxy.connect() for proxy in self.proxies]
+        for wire in wires:
+            fill(wire)
+            wire.send(request(1))
+        self.same(*[wire.protocol._channel.read_deadline for wire in wires])
+        self.same(*[wire.protocol._channel.write_deadline for wire in wires])
+        self.hot.clock.advance(10)
+        for wire in wires:
+            wire.read_all()
+        self.same(*[state(wire) for wire in wires])
 
 
 def fill(wire: Wire) -> None:

@@ -77,11 +77,17 @@ class Cache(Protocol):
     shared: bool
     """Whether other processes see the same entries."""
 
+    reads_now: bool
+    """Whether `read_now` finds anything."""
+
     address: Optional[SharedAddress]
     """Where other processes reach the same entries, once the cache has started; None where they can't."""
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """Read all of *names* in one round trip; missing ones are left out. No names: just the fence."""
+
+    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+        """The present fence and one entry, where reading them takes no waiting; None where it does, or there is none."""
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """Those of *names* that `get_many` would find, without their bytes. None where the cache can't be asked."""

@@ -24,6 +24,7 @@ class MemoryCache:
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False
+    reads_now = True
     address: Optional[SharedAddress] = None
 
     def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
@@ -44,6 +45,15 @@ class MemoryCache:
                 found[name] = entry
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - now)
         return Reading(fence, found)
+
+    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+        """See `Cache`."""
+        now = self._reactor.seconds()
+        keys = instance_keys(instance)
+        fence = self._fence(keys.generations, now)
+        stored = self._store.get(keys.entry + name, now)
+        entry = None if stored is None or fence is None else unstamp(fence, stored)
+        return None if fence is None or entry is None else (fence, entry)
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """See `Cache`."""

@@ -16,7 +16,7 @@ from typing import Any, Optional, Union
 import attrs
 from twisted.web.server import Request
 
-from twistedproxy.dicom.multipart_writer import MultipartForm
+from twistedproxy.dicom.multipart_writer import MultipartForm, part_content_type
 from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, Frame
@@ -131,8 +131,7 @@ class FrameAnswers:
             body = await multipart_of(data, media_type, transfer_syntax)
             content_type, data, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
         else:
-            label = f"; transfer-syntax={transfer_syntax}" if transfer_syntax is not None else ""
-            content_type = f"{media_type}{label}".encode("ascii")
+            content_type = part_content_type(media_type, transfer_syntax).encode("ascii")
             etag = entity_tag(content_type, digest or await digest_of(data[0]))
         return await self.send_body(request, content_type, data, etag, status, ranged, fresh)
 
@@ -239,7 +238,7 @@ class StoredFrames:
             return
         sent = await self.answers.send(request, answer, form)
         if sent is not None and not wanted.fresh:
-            self.hot.keep(request, wanted.instance, answer, "frames", sent)
+            self.hot.keep(request, wanted.instance, answer, "frames", sent, (form, answer.frames[0].transfer_syntax))
 
     async def _decoded_by_store(self, request: Request, wanted: ParsedRequest) -> bool:
         """Hand on for decoded frames what the store does not give as stored, if the caller takes those. They pass as they

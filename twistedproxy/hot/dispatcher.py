@@ -1,4 +1,4 @@
-"""Gives hot responses on connections, and takes them from the ordinary way's answers.
+"""Gives hot responses on connections, and takes them from the ordinary way's answers; gives frames from a cache that is at hand.
 
 What goes out is, dates aside, byte for byte what the ordinary way would send for a cached frame, If-None-Match
 included; the same is counted and logged, and the connection is left as if the ordinary way had been gone. A Range takes
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Optional, Union
 
 import attrs
 from twisted.web import http, server
 
+from twistedproxy.dicom.negotiation import FrameForm
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.hot.cached import CachedAnswer, CachedAnswers
 from twistedproxy.hot.request_heads import GET, RequestHeads
 from twistedproxy.hot.responses import HotAnswer, HotResponses, Source
 from twistedproxy.server.conditional import matches_none
@@ -24,6 +26,7 @@ from twistedproxy.system.memory_budget import SMALL, UNTAKEN, AnswerMemory
 from twistedproxy.system.metrics import Metrics
 
 OUTCOME = "hot"
+CACHED = "hit"
 
 _NOT_KEPT = frozenset({b"Server", b"Date"})
 _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
@@ -35,6 +38,7 @@ class HotDispatcher:
     way, and waits, where this has no room."""
 
     hot: HotResponses
+    cached: CachedAnswers
     heads: RequestHeads
     metrics: Metrics
     access_log: AccessLog
@@ -51,7 +55,10 @@ class HotDispatcher:
         if request is None:
             return False
         method, target, head = request
-        answer = self.hot.find((target, head.accept, head.origin), head.caller)
+        key, outcome = (target, head.accept, head.origin), OUTCOME
+        answer: Union[HotAnswer, CachedAnswer, None] = self.hot.find(key, head.caller)
+        if answer is None:
+            answer, outcome = self.cached.find(key, head.caller), CACHED
         if answer is None:
             return False
         whole, unchanged = self._start_lines()
@@ -67,8 +74,8 @@ class HotDispatcher:
             status, size = 200, 0
             write_at_once(channel.transport, whole, answer.head)
         seconds = self.seconds() - began
-        self.metrics.request_finished(answer.route, method.decode("ascii"), status, OUTCOME, seconds, size)
-        self.access_log.request(method, target, status, size, seconds, OUTCOME, head.client or channel.client)
+        self.metrics.request_finished(answer.route, method.decode("ascii"), status, outcome, seconds, size)
+        self.access_log.request(method, target, status, size, seconds, outcome, head.client or channel.client)
         return True
 
     def _start_lines(self) -> tuple[bytes, bytes]:
@@ -80,12 +87,21 @@ class HotDispatcher:
             self._start = b"HTTP/1.1 200 OK\r\n" + fields, b"HTTP/1.1 304 Not Modified\r\n" + fields
         return self._start
 
-    def keep(self, request: Any, instance: Instance, source: Source, route: str, body: Sequence[bytes]) -> None:
-        """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*."""
-        if not self.hot.max_answer or source.fence is None or request.method != b"GET" or request.code != 200:
+    def keep(
+        self,
+        request: Any,
+        instance: Instance,
+        source: Source,
+        route: str,
+        body: Sequence[bytes],
+        form: Optional[tuple[FrameForm, str]] = None,
+    ) -> None:
+        """Keep the answer that was just written to *request*: all of *body*, with status 200, counted under *route*.
+        *form*: that of frames as they are stored, and their transfer syntax: others are answered alike."""
+        if source.fence is None or request.method != b"GET" or request.code != 200:
             return
         # No key may hold a token, and the head of a request does not tell such a caller.
-        if request.target.token or sum(map(len, body)) > self.hot.max_answer:
+        if request.target.token:
             return
         accept = request.requestHeaders.getRawHeaders(b"Accept") or [b""]
         origin = request.requestHeaders.getRawHeaders(b"Origin") or [b""]
@@ -102,9 +118,12 @@ class HotDispatcher:
         (etag,) = headers.getRawHeaders(b"ETag")
         key = (request.uri, accept[0], origin[0])
         head = b"".join((*lines, b"\r\n"))
-        self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
+        if form is not None and self.cached.takes_frames:
+            self.cached.learn(key, instance, *form, head)
+        elif sum(map(len, body)) <= self.hot.max_answer:
+            self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
 
 
-def _head_of_304(answer: HotAnswer) -> bytes:
+def _head_of_304(answer: Union[HotAnswer, CachedAnswer]) -> bytes:
     """The fields of *answer* that its 304 has: those that do not tell of a body."""
     return b"".join(line for line in answer.head.splitlines(keepends=True) if not line.startswith(_NOT_OF_304))

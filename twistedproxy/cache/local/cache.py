@@ -54,6 +54,7 @@ class LocalCache:
     """A `Cache` in the folder at *address*; a `SharedFolder` is prepared already. *wall_clock*: seconds since the epoch."""
 
     shared = True
+    reads_now = True
     log = Logger()
 
     def __init__(
@@ -157,18 +158,18 @@ class LocalCache:
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
         return Reading(fence, found)
 
-    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, memoryview]]:
-        """The present fence and one entry, where that takes no waiting; else None."""
-        fence = self.generations.fence(instance_keys(instance).generations)
-        (key,) = _keys(instance, (name,))
-        (entry,) = self.store.index.find((key,))
-        if entry is None or not self._is_valid(entry, fence):
-            return None
+    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+        """See `Cache`."""
         try:
+            fence = self.generations.fence(instance_keys(instance).generations)
+            (key,) = _keys(instance, (name,))
+            (entry,) = self.store.index.find((key,))
+            if entry is None or not self._is_valid(entry, fence):
+                return None
             value = self._now(key, entry)
-        except WouldWait:
+        except (WouldWait, *_ERRORS):
             return None
-        return None if value is None else (fence, value)
+        return None if value is None else (fence, bytes(value))
 
     def _now(self, key: bytes, entry: Indexed) -> Optional[memoryview]:
         """The value of *entry*; None where it is damaged. Raises `WouldWait`."""

@@ -75,6 +75,7 @@ class RedisCache:
     """
 
     shared = True
+    reads_now = False
     address: Optional[SharedAddress] = None
     log = Logger()
 
@@ -144,6 +145,9 @@ class RedisCache:
                 found[name] = value
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
         return Reading(fence, found)
+
+    def read_now(self, instance: Instance, name: bytes) -> None:
+        """See `Cache`: a server has to be waited for."""
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """See `Cache`. Only the stamps are read."""
