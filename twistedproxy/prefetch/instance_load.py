@@ -1,7 +1,8 @@
 """A stored instance, cut into frames as it arrives, and into the cache with them.
 
 - Every frame is served from the cache long before the last byte has come; memory stays flat whatever the size.
-- Frames are provisional until the stream has ended as it must: when it doesn't, all that were written are removed.
+- Frames are provisional until the stream has ended as it must: when it doesn't, all that were written are removed. An entry of
+  the instance says so meanwhile: a cache that outlives all of us removes them.
 - A file whose frames do not begin as its transfer syntax wants it is not loaded.
 - Each frame says when its time in the cache ends.
 - The cache sets the pace: at most `OUTSTANDING_BYTES` wait for it, whatever an instance or a frame measures.
@@ -24,6 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from twistedproxy.cache.interface import Cache, Fence, Value
+from twistedproxy.cache.keys import LOADING
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import NotAsDescribed, NotByFrame, Part10Stream
 from twistedproxy.dicom.resource import Instance
@@ -99,6 +101,8 @@ class ProvisionalFrames:
     async def write(self, frames: list[bytes], size: int, transfer_syntax: str) -> None:
         """Send the next *frames*, *size* bytes together; waits while too many are on their way. Raises `LoadFailed`."""
         first = self.written + 1
+        if first == 1:
+            await self.cache.put_many(self.instance, self.fence, {LOADING: b""}, self.seconds)
         names = map(frame_name, range(first, first + len(frames)))
         expires = expiry(self.wall_clock(), self.seconds)
         entries = dict(zip(names, pack_frames(frames, transfer_syntax, expires, prefetched=True)))
@@ -115,6 +119,7 @@ class ProvisionalFrames:
         while self._batches:
             await self._batches.popleft()
         self._check()
+        await self.cache.remove(self.instance, [LOADING])
 
     async def _put(self, entries: dict[bytes, Value], size: int) -> None:
         taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
@@ -145,7 +150,7 @@ async def remove_frames(cache: Cache, instance: Instance, last: int) -> bool:
     for first in range(1, last + 1, REMOVED_AT_ONCE):
         numbers = range(first, min(first + REMOVED_AT_ONCE, last + 1))
         removed = await cache.remove(instance, [frame_name(number) for number in numbers]) and removed
-    return removed
+    return await cache.remove(instance, [LOADING]) and removed if last else True
 
 
 READ_BYTES = 512 * 1024

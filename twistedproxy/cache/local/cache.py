@@ -270,13 +270,11 @@ class LocalCache:
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
 
-        def removed() -> None:
-            self.store.remove(keys)
-
-        keys = _keys(instance, names)
-        facts = [key for name, key in zip(names, keys) if is_fact(name)]
+        facts = _keys(instance, [name for name in names if is_fact(name)])
+        others = _keys(instance, [name for name in names if not is_fact(name)])
         try:
-            await self._in(self._frames, removed)
+            if others:
+                await self._in(self._frames, self.store.remove, others)
             if facts:
                 await self._in(self._few, self.facts.remove, facts)
         except _ERRORS as error:
