@@ -116,8 +116,9 @@ class Proxy:
     def _build_reading(self, siblings: Siblings, wall_clock: Callable[[], float]) -> None:
         """Frames and pictures, for callers with a grant."""
         reactor, settings = self._reactor, self._settings
-        self.access = Access(self.cache, wall_clock, settings.grant_ttl, siblings=siblings)
+        self.access = Access(self.cache, wall_clock, settings.grant_ttl, settings.frame_ttl, siblings=siblings)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
+        self.access.changed = self.invalidation.invalidate
         self.hot_responses = HotResponses(
             settings.hot_memory - settings.hot_memory // HEADS_SHARE, self.access, reactor.seconds
         )

@@ -49,10 +49,12 @@ class CacheUnavailable(Exception):
 
 @attrs.frozen
 class Reading:
-    """What one round trip found. *fence* is None where the cache could not be asked: nothing can be written then."""
+    """What one round trip found. *fence* is None where the cache could not be asked: nothing can be written then. *ended*:
+    whether there are others whose time has ended, and which may go on (`Cache.prolong`)."""
 
     fence: Optional[Fence]
     entries: Mapping[bytes, bytes]
+    ended: bool = False
 
 
 @attrs.frozen
@@ -103,6 +105,10 @@ class Cache(Protocol):
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """Take entries back; whether the server did."""
+
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+        """Have all entries under *fence* last *seconds* from now, those too whose time has ended: the instance is still the
+        same. A cache that drops what has ended does nothing."""
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """Claim names for *token*, each set only if absent; return those won. A claim is no entry: `get_many` never sees it."""

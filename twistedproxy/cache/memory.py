@@ -98,6 +98,9 @@ class MemoryCache:
             self._store.delete(key)
         return True
 
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+        """See `Cache`: what has ended is dropped."""
+
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`."""
         now = self._reactor.seconds()

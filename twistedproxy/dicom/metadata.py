@@ -39,6 +39,7 @@ class InstanceMetadata:
     *transfer_syntax*: (0002,0010) or (0008,3002). Focal planes and optical paths repeat the grid: see *frames*.
     *concatenation_part*, *frame_offset*: InConcatenationNumber (0020,9162) and ConcatenationFrameOffsetNumber (0020,9228):
     of a concatenation, frame n of this instance is frame n + *frame_offset* (PS3.3 section C.7.6.16.1).
+    *created*: InstanceCreationDate and -Time (0008,0012), (0008,0013), ContentDate and -Time (0008,0023), (0008,0033).
     """
 
     frames: int
@@ -59,6 +60,16 @@ class InstanceMetadata:
     transfer_syntax: Optional[str] = None
     sop_class: str = ""
     has_icc_profile: bool = False
+    created: str = ""
+
+    def may_be_of_same(self, other: InstanceMetadata) -> bool:
+        """Whether *other* may be read from the same data. What either does not say is not compared: stores leave out, for some
+        callers, when an instance was made, and not all know the transfer syntax."""
+        unsaid = {name: getattr(other, name) for name in ("transfer_syntax", "created") if not getattr(self, name)}
+        unsaid.update(
+            {name: getattr(self, name) for name in ("transfer_syntax", "created") if not getattr(other, name)}
+        )
+        return attrs.evolve(self, **unsaid) == attrs.evolve(other, **unsaid)
 
     @property
     def is_tiled(self) -> bool:
@@ -140,7 +151,7 @@ class InstanceMetadata:
         for source in (dataset, getattr(dataset, "file_meta", None) or {}):
             for key in list(source.keys()):
                 tag = f"{int(key):08X}"
-                if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
+                if tag in _TAGS:
                     element = source[key]
                     if element.VM > 0:
                         values[tag] = element.value if element.VM == 1 else element.value[0]
@@ -178,6 +189,8 @@ FIELDS = {
     "00480007": "total_rows",
 }
 TRANSFER_SYNTAX_TAGS = ("00020010", "00083002")  # the first one with a value wins
+CREATION_TAGS = ("00080012", "00080013", "00080023", "00080033")
+_TAGS = frozenset((*FIELDS, *TRANSFER_SYNTAX_TAGS, *CREATION_TAGS))
 _FOR_PICTURES_ONLY = frozenset(("00280006", "00280101", "00280102", "00280103"))
 """What frames do not depend on: what makes no sense counts as missing."""
 _OPTICAL_PATHS = "00480105"
@@ -187,10 +200,10 @@ _ELEMENT_VALUES = frozenset(("Value", "InlineBinary", "BulkDataURI"))
 
 def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMetadata:
     """Make facts of *values*: the first value of elements by tag (eight hexadecimal digits), as JSON or pydicom
-    gives it; tags of `FIELDS` and `TRANSFER_SYNTAX_TAGS` only. Raises `BadMetadata`."""
+    gives it; tags of `FIELDS`, `TRANSFER_SYNTAX_TAGS` and `CREATION_TAGS` only. Raises `BadMetadata`."""
     facts: dict[str, Any] = {"frames": 1, "has_icc_profile": has_icc_profile}
     for tag, value in values.items():
-        if tag in TRANSFER_SYNTAX_TAGS or value in ("", None):
+        if tag not in FIELDS or value in ("", None):
             continue
         name = FIELDS[tag]
         try:
@@ -207,7 +220,8 @@ def from_values(values: Mapping[str, Any], has_icc_profile: bool) -> InstanceMet
         if values.get(tag):
             facts["transfer_syntax"] = _text(tag, values[tag])
             break
-    return InstanceMetadata(**facts)
+    created = " ".join([str(values[tag]) for tag in CREATION_TAGS if values.get(tag)])
+    return InstanceMetadata(**facts, created=created[:MAX_TEXT_LENGTH])
 
 
 def _integer(tag: str, value: Any) -> int:
@@ -255,7 +269,7 @@ class _Found:
 
     def element(self, tag: str) -> Optional[Events]:
         """The reader of a top-level element; None for one that is not needed."""
-        if tag in FIELDS or tag in TRANSFER_SYNTAX_TAGS:
+        if tag in _TAGS:
             return keep_values(self.values[tag])
         if tag in (_OPTICAL_PATHS, _ICC_PROFILE):
             return self._watch_icc_profile(tag)

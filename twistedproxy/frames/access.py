@@ -8,7 +8,7 @@ an answer that gives the thing itself: a search proves nothing, for stores exist
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Optional
 
 import attrs
@@ -19,7 +19,7 @@ from twistedproxy.cache.interface import Cache, Fence, Reading
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import Siblings
@@ -34,8 +34,9 @@ from twistedproxy.origin.errors import (
 )
 from twistedproxy.origin.interface import Caller, Origin, Priority
 
-METADATA_SECONDS = 24 * 3600.0
-"""How long metadata stay in the cache; invalidating an instance ends them at once."""
+METADATA_SECONDS = 30 * 24 * 3600.0
+"""How long metadata stay in the cache; invalidating an instance ends them at once. As long as frames may, whose time goes on while
+the metadata are still the same."""
 
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
@@ -51,11 +52,14 @@ _Key = tuple[bytes, Instance, Optional[Fence]]
 
 @attrs.define(eq=False)
 class Access:
-    """Grants of one proxy. *wall_clock* gives seconds since the epoch."""
+    """Grants of one proxy. *wall_clock* gives seconds since the epoch. *entry_seconds*: by how long frames whose time has ended go
+    on where the origin's metadata are the same (None: without end); *changed* is called where they are not."""
 
     cache: Cache
     wall_clock: Callable[[], float]
     ttl: float
+    entry_seconds: Optional[float] = None
+    changed: Optional[Callable[[Scope], Awaitable[None]]] = None
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
@@ -107,8 +111,8 @@ class Access:
 
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known.
         """
-        fence = reading.fence
-        if metadata.transfer_syntax is None:
+        fence = await self._compared(instance, metadata, reading)
+        if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
         self.grants.add(caller, instance, grant)
@@ -119,6 +123,25 @@ class Access:
             ]
         )
         return grant
+
+    async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
+        """Compare *metadata* with those of before; the fence of what is cached. Where they are equal, what has ended goes on; where
+        they are not, the origin has replaced the instance, and what is cached of it is invalidated."""
+        if reading.fence is None or self.changed is None:
+            return reading.fence
+        before = metadata_in(reading)
+        if before is None:
+            before = metadata_in(await self.cache.get_many(instance, [METADATA]))
+        if before is not None and before.may_be_of_same(metadata):
+            if reading.ended:
+                await self.cache.prolong(instance, reading.fence, self.entry_seconds)
+            return reading.fence
+        if before is not None:
+            self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
+        elif not reading.ended:
+            return reading.fence  # nothing was known of it
+        await self.changed(instance.scope)
+        return (await self.cache.get_many(instance, [])).fence
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""

@@ -235,8 +235,10 @@ class FrameReader:
             reading = await self.cache.get_many(instance, names)
         if self.watch is not None and ticket is not None:
             self.watch.checked(instance, reading.fence, ticket)
-        if grant is None or (reading.fence is not None and grant.fence != reading.fence):
+        if grant is None or reading.ended or (reading.fence is not None and grant.fence != reading.fence):
             grant = await self.access.ask(origin, instance, caller, reading)
+            if reading.ended or grant.fence != reading.fence:  # what had ended goes on, or the instance is another
+                reading = await self.cache.get_many(instance, names)
         else:
             self.access.renew_if_spent(origin, instance, caller, grant)
         return grant, reading

@@ -30,15 +30,18 @@ from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.folder import join
 from twistedproxy.cache.local.generations import NAME as JOURNAL
 from twistedproxy.cache.local.generations import Generations
-from twistedproxy.cache.local.index import Indexed
 from twistedproxy.cache.local.owner import FolderOwner
+from twistedproxy.cache.local.reading import Readings, keys_of
 from twistedproxy.cache.local.segments import Place, WouldWait
-from twistedproxy.cache.local.store import SegmentStore, checked
+from twistedproxy.cache.local.store import SegmentStore
 from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
 
-NOW_BYTES = 1 << 20
-"""Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
+READING_THREADS = 8
+"""Threads that wait for the disk."""
+
+MANY = 1000
+"""Names that are looked up in the reactor's thread: 1 ms."""
 
 LOOK_SECONDS = 1.0
 """How often segments that are gone are closed, and marks written."""
@@ -75,10 +78,10 @@ class LocalCache:
         self._member = -1
         self._frames = ThreadPool(0, 1, "cache frames")
         self._few = ThreadPool(0, 1, "cache facts")
+        self._cold = ThreadPool(0, READING_THREADS, "cache reads")
+        self._pools = (self._frames, self._few, self._cold)
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
-        self._old_before = 0
-        self._asked_for: set[Place] = set()
         self._to_close: list[int] = []
         self._checked = 0.0
 
@@ -92,8 +95,8 @@ class LocalCache:
             await deferToThread(self._open)
         except lmdb.Error as error:
             raise RuntimeError(f"the cache in {self._folder} can't be opened: {error}") from None
-        self._frames.start()
-        self._few.start()
+        for pool in self._pools:
+            pool.start()
         self._looking.start(LOOK_SECONDS, now=False)
 
     def _open(self) -> None:
@@ -102,6 +105,7 @@ class LocalCache:
         self.facts = Facts(self._folder, facts_size(self._size), self._clock)
         own = facts_size(self._size) + os.stat(self._folder / JOURNAL).st_size
         self.store = SegmentStore(self._folder, self._size - own, self._clock)
+        self.readings = Readings(self.store, self.facts, self.generations, self._clock)
 
     async def stop(self) -> None:
         """Write what is to be written, and close the folder."""
@@ -113,8 +117,8 @@ class LocalCache:
             await self._owner.stop()
 
     def _close(self) -> None:
-        self._frames.stop()
-        self._few.stop()
+        for pool in self._pools:
+            pool.stop()
         self.store.close()
         self.facts.close()
         self.generations.close()
@@ -127,118 +131,43 @@ class LocalCache:
         """See `Cache`."""
         began = self._reactor.seconds()
         try:
-            fence = self.generations.fence(instance_keys(instance).generations)
-            keys = _keys(instance, names)
-            found: dict[bytes, bytes] = {}
-            slow: list[tuple[bytes, bytes, Indexed]] = []
-            room = NOW_BYTES
-            for name, key, entry in zip(names, keys, self.store.index.find(keys)):
-                if entry is None:
-                    fact = self.facts.get(key, fence)
-                    if fact is not None:
-                        found[name] = fact
-                    continue
-                if not self._is_valid(entry, fence):
-                    continue
-                room -= entry.place.length
-                try:
-                    if room < 0:
-                        raise WouldWait
-                    value = self._now(key, entry)
-                except WouldWait:
-                    slow.append((name, key, entry))
-                else:
-                    if value is not None:
-                        found[name] = bytes(value)
-            if slow:
-                found.update(await deferToThread(self._read, slow))
+            found = self.readings.find(instance, names)
+            if found.slow:
+                found.entries.update(await self._in(self._cold, self.readings.read, found.slow))
         except _ERRORS as error:
             self._failed("get_many", error, began)
             return Reading(None, {})
-        self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
-        return Reading(fence, found)
+        outcome = read_outcome(names, found.entries)
+        self._observer.cache_operation("get_many", outcome, self._reactor.seconds() - began)
+        return Reading(found.fence, found.entries, found.ended)
 
     def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
         """See `Cache`."""
         try:
-            fence = self.generations.fence(instance_keys(instance).generations)
-            (key,) = _keys(instance, (name,))
-            (entry,) = self.store.index.find((key,))
-            if entry is None or not self._is_valid(entry, fence):
-                return None
-            value = self._now(key, entry)
+            return self.readings.read_now(instance, name)
         except (WouldWait, *_ERRORS):
             return None
-        return None if value is None else (fence, bytes(value))
-
-    def _now(self, key: bytes, entry: Indexed) -> Optional[memoryview]:
-        """The value of *entry*; None where it is damaged. Raises `WouldWait`."""
-        stored = self.store.reader.read_now(entry.place)
-        self._note(entry)
-        return checked(key, stored)
-
-    def _note(self, entry: Indexed) -> None:
-        if entry.place.segment < self._old_before:
-            self._asked_for.add(entry.place)
-
-    def _is_valid(self, entry: Indexed, fence: Fence) -> bool:
-        return entry.ends > self._clock() and entry.fence >= int.from_bytes(fence, "big")
-
-    def _read(self, slow: Sequence[tuple[bytes, bytes, Indexed]]) -> dict[bytes, bytes]:
-        found = {}
-        for name, key, entry in slow:
-            value = self.store.read(key, entry)
-            if value is not None:
-                found[name] = bytes(value)
-                self._note(entry)
-        return found
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """See `Cache`."""
         try:
-            fence = self.generations.fence(instance_keys(instance).generations)
-            keys = _keys(instance, names)
-            return {
-                name
-                for name, key, entry in zip(names, keys, self.store.index.find(keys))
-                if (self.facts.get(key, fence) is not None if entry is None else self._is_valid(entry, fence))
-            }
+            if len(names) <= MANY:
+                return self.readings.present(instance, names)
+            return await self._in(self._cold, self.readings.present, instance, names)
         except _ERRORS as error:
             self._failed("present", error)
             return set()
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
-        """See `Cache`. How a large entry begins is not checked."""
+        """See `Cache`. How an entry begins is not checked."""
         began = self._reactor.seconds()
-        heads: dict[bytes, Head] = {}
         try:
-            fence = self.generations.fence(instance_keys(instance).generations)
-            keys = _keys(instance, names)
-            asked: dict[bytes, tuple[Place, int]] = {}
-            for name, key, entry in zip(names, keys, self.store.index.find(keys)):
-                before = segments.HEADER.size + len(key)
-                if entry is None:
-                    fact = self.facts.get(key, fence)
-                    if fact is not None:
-                        heads[name] = Head(fact[:length], len(fact))
-                elif self._is_valid(entry, fence):
-                    size = entry.place.length - before
-                    start = Place(entry.place.segment, entry.place.offset + before, min(length, size))
-                    heads[name] = Head(b"", size)
-                    if start.length:
-                        asked[name] = start, size
-            if asked:
-                starts = await deferToThread(lambda: [self.store.reader.read(start) for start, _ in asked.values()])
-                for (name, (_, size)), begin in zip(asked.items(), starts):
-                    if begin is None:
-                        del heads[name]
-                    else:
-                        heads[name] = Head(bytes(begin), size)
+            fence, starts = await self._in(self._cold, self.readings.starts, instance, names, length)
         except _ERRORS as error:
             self._failed("heads", error, began)
             return Heads(None, {})
-        self._observer.cache_operation("heads", read_outcome(names, heads), self._reactor.seconds() - began)
-        return Heads(fence, heads)
+        self._observer.cache_operation("heads", read_outcome(names, starts), self._reactor.seconds() - began)
+        return Heads(fence, {name: Head(*start) for name, start in starts.items()})
 
     # Writing.
 
@@ -253,13 +182,13 @@ class LocalCache:
             few = {name: value for name, value in entries.items() if is_fact(name)}
             many = {name: value for name, value in entries.items() if name not in few}
             try:
-                taken = fence == self.generations.fence(instance_keys(instance).generations)
+                taken = fence == self.readings.fence(instance)
                 if taken and few:
-                    values = {key: b"".join(pieces(few[name])) for name, key in zip(few, _keys(instance, few))}
+                    values = {key: b"".join(pieces(few[name])) for name, key in zip(few, keys_of(instance, few))}
                     last = math.inf if seconds is None else self._clock() + seconds
                     await self._in(self._few, self.facts.put, values, fence, last)
                 if taken and many:
-                    packed = [(key, pieces(many[name])) for name, key in zip(many, _keys(instance, many))]
+                    packed = [(key, pieces(many[name])) for name, key in zip(many, keys_of(instance, many))]
                     taken = await self._in(self._frames, self.store.put, packed, int.from_bytes(fence, "big"), ends)
             except _ERRORS as error:
                 self._failed("put_many", error)
@@ -270,8 +199,8 @@ class LocalCache:
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
 
-        facts = _keys(instance, [name for name in names if is_fact(name)])
-        others = _keys(instance, [name for name in names if not is_fact(name)])
+        facts = keys_of(instance, [name for name in names if is_fact(name)])
+        others = keys_of(instance, [name for name in names if not is_fact(name)])
         try:
             if others:
                 await self._in(self._frames, self.store.remove, others)
@@ -281,6 +210,14 @@ class LocalCache:
             self._failed("remove", error)
             return False
         return True
+
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+        """See `Cache`."""
+        ends = math.inf if seconds is None else self._clock() + seconds
+        try:
+            await self._in(self._few, self.readings.prolong, instance, fence, ends)
+        except _ERRORS as error:
+            self._failed("prolong", error)
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the table can't be written."""
@@ -358,15 +295,14 @@ class LocalCache:
     async def _look(self) -> None:
         """Write marks, and close the files of segments that are gone. What is closed was forgotten at the last look: no thread
         reads it any more."""
-        asked_for, self._asked_for = self._asked_for, set()
         closing, self._to_close = self._to_close, []
         try:
-            living = await self._in(self._frames, self._tidy, asked_for, closing)
+            living = await self._in(self._frames, self._tidy, self.readings.take_asked_for(), closing)
         except _ERRORS as error:
             self._failed("maintenance", error)
             return
         self._to_close = self.store.reader.forget(living)
-        self._old_before = living[len(living) // 2] if living else 0
+        self.readings.living(living)
 
     def _tidy(self, asked_for: set[Place], closing: list[int]) -> list[int]:
         segments.mark(self._folder, asked_for)
@@ -382,12 +318,6 @@ class LocalCache:
         self._complaints.complain(operation, str(error))
         if began is not None:
             self._observer.cache_operation(operation, "failed", self._reactor.seconds() - began)
-
-
-def _keys(instance: Instance, names: Collection[bytes]) -> list[bytes]:
-    """The keys of entries."""
-    tag = instance_keys(instance).entry[4:-1]
-    return [b"e%b%b" % (tag, name) for name in names]
 
 
 def _claims(instance: Instance, names: Collection[bytes]) -> list[bytes]:

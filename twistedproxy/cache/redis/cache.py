@@ -210,6 +210,9 @@ class RedisCache:
         parts = _parts(instance_keys(instance).entries(list(names)))
         return await self._timed("remove", [pipeline.command(b"UNLINK", *part) for part in parts]) is not None
 
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+        """See `Cache`: the server drops what has ended."""
+
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""
         keys = instance_keys(instance).claims(names)

@@ -1,0 +1,179 @@
+"""Entries as they are read: what is valid, what is at hand, and what has to be waited for.
+
+Rules:
+- An entry is valid under the present fence of its instance, until it ends. The entries of an instance whose time was prolonged
+  are valid for that long, whenever they would have ended by themselves.
+- `Readings.find` and `read_now` wait for nothing, all else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Optional, cast
+
+import attrs
+
+from twistedproxy.cache.interface import LARGE, Fence
+from twistedproxy.cache.keys import instance_keys
+from twistedproxy.cache.local.facts import Facts
+from twistedproxy.cache.local.generations import Generations
+from twistedproxy.cache.local.index import Indexed
+from twistedproxy.cache.local.segments import HEADER, Place, WouldWait
+from twistedproxy.cache.local.store import SegmentStore, checked
+from twistedproxy.dicom.resource import Instance
+
+NOW_BYTES = 1 << 20
+"""Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
+
+Slow = tuple[bytes, bytes, Indexed]
+"""Name, key, and what the index has."""
+
+
+@attrs.frozen
+class Found:
+    """*entries*: those that were at hand; *slow*: those that have to be waited for. *ended*: whether there are others whose time
+    has ended."""
+
+    fence: Fence
+    entries: dict[bytes, bytes]
+    slow: list[Slow]
+    ended: bool
+
+
+@attrs.define(eq=False)
+class Readings:
+    """Reads entries. *clock*: seconds since the epoch. *from_memory*, *from_disk*: entries read from segments so far."""
+
+    store: SegmentStore
+    facts: Facts
+    generations: Generations
+    clock: Callable[[], float]
+    from_memory: int = 0
+    from_disk: int = 0
+    _old_before: int = attrs.field(init=False, default=0)
+    _asked_for: set[Place] = attrs.field(init=False, factory=set)
+
+    def fence(self, instance: Instance) -> Fence:
+        """The present fence of *instance*. Raises OSError."""
+        return self.generations.fence(instance_keys(instance).generations)
+
+    def find(self, instance: Instance, names: Sequence[bytes]) -> Found:
+        """Look for entries, and read those that are at hand. Raises OSError and `lmdb.Error`."""
+        fence, keys = self.fence(instance), keys_of(instance, names)
+        found, room = Found(fence, {}, [], False), NOW_BYTES
+        for name, key, entry in zip(names, keys, self.store.index.find(keys)):
+            if entry is None:
+                fact = self.facts.get(key, fence)
+                if fact is not None:
+                    found.entries[name] = fact
+                continue
+            if not self._is_valid(instance, entry, fence):
+                found = attrs.evolve(found, ended=found.ended or _is_of(entry, fence))
+                continue
+            room -= entry.place.length
+            try:
+                if room < 0:
+                    raise WouldWait
+                value = self._now(key, entry)
+            except WouldWait:
+                found.slow.append((name, key, entry))
+            else:
+                if value is not None:
+                    found.entries[name] = bytes(value)
+        return found
+
+    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+        """The present fence and one entry; None where there is none at hand. Raises OSError, `lmdb.Error` and `WouldWait`."""
+        fence, keys = self.fence(instance), keys_of(instance, (name,))
+        (entry,) = self.store.index.find(keys)
+        if entry is None or not self._is_valid(instance, entry, fence):
+            return None
+        value = self._now(keys[0], entry)
+        return None if value is None else (fence, bytes(value))
+
+    def read(self, slow: Sequence[Slow]) -> dict[bytes, bytes]:
+        """The entries that `find` left."""
+        found = {}
+        for name, key, entry in slow:
+            value = self.store.read(key, entry)
+            if value is not None:
+                # A large one is not copied: meanwhile no other thread runs.
+                found[name] = bytes(value) if len(value) <= LARGE else cast(bytes, value.toreadonly())
+                self.from_disk += 1
+                self._note(entry)
+        return found
+
+    def present(self, instance: Instance, names: Collection[bytes]) -> set[bytes]:
+        """Those of *names* that `find` would find."""
+        fence, keys = self.fence(instance), keys_of(instance, names)
+        return {
+            name
+            for name, key, entry in zip(names, keys, self.store.index.find(keys))
+            if (self.facts.get(key, fence) is not None if entry is None else self._is_valid(instance, entry, fence))
+        }
+
+    def starts(
+        self, instance: Instance, names: Sequence[bytes], length: int
+    ) -> tuple[Fence, dict[bytes, tuple[bytes, int]]]:
+        """How valid entries begin, at most *length* bytes that are not checked, and the size of each."""
+        fence, keys = self.fence(instance), keys_of(instance, names)
+        starts: dict[bytes, tuple[bytes, int]] = {}
+        for name, key, entry in zip(names, keys, self.store.index.find(keys)):
+            if entry is None:
+                fact = self.facts.get(key, fence)
+                if fact is not None:
+                    starts[name] = fact[:length], len(fact)
+            elif self._is_valid(instance, entry, fence):
+                before = HEADER.size + len(key)
+                size = entry.place.length - before
+                begin = Place(entry.place.segment, entry.place.offset + before, min(length, size))
+                start = self.store.reader.read(begin) if begin.length else bytearray()
+                if start is not None:
+                    starts[name] = bytes(start), size
+        return fence, starts
+
+    def prolong(self, instance: Instance, fence: Fence, ends: float) -> None:
+        """Have all entries of *instance* under *fence* end at *ends* at the earliest."""
+        self.facts.put({_term_key(instance): b""}, fence, ends)
+
+    # Second chances.
+
+    def take_asked_for(self) -> set[Place]:
+        """The places in old segments that were read since this was called last."""
+        asked_for, self._asked_for = self._asked_for, set()
+        return asked_for
+
+    def living(self, segments: Sequence[int]) -> None:
+        """These are the segments, the oldest first: the first half of them is old."""
+        self._old_before = segments[len(segments) // 2] if segments else 0
+
+    def _note(self, entry: Indexed) -> None:
+        if entry.place.segment < self._old_before:
+            self._asked_for.add(entry.place)
+
+    def _now(self, key: bytes, entry: Indexed) -> Optional[memoryview]:
+        """The value of *entry*; None where it is damaged. Raises `WouldWait`."""
+        stored = self.store.reader.read_now(entry.place)
+        self.from_memory += 1
+        self._note(entry)
+        return checked(key, stored)
+
+    def _is_valid(self, instance: Instance, entry: Indexed, fence: Fence) -> bool:
+        if not _is_of(entry, fence):
+            return False
+        return entry.ends > self.clock() or self.facts.get(_term_key(instance), fence) is not None
+
+
+def _is_of(entry: Indexed, fence: Fence) -> bool:
+    return entry.fence >= int.from_bytes(fence, "big")
+
+
+def _term_key(instance: Instance) -> bytes:
+    """The key of the time to which entries of *instance* were prolonged."""
+    return b"t" + instance_keys(instance).entry[4:-1]
+
+
+def keys_of(instance: Instance, names: Collection[bytes]) -> list[bytes]:
+    """The keys of entries."""
+    start = b"e" + instance_keys(instance).entry[4:-1]
+    return [start + name for name in names]
