@@ -22,8 +22,7 @@ from twisted.web.server import Request
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.requests import caller_of
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.origin.http.hop_by_hop import HOP_BY_HOP
-from twistedproxy.origin.interface import OriginRequest
+from twistedproxy.origin.interface import HOP_BY_HOP, OriginRequest
 from twistedproxy.server.forwarded import Network, is_trusted
 from twistedproxy.streams import ByteStream
 

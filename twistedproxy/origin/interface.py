@@ -18,6 +18,13 @@ from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding"
+    b" upgrade".split()
+)
+"""Fields that concern one connection only, and are never handed on, any more than those that a Connection field names
+(RFC 9110 section 7.6.1)."""
+
 AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")
 """What readers of URLs take differently: some drop these, and take a backslash for a slash."""
 

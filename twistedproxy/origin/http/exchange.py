@@ -27,8 +27,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http.bodies import AnswerBody, Running, UploadProducer
-from twistedproxy.origin.http.hop_by_hop import end_to_end
-from twistedproxy.origin.interface import OriginResponse
+from twistedproxy.origin.interface import HOP_BY_HOP, OriginResponse
 from twistedproxy.system.outages import tls_reason_in
 
 _LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*")  # bytes; an exabyte has 19 digits
@@ -138,14 +137,17 @@ class Exchange:
     def _answer(self, response: IResponse, named: Sequence[bytes]) -> OriginResponse:
         method = self._request.method
         body = AnswerBody(self._running, self._ended, self._abort, lambda: self._surplus)
-        fields = tuple((name, value) for name, values in response.headers.getAllRawHeaders() for value in values)
+        dropped = (
+            HOP_BY_HOP | {b"content-length"} | {name.strip().lower() for each in named for name in each.split(b",")}
+        )
+        fields = response.headers.getAllRawHeaders()
+        headers = tuple((name, value) for name, values in fields if name.lower() not in dropped for value in values)
         length = None if response.length is UNKNOWN_LENGTH else int(response.length)
         if method == b"HEAD":
             stated = response.headers.getRawHeaders(b"content-length", [b""])[0]
             length = int(stated) if stated.isdigit() else None  # short enough, see `_guard_head`
         elif response.code in (204, 304):
             length = None
-        headers = end_to_end(fields, named, frozenset({b"content-length"}))
         response.deliverBody(body)
         return OriginResponse(response.code, headers, body, length, lambda: body.framed)
 

@@ -28,8 +28,7 @@ from twistedproxy.origin.errors import (
 )
 from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.http.cut import FileReads, NoHelp
-from twistedproxy.origin.http.dialects import Stores
-from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
+from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad, Stores
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import Requests, drain, observed
 from twistedproxy.origin.http.responses import Budget, instance_file
