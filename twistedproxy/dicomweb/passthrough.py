@@ -35,7 +35,7 @@ from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
 from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
-from twistedproxy.origin.http.bodies import HIGH_WATER
+from twistedproxy.origin.http.exchange import HIGH_WATER
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.server.compression import altered, compress, may_transform, not_modified
 from twistedproxy.server.cors import confine

@@ -84,7 +84,12 @@ class OriginRequest:
     body: Optional[ByteStream] = None
     length: Optional[int] = None
     decoded: bool = False
-    caller: Optional[Caller] = None
+    caller: Caller = Caller(b"")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again."""
+        return self.method in (b"GET", b"HEAD") and self.body is None
 
     @classmethod
     def get(cls, path: bytes, query: bytes, accept: bytes, caller: Caller) -> OriginRequest:

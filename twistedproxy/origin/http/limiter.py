@@ -258,23 +258,22 @@ class Standings:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
 
-    def priority(self, caller: Optional[Caller]) -> Priority:
+    def priority(self, caller: Caller) -> Priority:
         """`Priority.CALLER` for a known caller, else `Priority.UNKNOWN`."""
-        known = self._known.get(caller.flow) if caller is not None else None
+        known = self._known.get(caller.flow)
         return Priority.CALLER if known is not None and known.until > self._clock.seconds() else Priority.UNKNOWN
 
-    def is_new(self, caller: Optional[Caller]) -> bool:
+    def is_new(self, caller: Caller) -> bool:
         """Whether the origin has not refused *caller* lately."""
-        refused = self._refused.get(caller.flow) if caller is not None else None
+        refused = self._refused.get(caller.flow)
         return refused is None or refused.last + FORGIVEN_SECONDS <= self._clock.seconds()
 
-    def proven(self, caller: Optional[Caller]) -> None:
+    def proven(self, caller: Caller) -> None:
         """The origin has let *caller* read something."""
-        if caller is not None:
-            self._refused.pop(caller.flow, None)
-            self._put(self._known, caller.flow, _Known(self._clock.seconds() + KNOWN_SECONDS))
+        self._refused.pop(caller.flow, None)
+        self._put(self._known, caller.flow, _Known(self._clock.seconds() + KNOWN_SECONDS))
 
-    def passed(self, caller: Optional[Caller], path: bytes, status: int, headers: Headers) -> None:
+    def passed(self, caller: Caller, path: bytes, status: int, headers: Headers) -> None:
         """An answer to a passed-on request of *caller* came."""
         content_type = (first(headers, b"content-type") or b"").lower()
         if status in (200, 206) and b"/instances/" in path and content_type.startswith(_PROVING):
@@ -282,9 +281,9 @@ class Standings:
         else:
             self.answered(caller, status)
 
-    def answered(self, caller: Optional[Caller], status: int) -> None:
+    def answered(self, caller: Caller, status: int) -> None:
         """An answer with *status* to *caller* came, which may be a refusal."""
-        if caller is None or status not in NOT_ALLOWED:
+        if status not in NOT_ALLOWED:
             return
         known = self._known.get(caller.flow)
         if known is not None:
@@ -297,9 +296,9 @@ class Standings:
         refused.last = now
         self._put(self._refused, caller.flow, refused)
 
-    async def hold(self, caller: Optional[Caller]) -> None:
+    async def hold(self, caller: Caller) -> None:
         """Wait until the next request of *caller* may be sent. Raises `OriginBusy` where that is too long."""
-        if caller is None or self.is_new(caller):
+        if self.is_new(caller):
             return
         refused, now = self._refused[caller.flow], self._clock.seconds()
         due = max(refused.due, now)

@@ -247,8 +247,8 @@ class HTTPOrigin(Origin):
             raise
 
     async def _ping(self) -> None:
-        headers = ((b"Accept", JSON),)
-        answer = await self._transport.request(b"GET", b"/studies?limit=1", headers, deadline=PING_TIMEOUT)
+        request = OriginRequest(b"GET", b"/studies", b"limit=1", ((b"Accept", JSON),))
+        answer = await self._transport.request(request, deadline=PING_TIMEOUT)
         try:
             await drain(answer)
         except OriginError:

@@ -44,7 +44,7 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http.client import REPEATABLE, InvalidRequest, Transport
+from twistedproxy.origin.http.client import InvalidRequest, Transport
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter, Standings
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority, first
 from twistedproxy.streams import ZSTD_LIBRARY, ByteStream, StreamTooLong, YieldedStream, read_all
@@ -164,7 +164,7 @@ class Requests:
             headers = (*without(request.headers, {b"accept-encoding"}), (b"Accept-Encoding", b"identity"))
             request = attrs.evolve(request, headers=headers)
         try:
-            if request.body is not None or request.method not in REPEATABLE:
+            if not request.is_repeatable:
                 return await self._send(request, priority, None, lend)
             return await with_retries(
                 lambda left: self._send(request, priority, left, lend), self._clock, self._timeout
@@ -180,7 +180,7 @@ class Requests:
             await self.standings.hold(caller)
             priority = self.standings.priority(caller)
         newcomer = priority is Priority.UNKNOWN and self.standings.is_new(caller)
-        slot = await self._limiter.acquire(priority, caller.flow if caller is not None else b"", newcomer)
+        slot = await self._limiter.acquire(priority, caller.flow, newcomer)
         lending = self._clock.callLater(LONG_TRANSFER_SECONDS, slot.lend) if lend else None
 
         def end() -> None:
@@ -188,11 +188,8 @@ class Requests:
                 lending.cancel()
             slot.release()
 
-        target = request.path + (b"?" + request.query if request.query else b"")
         try:
-            return await self._transport.request(
-                request.method, target, request.headers, request.body, request.length, left, end
-            )
+            return await self._transport.request(request, left, end)
         except BaseException:
             end()
             raise
