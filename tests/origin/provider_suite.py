@@ -177,7 +177,7 @@ class OriginSuite:
         response = await self.get(origin, one.path + b"/frames/1", headers=((b"Accept", accept),))
         self.assertEqual(response.status, 200)
         headers = {name.lower(): value for name, value in response.headers}
-        collector = PartCollector(parse_media_type(headers[b"content-type"]).boundary, MUCH)
+        collector = PartCollector(parse_media_type(headers[b"content-type"]).boundary, 1000)
         parts = collector.feed(await read_all(response.body, MUCH))
         collector.close()
         self.assertEqual([part.data for part in parts], [one.frames[0]])

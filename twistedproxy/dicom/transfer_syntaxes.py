@@ -13,7 +13,12 @@ Rules that this file keeps:
 
 from __future__ import annotations
 
+import itertools
+import struct
+
 import attrs
+
+from twistedproxy.dicom.codestream import JP2_CONTAINER, JXL_CODESTREAM, JXL_CONTAINER, SOC, SOI
 
 OCTET_STREAM = "application/octet-stream"
 
@@ -190,3 +195,27 @@ def uids_of(media_type: str) -> tuple[str, ...]:
     """All transfer syntaxes whose frames have that media type."""
     canonical = canonical_media_type(media_type)
     return tuple(syntax.uid for syntax in _TABLE if syntax.media_type == canonical)
+
+
+RLE_HEADER = struct.Struct("<16I")  # PS3.5 section G.5
+# How frames of a media type begin. T.81 B.1.1.2 lets fill bytes, FF, stand before a marker.
+_BEGINNINGS = {
+    **dict.fromkeys(("image/jpeg", "image/jls"), (SOI, b"\xff\xff")),
+    **dict.fromkeys(("image/jp2", "image/jpx", "image/jphc"), (SOC, JP2_CONTAINER)),
+    "image/jxl": (JXL_CODESTREAM, JXL_CONTAINER),
+}
+
+
+def may_be(frame: bytes, uid: str) -> bool:
+    """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
+    media_type = media_type_of(uid)
+    return is_rle(frame) if media_type == "image/dicom-rle" else frame.startswith(_BEGINNINGS.get(media_type, b""))
+
+
+def is_rle(data: bytes) -> bool:
+    """Whether the 16 numbers of an RLE header are there (PS3.5 section G.5): count, ascending offsets, zeros."""
+    if len(data) < RLE_HEADER.size:
+        return False
+    count, *offsets = RLE_HEADER.unpack_from(data)
+    ascending = all(earlier < later for earlier, later in itertools.pairwise(offsets[:count]))
+    return 1 <= count <= 15 and offsets[0] == 64 and not any(offsets[count:]) and ascending

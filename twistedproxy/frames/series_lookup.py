@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Optional
 
-from twistedproxy.dicom.lenient_json import read_json
+from twistedproxy.dicom.json_events import read_json
 from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, store_of
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused

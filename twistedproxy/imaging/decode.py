@@ -19,7 +19,6 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.dicom.sniffing import RLE_HEADER
 from twistedproxy.imaging import codecs
 from twistedproxy.imaging.codecs import FULL, PARTIAL, SCALES, SUBSAMPLED, expand_422, ybr_to_rgb
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
@@ -175,9 +174,9 @@ _MORE = 128  # bytes behind the pixels, and an eighth of those: twice as many ar
 def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 annex G: a segment for each byte of each sample, the most significant byte first."""
     width = facts.bits_allocated // 8
-    if len(data) < RLE_HEADER.size or not width:
+    if len(data) < syntaxes.RLE_HEADER.size or not width:
         raise BadImage("an RLE frame without its header")
-    count, *offsets = RLE_HEADER.unpack_from(data)
+    count, *offsets = syntaxes.RLE_HEADER.unpack_from(data)
     if count != width * facts.samples_per_pixel or count > 15:
         raise BadImage(f"an RLE frame of {count} segments where {width * facts.samples_per_pixel} are needed")
     pixels = facts.rows * facts.columns
@@ -185,7 +184,7 @@ def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     for index in range(count):
         end = offsets[index + 1] if index + 1 < count else len(data)
         segment = data[offsets[index] : end]
-        if not RLE_HEADER.size <= offsets[index] < end <= len(data):
+        if not syntaxes.RLE_HEADER.size <= offsets[index] < end <= len(data):
             raise BadImage("an RLE frame whose segments lie outside of it")
         planes[index // width, :, width - 1 - index % width] = _unpacked(segment, pixels)
     values = _significant(planes.view(f"<u{width}")[..., 0].astype(f"=u{width}", copy=False), facts)

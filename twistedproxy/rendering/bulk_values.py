@@ -84,7 +84,7 @@ def _only_part(response: OriginResponse, data: bytes) -> bytes:
         raise BadMultipart("it has a Content-Range: it is partial")
     kinds = [media_type.part_type]
     if media_type.is_multipart:
-        collector = PartCollector(media_type.boundary, MAX_BULK, 1)
+        collector = PartCollector(media_type.boundary, 1)
         parts = collector.feed(data) + collector.close(framed)
         if not parts:
             raise BadMultipart("a multipart answer has no part")

@@ -23,7 +23,7 @@ import attrs
 
 from twistedproxy.dicom.json_events import UIDS, BadMetadata
 from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
-from twistedproxy.dicom.native_pixels import PIXEL_DATA
+from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 
 
 class BadPart10(ValueError):
@@ -86,6 +86,7 @@ MAX_DEPTH = 100
 """Sequences within sequences. Structured reports, the deepest, have about 20."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
+PIXEL_DATA = 0x7FE00010
 PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
 EXTENDED_OFFSET_TABLE = 0x7FE00001
 EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
@@ -140,14 +141,11 @@ class _ElementReader:
 
 
 class FileMetaReader(_ElementReader):
-    """Reads preamble and file meta information, which is explicit VR little endian always, up to the data set.
+    """Reads preamble and file meta information, which is explicit VR little endian always, up to the data set. That is no tags
+    where it is deflated."""
 
-    *deflated*: the UID of the transfer syntax after whose meta information no tags follow.
-    """
-
-    def __init__(self, deflated: str = "") -> None:
+    def __init__(self) -> None:
         super().__init__(132, 2)
-        self._deflated = deflated
         self._deflated_from: int | None = None
         self._read = 0
         self.transfer_syntax = ""
@@ -159,7 +157,9 @@ class FileMetaReader(_ElementReader):
             self._read = 132
             return 132
         is_meta = data[position : position + 2] == b"\x02\x00"
-        if not is_meta or (self._read == self._deflated_from and self.transfer_syntax == self._deflated):
+        if not is_meta or (
+            self._read == self._deflated_from and self.transfer_syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+        ):
             if not self.transfer_syntax:
                 raise BadPart10("the file meta information names no transfer syntax")
             self.ended = True

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import BadPixelLength
+from twistedproxy.dicom.part10.pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused

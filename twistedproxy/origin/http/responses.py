@@ -31,7 +31,7 @@ from twistedproxy.dicom.multipart import (
     PartStart,
 )
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
-from twistedproxy.dicom.sniffing import SNIFFED_BYTES, may_be, sniff
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, sniff
 from twistedproxy.dicom.transfer_syntaxes import (
     ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -41,6 +41,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
     canonical_media_type,
     frame_uid,
     is_native,
+    may_be,
     media_type_of,
     uids_of,
 )
@@ -112,7 +113,7 @@ async def _parts(answer: OriginResponse, outer: MediaType, count: int, budget: B
     """The parts of an answer as they come; an answer that is not multipart is one part itself."""
     if outer.is_multipart:
         # One part more than asked for is enough to know that the answer is wrong.
-        collector = PartCollector(outer.boundary, UNLIMITED, count + 1)
+        collector = PartCollector(outer.boundary, count + 1)
         while chunk := await answer.body.read():
             budget.spend(len(chunk))
             for part in collector.feed(chunk):
