@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Mapping
 
 import attrs
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.media_types import MediaType, parse_media_type
 from twistedproxy.streams import Gathered
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -229,10 +229,7 @@ class Part:
     @property
     def media_type(self) -> MediaType | None:
         """What Content-Type says; None where it is missing or invalid."""
-        try:
-            return parse_media_type(self.headers.get("content-type", ""))
-        except BadMediaType:
-            return None
+        return parse_media_type(self.headers.get("content-type", ""))
 
 
 class PartCollector:

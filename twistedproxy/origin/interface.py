@@ -9,7 +9,7 @@ from typing import Optional, Protocol
 
 import attrs
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.media_types import MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import DICOM_JSON
 from twistedproxy.dicom.resource import Instance
@@ -126,10 +126,7 @@ def media_type_of(headers: Headers) -> Optional[MediaType]:
     """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
     values = {value.strip() for name, value in headers if name.lower() == b"content-type"}
-    try:
-        return parse_media_type(values.pop()) if len(values) == 1 else None
-    except BadMediaType:
-        return None
+    return parse_media_type(values.pop()) if len(values) == 1 else None
 
 
 def is_dicom_json(headers: Headers) -> bool:

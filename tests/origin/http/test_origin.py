@@ -76,11 +76,12 @@ class Counts(Metrics):
         self.operations: list[tuple[str, str]] = []
         self.bytes = {"in": 0, "out": 0}
 
-    def origin_operation(self, name: str, outcome: str, seconds: float) -> None:
+    def observe(self, family: str, labels: tuple[str, ...], seconds: float) -> None:
+        name, outcome = labels
         self.operations.append((name, outcome))
 
-    def origin_bytes(self, direction: str, size: int) -> None:
-        self.bytes[direction] += size
+    def count(self, family: str, labels: tuple[str, ...] = (), amount: float = 1) -> None:
+        self.bytes[labels[0]] += int(amount)
 
 
 class StoreTestCase(TestCase):
@@ -278,7 +279,7 @@ class DialectTests(StoreTestCase):
         ]
         await gate.reached()
         await wait_until(lambda: len(self.origin._files._running) == 2 and sum(
-            len(read._waiters._waiting) for read in self.origin._files._running.values()) == 12)  # fmt: skip
+            len(read.waiters._waiting) for read in self.origin._files._running.values()) == 12)  # fmt: skip
         for leaver in (asked[0], asked[4]):
             leaver.cancel()
             await self.assertFailure(leaver, CancelledError)

@@ -114,14 +114,16 @@ class Transport:
                     raise upload.failure from failed
                 if not isinstance(failed, Dropped):
                     raise
-                if not kept:
-                    raise self._dropped(
-                        failed, "without an answer" if upload is None else "during the upload"
-                    ) from failed
-            else:
-                self._outage.worked("")
-                self.found_something |= answer.status != 404
-                return answer
+                if kept:
+                    continue
+                if reason := str(failed):
+                    self._outage.failed("", reason)
+                    raise OriginUnreachable(f"no TLS connection to the origin: {reason}") from failed
+                when = "without an answer" if upload is None else "during the upload"
+                raise OriginUnreachable(f"the origin closed the connection {when}") from failed
+            self._outage.worked("")
+            self.found_something |= answer.status != 404
+            return answer
 
     async def _connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
         """A connection that carries no request."""
@@ -141,12 +143,6 @@ class Transport:
             reason = reason_of(failed)
             self._outage.failed("", reason)
             raise OriginUnreachable(f"no connection to the origin: {reason}") from failed
-
-    def _dropped(self, dropped: Dropped, when: str) -> OriginUnreachable:
-        if reason := str(dropped):
-            self._outage.failed("", reason)
-            return OriginUnreachable(f"no TLS connection to the origin: {reason}")
-        return OriginUnreachable(f"the origin closed the connection {when}")
 
     async def close(self) -> None:
         """Drop all connections: what still waits for an answer or a body fails."""

@@ -76,7 +76,7 @@ class HTTPOrigin(Origin):
             settings.origin_stall_timeout,
             self._concurrency + 1,
             policy,
-            self._metrics.origin_bytes,
+            lambda direction, size: self._metrics.count("origin_bytes", (direction,), size),
         )
         self._requests = Requests(reactor, self._transport, self._limiter, timeout)
         self._files = FileReads(reactor, settings.max_answer)

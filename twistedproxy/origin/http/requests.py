@@ -232,7 +232,7 @@ async def observed(metrics: Metrics, clock: IReactorTime, name: str, work: Await
         outcome = next((name for kind, name in _OUTCOMES if isinstance(failed, kind)), outcome)
         raise
     finally:
-        metrics.origin_operation(name, outcome, clock.seconds() - begin)
+        metrics.observe("origin_operation_seconds", (name, outcome), clock.seconds() - begin)
 
 
 def without(headers: Headers, names: Collection[bytes]) -> Headers:

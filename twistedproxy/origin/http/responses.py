@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Optional
 from urllib.parse import urljoin, urlsplit
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.media_types import MediaType
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart import (
     BadMultipart,
@@ -45,6 +45,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
     media_type_of,
     uids_of,
 )
+from twistedproxy.origin import interface
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.interface import OriginResponse, first
 from twistedproxy.streams import ByteStream, Gathered, StreamTooLong, YieldedStream
@@ -78,10 +79,10 @@ def content_type(answer: OriginResponse) -> MediaType:
     """The Content-Type of an answer. Raises `OriginBadAnswer` if there is none, or if the answer is partial."""
     if first(answer.headers, b"content-range") is not None:
         raise OriginBadAnswer("the origin's response has a Content-Range: it is partial")
-    try:
-        return parse_media_type(first(answer.headers, b"content-type") or b"")
-    except BadMediaType as bad:
-        raise OriginBadAnswer("the origin's response has no valid Content-Type") from bad
+    media_type = interface.media_type_of(answer.headers)
+    if media_type is None:
+        raise OriginBadAnswer("the origin's response has no valid Content-Type")
+    return media_type
 
 
 class TooFewFrames(OriginBadAnswer):
