@@ -125,7 +125,7 @@ def choose_frames(
     _, form = _choose_frames(accepted, stored_transfer_syntax, frame_count == 1, producible)
     if form is None:
         offers = _offers(stored_transfer_syntax, frame_count == 1, producible)
-        raise NotAcceptable([_described(offer.form) for offer in offers])
+        raise NotAcceptable([_described(offer) for offer in offers])
     return form
 
 
@@ -223,22 +223,14 @@ def _range(media_type: MediaType) -> Range:
     return Range(canonical_media_type(part_type), multipart, media_type.transfer_syntax, media_type.q)
 
 
-@attrs.frozen
-class _Offer:
-    form: FrameForm
-    names: tuple[str, ...]
-    """The transfer syntaxes that the offer may be asked for by: its own, and the one in which the instance is stored."""
-
-
-def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[_Offer]:
+def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[FrameForm]:
     """All that could be answered, the preferred first. Frames in implicit VR or deflated files go as explicit VR, frames
     that a store gave in big endian not as they are (PS3.18 section 8.7.3)."""
     label, swapped = frame_uid(stored), stored == EXPLICIT_VR_BIG_ENDIAN
     for uid in dict.fromkeys(producible if swapped else (label, *producible)):
         as_stored = uid == label and not swapped
-        names = (label, stored) if as_stored else (uid,)
         for multipart in (True, False) if single else (True,):
-            yield _Offer(FrameForm(multipart, media_type_of(uid), uid, as_stored), names)
+            yield FrameForm(multipart, media_type_of(uid), uid, as_stored)
 
 
 @functools.lru_cache(maxsize=CACHED_CHOICES)
@@ -249,19 +241,18 @@ def _choose_frames(
     best: tuple[float, bool, int] = (0.0, False, 0)
     form: Optional[FrameForm] = None
     for offer in _offers(stored, single, producible):
-        _, q, place = _best_range(accepted, functools.partial(_meets, offer))
-        if q > 0 and (form is None or (q, offer.form.as_stored, place) > best):
-            best, form = (q, offer.form.as_stored, place), offer.form
+        _, q, place = _best_range(accepted, functools.partial(_meets, offer, stored))
+        if q > 0 and (form is None or (q, offer.as_stored, place) > best):
+            best, form = (q, offer.as_stored, place), offer
     return best[0], form
 
 
-def _meets(offer: _Offer, range_: Range) -> bool:
-    """Whether the offer is what the range asks for."""
-    form = offer.form
+def _meets(form: FrameForm, stored: str, range_: Range) -> bool:
+    """Whether the range asks for *form*; what is as stored may be asked for by the transfer syntax of the instance, too."""
     if range_.multipart != form.multipart:
         return False
     wanted_uid = range_.transfer_syntax
-    if wanted_uid not in (None, "*") and wanted_uid not in offer.names:
+    if wanted_uid not in (None, "*", form.transfer_syntax) and not (form.as_stored and wanted_uid == stored):
         return False
     if range_.media_type == OCTET_STREAM:
         if wanted_uid is None:

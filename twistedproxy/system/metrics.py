@@ -40,7 +40,12 @@ class Family:
     name: str
     kind: str
     help: str
-    labels: tuple[str, ...] = attrs.field(default="", converter=lambda names: tuple(names.split()))
+    label_names: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The names, which are given separated by spaces."""
+        return self.label_names.split()
 
 
 FAMILIES = {

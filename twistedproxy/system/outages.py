@@ -32,9 +32,6 @@ _WORDS = {
 class CertificateRefused(Exception):
     """A server's certificate is not trusted here, or is another's."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"certificate verify failed: {reason}")
-
 
 @implementer(IOpenSSLClientConnectionCreator)
 class Verified:
@@ -63,7 +60,7 @@ class Verified:
                 reason = self._mismatch(certificate)
             hearing = protocol()
             if reason and hearing is not None:
-                hearing.failVerification(Failure(CertificateRefused(reason)))
+                hearing.failVerification(Failure(CertificateRefused(f"certificate verify failed: {reason}")))
             return not reason
 
         connection.set_verify(VERIFY_PEER | VERIFY_FAIL_IF_NO_PEER_CERT, verify)

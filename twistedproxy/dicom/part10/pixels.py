@@ -108,9 +108,9 @@ class NativeFrames:
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes of the value; return the frames that they complete."""
         if self._width > 1:
-            data = self._rest + chunk
-            whole = len(data) - len(data) % self._width
-            chunk, self._rest = swap_bytes(data[:whole], self._width), data[whole:]
+            chunk = self._rest + chunk
+            whole = len(chunk) - len(chunk) % self._width
+            chunk, self._rest = swap_bytes(chunk[:whole], self._width), chunk[whole:]
         data = self._gather.add(chunk) if self._left else None
         if data is None:
             return []

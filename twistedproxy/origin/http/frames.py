@@ -138,13 +138,10 @@ class Stores:
 
     def at(self, root: str) -> Store:
         """What is known of the store at *root*; a new one starts with what its URL implies."""
-        store = self._stores.get(root)
-        if store is None:
-            store = self._stores[root] = _recognized(self._url + root)
-            while len(self._stores) > MAX_ROOTS:
-                self._stores.popitem(last=False)
-        else:
-            self._stores.move_to_end(root)
+        store = self._stores.pop(root, None) or _recognized(self._url + root)
+        self._stores[root] = store  # the one used last stands last
+        if len(self._stores) > MAX_ROOTS:
+            self._stores.popitem(last=False)
         return store
 
     def status(self) -> dict[str, object]:
@@ -189,11 +186,6 @@ class FrameLoad:
     budget: Budget
     lanes: int
     found: dict[int, Frame] = attrs.field(factory=dict)
-
-    @property
-    def stored(self) -> Optional[str]:
-        """The instance's transfer syntax where it is known."""
-        return self.metadata.transfer_syntax
 
     async def run(self, numbers: Sequence[int]) -> Mapping[int, Frame]:
         """Fetch *numbers*. Raises what `Origin.frames` does."""
@@ -253,7 +245,7 @@ class FrameLoad:
             return
         # Native as stored proves nothing, but this dialect works.
         self.store.dialect = dialect
-        if self.stored is not None or self.store.checked.has(self.instance.sop, 0.0):
+        if self.metadata.transfer_syntax is not None or self.store.checked.has(self.instance.sop, 0.0):
             return
         native = self.found[number]
         other = next(way for way in self.store.candidates()[1:] if way.frames is not None)
@@ -270,7 +262,8 @@ class FrameLoad:
         self.store.checked.add(self.instance.sop, 0.0)
 
     async def _ask(self, dialect: Dialect, numbers: Sequence[int]) -> None:
-        accept = dialect.frames_accept(self.stored)
+        stored = self.metadata.transfer_syntax
+        accept = dialect.frames_accept(stored)
         if accept is None:
             raise NotAsStored("the instance's transfer syntax is not known")
         listed = ",".join(map(str, numbers))
@@ -284,9 +277,7 @@ class FrameLoad:
             raise
         if answer.status != 200:
             raise OriginBadAnswer(f"the origin answered a request for frames with {answer.status}; expected 200")
-        if self.stored is not None and not all(
-            is_as_stored(frame.transfer_syntax, self.stored) for frame in frames.values()
-        ):
+        if stored is not None and not all(is_as_stored(frame.transfer_syntax, stored) for frame in frames.values()):
             raise NotAsStored("the origin sent frames that are not as stored")
         self.store.recognize(answer.headers)
         self.requests.standings.proven(self.caller)
