@@ -54,7 +54,7 @@ from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.machine_load import SystemLoadReader, cpu_count
 from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 _log = Logger()
 

@@ -32,7 +32,7 @@ from twistedproxy.server.forwarded import Outside
 from twistedproxy.server.response_body import SLICE, send_bytes, send_stream
 from twistedproxy.settings import Settings
 from twistedproxy.system.memory_budget import AnswerMemory
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 DECODED = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}'.encode()
 """The Accept value for frames that every store can make which can decode them (PS3.18 section 8.7.3.5.2)."""

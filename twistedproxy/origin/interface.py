@@ -94,7 +94,7 @@ class OriginRequest:
     @classmethod
     def get(cls, path: bytes, query: bytes, accept: bytes, caller: Caller) -> OriginRequest:
         """A GET of the proxy's own in the name of *caller*, of which it reads the answer."""
-        headers = (*caller.headers, (b"Accept", accept))
+        headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
         return cls(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
 
 

@@ -33,7 +33,7 @@ from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
 from twistedproxy.prefetch.regions import numbers
 from twistedproxy.settings import Settings
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 MAX_REGION_FRAMES = 16_384
 """The most frames that a block or display load takes, of larger regions those that come first: 8000 pixels squared of

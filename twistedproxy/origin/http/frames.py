@@ -33,7 +33,7 @@ from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, Or
 from twistedproxy.origin.http.requests import BUSY, Requests
 from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
 from twistedproxy.origin.interface import Caller, Headers, Priority, first
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 MAX_ROOTS = 1000  # DICOMweb roots remembered below one origin
 MAX_CHECKED = 1000  # uncompressed instances remembered as such, a root

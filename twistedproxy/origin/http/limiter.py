@@ -27,7 +27,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Optional, TypeVar
+from typing import Optional
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -37,8 +37,6 @@ from twisted.python.failure import Failure
 
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy
 from twistedproxy.origin.interface import Caller, Headers, Priority, first
-
-T = TypeVar("T")
 
 MAX_WAITING = 10_000  # requests in the queue of one origin; each is some kB. Beyond it the answer is a 503
 LONG_TRANSFER_SECONDS = 10.0
@@ -237,16 +235,13 @@ _PROVING = (b"application/dicom", b"multipart/related", b"image/", b"application
 
 
 @attrs.define(eq=False)
-class _Known:
-    until: float
+class _Standing:
+    """*until*: when it is forgotten. *refusals*: of a known caller, in a row. *due*: when a request of a refused one that comes
+    now would go at the pace, the free ones not counted."""
+
+    until: float = 0.0
     refusals: int = 0
-
-
-@attrs.define(eq=False)
-class _Refused:
-    last: float
-    due: float
-    """When a request that comes now would go at the pace, the free ones not counted."""
+    due: float = 0.0
 
 
 class Standings:
@@ -255,8 +250,8 @@ class Standings:
     def __init__(self, clock: IReactorTime, most: int = MAX_CALLERS) -> None:
         self._clock = clock
         self._most = most
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
+        self._known: OrderedDict[bytes, _Standing] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Standing] = OrderedDict()
 
     def priority(self, caller: Caller) -> Priority:
         """`Priority.CALLER` for a known caller, else `Priority.UNKNOWN`."""
@@ -266,12 +261,12 @@ class Standings:
     def is_new(self, caller: Caller) -> bool:
         """Whether the origin has not refused *caller* lately."""
         refused = self._refused.get(caller.flow)
-        return refused is None or refused.last + FORGIVEN_SECONDS <= self._clock.seconds()
+        return refused is None or refused.until <= self._clock.seconds()
 
     def proven(self, caller: Caller) -> None:
         """The origin has let *caller* read something."""
         self._refused.pop(caller.flow, None)
-        self._put(self._known, caller.flow, _Known(self._clock.seconds() + KNOWN_SECONDS))
+        self._put(self._known, caller.flow, _Standing(), KNOWN_SECONDS)
 
     def passed(self, caller: Caller, path: bytes, status: int, headers: Headers) -> None:
         """An answer to a passed-on request of *caller* came."""
@@ -291,10 +286,7 @@ class Standings:
             if status == 403 and known.refusals < MANY_REFUSALS:
                 return
             del self._known[caller.flow]
-        now = self._clock.seconds()
-        refused = self._refused.get(caller.flow) or _Refused(now, now)
-        refused.last = now
-        self._put(self._refused, caller.flow, refused)
+        self._put(self._refused, caller.flow, self._refused.get(caller.flow) or _Standing(), FORGIVEN_SECONDS)
 
     async def hold(self, caller: Caller) -> None:
         """Wait until the next request of *caller* may be sent. Raises `OriginBusy` where that is too long."""
@@ -310,7 +302,8 @@ class Standings:
         if wait > 0:
             await deferLater(self._clock, wait)  # type: ignore[arg-type]
 
-    def _put(self, table: OrderedDict[bytes, T], flow: bytes, entry: T) -> None:
+    def _put(self, table: OrderedDict[bytes, _Standing], flow: bytes, entry: _Standing, seconds: float) -> None:
+        entry.until = self._clock.seconds() + seconds
         table[flow] = entry
         table.move_to_end(flow)
         if len(table) > self._most:

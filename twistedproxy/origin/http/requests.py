@@ -146,6 +146,9 @@ class Requests:
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`."""
+        if request.decoded:
+            headers = (*without(request.headers, {b"accept-encoding"}), (b"Accept-Encoding", b"identity"))
+            request = attrs.evolve(request, headers=headers)
         try:
             answer = await self._answer(request, Priority.UNKNOWN, lend=True)
         except BaseException:
@@ -160,9 +163,6 @@ class Requests:
 
     async def _answer(self, request: OriginRequest, priority: Priority, lend: bool = False) -> OriginResponse:
         """The answer to *request*, which is sent again while the origin is busy where that does no harm."""
-        if request.decoded:
-            headers = (*without(request.headers, {b"accept-encoding"}), (b"Accept-Encoding", b"identity"))
-            request = attrs.evolve(request, headers=headers)
         try:
             if not request.is_repeatable:
                 return await self._send(request, priority, None, lend)

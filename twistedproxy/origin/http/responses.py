@@ -14,6 +14,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Optional
@@ -50,7 +51,6 @@ from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.interface import OriginResponse, first
 from twistedproxy.streams import ByteStream, Gathered, StreamTooLong, YieldedStream
 
-UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
 _ONE_FRAME = re.compile(r"/frames/([0-9]{1,10})/?$")  # frame numbers are IS: at most 2 ** 31 - 1 (PS3.5 section 6.2)
 DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
@@ -60,8 +60,8 @@ class Budget:
     """Bytes that the answers to one call may still have, together."""
 
     def __init__(self, limit: Optional[int], frames: int) -> None:
-        self._limit = limit
-        self._left = UNLIMITED if limit is None else limit + PART_OVERHEAD * (frames + 1)
+        self._limit = math.inf if limit is None else limit
+        self._left = self._limit + PART_OVERHEAD * (frames + 1)
 
     def spend(self, count: int) -> None:
         """Count bytes that came. Raises `StreamTooLong` once there are too many."""
@@ -71,7 +71,7 @@ class Budget:
 
     def check(self, frames: Sequence[Frame]) -> None:
         """The frames themselves, without what surrounded them."""
-        if self._limit is not None and sum(len(frame.data) for frame in frames) > self._limit:
+        if sum(len(frame.data) for frame in frames) > self._limit:
             raise StreamTooLong(f"more than {self._limit} bytes")
 
 

@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
@@ -56,7 +56,6 @@ class UploadProducer:
         self._running = running
         self._paused = self._stopped = False
         self._resumed: Waiters[None] = Waiters()
-        self._timer: Optional[IDelayedCall] = None
         self._pump = succeed(None)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
@@ -66,13 +65,10 @@ class UploadProducer:
         return done
 
     def pauseProducing(self) -> None:
-        if not self._paused and not self._stopped:
-            self._paused = True
-            self._timer = self._running.clock.callLater(self._running.stall_timeout, self._stalled)
+        self._paused = True
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._stop_timer()
         self._resumed.fire()
 
     def stopProducing(self) -> None:
@@ -80,14 +76,15 @@ class UploadProducer:
         if self._stopped:
             return
         self._stopped = True
-        self._stop_timer()
         self._pump.cancel()
         self._stream.close()
 
     async def _send(self, consumer: IConsumer) -> None:
+        seconds = self._running.stall_timeout
+        late = Failure(OriginTimeout(f"the origin accepted no byte of the upload for {seconds:g} s"))
         while not self._stopped:
             if self._paused:
-                await self._resumed.wait()
+                await self._resumed.wait().addTimeout(seconds, self._running.clock, onTimeoutCancel=lambda *_: late)
             chunk = await self._stream.read()
             if self._stopped or not chunk:
                 return
@@ -98,21 +95,10 @@ class UploadProducer:
         if self._stopped:
             return
         self._stopped = True
-        self._stop_timer()
         self._stream.close()
         if isinstance(result, Failure):
-            self.failure = self.failure or result.value
+            self.failure = result.value
         else:
             self.sent.callback(None)
         if not done.called:
             done.callback(result)  # type: ignore[arg-type]
-
-    def _stalled(self) -> None:
-        self._timer = None
-        self.failure = OriginTimeout(f"the origin accepted no byte of the upload for {self._running.stall_timeout:g} s")
-        self._pump.cancel()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
