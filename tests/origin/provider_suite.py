@@ -19,7 +19,7 @@ from tests.slides import Made
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import PartCollector
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.dicom.transfer_syntaxes import frame_uid, lookup
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse
 from twistedproxy.streams import StreamTooLong, read_all
@@ -45,7 +45,9 @@ class Known:
     def of(cls, made: Made) -> Known:
         syntax = lookup(made.encoding.transfer_syntax)
         assert syntax is not None
-        return cls(made.study, made.series, made.sop, made.rows, made.columns, syntax.frame_uid, made.stored_frames())
+        return cls(
+            made.study, made.series, made.sop, made.rows, made.columns, frame_uid(syntax.uid), made.stored_frames()
+        )
 
     def at(self, origin: Origin) -> Instance:
         return Instance(origin.url, "", self.study, self.series, self.sop)

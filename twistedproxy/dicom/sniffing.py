@@ -40,16 +40,12 @@ _PROCESSES = {0xC0: ts.JPEG_BASELINE, 0xC1: ts.JPEG_EXTENDED, 0xC2: ts.JPEG_PROG
 def sniff(frame: bytes) -> str | None:
     """The UID of the transfer syntax that *frame* (or its first kilobytes) is encoded in; None if it is not shown."""
     try:
-        return _sniff(frame)
+        if frame.startswith(SOI + b"\xff"):
+            return _jpeg_syntax(frame)
+        if frame.startswith((SOC, JP2_CONTAINER)):
+            return _jpeg2000_syntax(jpeg2000_codestream(frame))
     except (BadCodestream, struct.error, IndexError):  # cut off in the middle of what would have shown it
         return None
-
-
-def _sniff(frame: bytes) -> str | None:
-    if frame.startswith(SOI + b"\xff"):
-        return _jpeg_syntax(frame)
-    if frame.startswith((SOC, JP2_CONTAINER)):
-        return _jpeg2000_syntax(jpeg2000_codestream(frame))
     if frame.startswith(JXL_CODESTREAM):
         return ts.JPEG_XL
     if frame.startswith(JXL_CONTAINER):

@@ -70,14 +70,6 @@ class TransferSyntax:
     end_marker: bytes | None = None
     frames_separable: bool = True
 
-    @property
-    def frame_uid(self) -> str:
-        """The UID to label one frame with. Native frames go out in little endian only (PS3.18 section 8.7.3), and say
-        nothing of implicit VR or of deflation: what cuts frames out of a big endian file swaps their bytes."""
-        if self.implicit_vr or self.deflated or self.big_endian:
-            return EXPLICIT_VR_LITTLE_ENDIAN
-        return self.uid
-
 
 @attrs.frozen
 class Frame:
@@ -162,9 +154,10 @@ def lookup(uid: str | None) -> TransferSyntax | None:
 
 
 def frame_uid(uid: str) -> str:
-    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
-    syntax = _BY_UID.get(uid)
-    return uid if syntax is None else syntax.frame_uid
+    """The UID that a frame of an instance in transfer syntax *uid* is labelled with. Native frames go out in little endian only
+    (PS3.18 section 8.7.3), and say nothing of implicit VR or of deflation: what cuts frames out of a big endian file swaps
+    their bytes."""
+    return EXPLICIT_VR_LITTLE_ENDIAN if is_native(uid) else uid
 
 
 def is_native(uid: str | None) -> bool:
@@ -176,7 +169,7 @@ def is_native(uid: str | None) -> bool:
 def is_as_stored(uid: str, stored: str) -> bool:
     """Whether frames or a file in transfer syntax *uid* can be as *stored*. Byte orders of native data are one: web services
     carry little endian only (PS3.18 section 8.7.3.5.2), and are labelled so whatever the file has."""
-    return frame_uid(uid) == frame_uid(stored) or (is_native(uid) and is_native(stored))
+    return frame_uid(uid) == frame_uid(stored)
 
 
 def media_type_of(uid: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.dicom.transfer_syntaxes import Frame
+from twistedproxy.dicom.transfer_syntaxes import Frame, frame_uid
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.folder.contents import Stopped, representative
 from twistedproxy.origin.folder.frames import FileReader
@@ -132,7 +132,7 @@ class FolderOrigin:
             except _READ_ERRORS as error:
                 if not (again and isinstance(error, (FileChanged, FileNotFoundError))):
                     raise translated(error) from None
-        return {number: Frame(data, record.syntax.frame_uid) for number, data in zip(numbers, frames)}
+        return {number: Frame(data, frame_uid(record.syntax.uid)) for number, data in zip(numbers, frames)}
 
     async def _prepare(self, record: StoredFile) -> None:
         """Have the frames' places found once for all that wait for that: it may take a second."""

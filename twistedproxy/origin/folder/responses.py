@@ -23,7 +23,7 @@ from twistedproxy.dicom.negotiation import (
     wants_bare,
 )
 from twistedproxy.dicom.resource import MAX_SHOWN, InvalidUID, shown, validate_uid
-from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, frame_uid
 from twistedproxy.origin.errors import OriginRefused, refused
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import Index
@@ -154,7 +154,9 @@ class FolderServer:
                 yield len(frame), iter((frame,))
 
         syntax = record.syntax
-        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * len(numbers), contents())
+        return await self._parts(
+            request, [record], syntax.media_type, [frame_uid(syntax.uid)] * len(numbers), contents()
+        )
 
     async def _bulk_data(self, request: OriginRequest, record: StoredFile, place: Sequence[str]) -> OriginResponse:
         """One value: in one part, or bare; encapsulated pixel data in a part for each frame."""
@@ -167,7 +169,7 @@ class FolderServer:
         if pixels.length is not None:
             return await self._parts(request, [record], OCTET_STREAM, [None], self._files.pixel_data(record, 1))
         frames = self._files.pixel_data(record, record.frames)
-        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * record.frames, frames)
+        return await self._parts(request, [record], syntax.media_type, [frame_uid(syntax.uid)] * record.frames, frames)
 
     async def _parts(
         self,

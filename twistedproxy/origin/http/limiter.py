@@ -145,7 +145,11 @@ class Limiter:
         waiter = queue.add(flow, first)
         self._dispatch()
         if not waiter.called:
-            waiter.addTimeout(self._wait_timeout, self._clock, onTimeoutCancel=_waited_too_long)
+            waiter.addTimeout(
+                self._wait_timeout,
+                self._clock,
+                lambda _, seconds: Failure(OriginBusy(f"no request could be sent to this origin within {seconds:g} s")),
+            )
         return waiter
 
     def give_back(self, priority: Priority) -> None:
@@ -203,10 +207,6 @@ class Limiter:
             self._turns = 0
             return Priority.UNKNOWN
         return next((one for one in (Priority.DISPLAY, Priority.BLOCK) if queues[one] and room), None)
-
-
-def _waited_too_long(_result: object, seconds: float) -> Failure:
-    return Failure(OriginBusy(f"no request could be sent to this origin within {seconds:g} s"))
 
 
 KNOWN_SECONDS = 3600.0
