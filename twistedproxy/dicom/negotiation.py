@@ -129,7 +129,7 @@ def choose_frames(
     return form
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class FormChoice:
     """The form of the answer to one request. *producible*: gives the transfer syntaxes that frames of an instance, stored in
     one, could be transcoded to."""
