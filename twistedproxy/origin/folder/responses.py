@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
@@ -44,24 +44,16 @@ Content = tuple[int, Iterator[bytes]]  # of a part: its size in bytes, and the b
 
 
 class FolderServer:
-    """Answers GET and HEAD. *url*: what URLs in answers begin with. *translate*: from errors of reading to an origin's."""
+    """Answers GET and HEAD. *url*: what URLs in answers begin with."""
 
-    def __init__(
-        self,
-        url: str,
-        index: Index,
-        threads: Threads,
-        files: FileReader,
-        translate: Callable[[Exception], Exception],
-    ) -> None:
+    def __init__(self, url: str, index: Index, threads: Threads, files: FileReader) -> None:
         self._url = url.rstrip("/")
         self._index = index
         self._threads = threads
         self._files = files
-        self._translate = translate
 
     async def answer(self, request: OriginRequest) -> OriginResponse:
-        """Answer one request. Raises origin errors, and what reading raises."""
+        """Answer one request. Raises origin errors."""
         method = request.method.decode("latin-1").upper()
         if method == "OPTIONS":
             return OriginResponse(204, (_ALLOW,), BytesStream(), 0)
@@ -206,7 +198,7 @@ class FolderServer:
         self, content_type: bytes, chunks: Iterator[bytes], length: Optional[int] = None, headers: Headers = ()
     ) -> OriginResponse:
         """*length*: bytes of the body, None where they are not known beforehand."""
-        body = await generated(self._threads, chunks, self._translate)
+        body = await generated(self._threads, chunks)
         counted = () if length is None else ((b"Content-Length", b"%d" % length),)
         return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
 
