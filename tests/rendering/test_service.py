@@ -51,7 +51,7 @@ class Played:
     places: bytes = b""
     workers: int = 2
 
-    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: object = None) -> Message:
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         self.told.append((head, len(blobs)))
         if self.gate is not None:
             try:
@@ -61,15 +61,14 @@ class Played:
                 raise
         if self.failure is not None:
             raise self.failure
-        made = self.places if head["op"] == "placed" else b"picture %d" % len(self.told)
-        return Message({"digest": content_digest([made]).hex()}, [made])
+        made = self.places if head["op"] == "described" else b"picture %d" % len(self.told)
+        return Message({"digest": content_digest([made]).hex(), "uris": []}, [made])
 
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Played:
-        await self.call(head, blobs)
+    def held(self) -> Played:
         return self
 
-    def release(self, head: Mapping[str, Any]) -> None:
-        self.told.append((head, 0))
+    def release(self) -> None:
+        self.told.append(({"op": "drop"}, 0))
 
     @property
     def operations(self) -> list[str]:
@@ -167,8 +166,8 @@ class SourceTests(ServiceCase):
     def test_whole(self) -> None:
         """A whole instance comes batch by batch, row by row, into a picture that one child holds."""
         made = self.successResultOf(self.whole("viewport=100,100"))
-        self.assertEqual(made.data, [b"picture 4"])
-        self.assertEqual(self.pool.operations, ["begin", "add", "add", "finish"])
+        self.assertEqual(made.data, [b"picture 2"])
+        self.assertEqual(self.pool.operations, ["picture", "picture"])
         asked = self.parts.origin.asked_for("frames")
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
@@ -212,7 +211,7 @@ class SourceTests(ServiceCase):
         self.failureResultOf(self.frames([26], "downsample=2"), NoSuchFrame)
         self.successResultOf(self.whole("viewport=100,100"))
         self.assertEqual(self.heard[-1], (3, 1, 2))
-        self.assertEqual(self.pool.operations.count("placed"), 1)
+        self.assertEqual(self.pool.operations.count("described"), 1)
 
     def test_unknown_places(self) -> None:
         """Where nothing says where frames lie there is no picture of the whole, nor a smaller one, whatever the order of the
@@ -223,7 +222,7 @@ class SourceTests(ServiceCase):
             for _ in range(2):
                 for asked in (self.frames([1], "downsample=2"), self.whole("viewport=100,100")):
                     self.assertIn("in no grid", str(self.failureResultOf(asked, CannotRender).value))
-            self.assertEqual(self.pool.operations.count("placed"), 1)
+            self.assertEqual(self.pool.operations.count("described"), 1)
             self.successResultOf(self.frames([2], media_type="image/png"))
             self.setUp()
         for only in ({"frames": 1}, {"total_rows": 256, "total_columns": 200}):
@@ -379,7 +378,7 @@ class SharingTests(ServiceCase):
         for _ in range(5):  # more often than there are places
             self.parts.origin.gate = Deferred()  # the second batch does not come
             asked = self.whole("viewport=100,100")
-            self.assertEqual(self.pool.operations[-2:], ["begin", "add"])
+            self.assertEqual(self.pool.operations[-1], "picture")
             asked.cancel()
             self.failureResultOf(asked, CancelledError)
             self.assertEqual(self.pool.operations[-1], "drop")

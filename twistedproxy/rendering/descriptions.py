@@ -13,9 +13,8 @@ Rules:
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Generic, Optional, TypeVar
 
 import attrs
@@ -34,7 +33,7 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, is_dicom_json
 from twistedproxy.rendering.bulk_values import read_bulk_value
 from twistedproxy.rendering.jobs import Request
-from twistedproxy.rendering.pool import HeldChild, RenderPool
+from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 FACTS = {False: b"p3", True: b"p3c"}
@@ -54,8 +53,6 @@ MAX_REFUSAL = 64 << 10
 
 T = TypeVar("T")
 _Key = tuple[Instance, Optional[Fence]]
-_Finish = Callable[[HeldChild, int], Awaitable[bytes]]
-_numbers = itertools.count(1)
 
 _COLOR = frozenset(
     ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
@@ -151,11 +148,34 @@ class Descriptions:
         plain = None if color and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
+        ask = functools.partial(self._ask, request, None, color)
+        return await self._facts[color].find(request.instance, request.caller, fence, ask)
 
-        async def described(held: HeldChild, number: int) -> bytes:
-            values: dict[str, bytes] = {}
+    async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
+        """Where the frames lie of an instance that is not TILED_FULL.
+
+        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        """
+        ask = functools.partial(self._ask, request, known, False)
+        return await self._placements.find(request.instance, request.caller, fence, ask)
+
+    async def _ask(self, request: Request, known: Optional[InstanceMetadata], color: bool) -> bytes:
+        """Have a child read the metadata: the packed facts, with the ICC profile where *color* matters; of what is *known* already,
+        where frames lie."""
+        head = {
+            "op": "describe",
+            "uids": request.instance.uids,
+            "metadata": None if known is None else known.to_bytes().decode(),
+        }
+        body = await _metadata(request)
+        held = self.pool.held()
+        whole, values = False, dict[str, bytes]()
+        try:
+            while not whole:
+                piece, whole = await hold(body, PIECE)
+                await held.call(head, [piece])
             while True:
-                head = {"op": "described", "number": number, "uris": list(values), "profile": color}
+                head = {"op": "described", "uris": list(values), "profile": color}
                 answer = await held.call(head, list(values.values()))
                 missing = [uri for uri in answer.head["uris"] if uri not in values]
                 if not missing:
@@ -164,45 +184,11 @@ class Descriptions:
                     raise OriginBadAnswer(f"the origin's metadata point to more than {MAX_BULK_VALUES} values")
                 for uri in missing:
                     values[uri] = await read_bulk_value(request.origin, request.instance, request.caller, uri)
-
-        ask = functools.partial(self._ask, request, {"op": "describe"}, described)
-        return await self._facts[color].find(request.instance, request.caller, fence, ask)
-
-    async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
-        """Where the frames lie of an instance that is not TILED_FULL.
-
-        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
-        """
-
-        async def placed(held: HeldChild, number: int) -> bytes:
-            return (await held.call({"op": "placed", "number": number})).blobs[0]
-
-        head = {"op": "place", "metadata": known.to_bytes().decode()}
-        ask = functools.partial(self._ask, request, head, placed)
-        return await self._placements.find(request.instance, request.caller, fence, ask)
-
-    async def _ask(self, request: Request, head: Mapping[str, Any], finish: _Finish) -> bytes:
-        """Have a child read the metadata by calls that begin with *head*; then what *finish* makes of the child and of the
-        number by which it knows what it has read."""
-        number = next(_numbers)
-        head = {**head, "number": number, "uids": request.instance.uids}
-        body = await _metadata(request)
-        held: Optional[HeldChild] = None
-        try:
-            while True:
-                piece, whole = await hold(body, PIECE)
-                if held is None:
-                    held = await self.pool.hold(head, [piece])
-                else:
-                    await held.call(head, [piece])
-                if whole:
-                    return await finish(held, number)
         except CallFailed as failed:
             raise OriginBadAnswer(f"no picture can be made from the origin's metadata: {failed}") from None
         finally:
             body.close()
-            if held is not None:
-                held.release({"op": "drop", "number": number})
+            held.release()
 
 
 async def _metadata(request: Request) -> ByteStream:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
@@ -43,6 +44,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 """A child is one worker: libraries that start a thread for each CPU would take all of them."""
 
 CRASHED = "the picture could not be made: a decoder crashed"
+
+
+_numbers = itertools.count(1)
 
 
 class RenderChild(ChildProcess):
@@ -136,24 +140,16 @@ class RenderPool:
         busy = sum(child.busy for child in self._children)
         return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
 
-    async def call(
-        self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[HeldChild] = None
-    ) -> Message:
-        """Have a child do something; *held*: the child that holds what it is about.
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
+        """Have a child do something. Raises `PoolError`. Cancelling ends the wait, and in due time the call."""
+        return await self.held().call(head, blobs)
 
-        Raises `PoolError`. Cancelling ends the wait, and in due time the call.
-        """
-        child = await self._child(held.child if held is not None else None)
-        return await child.call(head, blobs, self.seconds)
+    def held(self) -> HeldChild:
+        """For calls that belong together."""
+        return HeldChild(self)
 
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> HeldChild:
-        """Do a call after which the child holds something that later calls are about. `HeldChild.release` ends that."""
-        child = await self._child(None)
-        await child.call(head, blobs, self.seconds)
-        return HeldChild(self, child)
-
-    async def _child(self, wanted: Optional[RenderChild]) -> RenderChild:
-        """A child that is free: *wanted*, if that is given."""
+    async def child(self, wanted: Optional[RenderChild]) -> RenderChild:
+        """A child that is free, and given away thereby: *wanted*, if that is given. Raises `PoolError`."""
         if self._stopped:
             raise PoolBusy("the proxy is stopping")
         if wanted is not None and not wanted.alive:
@@ -234,17 +230,22 @@ class RenderPool:
             await child.killed()
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class HeldChild:
-    """A child that holds something for one picture. Others use the child too, between two calls."""
+    """The child that did the first of several calls, and does all others: what it holds meanwhile goes by *number*. Others use
+    the child too, between two calls."""
 
     pool: RenderPool
-    child: RenderChild
+    number: int = attrs.field(init=False, factory=lambda: next(_numbers))
+    _child: Optional[RenderChild] = None
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         """See `RenderPool.call`."""
-        return await self.pool.call(head, blobs, held=self)
+        self._child = await self.pool.child(self._child)
+        return await self._child.call({**head, "number": self.number}, blobs, self.pool.seconds)
 
-    def release(self, head: Mapping[str, Any]) -> None:
-        """Do a call in the background, by which the child drops what it holds."""
-        Deferred.fromCoroutine(self.call(head)).addErrback(lambda failure: failure.trap(PoolError) and None)
+    def release(self) -> None:
+        """Have the child drop what it holds, in the background."""
+        if self._child is not None:
+            dropping = Deferred.fromCoroutine(self.call({"op": "drop"}))
+            dropping.addErrback(lambda failure: failure.trap(PoolError) and None)
