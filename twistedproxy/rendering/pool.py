@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import attrs
@@ -98,14 +97,6 @@ class RenderChild(ChildProcess):
 
 
 @attrs.define(eq=False)
-class _Waiting:
-    """A call that waits for a child; *child*: for that one alone."""
-
-    turn: Deferred[RenderChild]
-    child: Optional[RenderChild]
-
-
-@attrs.define(eq=False)
 class RenderPool:
     """Up to *workers* children, started one by one as they are needed. *queue*: calls that may wait. *seconds*: for a call,
     from its start in a child."""
@@ -116,7 +107,8 @@ class RenderPool:
     seconds: float
     module: str = MODULE
     _children: list[RenderChild] = attrs.field(init=False, factory=list)
-    _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
+    _waiting: dict[Deferred[RenderChild], Optional[RenderChild]] = attrs.field(init=False, factory=dict)
+    """Calls that wait for a child, the first first: for any, or for that one alone."""
     _not_before: float = attrs.field(init=False, default=0.0)
     _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
     _stopped: bool = attrs.field(init=False, default=False)
@@ -163,13 +155,12 @@ class RenderPool:
             self._start_one()
             if not self._children:
                 raise PoolBusy("no render worker could be started")
-        waiting = _Waiting(Deferred(), wanted)
-        self._waiting.append(waiting)
+        turn: Deferred[RenderChild] = Deferred()
+        self._waiting[turn] = wanted
         try:
-            return await waiting.turn
+            return await turn
         except CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            self._waiting.pop(turn, None)
             raise
 
     def _free(self, wanted: Optional[RenderChild]) -> Optional[RenderChild]:
@@ -195,11 +186,11 @@ class RenderPool:
 
     def _freed(self) -> None:
         """A child has become free: the call that waits longest for it goes next."""
-        for waiting in list(self._waiting):
-            child = self._free(waiting.child)
+        for turn, wanted in list(self._waiting.items()):
+            child = self._free(wanted)
             if child is not None:
-                self._waiting.remove(waiting)
-                waiting.turn.callback(child)
+                del self._waiting[turn]
+                turn.callback(child)
 
     def _ended(self, _result: object, child: RenderChild) -> None:
         """A child is gone."""
@@ -209,16 +200,16 @@ class RenderPool:
         self._log.warn("a render worker exited: {reason}", reason=child.reason)
         if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
-        self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))
+        self._fail([turn for turn, wanted in self._waiting.items() if wanted is child], ChildDied(CRASHED))
         if self._waiting or self._first is not None:
             self._start_one()
         if not self._children:
             self._fail(self._waiting, PoolBusy("no render worker could be started"))
 
-    def _fail(self, waiting: Sequence[_Waiting], error: PoolError) -> None:
-        for one in list(waiting):
-            self._waiting.remove(one)
-            one.turn.errback(error)
+    def _fail(self, turns: Iterable[Deferred[RenderChild]], error: PoolError) -> None:
+        for turn in list(turns):
+            del self._waiting[turn]
+            turn.errback(error)
 
     async def stop(self) -> None:
         """End all children, and fail the calls that wait."""
