@@ -182,7 +182,7 @@ class SourceTests(ServiceCase):
             loads.append(wanted.numbers)
             return job
 
-        self.service.load_whole_by(load_whole)
+        self.service.maker.load_whole = load_whole
         making = self.whole("viewport=100,100")
         self.assertEqual(self.parts.origin.asked_for("frames"), [])
         job.progressed(BATCH, 1)

@@ -6,6 +6,7 @@ sparse instance lie. Here is also which forms pictures have, and which stored fr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Optional
 
@@ -13,6 +14,7 @@ import attrs
 
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     JPEG_BASELINE,
@@ -26,11 +28,10 @@ from twistedproxy.frames.read_through import NoSuchFrame
 from twistedproxy.imaging.downsampled_instance import Downsampled
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Cut
-from twistedproxy.imaging.parameters import Rendering
+from twistedproxy.imaging.parameters import PROFILES, Rendering
 from twistedproxy.imaging.tile_index import Placement, needs_positions
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.jobs import Limits, Request, Task
-from twistedproxy.rendering.own_profiles import OwnProfiles
 
 JPEG, JPEG_XL = "image/jpeg", "image/jxl"
 PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")
@@ -91,25 +92,29 @@ VERSION = b"6"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 
+@functools.cache  # each frame's name in the cache has one
+def _digest(profile: bytes) -> bytes:
+    return content_digest([profile])
+
+
 @attrs.define(eq=False)
 class Planner:
-    """Plans pictures. *profiles*: the operator's own."""
+    """Plans pictures. *profiles*: the operator's own, by their names."""
 
     descriptions: Descriptions
     limits: Limits
-    profiles: OwnProfiles = attrs.Factory(OwnProfiles)
+    profiles: Mapping[str, bytes] = attrs.Factory(dict)
 
-    def frame_name(self, number: int, rendering: Rendering) -> bytes:
-        """The name in the cache of a picture of a frame."""
-        return self._name(b"frame %d" % number, rendering)
+    @property
+    def profile_names(self) -> Sequence[str]:
+        """All that ``iccprofile`` may be, built-in ones first."""
+        return tuple(dict.fromkeys((*PROFILES, *sorted(self.profiles))))
 
-    def whole_name(self, rendering: Rendering) -> bytes:
-        """The name in the cache of a picture of a whole instance."""
-        return self._name(b"whole", rendering)
-
-    def _name(self, what: bytes, rendering: Rendering) -> bytes:
-        own = self.profiles.digest(rendering.profile)
-        return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), own)))
+    def name(self, what: bytes, rendering: Rendering) -> bytes:
+        """The name in the cache of a picture: *what* says of which frame, or that it is of the whole instance."""
+        own = self.profiles.get(rendering.profile)
+        digest = b"" if own is None else _digest(own)
+        return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), digest)))
 
     async def frames(
         self, request: Request, metadata: InstanceMetadata, reading: Reading, names: Mapping[int, bytes]
@@ -120,7 +125,7 @@ class Planner:
         """
         virtual, placement = await self._virtual(request, metadata, reading)
         cuts = self._cuts(request, virtual, list(names))
-        own = self.profiles.get(request.rendering.profile)
+        own = self.profiles.get(request.rendering.profile, b"")
         tasks = {
             number: Task(request, metadata, reading, cuts[number], name, placement, own)
             for number, name in names.items()
@@ -133,7 +138,7 @@ class Planner:
         virtual, placement = await self._virtual(request, metadata, reading, whole=True)
         cut = virtual.whole().shown(request.rendering.viewport)
         self.limits.check_pixels(cut)
-        own = self.profiles.get(request.rendering.profile)
+        own = self.profiles.get(request.rendering.profile, b"")
         task = Task(request, metadata, reading, cut, name, placement, own)
         self.limits.check_whole(task)
         return task

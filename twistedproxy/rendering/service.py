@@ -28,7 +28,7 @@ from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
 from twistedproxy.rendering.own_profiles import BadProfiles, checked_profiles
 from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray
 from twistedproxy.rendering.pool import RenderPool
-from twistedproxy.rendering.runner import LoadWhole, Made, Maker, check_not_empty
+from twistedproxy.rendering.runner import Made, Maker, check_not_empty
 from twistedproxy.settings import Settings
 
 MADE_AT_ONCE = 4
@@ -49,12 +49,12 @@ class PictureService:
     seconds: Optional[float]
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
-    _maker: Maker = attrs.field(init=False)
+    maker: Maker = attrs.field(init=False)
     _in_flight: SingleFlight[_Key, Made] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
         descriptions = Descriptions(self.cache, self.pool)
-        self._maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
+        self.maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
         self.planner = Planner(descriptions, self.limits)
 
     async def start(self) -> None:
@@ -65,10 +65,6 @@ class PictureService:
                 self.planner.profiles = await checked_profiles(self.pool, self.folder)
             except (BadProfiles, PoolError) as error:
                 raise BadProfiles(f"--icc-profiles: {error}") from None
-
-    def load_whole_by(self, load_whole: LoadWhole) -> None:
-        """Have instances that pictures need most frames of loaded by *load_whole*."""
-        self._maker.load_whole = load_whole
 
     async def metadata(self, request: Request) -> InstanceMetadata:
         """The instance's metadata, for a caller that may read it. Raises the errors of `twistedproxy.origin.errors`."""
@@ -81,7 +77,9 @@ class PictureService:
         Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
         raises. A `CallFailed` of kind "NotDecodable" means that nothing here decodes the instance.
         """
-        names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
+        names = {
+            number: self.planner.name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)
+        }
         await self._check_cached(request, [names[number] for number in numbers])
         metadata, reading = await self._granted(request, list(names.values()))
         rendering = request.rendering
@@ -122,7 +120,7 @@ class PictureService:
 
     async def whole(self, request: Request) -> Pictures:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
-        name = self.planner.whole_name(request.rendering)
+        name = self.planner.name(b"whole", request.rendering)
         metadata, reading = await self._granted(request, [name])
         task = await self.planner.whole(request, metadata, reading, name)
         return await self._pictures({1: task}, [1])
@@ -173,7 +171,7 @@ class PictureService:
 
         async def make() -> Made:
             # before it is written: the cache keeps it a little longer
-            return attrs.evolve(await self._maker.make(task), expires=self._expiry())
+            return attrs.evolve(await self.maker.make(task), expires=self._expiry())
 
         if task.request.fresh:
             return await make(), "made"
