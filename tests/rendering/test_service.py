@@ -20,8 +20,7 @@ from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.prefetch.jobs import Job, JobKind
 from twistedproxy.processes.messages import Message
-from twistedproxy.rendering.jobs import Limits, Request
-from twistedproxy.rendering.planner import can_decode
+from twistedproxy.rendering.planner import Limits, Request, can_decode
 from twistedproxy.rendering.runner import BATCH
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.streams import BytesStream

@@ -43,8 +43,8 @@ from twistedproxy.imaging.errors import (
 )
 from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
-from twistedproxy.rendering import jobs, planner
-from twistedproxy.rendering.jobs import Pictures
+from twistedproxy.rendering import planner
+from twistedproxy.rendering.planner import Pictures
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
@@ -131,7 +131,9 @@ class RenderedAnswers:
             await self._send(request, wanted, made, "frames", form.media_type, form.multipart, form.transfer_syntax)
 
     @staticmethod
-    async def _make(imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: jobs.Request) -> Pictures:
+    async def _make(
+        imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: planner.Request
+    ) -> Pictures:
         """The pictures, once there is room for them: compressed ones are taken to have what frames probably have."""
         count = len(wanted.numbers)
         if count > 1:
@@ -202,8 +204,8 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
 
 def _job(
     wanted: ParsedRequest, rendering: Rendering, check: Optional[Callable[[InstanceMetadata], None]] = None
-) -> jobs.Request:
-    job = jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
+) -> planner.Request:
+    job = planner.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
     return job if check is None else attrs.evolve(job, check=check)
 
 

@@ -44,7 +44,7 @@ from twistedproxy.origin.interface import (
     is_dicom_json,
     media_type_of,
 )
-from twistedproxy.rendering.jobs import Request
+from twistedproxy.rendering.planner import Request
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 

@@ -32,8 +32,7 @@ from twistedproxy.imaging.tile_index import needs_positions
 from twistedproxy.imaging.windowing import needs_range, shown_as_stored
 from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.jobs import Task
-from twistedproxy.rendering.planner import is_as_stored, is_gray, is_same_picture
+from twistedproxy.rendering.planner import Task, is_as_stored, is_gray, is_same_picture
 from twistedproxy.rendering.pool import RenderPool
 
 BATCH = 64

@@ -24,9 +24,8 @@ from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
 from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
 from twistedproxy.rendering.own_profiles import BadProfiles, checked_profiles
-from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray
+from twistedproxy.rendering.planner import Limits, Pictures, Planner, Request, Task, is_as_stored, is_gray
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.runner import Made, Maker, check_not_empty
 from twistedproxy.settings import Settings
