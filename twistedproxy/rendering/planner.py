@@ -237,7 +237,15 @@ class Planner:
         Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, and what reading metadata raises.
         """
         virtual, placement = await self._virtual(request, metadata, reading)
-        cuts = self._cuts(request, virtual, list(names))
+        viewport = request.rendering.viewport
+        if viewport is not None and request.rendering.media_type == OCTET_STREAM:
+            raise CannotRender("a viewport is for pictures, not for pixel data")
+        try:
+            cuts = {number: virtual.frame(number).shown(viewport) for number in names}
+        except NoSuchVirtualFrame as error:
+            raise NoSuchFrame(str(error)) from None
+        for cut in cuts.values():
+            self.limits.check_pixels(cut)
         own = self.profiles.get(request.rendering.profile, b"")
         tasks = {
             number: Task(request, metadata, reading, cuts[number], name, placement, own)
@@ -269,15 +277,3 @@ class Planner:
                 if factor > 1.0 or (metadata.frames > 1 and metadata.grid != (1, 1)):
                     raise  # else the first frame is all that there is to see, of a plane at least
         return Downsampled.of(metadata, factor), None
-
-    def _cuts(self, request: Request, virtual: Downsampled, numbers: Sequence[int]) -> dict[int, Cut]:
-        """Where each picture comes from."""
-        if request.rendering.viewport is not None and request.rendering.media_type == OCTET_STREAM:
-            raise CannotRender("a viewport is for pictures, not for pixel data")
-        try:
-            cuts = {number: virtual.frame(number).shown(request.rendering.viewport) for number in numbers}
-        except NoSuchVirtualFrame as error:
-            raise NoSuchFrame(str(error)) from None
-        for cut in cuts.values():
-            self.limits.check_pixels(cut)
-        return cuts

@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.folder.index_cache import user_cache
 from twistedproxy.origin.folder.provider import Changed, FolderOrigin, nothing
-from twistedproxy.origin.sample.slide import LEVELS, VERSION, SampleLevel
+from twistedproxy.origin.sample.slide import LEVELS, VERSION
 from twistedproxy.processes.child import child_command, child_environment
 
 URL = "sample:"
@@ -88,9 +88,6 @@ class SampleOrigin(FolderOrigin):
     *environment*: where the user's cache is found; *command*: makes the slide, in the place of this package's.
     """
 
-    levels: tuple[SampleLevel, ...] = LEVELS
-    """The instances, largest first; `SampleLevel.path` is what goes into a URL."""
-
     def __init__(
         self,
         reactor: Any,
@@ -105,8 +102,8 @@ class SampleOrigin(FolderOrigin):
 
     def examples(self) -> tuple[str, ...]:
         """See `Origin.examples`: a search, a picture of the whole slide, and frames of all its levels."""
-        pictures = tuple(f"{level.path}/frames/1/rendered" for level in self.levels)
-        base = self.levels[0]
+        pictures = tuple(f"{level.path}/frames/1/rendered" for level in LEVELS)
+        base = LEVELS[0]
         middle = base.frames // 2 + base.columns // 2
         return ("studies", f"{base.path}/metadata", f"{base.path}/frames/{middle}", *pictures)
 
