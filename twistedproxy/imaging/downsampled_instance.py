@@ -138,9 +138,11 @@ class Downsampled:
 
     def whole(self) -> Cut:
         """All of the first plane that there are frames of as one picture; of an instance that is not tiled, one frame."""
-        if not self.is_tiled:
-            return self._by_itself(1)
-        cut = self._of_plane(0, 0, 0, self.total_rows, self.total_columns)
+        return self.plane(0) if self.is_tiled else self._by_itself(1)
+
+    def plane(self, plane: int) -> Cut:
+        """All of a plane, counted from the first that there are frames of, as one picture."""
+        cut = self._of_plane(plane, 0, 0, self.total_rows, self.total_columns)
         return attrs.evolve(cut, rows=self.total_rows, columns=self.total_columns)
 
     def _by_itself(self, number: int) -> Cut:
