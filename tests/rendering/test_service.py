@@ -13,7 +13,7 @@ from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Memor
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
-from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
+from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy
 from twistedproxy.imaging.parameters import parse_query
 from twistedproxy.imaging.tile_index import Placement, refusal
 from twistedproxy.origin.errors import OriginRefused
@@ -267,11 +267,11 @@ class RefusalTests(ServiceCase):
 
     def test_limits(self) -> None:
         """Frames, pixels and whole instances have limits that errors name."""
-        self.assertIn("20", self._refused(TooManyFrames, self.frames([1], "downsample=5")))
-        self.assertIn("20", self._refused(TooManyFrames, self.frames([1, 2, 3, 4, 5, 6], "downsample=2")))
+        self.assertIn("20", self._refused(PictureTooLarge, self.frames([1], "downsample=5")))
+        self.assertIn("20", self._refused(PictureTooLarge, self.frames([1, 2, 3, 4, 5, 6], "downsample=2")))
         self.assertIn(str(1 << 22), self._refused(PictureTooLarge, self.whole()))
         self.use(SLIDE, attrs.evolve(LIMITS, whole_frames=99))
-        self.assertIn("99", self._refused(TooManyFrames, self.whole("viewport=9,9")))
+        self.assertIn("99", self._refused(PictureTooLarge, self.whole("viewport=9,9")))
         self.use(SLIDE, attrs.evolve(LIMITS, pixels=256 * 255))
         self._refused(PictureTooLarge, self.frames([1], "viewport=9,9"))
 

@@ -39,7 +39,6 @@ from twistedproxy.imaging.errors import (
     PoolBusy,
     PoolError,
     PoolTimeout,
-    TooManyFrames,
 )
 from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
@@ -64,7 +63,7 @@ THUMBNAIL = Viewport(256, 256, enlarge=False)
 Keep = Callable[[Request, Instance, Source, str, Sequence[bytes]], None]
 """Keeps what was written as a hot response."""
 
-FAILURES = (CannotRender, TooManyFrames, PictureTooLarge, PoolError)
+FAILURES = (CannotRender, PictureTooLarge, PoolError)
 
 
 class NotDecodableHere(Exception):
@@ -243,7 +242,7 @@ def raise_problem(error: Exception) -> NoReturn:
     match error:
         case CannotRender():
             raise problems.bad_request(detail) from None
-        case TooManyFrames() | PictureTooLarge():
+        case PictureTooLarge():
             raise Problem(413, detail) from None
         case PoolBusy():
             raise problems.unavailable(detail, RETRY_AFTER) from None

@@ -174,7 +174,7 @@ class Descriptions:
     async def _ask(self, request: Request, known: Optional[InstanceMetadata], color: bool) -> bytes:
         """Have a child read the metadata: the packed facts, with the ICC profile where *color* matters; of what is *known* already,
         where frames lie."""
-        head = {
+        head: dict[str, Any] = {
             "op": "describe",
             "uids": request.instance.uids,
             "metadata": None if known is None else known.to_bytes().decode(),

@@ -29,7 +29,7 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.read_through import NoSuchFrame
 from twistedproxy.imaging.downsampled_instance import Downsampled
-from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame, PictureTooLarge, TooManyFrames
+from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame, PictureTooLarge
 from twistedproxy.imaging.geometry import Cut, Tile
 from twistedproxy.imaging.parameters import PROFILES, Rendering
 from twistedproxy.imaging.tile_index import MAX_FRAMES, Placement, needs_positions
@@ -107,19 +107,19 @@ class Limits:
             raise PictureTooLarge(f"a stored frame has more than {self.pixels} pixels, the limit for decoding")
 
     def check_count(self, tasks: Collection[Task]) -> None:
-        """Raises `TooManyFrames` where pictures of frames need too many stored ones together."""
+        """Raises `PictureTooLarge` where pictures of frames need too many stored ones together."""
         limit = max(self.frames, len(tasks))
         needed = sum(task.count(limit) for task in tasks)
         if needed > limit:
-            raise TooManyFrames(
+            raise PictureTooLarge(
                 f"the request needs {needed} stored frames; the limit is {self.frames}: "
                 "request fewer frames, or use a smaller level with a smaller factor"
             )
 
     def check_whole(self, task: Task) -> None:
-        """Raises `TooManyFrames` where a picture of a whole instance needs too many."""
+        """Raises `PictureTooLarge` where a picture of a whole instance needs too many."""
         if task.count(self.whole_frames) > self.whole_frames:
-            raise TooManyFrames(
+            raise PictureTooLarge(
                 f"the picture needs {task.count(MAX_FRAMES)} stored frames; the limit is {self.whole_frames} for one "
                 "of a whole instance: request a smaller level, or a region with viewport="
             )
@@ -234,7 +234,7 @@ class Planner:
     ) -> dict[int, Task]:
         """A task for each frame that has a name among *names*.
 
-        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, and what reading metadata raises.
+        Raises `NoSuchFrame`, `CannotRender`, `PictureTooLarge`, and what reading metadata raises.
         """
         virtual, placement = await self._virtual(request, metadata, reading)
         viewport = request.rendering.viewport

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -73,7 +74,7 @@ class PictureService:
     async def frames(self, request: Request, numbers: Sequence[int]) -> Pictures:
         """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
 
-        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
+        Raises `NoSuchFrame`, `CannotRender`, `PictureTooLarge`, `PoolError`, and what reading frames
         raises. A `CallFailed` of kind "NotDecodable" means that nothing here decodes the instance.
         """
         names = {
@@ -164,9 +165,9 @@ class PictureService:
         return expiry(self.reader.access.wall_clock(), self.seconds)
 
     async def _picture(self, task: Task) -> tuple[Made, str]:
-        cached = _cached(task)
-        if cached is not None:
-            return cached, "cached"
+        if (entry := task.reading.entries.get(task.name)) is not None:
+            with contextlib.suppress(BadEntry):
+                return Made(*unpack_picture(entry)), "cached"
 
         async def make() -> Made:
             # before it is written: the cache keeps it a little longer
@@ -184,15 +185,6 @@ class PictureService:
         owner = task.request.caller.credential
         made, joined = await self._in_flight.one(key, owner, make, keep)
         return made, "shared" if joined else "made"
-
-
-def _cached(task: Task) -> Optional[Made]:
-    """The picture among what was read from the cache."""
-    entry = task.reading.entries.get(task.name)
-    try:
-        return Made(*unpack_picture(entry)) if entry is not None else None
-    except BadEntry:
-        return None
 
 
 def open_imaging(reactor: Any, settings: Settings, reader: FrameReader, cache: Cache) -> Optional[PictureService]:
