@@ -219,7 +219,7 @@ def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _P
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
         cut, empty = Cut(**{**values, **axes}), _empty(head["background"], known)
         canvas = Canvas(cut, rendering.interpolation, scale, empty, head["in_grid"])
-        alone = cut.is_of_one_frame
+        alone = cut.vertical.source <= cut.frame_rows and cut.horizontal.source <= cut.frame_columns
     return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, must_draw=alone)
 
 

@@ -98,7 +98,7 @@ class Limits:
 
     def check_pixels(self, cut: Cut) -> None:
         """Raises `PictureTooLarge`."""
-        if cut.pixels > self.pixels:
+        if cut.rows * cut.columns > self.pixels:
             raise PictureTooLarge(
                 f"the picture would have {cut.columns} x {cut.rows} pixels; the limit is {self.pixels}: "
                 "request a smaller one with viewport= or downsample="
