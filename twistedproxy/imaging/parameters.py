@@ -188,7 +188,7 @@ def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Colle
     )
     fresh = read_flag("disable_caching", False)
     words = f"words of {', '.join(sorted(ANNOTATIONS))}, separated by commas"
-    annotations = read("annotation", _annotations, (), words)
+    annotations = read("annotation", _annotations, tuple[str, ...](), words)
     return PictureQuery(rendering, fresh, annotations, frozenset(fields))
 
 
@@ -252,7 +252,8 @@ def _viewport(text: str) -> Viewport:
     absolute values count."""
     width, height, *region = (part.strip() for part in text.split(","))
     numbers = [_number(part) if part else None for part in region]
-    x, y, region_width, region_height = [*numbers, *[None] * (4 - len(numbers))]
+    numbers += [None] * (4 - len(numbers))
+    x, y, region_width, region_height = numbers
     if 0 in (region_width, region_height):
         raise ValueError
     sizes = _whole(width, MAX_VIEWPORT), _whole(height, MAX_VIEWPORT)
