@@ -152,7 +152,7 @@ class Proxy:
         self.reader.answered = self.scheduler.answered
         self.reader.refused = self.scheduler.refused
         if self.imaging is not None:
-            self.imaging.load_whole_by(self.scheduler.for_picture)
+            self.imaging.maker.load_whole = self.scheduler.for_picture
 
     def _build_hot(self, accounting: Accounting) -> HotDispatcher:
         """What answers before a request is parsed, and the connections that ask it."""

@@ -39,12 +39,11 @@ from twistedproxy.imaging.errors import (
     PoolBusy,
     PoolError,
     PoolTimeout,
-    TooManyFrames,
 )
 from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
-from twistedproxy.rendering import jobs, planner
-from twistedproxy.rendering.jobs import Pictures
+from twistedproxy.rendering import planner
+from twistedproxy.rendering.planner import Pictures
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.server import problems
@@ -64,7 +63,7 @@ THUMBNAIL = Viewport(256, 256, enlarge=False)
 Keep = Callable[[Request, Instance, Source, str, Sequence[bytes]], None]
 """Keeps what was written as a hot response."""
 
-FAILURES = (CannotRender, TooManyFrames, PictureTooLarge, PoolError)
+FAILURES = (CannotRender, PictureTooLarge, PoolError)
 
 
 class NotDecodableHere(Exception):
@@ -131,7 +130,9 @@ class RenderedAnswers:
             await self._send(request, wanted, made, "frames", form.media_type, form.multipart, form.transfer_syntax)
 
     @staticmethod
-    async def _make(imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: jobs.Request) -> Pictures:
+    async def _make(
+        imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: planner.Request
+    ) -> Pictures:
         """The pictures, once there is room for them: compressed ones are taken to have what frames probably have."""
         count = len(wanted.numbers)
         if count > 1:
@@ -202,8 +203,8 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
 
 def _job(
     wanted: ParsedRequest, rendering: Rendering, check: Optional[Callable[[InstanceMetadata], None]] = None
-) -> jobs.Request:
-    job = jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
+) -> planner.Request:
+    job = planner.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
     return job if check is None else attrs.evolve(job, check=check)
 
 
@@ -241,7 +242,7 @@ def raise_problem(error: Exception) -> NoReturn:
     match error:
         case CannotRender():
             raise problems.bad_request(detail) from None
-        case TooManyFrames() | PictureTooLarge():
+        case PictureTooLarge():
             raise Problem(413, detail) from None
         case PoolBusy():
             raise problems.unavailable(detail, RETRY_AFTER) from None

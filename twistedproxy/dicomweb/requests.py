@@ -169,7 +169,7 @@ def parse_parameters(query: bytes, known: frozenset[str], imaging: Optional[Pict
     """What a query asks for, of the parameters *known*. Raises `Problem` 400."""
     if not query:
         return _NOTHING
-    profiles = imaging.planner.profiles.names if imaging is not None else PROFILES
+    profiles = imaging.planner.profile_names if imaging is not None else PROFILES
     try:
         return parse_query(query, known, profiles)
     except BadParameter as error:

@@ -46,7 +46,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
         raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
         raise NotDecodable("XYB is a color space of JPEG XL alone")
-    decoder = _DECODERS.get(transfer_syntax)
+    decoder = DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
     try:
@@ -61,11 +61,6 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
 def reduced(facts: PixelFacts, scale: int) -> tuple[int, int]:
     """Rows and columns of a frame that a codec decoded at *scale*."""
     return -(-facts.rows // scale), -(-facts.columns // scale)
-
-
-def can_decode(transfer_syntax: str) -> bool:
-    """Whether frames in that transfer syntax can be decoded."""
-    return transfer_syntax in _DECODERS
 
 
 def _check(facts: PixelFacts, max_pixels: int) -> None:
@@ -203,7 +198,7 @@ def _unpacked(segment: bytes, size: int) -> Pixels:
 _JPEGS = syntaxes.uids_of("image/jpeg")
 _JPEG_2000S = syntaxes.uids_of("image/jp2") + syntaxes.uids_of("image/jpx") + syntaxes.uids_of("image/jphc")
 _JPEG_XLS = syntaxes.uids_of("image/jxl")
-_DECODERS: dict[str, Decoder] = {
+DECODERS: dict[str, Decoder] = {
     syntaxes.IMPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.EXPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.ENCAPSULATED_UNCOMPRESSED: _native,
@@ -216,3 +211,4 @@ _DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(syntaxes.uids_of("image/jls"), codecs.decode_jpegls),
     **dict.fromkeys(_JPEG_XLS, codecs.decode_jpegxl),
 }
+"""What frames can be decoded, by their transfer syntax."""

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
@@ -35,7 +35,6 @@ from twistedproxy.origin.interface import Headers, OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, StreamTooLong
 
 SEARCH_WAIT = 5.0  # seconds that a search waits for the first scan; it then gives what is known
-MAX_FRAMES = 10_000  # of one request; the number of frames in a query line of 16 KiB is smaller
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 DICOM = "application/dicom"
 _ALLOW = (b"Allow", b"GET, HEAD, OPTIONS")
@@ -44,24 +43,16 @@ Content = tuple[int, Iterator[bytes]]  # of a part: its size in bytes, and the b
 
 
 class FolderServer:
-    """Answers GET and HEAD. *url*: what URLs in answers begin with. *translate*: from errors of reading to an origin's."""
+    """Answers GET and HEAD. *url*: what URLs in answers begin with."""
 
-    def __init__(
-        self,
-        url: str,
-        index: Index,
-        threads: Threads,
-        files: FileReader,
-        translate: Callable[[Exception], Exception],
-    ) -> None:
+    def __init__(self, url: str, index: Index, threads: Threads, files: FileReader) -> None:
         self._url = url.rstrip("/")
         self._index = index
         self._threads = threads
         self._files = files
-        self._translate = translate
 
     async def answer(self, request: OriginRequest) -> OriginResponse:
-        """Answer one request. Raises origin errors, and what reading raises."""
+        """Answer one request. Raises origin errors."""
         method = request.method.decode("latin-1").upper()
         if method == "OPTIONS":
             return OriginResponse(204, (_ALLOW,), BytesStream(), 0)
@@ -208,7 +199,7 @@ class FolderServer:
         self, content_type: bytes, chunks: Iterator[bytes], length: Optional[int] = None, headers: Headers = ()
     ) -> OriginResponse:
         """*length*: bytes of the body, None where they are not known beforehand."""
-        body = await generated(self._threads, chunks, self._translate)
+        body = await generated(self._threads, chunks)
         counted = () if length is None else ((b"Content-Length", b"%d" % length),)
         return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
 
@@ -247,9 +238,7 @@ def no_such(what: str) -> OriginRefused:
 
 def _frame_numbers(listed: str, record: StoredFile) -> list[int]:
     """Numbers from 1, in the order asked for. Raises `OriginRefused` 400, 404."""
-    texts = listed.split(",", MAX_FRAMES)
-    if len(texts) > MAX_FRAMES:
-        raise refused(400, f"more than {MAX_FRAMES} frames were requested")
+    texts = listed.split(",")
     if any(not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text)) for text in texts):
         raise refused(400, f"{shown(listed)} is not a list of frames; expected numbers from 1, separated by commas")
     numbers = [int(text) for text in texts]
