@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import Any, Optional, Protocol, TypeVar
 
 import attrs
@@ -20,8 +21,19 @@ from twistedproxy.dicom.media_types import BadMediaType
 from twistedproxy.dicom.negotiation import NotAcceptable
 from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken
+from twistedproxy.imaging.errors import (
+    CallFailed,
+    CannotRender,
+    ChildDied,
+    PictureTooLarge,
+    PoolBusy,
+    PoolError,
+    PoolTimeout,
+    TooManyFrames,
+)
 from twistedproxy.origin.errors import OriginBusy, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.origin.interface import first
+from twistedproxy.prefetch.jobs import NotStarted
 from twistedproxy.server import problems
 from twistedproxy.server.cors import NOSNIFF, Cors, confine
 from twistedproxy.server.problems import Problem
@@ -39,6 +51,9 @@ _OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIF
 
 ORIGIN_RETRY_AFTER = 5
 """Seconds: about as long as a store needs to work off a queue."""
+
+BUSY_RETRY_AFTER = 2
+"""Seconds: about as long as a full queue of pictures takes, or the load of an instance of 200 MB."""
 
 STOPPING_RETRY_AFTER = 5
 """Seconds after which a client may ask again: about what a restart takes."""
@@ -172,19 +187,31 @@ def problem_of(error: Exception) -> Problem:
         case NotAcceptable():
             return problems.not_acceptable(error.available)
         case BadMediaType():
-            return problems.bad_request(str(error))
+            return Problem(400, str(error))
         case NoSuchFrame():
-            return problems.not_found(str(error))
-        case AnswerTooLarge():
+            return Problem(404, str(error))
+        case AnswerTooLarge() | TooManyFrames() | PictureTooLarge():
             return Problem(413, str(error))
         case NoRoom() | AnswerBroken():
             return problems.unavailable(str(error), RETRY_AFTER)
         case OriginBusy():
             return problems.unavailable(str(error), ORIGIN_RETRY_AFTER)
-        case OriginTimeout():
+        case CannotRender():
+            return Problem(400, str(error))
+        case PoolBusy():
+            return problems.unavailable(str(error), BUSY_RETRY_AFTER)
+        case CallFailed(kind="NotDecodable"):
+            return problems.not_acceptable(["the frames as they are stored"])
+        case OriginTimeout() | PoolTimeout():
             return Problem(504, str(error))
-        case OriginError():
+        case OriginError() | ChildDied():
             return Problem(502, str(error))
+        case PoolError():
+            return Problem(502, f"the picture cannot be made: {error}")
+        case NotStarted():
+            seconds = BUSY_RETRY_AFTER if error.status == 503 else error.retry_after
+            headers = () if seconds is None else ((b"Retry-After", b"%d" % max(1, ceil(seconds))),)
+            return Problem(error.status, str(error), members={"reason": error.reason}, headers=headers)
     _log.failure("unhandled error in a request handler")
     return Problem(500, "internal error; see the log of the proxy")
 

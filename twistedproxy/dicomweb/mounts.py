@@ -20,7 +20,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.paths import Resource, parse_resource
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.origin.interface import Origin
-from twistedproxy.server.problems import Problem, not_found, shown
+from twistedproxy.server.problems import Problem, shown
 
 
 @attrs.frozen
@@ -98,7 +98,7 @@ class RootResource(WebResource):
         found = self._mounts.find(raw_path)
         if found is None:
             prefixes = ", ".join(mount.prefix or "/" for mount in self._mounts.all)
-            raise not_found(f"{shown(raw_path)} is not below a mount; mounts: {prefixes}")
+            raise Problem(404, f"{shown(raw_path)} is not below a mount; mounts: {prefixes}")
         mount, below = found
         resource = parse_resource(below)
         request.target = Target(mount, resource, below, *self._credentials.split(query))

@@ -25,7 +25,7 @@ from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.server.compression import compressed_page
 from twistedproxy.server.cors import Cors
-from twistedproxy.server.problems import method_not_allowed, not_found
+from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
@@ -209,7 +209,7 @@ def add_pages(app: Klein, private: Callable[[Any], bool]) -> None:
 
         async def page(routes: Any, request: Request, name: str = name, write: Any = write) -> None:
             if name in _PRIVATE and not private(routes):
-                raise not_found("this page is served on --admin-listen only")
+                raise Problem(404, "this page is served on --admin-listen only")
             await write(routes.status, request)
 
         app.route(path, methods=["GET", "HEAD"], endpoint=name)(answered(name)(page))
@@ -229,10 +229,11 @@ class AdminRoutes:
     @app.handle_errors(HTTPException)
     def routing_failed(self, request: Any, failure: Failure) -> None:
         """No page, or not with that method."""
-        wrong_method = isinstance(failure.value, HTTPException) and failure.value.code == 405
+        wrong_method = failure.value.code == 405
         paths = ", ".join(path for path, _ in _PAGES.values())
         answer_error(
-            request, method_not_allowed(["GET", "HEAD"]) if wrong_method else not_found(f"no such page; pages: {paths}")
+            request,
+            method_not_allowed(["GET", "HEAD"]) if wrong_method else Problem(404, f"no such page; pages: {paths}"),
         )
 
 

@@ -20,7 +20,7 @@ from twisted.web.server import Request, Site
 
 from twistedproxy.server.channel import ProxyChannel
 from twistedproxy.server.connections import Connections
-from twistedproxy.server.problems import Problem, bad_request, shown
+from twistedproxy.server.problems import Problem, shown
 from twistedproxy.server.response_body import ClientGone
 from twistedproxy.server.uploads import Upload
 
@@ -60,11 +60,11 @@ class StreamingRequest(Request):
         """Give the request to the routes, its target in the one form that they know: a path and a query."""
         hosts = self.requestHeaders.getRawHeaders(b"Host", [])
         if self.clientproto == b"HTTP/1.1" and len(hosts) != 1:
-            self.refused = bad_request(
-                f"the request has {len(hosts)} Host fields; expected exactly one (RFC 9112 section 3.2)"
+            self.refused = Problem(
+                400, f"the request has {len(hosts)} Host fields; expected exactly one (RFC 9112 section 3.2)"
             )
         if self.method != self.method.upper():  # methods are case-sensitive (RFC 9110 section 9.1), not to Klein
-            self.refused = bad_request(f"{shown(self.method)} is not a known method; methods are upper case")
+            self.refused = Problem(400, f"{shown(self.method)} is not a known method; methods are upper case")
         absolute = _ABSOLUTE.fullmatch(self.uri)
         if absolute is not None:
             authority, rest = absolute.groups()
@@ -72,8 +72,8 @@ class StreamingRequest(Request):
             self.uri = rest if rest.startswith(b"/") else b"/" + rest
             self.path = self.uri.partition(b"?")[0]
         elif not self.uri.startswith(b"/") and self.uri != b"*":
-            self.refused = bad_request(
-                f"invalid request target {shown(self.uri)}; expected one that starts with a slash"
+            self.refused = Problem(
+                400, f"invalid request target {shown(self.uri)}; expected one that starts with a slash"
             )
         if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
             # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found
