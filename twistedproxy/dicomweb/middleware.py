@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from math import ceil
-from typing import Any, Optional, Protocol, TypeVar
+from typing import Any, Optional, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import BadMediaType
@@ -98,16 +99,16 @@ class Routes(Protocol):
     cors: Cors
 
 
-R = TypeVar("R", bound=Routes)
-Handler = Callable[[R, Request], Awaitable[None]]
+Handler = Callable[..., Awaitable[None]]
 
 
-def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]]]:
-    """Make a handler of a Klein route out of one that takes the request alone. *route*: its name in the metrics."""
+def answered(route: str) -> Callable[[Handler], Handler]:
+    """Make a handler of a Klein route out of one that takes the request alone, or of an error out of one that takes the
+    failure, too. *route*: its name in the metrics."""
 
-    def decorate(handler: Handler[R]) -> Callable[..., Awaitable[None]]:
+    def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
-        async def handle(self: R, request: Request, **_variables: str) -> None:
+        async def handle(self: Routes, request: Request, *failure: Failure, **_variables: str) -> None:
             # Klein's variables are percent-decoded: handlers read the raw path instead.
             started = self.accounting.begin()
             try:
@@ -118,7 +119,7 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
                 refused: Optional[Problem] = getattr(request, "refused", None)
                 if refused is not None:
                     raise refused
-                await handler(self, request)
+                await handler(self, request, *failure)
             except ClientGone:
                 _note_client_closed(request)
             except CancelledError:
@@ -135,13 +136,6 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
         return handle
 
     return decorate
-
-
-def answer_unrouted(routes: Routes, request: Request, problem: Problem) -> None:
-    """Answer what no route took, counted and logged like all else."""
-    started = routes.accounting.begin()
-    answer_error(request, problem)
-    routes.accounting.end(request, "unrouted", started)
 
 
 def _note_client_closed(request: Request) -> None:

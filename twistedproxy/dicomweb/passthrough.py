@@ -53,7 +53,7 @@ from twistedproxy.server.cors import confine
 from twistedproxy.server.forwarded import Network, is_trusted
 from twistedproxy.server.problems import not_acceptable
 from twistedproxy.server.response_body import SLICE, send_stream
-from twistedproxy.server.uploads import Upload
+from twistedproxy.server.site import Upload
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
 from twistedproxy.system.memory_budget import AnswerMemory
 

@@ -10,14 +10,13 @@ from typing import Any, Optional
 
 import attrs
 from klein import Klein
-from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.frames import StoredFrames
-from twistedproxy.dicomweb.middleware import Accounting, answer_unrouted, answered
+from twistedproxy.dicomweb.middleware import Accounting, answered
 from twistedproxy.dicomweb.mounts import Mounts, RootResource, Target
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.paths import ResourceKind
@@ -154,10 +153,11 @@ class ProxyRoutes:
             request.responseHeaders.setRawHeaders(name, [value])
 
     @app.handle_errors(HTTPException)
-    def routing_failed(self, request: Any, failure: Failure) -> None:
+    @answered("unrouted")
+    async def routing_failed(self, _request: Request, failure: Any) -> None:
         """No route, or not with that method: what the routes above leave."""
         wrong_method = failure.value.code == 405
-        answer_unrouted(self, request, method_not_allowed(_ALL) if wrong_method else Problem(404, _NO_RESOURCE))
+        raise method_not_allowed(_ALL) if wrong_method else Problem(404, _NO_RESOURCE)
 
     def resource(self) -> IResource:
         """The root resource of a listener."""

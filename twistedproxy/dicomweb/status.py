@@ -12,7 +12,6 @@ from klein import Klein
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
@@ -23,10 +22,11 @@ from twistedproxy.dicomweb.mounts import Mounts
 from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.server.compression import compressed_page
+from twistedproxy.server.compression import compress
 from twistedproxy.server.cors import Cors
 from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.server.response_body import send_page, send_stream
+from twistedproxy.streams import BytesStream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
 # Gauges of running jobs, by kind, and the field of a job that each sums (None: each job counts 1).
@@ -183,13 +183,15 @@ class StatusPages:
 
     async def _send(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
         request.setResponseCode(status)
-        compressed = compressed_page(request, body, self.clock)
-        if compressed is None:
+        headers, stream, coded = await compress(request, (), BytesStream(body), len(body), self.clock)
+        for name, value in headers:
+            request.responseHeaders.addRawHeader(name, value)
+        if not coded:
             send_page(request, content_type, body)
             return
         request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
         request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-        await send_stream(request, compressed)
+        await send_stream(request, stream)
 
 
 _PAGES = {
@@ -227,7 +229,7 @@ class AdminRoutes:
         self.cors = Cors()
 
     @app.handle_errors(HTTPException)
-    def routing_failed(self, request: Any, failure: Failure) -> None:
+    def routing_failed(self, request: Request, failure: Any) -> None:
         """No page, or not with that method."""
         wrong_method = failure.value.code == 405
         paths = ", ".join(path for path, _ in _PAGES.values())
