@@ -119,7 +119,10 @@ class FrameAnswers:
         size = sum(map(len, data))
         condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
         unchanged = condition is not None and matches_none(b", ".join(condition), etag)
-        part = _asked_range(request, etag, size) if ranged and not unchanged else None
+        asked = request.getHeader(b"Range") if request.method == b"GET" else None  # RFC 9110 section 14.2
+        part = None
+        if asked is not None and ranged and not unchanged:
+            part = requested_range(asked, request.getHeader(b"If-Range"), etag, size)
         self._set_headers(request, outcome, fresh)
         set_header(b"ETag", [etag])
         if unchanged:
@@ -253,9 +256,3 @@ def cache_outcome(answer: FrameAnswer) -> str:
     if answer.fetched:
         return "partial" if answer.cached else "miss"
     return "hit"
-
-
-def _asked_range(request: Request, etag: bytes, size: int) -> ByteRange | None:
-    """What Range asks for; only GET knows ranges (RFC 9110 section 14.2)."""
-    asked = request.getHeader(b"Range") if request.method == b"GET" else None
-    return requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None

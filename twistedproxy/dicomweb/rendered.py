@@ -101,7 +101,7 @@ class RenderedAnswers:
         if self.imaging is None:
             raise Problem(400, "downsample, interpolation and iccprofile need render workers, which are disabled")
         asked = wanted.asked if form is None else PictureQuery(Rendering(), wanted.fresh)
-        check = None if form is not None else _check_depth
+        check = _check_depth if form is None else lambda _metadata: None
         if form is None:
             others = (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
             form = choose_frames(wanted.accepted, JPEG_BASELINE, len(wanted.numbers), others)
@@ -169,10 +169,9 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
 
 
 def _job(
-    wanted: ParsedRequest, rendering: Rendering, check: Optional[Callable[[InstanceMetadata], None]] = None
+    wanted: ParsedRequest, rendering: Rendering, check: Callable[[InstanceMetadata], None] = lambda _metadata: None
 ) -> jobs.Request:
-    job = jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
-    return job if check is None else attrs.evolve(job, check=check)
+    return jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh, check)
 
 
 def _check_decodable(metadata: InstanceMetadata) -> None:

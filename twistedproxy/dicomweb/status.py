@@ -229,7 +229,7 @@ class AdminRoutes:
         self.cors = Cors()
 
     @app.handle_errors(HTTPException)
-    def routing_failed(self, request: Request, failure: Any) -> None:
+    def routing_failed(self, request: Any, failure: Any) -> None:
         """No page, or not with that method."""
         wrong_method = failure.value.code == 405
         paths = ", ".join(path for path, _ in _PAGES.values())

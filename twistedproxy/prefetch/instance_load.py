@@ -93,7 +93,6 @@ class ProvisionalFrames:
     _outstanding: int = 0
     _taken: int = 0
     _taken_size: int = 0
-    _refused: bool = False
     _batches: deque[Deferred[None]] = attrs.field(factory=deque)
 
     async def write(self, frames: list[bytes], size: int, transfer_syntax: str) -> None:
@@ -108,27 +107,20 @@ class ProvisionalFrames:
         self._batches.append(Deferred.fromCoroutine(self._put(entries, size)))
         while self._batches and (self._outstanding > OUTSTANDING_BYTES or self._batches[0].called):
             await self._batches.popleft()
-        self._check()
 
     async def finish(self) -> None:
         """Wait until all are in the cache. Raises `LoadFailed`."""
         while self._batches:
             await self._batches.popleft()
-        self._check()
 
     async def _put(self, entries: dict[bytes, Value], size: int) -> None:
         taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
         self._outstanding -= size
-        if taken:
-            self._taken += len(entries)
-            self._taken_size += size
-            self.progress(self._taken, self._taken_size)
-        else:
-            self._refused = True
-
-    def _check(self) -> None:
-        if self._refused:
+        if not taken:
             raise LoadFailed("the cache did not take the frames")
+        self._taken += len(entries)
+        self._taken_size += size
+        self.progress(self._taken, self._taken_size)
 
     async def take_back(self) -> bool:
         """Remove all that was written, once the writes have come to their end; whether that is certain."""

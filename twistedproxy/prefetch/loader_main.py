@@ -76,7 +76,8 @@ class LoaderMain:
         try:
             return attrs.astuple(await loading)
         except Exception as error:
-            raise CallError(_reason(error), _kind(error).__name__) from None
+            kind = NotLoadable if is_lasting(error) else LoadFailed
+            raise CallError(_reason(error), (Withdrawn if isinstance(error, Withdrawn) else kind).__name__) from None
         finally:
             del self._loads[number]
             if self._orphaned and not self._loads:
@@ -134,12 +135,6 @@ class LoaderMain:
         self._reactor.callLater(LAST_SECONDS, os._exit, 0)
         for loading in list(self._loads.values()):
             loading.cancel()
-
-
-def _kind(error: Exception) -> type[Exception]:
-    if isinstance(error, Withdrawn):
-        return Withdrawn
-    return NotLoadable if is_lasting(error) else LoadFailed
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Optional
-from urllib.parse import unquote_to_bytes
 
 from twisted.python.failure import Failure
 from twisted.web import http
@@ -114,6 +113,7 @@ class Upload:
 
 
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.DOTALL)
+_SHOWN = re.compile(rb"\*|/[a-z.]*")  # what Klein may see: no path at all, or that of a page of the proxy's own
 _ROUTED_NOWHERE = b"/-"
 
 
@@ -164,7 +164,7 @@ class StreamingRequest(Request):
             self.refused = Problem(
                 400, f"invalid request target {shown(self.uri)}; expected one that starts with a slash"
             )
-        if self.refused is not None or self.path.count(b"/") > 1 or not _is_utf8(unquote_to_bytes(self.path)):
+        if self.refused is not None or not _SHOWN.fullmatch(self.path):
             # Klein would answer in HTML; the routes judge `uri`. Only the proxy's own pages, of one segment, are found
             # by their path: twisted.web need not decode the others.
             self.path = _ROUTED_NOWHERE
@@ -215,14 +215,6 @@ class StreamingRequest(Request):
 
     def _body_is_coming(self) -> bool:
         return self.upload is not None and not self.upload.complete
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class ProxySite(Site):
