@@ -88,12 +88,7 @@ class FrameAnswers:
         vary = dict.fromkeys(["Accept", *settings.credential_header, "Cookie"])
         return cls(b"private, max-age=%d" % settings.client_max_age, ", ".join(vary).encode("ascii"))
 
-    async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
-        """Write *answer* in *form*; return what `send_parts` does."""
-        data = [frame.data for frame in answer.frames]
-        return await self.send_parts(request, data, form, cache_status(answer), fresh=answer.fresh)
-
-    async def send_parts(
+    async def send(
         self,
         request: Request,
         data: Sequence[bytes],
@@ -196,19 +191,17 @@ class StoredFrames:
                 return
             read = answer.answer if isinstance(answer, FramePieces) else answer
             form = wanted.form.of(read.metadata, read.frames[0].transfer_syntax)
+            if form.as_stored and isinstance(answer, FramePieces):
+                await self.answers.send_pieces(request, answer, form)
+                return
             if form.as_stored:
-                await self._send(request, wanted, answer, form)
+                data = [frame.data for frame in read.frames]
+                sent = await self.answers.send(request, data, form, cache_status(read), fresh=read.fresh)
+                if sent is not None and not wanted.fresh:
+                    self.hot.keep(request, wanted.instance, read, "frames", sent)
                 return
         del answer, read  # what was read as stored is not held beside what is made of it
         await self.transcode(request, wanted, form)
-
-    async def _send(self, request: Request, wanted: ParsedRequest, answer: Answer, form: FrameForm) -> None:
-        if isinstance(answer, FramePieces):
-            await self.answers.send_pieces(request, answer, form)
-            return
-        sent = await self.answers.send(request, answer, form)
-        if sent is not None and not wanted.fresh:
-            self.hot.keep(request, wanted.instance, answer, "frames", sent)
 
     async def _decoded_by_store(self, request: Request, wanted: ParsedRequest) -> bool:
         """Hand on for decoded frames what the store does not give as stored, if the caller takes those. They pass as they

@@ -70,11 +70,6 @@ class Accounting:
     access_log: AccessLog
     seconds: Callable[[], float]
 
-    def begin(self) -> float:
-        """A request has begun; when that was."""
-        self.metrics.request_started()
-        return self.seconds()
-
     def end(self, request: Request, route: str, started: float) -> None:
         """A request was answered, one way or another."""
         seconds = self.seconds() - started
@@ -110,14 +105,14 @@ def answered(route: str) -> Callable[[Handler], Handler]:
         @functools.wraps(handler)
         async def handle(self: Routes, request: Request, *failure: Failure, **_variables: str) -> None:
             # Klein's variables are percent-decoded: handlers read the raw path instead.
-            started = self.accounting.begin()
+            started = self.accounting.seconds()
+            self.accounting.metrics.request_started()
             try:
                 request.responseHeaders.addRawHeader(*NOSNIFF)
-                if self.cors.origins:
-                    for name, value in self.cors.headers(request.getHeader(b"Origin")):
-                        request.responseHeaders.addRawHeader(name, value)
+                for name, value in self.cors.headers(request.getHeader(b"Origin")):
+                    request.responseHeaders.addRawHeader(name, value)
                 refused: Optional[Problem] = getattr(request, "refused", None)
-                if refused is not None:
+                if refused is not None and not failure:
                     raise refused
                 await handler(self, request, *failure)
             except ClientGone:

@@ -77,7 +77,7 @@ class RenderedAnswers:
         try:
             form = wanted.picture_form()
         except (NotAcceptable, BadMediaType, Problem):  # the request may be right for what the store makes
-            if await self._decodes(imaging, wanted):
+            if planner.can_render(await imaging.metadata(_job(wanted, Rendering()))):
                 raise
             return False
         if route == "thumbnail" and asked.rendering.viewport is None:
@@ -133,7 +133,7 @@ class RenderedAnswers:
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
         digest, outcome = next(iter(made.digests), None), pictures_status(made, fresh)
-        sent = await self.answers.send_parts(request, made.data, form, outcome, digest, fresh)
+        sent = await self.answers.send(request, made.data, form, outcome, digest, fresh)
         if sent is not None and not fresh and not annotations:
             self.keep(request, wanted.instance, made, route, sent)
 
@@ -151,11 +151,6 @@ class RenderedAnswers:
             query = b"&".join([query, *fields] if query else fields)
         alteration = functools.partial(_described, self.imaging.pool, asked.rendering.downsample)
         return attrs.evolve(target, query=query), alteration
-
-    @staticmethod
-    async def _decodes(imaging: PictureService, wanted: ParsedRequest) -> bool:
-        """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
-        return planner.can_render(await imaging.metadata(_job(wanted, Rendering())))
 
 
 async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteStream:

@@ -153,10 +153,9 @@ class StatusPages:
     async def metrics_text(self, request: Request) -> None:
         """Prometheus' text format."""
         cache = await self.cache.status()
-        self.metrics.cache_server(
-            bool(cache.get("connected", True)),
-            *(_count(cache.get(name)) for name in ("used_bytes", "max_bytes", "evicted")),
-        )
+        counts = [cache.get(name) for name in ("used_bytes", "max_bytes", "evicted")]
+        known = [count if isinstance(count, int) else 0 for count in counts]
+        self.metrics.cache_server(bool(cache.get("connected", True)), *known)
         parts = await self._parts()
         running = running_gauges(job for part in parts for job in part["jobs"]["running"])
         await self._send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
@@ -237,7 +236,3 @@ class AdminRoutes:
             request,
             method_not_allowed(["GET", "HEAD"]) if wrong_method else Problem(404, f"no such page; pages: {paths}"),
         )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0

@@ -30,7 +30,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, LocalFile, Pace, ProvisionalFrames
+from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, Pace, ProvisionalFrames, local_file
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn, is_lasting
 from twistedproxy.processes.channel import CallError, Channel, connect_to_parent
 from twistedproxy.settings import Settings
@@ -111,7 +111,7 @@ class LoaderMain:
 
     async def _open(self, source: str, instance: Instance, caller: Caller) -> ByteStream:
         if source.startswith(FILE):
-            return LocalFile(source[len(FILE) :])
+            return local_file(source[len(FILE) :])
         origin = self._origins.get(source)
         if origin is None:
             origin = self._origins[source] = HTTPOrigin(self._reactor, source, self._settings)
