@@ -8,7 +8,6 @@ import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import BadMediaType
-from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import (
     AcceptedTypes,
     FormChoice,
@@ -43,10 +42,6 @@ from twistedproxy.settings import Settings
 
 _NOTHING = PictureQuery(Rendering())
 _ANYTHING = AcceptedTypes()
-
-
-def _as_stored_only(_metadata: InstanceMetadata, _stored: str) -> tuple[str, ...]:
-    return ()
 
 
 @attrs.frozen(eq=False)
@@ -134,7 +129,8 @@ class RequestParser:
                 )
             else:
                 instance = target.instance
-        form = FormChoice(accepted, len(numbers), producible if self.imaging is not None else _as_stored_only)
+        made_here = producible if self.imaging is not None else lambda _metadata, _stored: ()
+        form = FormChoice(accepted, len(numbers), made_here)
         return ParsedRequest(
             target.origin,
             instance,

@@ -46,12 +46,11 @@ class ProxyRoutes:
     status: StatusPages
     prefetching: PrefetchEndpoint
     accounting: Accounting
-    cors: Cors = attrs.field(init=False)
+    cors: Cors = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Cors(self.settings.cors_origin), takes_self=True)
+    )
 
     app = Klein()
-
-    def __attrs_post_init__(self) -> None:
-        self.cors = Cors(self.settings.cors_origin)
 
     @app.route(f"/{ResourceKind.FRAMES.value}", methods=_READ)
     @answered("frames")
