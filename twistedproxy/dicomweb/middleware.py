@@ -109,8 +109,9 @@ def answered(route: str) -> Callable[[Handler], Handler]:
             self.accounting.metrics.request_started()
             try:
                 request.responseHeaders.addRawHeader(*NOSNIFF)
-                for name, value in self.cors.headers(request.getHeader(b"Origin")):
-                    request.responseHeaders.addRawHeader(name, value)
+                if self.cors.origins:
+                    for name, value in self.cors.headers(request.getHeader(b"Origin")):
+                        request.responseHeaders.addRawHeader(name, value)
                 refused: Optional[Problem] = getattr(request, "refused", None)
                 if refused is not None and not failure:
                     raise refused
