@@ -288,3 +288,11 @@ def _fits(number: bytes) -> bool:
         return math.isfinite(float(number))
     except ValueError:
         return True
+
+
+def first_value(attributes: Any, tag: str) -> Any:
+    """The first value of *tag* in *attributes*, an object of the DICOM JSON Model (PS3.18 annex F); None where it has none."""
+    try:
+        return attributes[tag]["Value"][0]
+    except (KeyError, IndexError, TypeError):
+        return None

@@ -84,12 +84,12 @@ class FrameForm:
     """The form of the answer to a request for frames.
 
     *transfer_syntax* labels the frames: that of the bytes (Explicit VR Little Endian for every native little endian
-    frame). *as_stored*: the frames' bytes are the stored ones; else they must be transcoded to this.
+    frame); None for pictures. *as_stored*: the frames' bytes are the stored ones; else they must be transcoded to this.
     """
 
     multipart: bool
     media_type: str
-    transfer_syntax: str
+    transfer_syntax: Optional[str]
     as_stored: bool
 
 

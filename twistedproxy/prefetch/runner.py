@@ -138,10 +138,9 @@ class Loads:
         wanted = occasion.wanted
         seconds = self.settings.frame_ttl
         task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
-        slot = self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock())
-        await slot.acquire()
         try:
-            loaded = await loader.load(task, job.progressed)
+            async with self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock()):
+                loaded = await loader.load(task, job.progressed)
         except Withdrawn:
             await self.reader.invalidation.invalidate(occasion.instance.scope)
             raise
@@ -149,8 +148,6 @@ class Loads:
             if is_lasting(failed):
                 self._note_failure(occasion.instance, wanted.caller)
             raise
-        finally:
-            slot.release()
         self._note_success(occasion.instance, wanted.caller)
         job.progressed(loaded.frames, loaded.bytes)
 
