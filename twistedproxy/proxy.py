@@ -239,6 +239,7 @@ class Proxy:
     def _start_prefetch(self) -> None:
         self.demand.start()
         self._cache_use.start()
+        self.jobs.start_reaping()
         reason = switched_off(self._settings)
         if reason is not None:
             _log.info("prefetch is off: {reason}", event="prefetch_off", reason=reason.value)
@@ -248,6 +249,7 @@ class Proxy:
     async def _stop_prefetch(self) -> None:
         await self.scheduler.stop()
         await self.children.stop()
+        self.jobs.stop_reaping()
         self.demand.stop()
         self._cache_use.stop()
 

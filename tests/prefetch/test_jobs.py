@@ -83,6 +83,7 @@ class JobBookTests(SynchronousTestCase):
 
     def test_reaped(self) -> None:
         """Ended jobs are dropped after an interval, running ones never."""
+        self.jobs.start_reaping()
         self.jobs.start(INSTANCE, JobKind.WHOLE, "x", 1)
         self.jobs.end(self.jobs.start(INSTANCE, JobKind.BLOCK, "x", 1), Result.DONE)
         self.clock.advance(30)
@@ -92,18 +93,35 @@ class JobBookTests(SynchronousTestCase):
         self.clock.advance(60)
         status = self.jobs.status()
         self.assertEqual((len(status["running"]), status["ended"]), (1, []))
+        self.jobs.stop_reaping()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_reaped_and_told(self) -> None:
         """Of each job that is dropped the log says how it ended."""
+        self.jobs.start_reaping()
         job = self.jobs.start(INSTANCE, JobKind.WHOLE, "x", 100)
         job.frames, job.bytes = 100, 5000
         self.clock.advance(3)
         self.jobs.end(job, Result.DONE)
-        self.clock.advance(60)
-        self.assertEqual(self.jobs.status()["ended"], [])
+        self.clock.advance(117)
         (dropped,) = self.logged("job_dropped")
         told = [dropped[name] for name in ("instance", "kind", "frames", "bytes", "seconds", "result")]
         self.assertEqual(told, [INSTANCE.path, "whole", 100, 5000, 3.0, "done"])
+        self.jobs.stop_reaping()
+
+    def test_the_reaper_lives_on(self) -> None:
+        """What goes wrong in the loop's body is logged and does not end it."""
+
+        def broken(_before: float) -> None:
+            raise RuntimeError("ours")
+
+        self.patch(self.jobs, "drop_ended", broken)
+        self.jobs.start_reaping()
+        self.clock.advance(60)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.clock.advance(60)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.jobs.stop_reaping()
 
     def test_bounded(self) -> None:
         """However many jobs end within an interval, a bounded number is remembered."""
@@ -121,7 +139,7 @@ class JobBookTests(SynchronousTestCase):
             self.assertIs(self.jobs.last(INSTANCE), job)
             self.jobs.end(job, Result.DONE)
         self.assertIs(self.jobs.last(INSTANCE), display)
-        self.clock.advance(60)
+        self.jobs.drop_ended(self.clock.seconds())
         self.assertIsNone(self.jobs.last(INSTANCE))
 
     def test_drain(self) -> None:

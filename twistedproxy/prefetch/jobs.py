@@ -1,7 +1,7 @@
 """Running prefetches and those that ended a short while ago, their locks, and how a load fails or is not started.
 
 - A job is logged when it starts and when it ends, with the same field names.
-- Ended jobs stay visible for one interval: who looks for them drops the older ones.
+- Ended jobs stay visible for one interval, then a LoopingCall drops them; nothing that goes wrong in it ends it.
 - An instance has one lock in the cache: of all workers and hosts, one loads it.
 """
 
@@ -17,6 +17,7 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
 from twistedproxy.cache.interface import Cache, Fence
@@ -214,6 +215,8 @@ class JobBook:
         self._interval = reap_interval
         self._running: list[Job] = []
         self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
+        self._reaper = LoopingCall(self._reap)
+        self._reaper.clock = clock
 
     @property
     def running(self) -> list[Job]:
@@ -230,7 +233,7 @@ class JobBook:
         running = [job for job in self._running if job.instance == instance]
         if running:
             return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
-        return next((job for job in reversed(self._lately()) if job.instance == instance), None)
+        return next((job for job in reversed(self._ended) if job.instance == instance), None)
 
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: display loads do not."""
@@ -272,16 +275,29 @@ class JobBook:
         now = self._clock.seconds()
         return {
             "running": [job.fields(now) for job in self._running],
-            "ended": [job.fields(now) for job in self._lately()],
+            "ended": [job.fields(now) for job in self._ended],
         }
 
-    def _lately(self) -> list[Job]:
-        """The jobs that ended a short while ago; those before are dropped."""
-        before = self._clock.seconds() - self._interval
+    def start_reaping(self) -> None:
+        """Drop ended jobs from now on."""
+        self._reaper.start(self._interval, now=False)
+
+    def stop_reaping(self) -> None:
+        """Drop no more."""
+        if self._reaper.running:
+            self._reaper.stop()
+
+    def _reap(self) -> None:
+        try:
+            self.drop_ended(self._clock.seconds() - self._interval)
+        except Exception:
+            self._log.failure("removing finished jobs failed")
+
+    def drop_ended(self, before: float) -> None:
+        """Drop the jobs that ended *before* that second of the clock."""
         while self._ended and (self._ended[0].ended or 0.0) <= before:
             job = self._ended.popleft()
             self._log.debug("prefetch dropped: {kind} of {instance}", event="job_dropped", **job.fields(0.0))
-        return list(self._ended)
 
 
 Progress = Callable[[int, int], None]
