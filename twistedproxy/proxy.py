@@ -55,7 +55,7 @@ from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.machine_load import SystemLoadReader, cpu_count
 from twistedproxy.system.memory_budget import AnswerMemory
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 _log = Logger()
 
@@ -157,7 +157,7 @@ class Proxy:
         self.reader.answered = self.scheduler.answered
         self.reader.refused = self.scheduler.refused
         if self.imaging is not None:
-            self.imaging.load_whole_by(self.scheduler.for_picture)
+            self.imaging.maker.load_whole = self.scheduler.for_picture
 
     def _build_hot(self, accounting: Accounting) -> HotDispatcher:
         """What answers before a request is parsed, and the connections that ask it."""

@@ -21,7 +21,14 @@ for _name in ("backports.zstd", "compression.zstd"):
         ZSTD_LIBRARY = importlib.import_module(_name)
 
 
-class ByteStream(Protocol):
+class Closable(Protocol):
+    """What holds something open."""
+
+    def close(self) -> None:
+        """Let go of what feeds the stream (connection, file). Harmless when repeated or at the end."""
+
+
+class ByteStream(Closable, Protocol):
     """Bytes to be pulled, chunk by chunk, by one reader."""
 
     async def read(self) -> bytes:
@@ -30,14 +37,11 @@ class ByteStream(Protocol):
         Raises what broke the stream. A stream that broke stays broken.
         """
 
-    def close(self) -> None:
-        """Let go of what feeds the stream (connection, file). Harmless when repeated or at the end."""
-
 
 class YieldedStream:
     """A `ByteStream` of what *chunks* yields, none of them empty. Closing it closes *source*."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], source: ByteStream) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], source: Closable) -> None:
         self._chunks = chunks
         self._source = source
         self._broken: Optional[BaseException] = None

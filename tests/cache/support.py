@@ -18,8 +18,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
-
 from twistedproxy.cache.embedded import answers, find_server
+
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.endpoint import HELLO, Greeting

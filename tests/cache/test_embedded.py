@@ -14,11 +14,11 @@ from typing import Optional
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+from twistedproxy.cache.embedded import EmbeddedServer, answers, find_server, packaged_server
+from twistedproxy.cache.private_folder import PREFIX, make_folder, sweep
 
 from tests.cache.support import alive, any_server, ask, installed_reactor, until
 from twistedproxy.cache import embedded
-from twistedproxy.cache.embedded import EmbeddedServer, answers, find_server, packaged_server
-from twistedproxy.cache.private_folder import PREFIX, make_folder, sweep
 
 # A proxy in little: starts a server, says where and which, and goes on.
 PROXY = """

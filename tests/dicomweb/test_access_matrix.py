@@ -13,7 +13,7 @@ from tests.running import Proxy
 from tests.slides import slide
 from tests.stores.dialects import STANDARD
 from tests.waiting import wait_until
-from twistedproxy.origin.http import standing
+from twistedproxy.origin.http import limiter
 
 OCTETS = {"Accept": "application/octet-stream"}
 PNG = {"Accept": "image/png"}
@@ -46,7 +46,7 @@ class AccessMatrixTests(ProxyCase):
     async def begin(self, hot_memory: int) -> None:
         """A proxy whose cache and hot responses hold all that ALICE may see."""
         self.hold_slides()
-        self.patch(standing, "PACE", 0.0)  # of those who are refused, as most are here
+        self.patch(limiter, "PACE", 0.0)  # of those who are refused, as most are here
         self.running = await self.proxy(self.origin, hot_memory=hot_memory, grant_ttl=GRANT_SECONDS)
         self.url = self.running.url
         await self.fill()

@@ -29,7 +29,6 @@ from tests.waiting import wait_until
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.imaging.icc import convert_colors, profile_of
-from twistedproxy.rendering.own_profiles import OwnProfiles
 from twistedproxy.rendering.runner import range_sample
 from twistedproxy.server.conditional import entity_tag
 from twistedproxy.settings import Mount
@@ -671,7 +670,7 @@ class ColorTests(RenderingCase):
         answer = await client.get(f"{path}?iccprofile=scanner-8")
         self.assertEqual((answer.status, "scanner-7" in answer.json()["detail"]), (400, True))
         assert self.proxied.components.imaging is not None
-        self.proxied.components.imaging.planner.profiles = OwnProfiles()  # as on a host without them
+        self.proxied.components.imaging.planner.profiles = {}  # as on a host without them
         answer = await client.get(f"{path}?iccprofile=srgb", {"Accept": "image/png"})
         self.assertEqual(opened(answer.body).info["icc_profile"], profile_of("srgb"))
 

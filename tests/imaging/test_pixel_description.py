@@ -296,7 +296,7 @@ class OddTests(SynchronousTestCase):
             sequences = {tag: {"vr": "SQ", "Value": odd} for tag in ("52009229", "52009230", "00480105", "00283010")}
             description = Description()
             description.feed(json.dumps([sequences | metadata]).encode())
-            packed = InstanceFacts.from_bytes(description.facts({}).packed).of(1)
+            packed = InstanceFacts.from_bytes(description.packed({})[0]).of(1)
             self.assertEqual(PixelFacts.from_bytes(packed), PixelFacts.from_dicom_json(metadata), odd)
 
     def test_floating(self) -> None:

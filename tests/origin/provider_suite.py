@@ -19,7 +19,7 @@ from tests.slides import Made
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import PartCollector
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import lookup
+from twistedproxy.dicom.transfer_syntaxes import frame_uid, lookup
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse
 from twistedproxy.streams import StreamTooLong, read_all
@@ -45,7 +45,9 @@ class Known:
     def of(cls, made: Made) -> Known:
         syntax = lookup(made.encoding.transfer_syntax)
         assert syntax is not None
-        return cls(made.study, made.series, made.sop, made.rows, made.columns, syntax.frame_uid, made.stored_frames())
+        return cls(
+            made.study, made.series, made.sop, made.rows, made.columns, frame_uid(syntax.uid), made.stored_frames()
+        )
 
     def at(self, origin: Origin) -> Instance:
         return Instance(origin.url, "", self.study, self.series, self.sop)
@@ -177,7 +179,7 @@ class OriginSuite:
         response = await self.get(origin, one.path + b"/frames/1", headers=((b"Accept", accept),))
         self.assertEqual(response.status, 200)
         headers = {name.lower(): value for name, value in response.headers}
-        collector = PartCollector(parse_media_type(headers[b"content-type"]).boundary, MUCH)
+        collector = PartCollector(parse_media_type(headers[b"content-type"]).boundary, 1000)
         parts = collector.feed(await read_all(response.body, MUCH))
         collector.close()
         self.assertEqual([part.data for part in parts], [one.frames[0]])

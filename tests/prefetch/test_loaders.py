@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
+from twistedproxy.cache.embedded import EmbeddedServer
+from twistedproxy.cache.embedded_cache import EmbeddedCache
 
 from tests.cache.support import any_server, ask
 from tests.dicomweb.support import logged
@@ -20,8 +22,6 @@ from tests.slides import slide
 from tests.stores import faults
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
-from twistedproxy.cache.embedded import EmbeddedServer
-from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import instance_load, loaders

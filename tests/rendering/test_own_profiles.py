@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.running import printed
 from twistedproxy.imaging.icc import profile_of
-from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES, TARGETS, BadParameter, parse_query
-from twistedproxy.rendering.own_profiles import MAX_PROFILES, BadProfiles, OwnProfiles, read_profiles
+from twistedproxy.imaging.parameters import MAX_PROFILE, PROFILES, TARGETS, BadParameter, Rendering, parse_query
+from twistedproxy.rendering.own_profiles import MAX_PROFILES, BadProfiles, read_profiles
+from twistedproxy.rendering.planner import Planner
 
 
 def profile_folder(folder: str, profiles: Mapping[str, bytes]) -> str:
@@ -35,6 +37,11 @@ class FolderTests(SynchronousTestCase):
             (folder / name.replace("__", ".")).write_bytes(data)
         return folder
 
+    def planner(self, profiles: Mapping[str, bytes]) -> Planner:
+        """A planner of pictures with these profiles."""
+        nothing: Any = None
+        return Planner(nothing, nothing, profiles)
+
     def refused(self, folder: Path) -> str:
         """The error, which is one line."""
         error = str(self.assertRaises(BadProfiles, read_profiles, str(folder)))
@@ -46,18 +53,19 @@ class FolderTests(SynchronousTestCase):
         """Profiles go by their files' names in lower case; other files are left alone."""
         files = {"srgb__icc": b"1", "Lab-2_b__ICM": b"2", "readme__txt": b"3", "no": b"4"}
         own = read_profiles(str(self.folder(**files)))
-        self.assertEqual(own.by_name, {"srgb": b"1", "lab-2_b": b"2"})
-        self.assertEqual(own.names, (*PROFILES, "lab-2_b"))
-        self.assertEqual((own.get("srgb"), own.get("adobergb")), (b"1", b""))
-        for name in own.names:
-            self.assertEqual(parse_query(f"iccprofile={name}".encode(), profiles=own.names).rendering.profile, name)
+        self.assertEqual(own, {"srgb": b"1", "lab-2_b": b"2"})
+        names = self.planner(own).profile_names
+        self.assertEqual(names, (*PROFILES, "lab-2_b"))
+        for name in names:
+            self.assertEqual(parse_query(f"iccprofile={name}".encode(), profiles=names).rendering.profile, name)
         self.assertRaises(BadParameter, parse_query, b"iccprofile=lab-2_b")
 
     def test_digests(self) -> None:
-        """Another profile of the same name has another digest; ours have none."""
-        one, other = (OwnProfiles({"srgb": profile_of(name)}) for name in ("srgb", "adobergb"))
-        self.assertNotEqual(one.digest("srgb"), other.digest("srgb"))
-        self.assertEqual({OwnProfiles().digest(name) for name in TARGETS}, {b""})
+        """Pictures of another profile of the same name have another name; those of other profiles keep theirs."""
+        one, other = (self.planner({"srgb": profile_of(name)}) for name in ("srgb", "adobergb"))
+        for target in TARGETS:
+            names = {planner.name(b"whole", Rendering(profile=target)) for planner in (one, other, self.planner({}))}
+            self.assertEqual(len(names), 3 if target == "srgb" else 1)
 
     def test_refused(self) -> None:
         """A folder that is not there or empty, names that are none or come twice, and files without or with too many

@@ -139,7 +139,8 @@ class HeldTests(PoolCase):
     async def test_the_same_child(self) -> None:
         """Calls about what a child holds go to that child, while others use it in between."""
         pool = self.pool(workers=2)
-        held = await pool.hold({"op": "note"}, [b"1"])
+        held = pool.held()
+        await held.call({"op": "note"}, [b"1"])
         others = [started(pool.call({"op": "slow", "seconds": 0.02})) for _ in range(5)]
         for number in (b"2", b"3"):
             await held.call({"op": "note"}, [number])
@@ -149,7 +150,8 @@ class HeldTests(PoolCase):
     async def test_gone(self) -> None:
         """When the child is gone, what it held is, and says so."""
         pool = self.pool(workers=1)
-        held = await pool.hold({"op": "note"}, [b"1"])
+        held = pool.held()
+        await held.call({"op": "note"}, [b"1"])
         crash = started(pool.call({"op": "crash"}))
         queued = started(held.call({"op": "notes"}))
         await self.assertFailure(crash, ChildDied)

@@ -13,15 +13,14 @@ from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, Memor
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
-from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy, TooManyFrames
+from twistedproxy.imaging.errors import CallFailed, CannotRender, PictureTooLarge, PoolBusy
 from twistedproxy.imaging.parameters import parse_query
 from twistedproxy.imaging.tile_index import Placement, refusal
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
 from twistedproxy.prefetch.jobs import Job, JobKind
 from twistedproxy.processes.messages import Message
-from twistedproxy.rendering.jobs import Limits, Request
-from twistedproxy.rendering.planner import can_decode
+from twistedproxy.rendering.planner import Limits, Request, can_decode
 from twistedproxy.rendering.runner import BATCH
 from twistedproxy.rendering.service import PictureService
 from twistedproxy.streams import BytesStream
@@ -51,7 +50,7 @@ class Played:
     places: bytes = b""
     workers: int = 2
 
-    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: object = None) -> Message:
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         self.told.append((head, len(blobs)))
         if self.gate is not None:
             try:
@@ -61,15 +60,14 @@ class Played:
                 raise
         if self.failure is not None:
             raise self.failure
-        made = self.places if head["op"] == "placed" else b"picture %d" % len(self.told)
-        return Message({"digest": content_digest([made]).hex()}, [made])
+        made = self.places if head["op"] == "described" else b"picture %d" % len(self.told)
+        return Message({"digest": content_digest([made]).hex(), "uris": []}, [made])
 
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Played:
-        await self.call(head, blobs)
+    def held(self) -> Played:
         return self
 
-    def release(self, head: Mapping[str, Any]) -> None:
-        self.told.append((head, 0))
+    def release(self) -> None:
+        self.told.append(({"op": "drop"}, 0))
 
     @property
     def operations(self) -> list[str]:
@@ -167,8 +165,8 @@ class SourceTests(ServiceCase):
     def test_whole(self) -> None:
         """A whole instance comes batch by batch, row by row, into a picture that one child holds."""
         made = self.successResultOf(self.whole("viewport=100,100"))
-        self.assertEqual(made.data, [b"picture 4"])
-        self.assertEqual(self.pool.operations, ["begin", "add", "add", "finish"])
+        self.assertEqual(made.data, [b"picture 2"])
+        self.assertEqual(self.pool.operations, ["picture", "picture"])
         asked = self.parts.origin.asked_for("frames")
         self.assertEqual(asked, [tuple(range(1, BATCH + 1)), tuple(range(BATCH + 1, 101))])
 
@@ -183,7 +181,7 @@ class SourceTests(ServiceCase):
             loads.append(wanted.numbers)
             return job
 
-        self.service.load_whole_by(load_whole)
+        self.service.maker.load_whole = load_whole
         making = self.whole("viewport=100,100")
         self.assertEqual(self.parts.origin.asked_for("frames"), [])
         job.progressed(BATCH, 1)
@@ -212,7 +210,7 @@ class SourceTests(ServiceCase):
         self.failureResultOf(self.frames([26], "downsample=2"), NoSuchFrame)
         self.successResultOf(self.whole("viewport=100,100"))
         self.assertEqual(self.heard[-1], (3, 1, 2))
-        self.assertEqual(self.pool.operations.count("placed"), 1)
+        self.assertEqual(self.pool.operations.count("described"), 1)
 
     def test_unknown_places(self) -> None:
         """Where nothing says where frames lie there is no picture of the whole, nor a smaller one, whatever the order of the
@@ -223,7 +221,7 @@ class SourceTests(ServiceCase):
             for _ in range(2):
                 for asked in (self.frames([1], "downsample=2"), self.whole("viewport=100,100")):
                     self.assertIn("in no grid", str(self.failureResultOf(asked, CannotRender).value))
-            self.assertEqual(self.pool.operations.count("placed"), 1)
+            self.assertEqual(self.pool.operations.count("described"), 1)
             self.successResultOf(self.frames([2], media_type="image/png"))
             self.setUp()
         for only in ({"frames": 1}, {"total_rows": 256, "total_columns": 200}):
@@ -269,11 +267,11 @@ class RefusalTests(ServiceCase):
 
     def test_limits(self) -> None:
         """Frames, pixels and whole instances have limits that errors name."""
-        self.assertIn("20", self._refused(TooManyFrames, self.frames([1], "downsample=5")))
-        self.assertIn("20", self._refused(TooManyFrames, self.frames([1, 2, 3, 4, 5, 6], "downsample=2")))
+        self.assertIn("20", self._refused(PictureTooLarge, self.frames([1], "downsample=5")))
+        self.assertIn("20", self._refused(PictureTooLarge, self.frames([1, 2, 3, 4, 5, 6], "downsample=2")))
         self.assertIn(str(1 << 22), self._refused(PictureTooLarge, self.whole()))
         self.use(SLIDE, attrs.evolve(LIMITS, whole_frames=99))
-        self.assertIn("99", self._refused(TooManyFrames, self.whole("viewport=9,9")))
+        self.assertIn("99", self._refused(PictureTooLarge, self.whole("viewport=9,9")))
         self.use(SLIDE, attrs.evolve(LIMITS, pixels=256 * 255))
         self._refused(PictureTooLarge, self.frames([1], "viewport=9,9"))
 
@@ -379,7 +377,7 @@ class SharingTests(ServiceCase):
         for _ in range(5):  # more often than there are places
             self.parts.origin.gate = Deferred()  # the second batch does not come
             asked = self.whole("viewport=100,100")
-            self.assertEqual(self.pool.operations[-2:], ["begin", "add"])
+            self.assertEqual(self.pool.operations[-1], "picture")
             asked.cancel()
             self.failureResultOf(asked, CancelledError)
             self.assertEqual(self.pool.operations[-1], "drop")

@@ -11,8 +11,7 @@ from tests.server.wire import CLIENT_TIMEOUT, Server, Wire, done
 from twistedproxy.server.connections import IDLE_SECONDS, LINGER_SECONDS
 from twistedproxy.server.problems import Problem
 from twistedproxy.server.response_body import ClientGone
-from twistedproxy.server.site import StreamingRequest
-from twistedproxy.server.uploads import HIGH_WATER
+from twistedproxy.server.site import HIGH_WATER, StreamingRequest
 
 GET = b"GET /a HTTP/1.1\r\nHost: proxy\r\n\r\n"
 MIB = b"x" * (1 << 20)

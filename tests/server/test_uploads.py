@@ -7,7 +7,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.server.response_body import ClientGone
-from twistedproxy.server.uploads import HIGH_WATER, Upload
+from twistedproxy.server.site import HIGH_WATER, Upload
 
 
 class UploadTests(SynchronousTestCase):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,16 +11,15 @@ from twistedproxy.system.machine_load import (
     MemoryReading,
     SystemLoad,
     SystemLoadReader,
-    VirtualMemory,
     cpu_count,
     cpu_quotas,
     read_memory,
 )
 
 
-def machine() -> VirtualMemory:
+def machine() -> MemoryReading:
     """A machine of 1000 bytes, 600 of which are available."""
-    return SimpleNamespace(total=1000, available=600)
+    return MemoryReading(total=1000, available=600)
 
 
 class MemoryTests(SynchronousTestCase):

@@ -76,7 +76,7 @@ class MetricsTests(SynchronousTestCase):
         """Operations of the cache and of origins are counted by name and outcome, with their seconds."""
         self.metrics.cache_operation("get_many", "hit", 0.25)
         self.metrics.cache_operation("get_many", "hit", 0.5)
-        self.metrics.origin_operation("frames", "timeout", 30.0)
+        self.metrics.observe("origin_operation_seconds", ("frames", "timeout"), 30.0)
         self.assertEqual(2, self.sample("cache_operation_seconds_count", operation="get_many", outcome="hit"))
         self.assertEqual(0.75, self.sample("cache_operation_seconds_sum", operation="get_many", outcome="hit"))
         self.assertEqual(1, self.sample("origin_operation_seconds_count", operation="frames", outcome="timeout"))
@@ -84,8 +84,8 @@ class MetricsTests(SynchronousTestCase):
     def test_bytes(self) -> None:
         """Bytes are counted by their direction."""
         self.metrics.bytes_received(5)
-        self.metrics.origin_bytes("in", 7)
-        self.metrics.origin_bytes("out", 9)
+        self.metrics.count("origin_bytes", ("in",), 7)
+        self.metrics.count("origin_bytes", ("out",), 9)
         self.assertEqual(5, self.sample("client_bytes_total", direction="in"))
         self.assertEqual(7, self.sample("origin_bytes_total", direction="in"))
         self.assertEqual(9, self.sample("origin_bytes_total", direction="out"))

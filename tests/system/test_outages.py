@@ -53,7 +53,10 @@ class OutageTests(SynchronousTestCase):
                 error.ConnectError(osError=FileNotFoundError(2, "No such file or directory")),
                 "No such file or directory",
             ),
-            (CertificateRefused("cert has expired"), "certificate verify failed: cert has expired"),
+            (
+                CertificateRefused("certificate verify failed: cert has expired"),
+                "certificate verify failed: cert has expired",
+            ),
             (SSL.Error([("SSL routines", "", "wrong version number")]), "wrong version number"),
             (SSL.Error(-1, "Unexpected EOF"), "TLS failed"),
             (RuntimeError(), "RuntimeError"),

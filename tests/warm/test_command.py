@@ -19,7 +19,7 @@ from tests.slides import Made, loop, slide
 from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.stores.faults import Answer
 from tests.waiting import wait_until, within
-from twistedproxy.dicomweb import prefetch
+from twistedproxy.dicomweb import middleware
 from twistedproxy.warm import options as targets
 from twistedproxy.warm.command import warm
 from twistedproxy.warm.options import WarmOptions
@@ -96,7 +96,7 @@ class WarmTests(WarmCase):
 
     async def test_waits_for_a_busy_proxy(self) -> None:
         """While the proxy is busy with other loads it is asked again as long as patience lasts, and no longer."""
-        self.patch(prefetch, "BUSY_RETRY_AFTER", 1)
+        self.patch(middleware, "BUSY_RETRY_AFTER", 1)
         store = self.store(STANDARD, *self.study())
         proxy = await self.warm_proxy(store)
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3/instances"

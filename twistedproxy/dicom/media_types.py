@@ -32,7 +32,7 @@ _WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 class BadMediaType(ValueError):
-    """A text is not a media type."""
+    """A list of media types is longer than any that makes sense."""
 
 
 @attrs.frozen
@@ -72,13 +72,9 @@ class MediaType:
         return None if _in_single_quotes(boundary) else boundary.encode("latin-1", "replace") or None
 
 
-def parse_media_type(text: str | bytes) -> MediaType:
-    """Read one media type (a Content-Type); a comma is part of it. Raises `BadMediaType`."""
-    media_type = next(_read(text, _FIELD))
-    if media_type is None:
-        shown = text[:80]
-        raise BadMediaType(f"{shown!r} is not a media type")
-    return media_type
+def parse_media_type(text: str | bytes) -> MediaType | None:
+    """Read one media type (a Content-Type); a comma is part of it. None for what is none, or longer than `MAX_LENGTH`."""
+    return next(_read(text, _FIELD)) if len(text) <= MAX_LENGTH else None
 
 
 def parse_media_type_list(text: str | bytes | None) -> list[MediaType]:
@@ -87,6 +83,8 @@ def parse_media_type_list(text: str | bytes | None) -> list[MediaType]:
     Empty or missing: an empty list, which means anything (RFC 9110 section 12.5.1). Raises `BadMediaType`
     only for what is longer than `MAX_LENGTH`.
     """
+    if text and len(text) > MAX_LENGTH:
+        raise BadMediaType(f"a media type of more than {MAX_LENGTH} characters")
     return [media_type for media_type in _read(text or "", _ENTRY_FIELD) if media_type is not None]
 
 
@@ -99,8 +97,6 @@ def covers(accepted: str, offered: str) -> bool:
 
 def _read(text: str | bytes, pattern: re.Pattern[str]) -> Iterator[MediaType | None]:
     """The media types in *text*, None for an entry that is none. *pattern*: a field, and the separator behind it."""
-    if len(text) > MAX_LENGTH:
-        raise BadMediaType(f"a media type of more than {MAX_LENGTH} characters")
     fields: list[str] = []
     for match in pattern.finditer(text.decode("latin-1") if isinstance(text, bytes) else text):
         fields.append(match.group(1))

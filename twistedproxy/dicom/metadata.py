@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, get_args, get_type_hints
 
 import attrs
 
@@ -160,14 +160,7 @@ class InstanceMetadata:
 
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    field.name: {
-        "int": (int,),
-        "str": (str,),
-        "bool": (bool,),
-        "Optional[int]": (int, type(None)),
-        "Optional[str]": (str, type(None)),
-    }[str(field.type)]
-    for field in attrs.fields(InstanceMetadata)
+    name: get_args(kind) or (kind,) for name, kind in get_type_hints(InstanceMetadata).items()
 }
 
 FIELDS = {

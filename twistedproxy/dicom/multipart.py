@@ -19,8 +19,8 @@ from collections.abc import Generator, Iterator, Mapping
 
 import attrs
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
-from twistedproxy.streams import Gathered, StreamTooLong
+from twistedproxy.dicom.media_types import MediaType, parse_media_type
+from twistedproxy.streams import Gathered
 
 MAX_HEADER_BYTES = 16 * 1024
 """Headers of one part. Stores send about 150 bytes."""
@@ -28,8 +28,6 @@ MAX_BOUNDARY_BYTES = 256
 """RFC 2046 section 5.1.1 allows 70; some libraries make longer ones."""
 MAX_PADDING_BYTES = 64
 """Space between a delimiter and its line's end; none is usual."""
-MAX_PARTS = 100_000
-"""Parts that a collector takes: many more than frames can be asked for in one request."""
 
 _AFTER_DELIMITER = re.compile(rb"(--)|[ \t]*+\r?\n")
 _AFTER_DELIMITER_CUT = re.compile(rb"-|[ \t]*+\r?")
@@ -231,36 +229,27 @@ class Part:
     @property
     def media_type(self) -> MediaType | None:
         """What Content-Type says; None where it is missing or invalid."""
-        try:
-            return parse_media_type(self.headers.get("content-type", ""))
-        except BadMediaType:
-            return None
+        return parse_media_type(self.headers.get("content-type", ""))
 
 
 class PartCollector:
     """Collects whole parts. Nothing it gave is to be trusted before `close` returned.
 
-    *limit*: bytes of the data of all parts together. *max_parts*: how many parts make sense.
+    *max_parts*: how many parts make sense. The caller bounds the bytes.
     """
 
-    def __init__(self, boundary: bytes | None, limit: int, max_parts: int = MAX_PARTS) -> None:
+    def __init__(self, boundary: bytes | None, max_parts: int) -> None:
         self._parser = MultipartParser(boundary)
-        self._limit = limit
-        self._left = limit
         self._max_parts = max_parts
         self._count = 0
         self._headers: Mapping[str, str] = {}
         self._data = Gathered()
 
     def feed(self, chunk: bytes) -> list[Part]:
-        """Take the next bytes; return the parts that they complete. Raises `BadMultipart`, and
-        `StreamTooLong` as soon as the parts hold more bytes than the limit."""
+        """Take the next bytes; return the parts that they complete. Raises `BadMultipart`."""
         parts: list[Part] = []
         for event in self._parser.feed(chunk):
             if isinstance(event, PartData):
-                self._left -= len(event.data)
-                if self._left < 0:
-                    raise StreamTooLong(f"more than {self._limit} bytes")
                 self._data.add(event.data)
             elif isinstance(event, PartStart):
                 self._count += 1

@@ -31,10 +31,11 @@ from twistedproxy.dicom.media_types import MULTIPART_RELATED, MediaType, covers,
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import part_content_type
 from twistedproxy.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     OCTET_STREAM,
     canonical_media_type,
-    lookup,
+    frame_uid,
     media_type_of,
 )
 
@@ -83,12 +84,12 @@ class FrameForm:
     """The form of the answer to a request for frames.
 
     *transfer_syntax* labels the frames: that of the bytes (Explicit VR Little Endian for every native little endian
-    frame). *as_stored*: the frames' bytes are the stored ones; else they must be transcoded to this.
+    frame); None for pictures. *as_stored*: the frames' bytes are the stored ones; else they must be transcoded to this.
     """
 
     multipart: bool
     media_type: str
-    transfer_syntax: str
+    transfer_syntax: Optional[str]
     as_stored: bool
 
 
@@ -121,14 +122,14 @@ def choose_frames(
     *producible*: UIDs of transfer syntaxes that the frames could be transcoded to, the preferred ones first.
     Raises `NotAcceptable` where neither is accepted.
     """
-    weight, form = _choose_frames(accepted, stored_transfer_syntax, frame_count == 1, producible)
-    if form is None or weight <= 0:
+    _, form = _choose_frames(accepted, stored_transfer_syntax, frame_count == 1, producible)
+    if form is None:
         offers = _offers(stored_transfer_syntax, frame_count == 1, producible)
-        raise NotAcceptable([_described(offer.form) for offer in offers])
+        raise NotAcceptable([_described(offer) for offer in offers])
     return form
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class FormChoice:
     """The form of the answer to one request. *producible*: gives the transfer syntaxes that frames of an instance, stored in
     one, could be transcoded to."""
@@ -136,22 +137,19 @@ class FormChoice:
     accepted: AcceptedTypes
     frame_count: int
     producible: Callable[[InstanceMetadata, str], tuple[str, ...]]
-    _stored: str = attrs.field(init=False, default="")
-    _form: Optional[FrameForm] = attrs.field(init=False, default=None)
 
     def check(self, metadata: InstanceMetadata) -> None:
         """Choose as soon as the metadata show how the frames are stored. Raises `NotAcceptable`."""
-        if metadata.transfer_syntax is not None:
-            self.of(metadata, _delivered(metadata.transfer_syntax))
+        stored = metadata.transfer_syntax
+        if stored is not None:  # stores give frames in big endian in little endian
+            self.of(metadata, EXPLICIT_VR_LITTLE_ENDIAN if stored == EXPLICIT_VR_BIG_ENDIAN else stored)
 
     def of(self, metadata: InstanceMetadata, stored: str) -> FrameForm:
         """The form of frames that are stored in that transfer syntax. Raises `NotAcceptable`."""
-        if self._form is None or self._stored != stored:
-            weight, form = _choose_frames(self.accepted, stored, self.frame_count == 1, ())
-            if form is None or weight < 1:  # else none is better: it is the stored one
-                form = choose_frames(self.accepted, stored, self.frame_count, self.producible(metadata, stored))
-            self._form, self._stored = form, stored
-        return self._form
+        weight, form = _choose_frames(self.accepted, stored, self.frame_count == 1, ())
+        if form is not None and weight >= 1:  # none is better: it is the stored one
+            return form
+        return choose_frames(self.accepted, stored, self.frame_count, self.producible(metadata, stored))
 
 
 def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:
@@ -159,19 +157,22 @@ def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:
 
     Raises `NotAcceptable`.
     """
-    best_q, best = 0.0, ""
-    for media_type in available:
-        matching = [
-            (_specificity(range_), range_.q)
-            for range_ in accepted.ranges
-            if covers(range_.media_type, media_type) and (not range_.multipart or range_.media_type == ANY)
-        ]
-        q = max(matching)[1] if matching else 0.0
-        if q > best_q:
-            best_q, best = q, media_type
-    if not best:
+    weights = [_best_range(accepted, functools.partial(_is_bare, media_type))[1] for media_type in available]
+    if not any(weights):
         raise NotAcceptable(available)
-    return best
+    return available[weights.index(max(weights))]
+
+
+def _is_bare(media_type: str, range_: Range) -> bool:
+    """Whether the range asks for *media_type*, not multipart."""
+    return covers(range_.media_type, media_type) and (not range_.multipart or range_.media_type == ANY)
+
+
+def _best_range(accepted: AcceptedTypes, meets: Callable[[Range], bool]) -> tuple[tuple[int, bool], float, int]:
+    """The range that decides, of those that *meets* is true of: how specific it is, its weight and its place in the list,
+    counted down. A weight of 0 where there is none."""
+    found = [(_specificity(one), one.q, -place) for place, one in enumerate(accepted.ranges) if meets(one)]
+    return max(found, default=((0, False), 0.0, 0))
 
 
 def check_json(accepted: AcceptedTypes) -> None:
@@ -222,24 +223,14 @@ def _range(media_type: MediaType) -> Range:
     return Range(canonical_media_type(part_type), multipart, media_type.transfer_syntax, media_type.q)
 
 
-@attrs.frozen
-class _Offer:
-    form: FrameForm
-    names: tuple[str, ...]
-    """The transfer syntaxes that the offer may be asked for by: its own, and the one in which the instance is stored."""
-
-
-def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[_Offer]:
+def _offers(stored: str, single: bool, producible: Iterable[str]) -> Iterable[FrameForm]:
     """All that could be answered, the preferred first. Frames in implicit VR or deflated files go as explicit VR, frames
     that a store gave in big endian not as they are (PS3.18 section 8.7.3)."""
-    known = lookup(stored)
-    label = known.frame_uid if known else stored
-    swapped = known is not None and known.big_endian
+    label, swapped = frame_uid(stored), stored == EXPLICIT_VR_BIG_ENDIAN
     for uid in dict.fromkeys(producible if swapped else (label, *producible)):
         as_stored = uid == label and not swapped
-        names = (label, stored) if as_stored else (uid,)
         for multipart in (True, False) if single else (True,):
-            yield _Offer(FrameForm(multipart, media_type_of(uid), uid, as_stored), names)
+            yield FrameForm(multipart, media_type_of(uid), uid, as_stored)
 
 
 @functools.lru_cache(maxsize=CACHED_CHOICES)
@@ -247,35 +238,21 @@ def _choose_frames(
     accepted: AcceptedTypes, stored: str, single: bool, producible: tuple[str, ...]
 ) -> tuple[float, Optional[FrameForm]]:
     """The best form, and the weight that it has."""
-    candidates = []
+    best: tuple[float, bool, int] = (0.0, False, 0)
+    form: Optional[FrameForm] = None
     for offer in _offers(stored, single, producible):
-        matching = [
-            (_specificity(range_), range_.q, -position)
-            for position, range_ in enumerate(accepted.ranges)
-            if _meets(range_, offer)
-        ]
-        if matching:
-            _, q, position = max(matching)
-            candidates.append((q, offer.form.as_stored, position, offer.form))
-    best = max(candidates, key=lambda candidate: candidate[:3], default=None)
-    return (0.0, None) if best is None else (best[0], best[3])
+        _, q, place = _best_range(accepted, functools.partial(_meets, offer, stored))
+        if q > 0 and (form is None or (q, offer.as_stored, place) > best):
+            best, form = (q, offer.as_stored, place), offer
+    return best[0], form
 
 
-@functools.lru_cache(maxsize=256)
-def _delivered(transfer_syntax: str) -> str:
-    """How a store gives frames of an instance that is stored in that transfer syntax: those in big endian are expected in
-    little endian."""
-    known = lookup(transfer_syntax)
-    return EXPLICIT_VR_LITTLE_ENDIAN if known is not None and known.big_endian else transfer_syntax
-
-
-def _meets(range_: Range, offer: _Offer) -> bool:
-    """Whether the offer is what the range asks for."""
-    form = offer.form
+def _meets(form: FrameForm, stored: str, range_: Range) -> bool:
+    """Whether the range asks for *form*; what is as stored may be asked for by the transfer syntax of the instance, too."""
     if range_.multipart != form.multipart:
         return False
     wanted_uid = range_.transfer_syntax
-    if wanted_uid not in (None, "*") and wanted_uid not in offer.names:
+    if wanted_uid not in (None, "*", form.transfer_syntax) and not (form.as_stored and wanted_uid == stored):
         return False
     if range_.media_type == OCTET_STREAM:
         if wanted_uid is None:
@@ -286,10 +263,7 @@ def _meets(range_: Range, offer: _Offer) -> bool:
 
 def _specificity(range_: Range) -> tuple[int, bool]:
     """How exactly a range says what it means: any type, a family or a type; then, a transfer syntax or not."""
-    if range_.media_type == ANY:
-        family = 0
-    else:
-        family = 1 if range_.media_type.endswith("/*") else 2
+    family = 0 if range_.media_type == ANY else 1 if range_.media_type.endswith("/*") else 2
     return family, range_.transfer_syntax not in (None, "*")
 
 

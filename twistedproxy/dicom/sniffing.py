@@ -1,4 +1,4 @@
-"""What a frame's first bytes show: its transfer syntax where that is not declared, and whether they fit the declared one.
+"""What a frame's first bytes show: its transfer syntax where that is not declared, or another codec than the declared one's.
 
 Rules:
 
@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import itertools
 import struct
 
 from twistedproxy.dicom import transfer_syntaxes as ts
@@ -33,36 +32,25 @@ from twistedproxy.dicom.codestream import (
 
 SNIFFED_BYTES = 65_536
 """As much of a frame as is worth looking at: ICC profiles may stand in front of what shows it."""
-RLE_HEADER = struct.Struct("<16I")  # PS3.5 section G.5
 
 _JPEG_2000_TYPES = frozenset(("image/jp2", "image/jpx", "image/jphc"))
-# How frames of a media type begin. T.81 B.1.1.2 lets fill bytes, FF, stand before a marker.
-_BEGINNINGS = {
-    **dict.fromkeys(("image/jpeg", "image/jls"), (SOI, b"\xff\xff")),
-    **dict.fromkeys(_JPEG_2000_TYPES, (SOC, JP2_CONTAINER)),
-    "image/jxl": (JXL_CODESTREAM, JXL_CONTAINER),
-}
 _PROCESSES = {0xC0: ts.JPEG_BASELINE, 0xC1: ts.JPEG_EXTENDED, 0xC2: ts.JPEG_PROGRESSIVE}
 
 
 def sniff(frame: bytes) -> str | None:
     """The UID of the transfer syntax that *frame* (or its first kilobytes) is encoded in; None if it is not shown."""
     try:
-        return _sniff(frame)
+        if frame.startswith(SOI + b"\xff"):
+            return _jpeg_syntax(frame)
+        if frame.startswith((SOC, JP2_CONTAINER)):
+            return _jpeg2000_syntax(jpeg2000_codestream(frame))
     except (BadCodestream, struct.error, IndexError):  # cut off in the middle of what would have shown it
         return None
-
-
-def _sniff(frame: bytes) -> str | None:
-    if frame.startswith(SOI + b"\xff"):
-        return _jpeg_syntax(frame)
-    if frame.startswith((SOC, JP2_CONTAINER)):
-        return _jpeg2000_syntax(jpeg2000_codestream(frame))
     if frame.startswith(JXL_CODESTREAM):
         return ts.JPEG_XL
     if frame.startswith(JXL_CONTAINER):
         return ts.JPEG_XL_RECOMPRESSION if any(kind == b"jbrd" for kind, _, _ in boxes(frame)) else ts.JPEG_XL
-    return ts.RLE_LOSSLESS if _is_rle(frame) else None
+    return ts.RLE_LOSSLESS if ts.is_rle(frame) else None
 
 
 def _jpeg_syntax(data: bytes) -> str | None:
@@ -99,15 +87,6 @@ def _jpeg2000_syntax(data: bytes) -> str | None:
     return None
 
 
-def _is_rle(data: bytes) -> bool:
-    """Whether the 16 numbers of an RLE header are there (PS3.5 section G.5): count, ascending offsets, zeros."""
-    if len(data) < RLE_HEADER.size:
-        return False
-    count, *offsets = RLE_HEADER.unpack_from(data)
-    ascending = all(earlier < later for earlier, later in itertools.pairwise(offsets[:count]))
-    return 1 <= count <= 15 and offsets[0] == 64 and not any(offsets[count:]) and ascending
-
-
 def other_codec(frame: bytes, uid: str) -> str | None:
     """The media type that *frame* shows where that is of another codec than frames in transfer syntax *uid* are of.
 
@@ -117,9 +96,3 @@ def other_codec(frame: bytes, uid: str) -> str | None:
     shown = sniff(frame[:SNIFFED_BYTES]) if declared.startswith("image/") else None
     found = ts.media_type_of(shown) if shown is not None else declared
     return None if found == declared or {found, declared} <= _JPEG_2000_TYPES else found
-
-
-def may_be(frame: bytes, uid: str) -> bool:
-    """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
-    media_type = ts.media_type_of(uid)
-    return _is_rle(frame) if media_type == "image/dicom-rle" else frame.startswith(_BEGINNINGS.get(media_type, b""))

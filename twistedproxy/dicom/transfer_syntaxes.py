@@ -13,7 +13,12 @@ Rules that this file keeps:
 
 from __future__ import annotations
 
+import itertools
+import struct
+
 import attrs
+
+from twistedproxy.dicom.codestream import JP2_CONTAINER, JXL_CODESTREAM, JXL_CONTAINER, SOC, SOI
 
 OCTET_STREAM = "application/octet-stream"
 
@@ -64,14 +69,6 @@ class TransferSyntax:
     deflated: bool = False
     end_marker: bytes | None = None
     frames_separable: bool = True
-
-    @property
-    def frame_uid(self) -> str:
-        """The UID to label one frame with. Native frames go out in little endian only (PS3.18 section 8.7.3), and say
-        nothing of implicit VR or of deflation: what cuts frames out of a big endian file swaps their bytes."""
-        if self.implicit_vr or self.deflated or self.big_endian:
-            return EXPLICIT_VR_LITTLE_ENDIAN
-        return self.uid
 
 
 @attrs.frozen
@@ -157,9 +154,10 @@ def lookup(uid: str | None) -> TransferSyntax | None:
 
 
 def frame_uid(uid: str) -> str:
-    """The UID that a frame of an instance in transfer syntax *uid* is labelled with."""
-    syntax = _BY_UID.get(uid)
-    return uid if syntax is None else syntax.frame_uid
+    """The UID that a frame of an instance in transfer syntax *uid* is labelled with. Native frames go out in little endian only
+    (PS3.18 section 8.7.3), and say nothing of implicit VR or of deflation: what cuts frames out of a big endian file swaps
+    their bytes."""
+    return EXPLICIT_VR_LITTLE_ENDIAN if is_native(uid) else uid
 
 
 def is_native(uid: str | None) -> bool:
@@ -171,7 +169,7 @@ def is_native(uid: str | None) -> bool:
 def is_as_stored(uid: str, stored: str) -> bool:
     """Whether frames or a file in transfer syntax *uid* can be as *stored*. Byte orders of native data are one: web services
     carry little endian only (PS3.18 section 8.7.3.5.2), and are labelled so whatever the file has."""
-    return frame_uid(uid) == frame_uid(stored) or (is_native(uid) and is_native(stored))
+    return frame_uid(uid) == frame_uid(stored)
 
 
 def media_type_of(uid: str) -> str:
@@ -190,3 +188,27 @@ def uids_of(media_type: str) -> tuple[str, ...]:
     """All transfer syntaxes whose frames have that media type."""
     canonical = canonical_media_type(media_type)
     return tuple(syntax.uid for syntax in _TABLE if syntax.media_type == canonical)
+
+
+RLE_HEADER = struct.Struct("<16I")  # PS3.5 section G.5
+# How frames of a media type begin. T.81 B.1.1.2 lets fill bytes, FF, stand before a marker.
+_BEGINNINGS = {
+    **dict.fromkeys(("image/jpeg", "image/jls"), (SOI, b"\xff\xff")),
+    **dict.fromkeys(("image/jp2", "image/jpx", "image/jphc"), (SOC, JP2_CONTAINER)),
+    "image/jxl": (JXL_CODESTREAM, JXL_CONTAINER),
+}
+
+
+def may_be(frame: bytes, uid: str) -> bool:
+    """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
+    media_type = media_type_of(uid)
+    return is_rle(frame) if media_type == "image/dicom-rle" else frame.startswith(_BEGINNINGS.get(media_type, b""))
+
+
+def is_rle(data: bytes) -> bool:
+    """Whether the 16 numbers of an RLE header are there (PS3.5 section G.5): count, ascending offsets, zeros."""
+    if len(data) < RLE_HEADER.size:
+        return False
+    count, *offsets = RLE_HEADER.unpack_from(data)
+    ascending = all(earlier < later for earlier, later in itertools.pairwise(offsets[:count]))
+    return 1 <= count <= 15 and offsets[0] == 64 and not any(offsets[count:]) and ascending

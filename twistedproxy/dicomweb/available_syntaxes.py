@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Optional, Union
 
+from twistedproxy.dicom.json_events import first_value
 from twistedproxy.dicom.resource import Instance, InvalidUID
 from twistedproxy.dicomweb.mounts import Target
 
@@ -79,10 +80,7 @@ def _placed(attributes: object, target: Target) -> Union[Instance, str, None]:
 
 
 def _first(attributes: dict[str, object], tag: str) -> Optional[str]:
-    try:
-        value = attributes[tag]["Value"][0]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError):
-        return None
+    value = first_value(attributes, tag)
     return value if isinstance(value, str) else None
 
 

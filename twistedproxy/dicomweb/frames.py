@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Optional, Union
 
 import attrs
@@ -19,7 +19,7 @@ from twisted.web.server import Request
 from twistedproxy.dicom.multipart_writer import MultipartForm, part_content_type
 from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, Frame
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
 from twistedproxy.frames.entries import digest_of, multipart_of
@@ -31,13 +31,17 @@ from twistedproxy.server.conditional import ByteRange, entity_tag, matches_none,
 from twistedproxy.server.forwarded import Outside
 from twistedproxy.server.response_body import SLICE, send_bytes, send_stream
 from twistedproxy.settings import Settings
+from twistedproxy.streams import YieldedStream
 from twistedproxy.system.memory_budget import AnswerMemory
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 DECODED = f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}'.encode()
 """The Accept value for frames that every store can make which can decode them (PS3.18 section 8.7.3.5.2)."""
 
 Answer = Union[FrameAnswer, FramePieces]
+
+CacheOutcome = tuple[bytes, str]
+"""What the cache did: as Cache-Status (RFC 9211), and in one word, for metrics and the log."""
 
 
 def boundary_of(pieces: FramePieces) -> str:
@@ -49,36 +53,15 @@ def boundary_of(pieces: FramePieces) -> str:
     return hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16, key=fence).hexdigest()
 
 
-@attrs.define(eq=False)
-class PiecesBody:
-    """A `ByteStream` of a multipart body whose parts are *pieces*."""
-
-    pieces: FramePieces
-    form: MultipartForm
-    _begun: bool = attrs.field(init=False, default=False)
-    _ended: bool = attrs.field(init=False, default=False)
-    _chunks: Iterator[bytes] = attrs.field(init=False, factory=lambda: iter(()))
-
-    async def read(self) -> bytes:
-        while True:
-            chunk = next(self._chunks, b"")
-            if chunk or self._ended:
-                return chunk
-            frames = await self.pieces.read()
-            self._ended = not frames
-            self._chunks = self._written(frames) if frames else iter((self.form.end,))
-
-    def close(self) -> None:
-        self._chunks, self._ended = iter(()), True
-        self.pieces.close()
-
-    def _written(self, frames: Sequence[Frame]) -> Iterator[bytes]:
-        """The parts of *frames*: small ones together, large ones in slices."""
+async def parts_of(pieces: FramePieces, form: MultipartForm) -> AsyncIterator[bytes]:
+    """The multipart body whose parts are *pieces*: small ones together, large ones in slices."""
+    begun = False
+    while frames := await pieces.read():
         together: list[bytes] = []
         size = 0
         for frame in frames:
-            together.append(self.form.head(len(frame.data), not self._begun))
-            self._begun = True
+            together.append(form.head(len(frame.data), not begun))
+            begun = True
             size += len(together[-1])
             view = memoryview(frame.data)
             for start in range(0, len(view), SLICE):
@@ -89,6 +72,7 @@ class PiecesBody:
                     together, size = [], 0
         if together:
             yield b"".join(together)
+    yield form.end
 
 
 @attrs.frozen
@@ -104,36 +88,54 @@ class FrameAnswers:
         vary = dict.fromkeys(["Accept", *settings.credential_header, "Cookie"])
         return cls(b"private, max-age=%d" % settings.client_max_age, ", ".join(vary).encode("ascii"))
 
-    async def send(self, request: Request, answer: FrameAnswer, form: FrameForm) -> Optional[Sequence[bytes]]:
-        """Write *answer* in *form*; return what `send_body` does."""
-        note_outcome(request, cache_outcome(answer))
-        data = [frame.data for frame in answer.frames]
-        transfer_syntax = form.transfer_syntax
-        return await self.send_parts(
-            request, data, form.media_type, transfer_syntax, form.multipart, cache_status(answer), fresh=answer.fresh
-        )
-
-    async def send_parts(
+    async def send(
         self,
         request: Request,
         data: Sequence[bytes],
-        media_type: str,
-        transfer_syntax: Optional[str],
-        multipart: bool,
-        status: bytes,
+        form: FrameForm,
+        outcome: CacheOutcome,
         digest: Optional[bytes] = None,
         fresh: bool = False,
     ) -> Optional[Sequence[bytes]]:
-        """Write *data*: parts, or one frame or picture as it is, whose `content_digest` may be known as *digest*. Return what
-        `send_body` does."""
-        ranged = not multipart or len(data) == 1
-        if multipart:
-            body = await multipart_of(data, media_type, transfer_syntax)
+        """Write *data* in *form*, or what the request's conditions make of it: parts, or one frame or picture as it is,
+        whose `content_digest` may be known as *digest*. Return what was written where that was all.
+
+        Raises `Problem` 416. *fresh*: whether no cache may keep it.
+        """
+        ranged = not form.multipart or len(data) == 1
+        if form.multipart:
+            body = await multipart_of(data, form.media_type, form.transfer_syntax)
             content_type, data, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
         else:
-            content_type = part_content_type(media_type, transfer_syntax).encode("ascii")
+            content_type = part_content_type(form.media_type, form.transfer_syntax).encode("ascii")
             etag = entity_tag(content_type, digest or await digest_of(data[0]))
-        return await self.send_body(request, content_type, data, etag, status, ranged, fresh)
+        set_header = request.responseHeaders.setRawHeaders
+        size = sum(map(len, data))
+        condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
+        unchanged = condition is not None and matches_none(b", ".join(condition), etag)
+        asked = request.getHeader(b"Range") if request.method == b"GET" else None  # RFC 9110 section 14.2
+        part = None
+        if asked is not None and ranged and not unchanged:
+            part = requested_range(asked, request.getHeader(b"If-Range"), etag, size)
+        self._set_headers(request, outcome, fresh)
+        set_header(b"ETag", [etag])
+        if unchanged:
+            request.setResponseCode(304)
+            return None
+        if ranged:
+            set_header(b"Accept-Ranges", [b"bytes"])
+        if part is not None:
+            data = _cut(data, part)
+            size = part.stop - part.start
+            set_header(b"Content-Range", [part.content_range])
+            request.setResponseCode(206)
+        set_header(b"Content-Type", [content_type])
+        set_header(b"Content-Length", [b"%d" % size])
+        if size <= SLICE:
+            request.write(b"".join(data))  # a single one is not copied
+        else:
+            await send_bytes(request, data)
+        return data if part is None else None
 
     async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:
         """Write a long list of frames in *form* as its frames come. Raises what breaks it, with the answer begun."""
@@ -145,51 +147,13 @@ class FrameAnswers:
                 pieces.close()
                 request.write(b"")
             else:
-                await send_stream(request, PiecesBody(pieces, multipart))
+                await send_stream(request, YieldedStream(parts_of(pieces, multipart), pieces))
         finally:
-            note_outcome(request, cache_outcome(pieces.answer))
+            _, request.cache_outcome = cache_status(pieces.answer)  # type: ignore[attr-defined]
 
-    async def send_body(
-        self,
-        request: Request,
-        content_type: bytes,
-        chunks: Sequence[bytes],
-        etag: bytes,
-        status: bytes,
-        ranged: bool,
-        fresh: bool,
-    ) -> Optional[Sequence[bytes]]:
-        """Write *chunks*, or what the request's conditions make of them. Return what was written where that was all.
-
-        Raises `Problem` 416. *ranged*: whether a Range counts. *fresh*: whether no cache may keep it.
-        """
+    def _set_headers(self, request: Any, outcome: CacheOutcome, fresh: bool) -> None:
         set_header = request.responseHeaders.setRawHeaders
-        size = sum(map(len, chunks))
-        condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
-        unchanged = condition is not None and matches_none(b", ".join(condition), etag)
-        part = _asked_range(request, etag, size) if ranged and not unchanged else None
-        self._set_headers(request, status, fresh)
-        set_header(b"ETag", [etag])
-        if unchanged:
-            request.setResponseCode(304)
-            return None
-        if ranged:
-            set_header(b"Accept-Ranges", [b"bytes"])
-        if part is not None:
-            chunks = _cut(chunks, part)
-            size = part.stop - part.start
-            set_header(b"Content-Range", [part.content_range])
-            request.setResponseCode(206)
-        set_header(b"Content-Type", [content_type])
-        set_header(b"Content-Length", [b"%d" % size])
-        if size <= SLICE:
-            request.write(b"".join(chunks))  # a single one is not copied
-        else:
-            await send_bytes(request, chunks)
-        return chunks if part is None else None
-
-    def _set_headers(self, request: Request, status: bytes, fresh: bool) -> None:
-        set_header = request.responseHeaders.setRawHeaders
+        status, request.cache_outcome = outcome
         set_header(b"Cache-Status", [status])
         request.responseHeaders.addRawHeader(b"Vary", self.vary)
         set_header(b"Cache-Control", [b"no-store" if fresh else self.cache_control])
@@ -226,19 +190,19 @@ class StoredFrames:
                 return
             read = answer.answer if isinstance(answer, FramePieces) else answer
             form = wanted.form.of(read.metadata, read.frames[0].transfer_syntax)
+            if form.as_stored and isinstance(answer, FramePieces):
+                await self.answers.send_pieces(request, answer, form)
+                return
             if form.as_stored:
-                await self._send(request, wanted, answer, form)
+                data = [frame.data for frame in read.frames]
+                sent = await self.answers.send(request, data, form, cache_status(read), fresh=read.fresh)
+                if sent is not None and not wanted.fresh:
+                    self.hot.keep(
+                        request, wanted.instance, read, "frames", sent, (form, read.frames[0].transfer_syntax)
+                    )
                 return
         del answer, read  # what was read as stored is not held beside what is made of it
         await self.transcode(request, wanted, form)
-
-    async def _send(self, request: Request, wanted: ParsedRequest, answer: Answer, form: FrameForm) -> None:
-        if isinstance(answer, FramePieces):
-            await self.answers.send_pieces(request, answer, form)
-            return
-        sent = await self.answers.send(request, answer, form)
-        if sent is not None and not wanted.fresh:
-            self.hot.keep(request, wanted.instance, answer, "frames", sent, (form, answer.frames[0].transfer_syntax))
 
     async def _decoded_by_store(self, request: Request, wanted: ParsedRequest) -> bool:
         """Hand on for decoded frames what the store does not give as stored, if the caller takes those. They pass as they
@@ -268,14 +232,15 @@ def _cut(chunks: Sequence[bytes], part: ByteRange) -> list[bytes]:
     return cut
 
 
-def cache_status(answer: FrameAnswer) -> bytes:
-    """The Cache-Status of an answer (RFC 9211); of one in pieces, that of the first."""
+def cache_status(answer: FrameAnswer) -> CacheOutcome:
+    """That of an answer; of one in pieces, that of what was read so far."""
     if not answer.from_origin:
-        return b"twistedproxy; hit"
+        return b"twistedproxy; hit", "hit"
     forward = b"request" if answer.fresh else b"partial" if answer.cached else b"uri-miss"
     stored = b"; stored" if answer.stored else b""
     collapsed = b"; collapsed" if answer.shared else b""
-    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
+    word = "collapsed" if answer.shared else "partial" if answer.cached else "miss"
+    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed), word
 
 
 def cache_outcome(answer: FrameAnswer) -> str:
@@ -285,14 +250,3 @@ def cache_outcome(answer: FrameAnswer) -> str:
     if answer.fetched:
         return "partial" if answer.cached else "miss"
     return "hit"
-
-
-def note_outcome(request: Any, outcome: str) -> None:
-    """Keep what the cache did, in one word, for metrics and the log."""
-    request.cache_outcome = outcome
-
-
-def _asked_range(request: Request, etag: bytes, size: int) -> ByteRange | None:
-    """What Range asks for; only GET knows ranges (RFC 9110 section 14.2)."""
-    asked = request.getHeader(b"Range") if request.method == b"GET" else None
-    return requested_range(asked, request.getHeader(b"If-Range"), etag, size) if asked else None

@@ -16,7 +16,7 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Optional
 
-from twistedproxy.dicom.media_types import MULTIPART_RELATED, BadMediaType, parse_media_type
+from twistedproxy.dicom.media_types import MULTIPART_RELATED, parse_media_type
 from twistedproxy.dicom.multipart import BadMultipart, End, MultipartParser, PartData, PartEnd, PartStart
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import InvalidUID, Scope, validate_uid
@@ -111,11 +111,8 @@ class UploadedInstances:
         self._text: Optional[bytearray] = None
         self._parser: Optional[MultipartParser] = None
         self._begun = False
-        try:
-            media_type = parse_media_type(content_type)
-        except BadMediaType:
-            return
-        if media_type.is_multipart:
+        media_type = parse_media_type(content_type)
+        if media_type is not None and media_type.is_multipart:
             self._parser = MultipartParser(media_type.boundary, lenient=True)
 
     def observing(self, body: ByteStream) -> ByteStream:

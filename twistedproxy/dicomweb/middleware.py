@@ -9,19 +9,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, Optional, Protocol, TypeVar
+from math import ceil
+from typing import Any, Optional, Protocol
 
 import attrs
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import BadMediaType
 from twistedproxy.dicom.negotiation import NotAcceptable
 from twistedproxy.frames.read_through import AnswerTooLarge, NoSuchFrame
 from twistedproxy.frames.streamed import AnswerBroken
+from twistedproxy.imaging.errors import (
+    CallFailed,
+    CannotRender,
+    ChildDied,
+    PictureTooLarge,
+    PoolBusy,
+    PoolError,
+    PoolTimeout,
+)
 from twistedproxy.origin.errors import OriginBusy, OriginError, OriginRefused, OriginTimeout
 from twistedproxy.origin.interface import first
+from twistedproxy.prefetch.jobs import NotStarted
 from twistedproxy.server import problems
 from twistedproxy.server.cors import NOSNIFF, Cors, confine
 from twistedproxy.server.problems import Problem
@@ -40,6 +52,9 @@ _OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIF
 ORIGIN_RETRY_AFTER = 5
 """Seconds: about as long as a store needs to work off a queue."""
 
+BUSY_RETRY_AFTER = 2
+"""Seconds: about as long as a full queue of pictures takes, or the load of an instance of 200 MB."""
+
 STOPPING_RETRY_AFTER = 5
 """Seconds after which a client may ask again: about what a restart takes."""
 
@@ -53,11 +68,6 @@ class Accounting:
     metrics: Metrics
     access_log: AccessLog
     seconds: Callable[[], float]
-
-    def begin(self) -> float:
-        """A request has begun; when that was."""
-        self.metrics.request_started()
-        return self.seconds()
 
     def end(self, request: Request, route: str, started: float) -> None:
         """A request was answered, one way or another."""
@@ -83,27 +93,28 @@ class Routes(Protocol):
     cors: Cors
 
 
-R = TypeVar("R", bound=Routes)
-Handler = Callable[[R, Request], Awaitable[None]]
+Handler = Callable[..., Awaitable[None]]
 
 
-def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]]]:
-    """Make a handler of a Klein route out of one that takes the request alone. *route*: its name in the metrics."""
+def answered(route: str) -> Callable[[Handler], Handler]:
+    """Make a handler of a Klein route out of one that takes the request alone, or of an error out of one that takes the
+    failure, too. *route*: its name in the metrics."""
 
-    def decorate(handler: Handler[R]) -> Callable[..., Awaitable[None]]:
+    def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
-        async def handle(self: R, request: Request, **_variables: str) -> None:
+        async def handle(self: Routes, request: Request, *failure: Failure, **_variables: str) -> None:
             # Klein's variables are percent-decoded: handlers read the raw path instead.
-            started = self.accounting.begin()
+            started = self.accounting.seconds()
+            self.accounting.metrics.request_started()
             try:
                 request.responseHeaders.addRawHeader(*NOSNIFF)
                 if self.cors.origins:
                     for name, value in self.cors.headers(request.getHeader(b"Origin")):
                         request.responseHeaders.addRawHeader(name, value)
                 refused: Optional[Problem] = getattr(request, "refused", None)
-                if refused is not None:
+                if refused is not None and not failure:
                     raise refused
-                await handler(self, request)
+                await handler(self, request, *failure)
             except ClientGone:
                 _note_client_closed(request)
             except CancelledError:
@@ -120,13 +131,6 @@ def answered(route: str) -> Callable[[Handler[R]], Callable[..., Awaitable[None]
         return handle
 
     return decorate
-
-
-def answer_unrouted(routes: Routes, request: Request, problem: Problem) -> None:
-    """Answer what no route took, counted and logged like all else."""
-    started = routes.accounting.begin()
-    answer_error(request, problem)
-    routes.accounting.end(request, "unrouted", started)
 
 
 def _note_client_closed(request: Request) -> None:
@@ -172,19 +176,31 @@ def problem_of(error: Exception) -> Problem:
         case NotAcceptable():
             return problems.not_acceptable(error.available)
         case BadMediaType():
-            return problems.bad_request(str(error))
+            return Problem(400, str(error))
         case NoSuchFrame():
-            return problems.not_found(str(error))
-        case AnswerTooLarge():
+            return Problem(404, str(error))
+        case AnswerTooLarge() | PictureTooLarge():
             return Problem(413, str(error))
         case NoRoom() | AnswerBroken():
             return problems.unavailable(str(error), RETRY_AFTER)
         case OriginBusy():
             return problems.unavailable(str(error), ORIGIN_RETRY_AFTER)
-        case OriginTimeout():
+        case CannotRender():
+            return Problem(400, str(error))
+        case PoolBusy():
+            return problems.unavailable(str(error), BUSY_RETRY_AFTER)
+        case CallFailed(kind="NotDecodable"):
+            return problems.not_acceptable(["the frames as they are stored"])
+        case OriginTimeout() | PoolTimeout():
             return Problem(504, str(error))
-        case OriginError():
+        case OriginError() | ChildDied():
             return Problem(502, str(error))
+        case PoolError():
+            return Problem(502, f"the picture cannot be made: {error}")
+        case NotStarted():
+            seconds = BUSY_RETRY_AFTER if error.status == 503 else error.retry_after
+            headers = () if seconds is None else ((b"Retry-After", b"%d" % max(1, ceil(seconds))),)
+            return Problem(error.status, str(error), members={"reason": error.reason}, headers=headers)
     _log.failure("unhandled error in a request handler")
     return Problem(500, "internal error; see the log of the proxy")
 

@@ -10,7 +10,7 @@ as to the origin.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any
 
 import attrs
 from twisted.web.resource import IResource
@@ -20,7 +20,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.paths import Resource, parse_resource
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.origin.interface import Origin
-from twistedproxy.server.problems import Problem, not_found, shown
+from twistedproxy.server.problems import Problem, shown
 
 
 @attrs.frozen
@@ -38,12 +38,13 @@ class Mounts:
         self.all = sorted(mounts, key=lambda mount: len(mount.prefix), reverse=True)
         self._by_prefix = [(mount.prefix.encode("ascii"), mount) for mount in self.all]
 
-    def find(self, raw_path: bytes) -> Optional[tuple[MountedOrigin, bytes]]:
-        """The mount that *raw_path* (still percent-encoded) lies below, and the path below it."""
+    def find(self, raw_path: bytes) -> tuple[MountedOrigin, bytes]:
+        """The mount that *raw_path* (still percent-encoded) lies below, and the path below it. Raises `Problem` 404."""
         for prefix, mount in self._by_prefix:
             if raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in (b"", b"/"):
                 return mount, raw_path[len(prefix) :]
-        return None
+        prefixes = ", ".join(mount.prefix or "/" for mount in self.all)
+        raise Problem(404, f"{shown(raw_path)} is not below a mount; mounts: {prefixes}")
 
 
 @attrs.frozen
@@ -88,18 +89,12 @@ class RootResource(WebResource):
         raw_path, _, query = request.uri.partition(b"?")
         if raw_path not in OWN and request.refused is None:
             try:
-                self._enter(request, raw_path, query)
+                mount, below = self._mounts.find(raw_path)
+                resource = parse_resource(below)
             except Problem as problem:
                 request.nowhere = problem
                 request.postpath = [b"nowhere"]
+            else:
+                request.target = Target(mount, resource, below, *self._credentials.split(query))
+                request.postpath = [resource.kind.value.encode("ascii")]
         return self._routes.render(request)
-
-    def _enter(self, request: Any, raw_path: bytes, query: bytes) -> None:
-        found = self._mounts.find(raw_path)
-        if found is None:
-            prefixes = ", ".join(mount.prefix or "/" for mount in self._mounts.all)
-            raise not_found(f"{shown(raw_path)} is not below a mount; mounts: {prefixes}")
-        mount, below = found
-        resource = parse_resource(below)
-        request.target = Target(mount, resource, below, *self._credentials.split(query))
-        request.postpath = [resource.kind.value.encode("ascii")]

@@ -1,13 +1,23 @@
 """The reverse proxy for everything below a mount that is no frame: requests and answers are streamed both ways.
 
-- The caller's headers go along but for hop-by-hop ones and some (`twistedproxy.dicomweb.forward_headers`); the origin's come back
-  but for hop-by-hop ones.
+- The caller's headers go along but for hop-by-hop ones and some (see below); the origin's come back but for hop-by-hop ones.
 - Redirects are given back, never followed. URLs of the origin in JSON answers and in Location become URLs of the proxy;
   other URLs of the store's host are not shown (`twistedproxy.dicomweb.url_rewriting`).
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.dicomweb.metadata_answers`).
 - A metadata answer that passes is the caller's grant for that instance: the origin is not asked for it again.
 - Answers that describe instances are requested without a content coding, inspected, and compressed here.
 - Parts of answers that are held count against the memory for answers; an answer that finds no room there is not read.
+
+Rules for request headers:
+- fields that change the meaning of a request are dropped: a GET that a store takes for a DELETE would leave the cache
+  unchanged, X-Original-URL would lead out of the mount, Proxy would redirect a store that is a CGI. Some servers read an
+  underscore in a field's name as a dash: Transfer_Encoding is the same field;
+- Forwarded, X-Forwarded-* and the like are forwarded from trusted proxies only: any client can set them. A header that
+  the operator named as a credential is forwarded, whatever its name;
+- the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
+  Cache-Status names it there;
+- hop-by-hop fields are dropped (RFC 9110 section 7.6.1). Fields that identify the caller are forwarded even if Connection
+  names them: the store must not judge another caller than the one that the answer is a grant for.
 """
 
 from __future__ import annotations
@@ -16,13 +26,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.web.server import Request
 
-from twistedproxy.deferreds import all_or_none
+from twistedproxy.deferreds import all_or_none, follow
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb.forward_headers import request_for_origin
 from twistedproxy.dicomweb.metadata_answers import (
     UploadedInstances,
     form_of,
@@ -32,19 +40,21 @@ from twistedproxy.dicomweb.metadata_answers import (
 from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import ResourceKind
+from twistedproxy.dicomweb.requests import caller_of
 from twistedproxy.dicomweb.url_rewriting import UrlMap, located
+from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
-from twistedproxy.origin.http.bodies import HIGH_WATER
-from twistedproxy.origin.interface import OriginRequest, OriginResponse
+from twistedproxy.origin.http.exchange import HIGH_WATER
+from twistedproxy.origin.interface import HOP_BY_HOP, OriginRequest, OriginResponse
 from twistedproxy.server.compression import altered, compress, may_transform, not_modified
 from twistedproxy.server.cors import confine
-from twistedproxy.server.forwarded import Network
+from twistedproxy.server.forwarded import Network, is_trusted
 from twistedproxy.server.problems import not_acceptable
 from twistedproxy.server.response_body import SLICE, send_stream
-from twistedproxy.server.uploads import Upload
+from twistedproxy.server.site import Upload
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
-from twistedproxy.system.memory_budget import AnswerMemory, Reservation
+from twistedproxy.system.memory_budget import AnswerMemory
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to find what was stored: some 40,000 instances."""
@@ -71,6 +81,15 @@ _NOT_HANDED_BACK = frozenset(
 )
 
 
+PSEUDONYM = b"twistedproxy"
+
+_STAY = HOP_BY_HOP | frozenset(
+    b"host content-length expect proxy x-http-method-override x-http-method x-method-override x-forwarded-method"
+    b" x-original-url x-rewrite-url".split()
+)
+_OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
+
+
 @attrs.frozen
 class PassThrough:
     """Hands requests on. *descriptions* looks at answers that describe instances; *memory*: for what is held of answers;
@@ -90,52 +109,45 @@ class PassThrough:
 
         Raises the errors of `twistedproxy.origin.errors` and `NoRoom`, before anything was written.
         """
-        with self.memory.hold() as held:
-            return await self._answer(held, request, target, outside, alter, only_good)
-
-    async def _answer(
-        self,
-        held: Reservation,
-        request: Request,
-        target: Target,
-        outside: str,
-        alter: Optional[Alteration],
-        only_good: bool,
-    ) -> Optional[int]:
         describing = is_describing(request.method, target.resource.kind)
         handed_on = request_for_origin(request, target, describing, self.descriptions.credentials, self.trusted)
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
-        if request.method in _CHANGING and target.resource.kind in _CHANGED:
-            response = await self._change(request, target, handed_on)
-            held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must get the answer
-        else:
-            response = await target.origin.forward(handed_on)
-            if only_good and response.status >= 400:
+        with self.memory.hold() as held:
+            if request.method in _CHANGING and target.resource.kind in _CHANGED:
+                response = await self._change(request, target, handed_on)
+                held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must get the answer
+            else:
+                response = await target.origin.forward(handed_on)
+                if only_good and response.status >= 400:
+                    response.body.close()
+                    return response.status
+                most = PASSING + (watch.held if watch is not None else 0)
+                try:
+                    await held.take(most if response.length is None else min(most, response.length))
+                except BaseException:
+                    response.body.close()
+                    raise
+            origin = target.origin.url
+            urls = UrlMap(origin, outside, origin + handed_on.path.decode("ascii"))
+            response = located(response, urls)
+            if (
+                response.status in NOT_ALLOWED
+                and target.resource.kind in _READING
+                and request.method in (b"GET", b"HEAD")
+            ):
+                await self.descriptions.revoke(handed_on, target)
+            size = response.length
+            if watch is not None and watch.understands(response):
+                body = await watch.follow(response, urls, held)
+                if alter is not None:
+                    body = await alter(body)
+                response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
+            elif alter is not None and response.status == 200:
                 response.body.close()
-                return response.status
-            most = PASSING + (watch.held if watch is not None else 0)
-            try:
-                await held.take(most if response.length is None else min(most, response.length))
-            except BaseException:
-                response.body.close()
-                raise
-        origin = target.origin.url
-        urls = UrlMap(origin, outside, origin + handed_on.path.decode("ascii"))
-        response = located(response, urls)
-        if response.status in NOT_ALLOWED and target.resource.kind in _READING and request.method in (b"GET", b"HEAD"):
-            await self.descriptions.revoke(handed_on, target)
-        size = response.length
-        if watch is not None and watch.understands(response):
-            body = await watch.follow(response, urls, held)
-            if alter is not None:
-                body = await alter(body)
-            response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
-        elif alter is not None and response.status == 200:
-            response.body.close()
-            raise not_acceptable(["application/dicom+json"])
-        if describing:
-            response = await self._compressed(request, response, size)
-        await self._send(request, response)
+                raise not_acceptable(["application/dicom+json"])
+            if describing:
+                response = await self._compressed(request, response, size)
+            await self._send(request, response)
         return None
 
     async def _compressed(self, request: Request, response: OriginResponse, size: Optional[int]) -> OriginResponse:
@@ -149,27 +161,20 @@ class PassThrough:
         headers, body, coded = await compress(request, response.headers, response.body, size, clock)
         return attrs.evolve(response, headers=headers, body=body, length=None if coded else response.length)
 
-    def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> Deferred[OriginResponse]:
+    async def _change(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
         """Hand on what may change the store, and invalidate what it touched before the answer is given.
 
         Once all of it was sent, the answer is awaited even if the client disconnects: only that shows whether anything
         changed, and a stranger that disconnects at once must not invalidate anything.
         """
         changing = Deferred.fromCoroutine(self._changed(request, target, handed_on))
-        waiter: Deferred[OriginResponse] = Deferred(lambda _: None if _was_sent(request) else changing.cancel())
-
-        def answered(response: OriginResponse) -> None:
-            if waiter.called:
-                response.body.close()
-            else:
-                waiter.callback(response)
-
-        def failed(failure: Failure) -> None:
-            if not waiter.called:
-                waiter.errback(failure)
-
-        changing.addCallbacks(answered, failed)
-        return waiter
+        try:
+            return await follow(changing)
+        except CancelledError:
+            if not _was_sent(request):
+                changing.cancel()
+            changing.addCallbacks(lambda response: response and response.body.close(), lambda _: None)
+            raise
 
     async def _changed(self, request: Request, target: Target, handed_on: OriginRequest) -> OriginResponse:
         """Hand on what may change the store, for as long as it takes, and invalidate what it touched.
@@ -229,3 +234,39 @@ def _was_sent(request: Request) -> bool:
     """Whether the origin may have got all of a request."""
     upload: Optional[Upload] = getattr(request, "upload", None)
     return upload is None or upload.taken
+
+
+def request_for_origin(
+    request: Request, target: Target, identity: bool, credentials: Credentials, trusted: Sequence[Network] = ()
+) -> OriginRequest:
+    """The request to send to the origin for *request*, its body still to be pulled.
+
+    *identity*: the answer must come without a content coding. *credentials*: what identifies a caller; *trusted*: networks
+    of trusted proxies.
+    """
+    stay = _named_by_connection(request)
+    believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
+    headers = [
+        (name, value)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        if (lower := name.lower()) in credentials.header_names or (lower not in stay and _goes_on(lower, believed))
+        for value in values
+    ]
+    headers.append((b"Via", b"%s %s" % (request.clientproto.rpartition(b"/")[2], PSEUDONYM)))
+    upload: Optional[ByteStream] = getattr(request, "upload", None)
+    length = getattr(upload, "length", None)
+    caller = caller_of(request, target, credentials)
+    query = caller.asking(target.query)
+    return OriginRequest(request.method, target.raw_path, query, tuple(headers), upload, length, identity, caller)
+
+
+def _named_by_connection(request: Request) -> set[bytes]:
+    lines = request.requestHeaders.getRawHeaders(b"Connection") or ()
+    return {token.strip().lower() for line in lines for token in line.split(b",")}
+
+
+def _goes_on(lower: bytes, believed: bool) -> bool:
+    dashed = lower.replace(b"_", b"-")
+    if dashed in _STAY:
+        return False
+    return believed or not (dashed in _OF_PROXIES or dashed.startswith(b"x-forwarded"))

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote_to_bytes
 import attrs
 
 from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, known_instance, validate_uid
-from twistedproxy.server.problems import Problem, bad_request, not_found, shown
+from twistedproxy.server.problems import Problem, shown
 
 MAX_FRAME_DIGITS = 10  # NumberOfFrames is an IS: at most 2**31 - 1 (PS3.5 section 6.2)
 MAX_SEGMENTS = 64  # bulk data lies deep (tag/item/tag/…), no real path comes near
@@ -132,33 +132,33 @@ def parse_frame_list(text: str, max_count: int) -> tuple[int, ...]:
     """
     count = text.count(",") + 1
     if count > max_count:
-        raise bad_request(f"{count} frames were requested; the limit is {max_count} per request")
+        raise Problem(400, f"{count} frames were requested; the limit is {max_count} per request")
     return tuple(map(_frame_number, text.split(",")))
 
 
 def _frame_number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= MAX_FRAME_DIGITS and (number := int(text)) > 0:
         return number
-    raise bad_request(f"{shown(text)} is not a frame number; expected numbers from 1, separated by commas")
+    raise Problem(400, f"{shown(text)} is not a frame number; expected numbers from 1, separated by commas")
 
 
 def _parse(raw_path: bytes) -> Resource:
     if raw_path in (b"", b"/"):
         return Resource(ResourceKind.CAPABILITIES)
     if not raw_path.startswith(b"/"):
-        raise bad_request(f"the path {shown(raw_path)} does not start with a slash")
+        raise Problem(400, f"the path {shown(raw_path)} does not start with a slash")
     raw_segments = raw_path[1:].split(b"/", MAX_SEGMENTS)
     if len(raw_segments) > MAX_SEGMENTS:
-        raise bad_request(f"the path has more than {MAX_SEGMENTS} segments")
+        raise Problem(400, f"the path has more than {MAX_SEGMENTS} segments")
     segments = [_decode_segment(raw) for raw in raw_segments]
     start = _resource_start(segments)
     root = "".join("/" + quote(segment, safe=_PCHAR_SAFE) for segment in segments[:start])
     if len(root) > MAX_ROOT:
-        raise bad_request(f"more than {MAX_ROOT} characters stand before the resource")
+        raise Problem(400, f"more than {MAX_ROOT} characters stand before the resource")
     try:
         return _classify(root, segments[start:])
     except InvalidUID as error:
-        raise bad_request(str(error)) from None
+        raise Problem(400, str(error)) from None
 
 
 _parse_remembered = functools.lru_cache(maxsize=CACHED_PATHS)(_parse)
@@ -167,10 +167,10 @@ _parse_remembered = functools.lru_cache(maxsize=CACHED_PATHS)(_parse)
 def _decode_segment(raw: bytes) -> str:
     """The segment percent-decoded once; 400 if that leaves anything which another reader could take otherwise."""
     if not _RAW_SEGMENT.fullmatch(raw) or _ENCODED.search(raw):
-        raise bad_request(f"the path segment {shown(raw)} is empty or contains characters that are not accepted")
+        raise Problem(400, f"the path segment {shown(raw)} is empty or contains characters that are not accepted")
     decoded = unquote_to_bytes(raw) if b"%" in raw else raw
     if decoded in (b".", b"..") or not _DECODED_SEGMENT.fullmatch(decoded):
-        raise bad_request(f"the path segment {shown(raw)} is not accepted")
+        raise Problem(400, f"the path segment {shown(raw)} is not accepted")
     return decoded.decode("ascii")
 
 
@@ -193,7 +193,7 @@ def _resource_start(segments: Sequence[str]) -> int:
 
 
 def _no_resource(segments: Sequence[str]) -> Problem:
-    return not_found(f"{shown('/'.join(segments))} is not a DICOMweb resource")
+    return Problem(404, f"{shown('/'.join(segments))} is not a DICOMweb resource")
 
 
 def _classify(root: str, segments: Sequence[str]) -> Resource:

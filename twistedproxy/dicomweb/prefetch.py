@@ -17,14 +17,13 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
-from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import parse_accept
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.errors import DENIALS, OriginRefused
-from twistedproxy.prefetch.jobs import Job, JobBook, NotStarted
+from twistedproxy.prefetch.jobs import Job, JobBook
 from twistedproxy.prefetch.scheduler import Scheduler
-from twistedproxy.server.problems import Headers, Problem, bad_request, not_found, shown
+from twistedproxy.server.problems import Problem, shown
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.streams import BytesStream, YieldedStream
 
@@ -33,9 +32,6 @@ LINE_SECONDS = 0.25
 
 SHARE_OF_STOP = 0.5
 """Of the deadline of an orderly stop, what a followed job has left. What it wrote is removed in the rest."""
-
-BUSY_RETRY_AFTER = 2
-"""Seconds; an instance of 100 MB takes about one."""
 
 LINES = "application/x-ndjson"
 
@@ -56,7 +52,7 @@ class PrefetchParameters:
         for field in filter(None, query.split(b"&")):
             name, _, value = field.partition(b"=")
             if name not in (b"again", b"follow") or value not in _FLAGS:
-                raise bad_request(f"unknown query parameter {shown(field)}; expected again=1 or follow=1")
+                raise Problem(400, f"unknown query parameter {shown(field)}; expected again=1 or follow=1")
             given[name.decode("ascii")] = _FLAGS[value]
         return cls(**given)
 
@@ -78,11 +74,11 @@ class PrefetchEndpoint:
     async def start(self, request: Request, wanted: FrameRequest, asked: PrefetchParameters, url: str) -> None:
         """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
 
-        Raises `Problem` where none is started, and the errors of `twistedproxy.origin.errors`.
+        Raises `NotStarted`, and the errors of `twistedproxy.origin.errors`.
         """
         grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         metadata = await self._with_syntax(wanted, grant.metadata)
-        job = await self._by_hand(wanted, metadata, reading.fence, asked.again)
+        job = await self.scheduler.by_hand(wanted, metadata, reading.fence, asked.again)
         request.setResponseCode(202)
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
         await self._send(request, job, asked.follow)
@@ -95,7 +91,7 @@ class PrefetchEndpoint:
         await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
         job = self.jobs.last(wanted.instance)
         if job is None:
-            raise not_found("this worker knows of no load of this instance; POST starts one")
+            raise Problem(404, "this worker knows of no load of this instance; POST starts one")
         await self._send(request, job, asked.follow and job.result is None)
 
     async def _send(self, request: Request, job: Job, follow: bool) -> None:
@@ -132,22 +128,6 @@ class PrefetchEndpoint:
             return metadata  # a store that cannot separate such frames: the file has it
         return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
 
-    async def _by_hand(
-        self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence], again: bool
-    ) -> Job:
-        try:
-            return await self.scheduler.by_hand(wanted, metadata, fence, again)
-        except NotStarted as refused:
-            retry = BUSY_RETRY_AFTER if refused.status == 503 else refused.retry_after
-            headers = () if retry is None else _retry_after(retry)
-            raise Problem(
-                refused.status, str(refused), members={"reason": refused.reason}, headers=headers
-            ) from refused
-
 
 def _json(fields: dict[str, object]) -> bytes:
     return json.dumps(fields).encode("ascii") + b"\n"
-
-
-def _retry_after(seconds: float) -> Headers:
-    return ((b"Retry-After", b"%d" % max(1, math.ceil(seconds))),)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Optional
+from typing import Optional
 
 import attrs
 from twisted.web.server import Request
@@ -23,7 +23,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_BASELINE, JPEG_XL, OCTET_STREAM
-from twistedproxy.dicomweb.frames import FrameAnswers, note_outcome
+from twistedproxy.dicomweb.frames import CacheOutcome, FrameAnswers
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.passthrough import Alteration
 from twistedproxy.dicomweb.paths import ResourceKind
@@ -31,23 +31,13 @@ from twistedproxy.dicomweb.requests import ParsedRequest, parse_parameters
 from twistedproxy.frames.entries import expected, most
 from twistedproxy.hot.responses import Source
 from twistedproxy.imaging.downsampled_instance import ASKED_FOR
-from twistedproxy.imaging.errors import (
-    CallFailed,
-    CannotRender,
-    ChildDied,
-    PictureTooLarge,
-    PoolBusy,
-    PoolError,
-    PoolTimeout,
-    TooManyFrames,
-)
+from twistedproxy.imaging.errors import CallFailed, CannotRender
 from twistedproxy.imaging.parameters import DESCRIBING, PictureQuery, Rendering, Viewport, without
 from twistedproxy.origin.errors import FramesRefused, NotAsStored
-from twistedproxy.rendering import jobs, planner
-from twistedproxy.rendering.jobs import Pictures
+from twistedproxy.rendering import planner
+from twistedproxy.rendering.planner import Pictures
 from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.rendering.service import PictureService
-from twistedproxy.server import problems
 from twistedproxy.server.problems import Problem
 from twistedproxy.streams import BytesStream, ByteStream, StreamTooLong, read_all
 from twistedproxy.system.memory_budget import AnswerMemory, Reservation
@@ -55,16 +45,11 @@ from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 MAX_DESCRIPTION = 64 << 20
 """Bytes of an answer that can be given for a downsampled instance: it is rewritten as a whole."""
 
-RETRY_AFTER = 2
-"""Seconds: about as long as a full queue of pictures takes."""
-
 THUMBNAIL = Viewport(256, 256, enlarge=False)
 """The size of a thumbnail unless the request has one: twice what lists of series show, for dense screens."""
 
 Keep = Callable[[Request, Instance, Source, str, Sequence[bytes]], None]
 """Keeps what was written as a hot response."""
-
-FAILURES = (CannotRender, TooManyFrames, PictureTooLarge, PoolError)
 
 
 class NotDecodableHere(Exception):
@@ -90,48 +75,45 @@ class RenderedAnswers:
         if route == "thumbnail":
             wanted = attrs.evolve(wanted, numbers=wanted.numbers[:1])
         try:
-            media_type, multipart = wanted.picture_type()
+            form = wanted.picture_form()
         except (NotAcceptable, BadMediaType, Problem):  # the request may be right for what the store makes
-            if await self._decodes(imaging, wanted):
+            if planner.can_render(await imaging.metadata(_job(wanted, Rendering()))):
                 raise
             return False
         if route == "thumbnail" and asked.rendering.viewport is None:
             asked = attrs.evolve(asked, rendering=attrs.evolve(asked.rendering, viewport=THUMBNAIL))
-        job = _job(wanted, asked.rendering.to(media_type), _check_decodable)
+        job = _job(wanted, asked.rendering.to(form.media_type), _check_decodable)
         with self.memory.hold() as held:
             try:
                 made = await self._make(imaging, held, wanted, job)
             except (NotDecodableHere, NotAsStored, FramesRefused):
                 return False
-            except FAILURES as error:
-                if isinstance(error, CallFailed) and error.kind == "NotDecodable":
-                    return False
-                raise_problem(error)
-            await self._send(request, wanted, made, route, media_type, multipart)
+            except CallFailed as failed:
+                if failed.kind != "NotDecodable":
+                    raise
+                return False
+            await self._send(request, wanted, made, route, form)
         return True
 
     async def frames(self, request: Request, wanted: ParsedRequest, form: Optional[FrameForm] = None) -> None:
         """Answer a request for frames with frames made here: transcoded to *form*, or, where that is None, those of the virtual
         instance that extension parameters describe."""
         if self.imaging is None:
-            raise problems.bad_request(
-                "downsample, interpolation and iccprofile need render workers, which are disabled"
-            )
+            raise Problem(400, "downsample, interpolation and iccprofile need render workers, which are disabled")
         asked = wanted.asked if form is None else PictureQuery(Rendering(), wanted.fresh)
-        check = None if form is not None else _check_depth
+        check = _check_depth if form is None else lambda _metadata: None
         if form is None:
             others = (JPEG_XL, EXPLICIT_VR_LITTLE_ENDIAN)
             form = choose_frames(wanted.accepted, JPEG_BASELINE, len(wanted.numbers), others)
         job = _job(wanted, attrs.evolve(asked.rendering, stored_values=True).to(form.media_type), check)
         with self.memory.hold() as held:
-            try:
-                made = await self._make(self.imaging, held, wanted, job)
-            except FAILURES as error:
-                raise_problem(error)
-            await self._send(request, wanted, made, "frames", form.media_type, form.multipart, form.transfer_syntax)
+            made = await self._make(self.imaging, held, wanted, job)
+            await self._send(request, wanted, made, "frames", form)
 
     @staticmethod
-    async def _make(imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: jobs.Request) -> Pictures:
+    async def _make(
+        imaging: PictureService, held: Reservation, wanted: ParsedRequest, job: planner.Request
+    ) -> Pictures:
         """The pictures, once there is room for them: compressed ones are taken to have what frames probably have."""
         count = len(wanted.numbers)
         if count > 1:
@@ -145,25 +127,15 @@ class RenderedAnswers:
         return await held.read(make, lambda made: sum(map(len, made.data)))
 
     async def _send(
-        self,
-        request: Request,
-        wanted: ParsedRequest,
-        made: Pictures,
-        route: str,
-        media_type: str,
-        multipart: bool,
-        transfer_syntax: Optional[str] = None,
-    ) -> None:
+        self, request: Request, wanted: ParsedRequest, made: Pictures, route: str, form: FrameForm
+    ) -> None:  # fmt: skip
         annotations, fresh = wanted.asked.annotations, wanted.fresh
         if annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
-        note_outcome(request, _outcome(made))
-        digest, status = next(iter(made.digests), None), pictures_status(made, fresh)
-        sent = await self.answers.send_parts(
-            request, made.data, media_type, transfer_syntax, multipart, status, digest, fresh
-        )
+        digest, outcome = next(iter(made.digests), None), pictures_status(made, fresh)
+        sent = await self.answers.send(request, made.data, form, outcome, digest, fresh)
         if sent is not None and not fresh and not annotations:
             self.keep(request, wanted.instance, made, route, sent)
 
@@ -174,18 +146,13 @@ class RenderedAnswers:
         if not asked.given:
             return target, None
         if self.imaging is None:
-            raise problems.bad_request("downsample needs render workers, which are disabled")
+            raise Problem(400, "downsample needs render workers, which are disabled")
         query = without(target.query, DESCRIBING)
         if target.resource.kind is ResourceKind.SEARCH:
             fields = [f"includefield={tag}".encode("ascii") for tag in ASKED_FOR]
             query = b"&".join([query, *fields] if query else fields)
         alteration = functools.partial(_described, self.imaging.pool, asked.rendering.downsample)
         return attrs.evolve(target, query=query), alteration
-
-    @staticmethod
-    async def _decodes(imaging: PictureService, wanted: ParsedRequest) -> bool:
-        """Whether the instance is worth a try. Raises the errors of `twistedproxy.origin.errors`."""
-        return planner.can_render(await imaging.metadata(_job(wanted, Rendering())))
 
 
 async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteStream:
@@ -195,16 +162,13 @@ async def _described(pool: RenderPool, factor: float, body: ByteStream) -> ByteS
         made = await pool.call({"op": "downsample", "factor": factor}, [answer])
     except StreamTooLong:
         raise Problem(413, f"the origin's response exceeds the limit of {MAX_DESCRIPTION} bytes") from None
-    except PoolError as error:
-        raise_problem(error)
     return BytesStream(made.blobs[0])
 
 
 def _job(
-    wanted: ParsedRequest, rendering: Rendering, check: Optional[Callable[[InstanceMetadata], None]] = None
-) -> jobs.Request:
-    job = jobs.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh)
-    return job if check is None else attrs.evolve(job, check=check)
+    wanted: ParsedRequest, rendering: Rendering, check: Callable[[InstanceMetadata], None] = lambda _metadata: None
+) -> planner.Request:
+    return planner.Request(wanted.origin, wanted.instance, wanted.caller, rendering, wanted.fresh, check)
 
 
 def _check_decodable(metadata: InstanceMetadata) -> None:
@@ -220,42 +184,18 @@ def _check_depth(metadata: InstanceMetadata) -> None:
         )
 
 
-def pictures_status(made: Pictures, fresh: bool = False) -> bytes:
-    """The Cache-Status of an answer (RFC 9211).
+def pictures_status(made: Pictures, fresh: bool = False) -> CacheOutcome:
+    """That of an answer.
 
     ``fwd`` says that a request went on to the origin (section 2.2). A picture that is made of cached frames needs none: it
     is a hit, and ``detail`` says that it was made just now (section 2.8).
     """
     if not made.forwarded:
-        return b"twistedproxy; hit; detail=rendered" if made.made or made.shared else b"twistedproxy; hit"
+        if made.made or made.shared:
+            return b"twistedproxy; hit; detail=rendered", "rendered"
+        return b"twistedproxy; hit", "hit"
     here = made.cached + made.made + made.shared - made.forwarded
     forward = b"request" if fresh else b"partial" if here else b"uri-miss"
     stored = b"" if fresh else b"; stored"
     collapsed = b"; collapsed" if made.shared else b""
-    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed)
-
-
-def raise_problem(error: Exception) -> NoReturn:
-    """The answer to a picture that cannot be made."""
-    detail = str(error)
-    match error:
-        case CannotRender():
-            raise problems.bad_request(detail) from None
-        case TooManyFrames() | PictureTooLarge():
-            raise Problem(413, detail) from None
-        case PoolBusy():
-            raise problems.unavailable(detail, RETRY_AFTER) from None
-        case PoolTimeout():
-            raise Problem(504, detail) from None
-        case CallFailed(kind="NotDecodable"):
-            raise problems.not_acceptable(["the frames as they are stored"]) from None
-        case ChildDied():
-            raise Problem(502, detail) from None
-    raise Problem(502, f"the picture cannot be made: {detail}") from None
-
-
-def _outcome(made: Pictures) -> str:
-    """What `pictures_status` says, in one word, for metrics and the log."""
-    if not made.forwarded:
-        return "rendered" if made.made or made.shared else "hit"
-    return "collapsed" if made.shared else "miss"
+    return b"twistedproxy; fwd=%s%s%s" % (forward, stored, collapsed), "collapsed" if made.shared else "miss"

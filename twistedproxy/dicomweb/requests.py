@@ -8,10 +8,10 @@ import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import BadMediaType
-from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import (
     AcceptedTypes,
     FormChoice,
+    FrameForm,
     NotAcceptable,
     choose_type,
     parse_accept,
@@ -36,17 +36,12 @@ from twistedproxy.imaging.parameters import (
 from twistedproxy.origin.interface import Caller
 from twistedproxy.rendering.planner import PICTURE_TYPES, producible
 from twistedproxy.rendering.service import PictureService
-from twistedproxy.server import problems
 from twistedproxy.server.forwarded import Outside, outside
 from twistedproxy.server.problems import Problem
 from twistedproxy.settings import Settings
 
 _NOTHING = PictureQuery(Rendering())
 _ANYTHING = AcceptedTypes()
-
-
-def _as_stored_only(_metadata: InstanceMetadata, _stored: str) -> tuple[str, ...]:
-    return ()
 
 
 @attrs.frozen(eq=False)
@@ -63,19 +58,19 @@ class ParsedRequest(FrameRequest):
     form: FormChoice = attrs.field(kw_only=True)
     problem: Optional[Exception] = attrs.field(kw_only=True, default=None)
 
-    def picture_type(self) -> tuple[str, bool]:
-        """The media type of pictures, and whether they are parts. Raises `problem`, or `NotAcceptable`."""
+    def picture_form(self) -> FrameForm:
+        """The form of pictures. Raises `problem`, or `NotAcceptable`."""
         if self.problem is not None:
             raise self.problem
         single, ranges = len(self.numbers) <= 1, self.accepted.ranges
         if single:
             try:
-                return choose_type(self.accepted, PICTURE_TYPES), False
+                return FrameForm(False, choose_type(self.accepted, PICTURE_TYPES), None, False)
             except NotAcceptable:
                 if not any(range_.multipart for range_ in ranges):
                     raise
         parts = tuple(attrs.evolve(one, multipart=False) for one in ranges if one.multipart or not single)
-        return choose_type(attrs.evolve(self.accepted, ranges=parts), PICTURE_TYPES), True
+        return FrameForm(True, choose_type(attrs.evolve(self.accepted, ranges=parts), PICTURE_TYPES), None, False)
 
 
 @attrs.frozen(eq=False)
@@ -91,19 +86,18 @@ class RequestParser:
         """A request for frames; None for one by parameters of the store's own. Raises `Problem` 400."""
         asked = _NOTHING
         if target.query:
-            asked = self._asked(target.query, FRAMES)
+            asked = parse_parameters(target.query, FRAMES, self.imaging)
             if not asked.given and _without_accept(target.query):
                 return None
         return await self._parsed(request, target, asked, _accepted(request, target))
 
-    async def pictures(
-        self, request: Request, target: Target, instance: Optional[Instance] = None
-    ) -> ParsedRequest:  # fmt: skip
+    async def pictures(self, request: Request, target: Target, instance: Optional[Instance]) -> ParsedRequest:
         """A request for pictures. *instance*: where the path names none."""
         asked, accepted = _NOTHING, _ANYTHING
         problem: Optional[Exception] = None
         try:
-            asked, accepted = self._asked(target.query, RENDERED), _accepted(request, target)
+            asked = parse_parameters(target.query, RENDERED, self.imaging)
+            accepted = _accepted(request, target)
         except (BadMediaType, Problem) as error:
             problem = error
         return await self._parsed(request, target, asked, accepted, instance, problem)
@@ -135,7 +129,8 @@ class RequestParser:
                 )
             else:
                 instance = target.instance
-        form = FormChoice(accepted, len(numbers), producible if self.imaging is not None else _as_stored_only)
+        made_here = producible if self.imaging is not None else lambda _metadata, _stored: ()
+        form = FormChoice(accepted, len(numbers), made_here)
         return ParsedRequest(
             target.origin,
             instance,
@@ -149,9 +144,6 @@ class RequestParser:
             form=form,
             problem=problem,
         )
-
-    def _asked(self, query: bytes, known: frozenset[str]) -> PictureQuery:
-        return parse_parameters(query, known, self.imaging)
 
     def outside(self, request: Request) -> Outside:
         """How the request looked to its client. Raises `Problem` 400."""
@@ -169,11 +161,11 @@ def parse_parameters(query: bytes, known: frozenset[str], imaging: Optional[Pict
     """What a query asks for, of the parameters *known*. Raises `Problem` 400."""
     if not query:
         return _NOTHING
-    profiles = imaging.planner.profiles.names if imaging is not None else PROFILES
+    profiles = imaging.planner.profile_names if imaging is not None else PROFILES
     try:
         return parse_query(query, known, profiles)
     except BadParameter as error:
-        raise problems.bad_request(str(error)) from None
+        raise Problem(400, str(error)) from None
 
 
 def caller_of(request: Request, target: Target, credentials: Credentials) -> Caller:

@@ -10,14 +10,13 @@ from typing import Any, Optional
 
 import attrs
 from klein import Klein
-from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.frames import StoredFrames
-from twistedproxy.dicomweb.middleware import Accounting, answer_unrouted, answered
+from twistedproxy.dicomweb.middleware import Accounting, answered
 from twistedproxy.dicomweb.mounts import Mounts, RootResource, Target
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.paths import ResourceKind
@@ -25,8 +24,8 @@ from twistedproxy.dicomweb.prefetch import PrefetchEndpoint, PrefetchParameters
 from twistedproxy.dicomweb.rendered import RenderedAnswers
 from twistedproxy.dicomweb.requests import RequestParser, accept_of
 from twistedproxy.dicomweb.status import StatusPages, add_pages
-from twistedproxy.server import problems
 from twistedproxy.server.cors import Cors, is_preflight, refuse_cross_site
+from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.settings import Settings
 
 _READ = ["GET", "HEAD"]
@@ -47,18 +46,17 @@ class ProxyRoutes:
     status: StatusPages
     prefetching: PrefetchEndpoint
     accounting: Accounting
-    cors: Cors = attrs.field(init=False)
+    cors: Cors = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Cors(self.settings.cors_origin), takes_self=True)
+    )
 
     app = Klein()
-
-    def __attrs_post_init__(self) -> None:
-        self.cors = Cors(self.settings.cors_origin)
 
     @app.route(f"/{ResourceKind.FRAMES.value}", methods=_READ)
     @answered("frames")
     async def frames(self, request: Request) -> None:
         """Frames (DICOM PS3.18 section 10.4.1.1.6)."""
-        target = _target(request, ResourceKind.FRAMES)
+        target = _target(request)
         wanted = await self.requests.frames(request, target)
         if wanted is None:
             await self._hand_on(request, target)
@@ -71,20 +69,20 @@ class ProxyRoutes:
     @answered("frames_rendered")
     async def rendered(self, request: Request) -> None:
         """Pictures of frames (DICOM PS3.18 section 10.4.1.1.6): the stored frame where it is the picture requested."""
-        await self._rendered(request, _target(request, ResourceKind.FRAMES_RENDERED))
+        await self._rendered(request, _target(request))
 
     @app.route(f"/{ResourceKind.INSTANCE_RENDERED.value}", methods=_READ)
     @answered("instance_rendered")
     async def instance_rendered(self, request: Request) -> None:
         """One picture of an instance (DICOM PS3.18 section 10.4.1.1.3)."""
-        await self._rendered(request, _target(request, ResourceKind.INSTANCE_RENDERED))
+        await self._rendered(request, _target(request))
 
     @app.route(f"/{ResourceKind.THUMBNAIL.value}", methods=_READ)
     @answered("thumbnail")
     async def thumbnail(self, request: Request) -> None:
         """A small picture of an instance, or of the first one of some frames (DICOM PS3.18 section 10.4, Thumbnail Resources);
         of a study or series that of an instance which stands for it, where the store names one."""
-        target = _target(request, ResourceKind.THUMBNAIL)
+        target = _target(request)
         resource, instance = target.resource, None
         if resource.sop is None:
             if resource.study is not None:
@@ -105,7 +103,7 @@ class ProxyRoutes:
     @answered("prefetch")
     async def prefetch(self, request: Request) -> None:
         """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
-        target = _target(request, ResourceKind.PREFETCH)
+        target = _target(request)
         asked = PrefetchParameters.of(target.query, accept_of(request))
         wanted = await self.requests.instance(request, target)
         if request.method == b"POST":
@@ -127,7 +125,7 @@ class ProxyRoutes:
         target = _target(request)
         resource = target.resource
         if request.method.decode("latin-1") not in resource.methods:
-            raise problems.method_not_allowed(resource.methods)
+            raise method_not_allowed(resource.methods)
         await self._hand_on(request, target)
 
     async def _hand_on(self, request: Request, target: Target) -> None:
@@ -154,24 +152,20 @@ class ProxyRoutes:
             request.responseHeaders.setRawHeaders(name, [value])
 
     @app.handle_errors(HTTPException)
-    def routing_failed(self, request: Any, failure: Failure) -> None:
+    @answered("unrouted")
+    async def routing_failed(self, _request: Request, failure: Any) -> None:
         """No route, or not with that method: what the routes above leave."""
-        error = failure.value
-        if isinstance(error, HTTPException) and error.code == 405:
-            answer_unrouted(self, request, problems.method_not_allowed(_ALL))
-        else:
-            answer_unrouted(self, request, problems.not_found(_NO_RESOURCE))
+        wrong_method = failure.value.code == 405
+        raise method_not_allowed(_ALL) if wrong_method else Problem(404, _NO_RESOURCE)
 
     def resource(self) -> IResource:
         """The root resource of a listener."""
         return RootResource(self.mounts, self.app.resource(), self.requests.credentials)
 
 
-def _target(request: Any, *kinds: ResourceKind) -> Target:
-    """What the request is about, found by `RootResource`: one of *kinds*, where any are given."""
-    if request.nowhere is not None:
-        raise request.nowhere
-    target: Optional[Target] = request.target
-    if target is None or (kinds and target.resource.kind not in kinds):
-        raise problems.not_found(_NO_RESOURCE)
+def _target(request: Any) -> Target:
+    """What the request is about, found by `RootResource`, which has the path name the route of its kind."""
+    if request.target is None:
+        raise request.nowhere or Problem(404, _NO_RESOURCE)
+    target: Target = request.target
     return target

@@ -12,7 +12,6 @@ from klein import Klein
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
@@ -23,10 +22,11 @@ from twistedproxy.dicomweb.mounts import Mounts
 from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.server.compression import compressed_page
+from twistedproxy.server.compression import compress
 from twistedproxy.server.cors import Cors
-from twistedproxy.server.problems import method_not_allowed, not_found
+from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.server.response_body import send_page, send_stream
+from twistedproxy.streams import BytesStream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
 
 # Gauges of running jobs, by kind, and the field of a job that each sums (None: each job counts 1).
@@ -153,10 +153,9 @@ class StatusPages:
     async def metrics_text(self, request: Request) -> None:
         """Prometheus' text format."""
         cache = await self.cache.status()
-        self.metrics.cache_server(
-            bool(cache.get("connected", True)),
-            *(_count(cache.get(name)) for name in ("used_bytes", "max_bytes", "evicted")),
-        )
+        counts = [cache.get(name) for name in ("used_bytes", "max_bytes", "evicted")]
+        known = [count if isinstance(count, int) else 0 for count in counts]
+        self.metrics.cache_server(bool(cache.get("connected", True)), *known)
         parts = await self._parts()
         running = running_gauges(job for part in parts for job in part["jobs"]["running"])
         await self._send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))
@@ -183,13 +182,15 @@ class StatusPages:
 
     async def _send(self, request: Request, status: int, content_type: bytes, body: bytes) -> None:
         request.setResponseCode(status)
-        compressed = compressed_page(request, body, self.clock)
-        if compressed is None:
+        headers, stream, coded = await compress(request, (), BytesStream(body), len(body), self.clock)
+        for name, value in headers:
+            request.responseHeaders.addRawHeader(name, value)
+        if not coded:
             send_page(request, content_type, body)
             return
         request.responseHeaders.setRawHeaders(b"Content-Type", [content_type])
         request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-        await send_stream(request, compressed)
+        await send_stream(request, stream)
 
 
 _PAGES = {
@@ -209,7 +210,7 @@ def add_pages(app: Klein, private: Callable[[Any], bool]) -> None:
 
         async def page(routes: Any, request: Request, name: str = name, write: Any = write) -> None:
             if name in _PRIVATE and not private(routes):
-                raise not_found("this page is served on --admin-listen only")
+                raise Problem(404, "this page is served on --admin-listen only")
             await write(routes.status, request)
 
         app.route(path, methods=["GET", "HEAD"], endpoint=name)(answered(name)(page))
@@ -227,14 +228,11 @@ class AdminRoutes:
         self.cors = Cors()
 
     @app.handle_errors(HTTPException)
-    def routing_failed(self, request: Any, failure: Failure) -> None:
+    def routing_failed(self, request: Any, failure: Any) -> None:
         """No page, or not with that method."""
-        wrong_method = isinstance(failure.value, HTTPException) and failure.value.code == 405
+        wrong_method = failure.value.code == 405
         paths = ", ".join(path for path, _ in _PAGES.values())
         answer_error(
-            request, method_not_allowed(["GET", "HEAD"]) if wrong_method else not_found(f"no such page; pages: {paths}")
+            request,
+            method_not_allowed(["GET", "HEAD"]) if wrong_method else Problem(404, f"no such page; pages: {paths}"),
         )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0

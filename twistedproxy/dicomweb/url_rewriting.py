@@ -222,13 +222,9 @@ def _cookie(value: bytes, urls: UrlMap) -> bytes:
                 path = text.strip()
             case _:
                 kept.append(attribute)
-    return b";".join([*kept, b" Path=" + _cookie_path(path, urls)])
-
-
-def _cookie_path(path: bytes, urls: UrlMap) -> bytes:
     ours, theirs = (urlsplit(url).path.rstrip("/").encode("ascii") for url in (urls.base_to, urls.base_from))
     below = path[len(theirs) :] if path.startswith(theirs + b"/") else b""
-    return ours + below or b"/"
+    return b";".join([*kept, b" Path=" + (ours + below or b"/")])
 
 
 def _shown(value: str, urls: UrlMap) -> Optional[str]:

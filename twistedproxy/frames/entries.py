@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import struct
@@ -127,19 +128,12 @@ def _rest(value: bytes, start: int) -> bytes:
     return value[start:] if len(value) <= LARGE else cast(bytes, memoryview(value)[start:])
 
 
-_uids: dict[bytes, str] = {}
-
-
+@functools.lru_cache(maxsize=256)  # there are some sixty transfer syntaxes
 def _uid(raw: bytes) -> str:
-    uid = _uids.get(raw)
-    if uid is None:
-        try:
-            uid = raw.decode("ascii")
-        except UnicodeDecodeError:
-            raise BadEntry("a frame's entry names no transfer syntax") from None
-        if len(_uids) < 256:  # there are some sixty transfer syntaxes
-            _uids[raw] = uid
-    return uid
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadEntry("a frame's entry names no transfer syntax") from None
 
 
 PICTURE_HEAD = _EXPIRY.size + DIGEST_BYTES

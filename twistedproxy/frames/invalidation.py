@@ -108,7 +108,7 @@ class Invalidation:
         self.pending[scope] = None
         if self._retrying is None:
             self._retrying = Deferred.fromCoroutine(self._retry_all())
-            self._retrying.addErrback(self._retry_ended)
+            self._retrying.addBoth(self._retry_ended)
 
     async def _retry_all(self) -> None:
         while self.pending:
@@ -117,12 +117,11 @@ class Invalidation:
                 if not await self._in_cache(scope):
                     break
                 self.pending.pop(scope, None)
-        self._retrying = None
 
-    def _retry_ended(self, failure: Failure) -> None:
+    def _retry_ended(self, outcome: Optional[Failure]) -> None:
         self._retrying = None
-        if failure.check(CancelledError) is None:
-            self._log.failure("retrying the cache invalidation failed; giving up", failure)
+        if outcome is not None and outcome.check(CancelledError) is None:
+            self._log.failure("retrying the cache invalidation failed; giving up", outcome)
 
     async def _in_cache(self, scope: Scope) -> bool:
         try:

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Optional
 
-from twistedproxy.dicom.lenient_json import read_json
-from twistedproxy.dicom.resource import Instance, InvalidUID, Scope, store_of
+from twistedproxy.dicom.json_events import first_value, read_json
+from twistedproxy.dicom.resource import Instance, Scope, store_of, validate_uid
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
@@ -100,12 +100,10 @@ def _series_in(answer: bytes, study: str, sop: str) -> str:
         if not isinstance(found, list):
             raise TypeError
         for attributes in found:
-            same_study = attributes.get("0020000D", {}).get("Value", [study]) == [study]
+            same_study = first_value(attributes, "0020000D") in (None, study)
             if same_study and attributes["00080018"]["Value"][0] == sop:
-                series = attributes["0020000E"]["Value"][0]
-                Instance("", "", "1", series, "1")
-                return str(series)
-    except (ValueError, LookupError, TypeError, AttributeError, InvalidUID, RecursionError):
+                return validate_uid(first_value(attributes, "0020000E"))
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise OriginBadAnswer("the origin's response to a search for one instance is not DICOM JSON") from None
     body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
     raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)

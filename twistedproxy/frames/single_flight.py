@@ -53,11 +53,10 @@ class _Flight(Generic[K, V]):
     owner: Hashable
     flights: dict[tuple[K, Hashable], _Flight[K, V]]
     running: Optional[Deferred[None]] = None
-    _waiters: Waiters[Mapping[K, V]] = attrs.field(init=False)
+    _waiters: Waiters[Mapping[K, V]] = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Waiters(self._give_up), takes_self=True)
+    )
     _outcome: Optional[Mapping[K, V] | Failure] = attrs.field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self._waiters = Waiters(self._give_up)
 
     def wait(self) -> Deferred[Mapping[K, V]]:
         """A Deferred of the waiter's own, with the values of all keys."""

@@ -19,7 +19,6 @@ import imagecodecs
 import numpy
 
 from twistedproxy.dicom import transfer_syntaxes as syntaxes
-from twistedproxy.dicom.sniffing import RLE_HEADER
 from twistedproxy.imaging import codecs
 from twistedproxy.imaging.codecs import FULL, PARTIAL, SCALES, SUBSAMPLED, expand_422, ybr_to_rgb
 from twistedproxy.imaging.errors import BadImage, ImageTooLarge, NotDecodable
@@ -47,7 +46,7 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
         raise BadImage("the stored frame is empty")
     if facts.photometric_interpretation == "XYB" and transfer_syntax not in _JPEG_XLS:
         raise NotDecodable("XYB is a color space of JPEG XL alone")
-    decoder = _DECODERS.get(transfer_syntax)
+    decoder = DECODERS.get(transfer_syntax)
     if decoder is None:
         raise NotDecodable(f"frames in transfer syntax {transfer_syntax} cannot be decoded")
     try:
@@ -62,11 +61,6 @@ def decode(data: bytes, transfer_syntax: str, facts: PixelFacts, *, max_pixels: 
 def reduced(facts: PixelFacts, scale: int) -> tuple[int, int]:
     """Rows and columns of a frame that a codec decoded at *scale*."""
     return -(-facts.rows // scale), -(-facts.columns // scale)
-
-
-def can_decode(transfer_syntax: str) -> bool:
-    """Whether frames in that transfer syntax can be decoded."""
-    return transfer_syntax in _DECODERS
 
 
 def _check(facts: PixelFacts, max_pixels: int) -> None:
@@ -175,9 +169,9 @@ _MORE = 128  # bytes behind the pixels, and an eighth of those: twice as many ar
 def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     """PS3.5 annex G: a segment for each byte of each sample, the most significant byte first."""
     width = facts.bits_allocated // 8
-    if len(data) < RLE_HEADER.size or not width:
+    if len(data) < syntaxes.RLE_HEADER.size or not width:
         raise BadImage("an RLE frame without its header")
-    count, *offsets = RLE_HEADER.unpack_from(data)
+    count, *offsets = syntaxes.RLE_HEADER.unpack_from(data)
     if count != width * facts.samples_per_pixel or count > 15:
         raise BadImage(f"an RLE frame of {count} segments where {width * facts.samples_per_pixel} are needed")
     pixels = facts.rows * facts.columns
@@ -185,7 +179,7 @@ def _rle(data: bytes, facts: PixelFacts, scale: int) -> Pixels:
     for index in range(count):
         end = offsets[index + 1] if index + 1 < count else len(data)
         segment = data[offsets[index] : end]
-        if not RLE_HEADER.size <= offsets[index] < end <= len(data):
+        if not syntaxes.RLE_HEADER.size <= offsets[index] < end <= len(data):
             raise BadImage("an RLE frame whose segments lie outside of it")
         planes[index // width, :, width - 1 - index % width] = _unpacked(segment, pixels)
     values = _significant(planes.view(f"<u{width}")[..., 0].astype(f"=u{width}", copy=False), facts)
@@ -204,7 +198,7 @@ def _unpacked(segment: bytes, size: int) -> Pixels:
 _JPEGS = syntaxes.uids_of("image/jpeg")
 _JPEG_2000S = syntaxes.uids_of("image/jp2") + syntaxes.uids_of("image/jpx") + syntaxes.uids_of("image/jphc")
 _JPEG_XLS = syntaxes.uids_of("image/jxl")
-_DECODERS: dict[str, Decoder] = {
+DECODERS: dict[str, Decoder] = {
     syntaxes.IMPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.EXPLICIT_VR_LITTLE_ENDIAN: _native,
     syntaxes.ENCAPSULATED_UNCOMPRESSED: _native,
@@ -217,3 +211,4 @@ _DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(syntaxes.uids_of("image/jls"), codecs.decode_jpegls),
     **dict.fromkeys(_JPEG_XLS, codecs.decode_jpegxl),
 }
+"""What frames can be decoded, by their transfer syntax."""

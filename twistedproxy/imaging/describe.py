@@ -94,14 +94,6 @@ def read_value(event: str, value: Any) -> Generator[None, tuple[str, Any], Any]:
 
 
 @attrs.frozen
-class Described:
-    """*packed*: the facts, for `InstanceFacts`. *missing*: the URIs of values that were not there."""
-
-    packed: bytes
-    missing: list[str]
-
-
-@attrs.frozen
 class InstanceFacts:
     """The facts of an instance: *common* ones, and those of frames that have their own, by number."""
 
@@ -135,9 +127,9 @@ class Description(MetadataEvents):
         self._frames: list[dict[str, Any]] = []
         super().__init__(functools.partial(_shown_by, self._elements, self._frames), uids)
 
-    def facts(self, bulk: Mapping[str, bytes], profile: bool = True) -> Described:
-        """The facts, with values that stand elsewhere taken from *bulk*, by their URI. *profile*: whether the ICC profile is
-        one of them. Raises `BadImage`, `BadMetadata`."""
+    def packed(self, bulk: Mapping[str, bytes], profile: bool = True) -> tuple[bytes, list[str]]:
+        """The facts, for `InstanceFacts`, with values that stand elsewhere taken from *bulk*, by their URI; and the URIs of those
+        that are not there. *profile*: whether the ICC profile is one of them. Raises `BadImage`, `BadMetadata`."""
         self.check_complete()
         missing: set[str] = set()
 
@@ -156,7 +148,7 @@ class Description(MetadataEvents):
         common = packed(self._frames[:1])
         frames = self._frames[:MAX_OWN] if any(self._frames) else []
         own = {number: facts for number, groups in enumerate(frames, 1) if (facts := packed([groups])) != common}
-        return Described(InstanceFacts(common, own).to_bytes(), sorted(missing))
+        return InstanceFacts(common, own).to_bytes(), sorted(missing)
 
 
 def _shown_by(elements: dict[str, Any], frames: list[dict[str, Any]], tag: str) -> Optional[Events]:
@@ -178,50 +170,26 @@ class SparseDescription(MetadataEvents):
     """Reads where frames lie from the answer to a metadata request of the instance that *metadata* are of."""
 
     def __init__(self, metadata: InstanceMetadata, uids: Optional[tuple[str, str, str]] = None) -> None:
-        self._places = _Places(metadata)
-        super().__init__(self._places.element, uids)
-
-    def packed(self) -> bytes:
-        """The placement, or the refusal, for `read_placement`. Raises `BadMetadata` for what ended too early."""
-        self.check_complete()
-        return self._places.packed()
-
-
-class _Places:
-    """Where frames lie, as far as their functional groups have passed; or why there is no placement."""
-
-    def __init__(self, metadata: InstanceMetadata) -> None:
-        self._refused = ""
-        self._positions: Optional[Positions] = None
         self._elements: dict[str, Any] = {}
-        try:
-            self._positions = Positions(metadata)
-        except CannotRender as error:
-            self._refused = str(error)
+        self._positions = Positions(metadata)
+        super().__init__(functools.partial(_placed_by, self._elements, self._positions), uids)
 
-    def packed(self) -> bytes:
-        """The placement, or the refusal."""
+    def packed(self, _bulk: Mapping[str, bytes], _profile: bool = False) -> tuple[bytes, list[str]]:
+        """The placement, or the refusal, for `read_placement`; no value of it stands elsewhere. Raises `BadMetadata` for what ended
+        too early."""
+        self.check_complete()
+        color, planes = absent_color(self._elements.get(_ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
         try:
-            if self._positions is None:
-                return refusal(self._refused)
-            color, planes = absent_color(self._elements.get(_ABSENT)), count_of(self._elements.get(FOCAL_PLANES))
-            return self._positions.placement(color, planes).to_bytes()
+            return self._positions.placement(color, planes).to_bytes(), []
         except CannotRender as error:
-            return refusal(str(error))
+            return refusal(str(error)), []
 
-    def element(self, tag: str) -> Optional[Events]:
-        """The reader of a top-level element; None for one that places nothing."""
-        if tag in (SHARED, PER_FRAME) and self._positions is not None:
-            return read_items(self._positions.share if tag == SHARED else self._add, WANTED)
-        return _keep(self._elements, tag) if tag in (_ABSENT, FOCAL_PLANES) else None
 
-    def _add(self, groups: dict[str, Any]) -> None:
-        if self._positions is None:
-            return
-        try:
-            self._positions.add(groups)
-        except CannotRender as error:
-            self._refused, self._positions = str(error), None
+def _placed_by(elements: dict[str, Any], positions: Positions, tag: str) -> Optional[Events]:
+    """The reader of a top-level element; None for one that places nothing."""
+    if tag in (SHARED, PER_FRAME):
+        return read_items(positions.share if tag == SHARED else positions.add, WANTED)
+    return _keep(elements, tag) if tag in (_ABSENT, FOCAL_PLANES) else None
 
 
 def absent_color(element: Any) -> Optional[Color]:

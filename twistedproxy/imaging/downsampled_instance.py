@@ -28,8 +28,7 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import BadMetadata
-from twistedproxy.dicom.lenient_json import read_json
+from twistedproxy.dicom.json_events import BadMetadata, read_json
 from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Axis, Cut
@@ -214,7 +213,11 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
             result[_PATHS] = {"vr": "UL", "Value": [placement.planes // placement.focal_planes]}
         else:
             result.pop(_FRAMES, None)  # a search: how many planes there are is unknown
-    _derive(result, virtual)
+    if image_type := _values(result, _IMAGE_TYPE):
+        resampled = virtual.is_tiled and image_type[3:4] == ["NONE"]
+        fourth = ["RESAMPLED"] if resampled else image_type[3:4]
+        derived = ["DERIVED", *image_type[1:3], *fourth, *image_type[4:]]
+        result[_IMAGE_TYPE] = {**result[_IMAGE_TYPE], "Value": derived}
     if virtual.is_tiled:
         assert facts.total_rows is not None and facts.total_columns is not None
         sizes = {_TOTAL_ROWS: virtual.total_rows, _TOTAL_COLUMNS: virtual.total_columns}
@@ -226,8 +229,8 @@ def downsampled(attributes: Mapping[str, Any], factor: float) -> dict[str, Any]:
         ratios = facts.rows / virtual.rows, facts.columns / virtual.columns
     for tag, size in sizes.items():
         result[tag] = {**attributes[tag], "Value": [size]}
-    _widen(result, ratios)
-    return result
+    widened: dict[str, Any] = _widened(result, ratios)
+    return widened
 
 
 def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Optional[Placement]:
@@ -238,61 +241,42 @@ def _placement(attributes: Mapping[str, Any], facts: InstanceMetadata) -> Option
     if PER_FRAME not in attributes:
         return Placement(1, [], [])
     positions = Positions(facts)
-    for groups in attributes.get(SHARED, {}).get("Value", ()):
+    for groups in _values(attributes, SHARED):
         positions.share(groups)
-    for groups in attributes[PER_FRAME].get("Value", ()):
+    for groups in _values(attributes, PER_FRAME):
         positions.add(groups)
     return positions.placement(focal_planes=count_of(attributes.get(FOCAL_PLANES)))
 
 
 def _first(attributes: Mapping[str, Any], tag: str) -> Any:
+    return next(iter(_values(attributes, tag)), None)
+
+
+def _values(attributes: Mapping[str, Any], tag: str) -> list[Any]:
     element = attributes.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
-    return values[0] if isinstance(values, list) and values else None
+    return values if isinstance(values, list) else []
 
 
-def _derive(result: dict[str, Any], virtual: Downsampled) -> None:
-    element = result.get(_IMAGE_TYPE)
-    values = list(element.get("Value") or ()) if isinstance(element, dict) else []
-    if not values:
-        return
-    values[0] = "DERIVED"
-    if virtual.is_tiled and len(values) >= 4 and values[3] == "NONE":
-        values[3] = "RESAMPLED"
-    result[_IMAGE_TYPE] = {**result[_IMAGE_TYPE], "Value": values}
+def _widened(attributes: Any, ratios: tuple[float, float]) -> Any:
+    """*attributes* with every spacing wider: at the top, and in the pixel measures of the shared functional groups, which lose a
+    position: it would be that of all frames."""
+    if not isinstance(attributes, dict):
+        return attributes
+    result = {tag: element for tag, element in attributes.items() if tag != POSITION}
+    for tag in result.keys() & {_SPACING, _IMAGER_SPACING, _NOMINAL_SPACING}:
+        result[tag] = _wider(result[tag], ratios)
+    for tag in (SHARED, _PIXEL_MEASURES):
+        if values := _values(result, tag):
+            result[tag] = {**result[tag], "Value": [_widened(item, ratios) for item in values]}
+    return result
 
 
-def _widen(result: dict[str, Any], ratios: tuple[float, float]) -> None:
-    """Multiply every spacing: at the top, and in the pixel measures of the shared functional groups."""
-    for tag in (_SPACING, _IMAGER_SPACING, _NOMINAL_SPACING):
-        if (wider := _wider(result.get(tag), ratios)) is not None:
-            result[tag] = wider
-    groups = result.get(SHARED)
-    if isinstance(groups, dict) and isinstance(groups.get("Value"), list):
-        result[SHARED] = {**groups, "Value": [_with_measures(item, ratios) for item in groups["Value"]]}
-
-
-def _with_measures(item: Any, ratios: tuple[float, float]) -> Any:
-    """Shared functional groups: spacings wider, and without a position, which would be that of all frames."""
-    if isinstance(item, dict) and POSITION in item:
-        item = {tag: element for tag, element in item.items() if tag != POSITION}
-    measures = item.get(_PIXEL_MEASURES) if isinstance(item, dict) else None
-    if not isinstance(measures, dict) or not isinstance(measures.get("Value"), list):
-        return item
-    widened = []
-    for measure in measures["Value"]:
-        wider = _wider(measure.get(_SPACING), ratios) if isinstance(measure, dict) else None
-        widened.append({**measure, _SPACING: wider} if wider is not None else measure)
-    return {**item, _PIXEL_MEASURES: {**measures, "Value": widened}}
-
-
-def _wider(element: Any, ratios: tuple[float, float]) -> Optional[dict[str, Any]]:
+def _wider(element: Any, ratios: tuple[float, float]) -> Any:
     """A spacing (between rows, then between columns) times what the sizes shrank by. A DS has up to 16 characters."""
-    values = element.get("Value") if isinstance(element, dict) else None
-    if not isinstance(values, list) or len(values) != 2:
-        return None
     try:
-        spacing = [float(f"{float(value) * ratio:.10g}") for value, ratio in zip(values, ratios)]
-    except (TypeError, ValueError, OverflowError):
-        return None
+        first, second = element["Value"]
+        spacing = [float(f"{float(value) * ratio:.10g}") for value, ratio in zip((first, second), ratios)]
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return element
     return {**element, "Value": spacing}

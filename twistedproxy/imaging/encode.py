@@ -105,15 +105,12 @@ def _jxl(array: Bytes, quality: int, icc: bytes) -> bytes:
     if icc:
         # imagecodecs writes no profile into JPEG XL, but what a JPEG has stays in its transcoding
         return bytes(imagecodecs.jpegxl_encode_jpeg(_jpeg(array, quality, icc), numthreads=1))
-    loss = {"lossless": True} if quality == 100 else {"distance": _distance(quality)}
+    # libjxl's JxlEncoderDistanceFromQuality: the distance that looks like that quality of JPEG
+    distance = 0.1 + (100 - quality) * 0.09
+    if quality < 30:
+        distance = 53.0 / 3000.0 * quality * quality - 23.0 / 20.0 * quality + 25.0
+    loss = {"lossless": True} if quality == 100 else {"distance": distance}
     return bytes(imagecodecs.jpegxl_encode(array, effort=_JXL_EFFORT, numthreads=1, **loss))
-
-
-def _distance(quality: int) -> float:
-    """libjxl's JxlEncoderDistanceFromQuality: the distance that looks like that quality of JPEG."""
-    if quality >= 30:
-        return 0.1 + (100 - quality) * 0.09
-    return 53.0 / 3000.0 * quality * quality - 23.0 / 20.0 * quality + 25.0
 
 
 def _jp2(array: Bytes, quality: int, icc: bytes) -> bytes:

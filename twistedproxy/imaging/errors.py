@@ -51,9 +51,5 @@ class CallFailed(PoolError):
         self.kind = kind
 
 
-class TooManyFrames(ValueError):
-    """A picture, or a list of them, needs more stored frames than a setting allows."""
-
-
 class PictureTooLarge(ValueError):
-    """A picture has more pixels, or several together have more bytes, than a setting allows."""
+    """A picture has more pixels or needs more stored frames, or several together do or have more bytes, than a setting allows."""

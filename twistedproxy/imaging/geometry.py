@@ -111,16 +111,6 @@ class Cut:
     columns: int
 
     @property
-    def pixels(self) -> int:
-        """Pixels of the finished picture."""
-        return self.rows * self.columns
-
-    @property
-    def is_of_one_frame(self) -> bool:
-        """Whether the source is one stored frame."""
-        return self.vertical.source <= self.frame_rows and self.horizontal.source <= self.frame_columns
-
-    @property
     def is_whole_frame(self) -> bool:
         """Whether the picture is one stored frame as it is."""
         return all(

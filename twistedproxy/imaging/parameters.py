@@ -51,6 +51,7 @@ DESCRIBING = frozenset(("downsample",))
 _LOSSY = frozenset(("image/jpeg", "image/webp", "image/jxl", "image/jp2"))
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _MAX_NUMBER_LENGTH = 40
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class BadParameter(ValueError):
@@ -143,24 +144,52 @@ def parse_query(query: bytes, known: Collection[str] = RENDERED, profiles: Colle
     """
     fields = _fields(query, known)
 
-    def read(name: str, parse: Callable[[str, str], T], default: T) -> T:
-        return parse(name, fields[name]) if name in fields else default
+    def read(name: str, parse: Callable[[str], T], default: T, accepted: str) -> T:
+        if name not in fields:
+            return default
+        try:
+            return parse(fields[name])
+        except (ValueError, LookupError):
+            raise BadParameter(name, fields[name], f"expected {accepted}") from None
 
-    profile = read("iccprofile", _one_of(profiles), "no")
-    embed = read("embed_iccprofile", _boolean, True)
+    def read_word(name: str, words: Collection[str], default: str) -> str:
+        word = fields.get(name, default).lower()
+        if word not in words:
+            raise BadParameter(name, fields[name], f"expected one of {', '.join(words)}")
+        return word
+
+    def read_flag(name: str, default: bool) -> bool:
+        return read(name, lambda text: _FLAGS[text.lower()], default, "true or false")
+
+    profile = read_word("iccprofile", profiles, "no")
+    embed = read_flag("embed_iccprofile", True)
     if profile == "no" or (profile == "yes" and not embed):
         profile, embed = "no", False
     rendering = Rendering(
-        downsample=read("downsample", _downsample, 1.0),
-        interpolation=read("interpolation", _one_of(INTERPOLATIONS), "area"),
-        viewport=read("viewport", _viewport, None),
-        window=read("window", _window, None),
-        quality=read("quality", _quality, DEFAULT_QUALITY),
+        downsample=read("downsample", _downsample, 1.0, f"a number from 1.0 to {MAX_DOWNSAMPLE:.0f}"),
+        interpolation=read_word("interpolation", INTERPOLATIONS, "area"),
+        viewport=read(
+            "viewport",
+            _viewport,
+            None,
+            f"vw,vh[,sx,sy,sw,sh] with whole numbers from 1 to {MAX_VIEWPORT} for vw and vh, numbers for sx and sy, and numbers "
+            "other than 0 for sw and sh",
+        ),
+        window=read(
+            "window",
+            _window,
+            None,
+            f"center,width[,function] with a function of {', '.join(WINDOW_FUNCTIONS)}; the width must be at least 1 for linear, "
+            "and above 0 for others (PS3.3 section C.11.2.1.2)",
+        ),
+        quality=read("quality", lambda text: _whole(text, 100), DEFAULT_QUALITY, "a whole number from 1 to 100"),
         profile=profile,
         embed=embed,
     )
-    fresh = read("disable_caching", _boolean, False)
-    return PictureQuery(rendering, fresh, read("annotation", _annotations, ()), frozenset(fields))
+    fresh = read_flag("disable_caching", False)
+    words = f"words of {', '.join(sorted(ANNOTATIONS))}, separated by commas"
+    annotations = read("annotation", _annotations, tuple[str, ...](), words)
+    return PictureQuery(rendering, fresh, annotations, frozenset(fields))
 
 
 def without(query: bytes, names: Collection[str]) -> bytes:
@@ -184,80 +213,55 @@ def _split(part: bytes) -> tuple[str, str]:
     return unquote_plus(name).strip().lower(), unquote_plus(value).strip()
 
 
-def _number(text: str) -> Optional[float]:
-    if len(text) > _MAX_NUMBER_LENGTH or not _NUMBER.fullmatch(text):
-        return None
-    number = float(text)
-    return number + 0.0 if math.isfinite(number) else None  # -0.0 is 0.0
+# What follows reads one value, and raises ValueError for what is not accepted.
 
 
-def _downsample(name: str, text: str) -> float:
-    number = _number(text)
-    if number is None or not 1.0 <= number <= MAX_DOWNSAMPLE:
-        raise BadParameter(name, text, f"expected a number from 1.0 to {MAX_DOWNSAMPLE:.0f}")
-    return number
+def _number(text: str) -> float:
+    number = float(text) if len(text) <= _MAX_NUMBER_LENGTH and _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        raise ValueError
+    return number + 0.0  # -0.0 is 0.0
 
 
-def _quality(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
-        raise BadParameter(name, text, "expected a whole number from 1 to 100")
+def _whole(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise ValueError
     return int(text)
 
 
-def _boolean(name: str, text: str) -> bool:
-    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
-    if value is None:
-        raise BadParameter(name, text, "expected true or false")
-    return value
+def _downsample(text: str) -> float:
+    number = _number(text)
+    if not 1.0 <= number <= MAX_DOWNSAMPLE:
+        raise ValueError
+    return number
 
 
-def _one_of(words: Collection[str]) -> Callable[[str, str], str]:
-    def parse(name: str, text: str) -> str:
-        if text.lower() not in words:
-            raise BadParameter(name, text, f"expected one of {', '.join(words)}")
-        return text.lower()
-
-    return parse
-
-
-def _window(name: str, text: str) -> Window:
+def _window(text: str) -> Window:
     """PS3.18 section 8.3.5.1.4: center, width, function; the function may be left out here, as clients do."""
-    accepted = (
-        f"expected center,width[,function] with a function of {', '.join(WINDOW_FUNCTIONS)}; "
-        "the width must be at least 1 for linear, and above 0 for others (PS3.3 section C.11.2.1.2)"
-    )
-    parts = [part.strip() for part in text.split(",")]
-    center, width = (_number(parts[0]), _number(parts[1])) if len(parts) in (2, 3) else (None, None)
-    function = parts[2].lower().replace("_", "-") if len(parts) == 3 else "linear"
-    if center is None or width is None or function not in WINDOW_FUNCTIONS:
-        raise BadParameter(name, text, accepted)
-    if width <= 0 or (function == "linear" and width < 1):
-        raise BadParameter(name, text, accepted)
-    return Window(center, width, function)
+    center, width, *named = (part.strip() for part in text.split(","))
+    (function,) = named or ["linear"]
+    window = Window(_number(center), _number(width), function.lower().replace("_", "-"))
+    least = 1 if window.function == "linear" else math.ulp(0.0)
+    if window.function not in WINDOW_FUNCTIONS or window.width < least:
+        raise ValueError
+    return window
 
 
-def _viewport(name: str, text: str) -> Viewport:
+def _viewport(text: str) -> Viewport:
     """Values between commas may be left out, but for the first two (PS3.18 section 8.3.5.1.3). Of x and y the
     absolute values count."""
-    accepted = (
-        "expected vw,vh[,sx,sy,sw,sh] with whole numbers "
-        f"from 1 to {MAX_VIEWPORT} for vw and vh, numbers for sx and sy, and numbers other than 0 for sw and sh"
-    )
-    parts = [part.strip() for part in text.split(",")]
-    if not 2 <= len(parts) <= 6 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
-        raise BadParameter(name, text, accepted)
-    width, height = int(parts[0]), int(parts[1])
-    numbers = [_number(part) for part in parts[2:] if part]
-    if None in numbers or not 1 <= width <= MAX_VIEWPORT or not 1 <= height <= MAX_VIEWPORT:
-        raise BadParameter(name, text, accepted)
-    x, y, region_width, region_height = ([_number(part) if part else None for part in parts[2:]] + [None] * 4)[:4]
-    if region_width == 0 or region_height == 0:
-        raise BadParameter(name, text, accepted)
-    return Viewport(width, height, abs(x or 0.0), abs(y or 0.0), region_width, region_height)
+    width, height, *region = (part.strip() for part in text.split(","))
+    numbers = [_number(part) if part else None for part in region]
+    numbers += [None] * (4 - len(numbers))
+    x, y, region_width, region_height = numbers
+    if 0 in (region_width, region_height):
+        raise ValueError
+    sizes = _whole(width, MAX_VIEWPORT), _whole(height, MAX_VIEWPORT)
+    return Viewport(*sizes, abs(x or 0.0), abs(y or 0.0), region_width, region_height)
 
 
-def _annotations(name: str, text: str) -> tuple[str, ...]:
-    words = tuple(sorted({word.strip().lower() for word in text.split(",")}))
-    if not ANNOTATIONS.issuperset(words):
-        raise BadParameter(name, text, f"expected words of {', '.join(sorted(ANNOTATIONS))}, separated by commas")
-    return words
+def _annotations(text: str) -> tuple[str, ...]:
+    words = {word.strip().lower() for word in text.split(",")}
+    if not words <= ANNOTATIONS:
+        raise ValueError
+    return tuple(sorted(words))

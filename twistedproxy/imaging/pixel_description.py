@@ -102,11 +102,6 @@ class PixelFacts:
         return numpy.dtype(f"{'f' if self.floating else 'i' if self.signed else 'u'}{size}")
 
     @property
-    def inverted(self) -> bool:
-        """Whether the lowest value is shown white (PS3.3 sections C.7.6.3.1.2 and C.11.6)."""
-        return self.inverse or self.photometric_interpretation == "MONOCHROME1"
-
-    @property
     def stored_range(self) -> tuple[int, int]:
         """The smallest and the largest value that the stored bits can hold."""
         if self.signed:

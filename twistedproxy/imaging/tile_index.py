@@ -147,13 +147,12 @@ class Positions:
     """Takes the functional groups of one frame after the other, and makes the placement of all."""
 
     def __init__(self, metadata: InstanceMetadata) -> None:
-        if not metadata.is_tiled:
-            raise CannotRender("the metadata do not say how large the instance and its frames are")
-        if metadata.frames > MAX_FRAMES:
-            raise CannotRender(
-                f"{_organization(metadata)} and has {metadata.frames} frames; the places of at most {MAX_FRAMES} are read"
-            )
         self._metadata = metadata
+        self._refused = ""
+        if not metadata.is_tiled:
+            self._refused = "the metadata do not say how large the instance and its frames are"
+        elif metadata.frames > MAX_FRAMES:
+            self._refused = f"{_organization(metadata)} and has {metadata.frames} frames; the places of at most {MAX_FRAMES} are read"
         self._shared: Mapping[str, Any] = {}
         self._places = array("Q")
         self._planes = array("I")
@@ -164,10 +163,13 @@ class Positions:
         self._shared = groups
 
     def add(self, groups: Mapping[str, Any]) -> None:
-        """The functional groups of the next frame, as DICOM JSON. Raises `CannotRender`."""
-        number = len(self._places) + 1
-        if number > self._metadata.frames:
-            raise CannotRender("the metadata have functional groups for more frames than the instance has")
+        """The functional groups of the next frame, as DICOM JSON. Nothing more is looked at once there is no placement to be had."""
+        metadata, number = self._metadata, len(self._places) + 1
+        if self._refused:
+            return
+        if number > metadata.frames:
+            self._refused = "the metadata have functional groups for more frames than the instance has"
+            return
         try:
             groups = {**self._shared, **groups}
             position = groups[POSITION]["Value"][0]
@@ -175,19 +177,17 @@ class Positions:
             z = float((position.get(_Z) or {}).get("Value", (0.0,))[0])
             path = str(groups[PATH]["Value"][0][_PATH_NAME]["Value"][0]) if PATH in groups else ""
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
-            text = f"the metadata do not say where frame {number} lies: {_organization(self._metadata)}"
-            raise CannotRender(text) from None
-        self._places.append(self._place(number, row, column))
+            self._refused = f"the metadata do not say where frame {number} lies: {_organization(metadata)}"
+            return
+        # PS3.3 section C.8.12.6.1.1: positions count from 1, at a frame's top left pixel.
+        total_rows, total_columns = metadata.total_rows or 0, metadata.total_columns or 0
+        if not (0 < row <= total_rows and 0 < column <= total_columns):
+            self._refused = f"frame {number} lies at row {row}, column {column}: outside of the total pixel matrix"
+            return
+        self._places.append((row - 1) * total_columns + column - 1)
         self._planes.append(self._known.setdefault((path, z), len(self._known)))
         if len(self._known) > MAX_HEIGHTS:
-            raise CannotRender(f"the frames lie at more than {MAX_HEIGHTS} heights")
-
-    def _place(self, number: int, row: int, column: int) -> int:
-        """PS3.3 section C.8.12.6.1.1: positions count from 1, at a frame's top left pixel."""
-        total_rows, total_columns = self._metadata.total_rows or 0, self._metadata.total_columns or 0
-        if not (0 < row <= total_rows and 0 < column <= total_columns):
-            raise CannotRender(f"frame {number} lies at row {row}, column {column}: outside of the total pixel matrix")
-        return (row - 1) * total_columns + column - 1
+            self._refused = f"the frames lie at more than {MAX_HEIGHTS} heights"
 
     def placement(
         self, background: Optional[tuple[int, int, int]] = None, focal_planes: Optional[int] = None
@@ -196,6 +196,8 @@ class Positions:
         metadata = self._metadata
         if not self._places and self._shared and metadata.frames == 1:
             self.add({})
+        if self._refused:
+            raise CannotRender(self._refused)
         if len(self._places) != metadata.frames:
             raise CannotRender(
                 f"{_organization(metadata)} and has {metadata.frames} frames; the metadata say of "

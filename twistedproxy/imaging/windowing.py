@@ -119,7 +119,9 @@ def _shown(values: Pixels, facts: PixelFacts, window: _Window | None, ends: _End
             low, high = float(limits.min()), float(limits.max())
             shares = (real - low) / ((high - low) or 1.0)
         result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
-    return 255 - result if facts.inverted else result
+    # The lowest value is shown white (PS3.3 sections C.7.6.3.1.2 and C.11.6).
+    inverted = facts.inverse or facts.photometric_interpretation == "MONOCHROME1"
+    return 255 - result if inverted else result
 
 
 def _real(values: Pixels, facts: PixelFacts) -> Pixels:

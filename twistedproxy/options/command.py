@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Optional
 
@@ -233,17 +233,15 @@ END = "<!-- /options -->"
 
 def markdown() -> str:
     """The table, between its two markers."""
-    return "\n".join([BEGIN, "| option | default | |", "|---|---|---|", *_rows(), END])
-
-
-def _rows() -> Iterator[str]:
+    lines = [BEGIN, "| option | default | |", "|---|---|---|"]
     for option in OPTIONS:
         if option.group:
-            yield f"| **{option.group}** | | |"
+            lines.append(f"| **{option.group}** | | |")
         name = f"`--{option.name} {option.kind.placeholder}`{', repeatable' * option.repeatable}"
         # Words that stand for a default are not shown as if they could be typed.
         cells = (name, option.words or f"`{option.shown_default}`", option.help)
-        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join([*lines, END])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Optional, Protocol
 
 import attrs
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.media_types import MediaType, parse_media_type
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import DICOM_JSON
 from twistedproxy.dicom.resource import Instance
@@ -17,6 +17,13 @@ from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding"
+    b" upgrade".split()
+)
+"""Fields that concern one connection only, and are never handed on, any more than those that a Connection field names
+(RFC 9110 section 7.6.1)."""
 
 AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\\\]")
 """What readers of URLs take differently: some drop these, and take a backslash for a slash."""
@@ -77,12 +84,17 @@ class OriginRequest:
     body: Optional[ByteStream] = None
     length: Optional[int] = None
     decoded: bool = False
-    caller: Optional[Caller] = None
+    caller: Caller = Caller(b"")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again."""
+        return self.method in (b"GET", b"HEAD") and self.body is None
 
     @classmethod
     def get(cls, path: bytes, query: bytes, accept: bytes, caller: Caller) -> OriginRequest:
         """A GET of the proxy's own in the name of *caller*, of which it reads the answer."""
-        headers = (*caller.headers, (b"Accept", accept))
+        headers = (*caller.headers, (b"Accept", accept), (b"Accept-Encoding", b"identity"))
         return cls(b"GET", path, caller.asking(query), headers, decoded=True, caller=caller)
 
 
@@ -114,10 +126,7 @@ def media_type_of(headers: Headers) -> Optional[MediaType]:
     """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
     values = {value.strip() for name, value in headers if name.lower() == b"content-type"}
-    try:
-        return parse_media_type(values.pop()) if len(values) == 1 else None
-    except BadMediaType:
-        return None
+    return parse_media_type(values.pop()) if len(values) == 1 else None
 
 
 def is_dicom_json(headers: Headers) -> bool:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import BinaryIO, Optional
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -32,7 +32,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expiry, frame_name, pack_frames
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Progress, Withdrawn
-from twistedproxy.streams import ByteStream
+from twistedproxy.streams import ByteStream, YieldedStream
 from twistedproxy.system.caller_demand import Demand, DemandLevel
 
 REST_SECONDS = {DemandLevel.LITTLE: 0.0, DemandLevel.SOME: 0.001, DemandLevel.MUCH: 0.002}
@@ -95,7 +95,6 @@ class ProvisionalFrames:
     _outstanding: int = 0
     _taken: int = 0
     _taken_size: int = 0
-    _refused: bool = False
     _batches: deque[Deferred[None]] = attrs.field(factory=deque)
 
     async def write(self, frames: list[bytes], size: int, transfer_syntax: str) -> None:
@@ -112,28 +111,21 @@ class ProvisionalFrames:
         self._batches.append(Deferred.fromCoroutine(self._put(entries, size)))
         while self._batches and (self._outstanding > OUTSTANDING_BYTES or self._batches[0].called):
             await self._batches.popleft()
-        self._check()
 
     async def finish(self) -> None:
         """Wait until all are in the cache. Raises `LoadFailed`."""
         while self._batches:
             await self._batches.popleft()
-        self._check()
         await self.cache.remove(self.instance, [LOADING])
 
     async def _put(self, entries: dict[bytes, Value], size: int) -> None:
         taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
         self._outstanding -= size
-        if taken:
-            self._taken += len(entries)
-            self._taken_size += size
-            self.progress(self._taken, self._taken_size)
-        else:
-            self._refused = True
-
-    def _check(self) -> None:
-        if self._refused:
+        if not taken:
             raise LoadFailed("the cache did not take the frames")
+        self._taken += len(entries)
+        self._taken_size += size
+        self.progress(self._taken, self._taken_size)
 
     async def take_back(self) -> bool:
         """Remove all that was written, once the writes have come to their end; whether that is certain."""
@@ -157,22 +149,18 @@ READ_BYTES = 512 * 1024
 """How much is read at once."""
 
 
-class LocalFile:
-    """The bytes of the file at *path*, a `ByteStream`. For a process that has nothing else to do: reading blocks."""
+def local_file(path: str) -> ByteStream:
+    """The bytes of the file at *path*. For a process that has nothing else to do: reading blocks."""
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the stream
+    except OSError as error:
+        raise OriginError(f"the stored file can't be read: {error.strerror}") from None
 
-    def __init__(self, path: str) -> None:
-        try:
-            self._file: Optional[BinaryIO] = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the stream
-        except OSError as error:
-            raise OriginError(f"the stored file can't be read: {error.strerror}") from None
+    async def chunks() -> AsyncIterator[bytes]:
+        while chunk := file.read(READ_BYTES):
+            yield chunk
 
-    async def read(self) -> bytes:
-        return self._file.read(READ_BYTES) if self._file is not None else b""
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    return YieldedStream(chunks(), file)
 
 
 BATCH_SECONDS = 0.1

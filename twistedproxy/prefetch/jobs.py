@@ -215,7 +215,6 @@ class JobBook:
         self._interval = reap_interval
         self._running: list[Job] = []
         self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
-        self._idle: Waiters[None] = Waiters()
         self._reaper = LoopingCall(self._reap)
         self._reaper.clock = clock
 
@@ -265,13 +264,11 @@ class JobBook:
         )
         job.moved.fire()
         job.over.fire()
-        if not self._running:
-            self._idle.fire()
 
     async def drain(self) -> None:
         """Return once no job is running."""
         while self._running:
-            await self._idle.wait()
+            await self._running[0].over.wait()
 
     def status(self) -> dict[str, list[dict[str, object]]]:
         """What ``/status.json`` says of jobs."""

@@ -30,7 +30,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.http.origin import HTTPOrigin
 from twistedproxy.origin.interface import Caller
-from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, LocalFile, Pace, ProvisionalFrames
+from twistedproxy.prefetch.instance_load import InstanceLoad, Loaded, Pace, ProvisionalFrames, local_file
 from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn, is_lasting
 from twistedproxy.processes.channel import CallError, Channel, connect_to_parent
 from twistedproxy.settings import Settings
@@ -76,7 +76,8 @@ class LoaderMain:
         try:
             return attrs.astuple(await loading)
         except Exception as error:
-            raise CallError(_reason(error), _kind(error).__name__) from None
+            kind = NotLoadable if is_lasting(error) else LoadFailed
+            raise CallError(_reason(error), (Withdrawn if isinstance(error, Withdrawn) else kind).__name__) from None
         finally:
             del self._loads[number]
             if self._orphaned and not self._loads:
@@ -110,7 +111,7 @@ class LoaderMain:
 
     async def _open(self, source: str, instance: Instance, caller: Caller) -> ByteStream:
         if source.startswith(FILE):
-            return LocalFile(source[len(FILE) :])
+            return local_file(source[len(FILE) :])
         origin = self._origins.get(source)
         if origin is None:
             origin = self._origins[source] = HTTPOrigin(self._reactor, source, self._settings)
@@ -134,12 +135,6 @@ class LoaderMain:
         self._reactor.callLater(LAST_SECONDS, os._exit, 0)
         for loading in list(self._loads.values()):
             loading.cancel()
-
-
-def _kind(error: Exception) -> type[Exception]:
-    if isinstance(error, Withdrawn):
-        return Withdrawn
-    return NotLoadable if is_lasting(error) else LoadFailed
 
 
 def _reason(error: Exception) -> str:

@@ -68,10 +68,9 @@ class RegionLoad:
     _token: bytes = attrs.Factory(lambda: os.urandom(12))
     _frames: int = 0
     _bytes: int = 0
-    _breathe: Callable[[], Optional[Awaitable[None]]] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._breathe = turns(self.clock)
+    _breathe: Callable[[], Optional[Awaitable[None]]] = attrs.field(
+        init=False, default=attrs.Factory(lambda self: turns(self.clock), takes_self=True)
+    )
 
     async def claim(self, numbers: Sequence[int], stop_at_claimed: bool) -> list[int]:
         """Claim what of *numbers* (in the order to load) is not cached; return what was won, in that order.

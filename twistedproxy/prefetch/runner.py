@@ -33,7 +33,7 @@ from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
 from twistedproxy.prefetch.regions import numbers
 from twistedproxy.settings import Settings
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 MAX_REGION_FRAMES = 16_384
 """The most frames that a block or display load takes, of larger regions those that come first: 8000 pixels squared of
@@ -138,10 +138,9 @@ class Loads:
         wanted = occasion.wanted
         seconds = self.settings.frame_ttl
         task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
-        slot = self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock())
-        await slot.acquire()
         try:
-            loaded = await loader.load(task, job.progressed)
+            async with self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock()):
+                loaded = await loader.load(task, job.progressed)
         except Withdrawn:
             await self.reader.invalidation.invalidate(occasion.instance.scope)
             raise
@@ -149,8 +148,6 @@ class Loads:
             if is_lasting(failed):
                 self._note_failure(occasion.instance, wanted.caller)
             raise
-        finally:
-            slot.release()
         self._note_success(occasion.instance, wanted.caller)
         job.progressed(loaded.frames, loaded.bytes)
 

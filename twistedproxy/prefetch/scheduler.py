@@ -31,7 +31,7 @@ from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.settings import Settings
 from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
-from twistedproxy.system.recent import Recent
+from twistedproxy.system.outages import Recent
 
 MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""

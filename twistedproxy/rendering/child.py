@@ -7,16 +7,16 @@
 
 Calls, each with its blobs; with a picture comes the ``digest`` of its bytes, in hexadecimal, and where frames were left
 out, ``left_empty``, which says what is wrong with the first:
-- ``picture`` [facts, profile, frame…]: a whole picture at once; ``begin`` [facts, profile], ``add`` [frame…], ``finish``,
-  ``drop``: the same for pictures of many frames, which the child holds by a number meanwhile; the profile is one of the
-  operator's own to convert to, b"" for none;
+- ``picture`` [facts, profile, frame…], then [frame…]: frames of a picture, which the child holds by a number until the last
+  of them; the profile is one of the operator's own to convert to, b"" for none;
 - ``range`` [facts, frame…]: the smallest and the largest of the frames' values, as JSON, null for none;
 - ``native`` [facts, frame]: a frame's pixels as Explicit VR Little Endian has them;
 - ``profile`` [profile]: whether pictures can be converted to it;
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
-- ``place`` [piece…], ``placed``: an instance's metadata, piece by piece, then where its frames lie;
-- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it;
+- ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it or, if
+  what is known of the instance came along, where its frames lie;
+- ``drop``: nothing more is wanted of what goes by that number;
 - ``ping``: nothing.
 
 Nothing here trusts a frame: sizes are checked before memory is taken, and what a decoder says of it goes back as an error.
@@ -57,7 +57,7 @@ from twistedproxy.system.tuning import lower_priority, short_time_slices
 MAX_HELD = 24
 """Pictures and descriptions that a child holds at once; the proxy asks for at most 18."""
 
-_PICTURES = ("picture", "finish", "native", "transcode")
+_PICTURES = ("picture", "native", "transcode")
 """Operations whose result is for callers, who also get its digest: one more piece of work that is not the proxy's."""
 
 _EXPECTED = (BadImage, BadProfile, BadMetadata)
@@ -135,19 +135,14 @@ class Work:
         self._held: dict[int, Any] = {}  # pictures and descriptions by the numbers that the proxy gave them
         self._value: dict[str, Any] = {}  # of the present answer
         self._operations: dict[str, Callable[[Mapping[str, Any], Sequence[bytes]], bytes]] = {
-            "picture": self._whole_picture,
-            "begin": self._begin,
-            "add": self._add,
-            "finish": self._finish,
+            "picture": self._picture,
             "drop": self._drop,
             "range": _range,
             "native": _native,
             "profile": _profile,
             "transcode": _transcode,
             "describe": self._describe,
-            "place": self._describe,
             "described": self._described,
-            "placed": self._placed,
             "downsample": _downsample,
             "ping": lambda _arguments, _blobs: b"",
         }
@@ -168,24 +163,17 @@ class Work:
         except Exception as error:  # a library's own way to say that a frame is damaged
             return _failed(number, "Unexpected", f"{type(error).__name__}: {error}"[:500])
 
-    def _whole_picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        picture = _picture_of(head, *blobs[:2])
-        _add_all(picture, head, blobs[2:])
-        return self._finished(picture)
-
-    def _begin(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        self._hold(head["number"], _picture_of(head, *blobs))
-        return b""
-
-    def _add(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        _add_all(self._held[head["number"]], head, blobs)
-        return b""
-
-    def _finish(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return self._finished(self._held.pop(head["number"]))
-
-    def _finished(self, picture: _Picture) -> bytes:
-        made = picture.finish()
+    def _picture(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
+        if "rendering" in head:
+            facts, own_profile, *blobs = blobs
+            self._hold(head["number"], _picture_of(head, facts, own_profile))
+        picture = self._held[head["number"]]
+        for frame, (transfer_syntax, top, left) in zip(blobs, head["tiles"]):
+            picture.add(frame, transfer_syntax, top, left)
+        if not head["last"]:
+            return b""
+        del self._held[head["number"]]
+        made: bytes = picture.finish()
         if picture.failure is not None:
             self._value["left_empty"] = str(picture.failure)
         return made
@@ -195,13 +183,14 @@ class Work:
         return b""
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        number, uids = head["number"], tuple(head["uids"])
-        if number not in self._held and "metadata" in head:
-            self._hold(number, SparseDescription(InstanceMetadata.from_bytes(head["metadata"].encode()), uids))
-        elif number not in self._held:
-            self._hold(number, Description(uids))
+        if head["number"] not in self._held:
+            uids, known = tuple(head["uids"]), head["metadata"]
+            self._hold(
+                head["number"],
+                SparseDescription(InstanceMetadata.from_bytes(known.encode()), uids) if known else Description(uids),
+            )
         for piece in blobs:
-            self._held[number].feed(piece)
+            self._held[head["number"]].feed(piece)
         return b""
 
     def _hold(self, number: int, what: Any) -> None:
@@ -210,14 +199,11 @@ class Work:
             self._held.pop(next(iter(self._held)))
         self._held[number] = what
 
-    def _placed(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        return bytes(self._held[head["number"]].packed())
-
     def _described(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
-        """The facts, and where the values are that the metadata only point to."""
-        described = self._held[head["number"]].facts(dict(zip(head["uris"], blobs)), head["profile"])
-        self._value["uris"] = described.missing
-        return described.packed
+        """What was described, and where the values are that the metadata only point to."""
+        description = self._held[head["number"]]
+        made, self._value["uris"] = description.packed(dict(zip(head["uris"], blobs)), head["profile"])
+        return bytes(made)
 
 
 def _failed(number: int, kind: str, text: str) -> Message:
@@ -233,7 +219,7 @@ def _picture_of(head: Mapping[str, Any], facts: bytes, own_profile: bytes) -> _P
         axes = {name: Axis(**values[name]) for name in ("vertical", "horizontal")}
         cut, empty = Cut(**{**values, **axes}), _empty(head["background"], known)
         canvas = Canvas(cut, rendering.interpolation, scale, empty, head["in_grid"])
-        alone = cut.is_of_one_frame
+        alone = cut.vertical.source <= cut.frame_rows and cut.horizontal.source <= cut.frame_columns
     return _Picture(canvas, rendering, known, scale, head["max_pixels"], own_profile, must_draw=alone)
 
 
@@ -243,11 +229,6 @@ def _empty(background: Optional[Sequence[int]], facts: PixelFacts) -> Sequence[i
     if facts.photometric_interpretation in MONOCHROME:
         return [round(0.299 * red + 0.587 * green + 0.114 * blue)]
     return [red, green, blue]
-
-
-def _add_all(picture: _Picture, head: Mapping[str, Any], frames: Sequence[bytes]) -> None:
-    for frame, (transfer_syntax, top, left) in zip(frames, head["tiles"]):
-        picture.add(frame, transfer_syntax, top, left)
 
 
 def _native(head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:

@@ -6,23 +6,26 @@ Rules:
   a grant; then it is in the cache, for all that have one.
 - The metadata are read by a rendering child, piece by piece: they may be 400 MB.
 - That there is no placement is kept, too.
-- Values that the metadata only point to (ICC profiles, palettes) are fetched for the pictures that need them. Where one
-  cannot be had, or not by this caller, there is no picture, and nothing is kept: it would be wrong for all others, too.
+- Values that the metadata only point to (BulkDataURI, PS3.18 annex F: ICC profiles, palettes, tables) are fetched for the pictures
+  that need them, from the instance's own store with the caller's own headers, and nowhere else, wherever they point. A reference
+  is relative to the URL of the metadata (RFC 3986 section 5.2). Where one cannot be had, or not by this caller, there is no
+  picture, and nothing is kept: it would be wrong for all others, too.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Generic, Optional, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart import BadMultipart, PartCollector
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.single_flight import SingleFlight
@@ -30,11 +33,19 @@ from twistedproxy.imaging.describe import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed, CannotRender
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import Placement, read_placement
-from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, OriginRequest, is_dicom_json
-from twistedproxy.rendering.bulk_values import read_bulk_value
-from twistedproxy.rendering.jobs import Request
-from twistedproxy.rendering.pool import HeldChild, RenderPool
+from twistedproxy.origin.errors import NOT_ALLOWED, OriginBadAnswer, OriginRefused
+from twistedproxy.origin.interface import (
+    AMBIGUOUS,
+    Caller,
+    Origin,
+    OriginRequest,
+    OriginResponse,
+    first,
+    is_dicom_json,
+    media_type_of,
+)
+from twistedproxy.rendering.planner import Request
+from twistedproxy.rendering.pool import RenderPool
 from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
 
 FACTS = {False: b"p3", True: b"p3c"}
@@ -54,8 +65,6 @@ MAX_REFUSAL = 64 << 10
 
 T = TypeVar("T")
 _Key = tuple[Instance, Optional[Fence]]
-_Finish = Callable[[HeldChild, int], Awaitable[bytes]]
-_numbers = itertools.count(1)
 
 _COLOR = frozenset(
     ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
@@ -151,11 +160,34 @@ class Descriptions:
         plain = None if color and known.has_icc_profile else plain_facts(known)
         if plain is not None:
             return plain
+        ask = functools.partial(self._ask, request, None, color)
+        return await self._facts[color].find(request.instance, request.caller, fence, ask)
 
-        async def described(held: HeldChild, number: int) -> bytes:
-            values: dict[str, bytes] = {}
+    async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
+        """Where the frames lie of an instance that is not TILED_FULL.
+
+        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
+        """
+        ask = functools.partial(self._ask, request, known, False)
+        return await self._placements.find(request.instance, request.caller, fence, ask)
+
+    async def _ask(self, request: Request, known: Optional[InstanceMetadata], color: bool) -> bytes:
+        """Have a child read the metadata: the packed facts, with the ICC profile where *color* matters; of what is *known* already,
+        where frames lie."""
+        head: dict[str, Any] = {
+            "op": "describe",
+            "uids": request.instance.uids,
+            "metadata": None if known is None else known.to_bytes().decode(),
+        }
+        body = await _metadata(request)
+        held = self.pool.held()
+        whole, values = False, dict[str, bytes]()
+        try:
+            while not whole:
+                piece, whole = await hold(body, PIECE)
+                await held.call(head, [piece])
             while True:
-                head = {"op": "described", "number": number, "uris": list(values), "profile": color}
+                head = {"op": "described", "uris": list(values), "profile": color}
                 answer = await held.call(head, list(values.values()))
                 missing = [uri for uri in answer.head["uris"] if uri not in values]
                 if not missing:
@@ -164,45 +196,11 @@ class Descriptions:
                     raise OriginBadAnswer(f"the origin's metadata point to more than {MAX_BULK_VALUES} values")
                 for uri in missing:
                     values[uri] = await read_bulk_value(request.origin, request.instance, request.caller, uri)
-
-        ask = functools.partial(self._ask, request, {"op": "describe"}, described)
-        return await self._facts[color].find(request.instance, request.caller, fence, ask)
-
-    async def placement(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> Placement:
-        """Where the frames lie of an instance that is not TILED_FULL.
-
-        Raises `CannotRender` where there is none, the errors of `twistedproxy.origin.errors`, `PoolError`.
-        """
-
-        async def placed(held: HeldChild, number: int) -> bytes:
-            return (await held.call({"op": "placed", "number": number})).blobs[0]
-
-        head = {"op": "place", "metadata": known.to_bytes().decode()}
-        ask = functools.partial(self._ask, request, head, placed)
-        return await self._placements.find(request.instance, request.caller, fence, ask)
-
-    async def _ask(self, request: Request, head: Mapping[str, Any], finish: _Finish) -> bytes:
-        """Have a child read the metadata by calls that begin with *head*; then what *finish* makes of the child and of the
-        number by which it knows what it has read."""
-        number = next(_numbers)
-        head = {**head, "number": number, "uids": request.instance.uids}
-        body = await _metadata(request)
-        held: Optional[HeldChild] = None
-        try:
-            while True:
-                piece, whole = await hold(body, PIECE)
-                if held is None:
-                    held = await self.pool.hold(head, [piece])
-                else:
-                    await held.call(head, [piece])
-                if whole:
-                    return await finish(held, number)
         except CallFailed as failed:
             raise OriginBadAnswer(f"no picture can be made from the origin's metadata: {failed}") from None
         finally:
             body.close()
-            if held is not None:
-                held.release({"op": "drop", "number": number})
+            held.release()
 
 
 async def _metadata(request: Request) -> ByteStream:
@@ -222,3 +220,89 @@ async def _metadata(request: Request) -> ByteStream:
         response.body.close()
         raise OriginBadAnswer("the origin's response to a metadata request is not DICOM JSON")
     return response.body
+
+
+MAX_BULK = 16 << 20
+"""Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
+
+_BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "application/x-octet-stream"))
+"""What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
+
+_NO_HTTP = "http://origin.invalid"  # in place of the URL of an origin that is none of HTTP's
+
+
+async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
+    """A value that the metadata point to. Raises the errors of `twistedproxy.origin.errors`: a picture without a value
+    that it needs would be a wrong one."""
+    place = bulk_place(origin.url, instance, uri)
+    if place is None:
+        raise OriginBadAnswer(
+            "the origin's metadata point elsewhere than to the store for a value that the picture needs"
+        )
+    path, query = place
+    accept = b'multipart/related; type="application/octet-stream"'
+    response = await origin.forward(OriginRequest.get(path, query, accept, caller))
+    try:
+        data = await read_all(response.body, MAX_BULK)
+        if response.status in NOT_ALLOWED:
+            raise OriginRefused(response.status, response.headers, data)
+        if response.status != 200:
+            raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
+        return _only_part(response, data)
+    except (StreamTooLong, BadMultipart) as error:
+        raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
+
+
+def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, bytes]]:
+    """Path and query, below the origin at *url*, of what *uri* in the metadata of *instance* leads to. None for what is no
+    place there.
+
+    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts. A folder
+    names its values by its own URL, which is no http one.
+    """
+    if not url.startswith(("http://", "https://")):
+        uri = uri.replace(url, _NO_HTTP, 1) if uri.startswith(f"{url}/") else uri
+        url = _NO_HTTP
+    if not uri.isascii() or AMBIGUOUS.search(uri):
+        return None
+    try:
+        parts = urlsplit(urljoin(f"{url}{instance.root}/{instance.path}/metadata", uri))
+    except ValueError:  # brackets that hold no address
+        return None
+    path, query, root = parts.path, parts.query, instance.root
+    if parts.scheme not in ("http", "https") or not {".", ".."}.isdisjoint(unquote(path).split("/")):
+        return None
+    base = urlsplit(url).path.rstrip("/")
+    if path.startswith(f"{base}{root}/"):
+        return path[len(base) :].encode("ascii"), query.encode("ascii")
+    for service in ("/studies/", "/bulkdata/"):
+        if service in path:
+            return (root + path[path.index(service) :]).encode("ascii"), query.encode("ascii")
+    return None
+
+
+def _only_part(response: OriginResponse, data: bytes) -> bytes:
+    """The value in an answer: the one part of a multipart one, or all of it. Raises BadMultipart for what is no value, or
+    may not be all of it: a picture would be made of a gateway's page."""
+    framed, media_type = response.framed(), media_type_of(response.headers)
+    if media_type is None:
+        raise BadMultipart("its Content-Type is missing or invalid")
+    if first(response.headers, b"content-range") is not None:
+        raise BadMultipart("it has a Content-Range: it is partial")
+    kinds = [media_type.part_type]
+    if media_type.is_multipart:
+        collector = PartCollector(media_type.boundary, 1)
+        parts = collector.feed(data) + collector.close(framed)
+        if not parts:
+            raise BadMultipart("a multipart answer has no part")
+        data = parts[0].data
+        if "content-type" in parts[0].headers:
+            kinds.append(parts[0].media_type.type if parts[0].media_type is not None else "of no known type")
+    elif not framed:
+        raise BadMultipart("it has neither a length nor chunks: it may be incomplete")
+    for kind in kinds:
+        if kind is not None and kind not in _BYTES:
+            raise BadMultipart(f"its Content-Type is {kind[:80]}; expected application/octet-stream")
+    if not data:
+        raise BadMultipart("it is empty")
+    return data

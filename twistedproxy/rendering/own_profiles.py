@@ -11,15 +11,13 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import attrs
 from twisted.internet.threads import deferToThread
 
-from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.imaging.errors import CallFailed
-from twistedproxy.imaging.parameters import MAX_PROFILE, NO_TARGETS, PROFILES
+from twistedproxy.imaging.parameters import MAX_PROFILE, NO_TARGETS
 from twistedproxy.rendering.pool import RenderPool
 
 PROFILE_ENDINGS = (".icc", ".icm")
@@ -32,35 +30,10 @@ class BadProfiles(ValueError):
     """A folder that cannot be used; `str()` names the file, and the reason."""
 
 
-@attrs.frozen
-class OwnProfiles:
-    """Profiles by name."""
-
-    by_name: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
-    _digests: Mapping[str, bytes] = attrs.field(init=False, repr=False, eq=False)
-
-    @_digests.default
-    def _make_digests(self) -> Mapping[str, bytes]:  # once: each frame's name in the cache has one
-        return {name: content_digest([data]) for name, data in self.by_name.items()}
-
-    @property
-    def names(self) -> Collection[str]:
-        """All that ``iccprofile`` may be, built-in ones first."""
-        return tuple(dict.fromkeys((*PROFILES, *sorted(self.by_name))))
-
-    def get(self, name: str) -> bytes:
-        """The profile *name*; b"" where the folder has none."""
-        return self.by_name.get(name, b"")
-
-    def digest(self, name: str) -> bytes:
-        """A digest of the profile *name*; b"" where the folder has none."""
-        return self._digests.get(name, b"")
-
-
-async def checked_profiles(pool: RenderPool, folder: str) -> OwnProfiles:
-    """The profiles in *folder*, all fit to convert to. Raises `BadProfiles` and `PoolError`."""
+async def checked_profiles(pool: RenderPool, folder: str) -> Mapping[str, bytes]:
+    """The profiles in *folder* by their names, all fit to convert to. Raises `BadProfiles` and `PoolError`."""
     profiles = await deferToThread(read_profiles, folder)
-    for name, profile in profiles.by_name.items():
+    for name, profile in profiles.items():
         try:
             await pool.call({"op": "profile"}, [profile])
         except CallFailed as failed:
@@ -68,8 +41,8 @@ async def checked_profiles(pool: RenderPool, folder: str) -> OwnProfiles:
     return profiles
 
 
-def read_profiles(folder: str) -> OwnProfiles:
-    """The profiles in *folder*; other files are left alone. It blocks. Raises `BadProfiles`."""
+def read_profiles(folder: str) -> Mapping[str, bytes]:
+    """The profiles in *folder* by their names; other files are left alone. It blocks. Raises `BadProfiles`."""
     try:
         paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PROFILE_ENDINGS)
     except OSError as error:
@@ -86,7 +59,7 @@ def read_profiles(folder: str) -> OwnProfiles:
         if name in found:
             raise BadProfiles(f"{path}: another file also has the name {name}")
         found[name] = _read_file(path)
-    return OwnProfiles(found)
+    return found
 
 
 def _read_file(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""From a request for pictures to the pieces of work that make them, one for each picture.
+"""Requests for pictures, the pieces of work that make them, one for each picture, and what comes of them.
 
 All limits are looked at here, before any frame is fetched; of the origin no more is asked than where the frames of a
 sparse instance lie. Here is also which forms pictures have, and which stored frames are such pictures already.
@@ -6,13 +6,18 @@ sparse instance lie. Here is also which forms pictures have, and which stored fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Optional
+import functools
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Optional
 
 import attrs
 
-from twistedproxy.cache.interface import Reading
+from twistedproxy.cache.interface import Fence, Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.multipart_writer import content_digest
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     JPEG_BASELINE,
@@ -24,13 +29,122 @@ from twistedproxy.dicom.transfer_syntaxes import (
 from twistedproxy.frames.entries import rendered_name
 from twistedproxy.frames.read_through import NoSuchFrame
 from twistedproxy.imaging.downsampled_instance import Downsampled
-from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
-from twistedproxy.imaging.geometry import Cut
-from twistedproxy.imaging.parameters import Rendering
-from twistedproxy.imaging.tile_index import Placement, needs_positions
-from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.jobs import Limits, Request, Task
-from twistedproxy.rendering.own_profiles import OwnProfiles
+from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame, PictureTooLarge
+from twistedproxy.imaging.geometry import Cut, Tile
+from twistedproxy.imaging.parameters import PROFILES, Rendering
+from twistedproxy.imaging.tile_index import MAX_FRAMES, Placement, needs_positions
+from twistedproxy.origin.interface import Caller, Origin
+
+if TYPE_CHECKING:
+    from twistedproxy.rendering.descriptions import Descriptions
+
+
+@attrs.frozen
+class Request:
+    """A caller's request for pictures. *fresh*: results neither come from the cache nor go there; stored frames that they
+    are made of do."""
+
+    origin: Origin
+    instance: Instance
+    caller: Caller
+    rendering: Rendering
+    fresh: bool = False
+    check: Callable[[InstanceMetadata], None] = lambda _metadata: None
+    """Raises where the metadata show that the pictures would be of no use to the caller."""
+
+
+@attrs.frozen
+class Task:
+    """One picture to be made."""
+
+    request: Request
+    metadata: InstanceMetadata
+    reading: Reading
+    cut: Cut
+    name: bytes
+    placement: Optional[Placement] = None
+    """Where the frames of a sparse instance lie."""
+    own_profile: bytes = b""
+    """The operator's profile to convert to, in place of the built-in one of that name."""
+
+    def tiles(self) -> Iterator[Tile]:
+        """The stored frames that are needed, row by row."""
+        interpolation = self.request.rendering.interpolation
+        if self.placement is not None:
+            return self.placement.tiles(self.cut, interpolation)
+        return self.cut.tiles(interpolation)
+
+    @property
+    def in_grid(self) -> bool:
+        """Whether frames begin at multiples of their size."""
+        return self.placement is None or self.placement.in_grid
+
+    def count(self, limit: int) -> int:
+        """How many they are, counted up to one more than *limit*."""
+        if self.placement is None:
+            return self.cut.source_count(self.request.rendering.interpolation)
+        return sum(1 for _ in islice(self.tiles(), limit + 1))
+
+
+@attrs.frozen
+class Limits:
+    """*pixels*: of one picture, and of one stored frame. *frames*: stored frames of one request for frames.
+    *whole_frames*: of a picture of a whole instance. *answer*: bytes of several pictures together."""
+
+    pixels: int
+    frames: int
+    whole_frames: int
+    answer: int
+
+    def check_pixels(self, cut: Cut) -> None:
+        """Raises `PictureTooLarge`."""
+        if cut.rows * cut.columns > self.pixels:
+            raise PictureTooLarge(
+                f"the picture would have {cut.columns} x {cut.rows} pixels; the limit is {self.pixels}: "
+                "request a smaller one with viewport= or downsample="
+            )
+        if cut.frame_rows * cut.frame_columns > self.pixels:
+            raise PictureTooLarge(f"a stored frame has more than {self.pixels} pixels, the limit for decoding")
+
+    def check_count(self, tasks: Collection[Task]) -> None:
+        """Raises `PictureTooLarge` where pictures of frames need too many stored ones together."""
+        limit = max(self.frames, len(tasks))
+        needed = sum(task.count(limit) for task in tasks)
+        if needed > limit:
+            raise PictureTooLarge(
+                f"the request needs {needed} stored frames; the limit is {self.frames}: "
+                "request fewer frames, or use a smaller level with a smaller factor"
+            )
+
+    def check_whole(self, task: Task) -> None:
+        """Raises `PictureTooLarge` where a picture of a whole instance needs too many."""
+        if task.count(self.whole_frames) > self.whole_frames:
+            raise PictureTooLarge(
+                f"the picture needs {task.count(MAX_FRAMES)} stored frames; the limit is {self.whole_frames} for one "
+                "of a whole instance: request a smaller level, or a region with viewport="
+            )
+
+
+@attrs.frozen
+class Pictures:
+    """Bytes of pictures in the order asked for, and where they came from, counted by number: *cached* from the cache, *made*
+    for this request, *shared* with another that asked for the same. *forwarded*: those of the made and the shared for which
+    the origin was asked for frames. *digests*: the `content_digest` of each; none where they are stored frames."""
+
+    data: Sequence[bytes]
+    metadata: InstanceMetadata
+    cached: int
+    made: int
+    shared: int
+    forwarded: int
+    fence: Optional[Fence] = None
+    """That of the cache when it was read, None where it could not be."""
+    prefetched: Sequence[int] = ()
+    """Of pictures that are stored frames: the numbers of those that were prefetched."""
+    digests: Sequence[bytes] = ()
+    expires: float = math.inf
+    """When the first of them ends in the cache, in seconds since the epoch; infinity: never."""
+
 
 JPEG, JPEG_XL = "image/jpeg", "image/jxl"
 PICTURE_TYPES = (JPEG, "image/png", "image/webp", "image/gif", JPEG_XL, "image/jp2")
@@ -91,36 +205,48 @@ VERSION = b"6"
 """Part of every picture's name: to be raised when pictures come out otherwise, or their entries are laid out otherwise."""
 
 
+@functools.cache  # each frame's name in the cache has one
+def _digest(profile: bytes) -> bytes:
+    return content_digest([profile])
+
+
 @attrs.define(eq=False)
 class Planner:
-    """Plans pictures. *profiles*: the operator's own."""
+    """Plans pictures. *profiles*: the operator's own, by their names."""
 
     descriptions: Descriptions
     limits: Limits
-    profiles: OwnProfiles = attrs.Factory(OwnProfiles)
+    profiles: Mapping[str, bytes] = attrs.Factory(dict)
 
-    def frame_name(self, number: int, rendering: Rendering) -> bytes:
-        """The name in the cache of a picture of a frame."""
-        return self._name(b"frame %d" % number, rendering)
+    @property
+    def profile_names(self) -> Sequence[str]:
+        """All that ``iccprofile`` may be, built-in ones first."""
+        return tuple(dict.fromkeys((*PROFILES, *sorted(self.profiles))))
 
-    def whole_name(self, rendering: Rendering) -> bytes:
-        """The name in the cache of a picture of a whole instance."""
-        return self._name(b"whole", rendering)
-
-    def _name(self, what: bytes, rendering: Rendering) -> bytes:
-        own = self.profiles.digest(rendering.profile)
-        return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), own)))
+    def name(self, what: bytes, rendering: Rendering) -> bytes:
+        """The name in the cache of a picture: *what* says of which frame, or that it is of the whole instance."""
+        own = self.profiles.get(rendering.profile)
+        digest = b"" if own is None else _digest(own)
+        return rendered_name(b"\0".join((b"ours", VERSION, what, rendering.key(), digest)))
 
     async def frames(
         self, request: Request, metadata: InstanceMetadata, reading: Reading, names: Mapping[int, bytes]
     ) -> dict[int, Task]:
         """A task for each frame that has a name among *names*.
 
-        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, and what reading metadata raises.
+        Raises `NoSuchFrame`, `CannotRender`, `PictureTooLarge`, and what reading metadata raises.
         """
         virtual, placement = await self._virtual(request, metadata, reading)
-        cuts = self._cuts(request, virtual, list(names))
-        own = self.profiles.get(request.rendering.profile)
+        viewport = request.rendering.viewport
+        if viewport is not None and request.rendering.media_type == OCTET_STREAM:
+            raise CannotRender("a viewport is for pictures, not for pixel data")
+        try:
+            cuts = {number: virtual.frame(number).shown(viewport) for number in names}
+        except NoSuchVirtualFrame as error:
+            raise NoSuchFrame(str(error)) from None
+        for cut in cuts.values():
+            self.limits.check_pixels(cut)
+        own = self.profiles.get(request.rendering.profile, b"")
         tasks = {
             number: Task(request, metadata, reading, cuts[number], name, placement, own)
             for number, name in names.items()
@@ -133,7 +259,7 @@ class Planner:
         virtual, placement = await self._virtual(request, metadata, reading, whole=True)
         cut = virtual.whole().shown(request.rendering.viewport)
         self.limits.check_pixels(cut)
-        own = self.profiles.get(request.rendering.profile)
+        own = self.profiles.get(request.rendering.profile, b"")
         task = Task(request, metadata, reading, cut, name, placement, own)
         self.limits.check_whole(task)
         return task
@@ -151,15 +277,3 @@ class Planner:
                 if factor > 1.0 or (metadata.frames > 1 and metadata.grid != (1, 1)):
                     raise  # else the first frame is all that there is to see, of a plane at least
         return Downsampled.of(metadata, factor), None
-
-    def _cuts(self, request: Request, virtual: Downsampled, numbers: Sequence[int]) -> dict[int, Cut]:
-        """Where each picture comes from."""
-        if request.rendering.viewport is not None and request.rendering.media_type == OCTET_STREAM:
-            raise CannotRender("a viewport is for pictures, not for pixel data")
-        try:
-            cuts = {number: virtual.frame(number).shown(request.rendering.viewport) for number in numbers}
-        except NoSuchVirtualFrame as error:
-            raise NoSuchFrame(str(error)) from None
-        for cut in cuts.values():
-            self.limits.check_pixels(cut)
-        return cuts

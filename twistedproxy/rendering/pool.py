@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import attrs
@@ -43,6 +43,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 """A child is one worker: libraries that start a thread for each CPU would take all of them."""
 
 CRASHED = "the picture could not be made: a decoder crashed"
+
+
+_numbers = itertools.count(1)
 
 
 class RenderChild(ChildProcess):
@@ -94,14 +97,6 @@ class RenderChild(ChildProcess):
 
 
 @attrs.define(eq=False)
-class _Waiting:
-    """A call that waits for a child; *child*: for that one alone."""
-
-    turn: Deferred[RenderChild]
-    child: Optional[RenderChild]
-
-
-@attrs.define(eq=False)
 class RenderPool:
     """Up to *workers* children, started one by one as they are needed. *queue*: calls that may wait. *seconds*: for a call,
     from its start in a child."""
@@ -112,7 +107,8 @@ class RenderPool:
     seconds: float
     module: str = MODULE
     _children: list[RenderChild] = attrs.field(init=False, factory=list)
-    _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
+    _waiting: dict[Deferred[RenderChild], Optional[RenderChild]] = attrs.field(init=False, factory=dict)
+    """Calls that wait for a child, the first first: for any, or for that one alone."""
     _not_before: float = attrs.field(init=False, default=0.0)
     _first: Any = attrs.field(init=False, default=None)  # the delayed start of the first child
     _stopped: bool = attrs.field(init=False, default=False)
@@ -136,24 +132,16 @@ class RenderPool:
         busy = sum(child.busy for child in self._children)
         return {"children": len(self._children), "busy": busy, "waiting": len(self._waiting)}
 
-    async def call(
-        self, head: Mapping[str, Any], blobs: Sequence[bytes] = (), held: Optional[HeldChild] = None
-    ) -> Message:
-        """Have a child do something; *held*: the child that holds what it is about.
+    async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
+        """Have a child do something. Raises `PoolError`. Cancelling ends the wait, and in due time the call."""
+        return await self.held().call(head, blobs)
 
-        Raises `PoolError`. Cancelling ends the wait, and in due time the call.
-        """
-        child = await self._child(held.child if held is not None else None)
-        return await child.call(head, blobs, self.seconds)
+    def held(self) -> HeldChild:
+        """For calls that belong together."""
+        return HeldChild(self)
 
-    async def hold(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> HeldChild:
-        """Do a call after which the child holds something that later calls are about. `HeldChild.release` ends that."""
-        child = await self._child(None)
-        await child.call(head, blobs, self.seconds)
-        return HeldChild(self, child)
-
-    async def _child(self, wanted: Optional[RenderChild]) -> RenderChild:
-        """A child that is free: *wanted*, if that is given."""
+    async def child(self, wanted: Optional[RenderChild]) -> RenderChild:
+        """A child that is free, and given away thereby: *wanted*, if that is given. Raises `PoolError`."""
         if self._stopped:
             raise PoolBusy("the proxy is stopping")
         if wanted is not None and not wanted.alive:
@@ -167,13 +155,12 @@ class RenderPool:
             self._start_one()
             if not self._children:
                 raise PoolBusy("no render worker could be started")
-        waiting = _Waiting(Deferred(), wanted)
-        self._waiting.append(waiting)
+        turn: Deferred[RenderChild] = Deferred()
+        self._waiting[turn] = wanted
         try:
-            return await waiting.turn
+            return await turn
         except CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            self._waiting.pop(turn, None)
             raise
 
     def _free(self, wanted: Optional[RenderChild]) -> Optional[RenderChild]:
@@ -199,11 +186,11 @@ class RenderPool:
 
     def _freed(self) -> None:
         """A child has become free: the call that waits longest for it goes next."""
-        for waiting in list(self._waiting):
-            child = self._free(waiting.child)
+        for turn, wanted in list(self._waiting.items()):
+            child = self._free(wanted)
             if child is not None:
-                self._waiting.remove(waiting)
-                waiting.turn.callback(child)
+                del self._waiting[turn]
+                turn.callback(child)
 
     def _ended(self, _result: object, child: RenderChild) -> None:
         """A child is gone."""
@@ -213,16 +200,16 @@ class RenderPool:
         self._log.warn("a render worker exited: {reason}", reason=child.reason)
         if not child.up:
             self._not_before = self.reactor.seconds() + RETRY_SECONDS
-        self._fail([one for one in self._waiting if one.child is child], ChildDied(CRASHED))
+        self._fail([turn for turn, wanted in self._waiting.items() if wanted is child], ChildDied(CRASHED))
         if self._waiting or self._first is not None:
             self._start_one()
         if not self._children:
             self._fail(self._waiting, PoolBusy("no render worker could be started"))
 
-    def _fail(self, waiting: Sequence[_Waiting], error: PoolError) -> None:
-        for one in list(waiting):
-            self._waiting.remove(one)
-            one.turn.errback(error)
+    def _fail(self, turns: Iterable[Deferred[RenderChild]], error: PoolError) -> None:
+        for turn in list(turns):
+            del self._waiting[turn]
+            turn.errback(error)
 
     async def stop(self) -> None:
         """End all children, and fail the calls that wait."""
@@ -234,17 +221,22 @@ class RenderPool:
             await child.killed()
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class HeldChild:
-    """A child that holds something for one picture. Others use the child too, between two calls."""
+    """The child that did the first of several calls, and does all others: what it holds meanwhile goes by *number*. Others use
+    the child too, between two calls."""
 
     pool: RenderPool
-    child: RenderChild
+    number: int = attrs.field(init=False, factory=lambda: next(_numbers))
+    _child: Optional[RenderChild] = None
 
     async def call(self, head: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> Message:
         """See `RenderPool.call`."""
-        return await self.pool.call(head, blobs, held=self)
+        self._child = await self.pool.child(self._child)
+        return await self._child.call({**head, "number": self.number}, blobs, self.pool.seconds)
 
-    def release(self, head: Mapping[str, Any]) -> None:
-        """Do a call in the background, by which the child drops what it holds."""
-        Deferred.fromCoroutine(self.call(head)).addErrback(lambda failure: failure.trap(PoolError) and None)
+    def release(self) -> None:
+        """Have the child drop what it holds, in the background."""
+        if self._child is not None:
+            dropping = Deferred.fromCoroutine(self.call({"op": "drop"}))
+            dropping.addErrback(lambda failure: failure.trap(PoolError) and None)

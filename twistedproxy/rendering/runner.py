@@ -32,9 +32,8 @@ from twistedproxy.imaging.tile_index import needs_positions
 from twistedproxy.imaging.windowing import needs_range, shown_as_stored
 from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.jobs import Task
-from twistedproxy.rendering.planner import is_as_stored, is_gray, is_same_picture
-from twistedproxy.rendering.pool import HeldChild, RenderPool
+from twistedproxy.rendering.planner import Task, is_as_stored, is_gray, is_same_picture
+from twistedproxy.rendering.pool import RenderPool
 
 BATCH = 64
 """Stored frames that a child gets at once: as many as fetch well, few enough to hold (64 of 15 kB: a megabyte)."""
@@ -100,7 +99,6 @@ class Maker:
     load_whole: Optional[LoadWhole] = None
     _turns: DeferredSemaphore = attrs.field(init=False)
     _ranges: LruStore = attrs.field(init=False, factory=lambda: LruStore(RANGES))
-    _numbers: int = attrs.field(init=False, default=1 << 32)  # those of metadata are below
 
     def __attrs_post_init__(self) -> None:
         self._turns = DeferredSemaphore(min(MAX_HELD, max(1, self.pool.workers)))
@@ -119,13 +117,9 @@ class Maker:
             if unchanged is not None:
                 return unchanged
         await self._have_loaded(task, tiles, asked)
-        if len(tiles) > BATCH:
-            return await self._in_batches(task, tiles, asked)
-        frames = await self._read(task, tiles, asked)
-        head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", tiles, asked)
-        head |= {"op": "picture", "tiles": _places(tiles, frames)}
-        blobs = [facts, task.own_profile, *(frame.data for frame in frames)]
-        return _checked(task, await self.pool.call(head, blobs))
+        if len(tiles) <= BATCH:
+            return await self._drawn(task, tiles, asked)
+        return await self._turns.run(lambda: Deferred.fromCoroutine(self._drawn(task, tiles, asked)))
 
     async def _have_loaded(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> None:
         """Where a picture needs most frames of an instance, and the cache lacks many of them: have it loaded whole."""
@@ -222,36 +216,40 @@ class Maker:
         value_range: Optional[list[float]] = json.loads(found)
         return value_range
 
-    async def _in_batches(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
-        """A picture of many frames: a child holds it while they come, row by row."""
-        await self._turns.acquire()
-        held: Optional[HeldChild] = None
-        self._numbers += 1
-        number = self._numbers
+    async def _drawn(self, task: Task, tiles: Sequence[Tile], asked: _Asked) -> Made:
+        """A picture of frames that come batch by batch, row by row: a child holds it meanwhile."""
+        held = self.pool.held()
+        left = iter(tiles)
+        batch = list(islice(left, BATCH))
+        coming = Deferred.fromCoroutine(self._read(task, batch, asked))
+        head: dict[str, Any] = {}
         try:
-            left = iter(tiles)
-            batch = list(islice(left, BATCH))
-            coming = Deferred.fromCoroutine(self._read(task, batch, asked))
-            while batch:
+            while True:
                 frames, read = await coming, batch
                 batch = list(islice(left, BATCH))
                 if batch:  # the next come while these are drawn
                     coming = Deferred.fromCoroutine(self._read(task, batch, asked))
-                if held is None:
-                    head, facts = await self._head(task, frames[0].transfer_syntax, read, asked)
-                    held = await self.pool.hold({**head, "op": "begin", "number": number}, [facts, task.own_profile])
-                head = {"op": "add", "number": number, "tiles": _places(read, frames)}
-                await held.call(head, [frame.data for frame in frames])
-            assert held is not None, "there are more tiles than none"
-            return _checked(task, await held.call({"op": "finish", "number": number}))
+                blobs = [frame.data for frame in frames]
+                places = [(frame.transfer_syntax, tile.top, tile.left) for tile, frame in zip(read, frames)]
+                first = not head
+                if first:
+                    head, facts = await self._head(task, frames[0].transfer_syntax if frames else "", read, asked)
+                    blobs[:0] = facts, task.own_profile
+                call = {"op": "picture", "tiles": places, "last": not batch}
+                answer = await held.call(call | head if first else call, blobs)
+                if not batch:
+                    break
         except BaseException:
             coming.addErrback(lambda _failure: None)
             coming.cancel()
-            if held is not None:
-                held.release({"op": "drop", "number": number})
+            held.release()
             raise
-        finally:
-            self._turns.release()
+        if reason := answer.head.get("left_empty"):
+            _log.warn(
+                "a frame that cannot be decoded is left blank in a picture: {reason}",
+                event="frames_left_empty", reason=reason, instance=task.request.instance.path,
+            )  # fmt: skip
+        return Made.of(answer)
 
 
 def range_sample(metadata: InstanceMetadata, number: int) -> list[int]:
@@ -275,21 +273,7 @@ def _scale(task: Task, transfer_syntax: str) -> int:
     return decoder_scale(task.cut, rendering.viewport is not None, averages=media_type == "image/jpeg")
 
 
-def _checked(task: Task, answer: Message) -> Made:
-    """The picture in a child's answer; what it lacks is logged."""
-    if reason := answer.head.get("left_empty"):
-        _log.warn(
-            "a frame that cannot be decoded is left blank in a picture: {reason}",
-            event="frames_left_empty", reason=reason, instance=task.request.instance.path,
-        )  # fmt: skip
-    return Made.of(answer)
-
-
 def check_not_empty(frames: Sequence[Any]) -> None:
     """Raises `CallFailed` where a stored frame that is to be a picture has no bytes, as a child would."""
     if not all(frame.data for frame in frames):
         raise CallFailed("BadImage", "the stored frame is empty")
-
-
-def _places(tiles: Sequence[Tile], frames: Sequence[Any]) -> list[tuple[str, int, int]]:
-    return [(frame.transfer_syntax, tile.top, tile.left) for tile, frame in zip(tiles, frames)]

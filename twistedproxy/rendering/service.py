@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -24,11 +25,10 @@ from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
 from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.jobs import Limits, Pictures, Request, Task
 from twistedproxy.rendering.own_profiles import BadProfiles, checked_profiles
-from twistedproxy.rendering.planner import Planner, is_as_stored, is_gray
+from twistedproxy.rendering.planner import Limits, Pictures, Planner, Request, Task, is_as_stored, is_gray
 from twistedproxy.rendering.pool import RenderPool
-from twistedproxy.rendering.runner import LoadWhole, Made, Maker, check_not_empty
+from twistedproxy.rendering.runner import Made, Maker, check_not_empty
 from twistedproxy.settings import Settings
 
 MADE_AT_ONCE = 4
@@ -49,12 +49,12 @@ class PictureService:
     seconds: Optional[float]
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
-    _maker: Maker = attrs.field(init=False)
+    maker: Maker = attrs.field(init=False)
     _in_flight: SingleFlight[_Key, Made] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
         descriptions = Descriptions(self.cache, self.pool)
-        self._maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
+        self.maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
         self.planner = Planner(descriptions, self.limits)
 
     async def start(self) -> None:
@@ -66,10 +66,6 @@ class PictureService:
             except (BadProfiles, PoolError) as error:
                 raise BadProfiles(f"--icc-profiles: {error}") from None
 
-    def load_whole_by(self, load_whole: LoadWhole) -> None:
-        """Have instances that pictures need most frames of loaded by *load_whole*."""
-        self._maker.load_whole = load_whole
-
     async def metadata(self, request: Request) -> InstanceMetadata:
         """The instance's metadata, for a caller that may read it. Raises the errors of `twistedproxy.origin.errors`."""
         grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
@@ -78,10 +74,12 @@ class PictureService:
     async def frames(self, request: Request, numbers: Sequence[int]) -> Pictures:
         """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.
 
-        Raises `NoSuchFrame`, `CannotRender`, `TooManyFrames`, `PictureTooLarge`, `PoolError`, and what reading frames
+        Raises `NoSuchFrame`, `CannotRender`, `PictureTooLarge`, `PoolError`, and what reading frames
         raises. A `CallFailed` of kind "NotDecodable" means that nothing here decodes the instance.
         """
-        names = {number: self.planner.frame_name(number, request.rendering) for number in dict.fromkeys(numbers)}
+        names = {
+            number: self.planner.name(b"frame %d" % number, request.rendering) for number in dict.fromkeys(numbers)
+        }
         await self._check_cached(request, [names[number] for number in numbers])
         metadata, reading = await self._granted(request, list(names.values()))
         rendering = request.rendering
@@ -122,7 +120,7 @@ class PictureService:
 
     async def whole(self, request: Request) -> Pictures:
         """One picture of a whole instance: of the first plane of its matrix, or of its first frame. Raises as `frames`."""
-        name = self.planner.whole_name(request.rendering)
+        name = self.planner.name(b"whole", request.rendering)
         metadata, reading = await self._granted(request, [name])
         task = await self.planner.whole(request, metadata, reading, name)
         return await self._pictures({1: task}, [1])
@@ -167,13 +165,13 @@ class PictureService:
         return expiry(self.reader.access.wall_clock(), self.seconds)
 
     async def _picture(self, task: Task) -> tuple[Made, str]:
-        cached = _cached(task)
-        if cached is not None:
-            return cached, "cached"
+        if (entry := task.reading.entries.get(task.name)) is not None:
+            with contextlib.suppress(BadEntry):
+                return Made(*unpack_picture(entry)), "cached"
 
         async def make() -> Made:
             # before it is written: the cache keeps it a little longer
-            return attrs.evolve(await self._maker.make(task), expires=self._expiry())
+            return attrs.evolve(await self.maker.make(task), expires=self._expiry())
 
         if task.request.fresh:
             return await make(), "made"
@@ -187,15 +185,6 @@ class PictureService:
         owner = task.request.caller.credential
         made, joined = await self._in_flight.one(key, owner, make, keep)
         return made, "shared" if joined else "made"
-
-
-def _cached(task: Task) -> Optional[Made]:
-    """The picture among what was read from the cache."""
-    entry = task.reading.entries.get(task.name)
-    try:
-        return Made(*unpack_picture(entry)) if entry is not None else None
-    except BadEntry:
-        return None
 
 
 def open_imaging(reactor: Any, settings: Settings, reader: FrameReader, cache: Cache) -> Optional[PictureService]:

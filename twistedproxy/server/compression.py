@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
@@ -22,6 +21,7 @@ from typing import Any, Optional
 import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
+from werkzeug.http import parse_accept_header
 
 from twistedproxy.server.problems import Headers
 from twistedproxy.server.response_body import in_pieces
@@ -41,7 +41,6 @@ COMPRESSORS: dict[str, Callable[[], Any]] = {
 """The codings that there are, the better ones first. A compressor has ``compress`` and ``flush``."""
 
 _ALIASES = {"x-gzip": GZIP}  # RFC 9110 section 8.4.1.3
-_QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.ASCII)  # RFC 9110 section 12.4.2
 # True only of the bytes that the origin sent (RFC 9530 section 2 and 3, RFC 9110 section 14.3).
 _OF_THE_BYTES = frozenset(b"content-length accept-ranges content-md5 digest content-digest repr-digest".split())
 
@@ -73,13 +72,8 @@ def _weight(weights: dict[str, float], name: str) -> float:
 
 
 def _weights(accept_encoding: bytes) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for element in accept_encoding.decode("latin-1").lower().split(","):
-        name, *parameters = (part.strip() for part in element.split(";"))
-        match = _QUALITY.fullmatch(parameters[0] if parameters else "q=1")
-        if match is not None:
-            weights[_ALIASES.get(name, name)] = float(match[1])
-    return weights
+    named = parse_accept_header(accept_encoding.decode("latin-1").lower())
+    return {_ALIASES.get(name, name): weight for name, weight in named}
 
 
 def altered(headers: Headers) -> Headers:
@@ -128,17 +122,6 @@ async def compress(
 def not_modified(request: Request, headers: Headers) -> Headers:
     """The headers of a 304, with the entity tag that a 200 would have (RFC 9110 section 15.4.5)."""
     return varied(altered(headers) if _choice(request).coding is not None else headers)
-
-
-def compressed_page(request: Request, body: bytes, clock: IReactorTime) -> Optional[ByteStream]:
-    """*body*, a page of the proxy's own, as the client of *request* takes it, with the headers for that;
-    None where it goes as it is."""
-    request.responseHeaders.addRawHeader(b"Vary", b"Accept-Encoding")
-    choice = _choice(request)
-    if choice.coding is None or (len(body) < MIN_SIZE and not choice.required):
-        return None
-    request.responseHeaders.setRawHeaders(b"Content-Encoding", [choice.coding.encode("ascii")])
-    return compressed(BytesStream(body), choice.coding, clock)
 
 
 def compressed(body: ByteStream, coding: str, clock: IReactorTime) -> ByteStream:

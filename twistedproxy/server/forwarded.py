@@ -17,7 +17,7 @@ from typing import Union
 
 import attrs
 
-from twistedproxy.server.problems import bad_request, shown
+from twistedproxy.server.problems import Problem, shown
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -83,7 +83,7 @@ def validated_host(text: str) -> str:
     """*text* if it is a host, perhaps with a port (RFC 3986 section 3.2.2), else `Problem` 400 (RFC 9112 section 3.2)."""
     match = _HOST.fullmatch(text)
     if match is None or int(match[2] or 0) > 65535 or (text.startswith("[") and _address(match[1]) is None):
-        raise bad_request(f"{shown(text)} is not a valid host")
+        raise Problem(400, f"{shown(text)} is not a valid host")
     return text
 
 
@@ -103,7 +103,7 @@ def _with_port(host: str, came_to: str) -> str:
 
 def _validated_prefix(text: str) -> str:
     if len(text) > MAX_PREFIX or not _PREFIX.fullmatch(text):
-        raise bad_request(f"{shown(text)} is not a valid path prefix")
+        raise Problem(400, f"{shown(text)} is not a valid path prefix")
     return text.rstrip("/")
 
 

@@ -50,16 +50,6 @@ def shown(text: str | bytes) -> str:
     return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
 
 
-def bad_request(detail: str) -> Problem:
-    """400; *detail* names what came."""
-    return Problem(400, detail)
-
-
-def not_found(detail: str) -> Problem:
-    """404; *detail* names what is missing."""
-    return Problem(404, detail)
-
-
 def method_not_allowed(allow: Iterable[str]) -> Problem:
     """405 with the Allow header that RFC 9110 section 15.5.6 demands."""
     methods = ", ".join(allow)

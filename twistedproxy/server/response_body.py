@@ -61,10 +61,7 @@ def send_page(request: Request, content_type: bytes, body: bytes) -> None:
 
 
 async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
-    """Write *chunks*, in slices where there is much of it. Raises `ClientGone`."""
-    if sum(map(len, chunks)) <= SLICE:
-        request.write(b"".join(chunks))  # a single one is not copied
-        return
+    """Write *chunks* in slices. Raises `ClientGone`."""
 
     async def slices() -> AsyncIterator[bytes]:
         for chunk in chunks:

@@ -62,12 +62,8 @@ _UNUSUAL = re.compile(r"[^ -~]")
 def printable(text: str, also: str = "") -> str:
     """*text* with what could forge lines or drive a terminal written as JSON escapes it, but for characters in *also*."""
     return _UNUSUAL.sub(
-        lambda found: found[0] if found[0].isprintable() or found[0] in also else _escape(found[0]), text
+        lambda found: found[0] if found[0].isprintable() or found[0] in also else json.dumps(found[0])[1:-1], text
     )
-
-
-def _escape(character: str) -> str:
-    return json.dumps(character)[1:-1]
 
 
 def redacted(text: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Optional
 
 import attrs
 import psutil
@@ -27,13 +27,6 @@ FRESH_SECONDS = 1.0
 """How long a reading of the system load is used: load averages move every five seconds, and a reading takes 0.25 ms."""
 
 ROOT = Path("/")
-
-
-class VirtualMemory(Protocol):
-    """What is used of `psutil.virtual_memory`: bytes."""
-
-    total: int
-    available: int
 
 
 @attrs.frozen
@@ -53,7 +46,7 @@ class SystemLoad:
 
 
 def read_memory(
-    root: Path = ROOT, virtual_memory: Callable[[], VirtualMemory] = psutil.virtual_memory
+    root: Path = ROOT, virtual_memory: Callable[[], MemoryReading] = psutil.virtual_memory
 ) -> MemoryReading:
     """Read the memory of the machine, narrowed by every control group around this process.
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 SMALL = 64 << 10
 """Bytes of an answer that is not counted: about what a socket takes at once."""
@@ -43,12 +44,6 @@ class NoRoom(Exception):
 
 
 @attrs.define(eq=False)
-class _Waiter:
-    size: int
-    room: Deferred[None]
-
-
-@attrs.define(eq=False)
 class AnswerMemory:
     """At most *max_bytes* of answers. *clock*: for the deadline of waiting answers. *small*: bytes of an answer that is not
     counted. *max_waiting*: answers."""
@@ -58,7 +53,7 @@ class AnswerMemory:
     small: int = SMALL
     max_waiting: int = MAX_WAITING
     used: int = attrs.field(init=False, default=0)
-    _waiting: deque[_Waiter] = attrs.field(init=False, factory=deque)
+    _waiting: deque[tuple[int, Deferred[None]]] = attrs.field(init=False, factory=deque)
 
     @property
     def waiting(self) -> int:
@@ -80,34 +75,25 @@ class AnswerMemory:
             return
         if len(self._waiting) >= self.max_waiting:
             raise NoRoom("too many large responses are waiting")
-        waiter = _Waiter(size, Deferred(self._leave))
-        self._waiting.append(waiter)
-        late = self.clock.callLater(WAIT_SECONDS, self._too_late, waiter)
-        try:
-            await waiter.room
-        finally:
-            if late.active():
-                late.cancel()
+        room: Deferred[None] = Deferred(self._leave)
+        self._waiting.append((size, room))
+        late = Failure(NoRoom("not enough memory for a response of this size now"))
+        await room.addTimeout(WAIT_SECONDS, self.clock, onTimeoutCancel=lambda *_: late)
 
     def change(self, by: int) -> None:
         """Count *by* bytes more, or less, at once."""
         self.used += by
-        while self._waiting and self._fits(self._waiting[0].size):
-            waiter = self._waiting.popleft()
-            self.used += waiter.size
-            waiter.room.callback(None)
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, room = self._waiting.popleft()
+            self.used += size
+            room.callback(None)
 
     def _fits(self, size: int) -> bool:
         return not self.used or self.used + size <= self.max_bytes
 
-    def _too_late(self, waiter: _Waiter) -> None:
-        self._waiting.remove(waiter)
-        waiter.room.errback(NoRoom("not enough memory for a response of this size now"))
-        self.change(0)  # the next in the queue may be smaller
-
     def _leave(self, room: Deferred[None]) -> None:
-        self._waiting = deque(waiter for waiter in self._waiting if waiter.room is not room)
-        self.change(0)
+        self._waiting = deque(waiter for waiter in self._waiting if waiter[1] is not room)
+        self.change(0)  # the next in the queue may be smaller
 
 
 @attrs.define(eq=False)

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Union
@@ -39,60 +40,54 @@ class Family:
     name: str
     kind: str
     help: str
-    labels: tuple[str, ...] = ()
+    label_names: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The names, which are given separated by spaces."""
+        return self.label_names.split()
 
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family("requests", "counter", "Requests completed.", ("route", "method", "status")),
+        Family("requests", "counter", "Requests completed.", "route method status"),
         Family(
-            "request_seconds",
-            "histogram",
-            "Seconds from the request line to the end of the response.",
-            ("route", "cache"),
+            "request_seconds", "histogram", "Seconds from the request line to the end of the response.", "route cache"
         ),
         Family("requests_in_flight", "gauge", "Requests in progress."),
         Family(
             "client_bytes",
             "counter",
             "Bytes of request and response bodies, from (in) and to (out) clients.",
-            ("direction",),
+            "direction",
         ),
         Family(
-            "cache_operation_seconds",
-            "histogram",
-            "Duration of cache operations, in seconds.",
-            ("operation", "outcome"),
+            "cache_operation_seconds", "histogram", "Duration of cache operations, in seconds.", "operation outcome"
         ),
         Family(
-            "origin_operation_seconds",
-            "histogram",
-            "Duration of requests to origins, in seconds.",
-            ("operation", "outcome"),
+            "origin_operation_seconds", "histogram", "Duration of requests to origins, in seconds.", "operation outcome"
         ),
         Family(
             "origin_bytes",
             "counter",
             "Bytes of response and request bodies, from (in) and to (out) origins.",
-            ("direction",),
+            "direction",
         ),
         Family("cache_connected", "shared", "Whether the cache is connected (1) or not (0)."),
         Family("cache_used_bytes", "shared", "Bytes used by the cache."),
         Family("cache_max_bytes", "shared", "Limit of the cache in bytes; 0 means no limit."),
-        Family(
-            "prefetch_plans", "counter", "Prefetch decisions, by kind of load (or none) and reason.", ("kind", "reason")
-        ),
-        Family("prefetch_jobs", "counter", "Prefetch jobs finished, by result.", ("kind", "result")),
+        Family("prefetch_plans", "counter", "Prefetch decisions, by kind of load (or none) and reason.", "kind reason"),
+        Family("prefetch_jobs", "counter", "Prefetch jobs finished, by result.", "kind result"),
         Family("prefetch_jobs_busy", "counter", "Prefetches skipped because --max-jobs jobs were running."),
         Family("prefetch_locks_lost", "counter", "Prefetches skipped because another worker held the lock."),
         Family("prefetch_claims_lost", "counter", "Frames skipped because another load had claimed them."),
-        Family("prefetch_frames", "counter", "Frames loaded by finished prefetch jobs.", ("kind",)),
+        Family("prefetch_frames", "counter", "Frames loaded by finished prefetch jobs.", "kind"),
         Family("prefetch_frames_used", "counter", "Prefetched frames that were requested later, each counted once."),
-        Family("prefetch_jobs_running", "gauge", "Prefetch jobs in progress.", ("kind",)),
-        Family("prefetch_frames_running", "gauge", "Frames loaded so far by prefetch jobs in progress.", ("kind",)),
-        Family("prefetch_frames_wanted", "gauge", "Frames to load in total by prefetch jobs in progress.", ("kind",)),
-        Family("prefetch_bytes_running", "gauge", "Bytes loaded so far by prefetch jobs in progress.", ("kind",)),
+        Family("prefetch_jobs_running", "gauge", "Prefetch jobs in progress.", "kind"),
+        Family("prefetch_frames_running", "gauge", "Frames loaded so far by prefetch jobs in progress.", "kind"),
+        Family("prefetch_frames_wanted", "gauge", "Frames to load in total by prefetch jobs in progress.", "kind"),
+        Family("prefetch_bytes_running", "gauge", "Bytes loaded so far by prefetch jobs in progress.", "kind"),
         Family("prefetch_children", "gauge", "Child processes that load instances."),
         Family("cache_evictions", "total", "Entries evicted from the cache for lack of memory."),
     )
@@ -156,14 +151,6 @@ class Metrics:
     def cache_operation(self, name: str, outcome: str, seconds: float) -> None:
         """The cache did *name* (get, put, claim...) with *outcome* (hit, miss, ok, error...)."""
         self.observe("cache_operation_seconds", (name, outcome), seconds)
-
-    def origin_operation(self, name: str, outcome: str, seconds: float) -> None:
-        """An origin did *name* (metadata, frames...) with *outcome* (ok, refused, timeout...)."""
-        self.observe("origin_operation_seconds", (name, outcome), seconds)
-
-    def origin_bytes(self, direction: str, size: int) -> None:
-        """Bytes of a body went ``in`` from an origin or ``out`` to it."""
-        self.count("origin_bytes", (direction,), size)
 
     def cache_server(self, connected: bool, used_bytes: int = 0, max_bytes: int = 0, evictions: int = 0) -> None:
         """The state of the cache, as last read."""
@@ -252,9 +239,13 @@ class _SnapshotCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, family in FAMILIES.items():
-            metric = _empty(family)
+            metric = _CLASSES[family.kind](f"twistedproxy_{name}", family.help, labels=family.labels)
             for labels, numbers in self._snapshot.get(name, ()):
-                _add(metric, labels, numbers)
+                if isinstance(metric, HistogramMetricFamily):
+                    counts = itertools.accumulate(numbers[:_SUM])
+                    metric.add_metric(labels, list(zip((*map(str, BUCKETS), "+Inf"), counts)), numbers[_SUM])
+                else:
+                    metric.add_metric(labels, numbers[0])
             yield metric
 
 
@@ -266,21 +257,6 @@ _CLASSES: Mapping[str, type[Collected]] = {
     "shared": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-
-
-def _empty(family: Family) -> Collected:
-    return _CLASSES[family.kind](f"twistedproxy_{family.name}", family.help, labels=family.labels)
-
-
-def _add(metric: Collected, labels: list[str], numbers: list[float]) -> None:
-    if not isinstance(metric, HistogramMetricFamily):
-        metric.add_metric(labels, numbers[0])
-        return
-    buckets, below = [], 0.0
-    for bound, count in zip((*map(str, BUCKETS), "+Inf"), numbers):
-        below += count
-        buckets.append((bound, below))
-    metric.add_metric(labels, buckets, numbers[_SUM])
 
 
 def render(snapshot: Snapshot) -> bytes:

@@ -1,4 +1,5 @@
-"""Servers that cannot be used: why, in an operator's words, and in the log once when it begins and once when it is over.
+"""What does not work for now. Servers that cannot be used: why, in an operator's words, and in the log once when it begins and
+once when it is over (`Outage`); anything else that failed a short while ago, and need not be tried again yet (`Recent`).
 
 Why TLS refuses a server is known because the certificate and the name in it are verified here (`Verified`).
 """
@@ -6,7 +7,9 @@ Why TLS refuses a server is known because the certificate and the name in it are
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
@@ -22,6 +25,8 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+K = TypeVar("K", bound=Hashable)
+
 _WORDS = {
     code: name.removeprefix("ERR_").replace("_", " ").lower()
     for name, code in vars(X509VerificationCodes).items()
@@ -31,9 +36,6 @@ _WORDS = {
 
 class CertificateRefused(Exception):
     """A server's certificate is not trusted here, or is another's."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"certificate verify failed: {reason}")
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -63,7 +65,7 @@ class Verified:
                 reason = self._mismatch(certificate)
             hearing = protocol()
             if reason and hearing is not None:
-                hearing.failVerification(Failure(CertificateRefused(reason)))
+                hearing.failVerification(Failure(CertificateRefused(f"certificate verify failed: {reason}")))
             return not reason
 
         connection.set_verify(VERIFY_PEER | VERIFY_FAIL_IF_NO_PEER_CERT, verify)
@@ -153,3 +155,27 @@ class Outage:
             self.log.info(
                 "{what} is available again after {seconds} s", event="available", what=self._what, seconds=seconds
             )
+
+
+class Recent(Generic[K]):
+    """Keys that are remembered for *seconds* of a clock; of more than *most*, the oldest go first."""
+
+    def __init__(self, seconds: float, most: int = 10_000) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._until: OrderedDict[K, float] = OrderedDict()
+
+    def add(self, key: K, now: float) -> None:
+        """Remember *key* from *now* on."""
+        self._until.pop(key, None)
+        self._until[key] = now + self._seconds
+        if len(self._until) > self._most:
+            self._until.popitem(last=False)
+
+    def has(self, key: K, now: float) -> bool:
+        """Whether *key* was added, and its time is not over."""
+        return self._until.get(key, now) > now
+
+    def discard(self, key: K) -> None:
+        """Forget *key*, if it was there."""
+        self._until.pop(key, None)

@@ -93,21 +93,15 @@ def short_time_slices() -> Iterator[None]:
     two CPUs; 0.5 ms without rendering), and take 0.9-1.0 ms so. A picture takes 2 % longer (75 ms, 60 times, three runs).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library, or a sandbox: then without
-        _yield_at_alarms()
+        # sched_yield(2) itself is the handler: one of Python's would have to wait for the end of the library's call. One that
+        # sleeps instead waits for a turn anew each time: beside other busy processes pictures took up to 30 times as long.
+        # signal(3) resumes the reads and writes that it interrupts.
+        library = ctypes.CDLL(None)
+        library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        library.signal(signal.SIGALRM, ctypes.cast(library.sched_yield, ctypes.c_void_p))
         signal.setitimer(signal.ITIMER_REAL, SLICE_SECONDS, SLICE_SECONDS)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _yield_at_alarms() -> None:
-    """Make sched_yield(2) itself the handler: one of Python's would have to wait for the end of the library's call.
-
-    A handler that sleeps instead waits for a turn anew each time: beside other busy processes pictures took up to 30
-    times as long. signal(3) resumes the reads and writes that it interrupts.
-    """
-    library = ctypes.CDLL(None)
-    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    library.signal(signal.SIGALRM, ctypes.cast(library.sched_yield, ctypes.c_void_p))

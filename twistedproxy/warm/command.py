@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Optional, TextIO
 
 import attrs
+from tqdm import tqdm
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from twisted.python import usage
 from twisted.web.client import Agent
 
+from twistedproxy.system.log_json import printable
 from twistedproxy.system.tuning import use_monotonic_clock
 from twistedproxy.warm.client import Job, Trouble, Warmer
 from twistedproxy.warm.options import Found, WarmOptions, WarmTarget
-from twistedproxy.warm.progress import ProgressReport
 
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response does not give a time
@@ -24,6 +27,99 @@ LOADED_LATELY = "loaded-lately"
 _LATELY = "was loaded recently, or is being loaded; use --again to load it again"
 # Reasons against a load that lie in the instance: below a series or study they are no failure.
 OF_THE_INSTANCE = frozenset({"syntax-not-supported", "frame-size-unknown", "packed-frames", "too-few-frames", "sparse"})
+
+LINE_SECONDS = 5.0  # between two plain lines: logs are read by people
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"
+
+
+@attrs.define(eq=False)
+class ProgressReport:
+    """A bar on a terminal, plain lines elsewhere, and errors in any case. *out*: for what was done; *errors*: for what failed, and the bar. *counts*: of instances loaded, skipped, failed.
+
+    Frames are counted over all instances; those of an instance whose number is not known, once its load begins.
+    """
+
+    out: TextIO
+    errors: TextIO
+    quiet: bool
+    seconds: Callable[[], float]
+    counts: Counter[str] = attrs.field(factory=Counter)
+    _jobs: dict[str, Job] = attrs.field(factory=dict)
+    _bar: Optional[Any] = None
+    _began: float = 0.0
+    _last_line: float = 0.0
+
+    def begin(self, instances: list[Found]) -> None:
+        """Loading begins."""
+        self._began = self._last_line = self.seconds()
+        self._jobs = {one.url: {"total": one.frames or 0, "frames": 0, "bytes": 0} for one in instances}
+        if not self.quiet and self.errors.isatty():
+            tqdm.monitor_interval = 0  # no thread is needed: jobs report often enough
+            size = shutil.get_terminal_size()  # tqdm draws nothing on a terminal that claims to have no size
+            total = self._sum("total")
+            self._bar = tqdm(total=total, file=self.errors, bar_format=_BAR, ncols=size.columns, nrows=size.lines)
+
+    def update(self, instance: Found, job: Job) -> None:
+        """A job continues."""
+        self._jobs[instance.url] = job
+        now = self.seconds()
+        if self._bar is None and (self.quiet or now - self._last_line < LINE_SECONDS):
+            return
+        done, total, seconds = self._sum("frames"), self._sum("total"), now - self._began
+        rate = f"{self._sum('bytes') / 1e6 / max(seconds, 1e-3):.1f} MB/s"
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.set_postfix_str(rate, refresh=False)
+            self._bar.update(done - self._bar.n)
+        else:
+            self._last_line = now
+            left = f", {rate}, {seconds * (total - done) / done:.0f} s left" if done else ""
+            self._print(f"{done:,} of {total:,} frames{left}")
+
+    def loaded(self, instance: Found, job: Job) -> None:
+        """An instance is loaded."""
+        self.counts["loaded"] += 1
+        self.update(instance, job)
+        size, seconds = job["bytes"] / 1e6, job["seconds"]
+        rate = f", {size / seconds:.1f} MB/s" if seconds else ""
+        self._print(f"{instance.sop}: {job['frames']:,} frames, {size:.1f} MB in {seconds:.1f} s{rate}")
+
+    def left_out(self, instance: Found, why: str) -> None:
+        """An instance need not, or cannot sensibly, be loaded."""
+        self.counts["skipped"] += 1
+        self._drop(instance.url)
+        self._print(f"{instance.sop}: {why}")
+
+    def failed(self, url: str, why: object) -> None:
+        """An instance, or the search below *url*, failed: printed even if nothing else is."""
+        self.counts["failed"] += 1
+        self._drop(url)
+        self._write(f"{url}: {why}", self.errors)
+
+    def end(self) -> None:
+        """All is done."""
+        if self._bar is not None:
+            self._bar.close()
+        counts = [f", {self.counts[key]} {key}" for key in ("skipped", "failed") if self.counts[key]]
+        size, seconds = self._sum("bytes") / 1e6, self.seconds() - self._began
+        frames = f"{self._sum('frames'):,} frames, {size:.1f} MB in {seconds:.1f} s"
+        self._print(f"{self.counts['loaded']} loaded{''.join(counts)}: {frames}")
+
+    def _drop(self, url: str) -> None:
+        if self._jobs.pop(url, None) and self._bar is not None:
+            self._bar.total = self._sum("total")
+            self._bar.refresh()
+
+    def _print(self, text: str) -> None:
+        if not self.quiet:
+            self._write(text, self.out)
+
+    def _write(self, text: str, file: TextIO) -> None:
+        tqdm.write(printable(text), file=file)  # above the bar; without what a server could do to a terminal
+        file.flush()
+
+    def _sum(self, field: str) -> int:
+        return sum(int(job[field]) for job in self._jobs.values())
 
 
 @attrs.frozen

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import attrs
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
+from twistedproxy.dicom.json_events import first_value
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.options.command import Command, parsed
 from twistedproxy.options.values import seconds, whole
@@ -71,19 +72,14 @@ class WarmTarget:
         if not isinstance(answer, list):
             raise ValueError("the response to the search is not a list")
         for item in answer:
-            series, sop = _value(item, SERIES) or self.series, _value(item, SOP)
+            series, sop = first_value(item, SERIES) or self.series, first_value(item, SOP)
             if not isinstance(series, str) or not isinstance(sop, str):
                 raise ValueError("the response to the search has an instance without UIDs")
             url = f"{self.study_url}/series/{validate_uid(series)}/instances/{validate_uid(sop)}"
             # An image without NumberOfFrames has one (PS3.3 section C.7.6.6 is for multi-frames only).
-            single = 1 if _value(item, ROWS) is not None else None
-            frames = _value(item, FRAMES)
+            single = 1 if first_value(item, ROWS) is not None else None
+            frames = first_value(item, FRAMES)
             yield Found(url, sop, single if frames is None else int(frames))
-
-
-def _value(item: Any, tag: str) -> Any:
-    values = item.get(tag, {}).get("Value") if isinstance(item, dict) else None
-    return values[0] if values else None
 
 
 _JOBS = partial(parsed, whole(1, 64), "--jobs")

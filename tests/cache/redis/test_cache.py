@@ -16,14 +16,14 @@ from twisted.internet.endpoints import serverFromString
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory
 from twisted.trial.unittest import SkipTest, TestCase
+from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
+from twistedproxy.cache.embedded_cache import EmbeddedCache
 
 from tests.cache.certificates import certificate
 from tests.cache.contract import CacheContract
 from tests.cache.support import A, RunningServer, any_server, ask, installed_reactor, until
 from tests.running import free_port
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
-from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
-from twistedproxy.cache.embedded_cache import EmbeddedCache
 from twistedproxy.cache.interface import LARGE, Cache, CacheUnavailable
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.redis import cache as redis

@@ -11,7 +11,7 @@ import numpy
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import BadPixelLength
+from twistedproxy.dicom.part10.pixels import BadPixelLength
 from twistedproxy.dicom.transfer_syntaxes import END_OF_IMAGE
 from twistedproxy.origin.folder.frames import native_frame
 from twistedproxy.origin.folder.instance_file import PixelElement, ReadAt, UnreadableFile

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 
-from tests.origin.folder.support import MUCH, Answer, FolderTestCase, ask
+from tests.origin.folder.support import Answer, FolderTestCase, ask
 from tests.slides import loop, slide
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import Part, PartCollector
@@ -31,7 +31,7 @@ STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
 def parts_of(answer: Answer) -> list[Part]:
-    collector = PartCollector(parse_media_type(answer.headers["content-type"]).boundary, MUCH)
+    collector = PartCollector(parse_media_type(answer.headers["content-type"]).boundary, 1000)
     parts = collector.feed(answer.body)
     collector.close()
     return parts

@@ -15,9 +15,10 @@ from tests.origin.http.wire import Head, Script, Wire, WireServer
 from tests.waiting import wait_until
 from twistedproxy.origin.errors import OriginBadAnswer, OriginTimeout, OriginUnreachable
 from twistedproxy.origin.http import exchange
-from twistedproxy.origin.http.bodies import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody, Running
 from twistedproxy.origin.http.client import Transport, normal_url
-from twistedproxy.origin.interface import OriginResponse
+from twistedproxy.origin.http.exchange import HIGH_WATER, PROGRESS, SLOWEST, AnswerBody
+from twistedproxy.origin.http.uploads import Running
+from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, read_all
 
 MB = 1 << 20
@@ -118,7 +119,7 @@ class TransportTestCase(TestCase):
         )
 
     async def get(self, target: bytes = b"/x") -> OriginResponse:
-        return await self.transport.request(b"GET", target, ())
+        return await self.transport.request(OriginRequest(b"GET", target))
 
 
 async def ok(wire: Wire, head: Head) -> None:
@@ -137,7 +138,7 @@ class RequestTests(TransportTestCase):
             b"/~%7E!$&'()*,;=:@",
         ]
         for target in targets:
-            await read_all((await transport.request(b"GET", target, ())).body, MB)
+            await read_all((await transport.request(OriginRequest(b"GET", target))).body, MB)
         await transport.close()
         self.assertEqual([head.target for head in server.requests], [b"/pacs" + target for target in targets])
 
@@ -153,7 +154,7 @@ class RequestTests(TransportTestCase):
     async def test_fields(self) -> None:
         """Host and User-Agent are ours, the given fields go along, nothing else is added."""
         server = self.serve(ok)
-        answer = await self.transport.request(b"GET", b"/", ((b"Accept", b"a"), (b"X-B", b"c")))
+        answer = await self.transport.request(OriginRequest(b"GET", b"/", headers=((b"Accept", b"a"), (b"X-B", b"c"))))
         await read_all(answer.body, MB)
         self.assertEqual(
             server.requests[0].fields,
@@ -199,7 +200,7 @@ class RequestTests(TransportTestCase):
                 wire.send(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\nConnection: a\r\nA: b\r\n\r\n")
 
         self.serve(script)
-        head = await self.transport.request(b"HEAD", b"/", ())
+        head = await self.transport.request(OriginRequest(b"HEAD", b"/"))
         self.assertEqual((head.headers, head.length, await head.body.read()), ((), 1234, b""))
         unmodified = await self.get()
         self.assertEqual([value for _, value in unmodified.headers], [b"x"])
@@ -285,7 +286,7 @@ class ConnectionTests(TransportTestCase):
         server = self.serve(ok)
         await read_all((await self.get()).body, MB)
         for method in (b"POST", b"DELETE"):
-            await read_all((await self.transport.request(method, b"/", ())).body, MB)
+            await read_all((await self.transport.request(OriginRequest(method, b"/"))).body, MB)
         self.assertEqual(len(server.connections), 3)
 
     async def test_refused(self) -> None:
@@ -294,7 +295,7 @@ class ConnectionTests(TransportTestCase):
         with capturedLogs() as events:
             for _ in range(3):
                 with self.assertRaises(OriginUnreachable) as caught:
-                    await transport.request(b"GET", b"/", ())
+                    await transport.request(OriginRequest(b"GET", b"/"))
                 self.assertEqual(str(caught.exception), "no connection to the origin: connection refused")
         said = [formatEvent(event) for event in events if event.get("event") == "unavailable"]
         self.assertEqual(said, ["the origin http://127.0.0.1:1 is unavailable: connection refused"])
@@ -303,7 +304,7 @@ class ConnectionTests(TransportTestCase):
         """So is a name that has no address."""
         transport = self.make("http://nowhere.invalid")
         with self.assertRaises(OriginUnreachable) as caught:
-            await transport.request(b"GET", b"/", ())
+            await transport.request(OriginRequest(b"GET", b"/"))
         self.assertIn("unknown host name", str(caught.exception))
 
     async def test_cancel_drops_the_connection(self) -> None:
@@ -439,7 +440,7 @@ class DeadlineTests(TransportTestCase):
         self.serve(script, stall_timeout=0.1)
         stream = Zeros(64 * MB)
         with self.assertRaises(OriginTimeout):
-            await self.transport.request(b"POST", b"/", (), stream, 64 * MB)
+            await self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=64 * MB))
         done.callback(None)
         self.assertTrue(stream.closed)
 
@@ -577,7 +578,7 @@ class BodyTests(TransportTestCase):
 
         ended: list[bool] = []
         server = self.serve(script)
-        answer = await self.transport.request(b"GET", b"/", (), on_end=lambda: ended.append(True))
+        answer = await self.transport.request(OriginRequest(b"GET", b"/"), on_end=lambda: ended.append(True))
         await wait_until(lambda: answer.body._size >= HIGH_WATER, "as much as is kept")
         answer.body.close()
         answer.body.close()
@@ -656,7 +657,9 @@ class UploadTests(TransportTestCase):
             with self.subTest(length=length):
                 seen = Deferred()
                 stream = HandStream()
-                running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/studies", (), stream, length))
+                running = Deferred.fromCoroutine(
+                    self.transport.request(OriginRequest(b"POST", b"/studies", body=stream, length=length))
+                )
                 stream.feed(b"first")
                 await seen
                 stream.feed(b"last")
@@ -689,7 +692,9 @@ class UploadTests(TransportTestCase):
 
         self.serve(script)
         stream = Zeros(32 * MB)
-        running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, 32 * MB))
+        running = Deferred.fromCoroutine(
+            self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=32 * MB))
+        )
         await self.pause(0.2)
         self.assertGreater(stream.left, 16 * MB)
         go.callback(None)
@@ -708,7 +713,9 @@ class UploadTests(TransportTestCase):
         for length in (100, None):
             rests.clear()
             stream = HandStream()
-            running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, length))
+            running = Deferred.fromCoroutine(
+                self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=length))
+            )
             stream.feed(b"part")
             await self.arrived(b"part")
             stream.fail(ConnectionError("the client left"))
@@ -733,7 +740,7 @@ class UploadTests(TransportTestCase):
             with self.subTest(length=length):
                 stream = HandStream()
                 stream.feed(b"part")
-                answer = await self.transport.request(b"POST", b"/", (), stream, length)
+                answer = await self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=length))
                 self.assertEqual((answer.status, await read_all(answer.body, MB)), (401, b"who?"))
                 self.assertTrue(stream.closed)
                 while not self.server.connections[-1].gone:
@@ -748,7 +755,7 @@ class UploadTests(TransportTestCase):
         server = self.serve(script)
         stream = HandStream()
         stream.feed(b"part")
-        running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, None))
+        running = Deferred.fromCoroutine(self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=None)))
         await self.arrived(b"part")
         running.cancel()
         with self.assertRaises(CancelledError):
@@ -763,7 +770,7 @@ class UploadTests(TransportTestCase):
         for body in (b"abc", b"abcdefgh"):
             with self.subTest(body=body):
                 with self.assertRaises(OriginUnreachable):
-                    await self.transport.request(b"POST", b"/", (), BytesStream(body), 5)
+                    await self.transport.request(OriginRequest(b"POST", b"/", body=BytesStream(body), length=5))
 
     async def test_deadline_starts_after_the_upload(self) -> None:
         """A sender slower than the timeout is no slow origin."""
@@ -774,7 +781,7 @@ class UploadTests(TransportTestCase):
 
         self.serve(script, timeout=0.1)
         stream = HandStream()
-        running = Deferred.fromCoroutine(self.transport.request(b"POST", b"/", (), stream, 3))
+        running = Deferred.fromCoroutine(self.transport.request(OriginRequest(b"POST", b"/", body=stream, length=3)))
         await self.pause(0.25)
         stream.feed(b"end")
         stream.end()

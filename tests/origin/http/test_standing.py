@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.origin.errors import OriginBusy
-from twistedproxy.origin.http.standing import (
+from twistedproxy.origin.http.limiter import (
     FORGIVEN_SECONDS,
     FREE_REFUSALS,
     KNOWN_SECONDS,

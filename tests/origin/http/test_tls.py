@@ -15,6 +15,7 @@ from tests.cache.certificates import self_signed
 from tests.origin.http.wire import Head, Wire, WireServer
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.http.client import Transport
+from twistedproxy.origin.interface import OriginRequest
 from twistedproxy.streams import read_all
 
 MB = 1 << 20
@@ -67,14 +68,14 @@ class TLSTests(TestCase):
     async def test_trusted(self) -> None:
         """An origin whose certificate is trusted and bears its name is spoken to."""
         url, made = self.serve("localhost")
-        answer = await self.transport(url, made).request(b"GET", b"/", ())
+        answer = await self.transport(url, made).request(OriginRequest(b"GET", b"/"))
         self.assertEqual(await read_all(answer.body, MB), b"secret")
 
     async def test_unknown_authority(self) -> None:
         """A certificate that nobody vouches for ends the connection before a request is sent."""
         url, _ = self.serve("localhost")
         with self.assertRaises(OriginUnreachable) as caught:
-            await self.transport(url).request(b"GET", b"/", ((b"Authorization", b"x"),))
+            await self.transport(url).request(OriginRequest(b"GET", b"/", headers=((b"Authorization", b"x"),)))
         self.assertIn("certificate verify failed: depth zero self signed cert", str(caught.exception))
         self.assertEqual(self.server.requests, [])
 
@@ -82,7 +83,7 @@ class TLSTests(TestCase):
         """So does one for another host."""
         url, made = self.serve("elsewhere.example")
         with self.assertRaises(OriginUnreachable) as caught:
-            await self.transport(url, made).request(b"GET", b"/", ((b"Authorization", b"x"),))
+            await self.transport(url, made).request(OriginRequest(b"GET", b"/", headers=((b"Authorization", b"x"),)))
         self.assertIn("certificate verify failed: it is not for localhost", str(caught.exception))
         self.assertEqual(self.server.requests, [])
 
@@ -91,7 +92,7 @@ class TLSTests(TestCase):
         for more, reason in (({"named": False}, "it has no subjectAltName"), ({"days": -1}, "cert has expired")):
             url, made = self.serve("localhost", **more)
             with self.assertRaises(OriginUnreachable) as caught, capturedLogs() as events:
-                await self.transport(url, made).request(b"GET", b"/", ())
+                await self.transport(url, made).request(OriginRequest(b"GET", b"/"))
             self.assertIn(f"certificate verify failed: {reason}", str(caught.exception))
             self.assertEqual([event for event in events if "log_failure" in event], [])
             self.assertEqual(self.server.requests, [])
@@ -104,13 +105,13 @@ class TLSTests(TestCase):
         port: Any = reactor.listenTCP(0, Factory.forProtocol(Plain), interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(lambda: maybeDeferred(port.stopListening))
         with self.assertRaises(OriginUnreachable) as caught:
-            await self.transport(f"https://localhost:{port.getHost().port}", made).request(b"GET", b"/", ())
+            await self.transport(f"https://localhost:{port.getHost().port}", made).request(OriginRequest(b"GET", b"/"))
         self.assertIn("no TLS connection to the origin: ", str(caught.exception))
 
     async def test_close_in_the_middle(self) -> None:
         """Closing a body early drops the connection at once, though the origin answers no goodbye."""
         url, made = self.serve("localhost")
-        answer = await self.transport(url, made).request(b"GET", b"/big", ())
+        answer = await self.transport(url, made).request(OriginRequest(b"GET", b"/big"))
         await answer.body.read()
         answer.body.close()
         await self.server.connections[0].lost()

@@ -22,8 +22,8 @@ from typing import Any
 import attrs
 
 from twistedproxy.dicom.json_events import UIDS, BadMetadata
-from twistedproxy.dicom.metadata import FIELD_TYPES, FIELDS, InstanceMetadata, from_values
-from twistedproxy.dicom.native_pixels import PIXEL_DATA
+from twistedproxy.dicom.metadata import CREATION_TAGS, FIELD_TYPES, FIELDS, InstanceMetadata, from_values
+from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 
 
 class BadPart10(ValueError):
@@ -45,11 +45,6 @@ class Gatherer:
         self._need = need
         self._size = 0
         self._chunks: list[bytes] = []
-
-    @property
-    def waiting(self) -> bytes:
-        """What waits for more."""
-        return b"".join(self._chunks)
 
     def add(self, chunk: bytes) -> bytes | None:
         """All that waited and *chunk*, once that is enough; None before."""
@@ -86,10 +81,13 @@ MAX_DEPTH = 100
 """Sequences within sequences. Structured reports, the deepest, have about 20."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
+PIXEL_DATA = 0x7FE00010
 PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data are native alike
 EXTENDED_OFFSET_TABLE = 0x7FE00001
 EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00002
-_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in (*FIELDS, *UIDS)}
+_META_LENGTH, _TRANSFER_SYNTAX = 0x00020000, 0x00020010
+_KEPT = {int(tag, 16): MAX_VALUE_BYTES for tag in (*FIELDS, *CREATION_TAGS, *UIDS)}
+_KEPT |= {_META_LENGTH: MAX_VALUE_BYTES, _TRANSFER_SYNTAX: MAX_VALUE_BYTES}
 _KEPT |= {EXTENDED_OFFSET_TABLE: MAX_TABLE_BYTES, EXTENDED_OFFSET_TABLE_LENGTHS: MAX_TABLE_BYTES}
 
 # PS3.5 section 7.1.2: these have a 16-bit length; those not in the list, of the future too, a 32-bit one.
@@ -101,14 +99,35 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _NUMBER_OF_FRAMES = "00280008"
 
 
-class _ElementReader:
-    """Reads elements one after the other. *need*: bytes that the first one takes at least; *least*: each other one."""
+@attrs.frozen
+class _Level:
+    """A sequence or an item of undefined length that the reader stands in."""
 
-    def __init__(self, need: int, least: int) -> None:
-        self._gather = Gatherer(need)
-        self._least = least
+    is_item: bool
+    implicit_vr: bool
+    big_endian: bool
+
+
+_level = functools.cache(_Level)  # a sparse slide enters a million of them; eight are different
+
+
+class DataSetReader:
+    """Reads a data set up to its pixel data.
+
+    Then *pixel_tag* is set, *pixel_vr*, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
+    """
+
+    def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
+        self._gather = Gatherer(1)
+        self._least = 8  # bytes that an element takes at least
         self._skip = 0
         self.ended = False
+        self._top = _Level(True, implicit_vr, big_endian)  # not from the cache: known by its identity
+        self._levels = [self._top]
+        self._values: dict[int, bytes] = {}
+        self.pixel_tag = 0
+        self.pixel_vr = "OW"
+        self.pixel_length = 0
 
     def feed(self, chunk: bytes) -> bytes | None:
         """Take the next bytes; once the reader has ended, return what follows (maybe nothing). Raises `BadPart10`."""
@@ -133,93 +152,12 @@ class _ElementReader:
         self._gather.keep(data, position, need)
         return None
 
-    def _element(self, data: bytes, position: int) -> int:
-        """Read what stands at *position*. Return the bytes to go on by (maybe more than there are), or minus the bytes
-        needed from *position* to say so."""
-        raise NotImplementedError
-
-
-class FileMetaReader(_ElementReader):
-    """Reads preamble and file meta information, which is explicit VR little endian always, up to the data set.
-
-    *deflated*: the UID of the transfer syntax after whose meta information no tags follow.
-    """
-
-    def __init__(self, deflated: str = "") -> None:
-        super().__init__(132, 2)
-        self._deflated = deflated
-        self._deflated_from: int | None = None
-        self._read = 0
-        self.transfer_syntax = ""
-
-    def _element(self, data: bytes, position: int) -> int:
-        if not self._read:
-            if data[128:132] != b"DICM":
-                raise BadPart10("not a DICOM file: DICM is missing after the preamble")
-            self._read = 132
-            return 132
-        is_meta = data[position : position + 2] == b"\x02\x00"
-        if not is_meta or (self._read == self._deflated_from and self.transfer_syntax == self._deflated):
-            if not self.transfer_syntax:
-                raise BadPart10("the file meta information names no transfer syntax")
-            self.ended = True
-            return 0
-        if len(data) - position < 12:
-            return -12  # none is shorter that anything is followed by
-        element, vr, length = struct.unpack_from("<2xH2sH", data, position)
-        header = 8
-        if vr not in _SHORT_VRS:
-            if not vr.isalpha():
-                raise BadPart10("the file meta information is malformed")
-            length, header = struct.unpack_from("<8xL", data, position)[0], 12
-        used = int(header + length)
-        if self._read + used > MAX_META_BYTES:
-            raise BadPart10(f"file meta information of more than {MAX_META_BYTES} bytes")
-        if element in (0, 0x10):
-            if len(data) - position < used:
-                return -used
-            value = data[position + header : position + used]
-            if element:
-                self.transfer_syntax = value.decode("latin-1").strip(" \0")
-            elif length == 4:
-                self._deflated_from = self._read + used + int.from_bytes(value, "little")
-        self._read += used
-        return used
-
-
-@attrs.frozen
-class _Level:
-    """A sequence or an item of undefined length that the reader stands in."""
-
-    is_item: bool
-    implicit_vr: bool
-    big_endian: bool
-
-
-_level = functools.cache(_Level)  # a sparse slide enters a million of them; eight are different
-
-
-class DataSetReader(_ElementReader):
-    """Reads a data set up to its pixel data.
-
-    Then *pixel_tag* is set, *pixel_vr*, and *pixel_length* (bytes, or `UNDEFINED_LENGTH`).
-    """
-
-    def __init__(self, implicit_vr: bool, big_endian: bool) -> None:
-        super().__init__(1, 8)
-        self._top = _Level(True, implicit_vr, big_endian)  # not from the cache: known by its identity
-        self._levels = [self._top]
-        self._values: dict[int, bytes] = {}
-        self.pixel_tag = 0
-        self.pixel_vr = "OW"
-        self.pixel_length = 0
-
     def metadata(self, transfer_syntax: str) -> InstanceMetadata:
         """The facts that stood before the pixel data; raises `BadPart10` for impossible ones."""
         values: dict[str, Any] = {}
         for tag, value in self._values.items():
             name = f"{tag:08X}"
-            if name in FIELDS and value:
+            if name in (*FIELDS, *CREATION_TAGS) and value:
                 values[name] = self._decoded(name, value)
         values["00020010"] = transfer_syntax
         try:
@@ -239,11 +177,13 @@ class DataSetReader(_ElementReader):
         return pop(EXTENDED_OFFSET_TABLE, b""), pop(EXTENDED_OFFSET_TABLE_LENGTHS, b"")
 
     def _decoded(self, name: str, value: bytes) -> object:
-        if name == _NUMBER_OF_FRAMES or str in FIELD_TYPES[FIELDS[name]]:
+        if name == _NUMBER_OF_FRAMES or name not in FIELDS or str in FIELD_TYPES[FIELDS[name]]:
             return value.decode("latin-1").split("\\")[0].strip(" \0")
         return int.from_bytes(value[: 4 if len(value) == 4 else 2], "big" if self._top.big_endian else "little")
 
     def _element(self, data: bytes, position: int) -> int:
+        """Read what stands at *position*. Return the bytes to go on by (maybe more than there are), or minus the bytes
+        needed from *position* to say so."""
         level = self._levels[-1]
         group, element, length = struct.unpack_from(">HHL" if level.big_endian else "<HHL", data, position)
         tag = group << 16 | element
@@ -297,3 +237,43 @@ class DataSetReader(_ElementReader):
         if len(self._levels) > MAX_DEPTH:
             raise BadPart10(f"sequences more than {MAX_DEPTH} deep")
         self._levels.append(level)
+
+
+class FileMetaReader(DataSetReader):
+    """Reads preamble and file meta information, which is explicit VR little endian always, up to the data set. That is no tags
+    where it is deflated."""
+
+    def __init__(self) -> None:
+        super().__init__(False, False)
+        self._gather = Gatherer(132)
+        self._least = 2
+        self._read = 0
+
+    @property
+    def transfer_syntax(self) -> str:
+        """The UID; "" while it has not come."""
+        return self._values.get(_TRANSFER_SYNTAX, b"").decode("latin-1").strip(" \0")
+
+    def _element(self, data: bytes, position: int) -> int:
+        if not self._read:
+            if data[128:132] != b"DICM":
+                raise BadPart10("not a DICOM file: DICM is missing after the preamble")
+            used = 132
+        elif data[position : position + 2] != b"\x02\x00" or self._is_deflated_from_here():
+            if not self.transfer_syntax:
+                raise BadPart10("the file meta information names no transfer syntax")
+            self.ended = True
+            return 0
+        elif len(data) - position < 12:
+            return -12  # none is shorter that anything is followed by
+        else:
+            used = super()._element(data, position)
+        self._read += max(used, 0)
+        if self._read > MAX_META_BYTES:
+            raise BadPart10(f"file meta information of more than {MAX_META_BYTES} bytes")
+        return used
+
+    def _is_deflated_from_here(self) -> bool:
+        length = self._values.get(_META_LENGTH, b"")
+        end = 132 + 12 + int.from_bytes(length, "little")  # the element of the length is the first
+        return self.transfer_syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN and len(length) == 4 and self._read == end

@@ -1,9 +1,12 @@
-"""Pixel data of a DICOM stream cut into frames as they come (PS3.5 section 8, annex A.4).
+"""Pixel data: cut into frames as they come in a DICOM stream (PS3.5 section 8, annex A.4); the size of a native frame, and the
+byte order (PS3.5 sections 7.3, 8.1 and 8.2).
 
 Rules that this file keeps:
 
 - A frame is given as soon as its last byte is there, and only then.
-- Native frames have the length that rows, columns, samples and bits make; never length / number of frames.
+- Native frames have the length that rows, columns, samples and bits make, and the length of the value must fit; it is never
+  length / number of frames: frames cut in the wrong places look like pictures.
+- Bytes are swapped from the start of the value on: frames of an odd length begin in the middle of a word.
 - Encapsulated: an offset table decides if it fits the number of frames; from where it stops ascending (Basic
   offsets wrap at 4 GiB, some writers leave zeros) the fragments decide. Then one fragment is one frame as long as
   each ends as its codestream must; where one doesn't, the frame runs to the fragment that does.
@@ -21,7 +24,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 
-from twistedproxy.dicom.native_pixels import ByteSwapper
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.dataset import MAX_TABLE_BYTES, UNDEFINED_LENGTH, BadPart10, Gatherer
 
 END_MARKER_BYTES = 10
@@ -31,6 +34,55 @@ writers align to more; pydicom looks as far."""
 _ITEM = 0xE000FFFE  # (FFFE,E000) and (FFFE,E0DD), both halves read as one little endian number
 _SEQUENCE_END = 0xE0DDFFFE
 _HEADER = struct.Struct("<LL")
+_WORDS = {2: "H", 4: "I", 8: "Q"}
+
+
+class BadPixelLength(ValueError):
+    """The length of the pixel data does not fit the attributes; `str()` says both."""
+
+
+def native_frame_bits(facts: InstanceMetadata, length: int) -> int:
+    """Bits of one frame of native pixel data of *length* bytes. Raises `BadPixelLength`.
+
+    One pad byte is usual, some writers leave more behind, but a whole frame more is a wrong number of frames.
+    Subsampled data may come with all samples: ultrasound machines and decompressing stores leave the photometric
+    interpretation of the compressed data.
+    """
+    stated, whole = facts.frame_bits, facts.pixel_bits
+    if not stated:
+        raise BadPixelLength(f"the size of its frames is not known: {facts.columns} x {facts.rows} pixels")
+    for bits in (stated, whole):
+        if 0 <= length - -(-facts.frames * bits // 8) <= 1:
+            return bits
+    surplus = length - -(-facts.frames * stated // 8)
+    if stated != whole or not 0 <= surplus < max(stated // 8, 2):
+        raise BadPixelLength(
+            f"{length} bytes of pixel data for {facts.frames} frames of {-(-stated // 8)} bytes:"
+            f" {facts.columns} x {facts.rows} {facts.photometric_interpretation} pixels,"
+            f" {facts.samples_per_pixel} samples of {facts.bits_allocated} bits"
+        )
+    return stated
+
+
+def swapped_width(vr: str, bits_allocated: int) -> int:
+    """How many bytes are swapped with each other in Explicit VR Big Endian; 1: none are.
+
+    Samples of 8 bits or fewer are swapped in the words of OW (PS3.5 section 8.1.2), larger ones as a whole.
+    """
+    width = bits_allocated // 8
+    if width in _WORDS:
+        return width
+    return 2 if vr == "OW" else 1
+
+
+def swap_bytes(data: bytes, width: int) -> bytes:
+    """*data* with the bytes of each word of *width* bytes in reverse; what is left of no whole word stays as it is."""
+    if width == 1:
+        return data
+    whole = len(data) - len(data) % width
+    words = array(_WORDS[width], data[:whole])
+    words.byteswap()
+    return words.tobytes() + data[whole:]
 
 
 class NativeFrames:
@@ -45,7 +97,8 @@ class NativeFrames:
         self._frame_length = frame_length
         self._left = frames
         self._gather = Gatherer(frame_length)
-        self._swapper = ByteSwapper(swapped) if swapped > 1 else None
+        self._width = swapped
+        self._rest = b""  # of no whole word yet
 
     @property
     def complete(self) -> bool:
@@ -54,8 +107,10 @@ class NativeFrames:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes of the value; return the frames that they complete."""
-        if self._swapper is not None and self._left:
-            chunk = self._swapper.feed(chunk)
+        if self._width > 1:
+            chunk = self._rest + chunk
+            whole = len(chunk) - len(chunk) % self._width
+            chunk, self._rest = swap_bytes(chunk[:whole], self._width), chunk[whole:]
         data = self._gather.add(chunk) if self._left else None
         if data is None:
             return []

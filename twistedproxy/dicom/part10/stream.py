@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import PIXEL_DATA, BadPixelLength, native_frame_bits, swapped_width
 from twistedproxy.dicom.part10.dataset import (
+    PIXEL_DATA,
     UNDEFINED_LENGTH,
     BadPart10,
     DataSetReader,
@@ -24,8 +24,14 @@ from twistedproxy.dicom.part10.dataset import (
     NotAsDescribed,
     NotByFrame,
 )
-from twistedproxy.dicom.part10.pixels import EncapsulatedFrames, NativeFrames
-from twistedproxy.dicom.sniffing import may_be, other_codec
+from twistedproxy.dicom.part10.pixels import (
+    BadPixelLength,
+    EncapsulatedFrames,
+    NativeFrames,
+    native_frame_bits,
+    swapped_width,
+)
+from twistedproxy.dicom.sniffing import other_codec
 
 __all__ = ["MAX_FRAME_BYTES", "BadPart10", "NotAsDescribed", "NotByFrame", "Part10Stream"]
 
@@ -53,7 +59,7 @@ class Part10Stream:
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._expected = expected
-        self._meta: FileMetaReader | None = FileMetaReader(ts.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN)
+        self._meta: FileMetaReader | None = FileMetaReader()
         self._data_set: DataSetReader | None = None
         self._inflater: zlib._Decompress | None = None
         self._pixels: NativeFrames | EncapsulatedFrames | None = None
@@ -137,7 +143,7 @@ class Part10Stream:
             raise NotAsDescribed(f"frames are {shown}, the file's transfer syntax is {uid}")
         if self._expected is not None:
             for frame in frames:
-                if frame and not may_be(frame, uid):
+                if frame and not ts.may_be(frame, uid):
                     raise NotAsDescribed(f"a frame begins with {frame[:16]!r}, which is not {uid}")
         self.frames_given += len(frames)
         return frames

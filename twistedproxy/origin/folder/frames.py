@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from typing import Optional
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import PIXEL_DATA, native_frame_bits, swap_bytes, swapped_width
-from twistedproxy.dicom.part10.dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS
-from twistedproxy.dicom.sniffing import may_be, other_codec
+from twistedproxy.dicom.part10.dataset import EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS, PIXEL_DATA
+from twistedproxy.dicom.part10.pixels import native_frame_bits, swap_bytes, swapped_width
+from twistedproxy.dicom.sniffing import other_codec
+from twistedproxy.dicom.transfer_syntaxes import may_be
 from twistedproxy.origin.folder.instance_file import (
     MAX_INFLATED,
     FileChanged,

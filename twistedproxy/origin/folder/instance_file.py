@@ -26,8 +26,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_partial
 
 from twistedproxy.dicom.metadata import FIELDS, InstanceMetadata
-from twistedproxy.dicom.native_pixels import swap_bytes
 from twistedproxy.dicom.part10.dataset import PIXEL_TAGS, UNDEFINED_LENGTH
+from twistedproxy.dicom.part10.pixels import swap_bytes
 from twistedproxy.dicom.resource import validate_uid
 from twistedproxy.dicom.transfer_syntaxes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN as DEFLATED
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as PLAIN

@@ -12,23 +12,21 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.native_pixels import BadPixelLength
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.dicom.transfer_syntaxes import Frame
+from twistedproxy.dicom.transfer_syntaxes import Frame, frame_uid
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.folder.contents import Stopped, representative
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import INTERVAL, Index
 from twistedproxy.origin.folder.index_cache import IndexCache
-from twistedproxy.origin.folder.instance_file import FileChanged, Key, StoredFile, UnreadableFile
+from twistedproxy.origin.folder.instance_file import Key, StoredFile
 from twistedproxy.origin.folder.responses import FolderServer, check_numbers, no_such
-from twistedproxy.origin.folder.threads import SharedRun, Threads, generated
+from twistedproxy.origin.folder.threads import InstanceChanged, SharedRun, Threads, generated
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import BytesStream, ByteStream
 
 FRAMES_PER_REQUEST = 500  # each is a read of its own; more in one go would only hold a thread longer
 MAX_SCOPES = 100  # that are invalidated one by one
-_READ_ERRORS = (OSError, FileChanged, UnreadableFile, BadPixelLength)
 
 Changed = Callable[[Scope], Awaitable[None]]
 
@@ -129,10 +127,10 @@ class FolderOrigin:
                 await self._prepare(record)
                 frames = await self._threads.run(functools.partial(self._files.read, record, numbers, limit))
                 break
-            except _READ_ERRORS as error:
-                if not (again and isinstance(error, (FileChanged, FileNotFoundError))):
-                    raise translated(error) from None
-        return {number: Frame(data, record.syntax.frame_uid) for number, data in zip(numbers, frames)}
+            except InstanceChanged:
+                if not again:
+                    raise
+        return {number: Frame(data, frame_uid(record.syntax.uid)) for number, data in zip(numbers, frames)}
 
     async def _prepare(self, record: StoredFile) -> None:
         """Have the frames' places found once for all that wait for that: it may take a second."""
@@ -146,7 +144,7 @@ class FolderOrigin:
 
     async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
         chunks = self._files.file_chunks(await self._record(instance))
-        return await generated(self._threads, chunks, translated)
+        return await generated(self._threads, chunks)
 
     async def representative(self, root: str, study: str, series: Optional[str]) -> Optional[Instance]:
         """See `Origin.representative`."""
@@ -164,14 +162,12 @@ class FolderOrigin:
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """Answer as a DICOMweb server would. Errors of the request are answers too."""
-        server = FolderServer(self.url, self._indexed(), self._threads, self._files, translated)
+        server = FolderServer(self.url, self._indexed(), self._threads, self._files)
         try:
             return await server.answer(request)
         except OriginRefused as refusal:
             headers = (*refusal.headers, (b"Content-Length", b"%d" % len(refusal.body)))
             return OriginResponse(refusal.status, headers, BytesStream(refusal.body), len(refusal.body))
-        except _READ_ERRORS as error:
-            raise translated(error) from None
         finally:
             if request.body is not None:
                 request.body.close()
@@ -187,17 +183,6 @@ class FolderOrigin:
         if self._index is None:
             raise Stopped("the folder is not being served")
         return self._index
-
-
-def translated(error: Exception) -> Exception:
-    """What a caller may see of *error*: never a path."""
-    if isinstance(error, (FileChanged, FileNotFoundError)):
-        return OriginBadAnswer("the instance's file changed or was removed while it was read; retry")
-    if isinstance(error, (UnreadableFile, BadPixelLength)):
-        return OriginBadAnswer(f"the instance's file is broken: {error}")
-    if isinstance(error, OSError):
-        return OriginBadAnswer(f"the instance's file cannot be read: {error.strerror or type(error).__name__}")
-    return error
 
 
 def _shape(facts: InstanceMetadata) -> tuple[object, ...]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote
 
@@ -23,7 +23,7 @@ from twistedproxy.dicom.negotiation import (
     wants_bare,
 )
 from twistedproxy.dicom.resource import MAX_SHOWN, InvalidUID, shown, validate_uid
-from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, frame_uid
 from twistedproxy.origin.errors import OriginRefused, refused
 from twistedproxy.origin.folder.frames import FileReader
 from twistedproxy.origin.folder.index import Index
@@ -35,7 +35,6 @@ from twistedproxy.origin.interface import Headers, OriginRequest, OriginResponse
 from twistedproxy.streams import BytesStream, StreamTooLong
 
 SEARCH_WAIT = 5.0  # seconds that a search waits for the first scan; it then gives what is known
-MAX_FRAMES = 10_000  # of one request; the number of frames in a query line of 16 KiB is smaller
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 DICOM = "application/dicom"
 _ALLOW = (b"Allow", b"GET, HEAD, OPTIONS")
@@ -44,24 +43,16 @@ Content = tuple[int, Iterator[bytes]]  # of a part: its size in bytes, and the b
 
 
 class FolderServer:
-    """Answers GET and HEAD. *url*: what URLs in answers begin with. *translate*: from errors of reading to an origin's."""
+    """Answers GET and HEAD. *url*: what URLs in answers begin with."""
 
-    def __init__(
-        self,
-        url: str,
-        index: Index,
-        threads: Threads,
-        files: FileReader,
-        translate: Callable[[Exception], Exception],
-    ) -> None:
+    def __init__(self, url: str, index: Index, threads: Threads, files: FileReader) -> None:
         self._url = url.rstrip("/")
         self._index = index
         self._threads = threads
         self._files = files
-        self._translate = translate
 
     async def answer(self, request: OriginRequest) -> OriginResponse:
-        """Answer one request. Raises origin errors, and what reading raises."""
+        """Answer one request. Raises origin errors."""
         method = request.method.decode("latin-1").upper()
         if method == "OPTIONS":
             return OriginResponse(204, (_ALLOW,), BytesStream(), 0)
@@ -154,7 +145,9 @@ class FolderServer:
                 yield len(frame), iter((frame,))
 
         syntax = record.syntax
-        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * len(numbers), contents())
+        return await self._parts(
+            request, [record], syntax.media_type, [frame_uid(syntax.uid)] * len(numbers), contents()
+        )
 
     async def _bulk_data(self, request: OriginRequest, record: StoredFile, place: Sequence[str]) -> OriginResponse:
         """One value: in one part, or bare; encapsulated pixel data in a part for each frame."""
@@ -167,7 +160,7 @@ class FolderServer:
         if pixels.length is not None:
             return await self._parts(request, [record], OCTET_STREAM, [None], self._files.pixel_data(record, 1))
         frames = self._files.pixel_data(record, record.frames)
-        return await self._parts(request, [record], syntax.media_type, [syntax.frame_uid] * record.frames, frames)
+        return await self._parts(request, [record], syntax.media_type, [frame_uid(syntax.uid)] * record.frames, frames)
 
     async def _parts(
         self,
@@ -206,7 +199,7 @@ class FolderServer:
         self, content_type: bytes, chunks: Iterator[bytes], length: Optional[int] = None, headers: Headers = ()
     ) -> OriginResponse:
         """*length*: bytes of the body, None where they are not known beforehand."""
-        body = await generated(self._threads, chunks, self._translate)
+        body = await generated(self._threads, chunks)
         counted = () if length is None else ((b"Content-Length", b"%d" % length),)
         return OriginResponse(200, ((b"Content-Type", content_type), *counted, *headers), body, length)
 
@@ -245,9 +238,7 @@ def no_such(what: str) -> OriginRefused:
 
 def _frame_numbers(listed: str, record: StoredFile) -> list[int]:
     """Numbers from 1, in the order asked for. Raises `OriginRefused` 400, 404."""
-    texts = listed.split(",", MAX_FRAMES)
-    if len(texts) > MAX_FRAMES:
-        raise refused(400, f"more than {MAX_FRAMES} frames were requested")
+    texts = listed.split(",")
     if any(not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text)) for text in texts):
         raise refused(400, f"{shown(listed)} is not a list of frames; expected numbers from 1, separated by commas")
     numbers = [int(text) for text in texts]

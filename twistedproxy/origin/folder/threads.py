@@ -9,9 +9,8 @@ bodies that are generated in them.
 from __future__ import annotations
 
 import io
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Optional, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -19,8 +18,10 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from twistedproxy.deferreds import Waiters
-from twistedproxy.origin.errors import OriginBusy, OriginTimeout
-from twistedproxy.streams import BytesStream, ByteStream, ChainedStream
+from twistedproxy.dicom.part10.pixels import BadPixelLength
+from twistedproxy.origin.errors import OriginBadAnswer, OriginBusy, OriginTimeout
+from twistedproxy.origin.folder.instance_file import FileChanged, UnreadableFile
+from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream
 
 THREADS = 4  # reads of a page cache never wait; of a disk, four at once keep it busy
 MAX_WAITING = 1000
@@ -28,6 +29,10 @@ DEADLINE = 60.0  # seconds; a network drive that takes longer is as good as gone
 CHUNK = 512 * 1024  # bytes of a body that one call generates
 
 T = TypeVar("T")
+
+
+class InstanceChanged(OriginBadAnswer):
+    """A file is not what it was when it was indexed, or has gone."""
 
 
 class Threads:
@@ -44,7 +49,8 @@ class Threads:
         await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What *call* returns or raises; `OriginBusy`, `OriginTimeout`."""
+        """What *call* returns or raises; `OriginBusy`, `OriginTimeout`. Errors of reading become `OriginBadAnswer`, which callers may
+        see: they never hold a path."""
         if self._waiting >= MAX_WAITING:
             raise OriginBusy("too many reads are waiting for the folder")
         self._waiting += 1
@@ -52,6 +58,13 @@ class Threads:
             return await deferToThreadPool(self._reactor, self._pool, call).addTimeout(DEADLINE, self._reactor)
         except DeferredTimeout:
             raise OriginTimeout(f"the folder's disk did not answer within {DEADLINE:g} s") from None
+        except (FileChanged, FileNotFoundError):
+            raise InstanceChanged("the instance's file changed or was removed while it was read; retry") from None
+        except (UnreadableFile, BadPixelLength) as error:
+            raise OriginBadAnswer(f"the instance's file is broken: {error}") from None
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise OriginBadAnswer(f"the instance's file cannot be read: {reason}") from None
         finally:
             self._waiting -= 1
 
@@ -83,40 +96,21 @@ class SharedRun(Waiters[T]):
             self.running = False
 
 
-class GeneratedStream:
-    """A `ByteStream` out of a generator of bytes; see `generated`."""
-
-    def __init__(self, threads: Threads, chunks: Iterator[bytes], translate: Callable[[Exception], Exception]) -> None:
-        self._threads = threads
-        self._chunks = chunks
-        self._translate = translate
-        self._lock = threading.Lock()  # a cancelled read may still be running in its thread
-        self._broken: Optional[Exception] = None
-
-    async def read(self) -> bytes:
-        try:
-            if self._broken is None:
-                return await self._threads.run(self._pull)
-        except Exception as error:
-            self._broken = self._translate(error)
-        raise self._broken from None
-
-    def close(self) -> None:
-        self._chunks = iter(())
-
-    def _pull(self) -> bytes:
-        gathered = io.BytesIO()
-        with self._lock:
-            for chunk in self._chunks:
-                if gathered.write(chunk) and gathered.tell() >= CHUNK:
-                    break
-        return gathered.getvalue()
-
-
-async def generated(
-    threads: Threads, chunks: Iterator[bytes], translate: Callable[[Exception], Exception]
-) -> ByteStream:
+async def generated(threads: Threads, chunks: Iterator[bytes]) -> ByteStream:
     """The bytes of *chunks* as a stream, the first of them generated already: what fails at once fails before an answer
-    begins. *translate* turns what the generator raises into an origin error."""
-    stream = GeneratedStream(threads, chunks, translate)
+    begins."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while piece := await threads.run(lambda: _gathered(chunks)):
+            yield piece
+
+    stream = YieldedStream(pieces(), BytesStream())
     return ChainedStream(BytesStream(await stream.read()), stream)
+
+
+def _gathered(chunks: Iterator[bytes]) -> bytes:
+    gathered = io.BytesIO()
+    for chunk in chunks:
+        if gathered.write(chunk) and gathered.tell() >= CHUNK:
+            break
+    return gathered.getvalue()

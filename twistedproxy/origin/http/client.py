@@ -30,13 +30,11 @@ from twisted.web.client import BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 
 from twistedproxy.origin.errors import OriginTimeout, OriginUnreachable
-from twistedproxy.origin.http.bodies import Running, UploadProducer
 from twistedproxy.origin.http.exchange import Dropped, Exchange
-from twistedproxy.origin.interface import Headers, OriginResponse
-from twistedproxy.streams import ByteStream
+from twistedproxy.origin.http.uploads import Running, UploadProducer
+from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.system.outages import Outage, Verified, reason_of
 
-REPEATABLE = frozenset({b"GET", b"HEAD"})
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
 USER_AGENT = b"twistedproxy"
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -78,38 +76,31 @@ class Transport:
         """Whether there was an answer other than 404."""
 
     async def request(
-        self,
-        method: bytes,
-        target: bytes,
-        headers: Headers,
-        body: Optional[ByteStream] = None,
-        length: Optional[int] = None,
-        deadline: Optional[float] = None,
-        on_end: Callable[[], None] = lambda: None,
+        self, asked: OriginRequest, deadline: Optional[float] = None, on_end: Callable[[], None] = lambda: None
     ) -> OriginResponse:
-        """Send one request; *target* is path and query below the URL's path, *headers* end-to-end ones without Host.
+        """Send one request, with the host's own Host.
 
         *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
         was closed; not if this raises. Raises `InvalidRequest` before anything is sent, `OriginError` afterwards, or what
-        reading *body* raised.
+        reading the body raised.
         """
-        target = self._base + target
+        target = self._base + asked.path + (b"?" + asked.query if asked.query else b"")
         if not _TARGET.match(target):
             raise InvalidRequest("a request target must be visible ASCII without a fragment")
-        if not _TOKEN.match(method):
+        if not _TOKEN.match(asked.method):
             raise InvalidRequest("a request method must be a token")
         fields = http_headers.Headers()
-        for name, value in headers:
+        for name, value in asked.headers:
             fields.addRawHeader(name, value)
         fields.setRawHeaders(b"Host", [self._host])
         if not fields.hasHeader(b"User-Agent"):
             fields.addRawHeader(b"User-Agent", USER_AGENT)
-        upload = UploadProducer(body, length, self._running) if body is not None else None
-        repeatable = method in REPEATABLE and body is None
-        request = Request(method, target, fields, upload, persistent=repeatable)
+        body = asked.body
+        upload = UploadProducer(body, asked.length, self._running) if body is not None else None
+        request = Request(asked.method, target, fields, upload, persistent=asked.is_repeatable)
         while True:
             try:
-                connection = await self.connect(self._kept if repeatable else self._new)
+                connection = await self._connect(self._kept if asked.is_repeatable else self._new)
             except BaseException:
                 if body is not None:
                     body.close()
@@ -123,16 +114,18 @@ class Transport:
                     raise upload.failure from failed
                 if not isinstance(failed, Dropped):
                     raise
-                if not kept:
-                    raise self._dropped(
-                        failed, "without an answer" if upload is None else "during the upload"
-                    ) from failed
-            else:
-                self._outage.worked("")
-                self.found_something |= answer.status != 404
-                return answer
+                if kept:
+                    continue
+                if reason := str(failed):
+                    self._outage.failed("", reason)
+                    raise OriginUnreachable(f"no TLS connection to the origin: {reason}") from failed
+                when = "without an answer" if upload is None else "during the upload"
+                raise OriginUnreachable(f"the origin closed the connection {when}") from failed
+            self._outage.worked("")
+            self.found_something |= answer.status != 404
+            return answer
 
-    async def connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
+    async def _connect(self, pool: HTTPConnectionPool) -> HTTP11ClientProtocol:
         """A connection that carries no request."""
         waiting = pool.getConnection("origin", self._endpoint)
         error = OriginTimeout(f"no connection to the origin within {self._connect_timeout:g} s")
@@ -150,12 +143,6 @@ class Transport:
             reason = reason_of(failed)
             self._outage.failed("", reason)
             raise OriginUnreachable(f"no connection to the origin: {reason}") from failed
-
-    def _dropped(self, dropped: Dropped, when: str) -> OriginUnreachable:
-        if reason := str(dropped):
-            self._outage.failed("", reason)
-            return OriginUnreachable(f"no TLS connection to the origin: {reason}")
-        return OriginUnreachable(f"the origin closed the connection {when}")
 
     async def close(self) -> None:
         """Drop all connections: what still waits for an answer or a body fails."""

@@ -11,7 +11,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Optional, Union
+from typing import Union
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -60,9 +60,14 @@ class FileReads:
                 return read.found
         read = self._running[key] = _Read(Part10Stream(expected=(instance.uids, metadata)), self._limit)
         waiter = read.wait(numbers)
-        read.begin(open_file, self._clock, lambda: self._running.pop(key, None))
+        read.reading = Deferred.fromCoroutine(read.run(open_file, self._clock))
+        read.reading.addBoth(self._end, key, read)
         await waiter
         return read.found
+
+    def _end(self, result: Union[Failure, None], key: tuple[Instance, bytes], read: _Read) -> None:
+        del self._running[key]
+        read.waiters.fire(result)
 
 
 class _Read:
@@ -74,27 +79,18 @@ class _Read:
         self._limit = self._left = limit
         self._wanted: set[int] = set()
         self._spare = KEPT
-        self._waiters: Waiters[None] = Waiters(self._give_up)
-        self._reading: Optional[Deferred[None]] = None
-
-    def begin(self, open_file: Open, clock: IReactorTime, ended: Callable[[], object]) -> None:
-        self._reading = Deferred.fromCoroutine(self._run(open_file, clock))
-        self._reading.addBoth(self._end, ended)
+        self.waiters: Waiters[None] = Waiters(self._give_up)
+        self.reading: Deferred[None] = Deferred()
 
     def wait(self, numbers: Collection[int]) -> Deferred[None]:
         """Fires once the read has ended. *numbers* are kept if they have not passed yet."""
         self._wanted.update(numbers)
-        return self._waiters.wait()
+        return self.waiters.wait()
 
     def _give_up(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
+        self.reading.cancel()
 
-    def _end(self, result: Union[Failure, None], ended: Callable[[], object]) -> None:
-        ended()
-        self._waiters.fire(result)
-
-    async def _run(self, open_file: Open, clock: IReactorTime) -> None:
+    async def run(self, open_file: Open, clock: IReactorTime) -> None:
         """Read the file to its end. Raises `StreamTooLong`, `OriginBadAnswer`, and what opening it raises."""
         stream = await open_file()
         size = 0

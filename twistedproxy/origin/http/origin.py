@@ -28,8 +28,7 @@ from twistedproxy.origin.errors import (
 )
 from twistedproxy.origin.http.client import Transport, normal_url
 from twistedproxy.origin.http.cut import FileReads, NoHelp
-from twistedproxy.origin.http.dialects import Stores
-from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad
+from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad, Stores
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import Requests, drain, observed
 from twistedproxy.origin.http.responses import Budget, instance_file
@@ -77,7 +76,7 @@ class HTTPOrigin(Origin):
             settings.origin_stall_timeout,
             self._concurrency + 1,
             policy,
-            self._metrics.origin_bytes,
+            lambda direction, size: self._metrics.count("origin_bytes", (direction,), size),
         )
         self._requests = Requests(reactor, self._transport, self._limiter, timeout)
         self._files = FileReads(reactor, settings.max_answer)
@@ -248,8 +247,8 @@ class HTTPOrigin(Origin):
             raise
 
     async def _ping(self) -> None:
-        headers = ((b"Accept", JSON),)
-        answer = await self._transport.request(b"GET", b"/studies?limit=1", headers, deadline=PING_TIMEOUT)
+        request = OriginRequest(b"GET", b"/studies", b"limit=1", ((b"Accept", JSON),))
+        answer = await self._transport.request(request, deadline=PING_TIMEOUT)
         try:
             await drain(answer)
         except OriginError:

@@ -13,14 +13,22 @@ Rules that this module keeps:
 - The origin's Retry-After decides (seconds or an HTTP date, RFC 9110 section 10.2.3), else the waits double.
 - A wait that would end after the deadline is not begun: the origin's last answer goes back as it came.
 - While it waits, a request holds no slot and no connection.
+- Web servers of ready-made files compress also what was asked for without a coding. `decoded` is the only place where
+  the codings of a store's answers are undone: for the proxy's own requests, and for answers that are rewritten on their way.
+- All codings are undone, in one field or several, the last one first (RFC 9110 section 8.4); so are all members of a
+  gzip body (RFC 1952 section 2.2) and all frames of a zstd body (RFC 8878 section 3). Unknown codings are refused.
+- A coded body that ends before its own end mark is no whole body. After the end mark nothing may follow but another
+  member, or zeros after a gzip member, with which some writers pad.
+- A read never makes more than `MAX_STEP` bytes, whatever the body claims: memory stays flat.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from email.utils import parsedate_to_datetime
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError
@@ -36,12 +44,10 @@ from twistedproxy.origin.errors import (
     OriginTimeout,
     OriginUnreachable,
 )
-from twistedproxy.origin.http.client import REPEATABLE, USER_AGENT, InvalidRequest, Transport
-from twistedproxy.origin.http.hop_by_hop import HOP_BY_HOP, MADE_ANEW, decoded, end_to_end, without
-from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter
-from twistedproxy.origin.http.standing import Standings
+from twistedproxy.origin.http.client import InvalidRequest, Transport
+from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter, Standings
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority, first
-from twistedproxy.streams import StreamTooLong, read_all
+from twistedproxy.streams import ZSTD_LIBRARY, ByteStream, StreamTooLong, YieldedStream, read_all
 from twistedproxy.system.metrics import Metrics
 
 BUSY = frozenset({429, 503})
@@ -53,7 +59,11 @@ MAX_REFUSAL = 65536  # bytes of a refusal's body that are kept
 REFUSAL_HEADERS = frozenset(
     {b"content-type", b"content-language", b"content-encoding", b"www-authenticate", b"retry-after"}
 )
-OURS = HOP_BY_HOP | MADE_ANEW | {b"accept", b"accept-encoding", b"user-agent", b"range", b"if-range"}
+MAX_STEP = 256 * 1024  # bytes that one `read` of a decoded body gives
+MAX_CODINGS = 3  # of one answer; no server means to apply more than one
+ZSTD_WINDOW_LOG = 23  # RFC 9659: as a content coding, zstd has windows of at most 8 MB
+_CODINGS = ("gzip", "x-gzip", "deflate", "zstd") if ZSTD_LIBRARY else ("gzip", "x-gzip", "deflate")
+_ERRORS: tuple[type[Exception], ...] = (zlib.error, ZSTD_LIBRARY.ZstdError) if ZSTD_LIBRARY else (zlib.error,)
 
 T = TypeVar("T")
 
@@ -70,11 +80,6 @@ def retry_after(headers: Headers, now: float) -> Optional[float]:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now)
     except (ValueError, OverflowError):
         return None
-
-
-def backoff(attempt: int) -> float:
-    """Seconds to wait after *attempt* (from 0) without Retry-After."""
-    return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 10)))
 
 
 async def drain(response: OriginResponse) -> None:
@@ -96,18 +101,18 @@ async def with_retries(
 ) -> OriginResponse:
     """Await ``attempt(seconds left)`` until it answers anything but 429 and 503, for at most *deadline* seconds."""
     end = clock.seconds() + deadline
-    attempts = 0
+    backoff = FIRST_WAIT
     while True:
         response = await attempt(max(SHORTEST_WAIT, end - clock.seconds()))
         if response.status not in BUSY:
             return response
         asked = retry_after(response.headers, now())
-        wait = max(SHORTEST_WAIT, backoff(attempts) if asked is None else asked)
+        wait = max(SHORTEST_WAIT, backoff if asked is None else asked)
         if clock.seconds() + wait >= end:
             return response
         await drain(response)
         await deferLater(clock, wait)
-        attempts += 1
+        backoff = min(LONGEST_WAIT, 2 * backoff)
 
 
 class Requests:
@@ -127,15 +132,7 @@ class Requests:
 
         *priority*: `Priority.UNKNOWN` where *caller* need not hold a grant. *statuses*: those that a good answer can have.
         Raises `OriginError`, for refusals too."""
-        headers: Headers = (
-            (b"Accept", accept),
-            (b"Accept-Encoding", b"identity"),
-            (b"User-Agent", USER_AGENT),
-            *without(caller.headers, OURS),
-        )
-        path, _, query = target.encode("utf-8").partition(b"?")
-        request = OriginRequest(b"GET", path, caller.asking(query), caller=caller)
-        answer = await self._answer(request, headers, priority)
+        answer = await self._answer(OriginRequest.get(target.encode("utf-8"), b"", accept, caller), priority)
         self.standings.answered(caller, answer.status)
         if answer.status >= 400:
             raise await refusal(answer)
@@ -149,11 +146,11 @@ class Requests:
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`."""
-        headers = end_to_end(request.headers, also=MADE_ANEW | ({b"accept-encoding"} if request.decoded else set()))
         if request.decoded:
-            headers = (*headers, (b"Accept-Encoding", b"identity"))
+            headers = (*without(request.headers, {b"accept-encoding"}), (b"Accept-Encoding", b"identity"))
+            request = attrs.evolve(request, headers=headers)
         try:
-            answer = await self._answer(request, headers, Priority.UNKNOWN, lend=True)
+            answer = await self._answer(request, Priority.UNKNOWN, lend=True)
         except BaseException:
             if request.body is not None:
                 request.body.close()
@@ -164,28 +161,26 @@ class Requests:
         empty = request.method == b"HEAD" or answer.status == 204
         return attrs.evolve(decoded(answer), body=answer.body) if empty else decoded(answer)
 
-    async def _answer(
-        self, request: OriginRequest, headers: Headers, priority: Priority, lend: bool = False
-    ) -> OriginResponse:
-        """The answer to *request*, sent with *headers*; sent again while the origin is busy where that does no harm."""
+    async def _answer(self, request: OriginRequest, priority: Priority, lend: bool = False) -> OriginResponse:
+        """The answer to *request*, which is sent again while the origin is busy where that does no harm."""
         try:
-            if request.body is not None or request.method not in REPEATABLE:
-                return await self._send(request, headers, priority, None, lend)
+            if not request.is_repeatable:
+                return await self._send(request, priority, None, lend)
             return await with_retries(
-                lambda left: self._send(request, headers, priority, left, lend), self._clock, self._timeout
+                lambda left: self._send(request, priority, left, lend), self._clock, self._timeout
             )
         except InvalidRequest as failed:  # the client's own part of it is to blame
             raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
 
     async def _send(
-        self, request: OriginRequest, headers: Headers, priority: Priority, left: Optional[float], lend: bool
+        self, request: OriginRequest, priority: Priority, left: Optional[float], lend: bool
     ) -> OriginResponse:
         caller = request.caller
         if priority is Priority.UNKNOWN:
             await self.standings.hold(caller)
             priority = self.standings.priority(caller)
         newcomer = priority is Priority.UNKNOWN and self.standings.is_new(caller)
-        slot = await self._limiter.acquire(priority, caller.flow if caller is not None else b"", newcomer)
+        slot = await self._limiter.acquire(priority, caller.flow, newcomer)
         lending = self._clock.callLater(LONG_TRANSFER_SECONDS, slot.lend) if lend else None
 
         def end() -> None:
@@ -193,11 +188,8 @@ class Requests:
                 lending.cancel()
             slot.release()
 
-        target = request.path + (b"?" + request.query if request.query else b"")
         try:
-            return await self._transport.request(
-                request.method, target, headers, request.body, request.length, left, end
-            )
+            return await self._transport.request(request, left, end)
         except BaseException:
             end()
             raise
@@ -240,4 +232,70 @@ async def observed(metrics: Metrics, clock: IReactorTime, name: str, work: Await
         outcome = next((name for kind, name in _OUTCOMES if isinstance(failed, kind)), outcome)
         raise
     finally:
-        metrics.origin_operation(name, outcome, clock.seconds() - begin)
+        metrics.observe("origin_operation_seconds", (name, outcome), clock.seconds() - begin)
+
+
+def without(headers: Headers, names: Collection[bytes]) -> Headers:
+    """*headers* without the fields *names* (lower case)."""
+    return tuple((key, value) for key, value in headers if key.lower() not in names)
+
+
+def decoded(answer: OriginResponse) -> OriginResponse:
+    """*answer* without the content codings that its headers name.
+
+    Raises `OriginBadAnswer`, and closes the body, for a coding that cannot be undone.
+    """
+    stated = b",".join(value for name, value in answer.headers if name.lower() == b"content-encoding")
+    names = [name for value in stated.lower().decode("latin-1").split(",") if (name := value.strip())]
+    names = [name for name in names if name != "identity"]
+    if not names:
+        return answer
+    body = answer.body
+    if len(names) > MAX_CODINGS or not set(names) <= set(_CODINGS):
+        body.close()
+        came, known = ", ".join(names)[:80], ", ".join(_CODINGS)
+        raise OriginBadAnswer(f"the origin's response has the content coding {came!r}; supported: {known}")
+    for name in reversed(names):
+        body = YieldedStream(_decompressed(body, name), body)
+    return attrs.evolve(answer, body=body, headers=without(answer.headers, {b"content-encoding"}), length=None)
+
+
+def _decompressor(coding: str, head: bytes) -> Any:
+    """What undoes *coding* of a member, or frame, that begins with *head*."""
+    if coding == "zstd":
+        options = {ZSTD_LIBRARY.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+        return ZSTD_LIBRARY.ZstdDecompressor(options=options)
+    if coding != "deflate":
+        return zlib.decompressobj(16 + zlib.MAX_WBITS)
+    # With zlib's header, as RFC 9110 section 8.4.1.2 requires, or without, as some servers send it. A bare deflate body
+    # begins like that header only with a block of no use.
+    zlib_header = len(head) >= 2 and head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0
+    return zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
+
+
+async def _decompressed(body: ByteStream, coding: str) -> AsyncIterator[bytes]:
+    """What *body* holds, without *coding*."""
+    wrong = f"the origin's response cannot be decoded as {coding}"
+    rest = padding = b""
+    while True:
+        while len(rest := rest.lstrip(padding)) < 2 and (chunk := await body.read()):
+            rest += chunk
+        if not rest:
+            return
+        member = _decompressor(coding, rest)
+        more = False  # whether it may have more without another byte
+        while not member.eof:
+            if not rest and not more and not (rest := await body.read()):
+                raise OriginBadAnswer(f"the origin's {coding} response ended too early")
+            try:
+                data = member.decompress(rest, MAX_STEP)
+            except _ERRORS as bad:
+                raise OriginBadAnswer(wrong) from bad
+            more = len(data) == MAX_STEP
+            rest = getattr(member, "unconsumed_tail", b"")  # the zstd libraries keep it
+            if data:
+                yield data
+        rest = member.unused_data
+        padding = b"\0" if coding.endswith("gzip") else b""
+        if coding == "deflate" and (rest or await body.read()):
+            raise OriginBadAnswer(wrong)

@@ -14,12 +14,13 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Optional
 from urllib.parse import urljoin, urlsplit
 
-from twistedproxy.dicom.media_types import BadMediaType, MediaType, parse_media_type
+from twistedproxy.dicom.media_types import MediaType
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart import (
     BadMultipart,
@@ -31,7 +32,7 @@ from twistedproxy.dicom.multipart import (
     PartStart,
 )
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
-from twistedproxy.dicom.sniffing import SNIFFED_BYTES, may_be, sniff
+from twistedproxy.dicom.sniffing import SNIFFED_BYTES, sniff
 from twistedproxy.dicom.transfer_syntaxes import (
     ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -41,14 +42,15 @@ from twistedproxy.dicom.transfer_syntaxes import (
     canonical_media_type,
     frame_uid,
     is_native,
+    may_be,
     media_type_of,
     uids_of,
 )
+from twistedproxy.origin import interface
 from twistedproxy.origin.errors import NotAsStored, OriginBadAnswer
 from twistedproxy.origin.interface import OriginResponse, first
 from twistedproxy.streams import ByteStream, Gathered, StreamTooLong, YieldedStream
 
-UNLIMITED = 1 << 62  # where the caller sets no limit
 PART_OVERHEAD = 1024  # bytes of delimiter and headers that a part may add to the limit: stores send about 200
 _ONE_FRAME = re.compile(r"/frames/([0-9]{1,10})/?$")  # frame numbers are IS: at most 2 ** 31 - 1 (PS3.5 section 6.2)
 DICOM_TYPES = frozenset({"application/dicom", OCTET_STREAM})
@@ -58,8 +60,8 @@ class Budget:
     """Bytes that the answers to one call may still have, together."""
 
     def __init__(self, limit: Optional[int], frames: int) -> None:
-        self._limit = limit
-        self._left = UNLIMITED if limit is None else limit + PART_OVERHEAD * (frames + 1)
+        self._limit = math.inf if limit is None else limit
+        self._left = self._limit + PART_OVERHEAD * (frames + 1)
 
     def spend(self, count: int) -> None:
         """Count bytes that came. Raises `StreamTooLong` once there are too many."""
@@ -69,7 +71,7 @@ class Budget:
 
     def check(self, frames: Sequence[Frame]) -> None:
         """The frames themselves, without what surrounded them."""
-        if self._limit is not None and sum(len(frame.data) for frame in frames) > self._limit:
+        if sum(len(frame.data) for frame in frames) > self._limit:
             raise StreamTooLong(f"more than {self._limit} bytes")
 
 
@@ -77,10 +79,10 @@ def content_type(answer: OriginResponse) -> MediaType:
     """The Content-Type of an answer. Raises `OriginBadAnswer` if there is none, or if the answer is partial."""
     if first(answer.headers, b"content-range") is not None:
         raise OriginBadAnswer("the origin's response has a Content-Range: it is partial")
-    try:
-        return parse_media_type(first(answer.headers, b"content-type") or b"")
-    except BadMediaType as bad:
-        raise OriginBadAnswer("the origin's response has no valid Content-Type") from bad
+    media_type = interface.media_type_of(answer.headers)
+    if media_type is None:
+        raise OriginBadAnswer("the origin's response has no valid Content-Type")
+    return media_type
 
 
 class TooFewFrames(OriginBadAnswer):
@@ -112,7 +114,7 @@ async def _parts(answer: OriginResponse, outer: MediaType, count: int, budget: B
     """The parts of an answer as they come; an answer that is not multipart is one part itself."""
     if outer.is_multipart:
         # One part more than asked for is enough to know that the answer is wrong.
-        collector = PartCollector(outer.boundary, UNLIMITED, count + 1)
+        collector = PartCollector(outer.boundary, count + 1)
         while chunk := await answer.body.read():
             budget.spend(len(chunk))
             for part in collector.feed(chunk):

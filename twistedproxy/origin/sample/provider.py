@@ -21,13 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
 
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.folder.index_cache import user_cache
 from twistedproxy.origin.folder.provider import Changed, FolderOrigin, nothing
-from twistedproxy.origin.sample.slide import LEVELS, VERSION, SampleLevel
+from twistedproxy.origin.sample.slide import LEVELS, VERSION
 from twistedproxy.processes.child import child_command, child_environment
 
 URL = "sample:"
@@ -88,9 +88,6 @@ class SampleOrigin(FolderOrigin):
     *environment*: where the user's cache is found; *command*: makes the slide, in the place of this package's.
     """
 
-    levels: tuple[SampleLevel, ...] = LEVELS
-    """The instances, largest first; `SampleLevel.path` is what goes into a URL."""
-
     def __init__(
         self,
         reactor: Any,
@@ -105,8 +102,8 @@ class SampleOrigin(FolderOrigin):
 
     def examples(self) -> tuple[str, ...]:
         """See `Origin.examples`: a search, a picture of the whole slide, and frames of all its levels."""
-        pictures = tuple(f"{level.path}/frames/1/rendered" for level in self.levels)
-        base = self.levels[0]
+        pictures = tuple(f"{level.path}/frames/1/rendered" for level in LEVELS)
+        base = LEVELS[0]
         middle = base.frames // 2 + base.columns // 2
         return ("studies", f"{base.path}/metadata", f"{base.path}/frames/{middle}", *pictures)
 
@@ -114,18 +111,18 @@ class SampleOrigin(FolderOrigin):
         await super().stop()
         if self._temporary is not None:
             temporary, self._temporary = self._temporary, None
-            await self._in_thread(lambda: shutil.rmtree(temporary, ignore_errors=True))
+            await deferToThread(shutil.rmtree, temporary, ignore_errors=True)
 
     async def locate(self) -> str:
         """The folder with the slide. `OriginUnreachable` where it can be made nowhere."""
         folder = slide_folder(self._environment)
-        if await self._in_thread(lambda: is_complete(folder)):
+        if await deferToThread(is_complete, folder):
             return str(folder)
         try:
             return await self._make(folder)
         except OriginUnreachable as error:
             log.warn("the sample slide cannot be stored in {folder}: {reason}", folder=str(folder), reason=str(error))
-        self._temporary = await self._in_thread(lambda: tempfile.mkdtemp(prefix="twistedproxy-sample-"))
+        self._temporary = await deferToThread(tempfile.mkdtemp, prefix="twistedproxy-sample-")
         try:
             return await self._make(Path(self._temporary) / "slide")
         except OriginUnreachable:
@@ -137,27 +134,19 @@ class SampleOrigin(FolderOrigin):
         started = self._reactor.seconds()
         process = _started([*self._command, str(folder)])
         try:
-            reason = await self._in_thread(lambda: _printed(process))
+            _, errors = await deferToThread(process.communicate, timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise OriginUnreachable(f"the sample slide was not created within {DEADLINE:g} s") from None
         finally:
             process.kill()
         if process.returncode:
+            reason = (
+                errors.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"exit status {process.returncode}"
+            )
             raise OriginUnreachable(f"the sample slide could not be created: {reason}")
         log.info("created the sample slide in {seconds} s", seconds=round(self._reactor.seconds() - started, 1))
         return str(folder)
 
-    async def _in_thread(self, call: Any) -> Any:
-        return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call)
-
 
 def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=child_environment())
-
-
-def _printed(process: subprocess.Popen[bytes]) -> str:
-    """Wait for the child's end; the last line that it printed as an error."""
-    try:
-        _, errors = process.communicate(timeout=DEADLINE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, errors = process.communicate()
-    return errors.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"exit status {process.returncode}"
