@@ -272,7 +272,7 @@ class CacheTests(OptionsTestCase):
 
     def test_accepted(self) -> None:
         """Each form is read by the cache's own parser."""
-        for text in ("embedded", "memory", "none", "redis://h:6379/1", "rediss://h:1/0", "unix:/x"):
+        for text in ("local", "local:/x?size=1G", "memory", "none", "redis://h:6379/1", "rediss://h:1/0", "unix:/x"):
             self.assertEqual(text, settings_of(*SAMPLE, "--cache", text).cache.where)
 
     def test_refused(self) -> None:

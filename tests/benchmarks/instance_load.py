@@ -27,10 +27,10 @@ from urllib.parse import urlsplit
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, table
+from tests.cache.support import find_server
 from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
-from twistedproxy.cache.embedded import find_server
 from twistedproxy.cache.keys import instance_keys, scope_key
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.dicom.resource import Instance

@@ -25,7 +25,7 @@ from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.facts import NAME as FACTS
 from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.generations import Generations
-from twistedproxy.cache.local.index import Index
+from twistedproxy.cache.local.index import EntryIndex
 
 MODULE = "twistedproxy.cache.local.mend"
 
@@ -130,8 +130,8 @@ class FolderOwner:
             _settle(path, size, numbers)
             return False
         Facts.create(path, size)
-        Index.remove(path)
-        index = Index(path)
+        EntryIndex.remove(path)
+        index = EntryIndex(path)
         index.begin_anew({number: segments.segment_path(path, number).stat().st_size for number in numbers})
         index.close()
         return bool(numbers)
@@ -227,7 +227,7 @@ def default_size(path: Path, private: bool) -> int:
 
 def _settle(path: Path, size: int, numbers: list[int]) -> None:
     """Drop the claims of those who are gone, take back what they had loaded half, and forget files that nothing leads to."""
-    facts, index = Facts(path, size, time.time), Index(path)
+    facts, index = Facts(path, size, time.time), EntryIndex(path)
     for key in facts.begin_anew():
         if key.endswith(LOADING):
             index.remove_all(index.under(key[: -len(LOADING)] + FRAME))

@@ -17,7 +17,7 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache.local import segments
-from twistedproxy.cache.local.index import Index, Indexed
+from twistedproxy.cache.local.index import EntryIndex, Indexed
 from twistedproxy.cache.local.segments import MARK_BYTES, Place, SegmentReader, SegmentWriter
 
 SEGMENTS = 64
@@ -48,13 +48,13 @@ class SegmentStore:
     folder: Path
     limit: int
     clock: Callable[[], float]
-    index: Index = attrs.field(init=False)
+    index: EntryIndex = attrs.field(init=False)
     reader: SegmentReader = attrs.field(init=False)
     _writer: Optional[SegmentWriter] = attrs.field(init=False, default=None)
     _reserved: int = attrs.field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
-        self.index = Index(self.folder)
+        self.index = EntryIndex(self.folder)
         self.reader = SegmentReader(self.folder)
 
     @property
