@@ -188,6 +188,7 @@ def empty(path: Path, facts_size: int) -> None:
     for number in segments.segment_numbers(path):
         segments.drop(path, number)
     index.EntryIndex.remove(path)
+    index.EntryIndex(path).close()  # it has its inode before the state is written
     Generations.create(path)
     facts.Facts.create(path, facts_size)
 

@@ -38,9 +38,6 @@ MIN_SIZE = 64 << 20
 STEADY_SECONDS = 60.0
 """After which a start counts as one that went well."""
 
-LATE_SECONDS = 3600.0
-"""How long a writer may hold on to what it read before an invalidation. All of them have shorter deadlines."""
-
 
 class FolderOwner:
     """The folder that *address* names."""
@@ -120,12 +117,11 @@ class FolderOwner:
                 )
             folders.empty(path, size)
             return False
-        numbers = segments.segment_numbers(path)
-        times = [segments.segment_path(path, number).stat().st_mtime for number in numbers[:1]]
         try:
-            journal.compact(min([time.time() - LATE_SECONDS, *times]))
+            journal.compact()
         finally:
             journal.close()
+        numbers = segments.segment_numbers(path)
         if well and (path / FACTS).stat().st_size == size:
             _settle(path, size, numbers)
             return False
