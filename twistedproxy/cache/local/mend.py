@@ -52,7 +52,8 @@ def rebuild(folder: Path) -> int:
         return stored is not None and checked(header.key, stored) is not None
 
     for number in living:
-        good = [(one.key, Indexed(one.place, one.ends, one.fence)) for one in _headers(folder, number) if is_good(one)]
+        last_first = reversed(_headers(folder, number))
+        good = [(one.key, Indexed(one.place, one.ends, one.fence)) for one in last_first if is_good(one)]
         for first in range(0, len(good), AT_ONCE):
             index.put(good[first : first + AT_ONCE], replace=False)
         count += len(good)
