@@ -168,11 +168,6 @@ class RunningServer(ProcessProtocol):
         self.signal(signal.SIGKILL)
         await self._over
 
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return int(self.transport.pid)  # type: ignore[union-attr]
-
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still runs."""
         try:
