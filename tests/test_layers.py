@@ -47,7 +47,7 @@ EXCEPTIONS = {
     # Settings hold the cache's address as a value, and options make it.
     ("twistedproxy.settings", "twistedproxy.cache.address"),
     ("twistedproxy.options.command", "twistedproxy.cache.address"),
-    ("twistedproxy.cache.address", "twistedproxy.options.values"),
+    ("twistedproxy.cache.address", "twistedproxy.options.sizes"),
     # Each setting is declared once, with the kind of value that its option takes.
     ("twistedproxy.settings", "twistedproxy.options.addresses"),
     ("twistedproxy.settings", "twistedproxy.options.values"),

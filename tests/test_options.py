@@ -12,6 +12,7 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cache.certificates import certificate
+from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress
 from twistedproxy.options.command import OPTIONS, Options
 from twistedproxy.options.values import show_size, size
 from twistedproxy.settings import MIB, Mount, Settings
@@ -272,7 +273,7 @@ class CacheTests(OptionsTestCase):
 
     def test_accepted(self) -> None:
         """Each form is read by the cache's own parser."""
-        for text in ("embedded", "memory", "none", "redis://h:6379/1", "rediss://h:1/0", "unix:/x"):
+        for text in ("local", "local:/x?size=1G", "memory", "none", "redis://h:6379/1", "rediss://h:1/0", "unix:/x"):
             self.assertEqual(text, settings_of(*SAMPLE, "--cache", text).cache.where)
 
     def test_refused(self) -> None:
@@ -287,6 +288,19 @@ class CacheTests(OptionsTestCase):
     def test_memory_is_for_one_worker(self) -> None:
         """Workers share no memory."""
         self.assertIn("--workers 2", self.refused(*SAMPLE, "--cache=memory", "--workers=2"))
+
+    def test_size_of_a_local_cache(self) -> None:
+        """``--cache-memory`` is that of a local cache that has none of its own, and never less than one needs."""
+        for given, expected in (
+            ((), None),
+            (("--cache-memory=2G",), 2 * GIB),
+            (("--cache-memory=1M",), LEAST_LOCAL),
+            (("--cache-memory=2G", "--cache=local:/x"), 2 * GIB),
+            (("--cache-memory=2G", "--cache=local:/x?size=3G"), 3 * GIB),
+        ):
+            cache = settings_of(*SAMPLE, *given).cache
+            assert isinstance(cache, LocalAddress)
+            self.assertEqual((cache.size, cache.folder), (expected, "/x" if len(given) > 1 else None), given)
 
     def test_memory_of_the_machine(self) -> None:
         """More memory than the machine has is refused; all of it is the operator's decision."""

@@ -68,6 +68,7 @@ class ProcessCase(TestCase):
         self.assertEqual([], proxy.strays())
         for word in ("Traceback", "Unhandled"):
             self.assertNotIn(word, proxy.output())
+        self.assertEqual([], list(proxy.folder.glob("*cache*")))
 
 
 class StartTests(ProcessCase):
@@ -86,8 +87,8 @@ class StopTests(ProcessCase):
     """SIGTERM."""
 
     async def test_idle(self) -> None:
-        """An idle proxy ends at once, twice told or not, and its cache server with it."""
-        proxy = await self.started("--cache", "embedded", "--stop-deadline", "60")
+        """An idle proxy ends at once, twice told or not, and its loader child and its cache's folder with it."""
+        proxy = await self.started("--cache", "local?size=64M", "--stop-deadline", "60")
         idle = await self.connected(proxy)
         self.assertGreater(len(proxy.family()), 1)
         proxy.send(signal.SIGTERM)
@@ -132,7 +133,7 @@ class StopTests(ProcessCase):
 
     async def test_while_starting(self) -> None:
         """Stopped at any moment of its start, it leaves nothing and complains of nothing."""
-        marks = ("reactor class", "cache server started", "cache connected", "starting on")
+        marks = ("reactor class", "caching frames in", "starting on")
         for mark in marks:
             proxy = Proxy("--origin", self.store.url)
             self.addCleanup(deferToThread, proxy.remove)
@@ -156,8 +157,8 @@ class FailedStartTests(ProcessCase):
         return proxy.output().splitlines()[-1]
 
     async def test_port_taken(self) -> None:
-        """A port that is taken is named in the last line, with any cache; the cache server is gone."""
-        for cache in ("memory", "embedded"):
+        """A port that is taken is named in the last line, with any cache."""
+        for cache in ("memory", "local?size=64M"):
             line = await self.failed("--cache", cache, "--listen", f"tcp:{self.store.port}:interface=127.0.0.1")
             self.assertIn("twistedproxy could not start", line)
             self.assertIn(f"127.0.0.1:{self.store.port}", line)

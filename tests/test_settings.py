@@ -71,7 +71,7 @@ class SettingsTests(SynchronousTestCase):
         settings = Settings()
         fields = {field.name for field in attrs.fields(Settings)} - {"cache", "cache_memory", "secret"}
         self.assertEqual(DEFAULTS, {name: getattr(settings, name) for name in fields})
-        self.assertEqual("embedded", settings.cache.where)
+        self.assertEqual("local", settings.cache.where)
 
     def test_every_field_has_its_option(self) -> None:
         """Fields and options are the same, but for the key itself, which comes from a file."""

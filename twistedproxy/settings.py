@@ -70,17 +70,18 @@ class Settings:
     cache: CacheAddress = setting(
         ValueKind(parse_cache, ACCEPTED, "WHERE", show=lambda address: str(address.where)),
         LocalAddress(),
-        "Where frames are cached. local: in files of this host, of which the page cache keeps the hot ones in memory; in FOLDER "
-        "they stay when the proxy stops, without it they do not. An external server: redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
+        "Where frames are cached. local: in files of this host, which all workers share and the kernel's page cache speeds "
+        "up; those in FOLDER are kept when the proxy stops, others are removed. An external server: "
+        "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
         "memory: this process, one worker only. none: no cache and no prefetch",
         group="Caches",
     )
     cache_memory: int = setting(
         size(MIB),
         256 * MIB,
-        "Size of the cache of --cache memory, at most what the machine has; also that of local without ?size, which else has half "
-        "of the free disk space, a private folder 16G at most",
-        "half of the available memory",
+        "Size of the cache in memory, at most what the machine has. Where it is given, also the size of a local cache "
+        "without ?size=",
+        "half of the available memory; local: half of the free disk space, at most 16G without FOLDER",
     )
     hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0 disables it")
     # An hour is about one sitting at the microscope; stored frames hardly ever change.

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
-from twistedproxy.cache.embedded import find_server
 
 from tests import slides
 from tests.benchmarks.hot import HEADERS, processor_seconds
 from tests.benchmarks.load import load
 from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, store_and_proxy, table
+from tests.cache.support import find_server
 from tests.hot.support import ACCEPT, HotProxy, request
 from tests.running import Child, free_port, pinned
 from twistedproxy.cache.keys import instance_keys

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from twistedproxy.cache.embedded import find_server
-
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
 from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, table
+from tests.cache.support import find_server
 from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests import slides
 from tests.benchmarks.load import Load, load
 from tests.benchmarks.measuring import (
@@ -39,7 +37,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
     parser.add_argument("--frames", type=int, default=64, help="how many different frames are asked for in turn")
-    parser.add_argument("--cache-elsewhere", action="store_true", help="the embedded cache server on the client's core")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     end_in_order()
@@ -54,9 +51,6 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     server_core, client_core = cores[0], cores[-1]
     made = slides.slide(folder / "slide.dcm", 10, 10)
     _, proxy = store_and_proxy(children, [made.path], *options.proxy, store_core=client_core, core=server_core)
-    if options.cache_elsewhere:
-        for child in psutil.Process(proxy.pid).children(recursive=True):
-            child.cpu_affinity([client_core])
     paths = [f"/dicomweb/{made.resource}/frames/{number}" for number in range(1, min(options.frames, made.frames) + 1)]
     size = warm(proxy, paths)
     port = free_port()

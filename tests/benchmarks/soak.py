@@ -21,10 +21,10 @@ from pathlib import Path
 
 import attrs
 import psutil
-from twistedproxy.cache.embedded import find_server
 
 from tests import slides
 from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.cache.support import find_server
 from tests.running import Child, Proxy, free_port
 from tests.slides import Made
 from twistedproxy.cache.redis.pipeline import command

@@ -5,31 +5,32 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import sys
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.protocol import ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
-from twistedproxy.cache.embedded import answers, find_server
 
+from tests.running import tied
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.endpoint import HELLO, Greeting
 from twistedproxy.cache.redis.pipeline import Patience
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.processes import with_parent
 from twistedproxy.system.outages import Outage
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
+SERVERS = ("redis-server", "valkey-server")
 DEADLINE = 10.0
+ANSWER_SECONDS = 1.0  # for one look whether a server answers
 POLL = 0.01
 
 
@@ -67,6 +68,46 @@ async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) ->
         return (await connection.send(pipeline.command(*arguments), 1))[0]
     finally:
         await connection.stop()
+
+
+class _Ping(Protocol):
+    """Asks once."""
+
+    def __init__(self) -> None:
+        self.answered: Deferred[bool] = Deferred()
+
+    def connectionMade(self) -> None:
+        if self.transport is not None:
+            self.transport.write(b"PING\r\n")
+
+    def dataReceived(self, data: bytes) -> None:
+        self._settle(data.startswith(b"+PONG"))
+
+    def connectionLost(self, reason: object = None) -> None:
+        self._settle(False)
+
+    def _settle(self, answered: bool) -> None:
+        if not self.answered.called:
+            self.answered.callback(answered)
+
+
+async def answers(reactor: Any, path: str) -> bool:
+    """Whether a server answers PING on the unix socket at *path*."""
+    ping = _Ping()
+    try:
+        await connectProtocol(UNIXClientEndpoint(reactor, path, timeout=ANSWER_SECONDS), ping)
+    except Exception:  # Twisted's connection errors have no common base but this
+        return False
+    try:
+        return await ping.answered.addTimeout(ANSWER_SECONDS, reactor, lambda result, seconds: False)
+    finally:
+        if ping.transport is not None:
+            ping.transport.loseConnection()
+
+
+def find_server() -> Optional[str]:
+    """The path of a server that speaks the Redis protocol; None where there is none on PATH."""
+    return next(filter(None, map(shutil.which, SERVERS)), None)
 
 
 def any_server() -> str:
@@ -107,9 +148,9 @@ class RunningServer(ProcessProtocol):
     async def start(self) -> RunningServer:
         """Start it and wait until it answers."""
         reactor = installed_reactor()
-        launcher = [sys.executable, with_parent.__file__, str(os.getpid()), "pdeathsig"]
+        command = tied(self._command)
         self._over = Deferred()
-        reactor.spawnProcess(self, sys.executable, [*launcher, *self._command], env=os.environ)
+        reactor.spawnProcess(self, command[0], command, env=os.environ)
         try:
             await until(lambda: answers(reactor, self.socket), f"the start of {self._command}")
         except BaseException:
@@ -124,13 +165,13 @@ class RunningServer(ProcessProtocol):
 
     async def kill(self) -> None:
         """Kill it; it can be started again, in the same folder."""
-        self.signal("KILL")
+        self.signal(signal.SIGKILL)
         await self._over
 
-    def signal(self, name: str) -> None:
+    def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still runs."""
         try:
-            self.transport.signalProcess(name)  # type: ignore[union-attr]
+            self.transport.signalProcess(number)  # type: ignore[union-attr]
         except ProcessExitedAlready:
             pass
 

@@ -8,15 +8,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cache import open as opening
 from twistedproxy.cache.address import (
-    EmbeddedAddress,
+    LocalAddress,
     Login,
     MemoryAddress,
     NoAddress,
     RedisAddress,
     SentinelAddress,
+    SharedFolder,
     UnixAddress,
     parse_cache,
 )
+from twistedproxy.cache.local.cache import LocalCache
 from twistedproxy.cache.memory import MemoryCache
 
 
@@ -26,7 +28,11 @@ class ParseCacheTests(SynchronousTestCase):
     def test_every_form_is_read(self) -> None:
         """The forms that the documentation names."""
         for text, address in (
-            ("embedded", EmbeddedAddress()),
+            ("local", LocalAddress()),
+            ("local:/var/cache/x", LocalAddress("/var/cache/x")),
+            ("local?size=1G", LocalAddress(None, 1 << 30)),
+            ("local:/x?size=16M", LocalAddress("/x", 16 << 20)),
+            ("embedded", LocalAddress()),
             ("memory", MemoryAddress()),
             ("none", NoAddress()),
             ("unix:/run/redis.sock", UnixAddress("/run/redis.sock")),
@@ -45,6 +51,21 @@ class ParseCacheTests(SynchronousTestCase):
         for text in (
             "",
             "embeded",
+            "embedded:/x",
+            "locale",
+            "local:",
+            "local:x",
+            "local:?size=1G",
+            "local/x",
+            "local?",
+            "local?size",
+            "local?size=",
+            "local?size=0",
+            "local?size=15M",
+            "local?size=x",
+            "local:/x?",
+            "local:/x?age=1",
+            "local:/x?size=1G&size=2G",
             "unix:relative",
             "http://u:secret@cache",
             "redis://",
@@ -67,6 +88,9 @@ class ParseCacheTests(SynchronousTestCase):
     def test_addresses_are_shown_without_passwords(self) -> None:
         """Neither in the status nor in a repr."""
         for text, where in (
+            ("local", "local"),
+            ("local:/x?size=1536M", "local:/x?size=1536M"),
+            ("local?size=2G", "local?size=2G"),
             ("rediss://u:secret@cache:7/1", "rediss://cache:7/1"),
             ("redis://:secret@[::1]/1", "redis://[::1]:6379/1"),
             ("sentinel://u:secret@a,b:7/main", "sentinel://a:26379,b:7/main"),
@@ -85,7 +109,12 @@ class OpenCacheTests(SynchronousTestCase):
         nothing = opening.open_cache(Clock(), NoAddress(), 1000)
         self.assertEqual("none", self.successResultOf(Deferred.fromCoroutine(nothing.status()))["provider"])
 
-    def test_without_a_server_the_embedded_cache_is_in_this_process(self) -> None:
-        """And the log says so."""
-        self.patch(opening, "find_server", lambda: None)
-        self.assertIsInstance(opening.open_cache(Clock(), EmbeddedAddress(), 1000), MemoryCache)
+    def test_local_addresses_open_a_local_cache(self) -> None:
+        """What the user wrote, and what another process has prepared; only the latter is known before the start."""
+        own = opening.open_cache(Clock(), LocalAddress("/x"), 1000)
+        self.assertIsInstance(own, LocalCache)
+        self.assertIsNone(own.address)
+        prepared = SharedFolder("/x", 1 << 30)
+        shared = opening.open_cache(Clock(), prepared, 1000)
+        self.assertIsInstance(shared, LocalCache)
+        self.assertEqual(prepared, shared.address)

@@ -32,15 +32,15 @@ class CacheUseTests(SynchronousTestCase):
         return use
 
     def test_of_our_own(self) -> None:
-        """What a cache of the proxy's own holds is memory of this machine; it is looked at again as it fills."""
-        for provider in ("embedded", "memory"):
-            cache = Told(provider=provider, used_bytes=5000)
-            use = self.look(cache)
-            self.assertEqual(use.on_this_machine(), 5000)
-            cache.said["used_bytes"] = 7000
-            self.clock.advance(INTERVAL)
-            self.assertEqual(use.on_this_machine(), 7000)
+        """What a cache in this process holds is memory of this machine; it is looked at again as it fills."""
+        cache = Told(provider="memory", used_bytes=5000)
+        use = self.look(cache)
+        self.assertEqual(use.on_this_machine(), 5000)
+        cache.said["used_bytes"] = 7000
+        self.clock.advance(INTERVAL)
+        self.assertEqual(use.on_this_machine(), 7000)
 
     def test_elsewhere(self) -> None:
-        """A server of somebody else's may be on another host: what it holds is none of this machine's."""
-        self.assertEqual(self.look(Told(provider="redis", used_bytes=5000)).on_this_machine(), 0)
+        """A server may be on another host, and files are memory that the kernel gives back."""
+        for provider in ("redis", "local"):
+            self.assertEqual(self.look(Told(provider=provider, used_bytes=5000)).on_this_machine(), 0, provider)

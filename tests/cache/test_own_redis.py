@@ -15,6 +15,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from tests import slides
 from tests.cache.certificates import certificate
+from tests.cache.support import any_server
 from tests.clients import Client, client
 from tests.live.test_nginx import deployed, replaced
 from tests.running import READY_SECONDS, Child, Proxy, Store, free_port
@@ -39,10 +40,7 @@ class OwnRedisTests(TestCase):
             ("/etc/redis/", f"{self.folder}/"),
         )
         (self.folder / "redis.conf").write_text(text)
-        server = shutil.which("redis-server") or shutil.which("valkey-server")
-        if server is None:
-            raise SkipTest("neither redis-server nor valkey-server is installed")
-        self.redis = Child([server, str(self.folder / "redis.conf")])
+        self.redis = Child([any_server(), str(self.folder / "redis.conf")])
         self.addCleanup(self.redis.remove)
 
     def wait_for_redis(self) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from tests.cache.support import any_server
+from tests.cache.support import RunningServer, any_server
 from tests.clients import Answer, Client
 from tests.dicomweb.support import ProxyCase
 from tests.stores import faults
 from tests.stores.faults import Fault
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.cache.address import EmbeddedAddress
+from twistedproxy.cache.address import UnixAddress
 
 SHORT = {"origin_timeout": 1.0, "origin_stall_timeout": 0.3, "origin_connect_timeout": 0.5}
 HIT = "twistedproxy; hit"
@@ -200,13 +198,14 @@ class MetadataFaultTests(FaultCase):
 
 
 class CacheServerTests(FaultCase):
-    """The embedded cache server dies under load."""
+    """The cache's server dies under load."""
 
     async def test_killed_and_back(self) -> None:
         """No answer fails, and caching resumes by itself."""
-        any_server()
+        server = await RunningServer(any_server()).start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(server.stop()))
         store = self.store()
-        proxy = await self.proxy(store, cache=EmbeddedAddress(), origin_timeout=5.0)
+        proxy = await self.proxy(store, cache=UnixAddress(server.socket), origin_timeout=5.0)
         client = proxy.client()
         answers: list[Answer] = []
         stopping = False
@@ -221,11 +220,11 @@ class CacheServerTests(FaultCase):
 
         asking = [Deferred.fromCoroutine(keep_asking()) for _ in range(8)]
         await wait_until(lambda: any(answer.headers["cache-status"] == HIT for answer in answers))
-        killed: Any = (await proxy.components.cache.status())["pid"]
         before = len(answers)
-        os.kill(killed, signal.SIGKILL)
+        await server.kill()
         miss = "twistedproxy; fwd=uri-miss"
         await wait_until(lambda: any(answer.headers["cache-status"] == miss for answer in answers[before:]))
+        await server.start()
         await wait_until(lambda: answers[-1].headers["cache-status"] == HIT)
         stopping = True
         await gatherResults(asking)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twistedproxy.cache.embedded import EmbeddedServer
-from twistedproxy.cache.embedded_cache import EmbeddedCache
 
-from tests.cache.support import any_server, ask
+from tests.cache.support import ask
 from tests.dicomweb.support import logged
 from tests.prefetch.real import HALF, TOKEN, RealCase, Worker, absolute, gone, peak, said_outside
 from tests.slides import slide
 from tests.stores import faults
 from tests.stores.faults import Reset, number_of_frames, server_error
 from tests.waiting import wait_until, within
+from twistedproxy.cache.redis.cache import RedisCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.origin.interface import Caller
 from twistedproxy.prefetch import instance_load, loaders
@@ -298,26 +294,19 @@ class FaultTests(ChildCase):
         self.assertGreater(len(store.requests), 3)
 
     async def test_cache_killed(self) -> None:
-        """The embedded cache is killed in mid-load: it starts again where it was, and the child finds it there."""
-        from twisted.internet import reactor
-
+        """The cache's server is killed in mid-load: when it is there again, the child finds it."""
         store = self.store()
-        base = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, base)
-        server = EmbeddedServer(reactor, any_server(), 64 * MIB, base=base)
-        cache = EmbeddedCache(reactor, server)
-        worker = await self.worker(cache)
+        server = await self.redis()
+        worker = await self.worker(socket=server.socket)
         gate = await self.half(worker, store)
-        child, before = await worker.child(), server.pid
-        address = cache.address
-        assert before is not None
-        os.kill(before, signal.SIGKILL)
+        child = await worker.child()
+        await server.kill()
         gate.release()
         job = await self.ended(worker)
         self.assertEqual(job["result"], "failed")
-        await wait_until(lambda: server.pid not in (None, before), "another server")
-        await cache.wait_up(10.0)
-        self.assertEqual(cache.address, address)
+        await server.start()
+        assert isinstance(worker.cache, RedisCache)
+        await worker.cache.wait_up(10.0)
 
         async def loaded() -> bool:
             await self.ask(worker, 9)

@@ -19,7 +19,7 @@ from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase, absolute
 from tests.running import Proxy, Store, signals
 from tests.slides import slide
 from tests.waiting import wait_until, within
-from twistedproxy.cache.address import EmbeddedAddress
+from twistedproxy.cache.address import LocalAddress
 from twistedproxy.system.tuning import freeze_gc
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
@@ -231,5 +231,5 @@ class StallTests(ProxyCase):
 
     async def test_child(self) -> None:
         """A child's load and the display load beside it take the reactor no longer either."""
-        stall = await self.stall(cache=EmbeddedAddress(), block_pixels=1000, display_min_frames=100)
+        stall = await self.stall(cache=LocalAddress(None, 64 << 20), block_pixels=1000, display_min_frames=100)
         self.assertLess(stall, STALL_SECONDS)

@@ -16,7 +16,6 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.cache.certificates import certificate
-from tests.cache.support import any_server
 from tests.running import Proxy, free_port
 
 STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
@@ -117,8 +116,7 @@ class TlsTests(TestCase):
 
     async def test_renewed(self) -> None:
         """A reload makes new connections see a renewed certificate."""
-        any_server()  # workers need one
-        proxy = await self.start("--workers", "2", cache="embedded")
+        proxy = await self.start("--workers", "2", cache="local?size=64M")
 
         def serial() -> object:
             with socket.create_connection(("localhost", self.tls_port), 20) as raw:

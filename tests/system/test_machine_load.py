@@ -172,7 +172,7 @@ class SystemLoadTests(SynchronousTestCase):
         self.assertEqual(reader().read(0.0).memory_percent, 25.0)
 
     def test_cache_is_not_in_use(self) -> None:
-        """What the embedded cache holds doesn't count, and never makes the figure negative."""
+        """What the cache in this process holds doesn't count, and never makes the figure negative."""
         self.assertEqual(reader(cached_bytes=lambda: 3 * GIB).read(0.0).memory_percent, 6.25)
         self.assertEqual(reader(cached_bytes=lambda: 99 * GIB).read(0.0).memory_percent, 0.0)
 

@@ -17,7 +17,7 @@ from tests.dicomweb.support import logged
 from tests.running import TREE, free_port
 from tests.waiting import wait_until, within
 from tests.workers import fake_worker
-from twistedproxy.cache.address import EmbeddedAddress, NoAddress
+from twistedproxy.cache.address import LocalAddress, NoAddress
 from twistedproxy.server.listening import bind
 from twistedproxy.settings import Settings
 from twistedproxy.workers import supervisor, watchdog
@@ -122,7 +122,7 @@ class StartTests(SupervisorCase):
     async def failed(self, **settings: Any) -> str:
         """Why a start failed; nothing is left of it."""
         parent = self.made(**settings)
-        with self.assertRaises((RuntimeError, CannotListenError)) as caught:
+        with self.assertRaises((OSError, RuntimeError, CannotListenError)) as caught:
             await within(parent.start())
         await self.stopped(parent)
         return str(caught.exception)
@@ -164,11 +164,12 @@ class StartTests(SupervisorCase):
         reason = await self.failed(listen=(taken, taken))
         self.assertIn("Address already in use", reason)
 
-    async def test_no_cache_server(self) -> None:
-        """Where there is no server for the embedded cache, workers cannot share one, and that is said."""
-        self.patch(supervisor, "find_server", lambda: None)
-        reason = await self.failed(cache=EmbeddedAddress())
-        self.assertIn("--workers: 2 workers need a cache that they share", reason)
+    async def test_no_cache(self) -> None:
+        """A folder that cannot be the cache's is named, and no worker is started."""
+        folder = f"{os.getcwd()}/{self.mktemp()}"
+        os.mkdir(folder, 0o755)
+        reason = await self.failed(cache=LocalAddress(folder, 64 << 20))
+        self.assertIn(f"{folder} is open to others (mode 755)", reason)
 
     async def test_stopped_meanwhile(self) -> None:
         """Stopped in the middle of its start, it leaves nothing."""

@@ -11,10 +11,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 
-from twistedproxy.options.values import Rejected, show_size, size
+from twistedproxy.options.sizes import read_size, show_size
 
 LEAST_LOCAL = 16 << 20  # bytes
-LOCAL_SIZE = size(LEAST_LOCAL)
 DEFAULT_PORT = 6379  # IANA: redis
 DEFAULT_SENTINEL_PORT = 26379
 ACCEPTED = (
@@ -160,10 +159,15 @@ def _local(text: str) -> LocalAddress:
     name, equals, size_text = query.partition("=")
     if (mark and (name, equals) != ("size", "=")) or (text.startswith(":") and not folder.startswith("/")):
         raise ValueError("local takes the absolute path of a folder, and ?size=SIZE")
+    if not mark:
+        return LocalAddress(folder or None)
     try:
-        return LocalAddress(folder or None, LOCAL_SIZE.parse(size_text) if mark else None)
-    except Rejected:
-        raise ValueError(f"the size {size_text!r} is not {LOCAL_SIZE.accepted}") from None
+        size = read_size(size_text)
+    except ValueError:
+        raise ValueError(f"{size_text!r} is no size, such as 500M or 100G") from None
+    if size < LEAST_LOCAL:
+        raise ValueError(f"{size_text!r} is less than {show_size(LEAST_LOCAL)}")
+    return LocalAddress(folder or None, size)
 
 
 def _unix(path: str) -> UnixAddress:

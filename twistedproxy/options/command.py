@@ -27,7 +27,8 @@ from twisted.python import usage
 import twistedproxy
 from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress
 from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
-from twistedproxy.options.values import Rejected, ValueKind, reject_if, show_size
+from twistedproxy.options.sizes import show_size
+from twistedproxy.options.values import Rejected, ValueKind, reject_if
 from twistedproxy.settings import MIB, REMOVED, Settings
 from twistedproxy.system.logs import check_destination
 from twistedproxy.system.machine_load import MemoryReading, read_memory

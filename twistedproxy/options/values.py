@@ -15,6 +15,8 @@ from typing import Any, TypeVar, Union
 import attrs
 from twisted.python.usage import UsageError
 
+from twistedproxy.options.sizes import read_size, show_size
+
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -23,8 +25,6 @@ MAX_SECONDS = 366 * 24 * 3600.0
 MAX_BYTES = 1 << 50
 MAX_COUNT = 1_000_000_000
 
-_UNITS = {"t": 1 << 40, "g": 1 << 30, "m": 1 << 20, "k": 1 << 10, "": 1}
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII)  # no inf, nan, exponents or underscores
 # RFC 9110 section 5.6.2: the token that a field name or a cookie name is.
@@ -87,8 +87,10 @@ def _between(read: Callable[[str], N], least: float, most: float) -> Callable[[s
 
 
 def _bytes(text: str) -> int:
-    count, unit = _matched(_SIZE, text).groups()
-    return int(float(count) * _UNITS[unit.lower()])
+    try:
+        return read_size(text)
+    except ValueError:
+        raise Rejected from None
 
 
 def _integer(text: str) -> int:
@@ -111,12 +113,6 @@ def size(least: int = 0) -> ValueKind:
         "bytes",
         show_size,
     )
-
-
-def show_size(value: int) -> str:
-    """The shortest text of *value* bytes that `size` reads back."""
-    unit = next(unit for unit, factor in _UNITS.items() if (value and value % factor == 0) or not unit)
-    return f"{value // _UNITS[unit]}{unit if unit == 'k' else unit.upper()}"
 
 
 def seconds(least: float, most: float = MAX_SECONDS) -> ValueKind:

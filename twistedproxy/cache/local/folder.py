@@ -187,7 +187,8 @@ def empty(path: Path, facts_size: int) -> None:
     """Remove all that a cache keeps in the folder at *path*, and make what a new one needs."""
     for number in segments.segment_numbers(path):
         segments.drop(path, number)
-    index.Index.remove(path)
+    index.EntryIndex.remove(path)
+    index.EntryIndex(path).close()  # it has its inode before the state is written
     Generations.create(path)
     facts.Facts.create(path, facts_size)
 

@@ -92,11 +92,14 @@ class Generations:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def compact(self, before: float) -> None:
-        """Drop what concerns nothing that is kept: all but the last record of each scope, and those from before *before*
-        (seconds since the epoch), when the oldest entry was written. To be called while no other process has the journal."""
+    def compact(self) -> None:
+        """Drop all but the last record of each scope. To be called while no other process has the journal.
+
+        By its age none can be dropped: an entry that is given a second chance keeps the fence that it had, and outlives what
+        was written after it."""
         last = {record[2]: record for record in self._records(0, self._count)}
-        self._append([one for one in last.values() if one[1] >= before or one[0] == self._number], 0)
+        if len(last) < self._count:
+            self._append(sorted(last.values()), 0)
 
     def close(self) -> None:
         """Close the file."""

@@ -57,7 +57,7 @@ class Counts:
     second_chances: int = 0
 
 
-class Index:
+class EntryIndex:
     """The index below *folder*. Raises `lmdb.Error`."""
 
     def __init__(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.folder import join
-from twistedproxy.cache.local.index import Index, Indexed
+from twistedproxy.cache.local.index import EntryIndex, Indexed
 from twistedproxy.cache.local.segments import EntryHeader, SegmentReader
 from twistedproxy.cache.local.store import checked
 from twistedproxy.processes.with_parent import end_with_parent
@@ -27,14 +27,14 @@ AT_ONCE = 64
 
 def check(folder: Path, size: int) -> None:
     """Read all of index and facts. Raises, or ends the process, where they are damaged."""
-    index, facts = Index(folder), Facts(folder, facts_size(size), time.time)
+    index, facts = EntryIndex(folder), Facts(folder, facts_size(size), time.time)
     index.walk()
     facts.walk()
 
 
 def rebuild(folder: Path) -> int:
     """Put into the index what the segments have; how many entries that are."""
-    index, reader = Index(folder), SegmentReader(folder)
+    index, reader = EntryIndex(folder), SegmentReader(folder)
     living = sorted(index.segments(), reverse=True)
     removed: dict[bytes, float] = {}
     last = 0.0
@@ -52,7 +52,8 @@ def rebuild(folder: Path) -> int:
         return stored is not None and checked(header.key, stored) is not None
 
     for number in living:
-        good = [(one.key, Indexed(one.place, one.ends, one.fence)) for one in _headers(folder, number) if is_good(one)]
+        last_first = reversed(_headers(folder, number))
+        good = [(one.key, Indexed(one.place, one.ends, one.fence)) for one in last_first if is_good(one)]
         for first in range(0, len(good), AT_ONCE):
             index.put(good[first : first + AT_ONCE], replace=False)
         count += len(good)

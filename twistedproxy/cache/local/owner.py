@@ -25,7 +25,7 @@ from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.facts import NAME as FACTS
 from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.generations import Generations
-from twistedproxy.cache.local.index import Index
+from twistedproxy.cache.local.index import EntryIndex
 
 MODULE = "twistedproxy.cache.local.mend"
 
@@ -37,9 +37,6 @@ MIN_SIZE = 64 << 20
 
 STEADY_SECONDS = 60.0
 """After which a start counts as one that went well."""
-
-LATE_SECONDS = 3600.0
-"""How long a writer may hold on to what it read before an invalidation. All of them have shorter deadlines."""
 
 
 class FolderOwner:
@@ -120,18 +117,17 @@ class FolderOwner:
                 )
             folders.empty(path, size)
             return False
-        numbers = segments.segment_numbers(path)
-        times = [segments.segment_path(path, number).stat().st_mtime for number in numbers[:1]]
         try:
-            journal.compact(min([time.time() - LATE_SECONDS, *times]))
+            journal.compact()
         finally:
             journal.close()
+        numbers = segments.segment_numbers(path)
         if well and (path / FACTS).stat().st_size == size:
             _settle(path, size, numbers)
             return False
         Facts.create(path, size)
-        Index.remove(path)
-        index = Index(path)
+        EntryIndex.remove(path)
+        index = EntryIndex(path)
         index.begin_anew({number: segments.segment_path(path, number).stat().st_size for number in numbers})
         index.close()
         return bool(numbers)
@@ -227,7 +223,7 @@ def default_size(path: Path, private: bool) -> int:
 
 def _settle(path: Path, size: int, numbers: list[int]) -> None:
     """Drop the claims of those who are gone, take back what they had loaded half, and forget files that nothing leads to."""
-    facts, index = Facts(path, size, time.time), Index(path)
+    facts, index = Facts(path, size, time.time), EntryIndex(path)
     for key in facts.begin_anew():
         if key.endswith(LOADING):
             index.remove_all(index.under(key[: -len(LOADING)] + FRAME))

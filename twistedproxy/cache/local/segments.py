@@ -113,9 +113,14 @@ class SegmentWriter:
         self.number = number
         self.size = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        drop(folder, number)  # what a process left that ended before the index knew of it
         self._file = os.open(segment_path(folder, number), flags, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(os.open(_marks_path(folder, number), flags, 0o600))
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(os.open(_marks_path(folder, number), flags, 0o600))
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, pieces: Sequence[bytes]) -> int:
         """Write *pieces* at the end; where they begin. Raises OSError, and then has written nothing that counts."""
@@ -222,7 +227,7 @@ def headers(file: int, number: int) -> Iterator[EntryHeader]:
         start = os.pread(file, HEADER.size + MAX_KEY, at)
         _, key_length, size, fence, ends, written = HEADER.unpack_from(start)
         length = HEADER.size + key_length + size
-        if key_length > MAX_KEY or at + length > end:
+        if not 0 < key_length <= MAX_KEY or at + length > end:
             return
         key = start[HEADER.size : HEADER.size + key_length]
         yield EntryHeader(Place(number, at, length), key, fence, ends, written)

@@ -9,15 +9,16 @@ Rules:
 
 from __future__ import annotations
 
-import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
 import attrs
+import lmdb
 
 from twistedproxy.cache.local import segments
-from twistedproxy.cache.local.index import Index, Indexed
+from twistedproxy.cache.local.index import EntryIndex, Indexed
 from twistedproxy.cache.local.segments import MARK_BYTES, Place, SegmentReader, SegmentWriter
 
 SEGMENTS = 64
@@ -37,6 +38,9 @@ BATCH_BYTES = 1 << 20
 COPIED_AT_ONCE = 64
 """Entries that are given a second chance together."""
 
+FULL_DISK_TRIES = 3
+"""Segments that are dropped for one batch where the disk is full."""
+
 Entry = tuple[bytes, Sequence[bytes]]
 """A key, and the pieces of its value."""
 
@@ -48,13 +52,13 @@ class SegmentStore:
     folder: Path
     limit: int
     clock: Callable[[], float]
-    index: Index = attrs.field(init=False)
+    index: EntryIndex = attrs.field(init=False)
     reader: SegmentReader = attrs.field(init=False)
     _writer: Optional[SegmentWriter] = attrs.field(init=False, default=None)
     _reserved: int = attrs.field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
-        self.index = Index(self.folder)
+        self.index = EntryIndex(self.folder)
         self.reader = SegmentReader(self.folder)
 
     @property
@@ -74,15 +78,24 @@ class SegmentStore:
     def put(self, entries: Iterable[Entry], fence: int, ends: int) -> bool:
         """Write entries; whether all were taken. Raises OSError and `lmdb.Error`."""
         for batch in _batches(entries, min(self.segment_bytes, BATCH_BYTES)):
-            try:
-                taken = self._put(batch, fence, ends)
-            except OSError as error:
-                if error.errno != errno.ENOSPC or not self._drop_oldest():
-                    raise
-                taken = self._put(batch, fence, ends)
-            if not taken:
+            if not self._put_in_place(batch, fence, ends):
                 return False
         return True
+
+    def _put_in_place(self, batch: Sequence[Entry], fence: int, ends: int) -> bool:
+        """Write a batch, where the disk is full in the place of the oldest."""
+        for _ in range(FULL_DISK_TRIES):
+            try:
+                return self._put(batch, fence, ends)
+            except (OSError, lmdb.Error):
+                if not self._is_disk_full() or not self._drop_oldest():
+                    raise
+        return self._put(batch, fence, ends)
+
+    def _is_disk_full(self) -> bool:
+        """LMDB can't tell: it calls a full disk an input/output error."""
+        space = os.statvfs(self.folder)
+        return space.f_bavail * space.f_frsize < self.segment_bytes or not space.f_favail
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Take entries back. Raises OSError and `lmdb.Error`."""
@@ -136,17 +149,30 @@ class SegmentStore:
         limit = self.limit - self.index.size() - (0 if copying else self.segment_bytes)
         if self._writer is not None:
             return self.index.reserve(self._writer.number, size, limit)
-        return self.index.begin(size, limit, self._begin)
+        try:
+            return self.index.begin(size, limit, self._begin)
+        except BaseException:
+            self._abandon()
+            raise
 
     def _begin(self, number: int) -> None:
         self._writer = SegmentWriter(self.folder, number)
+
+    def _abandon(self) -> None:
+        """Remove a segment that was begun, and that the index does not know of."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            segments.drop(self.folder, writer.number)
 
     def seal(self) -> None:
         """Write no more to the segment that is written to."""
         writer, self._writer, self._reserved = self._writer, None, 0
         if writer is not None:
-            self.index.reserve(writer.number, writer.size, self.limit)
-            writer.close()
+            try:
+                self.index.reserve(writer.number, writer.size, self.limit)
+            finally:
+                writer.close()
 
     # Dropping.
 
@@ -165,7 +191,11 @@ class SegmentStore:
     def _drop(self, number: int, file: int) -> None:
         held = [(one.key, one.place) for one in segments.headers(file, number)] if file >= 0 else []
         copied = self._copy_marked(number, held)
-        evicted = self.index.leave(held)
+        try:
+            evicted = self.index.leave(held)
+        except lmdb.Error:  # a full disk: the index needs room to get smaller
+            segments.drop(self.folder, number)
+            evicted = self.index.leave(held)
         segments.drop(self.folder, number)
         self.index.end(number, evicted, copied)
 
@@ -191,12 +221,12 @@ class SegmentStore:
     def _copy(self, batch: Sequence[tuple[bytes, Indexed, bytearray]]) -> int:
         try:
             places = self._write([[bytes(stored)] for _, _, stored in batch], copying=True)
-        except OSError:
+            if not places:
+                return 0
+            copies = [(key, attrs.evolve(entry, place=place)) for (key, entry, _), place in zip(batch, places)]
+            return len(copies) if self.index.put(copies) else 0
+        except (OSError, lmdb.Error):
             return 0
-        if not places:
-            return 0
-        copies = [(key, attrs.evolve(entry, place=place)) for (key, entry, _), place in zip(batch, places)]
-        return len(copies) if self.index.put(copies) else 0
 
     def close(self) -> None:
         """Close all files."""
