@@ -93,3 +93,14 @@ class SharingTests(FolderCase):
         self.assertEqual(await get(own, b"F1"), {})
         self.assertFalse(self.segment(1).exists())
         self.assertEqual(await get(own, b"F71"), {b"F71": b"x" * 1_000_000})
+
+    async def test_what_another_process_writes_to_is_not_dropped(self) -> None:
+        """The oldest segment, as long as its writer lives and has not filled it; those after it are dropped instead."""
+        own = await self.open()
+        member = await self.member()
+        self.assertTrue(await member.put(1, {b"F1": b"theirs"}))
+        for number in range(70):
+            self.assertTrue(await put(own, {b"F%d" % (2 + number): b"x" * 1_000_000}))
+        self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs"})
+        self.assertTrue(await member.put(1, {b"F2": b"also theirs"}))
+        self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs", b"F2": b"also theirs"})
