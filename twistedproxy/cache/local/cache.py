@@ -33,7 +33,7 @@ from twistedproxy.cache.local.index import Indexed
 from twistedproxy.cache.local.operations import ERRORS, Operations
 from twistedproxy.cache.local.owner import FolderOwner
 from twistedproxy.cache.local.segments import Place, WouldWait
-from twistedproxy.cache.local.store import SegmentStore, checked
+from twistedproxy.cache.local.store import Entry, SegmentStore, checked
 from twistedproxy.cache.local.upkeep import Upkeep
 from twistedproxy.cache.monitoring import CacheObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -62,6 +62,7 @@ class LocalCache(LocalClaims):
         self.operations = Operations(reactor, observer)
         self._clock = wall_clock
         self._member = -1
+        self._writing: dict[bytes, tuple[Fence, tuple[bytes, ...]]] = {}
 
     async def start(self) -> None:
         """Open the folder. Raises OSError or RuntimeError."""
@@ -123,8 +124,10 @@ class LocalCache(LocalClaims):
                     fact = self.facts.get(key, fence)
                     if fact is not None:
                         found[name] = fact
-                    continue
-                if not self._is_valid(entry, fence):
+                if entry is None or not self._is_valid(entry, fence):
+                    writing = self._writing.get(key)
+                    if writing is not None and writing[0] == fence:
+                        found[name] = b"".join(writing[1])
                     continue
                 room -= entry.place.length
                 try:
@@ -242,12 +245,23 @@ class LocalCache(LocalClaims):
                     await self.operations.in_few(self.facts.put, values, fence, last)
                 if taken and many:
                     packed = [(key, pieces(many[name])) for name, key in zip(many, _keys(instance, many))]
-                    taken = await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends)
+                    taken = await self._write(packed, fence, ends)
             except ERRORS as error:
                 self.operations.failed("put_many", error)
                 taken = False
         self.operations.ended("put_many", "ok" if taken else "failed", began)
         return taken
+
+    async def _write(self, packed: Sequence[Entry], fence: Fence, ends: int) -> bool:
+        """Write entries in the thread for frames; whoever reads them meanwhile finds them."""
+        writing = {key: (fence, value) for key, value in packed}
+        self._writing.update(writing)
+        try:
+            return bool(await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends))
+        finally:
+            for key, one in writing.items():
+                if self._writing.get(key) is one:
+                    del self._writing[key]
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
@@ -257,6 +271,8 @@ class LocalCache(LocalClaims):
 
         keys = _keys(instance, names)
         facts = [key for name, key in zip(names, keys) if is_fact(name)]
+        for key in keys:
+            self._writing.pop(key, None)
         try:
             await self.operations.in_frames(removed)
             if facts:
