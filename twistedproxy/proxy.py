@@ -170,13 +170,10 @@ class Proxy:
         )
         heads_memory = max(HEADS_MEMORY, settings.hot_memory // HEADS_SHARE)
         heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
-        cached = CachedAnswers(
-            self.cache,
-            self.access,
-            self.invalidation,
-            0 if self.reader.reports_hits else settings.max_frames_per_request,
-            self.scheduler.usefulness.asked,
-        )
+        cached = None
+        if self.cache.reads_now and not self.reader.reports_hits:
+            limit, used = settings.max_frames_per_request, self.scheduler.usefulness.asked
+            cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, used)
         hot = HotDispatcher(
             self.hot_responses,
             cached,

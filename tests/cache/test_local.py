@@ -14,6 +14,7 @@ from tests.cache.folders import SIZE, FolderCase, get, put
 from tests.cache.members import instance
 from tests.cache.support import installed_reactor, until
 from twistedproxy.cache.address import SharedFolder
+from twistedproxy.cache.keys import scope_key
 from twistedproxy.cache.local import folder
 from twistedproxy.cache.local.cache import LocalCache
 from twistedproxy.cache.local.facts import facts_size
@@ -38,6 +39,30 @@ class LocalContractTests(CacheContract, TestCase):
 
     async def lose(self, key: bytes) -> None:
         self.cache.generations.invalidate(key)
+
+
+class WritingTests(FolderCase):
+    """Entries that are just being written."""
+
+    async def test_are_found(self) -> None:
+        """By the next reader, as with a server that does one thing after the other; not once they were taken back, or were
+        invalidated."""
+        cache, one = await self.open(), instance(1)
+        fence = (await cache.get_many(one, [])).fence
+        entries = {b"F1": (b"on", b"e"), b"F2": b"two"}
+        writing = ensureDeferred(cache.put_many(one, fence, entries, 60.0))
+        self.assertEqual(await get(cache, b"F1", b"F2", b"F3"), {b"F1": b"one", b"F2": b"two"})
+        removing = ensureDeferred(cache.remove(one, [b"F1"]))
+        self.assertEqual(await get(cache, b"F1", b"F2"), {b"F2": b"two"})
+        self.assertTrue(await writing)
+        self.assertTrue(await removing)
+        self.assertEqual(await get(cache, b"F1", b"F2"), {b"F2": b"two"})
+        self.assertEqual(cache.readings.writing, {})
+        late = ensureDeferred(cache.put_many(one, fence, {b"F4": b"four"}, 60.0))
+        cache.generations.invalidate(scope_key(one.scope))
+        self.assertEqual(await get(cache, b"F4"), {})
+        await late
+        self.assertEqual(await get(cache, b"F4"), {})
 
 
 class SharingTests(FolderCase):
@@ -93,3 +118,14 @@ class SharingTests(FolderCase):
         self.assertEqual(await get(own, b"F1"), {})
         self.assertFalse(self.segment(1).exists())
         self.assertEqual(await get(own, b"F71"), {b"F71": b"x" * 1_000_000})
+
+    async def test_what_another_process_writes_to_is_not_dropped(self) -> None:
+        """The oldest segment, as long as its writer lives and has not filled it; those after it are dropped instead."""
+        own = await self.open()
+        member = await self.member()
+        self.assertTrue(await member.put(1, {b"F1": b"theirs"}))
+        for number in range(70):
+            self.assertTrue(await put(own, {b"F%d" % (2 + number): b"x" * 1_000_000}))
+        self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs"})
+        self.assertTrue(await member.put(1, {b"F2": b"also theirs"}))
+        self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs", b"F2": b"also theirs"})

@@ -103,7 +103,7 @@ class StoreTests(FolderCase):
         self.addCleanup(store.close)
         count = 0
         while not store.index.counts().evicted:
-            store.put([(b"%08d" % count, [FRAME])], 0, 5000)
+            store.put([(b"%08d" % count, (FRAME,))], 0, 5000)
             count += 1
         gone = store.index.counts().evicted
         held = store.index.find(b"%08d" % number for number in range(count))

@@ -118,7 +118,6 @@ class HotProxy:
             origins=lambda *_arguments: self.store,
             wall_clock=lambda: BEGAN + self.clock.seconds(),
         )
-        self.components.cache.reads_now = reads_now  # type: ignore[misc]
         self.found = 0
         """Answers that were made of frames from the cache before a request was parsed."""
         dispatcher = self.components._hot
@@ -129,7 +128,7 @@ class HotProxy:
             self.found += answer is not None
             return answer
 
-        dispatcher.cached = _Counted(dispatcher.cached, counted)  # type: ignore[assignment]
+        dispatcher.cached = _Counted(dispatcher.cached, counted) if reads_now else None  # type: ignore[assignment]
         if not fast:
             self.components.connections.hot = None
         self._site = ProxySite(self.components._routes.resource(), self.components.connections, self.clock)

@@ -274,7 +274,7 @@ class SocketTests(ProxyCase):
     async def test_slow_reader(self) -> None:
         """A client that asks on and on and reads late gets every byte in order, and is not read from meanwhile."""
         running = await self.proxy(self.store(), hot_memory=64 * MIB)
-        running.components.cache.reads_now = False
+        running.components._hot.cached = None
         asking = self.asking("1,2,3,4,5,6")
         connection = await self.connected(running.port)
         connection.send(asking)

@@ -73,6 +73,13 @@ class Heads:
     entries: Mapping[bytes, Head]
 
 
+class EndsForGood:
+    """A cache that drops entries when their time ends: none goes on."""
+
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+        """See `Cache`."""
+
+
 class Cache(Protocol):
     """Entries below instances, and claims."""
 

@@ -13,14 +13,14 @@ from typing import Optional
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import SharedAddress
-from twistedproxy.cache.interface import Fence, Head, Heads, Reading, Value, pieces
+from twistedproxy.cache.interface import EndsForGood, Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.monitoring import CacheObserver, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
 
 
-class MemoryCache:
+class MemoryCache(EndsForGood):
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False
@@ -97,9 +97,6 @@ class MemoryCache:
         for key in instance_keys(instance).entries(list(names)):
             self._store.delete(key)
         return True
-
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
-        """See `Cache`: what has ended is dropped."""
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`."""

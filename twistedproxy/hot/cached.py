@@ -117,11 +117,6 @@ class CachedAnswers:
             self.used(template.instance, grant.metadata.frames, prefetched)
         return frames
 
-    @property
-    def takes_frames(self) -> bool:
-        """Whether frames in the cache are answered here: then their answers need not be kept."""
-        return self.cache.reads_now and self.max_frames > 0
-
     def learn(self, key: Key, instance: Instance, form: FrameForm, stored: str, head: bytes) -> None:
         """Take a template from the ordinary answer to *key*, of frames in the transfer syntax *stored*; *head*: its header lines."""
         prefix, separator, tail = key[0].rpartition(_FRAMES)

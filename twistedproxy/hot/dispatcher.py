@@ -34,11 +34,11 @@ _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
 
 @attrs.define(eq=False)
 class HotDispatcher:
-    """Hot responses of one worker. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
+    """Hot responses of one worker. *cached*: None where frames in the cache have to be waited for. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
     way, and waits, where this has no room."""
 
     hot: HotResponses
-    cached: CachedAnswers
+    cached: Optional[CachedAnswers]
     heads: RequestHeads
     metrics: Metrics
     access_log: AccessLog
@@ -57,7 +57,7 @@ class HotDispatcher:
         method, target, head = request
         key, outcome = (target, head.accept, head.origin), OUTCOME
         answer: Union[HotAnswer, CachedAnswer, None] = self.hot.find(key, head.caller)
-        if answer is None:
+        if answer is None and self.cached is not None:
             answer, outcome = self.cached.find(key, head.caller), CACHED
         if answer is None:
             return False
@@ -118,7 +118,7 @@ class HotDispatcher:
         (etag,) = headers.getRawHeaders(b"ETag")
         key = (request.uri, accept[0], origin[0])
         head = b"".join((*lines, b"\r\n"))
-        if form is not None and self.cached.takes_frames:
+        if form is not None and self.cached is not None:
             self.cached.learn(key, instance, *form, head)
         elif sum(map(len, body)) <= self.hot.max_answer:
             self.hot.keep(key, instance, source, route, etag, head, b"".join(body))

@@ -33,7 +33,7 @@ from twistedproxy.cache.local.operations import ERRORS, Operations
 from twistedproxy.cache.local.owner import FolderOwner
 from twistedproxy.cache.local.reading import Readings, keys_of
 from twistedproxy.cache.local.segments import WouldWait
-from twistedproxy.cache.local.store import SegmentStore
+from twistedproxy.cache.local.store import Entry, SegmentStore
 from twistedproxy.cache.local.upkeep import Upkeep
 from twistedproxy.cache.monitoring import CacheObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -173,17 +173,30 @@ class LocalCache(LocalClaims):
                     await self.operations.in_few(self.facts.put, values, fence, last)
                 if taken and many:
                     packed = [(key, pieces(many[name])) for name, key in zip(many, keys_of(instance, many))]
-                    taken = await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends)
+                    taken = await self._write(packed, fence, ends)
             except ERRORS as error:
                 self.operations.failed("put_many", error)
                 taken = False
         self.operations.ended("put_many", "ok" if taken else "failed", began)
         return taken
 
+    async def _write(self, packed: Sequence[Entry], fence: Fence, ends: int) -> bool:
+        """Write entries in the thread for frames; whoever reads them meanwhile finds them."""
+        writing, under_way = {key: (fence, value) for key, value in packed}, self.readings.writing
+        under_way.update(writing)
+        try:
+            return bool(await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends))
+        finally:
+            for key, one in writing.items():
+                if under_way.get(key) is one:
+                    del under_way[key]
+
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
         facts = keys_of(instance, [name for name in names if is_fact(name)])
         others = keys_of(instance, [name for name in names if not is_fact(name)])
+        for key in others:
+            self.readings.writing.pop(key, None)
         try:
             if others:
                 await self.operations.in_frames(self.store.remove, others)

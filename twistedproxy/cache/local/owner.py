@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.threads import deferToThread
@@ -51,6 +51,7 @@ class FolderOwner:
         self._path = Path()
         self._rebuilding: Optional[_Task] = None
         self._steady: Any = None
+        self._stated: Deferred[None] = succeed(None)
         self.address: Optional[SharedFolder] = None
 
     async def start(self) -> SharedFolder:
@@ -162,7 +163,7 @@ class FolderOwner:
             self._write_state()
 
     def _write_state(self) -> None:
-        deferToThread(folders.write_state, self._path, None, 0).addErrback(
+        self._stated = deferToThread(folders.write_state, self._path, None, 0).addErrback(
             lambda failure: self.log.failure("the state of the cache folder could not be written", failure)
         )
 
@@ -172,6 +173,7 @@ class FolderOwner:
             self._steady.cancel()
             self._steady = None
         lock, self._lock = self._lock, -1
+        await self._stated
         if self._rebuilding is not None:
             await self._rebuilding.end()
         if lock >= 0:

@@ -30,7 +30,7 @@ Slow = tuple[bytes, bytes, Indexed]
 
 
 @attrs.frozen
-class Found:
+class Lookup:
     """*entries*: those that were at hand; *slow*: those that have to be waited for. *ended*: whether there are others whose time
     has ended."""
 
@@ -42,12 +42,14 @@ class Found:
 
 @attrs.define(eq=False)
 class Readings:
-    """Reads entries. *clock*: seconds since the epoch. *from_memory*, *from_disk*: entries read from segments so far."""
+    """Reads entries. *clock*: seconds since the epoch. *from_memory*, *from_disk*: entries read from segments so far.
+    *writing*: entries that are on their way to a segment, by key, with their fences."""
 
     store: SegmentStore
     facts: Facts
     generations: Generations
     clock: Callable[[], float]
+    writing: dict[bytes, tuple[Fence, tuple[bytes, ...]]] = attrs.Factory(dict)
     from_memory: int = 0
     from_disk: int = 0
     _old_before: int = attrs.field(init=False, default=0)
@@ -57,18 +59,17 @@ class Readings:
         """The present fence of *instance*. Raises OSError."""
         return self.generations.fence(instance_keys(instance).generations)
 
-    def find(self, instance: Instance, names: Sequence[bytes]) -> Found:
+    def find(self, instance: Instance, names: Sequence[bytes]) -> Lookup:
         """Look for entries, and read those that are at hand. Raises OSError and `lmdb.Error`."""
         fence, keys = self.fence(instance), keys_of(instance, names)
-        found, room = Found(fence, {}, [], False), NOW_BYTES
+        found, room = Lookup(fence, {}, [], False), NOW_BYTES
         for name, key, entry in zip(names, keys, self.store.index.find(keys)):
-            if entry is None:
-                fact = self.facts.get(key, fence)
-                if fact is not None:
-                    found.entries[name] = fact
-                continue
-            if not self._is_valid(instance, entry, fence):
-                found = attrs.evolve(found, ended=found.ended or _is_of(entry, fence))
+            if entry is None or not self._is_valid(instance, entry, fence):
+                other = self._elsewhere(key, fence)
+                if other is not None:
+                    found.entries[name] = other
+                elif entry is not None and _is_of(entry, fence):
+                    found = attrs.evolve(found, ended=True)
                 continue
             room -= entry.place.length
             try:
@@ -109,7 +110,7 @@ class Readings:
         return {
             name
             for name, key, entry in zip(names, keys, self.store.index.find(keys))
-            if (self.facts.get(key, fence) is not None if entry is None else self._is_valid(instance, entry, fence))
+            if (entry is not None and self._is_valid(instance, entry, fence)) or self._elsewhere(key, fence) is not None
         }
 
     def starts(
@@ -135,6 +136,13 @@ class Readings:
     def prolong(self, instance: Instance, fence: Fence, ends: float) -> None:
         """Have all entries of *instance* under *fence* end at *ends* at the earliest."""
         self.facts.put({_term_key(instance): b""}, fence, ends)
+
+    def _elsewhere(self, key: bytes, fence: Fence) -> Optional[bytes]:
+        """The entry of *key* that is in no segment: a small one, or one that is being written."""
+        writing = self.writing.get(key)
+        if writing is not None and writing[0] == fence:
+            return b"".join(writing[1])
+        return self.facts.get(key, fence)
 
     # Second chances.
 

@@ -41,7 +41,7 @@ COPIED_AT_ONCE = 64
 FULL_DISK_TRIES = 3
 """Segments that are dropped for one batch where the disk is full."""
 
-Entry = tuple[bytes, Sequence[bytes]]
+Entry = tuple[bytes, tuple[bytes, ...]]
 """A key, and the pieces of its value."""
 
 

@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
 from twistedproxy.cache.address import ServerAddress, SharedAddress
-from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading, Value, size_of
+from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value, size_of
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
     InstanceKeys,
@@ -49,7 +49,6 @@ WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a sli
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
 WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
-KEYS_PER_SCRIPT = 500  # the server answers no other client while a script runs
 # Generations of instances that are no longer read must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
 GENERATION_SECONDS = 30 * 24 * 3600.0
@@ -68,7 +67,7 @@ def redis_cache(
     return cache
 
 
-class RedisCache:
+class RedisCache(EndsForGood):
     """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people.
 
     *reactor* must be the installed one: txredisapi uses that.
@@ -207,11 +206,8 @@ class RedisCache:
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
-        parts = _parts(instance_keys(instance).entries(list(names)))
+        parts = pipeline.in_parts(instance_keys(instance).entries(list(names)))
         return await self._timed("remove", [pipeline.command(b"UNLINK", *part) for part in parts]) is not None
-
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
-        """See `Cache`: the server drops what has ended."""
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""
@@ -222,12 +218,14 @@ class RedisCache:
     async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
         """See `Cache`."""
         keys = instance_keys(instance).claims(list(names))
-        await self._timed("renew_claims", [pipeline.prolong_if_ours(part, token, seconds) for part in _parts(keys)])
+        await self._timed(
+            "renew_claims", [pipeline.prolong_if_ours(part, token, seconds) for part in pipeline.in_parts(keys)]
+        )
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""
         keys = instance_keys(instance).claims(list(names))
-        await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in _parts(keys)])
+        await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in pipeline.in_parts(keys)])
 
     async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """See `Cache`."""
@@ -321,7 +319,3 @@ def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
         slices[-1].append((name, value))
         room -= size_of(value) + 64
     return slices
-
-
-def _parts(keys: list[bytes]) -> list[list[bytes]]:
-    return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]

@@ -68,6 +68,14 @@ def server_facts(replies: list[object]) -> dict[str, object]:
     }
 
 
+KEYS_PER_SCRIPT = 500  # the server answers no other client while a script runs
+
+
+def in_parts(keys: list[bytes]) -> list[list[bytes]]:
+    """*keys* in lists for one command each."""
+    return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]
+
+
 def milliseconds(seconds: float) -> bytes:
     """What PX and PEXPIRE take: a whole number, at least 1."""
     return b"%d" % max(1, round(seconds * 1000))
