@@ -31,7 +31,8 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
-from tests.running import Child, Proxy
+from tests.cache.support import find_server
+from tests.running import Child, Proxy, free_port, pinned
 
 LEAST = 0.4  # of nginx's requests a second, hot
 MOST = 3.0  # times nginx's milliseconds at the 99th percentile, hot
@@ -51,8 +52,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
-    if not nginx.installed():
-        print("there is no nginx to compare with")
+    if not nginx.installed() or find_server() is None:
+        print("there is no nginx to compare with, or no Redis server for hot answers")
         return 0
     end_in_order()
     with stopped_at_the_end() as children:
@@ -65,7 +66,12 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = cores[0], cores[-1]
     made = slides.slide(folder / "slide.dcm", options.side, options.side)
-    store_url, proxy = store_and_proxy(children, [made.path], *options.proxy, store_core=client_core, core=server_core)
+    # With a cache that has to be waited for, answers are kept in the worker's own memory: those are the hot ones.
+    port = free_port()
+    redis = Child(pinned([find_server() or "", "--port", str(port), "--bind", "127.0.0.1", "--save", ""], client_core))
+    children.append(redis)
+    hot = ("--cache", f"redis://127.0.0.1:{port}", *options.proxy)
+    store_url, proxy = store_and_proxy(children, [made.path], *hot, store_core=client_core, core=server_core)
     cached = Proxy("--origin", store_url, "--hot-memory", "0", *options.proxy, core=server_core)
     mark = nginx.Nginx(store_url)
     for each in (cached, mark):

@@ -43,6 +43,10 @@ def size_of(value: Value) -> int:
     return sum(map(len, pieces(value)))
 
 
+EntryNow = tuple[Union[bytes, memoryview], Optional[bytes]]
+"""The bytes of an entry, and the `content_digest` of its last piece where that is known."""
+
+
 class CacheUnavailable(Exception):
     """The server could not be asked, did not answer in time, or refused. The message is fit for a log."""
 
@@ -95,8 +99,9 @@ class Cache(Protocol):
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """Read all of *names* in one round trip; missing ones are left out. No names: just the fence."""
 
-    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
-        """The present fence and one entry, where reading them takes no waiting; None where it does, or there is none."""
+    def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
+        """The present fence and the entries *names*, where reading all of them takes no waiting; None where it does, or one is
+        missing. Their bytes may change with the next call."""
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """Those of *names* that `get_many` would find, without their bytes. None where the cache can't be asked."""

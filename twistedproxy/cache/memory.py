@@ -13,7 +13,7 @@ from typing import Optional
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import SharedAddress
-from twistedproxy.cache.interface import EndsForGood, Fence, Head, Heads, Reading, Value, pieces
+from twistedproxy.cache.interface import EndsForGood, EntryNow, Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_key, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.monitoring import CacheObserver, NullObserver
@@ -46,14 +46,17 @@ class MemoryCache(EndsForGood):
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - now)
         return Reading(fence, found)
 
-    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+    def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
         """See `Cache`."""
         now = self._reactor.seconds()
         keys = instance_keys(instance)
         fence = self._fence(keys.generations, now)
-        stored = self._store.get(keys.entry + name, now)
-        entry = None if stored is None or fence is None else unstamp(fence, stored)
-        return None if fence is None or entry is None else (fence, entry)
+        stored = [self._store.get(keys.entry + name, now) for name in names]
+        if fence is None:
+            return None
+        entries = [None if value is None else unstamp(fence, value) for value in stored]
+        found: list[EntryNow] = [(entry, None) for entry in entries if entry is not None]
+        return (fence, found) if len(found) == len(names) else None
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """See `Cache`."""

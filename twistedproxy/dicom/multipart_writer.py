@@ -13,8 +13,9 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-import attrs
+from blake3 import blake3
 
 from twistedproxy.dicom.resource import validate_uid
 
@@ -22,16 +23,14 @@ DIGEST_BYTES = 16
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]+")
 
 
-@attrs.frozen
-class MultipartBody:
-    """A body that is ready to send: *chunks* in order, *length* bytes together.
+class MultipartBody(NamedTuple):
+    """A body that is ready to send: *chunks* in order.
 
     *digest*: 32 hexadecimal digits that follow from the parts alone: equal digests, equal bodies.
     """
 
     content_type: bytes
     chunks: list[bytes]
-    length: int
     digest: str
 
 
@@ -47,71 +46,72 @@ def part_content_type(media_type: str, transfer_syntax: str | None) -> str:
 
 
 def build(
-    parts: Sequence[bytes], media_type: str, transfer_syntax: str | None, digest: str | None = None
+    parts: Sequence[bytes], media_type: str, transfer_syntax: str | None, digests: Sequence[bytes] = ()
 ) -> MultipartBody:
     """Make one body of *parts*, all of one type. Raises ValueError for no parts or a bad type.
 
-    *digest*: what `parts_digest` has made of them already.
+    *digests*: the `content_digest` of each part, where they are known.
     """
     if not parts:
         raise ValueError("a multipart body must have a part")
-    digest = digest or parts_digest(parts, media_type, transfer_syntax)
+    digest = parts_digest(digests or [content_digest([part]) for part in parts], media_type, transfer_syntax)
     # The parts are not searched for the boundary: a part that holds it would hold 128 bits of a
     # cryptographic digest of itself, which can neither be made nor happen.
     form = MultipartForm.of(media_type, transfer_syntax, digest)
-    chunks: list[bytes] = []
-    for part in parts:
-        chunks += (form.head(len(part), not chunks), part)
+    chunks = [form.head(len(parts[0]), True), parts[0]]
+    for part in parts[1:]:
+        chunks += (form.head(len(part), False), part)
     chunks.append(form.end)
-    return MultipartBody(form.content_type, chunks, sum(map(len, chunks)), digest)
+    return MultipartBody(form.content_type, chunks, digest)
 
 
-@attrs.frozen
-class MultipartForm:
+class MultipartForm(NamedTuple):
     """All of a body but its parts' bytes, for writing these one after the other."""
 
     content_type: bytes
     end: bytes
-    _head: str
+    part: bytes
 
     @classmethod
     def of(cls, media_type: str, transfer_syntax: str | None, boundary: str) -> MultipartForm:
         """The form of a body with *boundary*, which must not stand in any part. Raises ValueError for a bad type."""
-        part_type = part_content_type(media_type, transfer_syntax)
-        syntax = "" if transfer_syntax is None else f"; transfer-syntax={transfer_syntax}"
-        content_type = f'multipart/related; type="{media_type}"{syntax}; boundary={boundary}'
-        head = f"\r\n--{boundary}\r\nContent-Type: {part_type}\r\nContent-Length: "
-        return cls(content_type.encode("ascii"), f"\r\n--{boundary}--\r\n".encode("ascii"), head)
+        before, part = _fixed(media_type, transfer_syntax)
+        raw = boundary.encode("ascii")
+        return cls(before + raw, b"\r\n--%b--\r\n" % raw, b"\r\n--%b%b" % (raw, part))
 
     def head(self, size: int, first: bool) -> bytes:
         """What stands before a part of *size* bytes."""
-        return f"{self._head[2:] if first else self._head}{size}\r\n\r\n".encode("ascii")
+        return b"%b%d\r\n\r\n" % (self.part[2:] if first else self.part, size)
 
-    def length(self, sizes: Sequence[int]) -> int:
-        """The bytes of a whole body whose parts have *sizes*."""
-        digits = sum([len(str(size)) for size in sizes])
-        return sum(sizes) + digits + len(sizes) * (len(self._head) + 4) - 2 + len(self.end)
+
+@functools.lru_cache(maxsize=256)
+def _fixed(media_type: str, transfer_syntax: str | None) -> tuple[bytes, bytes]:
+    """What stands before the boundary in Content-Type, and in the head of a part between boundary and length."""
+    part_type = part_content_type(media_type, transfer_syntax)
+    syntax = "" if transfer_syntax is None else f"; transfer-syntax={transfer_syntax}"
+    before = f'multipart/related; type="{media_type}"{syntax}; boundary='
+    return before.encode("ascii"), f"\r\nContent-Type: {part_type}\r\nContent-Length: ".encode("ascii")
 
 
 def content_digest(chunks: Iterable[bytes]) -> bytes:
-    """`DIGEST_BYTES` bytes that follow from the bytes of *chunks*, however they are cut (BLAKE2b, RFC 7693).
+    """`DIGEST_BYTES` bytes that follow from the bytes of *chunks*, however they are cut.
 
-    Linear; about 1 ms for each MB.
+    BLAKE3: a third of BLAKE2b's time, 7 us for 9 kB where that takes 20.
     """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    digest = blake3()
     for chunk in chunks:
         digest.update(chunk)
-    return digest.digest()
+    return digest.digest(length=DIGEST_BYTES)
 
 
-def parts_digest(parts: Sequence[bytes], media_type: str, transfer_syntax: str | None) -> str:
-    """32 hexadecimal digits that follow from the parts and their type.
+def parts_digest(digests: Sequence[bytes], media_type: str, transfer_syntax: str | None) -> str:
+    """32 hexadecimal digits that follow from the parts, of which each has its `content_digest`, and their type."""
+    digest = begun_parts_digest(media_type, transfer_syntax)
+    digest.update(b"".join(digests))
+    return str(digest.hexdigest())
 
-    BLAKE2b: 1.1 ms for 100 parts of 15 kB here, on any processor; SHA-256 takes 0.7 ms with instructions
-    of its own and several times as long without.
-    """
+
+def begun_parts_digest(media_type: str, transfer_syntax: str | None) -> Any:
+    """The hash whose hexadecimal digits are the `parts_digest`, before the digests of the parts were added."""
     part_type = part_content_type(media_type, transfer_syntax)
-    digest = hashlib.blake2b(f"{part_type} {[len(part) for part in parts]}".encode("ascii"), digest_size=DIGEST_BYTES)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return hashlib.blake2b(part_type.encode("ascii"), digest_size=DIGEST_BYTES)

@@ -16,13 +16,13 @@ from typing import Any, Optional, Union
 import attrs
 from twisted.web.server import Request
 
-from twistedproxy.dicom.multipart_writer import MultipartForm, part_content_type
+from twistedproxy.dicom.multipart_writer import MultipartForm, build, part_content_type
 from twistedproxy.dicom.negotiation import FrameForm, NotAcceptable, choose_frames
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
-from twistedproxy.frames.entries import digest_of, multipart_of
+from twistedproxy.frames.entries import digests_of
 from twistedproxy.frames.read_through import FrameAnswer, size_of
 from twistedproxy.frames.streamed import FramePieces, ListReader
 from twistedproxy.hot.dispatcher import HotDispatcher
@@ -94,21 +94,22 @@ class FrameAnswers:
         data: Sequence[bytes],
         form: FrameForm,
         outcome: CacheOutcome,
-        digest: Optional[bytes] = None,
+        digests: Sequence[bytes] = (),
         fresh: bool = False,
     ) -> Optional[Sequence[bytes]]:
-        """Write *data* in *form*, or what the request's conditions make of it: parts, or one frame or picture as it is,
-        whose `content_digest` may be known as *digest*. Return what was written where that was all.
+        """Write *data* in *form*, or what the request's conditions make of it: parts, or one frame or picture as it is.
+        *digests*: their `content_digest`, where it is known. Return what was written where that was all.
 
         Raises `Problem` 416. *fresh*: whether no cache may keep it.
         """
         ranged = not form.multipart or len(data) == 1
+        digests = digests or await digests_of(data)
         if form.multipart:
-            body = await multipart_of(data, form.media_type, form.transfer_syntax)
+            body = build(data, form.media_type, form.transfer_syntax, digests)
             content_type, data, etag = body.content_type, body.chunks, b'"%s"' % body.digest.encode("ascii")
         else:
             content_type = part_content_type(form.media_type, form.transfer_syntax).encode("ascii")
-            etag = entity_tag(content_type, digest or await digest_of(data[0]))
+            etag = entity_tag(content_type, digests[0])
         set_header = request.responseHeaders.setRawHeaders
         size = sum(map(len, data))
         condition = request.requestHeaders.getRawHeaders(b"If-None-Match")

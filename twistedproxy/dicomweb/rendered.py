@@ -134,8 +134,8 @@ class RenderedAnswers:
             words = ", ".join(annotations)
             warning = f'299 twistedproxy "The following annotations are not supported: {words}"'
             request.responseHeaders.setRawHeaders(b"Warning", [warning.encode("ascii")])
-        digest, outcome = next(iter(made.digests), None), pictures_status(made, fresh)
-        sent = await self.answers.send(request, made.data, form, outcome, digest, fresh)
+        outcome = pictures_status(made, fresh)
+        sent = await self.answers.send(request, made.data, form, outcome, made.digests, fresh)
         if sent is not None and not fresh and not annotations:
             self.keep(request, wanted.instance, made, route, sent)
 

@@ -71,6 +71,14 @@ class Access:
         grant = self.grants.find(caller, instance, now)
         return None if grant is not None and grant.expires > now + self.ttl + CLOCK_SLACK else grant
 
+    def known_for_long(self, caller: Caller, instance: Instance) -> Optional[Grant]:
+        """The same, if it need not be renewed yet."""
+        now = self.wall_clock()
+        grant = self.grants.find(caller, instance, now)
+        if grant is None or grant.expires > now + self.ttl + CLOCK_SLACK or grant.spent(now, self.ttl):
+            return None
+        return grant
+
     @staticmethod
     def entry_names(caller: Caller) -> tuple[bytes, bytes]:
         """What to read from the cache, along with whatever else is read, where no grant is known."""

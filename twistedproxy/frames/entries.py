@@ -23,7 +23,7 @@ from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, MultipartBody, build, content_digest, parts_digest
+from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
 from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import Frame, lookup
 from twistedproxy.origin.interface import Caller
@@ -33,19 +33,15 @@ AT_ONCE = 8 << 20
 makes lists of 100 frames a fifth slower."""
 
 
-async def digest_of(content: bytes) -> bytes:
-    """The `content_digest` of one frame or picture."""
-    if len(content) <= AT_ONCE:
-        return content_digest([content])
-    return await deferToThread(content_digest, [content])
+async def digests_of(contents: Sequence[bytes]) -> list[bytes]:
+    """The `content_digest` of each frame or picture."""
+    if sum(map(len, contents)) <= AT_ONCE:
+        return _digests(contents)
+    return await deferToThread(_digests, contents)
 
 
-async def multipart_of(parts: Sequence[bytes], media_type: str, transfer_syntax: Optional[str]) -> MultipartBody:
-    """The body that `build` makes of *parts*."""
-    digest = None
-    if sum(map(len, parts)) > AT_ONCE:
-        digest = await deferToThread(parts_digest, parts, media_type, transfer_syntax)
-    return build(parts, media_type, transfer_syntax, digest)
+def _digests(contents: Sequence[bytes]) -> list[bytes]:
+    return [content_digest([content]) for content in contents]
 
 
 METADATA = b"m"
@@ -69,10 +65,10 @@ def grant_name(caller: Caller) -> bytes:
 
 def rendered_name(what: bytes) -> bytes:
     """The name of a rendered answer; *what* is all that it depends on (resource, query, media type)."""
-    return b"r" + hashlib.blake2b(what, digest_size=16).digest()
+    return b"R" + hashlib.blake2b(what, digest_size=16).digest()
 
 
-_LENGTH = _EXPIRY.size
+AFTER_EXPIRY = _LENGTH = _EXPIRY.size
 _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
 
@@ -97,7 +93,7 @@ def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, p
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
     head = b"%s%c%s" % (_EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
-    return [_packed(head, frame) for frame in frames]
+    return [(head, frame) for frame in frames]
 
 
 def expires_of(value: bytes) -> float:
@@ -120,8 +116,11 @@ def unpack_frame(value: bytes) -> Frame:
     return Frame(_rest(value, end), _uid(value[_UID:end]))
 
 
-def _packed(head: bytes, body: bytes) -> Value:
-    return head + body if len(body) <= LARGE else (head, body)
+def frame_heads(transfer_syntax: str) -> tuple[bytes, bytes, int]:
+    """What entries of frames in a transfer syntax have from `AFTER_EXPIRY` on: those that were asked for, those that were loaded ahead
+    of any request; and where the bytes of the frame begin."""
+    uid = transfer_syntax.encode("ascii")
+    return b"%c%b" % (len(uid), uid), b"%c%b" % (len(uid) | _PREFETCHED, uid), _UID + len(uid)
 
 
 def _rest(value: bytes, start: int) -> bytes:
@@ -145,8 +144,7 @@ def pack_picture(picture: bytes, digest: bytes, expires: float) -> Value:
     `expiry`. Raises ValueError for what is no digest."""
     if len(digest) != DIGEST_BYTES:  # the picture would be read from a wrong place
         raise ValueError("a picture's digest has another length")
-    head = _EXPIRY.pack(expires) + digest
-    return _packed(head, picture)
+    return _EXPIRY.pack(expires) + digest, picture
 
 
 def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:

@@ -66,10 +66,10 @@ class HotDispatcher:
             status, size = 304, 0
             write_at_once(channel.transport, unchanged, _head_of_304(answer))
         elif method is GET:
-            status, size = 200, len(answer.body)
+            status, size = 200, answer.length
             if size > self.small and not self.memory.has_room(UNTAKEN):
                 return False
-            write_at_once(channel.transport, whole, answer.head, answer.body)
+            write_at_once(channel.transport, whole, answer.head, *answer.pieces)
         else:
             status, size = 200, 0
             write_at_once(channel.transport, whole, answer.head)

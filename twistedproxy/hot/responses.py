@@ -81,6 +81,16 @@ class HotAnswer:
     expires: float
     size: int
 
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """What the body is put together from."""
+        return (self.body,)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
+
 
 class HotResponses:
     """The answers of one worker. *max_bytes*: 0 keeps none. *clock*: seconds; where it is set back, answers
@@ -118,10 +128,8 @@ class HotResponses:
 
     def _granted(self, of: _Known, caller: Caller) -> bool:
         """Whether *caller* holds a grant that needs no renewal yet."""
-        grant = self._access.known(caller, of.instance)
-        if grant is None or grant.fence != of.fence:
-            return False
-        return not grant.spent(self._access.wall_clock(), self._access.ttl)
+        grant = self._access.known_for_long(caller, of.instance)
+        return grant is not None and grant.fence == of.fence
 
     # Keeping.
 

@@ -23,7 +23,7 @@ from twistedproxy.cache.interface import Fence
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM, media_type_of
-from twistedproxy.frames.entries import digest_of, frame_name
+from twistedproxy.frames.entries import digests_of, frame_name
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.geometry import Tile, decoder_scale
@@ -152,7 +152,7 @@ class Maker:
             return None
         if is_as_stored(metadata, media_type):
             check_not_empty([frame])
-            return Made(frame.data, await digest_of(frame.data))
+            return Made(frame.data, (await digests_of([frame.data]))[0])
         return Made.of(await self.pool.call({"op": "transcode", "media_type": media_type}, [frame.data]))
 
     async def _read(

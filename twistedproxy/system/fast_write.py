@@ -21,7 +21,7 @@ def write_at_once(transport: Any, *pieces: bytes) -> None:
     """Write *pieces* to *transport*, in order with all that was written before."""
     if not _is_idle(transport) or sum(map(len, pieces)) > MOST:
         for piece in pieces:
-            transport.write(piece)
+            transport.write(bytes(piece))  # a view, whose bytes may change, is copied
         return
     data = b"".join(pieces)
     sent = transport.writeSomeData(data)

@@ -21,7 +21,7 @@ import lmdb
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.address import LocalAddress, SharedAddress, SharedFolder
-from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, Reading, Value, pieces
+from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Head, Heads, Reading, Value, pieces
 from twistedproxy.cache.keys import is_fact, read_outcome, scope_key
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.claims import LocalClaims
@@ -124,10 +124,10 @@ class LocalCache(LocalClaims):
         self.operations.ended("get_many", read_outcome(names, found.entries), began)
         return Reading(found.fence, found.entries, found.ended)
 
-    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
+    def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
         """See `Cache`."""
         try:
-            return self.readings.read_now(instance, name)
+            return self.readings.read_now(instance, names)
         except (WouldWait, *ERRORS):
             return None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import attrs
 import lmdb
@@ -25,7 +25,7 @@ NAME = "index"
 MAX_SIZE = 64 << 30
 """Bytes of address space: the file has as many bytes as it needs."""
 
-_VALUE = struct.Struct("!IIIIQ")
+INDEXED = struct.Struct("!IIIIQ")
 """Segment, offset, length, expiry (whole seconds since the epoch), fence."""
 
 _SEGMENT = struct.Struct("!Q")
@@ -37,13 +37,19 @@ _SEGMENT_KEY = struct.Struct("!2sI")
 _SEGMENTS = b"\0s"
 
 
-@attrs.frozen
-class Indexed:
+class Indexed(NamedTuple):
     """An entry: its place, when it ends (whole seconds since the epoch), and its fence."""
 
-    place: Place
+    segment: int
+    offset: int
+    length: int
     ends: int
     fence: int
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.segment, self.offset, self.length)
 
 
 @attrs.frozen
@@ -72,24 +78,26 @@ class EntryIndex:
 
     # Entries.
 
+    def begin_reading(self) -> lmdb.Transaction:
+        """A transaction that sees the index as it is now; to be aborted. Entries have the layout `INDEXED`."""
+        return self._environment.begin()
+
     def find(self, keys: Iterable[bytes]) -> list[Optional[Indexed]]:
         """What is at each of *keys*, all from one moment."""
         with self._environment.begin() as transaction:
-            get = transaction.get
-            return [None if value is None else _indexed(value) for value in map(get, keys)]
+            values = [transaction.get(key) for key in keys]
+        return [None if value is None else _indexed(value) for value in values]
 
     def put(self, entries: Iterable[tuple[bytes, Indexed]], replace: bool = True) -> bool:
         """Add entries, whose segment must be there still; whether it was. *replace*: those of the same fence."""
         for part in in_parts(entries):
             with self._environment.begin(write=True) as transaction:
                 for key, entry in part:
-                    place = entry.place
-                    if transaction.get(_segment_key(place.segment)) is None:
+                    if transaction.get(_segment_key(entry.segment)) is None:
                         return False
                     held = transaction.get(key)
-                    if held is None or _VALUE.unpack(held)[4] < entry.fence + replace:
-                        value = _VALUE.pack(place.segment, place.offset, place.length, entry.ends, entry.fence)
-                        transaction.put(key, value)
+                    if held is None or INDEXED.unpack(held)[4] < entry.fence + replace:
+                        transaction.put(key, INDEXED.pack(*entry))
         return True
 
     def remove_all(self, keys: Iterable[bytes]) -> None:
@@ -212,8 +220,7 @@ class EntryIndex:
 
 
 def _indexed(value: bytes) -> Indexed:
-    segment, offset, length, ends, fence = _VALUE.unpack(value)
-    return Indexed(Place(segment, offset, length), ends, fence)
+    return Indexed._make(INDEXED.unpack(value))
 
 
 def _segment_key(number: int) -> bytes:

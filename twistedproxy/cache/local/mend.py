@@ -18,7 +18,6 @@ from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.folder import join
 from twistedproxy.cache.local.index import EntryIndex, Indexed
 from twistedproxy.cache.local.segments import EntryHeader, SegmentReader
-from twistedproxy.cache.local.store import checked
 from twistedproxy.processes.with_parent import end_with_parent
 
 UNSURE_SECONDS = 600.0
@@ -49,11 +48,11 @@ def rebuild(folder: Path) -> int:
         if header.written > sure or header.ends <= now or header.written <= removed.get(header.key, -1.0):
             return False
         stored = reader.read(header.place)
-        return stored is not None and checked(header.key, stored) is not None
+        return stored is not None and segments.checked(header.key, memoryview(stored)) is not None
 
     for number in living:
         last_first = reversed(_headers(folder, number))
-        good = [(one.key, Indexed(one.place, one.ends, one.fence)) for one in last_first if is_good(one)]
+        good = [(one.key, Indexed(*one.place, one.ends, one.fence)) for one in last_first if is_good(one)]
         for first in range(0, len(good), AT_ONCE):
             index.put(good[first : first + AT_ONCE], replace=False)
         count += len(good)

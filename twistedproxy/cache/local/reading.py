@@ -9,21 +9,23 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Optional, cast
+from functools import lru_cache
+from typing import NamedTuple, Optional, cast
 
 import attrs
 
-from twistedproxy.cache.interface import LARGE, Fence
-from twistedproxy.cache.keys import instance_keys
+from twistedproxy.cache.interface import LARGE, EntryNow, Fence
+from twistedproxy.cache.keys import KNOWN_INSTANCES, instance_keys
 from twistedproxy.cache.local.facts import Facts
 from twistedproxy.cache.local.generations import Generations
-from twistedproxy.cache.local.index import Indexed
-from twistedproxy.cache.local.segments import HEADER, Place, WouldWait
-from twistedproxy.cache.local.store import SegmentStore, checked
+from twistedproxy.cache.local.index import INDEXED, Indexed
+from twistedproxy.cache.local.segments import HEADER, Place, WouldWait, checked
+from twistedproxy.cache.local.store import SegmentStore
 from twistedproxy.dicom.resource import Instance
 
 NOW_BYTES = 1 << 20
 """Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
+
 
 Slow = tuple[bytes, bytes, Indexed]
 """Name, key, and what the index has."""
@@ -40,6 +42,15 @@ class Lookup:
     ended: bool
 
 
+class _Known(NamedTuple):
+    """What `Readings.read_now` knows of an instance: how keys of entries start, its fence, and what `Generations.look` gave then."""
+
+    start: bytes
+    fence: Fence
+    least: int
+    seen: bytes
+
+
 @attrs.define(eq=False)
 class Readings:
     """Reads entries. *clock*: seconds since the epoch. *from_memory*, *from_disk*: entries read from segments so far.
@@ -54,6 +65,8 @@ class Readings:
     from_disk: int = 0
     _old_before: int = attrs.field(init=False, default=0)
     _asked_for: set[Place] = attrs.field(init=False, factory=set)
+    _known: dict[Instance, _Known] = attrs.field(init=False, factory=dict)
+    _buffer: memoryview = attrs.field(init=False, factory=lambda: memoryview(bytearray(NOW_BYTES)))
 
     def fence(self, instance: Instance) -> Fence:
         """The present fence of *instance*. Raises OSError."""
@@ -71,26 +84,58 @@ class Readings:
                 elif entry is not None and _is_of(entry, fence):
                     found = attrs.evolve(found, ended=True)
                 continue
-            room -= entry.place.length
+            room -= entry.length
             try:
                 if room < 0:
                     raise WouldWait
-                value = self._now(key, entry)
+                value = self._now(key, entry, 0)
             except WouldWait:
                 found.slow.append((name, key, entry))
             else:
                 if value is not None:
-                    found.entries[name] = bytes(value)
+                    found.entries[name] = bytes(value[0])
         return found
 
-    def read_now(self, instance: Instance, name: bytes) -> Optional[tuple[Fence, bytes]]:
-        """The present fence and one entry; None where there is none at hand. Raises OSError, `lmdb.Error` and `WouldWait`."""
-        fence, keys = self.fence(instance), keys_of(instance, (name,))
-        (entry,) = self.store.index.find(keys)
-        if entry is None or not self._is_valid(instance, entry, fence):
-            return None
-        value = self._now(keys[0], entry)
-        return None if value is None else (fence, bytes(value))
+    def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
+        """See `Cache`. Raises OSError, `lmdb.Error` and `WouldWait`.
+
+        On the way of every cached frame, and so in one piece: 6 us a frame, 11 as calls of what the other methods use.
+        """
+        known, seen = self._known.get(instance), self.generations.look()
+        if known is None or known.seen is not seen:
+            known = self._know(instance, seen)
+        buffer, read_now, now, at = self._buffer, self.store.reader.read_now, self.clock(), 0
+        found: list[EntryNow] = []
+        transaction = self.store.index.begin_reading()
+        try:
+            for name in names:
+                key = known.start + name
+                value = transaction.get(key)
+                if value is None:
+                    return None
+                segment, offset, length, ends, fence = INDEXED.unpack(value)
+                if fence < known.least or (ends <= now and self.facts.get(_term_key(instance), known.fence) is None):
+                    return None
+                stored = buffer[at : at + length]
+                read_now(segment, offset, stored)
+                entry = checked(key, stored)
+                if entry is None:
+                    return None
+                if segment < self._old_before:
+                    self._asked_for.add(Place(segment, offset, length))
+                found.append(entry)
+                at += length
+        finally:
+            transaction.abort()
+        self.from_memory += len(found)
+        return known.fence, found
+
+    def _know(self, instance: Instance, seen: bytes) -> _Known:
+        if len(self._known) >= KNOWN_INSTANCES:
+            self._known.clear()
+        fence = self.fence(instance)
+        known = self._known[instance] = _Known(_start_of_keys(instance), fence, int.from_bytes(fence, "big"), seen)
+        return known
 
     def read(self, slow: Sequence[Slow]) -> dict[bytes, bytes]:
         """The entries that `find` left."""
@@ -156,18 +201,21 @@ class Readings:
         self._old_before = segments[len(segments) // 2] if segments else 0
 
     def _note(self, entry: Indexed) -> None:
-        if entry.place.segment < self._old_before:
+        if entry.segment < self._old_before:
             self._asked_for.add(entry.place)
 
-    def _now(self, key: bytes, entry: Indexed) -> Optional[memoryview]:
-        """The value of *entry*; None where it is damaged. Raises `WouldWait`."""
-        stored = self.store.reader.read_now(entry.place)
+    def _now(self, key: bytes, entry: Indexed, at: int) -> Optional[tuple[memoryview, bytes]]:
+        """The value of *entry*, which is read to *at* in the buffer, and its digest; None where it is damaged. Raises `WouldWait`."""
+        stored = self._buffer[at : at + entry.length]
+        if len(stored) < entry.length:
+            raise WouldWait
+        self.store.reader.read_now(entry.segment, entry.offset, stored)
         self.from_memory += 1
         self._note(entry)
         return checked(key, stored)
 
     def _is_valid(self, instance: Instance, entry: Indexed, fence: Fence) -> bool:
-        if not _is_of(entry, fence):
+        if entry.fence < int.from_bytes(fence, "big"):
             return False
         return entry.ends > self.clock() or self.facts.get(_term_key(instance), fence) is not None
 
@@ -183,5 +231,10 @@ def _term_key(instance: Instance) -> bytes:
 
 def keys_of(instance: Instance, names: Collection[bytes]) -> list[bytes]:
     """The keys of entries."""
-    start = b"e" + instance_keys(instance).entry[4:-1]
+    start = _start_of_keys(instance)
     return [start + name for name in names]
+
+
+@lru_cache(maxsize=KNOWN_INSTANCES)
+def _start_of_keys(instance: Instance) -> bytes:
+    return b"e" + instance_keys(instance).entry[4:-1]

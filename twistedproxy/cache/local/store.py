@@ -71,7 +71,8 @@ class SegmentStore:
     def read(self, key: bytes, entry: Indexed) -> Optional[memoryview]:
         """The value of an entry that the index has. Waits for the disk."""
         stored = self.reader.read(entry.place)
-        return None if stored is None else checked(key, stored)
+        found = None if stored is None else segments.checked(key, memoryview(stored))
+        return None if found is None else found[0]
 
     # Writing.
 
@@ -109,7 +110,7 @@ class SegmentStore:
         places = self._write(packed)
         if places is None:
             return False
-        return self.index.put((key, Indexed(place, ends, fence)) for (key, _), place in zip(batch, places))
+        return self.index.put((key, Indexed(*place, ends, fence)) for (key, _), place in zip(batch, places))
 
     def _write(self, packed: Sequence[list[bytes]], copying: bool = False) -> Optional[list[Place]]:
         """Write packed entries to one segment, in the order in which they come; where they are. None where there is no room.
@@ -211,7 +212,7 @@ class SegmentStore:
             if left < 0:
                 break
             stored = self.reader.read(place) if entry is not None and entry.place == place else None
-            if entry is not None and stored is not None and checked(key, stored) is not None:
+            if entry is not None and stored is not None and segments.checked(key, memoryview(stored)) is not None:
                 batch.append((key, entry, stored))
             if len(batch) >= COPIED_AT_ONCE:
                 copied += self._copy(batch)
@@ -223,7 +224,7 @@ class SegmentStore:
             places = self._write([[bytes(stored)] for _, _, stored in batch], copying=True)
             if not places:
                 return 0
-            copies = [(key, attrs.evolve(entry, place=place)) for (key, entry, _), place in zip(batch, places)]
+            copies = [(key, Indexed(*place, entry.ends, entry.fence)) for (key, entry, _), place in zip(batch, places)]
             return len(copies) if self.index.put(copies) else 0
         except (OSError, lmdb.Error):
             return 0
@@ -233,12 +234,6 @@ class SegmentStore:
         self.seal()
         self.reader.close()
         self.index.close()
-
-
-def checked(key: bytes, stored: bytearray) -> Optional[memoryview]:
-    """The value of the entry that *stored* is, if it is that of *key*."""
-    entry = segments.unpacked(stored)
-    return None if entry is None or entry.key != key else entry.value
 
 
 def _batches(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:

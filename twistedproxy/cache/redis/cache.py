@@ -145,7 +145,7 @@ class RedisCache(EndsForGood):
         self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
         return Reading(fence, found)
 
-    def read_now(self, instance: Instance, name: bytes) -> None:
+    def read_now(self, instance: Instance, names: Sequence[bytes]) -> None:
         """See `Cache`: a server has to be waited for."""
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
