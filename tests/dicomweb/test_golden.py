@@ -17,17 +17,17 @@ MULTIPART = (
     b"Cache-Status: twistedproxy; hit\r\n"
     b"Vary: Accept, Authorization, Cookie\r\n"
     b"Cache-Control: private, max-age=3600\r\n"
-    b'ETag: "ca9973de2c57a1e5f5decd5360d268ea"\r\n'
+    b'ETag: "52c76ccb3b894734369ac3a5cd75ace3"\r\n'
     b"Accept-Ranges: bytes\r\n"
-    b'Content-Type: multipart/related; type="image/jpeg"; transfer-syntax=1.2.840.10008.1.2.4.50; boundary=ca9973de2c57a1e5f5decd5360d268ea\r\n'
+    b'Content-Type: multipart/related; type="image/jpeg"; transfer-syntax=1.2.840.10008.1.2.4.50; boundary=52c76ccb3b894734369ac3a5cd75ace3\r\n'
     b"Content-Length: 170\r\n"
     b"\r\n"
-    b"--ca9973de2c57a1e5f5decd5360d268ea\r\n"
+    b"--52c76ccb3b894734369ac3a5cd75ace3\r\n"
     b"Content-Type: image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50\r\n"
     b"Content-Length: 7\r\n"
     b"\r\n"
     b"frame 1\r\n"
-    b"--ca9973de2c57a1e5f5decd5360d268ea--\r\n"
+    b"--52c76ccb3b894734369ac3a5cd75ace3--\r\n"
 )
 
 SINGLE = (
@@ -36,7 +36,7 @@ SINGLE = (
     b"Cache-Status: twistedproxy; hit\r\n"
     b"Vary: Accept, Authorization, Cookie\r\n"
     b"Cache-Control: private, max-age=3600\r\n"
-    b'ETag: "9dfbdcca771ececdc0438eb1f07c8295"\r\n'
+    b'ETag: "12a9fde0242273f4722b76f82a81fe58"\r\n'
     b"Accept-Ranges: bytes\r\n"
     b"Content-Type: image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50\r\n"
     b"Content-Length: 7\r\n"
@@ -50,21 +50,21 @@ LIST = (
     b"Cache-Status: twistedproxy; hit\r\n"
     b"Vary: Accept, Authorization, Cookie\r\n"
     b"Cache-Control: private, max-age=3600\r\n"
-    b'ETag: "fa7283f3a073793b5628bf285868c8c0"\r\n'
-    b'Content-Type: multipart/related; type="image/jpeg"; transfer-syntax=1.2.840.10008.1.2.4.50; boundary=fa7283f3a073793b5628bf285868c8c0\r\n'
+    b'ETag: "17889484a30792072df50d32741183da"\r\n'
+    b'Content-Type: multipart/related; type="image/jpeg"; transfer-syntax=1.2.840.10008.1.2.4.50; boundary=17889484a30792072df50d32741183da\r\n'
     b"Content-Length: 302\r\n"
     b"\r\n"
-    b"--fa7283f3a073793b5628bf285868c8c0\r\n"
+    b"--17889484a30792072df50d32741183da\r\n"
     b"Content-Type: image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50\r\n"
     b"Content-Length: 7\r\n"
     b"\r\n"
     b"frame 2\r\n"
-    b"--fa7283f3a073793b5628bf285868c8c0\r\n"
+    b"--17889484a30792072df50d32741183da\r\n"
     b"Content-Type: image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50\r\n"
     b"Content-Length: 7\r\n"
     b"\r\n"
     b"frame 1\r\n"
-    b"--fa7283f3a073793b5628bf285868c8c0--\r\n"
+    b"--17889484a30792072df50d32741183da--\r\n"
 )
 
 

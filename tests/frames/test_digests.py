@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from twistedproxy.dicom.multipart_writer import build, content_digest
+from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.frames import entries
 
 PARTS = [b"a" * 1000, b"", b"bc" * 700]
@@ -34,16 +34,15 @@ class DigestTests(TestCase):
         """What is large is digested in a thread, with the same result."""
         self.patch(entries, "AT_ONCE", 2399)
         self.patch(entries, "content_digest", self.watched(content_digest))
-        self.patch(entries, "parts_digest", self.watched(entries.parts_digest))
-        self.assertEqual(await entries.digest_of(PICTURE), DIGEST)
-        self.assertEqual(await entries.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
-        self.assertEqual(len(self.threads), 2)
+        self.assertEqual(await entries.digests_of([PICTURE]), [DIGEST])
+        self.assertEqual(await entries.digests_of(PARTS), list(map(content_digest, zip(PARTS))))
+        self.assertEqual(len(self.threads), 4)
         self.assertNotIn(threading.get_ident(), self.threads)
 
     async def test_at_once(self) -> None:
         """What is small is digested at once."""
         self.patch(entries, "AT_ONCE", 2400)
         self.patch(entries, "content_digest", self.watched(content_digest))
-        self.assertEqual(await entries.digest_of(PICTURE), DIGEST)
-        self.assertEqual(await entries.multipart_of(PARTS, "image/jpeg", "1.2"), build(PARTS, "image/jpeg", "1.2"))
-        self.assertEqual(self.threads, [threading.get_ident()])
+        self.assertEqual(await entries.digests_of([PICTURE]), [DIGEST])
+        self.assertEqual(await entries.digests_of(PARTS), list(map(content_digest, zip(PARTS))))
+        self.assertEqual(self.threads, [threading.get_ident()] * 4)

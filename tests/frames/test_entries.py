@@ -8,7 +8,7 @@ from hypothesis import given, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
-from twistedproxy.cache.interface import LARGE
+from twistedproxy.cache.interface import LARGE, whole
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import (
@@ -58,7 +58,7 @@ class FrameTests(SynchronousTestCase):
     )
     def test_round_trip(self, data: bytes, uid: str, prefetched: bool, expires: float) -> None:
         """What was packed is unpacked, prefetched or not, whatever the bytes and the length of the UID."""
-        (packed,) = pack_frames([data], uid, expires, prefetched)
+        packed = whole(pack_frames([data], uid, expires, prefetched)[0])
         self.assertEqual(expires_of(packed), expires)
         self.assertEqual(unpack_frame(packed), Frame(data, uid))
         self.assertEqual(was_prefetched(packed), prefetched)
@@ -109,7 +109,7 @@ class PictureTests(SynchronousTestCase):
         """The picture, its digest and its expiry come back; too few bytes are told."""
         digest = content_digest([b"picture"])
         for picture in (b"", b"picture"):
-            packed = pack_picture(picture, digest, 5.25)
+            packed = whole(pack_picture(picture, digest, 5.25))
             self.assertEqual(len(packed), PICTURE_HEAD + len(picture))
             self.assertEqual(unpack_picture(packed), (picture, digest, 5.25))
         self.assertRaises(BadEntry, unpack_picture, bytes(PICTURE_HEAD - 1))

@@ -31,9 +31,9 @@ from twistedproxy.cache.local.generations import NAME as JOURNAL
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.operations import ERRORS, Operations
 from twistedproxy.cache.local.owner import FolderOwner
-from twistedproxy.cache.local.reading import Readings, keys_of
+from twistedproxy.cache.local.reading import Readings, keys_of, name_of
 from twistedproxy.cache.local.segments import WouldWait
-from twistedproxy.cache.local.store import Entry, SegmentStore
+from twistedproxy.cache.local.store import SegmentStore
 from twistedproxy.cache.local.upkeep import Upkeep
 from twistedproxy.cache.monitoring import CacheObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -161,31 +161,29 @@ class LocalCache(LocalClaims):
         """See `Cache`."""
         began = self.operations.now()
         taken = False
-        if fence is not None:
-            ends = segments.NEVER if seconds is None else min(math.ceil(self._clock() + seconds), segments.NEVER)
-            few = {name: value for name, value in entries.items() if is_fact(name)}
-            many = {name: value for name, value in entries.items() if name not in few}
-            try:
-                taken = fence == self.readings.fence(instance)
-                if taken and few:
-                    values = {key: b"".join(pieces(few[name])) for name, key in zip(few, keys_of(instance, few))}
-                    last = math.inf if seconds is None else self._clock() + seconds
-                    await self.operations.in_few(self.facts.put, values, fence, last)
-                if taken and many:
-                    packed = [(key, pieces(many[name])) for name, key in zip(many, keys_of(instance, many))]
-                    taken = await self._write(packed, fence, ends)
-            except ERRORS as error:
-                self.operations.failed("put_many", error)
-                taken = False
+        try:
+            if fence is not None and fence == self.readings.fence(instance):
+                ends = math.inf if seconds is None else self._clock() + seconds
+                packed = [pieces(value) for value in entries.values()]
+                taken = await self._write(fence, dict(zip(keys_of(instance, entries), packed)), ends)
+        except ERRORS as error:
+            self.operations.failed("put_many", error)
         self.operations.ended("put_many", "ok" if taken else "failed", began)
         return taken
 
-    async def _write(self, packed: Sequence[Entry], fence: Fence, ends: int) -> bool:
-        """Write entries in the thread for frames; whoever reads them meanwhile finds them."""
-        writing, under_way = {key: (fence, value) for key, value in packed}, self.readings.writing
+    async def _write(self, fence: Fence, packed: Mapping[bytes, tuple[bytes, ...]], ends: float) -> bool:
+        """Write entries in threads; whoever reads them meanwhile finds them."""
+        writing, under_way = {key: (fence, value) for key, value in packed.items()}, self.readings.writing
+        facts = {key: b"".join(value) for key, value in packed.items() if is_fact(name_of(key))}
+        others = [(key, value) for key, value in packed.items() if key not in facts]
+        last, taken = math.ceil(min(ends, segments.NEVER)), True
         under_way.update(writing)
         try:
-            return bool(await self.operations.in_frames(self.store.put, packed, int.from_bytes(fence, "big"), ends))
+            if facts:
+                await self.operations.in_few(self.facts.put, facts, fence, ends)
+            if others:
+                taken = await self.operations.in_frames(self.store.put, others, int.from_bytes(fence, "big"), last)
+            return taken
         finally:
             for key, one in writing.items():
                 if under_way.get(key) is one:
@@ -195,7 +193,7 @@ class LocalCache(LocalClaims):
         """See `Cache`."""
         facts = keys_of(instance, [name for name in names if is_fact(name)])
         others = keys_of(instance, [name for name in names if not is_fact(name)])
-        for key in others:
+        for key in (*facts, *others):
             self.readings.writing.pop(key, None)
         try:
             if others:

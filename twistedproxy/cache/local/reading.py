@@ -27,6 +27,9 @@ NOW_BYTES = 1 << 20
 """Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
 
 
+KEY_START = 21
+"""Bytes of a key before the name: the kind of key, and the digest of the instance."""
+
 Slow = tuple[bytes, bytes, Indexed]
 """Name, key, and what the index has."""
 
@@ -233,6 +236,11 @@ def keys_of(instance: Instance, names: Collection[bytes]) -> list[bytes]:
     """The keys of entries."""
     start = _start_of_keys(instance)
     return [start + name for name in names]
+
+
+def name_of(key: bytes) -> bytes:
+    """The name of the entry whose key this is."""
+    return key[KEY_START:]
 
 
 @lru_cache(maxsize=KNOWN_INSTANCES)

@@ -68,9 +68,8 @@ def redis_cache(
 
 
 class RedisCache(EndsForGood):
-    """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people.
-
-    *reactor* must be the installed one: txredisapi uses that.
+    """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people. *reactor*: the installed one, which
+    txredisapi uses.
     """
 
     shared = True
