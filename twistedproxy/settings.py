@@ -83,10 +83,16 @@ class Settings:
         "without ?size=",
         "half of the available memory; local: half of the free disk space, at most 16G without FOLDER",
     )
-    hot_memory: int = setting(size(), 256 * MIB, "Memory for complete responses, per worker; 0 disables it")
+    hot_memory: int = setting(
+        size(),
+        256 * MIB,
+        "Memory for complete responses, per worker: pictures; frames with a Redis server; 0 disables it",
+    )
     # An hour is about one sitting at the microscope; stored frames hardly ever change.
     frame_ttl: Optional[float] = setting(
-        seconds_or_forever(1), 3600.0, "Lifetime of a cached frame; below 0 means no expiry"
+        seconds_or_forever(1),
+        3600.0,
+        "Lifetime of a cached frame; a local cache then compares the metadata and keeps it; below 0 means no expiry",
     )
     client_max_age: int = setting(whole(0, 366 * 24 * 3600, "seconds"), 3600, "Cache-Control max-age of frames")
 

@@ -13,6 +13,7 @@ import psutil
 
 from tests.benchmarks import nginx
 from tests.benchmarks.measuring import Fetcher
+from tests.cache.support import find_server
 from tests.running import READY_SECONDS, Child, Proxy, free_port, pinned
 
 NGINX = "nginx, proxy_cache"
@@ -20,11 +21,12 @@ NGINX_CREDENTIAL = "nginx, credential in its key"
 LEAF = "Twisted leaf resource"
 KLEIN = "bare Klein route"
 HOT = "the proxy, hot"
+LOCAL = "the proxy, from the local cache"
 CACHED = "the proxy, from Redis"
 CACHED_ELSEWHERE = "the proxy, from Redis on the other core"
 ORIGIN = "the proxy, from the origin"
-NAMES = (NGINX, NGINX_CREDENTIAL, LEAF, KLEIN, HOT, CACHED, CACHED_ELSEWHERE, ORIGIN)
-PROXIES = (HOT, CACHED, ORIGIN)
+NAMES = (NGINX, NGINX_CREDENTIAL, LEAF, KLEIN, HOT, LOCAL, CACHED, CACHED_ELSEWHERE, ORIGIN)
+PROXIES = (HOT, LOCAL, CACHED, ORIGIN)
 
 
 @attrs.define
@@ -106,12 +108,19 @@ class Field:
             origin = nginx.Nginx(self.store_url, nginx.KEY, self.client_core)
             self.keep(origin)
             return self._proxy(name, origin.wait_until_ready().url, "--hot-memory", "0", "--cache", "none")
-        contender = self._proxy(name, self.store_url, *([] if name == HOT else ["--hot-memory", "0"]))
-        if name == CACHED_ELSEWHERE:
-            for process in contender.child.family():
-                if "server" in process.name():
-                    process.cpu_affinity([self.client_core])
-        return contender
+        if name == LOCAL:
+            return self._proxy(name, self.store_url, "--hot-memory", "0")
+        core = self.server_core if name == CACHED else self.client_core
+        memory = [] if name == HOT else ["--hot-memory", "0"]
+        return self._proxy(name, self.store_url, "--cache", self._redis(core), *memory)
+
+    def _redis(self, core: int) -> str:
+        """The address of a new server."""
+        server, port = find_server(), free_port()
+        if server is None:
+            raise RuntimeError("redis-server or valkey-server is needed")
+        self.keep(Child(pinned([server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], core)))
+        return f"redis://127.0.0.1:{port}"
 
     def _proxy(self, name: str, origin: str, *options: str) -> Contender:
         port = free_port()  # Twisted's own backlog is 50, and many clients come at once

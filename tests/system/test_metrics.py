@@ -92,11 +92,14 @@ class MetricsTests(SynchronousTestCase):
 
     def test_cache_server(self) -> None:
         """The cache's own figures are shown as it last said them."""
-        self.metrics.cache_server(True, 100, 200, 3)
-        self.metrics.cache_server(False, 50, 200, 4)
+        self.metrics.cache_status({"connected": True, "used_bytes": 100, "max_bytes": 200, "evicted": 3})
+        self.metrics.cache_status(
+            {"connected": False, "used_bytes": 50, "read_from_disk": 2, "evicted": 4, "policy": "x"}
+        )
         self.assertEqual(0, self.sample("cache_connected"))
         self.assertEqual(50, self.sample("cache_used_bytes"))
         self.assertEqual(4, self.sample("cache_evictions_total"))
+        self.assertEqual(2, self.sample("cache_reads_total", source="disk"))
 
     def test_wrong_labels(self) -> None:
         """A family's labels are complete, or it is a mistake."""
@@ -138,8 +141,8 @@ class MergeTests(SynchronousTestCase):
     def test_shared(self) -> None:
         """What all workers look at is not added up."""
         one, two = Metrics(), Metrics()
-        one.cache_server(True, 100, 200, 3)
-        two.cache_server(True, 110, 200, 4)
+        one.cache_status({"used_bytes": 100, "evicted": 3})
+        two.cache_status({"used_bytes": 110, "evicted": 4})
         found = samples(render(merge([one.snapshot(), two.snapshot()])))
         self.assertEqual(110, found["cache_used_bytes", ()])
         self.assertEqual(4, found["cache_evictions_total", ()])

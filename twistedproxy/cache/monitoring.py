@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional, Protocol
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -30,13 +30,12 @@ class CacheUse:
         self._cache = cache
         self._metrics = metrics
         self._used = 0
-        self._local = False
         self._looking = LoopingCall(self._look)
         self._looking.clock = clock
 
     def on_this_machine(self) -> int:
         """Bytes that a cache of this proxy's own held when last looked at; 0 where it may be on another host."""
-        return self._used if self._local else 0
+        return self._used
 
     def start(self) -> None:
         """Look from now on."""
@@ -53,15 +52,9 @@ class CacheUse:
         except Exception:
             self._log.failure("checking the cache failed")
             return
-        self._local = status.get("provider") == "memory"
-        self._used = _number(status.get("used_bytes"))
-        self._metrics.cache_server(
-            bool(status.get("connected")), self._used, _number(status.get("max_bytes")), _number(status.get("evicted"))
-        )
-
-
-def _number(value: Optional[object]) -> int:
-    return value if isinstance(value, int) else 0
+        used = status.get("used_bytes")
+        self._used = used if isinstance(used, int) and status.get("provider") == "memory" else 0
+        self._metrics.cache_status(status)
 
 
 class CacheObserver(Protocol):

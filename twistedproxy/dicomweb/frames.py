@@ -2,7 +2,7 @@
 
 Rules:
 - A list that is read in pieces is chunked (RFC 9112 section 7.1) and written at the client's pace. It has no ETag, for that
-  would follow from all of its bytes; its boundary follows from the list and the instance's generation, which is not public.
+  would follow from all of its bytes; its boundary follows from the list, the instance's generation and the secret key.
 - What fails after the head was sent cuts the connection: half an answer is never taken for a whole one.
 """
 
@@ -23,6 +23,7 @@ from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
 from twistedproxy.frames.entries import digests_of
+from twistedproxy.frames.grants import normal_key
 from twistedproxy.frames.read_through import FrameAnswer, size_of
 from twistedproxy.frames.streamed import FramePieces, ListReader
 from twistedproxy.hot.dispatcher import HotDispatcher
@@ -44,13 +45,13 @@ CacheOutcome = tuple[bytes, str]
 """What the cache did: as Cache-Status (RFC 9211), and in one word, for metrics and the log."""
 
 
-def boundary_of(pieces: FramePieces) -> str:
-    """32 hexadecimal digits."""
+def boundary_of(pieces: FramePieces, secret: bytes) -> str:
+    """32 hexadecimal digits that nobody can foretell who does not know *secret*."""
     fence = pieces.answer.fence
     if fence is None:
         return secrets.token_hex(16)
-    what = f"{pieces.request.instance} {','.join(map(str, pieces.request.numbers))}"
-    return hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16, key=fence).hexdigest()
+    what = f"{fence.hex()} {pieces.request.instance} {','.join(map(str, pieces.request.numbers))}"
+    return hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16, key=secret).hexdigest()
 
 
 async def parts_of(pieces: FramePieces, form: MultipartForm) -> AsyncIterator[bytes]:
@@ -77,16 +78,19 @@ async def parts_of(pieces: FramePieces, form: MultipartForm) -> AsyncIterator[by
 
 @attrs.frozen
 class FrameAnswers:
-    """Writes answers of frames and pictures. *cache_control* and *vary* are the same for all of them."""
+    """Writes answers of frames and pictures. *cache_control* and *vary* are the same for all of them; *secret* goes into
+    boundaries."""
 
     cache_control: bytes
     vary: bytes
+    secret: bytes = attrs.field(repr=False)
 
     @classmethod
     def of(cls, settings: Settings) -> FrameAnswers:
         """Those of a proxy with *settings*."""
         vary = dict.fromkeys(["Accept", *settings.credential_header, "Cookie"])
-        return cls(b"private, max-age=%d" % settings.client_max_age, ", ".join(vary).encode("ascii"))
+        control = b"private, max-age=%d" % settings.client_max_age
+        return cls(control, ", ".join(vary).encode("ascii"), normal_key(settings.secret))
 
     async def send(
         self,
@@ -140,7 +144,7 @@ class FrameAnswers:
 
     async def send_pieces(self, request: Request, pieces: FramePieces, form: FrameForm) -> None:
         """Write a long list of frames in *form* as its frames come. Raises what breaks it, with the answer begun."""
-        multipart = MultipartForm.of(form.media_type, form.transfer_syntax, boundary_of(pieces))
+        multipart = MultipartForm.of(form.media_type, form.transfer_syntax, boundary_of(pieces, self.secret))
         self._set_headers(request, cache_status(pieces.answer), pieces.answer.fresh)
         request.responseHeaders.setRawHeaders(b"Content-Type", [multipart.content_type])
         try:

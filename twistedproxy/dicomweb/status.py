@@ -152,10 +152,7 @@ class StatusPages:
 
     async def metrics_text(self, request: Request) -> None:
         """Prometheus' text format."""
-        cache = await self.cache.status()
-        counts = [cache.get(name) for name in ("used_bytes", "max_bytes", "evicted")]
-        known = [count if isinstance(count, int) else 0 for count in counts]
-        self.metrics.cache_server(bool(cache.get("connected", True)), *known)
+        self.metrics.cache_status(await self.cache.status())
         parts = await self._parts()
         running = running_gauges(job for part in parts for job in part["jobs"]["running"])
         await self._send(request, 200, CONTENT_TYPE, self.metrics.render([running, *await self.siblings.snapshots()]))

@@ -89,9 +89,34 @@ FAMILIES = {
         Family("prefetch_frames_wanted", "gauge", "Frames to load in total by prefetch jobs in progress.", "kind"),
         Family("prefetch_bytes_running", "gauge", "Bytes loaded so far by prefetch jobs in progress.", "kind"),
         Family("prefetch_children", "gauge", "Child processes that load instances."),
-        Family("cache_evictions", "total", "Entries evicted from the cache for lack of memory."),
+        Family("cache_evictions", "total", "Entries evicted from the cache for lack of space."),
+        Family("cache_entries", "shared", "Entries in the cache."),
+        Family("cache_segments_dropped", "total", "Segments dropped from the local cache for lack of space."),
+        Family("cache_second_chances", "total", "Entries of dropped segments that were kept because they are in use."),
+        Family("cache_reads", "counter", "Entries read from the local cache, by source: memory or disk.", "source"),
+        Family("cache_write_queue_bytes", "gauge", "Bytes on their way to the local cache."),
+        Family(
+            "cache_index_write_p99_seconds",
+            "shared",
+            "99th percentile of the last 1000 writes to the local cache's index, of at most 1 MiB of entries each.",
+        ),
     )
 }
+
+_OF_STATUS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "connected": ("cache_connected", ()),
+    "used_bytes": ("cache_used_bytes", ()),
+    "max_bytes": ("cache_max_bytes", ()),
+    "evicted": ("cache_evictions", ()),
+    "items": ("cache_entries", ()),
+    "segments_dropped": ("cache_segments_dropped", ()),
+    "second_chances": ("cache_second_chances", ()),
+    "read_from_memory": ("cache_reads", ("memory",)),
+    "read_from_disk": ("cache_reads", ("disk",)),
+    "write_queue_bytes": ("cache_write_queue_bytes", ()),
+    "index_write_p99_seconds": ("cache_index_write_p99_seconds", ()),
+}
+"""The families of what the cache's status has."""
 
 _HISTOGRAM_NUMBERS = len(BUCKETS) + 2
 _SUM = _HISTOGRAM_NUMBERS - 1
@@ -152,12 +177,12 @@ class Metrics:
         """The cache did *name* (get, put, claim...) with *outcome* (hit, miss, ok, error...)."""
         self.observe("cache_operation_seconds", (name, outcome), seconds)
 
-    def cache_server(self, connected: bool, used_bytes: int = 0, max_bytes: int = 0, evictions: int = 0) -> None:
-        """The state of the cache, as last read."""
-        self.set("cache_connected", float(connected))
-        self.set("cache_used_bytes", used_bytes)
-        self.set("cache_max_bytes", max_bytes)
-        self.set("cache_evictions", evictions)
+    def cache_status(self, status: Mapping[str, object]) -> None:
+        """The state of the cache, as last read: what of it is a number."""
+        for name, (family, labels) in _OF_STATUS.items():
+            value = status.get(name)
+            if isinstance(value, (int, float)):
+                self.set(family, float(value), labels)
 
     # Any family.
 

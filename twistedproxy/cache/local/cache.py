@@ -63,6 +63,7 @@ class LocalCache(LocalClaims):
         self.operations = Operations(reactor, observer)
         self._clock = wall_clock
         self._member = -1
+        self._queued = 0
 
     async def start(self) -> None:
         """Open the folder. Raises OSError or RuntimeError."""
@@ -178,6 +179,8 @@ class LocalCache(LocalClaims):
         others = [(key, value) for key, value in packed.items() if key not in facts]
         last, taken = math.ceil(min(ends, segments.NEVER)), True
         under_way.update(writing)
+        size = sum(map(len, (piece for value in packed.values() for piece in value)))
+        self._queued += size
         try:
             if facts:
                 await self.operations.in_few(self.facts.put, facts, fence, ends)
@@ -185,6 +188,7 @@ class LocalCache(LocalClaims):
                 taken = await self.operations.in_frames(self.store.put, others, int.from_bytes(fence, "big"), last)
             return taken
         finally:
+            self._queued -= size
             for key, one in writing.items():
                 if under_way.get(key) is one:
                     del under_way[key]
@@ -241,5 +245,15 @@ class LocalCache(LocalClaims):
             "max_bytes": self._size,
             "evicted": counts.evicted,
             "second_chances": counts.second_chances,
+            "segments_dropped": counts.dropped,
+            "read_from_memory": self.readings.from_memory,
+            "read_from_disk": self.readings.from_disk,
+            "write_queue_bytes": self._queued,
+            "index_write_p99_seconds": _p99(list(self.store.index_seconds)),
             "items": len(self.store.index),
         }
+
+
+def _p99(values: list[float]) -> float:
+    values.sort()
+    return values[len(values) * 99 // 100] if values else 0.0

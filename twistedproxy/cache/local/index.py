@@ -31,7 +31,7 @@ INDEXED = struct.Struct("!IIIIQ")
 _SEGMENT = struct.Struct("!Q")
 """Bytes that a segment has reserved."""
 
-_COUNTS = struct.Struct("!QQQQ")
+_COUNTS = struct.Struct("!QQQQQ")
 _COUNTS_KEY = b"\0c"
 _SEGMENT_KEY = struct.Struct("!2sI")
 _SEGMENTS = b"\0s"
@@ -55,12 +55,13 @@ class Indexed(NamedTuple):
 @attrs.frozen
 class Counts:
     """*reserved*: bytes of all segments. *next_segment*: a number that is free. *evicted*, *second_chances*: entries that were
-    dropped with their segment, and those that were copied instead, ever."""
+    dropped with their segment, and those that were copied instead, ever; *dropped*: those segments."""
 
     reserved: int = 0
     next_segment: int = 1
     evicted: int = 0
     second_chances: int = 0
+    dropped: int = 0
 
 
 class EntryIndex:
@@ -170,6 +171,7 @@ class EntryIndex:
                     reserved=counts.reserved - _SEGMENT.unpack(held)[0],
                     evicted=counts.evicted + evicted,
                     second_chances=counts.second_chances + second_chances,
+                    dropped=counts.dropped + 1,
                 )
                 _put_counts(transaction, counts)
 

@@ -10,6 +10,8 @@ Rules:
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
@@ -54,6 +56,8 @@ class SegmentStore:
     clock: Callable[[], float]
     index: EntryIndex = attrs.field(init=False)
     reader: SegmentReader = attrs.field(init=False)
+    index_seconds: deque[float] = attrs.field(init=False, factory=lambda: deque(maxlen=1000))
+    """How long the last batches took to get into the index."""
     _writer: Optional[SegmentWriter] = attrs.field(init=False, default=None)
     _reserved: int = attrs.field(init=False, default=0)
 
@@ -110,7 +114,10 @@ class SegmentStore:
         places = self._write(packed)
         if places is None:
             return False
-        return self.index.put((key, Indexed(*place, ends, fence)) for (key, _), place in zip(batch, places))
+        began = time.perf_counter()
+        taken = self.index.put((key, Indexed(*place, ends, fence)) for (key, _), place in zip(batch, places))
+        self.index_seconds.append(time.perf_counter() - began)
+        return taken
 
     def _write(self, packed: Sequence[list[bytes]], copying: bool = False) -> Optional[list[Place]]:
         """Write packed entries to one segment, in the order in which they come; where they are. None where there is no room.
