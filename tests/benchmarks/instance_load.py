@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from urllib.parse import urlsplit
 
 from tests import slides
@@ -32,6 +32,11 @@ from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
 from twistedproxy.cache.keys import instance_keys, scope_key
+from twistedproxy.cache.local.facts import NAME as FACTS
+from twistedproxy.cache.local.facts import Facts
+from twistedproxy.cache.local.generations import Generations
+from twistedproxy.cache.local.index import EntryIndex
+from twistedproxy.cache.local.reading import keys_of
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
@@ -48,6 +53,35 @@ MOST_TIMES = 2.0  # that they may wait longer beside loads
 SECONDS = 3  # that they ask
 SETTLING = 0.2  # seconds until a load is under way
 MIB = 1 << 20
+LOCAL_SIZE = "4G"
+
+
+class LocalFolder:
+    """The folder of a local cache, looked into from here."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="local-"))
+        self.path.chmod(0o700)
+
+    def open(self) -> None:
+        """Look into it: the proxy has prepared it."""
+        self.index, self.generations = EntryIndex(self.path), Generations(self.path)
+        self.facts = Facts(self.path, (self.path / FACTS).stat().st_size, time.time)
+
+    def has(self, instance: Instance, name: bytes) -> bool:
+        """Whether an entry is there, and not invalidated."""
+        (entry,) = self.index.find(keys_of(instance, [name]))
+        fence = self.generations.fence(instance_keys(instance).generations)
+        return entry is not None and entry.fence >= int.from_bytes(fence, "big")
+
+    def forget(self, instance: Instance, frames: int) -> None:
+        """Remove frames, and all claims. (An invalidation waits for the disk, and has others wait who write to it.)"""
+        self.index.remove_all(keys_of(instance, [frame_name(number) for number in range(1, frames + 1)]))
+        self.facts.begin_anew()
+
+    def remove(self) -> None:
+        """Delete it; the proxy has ended."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 class Redis(Child):
@@ -93,8 +127,10 @@ class Bench:
     patience = 0.002
     """Seconds between two looks whether a frame is in the cache: what is measured may be so much too long."""
 
-    def __init__(self, store_url: str, made: Made, redis: Redis, proxy: Proxy) -> None:
-        self.made, self.redis, self.proxy = made, redis, proxy
+    def __init__(
+        self, store_url: str, made: Made, redis: Redis, proxy: Proxy, local: Optional[LocalFolder] = None
+    ) -> None:
+        self.made, self.redis, self.proxy, self.local = made, redis, proxy, local
         self.direct = urlsplit(store_url)
         self.instance = Instance(store_url, "", made.study, made.series, made.sop)
         self._fetcher = Fetcher(f"{proxy.url}/dicomweb")
@@ -116,10 +152,15 @@ class Bench:
         return self.redis.set_all([(b"raw{bench}" + frame_name(n), frame) for n, frame in enumerate(frames)])
 
     def has(self, number: int) -> bool:
+        if self.local is not None:
+            return self.local.has(self.instance, frame_name(number))
         return self.redis.ask(b"EXISTS", instance_keys(self.instance).entry + frame_name(number)) == b":1\r\n"
 
     def forget(self, everything: bool = True) -> None:
         """Let the cache forget the instance, its lock included."""
+        if self.local is not None:
+            self.local.forget(self.instance, self.made.frames)
+            return
         if everything:
             self.redis.ask(b"FLUSHALL")
             return
@@ -183,10 +224,14 @@ def started(stack: ExitStack, child: Any) -> Any:
 
 def bench(stack: ExitStack, store_url: str, made: Made, options: Any, *redis_options: str) -> Bench:
     redis = started(stack, Redis(*redis_options))
-    more = ["--origin", f"/dicomweb={store_url}", "--cache", f"unix:{redis.path}", "--whole-instance-max-cpu", "100"]
+    local = started(stack, LocalFolder()) if options.local else None
+    cache = f"unix:{redis.path}" if local is None else f"local:{local.path}?size={LOCAL_SIZE}"
+    more = ["--origin", f"/dicomweb={store_url}", "--cache", cache, "--whole-instance-max-cpu", "100"]
     more += ["--hot-memory", "0"]  # an answer from memory triggers nothing
     proxy = started(stack, Proxy(*more, *options.proxy, core=options.core)).wait_until_ready()
-    return Bench(store_url, made, redis, proxy)
+    if local is not None:
+        local.open()
+    return Bench(store_url, made, redis, proxy, local)
 
 
 def simulated(stack: ExitStack, *paths: Path | str) -> str:
@@ -338,6 +383,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", type=float, default=2.0, help="GB of the large instance; 0: none")
     parser.add_argument("--core", type=int, default=None, help="processor core of the proxy, its child and wrk")
+    parser.add_argument("--local", action="store_true", help="into a local cache; else into Redis")
     parser.add_argument("--no-orthanc", action="store_true")
     parser.add_argument("proxy", nargs="*", help="more options of the proxy")
     options = parser.parse_args()

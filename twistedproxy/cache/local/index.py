@@ -93,9 +93,9 @@ class EntryIndex:
         """Add entries, whose segment must be there still; whether it was. *replace*: those of the same fence."""
         for part in in_parts(entries):
             with self._environment.begin(write=True) as transaction:
+                if any(transaction.get(_segment_key(number)) is None for number in {one.segment for _, one in part}):
+                    return False
                 for key, entry in part:
-                    if transaction.get(_segment_key(entry.segment)) is None:
-                        return False
                     held = transaction.get(key)
                     if held is None or INDEXED.unpack(held)[4] < entry.fence + replace:
                         transaction.put(key, INDEXED.pack(*entry))
