@@ -96,6 +96,12 @@ TARGETS = st.sampled_from(
         f"{FRAMES}1,1",
         f"{FRAMES}101",
         f"{FRAMES}1?a=b",
+        f"{FRAMES}1?accept=image/jpeg",
+        f"{FRAMES}1?accept=image/jpeg;x=/frames/2",
+        f"{FRAMES}1,2?accept=image/jpeg",
+        f"{FRAMES}2,1",
+        f"{FRAMES}{'1' * 5000}",
+        f"{FRAMES}0{'1' * 9}",
         f"{FRAMES}1?",
         f"{FRAMES}%31",
         f"{FRAMES}1#x",
@@ -233,6 +239,12 @@ class EqualityTests(SynchronousTestCase):
         self.compare([*forms, *forms])
         self.assertEqual(before + 8, self.hot_answers())
         self.assertEqual(found + 8, self.cached.found)
+
+    def test_forms_that_look_like_lists(self) -> None:
+        """A single frame in a form that its query asks for, or whose number is written otherwise, teaches nothing about lists."""
+        plain = request("1,2", accept="image/jpeg")
+        for odd in ("1?accept=image/jpeg", "%31", "1?", "1?accept=image/jpeg;x=/frames/2", "1" * 5000):
+            self.compare([request(odd, accept="image/jpeg"), plain, plain, request(2), request("2,1"), request("1,1")])
 
     def test_split_anywhere(self) -> None:
         """A request cut in two at any byte is answered once, the same way."""

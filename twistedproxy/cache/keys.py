@@ -99,7 +99,7 @@ LOADING = b"l"
 
 def is_fact(name: bytes) -> bool:
     """Whether an entry is of a kind that is small and often written: grants, metadata (`twistedproxy.frames.entries`)."""
-    return name[:1] in (b"g", b"m", LOADING)
+    return name[:1] in (b"d", b"g", b"m", LOADING)
 
 
 def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:

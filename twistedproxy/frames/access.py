@@ -20,7 +20,7 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.frames.entries import METADATA, grant_name, pack_grant, unpack_grant
+from twistedproxy.frames.entries import METADATA, REFERENCE, grant_name, pack_grant, unpack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
@@ -120,36 +120,36 @@ class Access:
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known.
         """
         fence = await self._compared(instance, metadata, reading)
+        first = METADATA not in reading.entries and self.known(caller, instance) is None
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
         self.grants.add(caller, instance, grant)
+        facts = dict.fromkeys([METADATA, REFERENCE] if first else [METADATA], metadata.to_bytes())
         await all_or_none(
             [
                 self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl),
-                self._put(instance, fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS),
+                self._put(instance, fence, facts, METADATA_SECONDS),
             ]
         )
         return grant
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
-        """Compare *metadata* with those of before; the fence of what is cached. Where they are equal, what has ended goes on; where
-        they are not, the origin has replaced the instance, and what is cached of it is invalidated."""
-        if reading.fence is None or self.changed is None:
+        """The fence that a grant of this *metadata* has. Where the time of what is cached has ended, compare them with those that it
+        was cached under: if they are equal it goes on; if they are not, the origin has replaced the instance, and what is cached
+        of it is invalidated."""
+        if not reading.ended or reading.fence is None or self.changed is None:
             return reading.fence
-        before = metadata_in(reading)
-        if before is None:
-            before = metadata_in(await self.cache.get_many(instance, [METADATA]))
+        present = await self.cache.get_many(instance, [REFERENCE])
+        if present.fence != reading.fence:
+            return reading.fence  # it was invalidated meanwhile
+        before = metadata_in(present, REFERENCE)
         if before is not None and before.may_be_of_same(metadata):
-            if reading.ended:
-                await self.cache.prolong(instance, reading.fence, self.entry_seconds)
+            await self.cache.prolong(instance, reading.fence, self.entry_seconds)
             return reading.fence
-        if before is not None:
-            self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
-        elif not reading.ended:
-            return reading.fence  # nothing was known of it
+        self._log.info("what is cached of {instance} has ended", event="instance_ended", instance=instance.path)
         await self.changed(instance.scope)
-        return (await self.cache.get_many(instance, [])).fence
+        return None  # this answer may be of before: the next request asks again
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""
@@ -239,9 +239,9 @@ class Access:
         self._log.info("a grant was not renewed: {reason}", reason=str(error), instance=instance.path)
 
 
-def metadata_in(reading: Reading) -> Optional[InstanceMetadata]:
+def metadata_in(reading: Reading, name: bytes = METADATA) -> Optional[InstanceMetadata]:
     """The metadata among what was read from the cache."""
-    packed = reading.entries.get(METADATA)
+    packed = reading.entries.get(name)
     if packed is None:
         return None
     try:

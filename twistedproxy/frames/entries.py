@@ -46,6 +46,9 @@ def _digests(contents: Sequence[bytes]) -> list[bytes]:
 
 METADATA = b"m"
 
+REFERENCE = b"d"
+"""The name of the metadata that an instance had when the first of it was cached."""
+
 _EXPIRY = struct.Struct("!d")
 
 

@@ -237,8 +237,10 @@ class FrameReader:
             self.watch.checked(instance, reading.fence, ticket)
         if grant is None or reading.ended or (reading.fence is not None and grant.fence != reading.fence):
             grant = await self.access.ask(origin, instance, caller, reading)
-            if reading.ended or grant.fence != reading.fence:  # what had ended goes on, or the instance is another
+            if reading.ended:  # what had ended goes on, or the instance is another
                 reading = await self.cache.get_many(instance, names)
+                if grant.fence != reading.fence:
+                    reading = Reading(None, {})  # nothing comes from the cache this time, or goes there
         else:
             self.access.renew_if_spent(origin, instance, caller, grant)
         return grant, reading

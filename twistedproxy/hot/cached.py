@@ -30,6 +30,9 @@ from twistedproxy.server.conditional import entity_tag
 MAX_TEMPLATES = 4096
 """Templates that are kept: one for each instance and viewer; about 1.5 kB each."""
 
+MAX_KEY = 2048
+"""Bytes of a request target, Accept and Origin that are remembered."""
+
 _FRAMES = b"/frames/"
 _LIST = re.compile(rb"[1-9][0-9]{0,8}(?:,[1-9][0-9]{0,8})+")
 ZERO = ord("0")
@@ -121,12 +124,14 @@ class CachedAnswers:
         """The answer of *key*, if it may be given to *caller* now, and without waiting for anything."""
         prefix, _, tail = key[0].rpartition(_FRAMES)
         single = tail.isdigit()
+        if single and (len(tail) > MAX_DIGITS or tail[0] == ZERO):
+            return None
         template = self._templates.get((prefix, key[1], key[2], single))
         if template is None or self.invalidation.pending:
             return None
         grant = self.access.known_for_long(caller, template.instance)
         numbers = None if grant is None else (int(tail),) if single else self._numbers(tail, grant)
-        if grant is None or numbers is None or (single and (len(tail) > MAX_DIGITS or tail[0] == ZERO)):
+        if grant is None or numbers is None:
             return None
         read = self.cache.read_now(template.instance, [frame_name(number) for number in numbers])
         if read is None or read[0] != grant.fence or max(numbers) > grant.metadata.frames:
@@ -158,7 +163,8 @@ class CachedAnswers:
         """Take a template from the ordinary answer to *key*, of frames in the transfer syntax *stored*; *head*: its header lines."""
         prefix, separator, tail = key[0].rpartition(_FRAMES)
         cut = _VALUES.fullmatch(head)
-        if separator and cut is not None:
+        plain = tail.isdigit() or _LIST.fullmatch(tail) is not None
+        if separator and cut is not None and plain and b"?" not in key[0] and sum(map(len, key)) <= MAX_KEY:
             template = Template.of(instance, form, stored, cut.groups())
             self._templates[prefix, key[1], key[2], tail.isdigit()] = template
             if len(self._templates) > MAX_TEMPLATES:

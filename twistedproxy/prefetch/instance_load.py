@@ -142,7 +142,7 @@ async def remove_frames(cache: Cache, instance: Instance, last: int) -> bool:
     for first in range(1, last + 1, REMOVED_AT_ONCE):
         numbers = range(first, min(first + REMOVED_AT_ONCE, last + 1))
         removed = await cache.remove(instance, [frame_name(number) for number in numbers]) and removed
-    return await cache.remove(instance, [LOADING]) and removed if last else True
+    return removed and (not last or await cache.remove(instance, [LOADING]))
 
 
 READ_BYTES = 512 * 1024

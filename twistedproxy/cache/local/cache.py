@@ -38,6 +38,9 @@ from twistedproxy.cache.local.upkeep import Upkeep
 from twistedproxy.cache.monitoring import CacheObserver
 from twistedproxy.dicom.resource import Instance, Scope
 
+MAX_QUEUED = 256 << 20
+"""Bytes that may wait for a slow disk; what comes then is not cached."""
+
 MANY = 1000
 """Names that are looked up in the reactor's thread: 1 ms."""
 
@@ -102,13 +105,12 @@ class LocalCache(LocalClaims):
             await self._owner.stop()
 
     def _close(self) -> None:
-        self.operations.stop()
-        self._upkeep.close()
-        self.store.close()
-        self.facts.close()
-        self.generations.close()
-        os.close(self._member)
-        self._member = -1
+        with ExitStack() as closing:  # the last first; each of them, whatever happens to others
+            closing.callback(os.close, self._member)
+            self._member = -1
+            for part in (self.generations, self.facts, self.store, self._upkeep):
+                closing.callback(part.close)
+            self.operations.stop()
 
     # Reading.
 
@@ -163,7 +165,7 @@ class LocalCache(LocalClaims):
         began = self.operations.now()
         taken = False
         try:
-            if fence is not None and fence == self.readings.fence(instance):
+            if fence is not None and fence == self.readings.fence(instance) and self._queued <= MAX_QUEUED:
                 ends = math.inf if seconds is None else self._clock() + seconds
                 packed = [pieces(value) for value in entries.values()]
                 taken = await self._write(fence, dict(zip(keys_of(instance, entries), packed)), ends)
@@ -236,12 +238,15 @@ class LocalCache(LocalClaims):
 
     async def status(self) -> dict[str, object]:
         """See `Cache`."""
-        counts = self.store.index.counts()
+        try:
+            counts, index_size = self.store.index.counts(), self.store.index.size()
+        except ERRORS as error:
+            return {"provider": "local", "connected": False, "error": str(error), "max_bytes": self._size}
         return {
             "provider": "local",
             "connected": True,
             "folder": str(self._folder),
-            "used_bytes": counts.reserved + self.store.index.size(),
+            "used_bytes": counts.reserved + index_size,
             "max_bytes": self._size,
             "evicted": counts.evicted,
             "second_chances": counts.second_chances,

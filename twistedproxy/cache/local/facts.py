@@ -15,7 +15,12 @@ from typing import Optional, TypeVar
 
 import lmdb
 
+from twistedproxy.cache.keys import LOADING
+
 NAME = "facts"
+KEY_START = 21
+"""Bytes of a key before the name: the kind of key, and the digest of the instance."""
+
 MAX_READERS = 1024
 """Threads that read at once, in all processes."""
 
@@ -182,9 +187,12 @@ class Facts:
                     transaction.delete(key)
 
     def _drop_all(self) -> None:
-        """All can be asked for, or claimed, again."""
+        """All can be asked for, or claimed, again; but what says that an instance is being loaded stays."""
         with self._environment.begin(write=True) as transaction:
+            kept = [(key, value) for key, value in transaction.cursor() if key[KEY_START:] == LOADING]
             transaction.drop(self._environment.open_db(None, transaction), delete=False)
+            for key, value in kept:
+                transaction.put(key, value)
 
     def begin_anew(self) -> list[bytes]:
         """Drop all claims: who held them is gone. The keys of all entries."""

@@ -50,6 +50,9 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if os.fstat(self._file).st_size < mmap.PAGESIZE:
+            os.close(self._file)
+            raise JournalDamaged("the journal of invalidations was cut off")
         self._header = mmap.mmap(self._file, mmap.PAGESIZE, prot=mmap.PROT_READ)
         self._reading = threading.Lock()
         self._seen = b""
@@ -79,7 +82,8 @@ class Generations:
     def fence(self, generations: Sequence[bytes]) -> Fence:
         """The present fence of what has these generation keys."""
         self.look()
-        return max([self._everything, *[self._last.get(key, 0) for key in generations]]).to_bytes(8, "big")
+        last = self._last  # before what stands for everything: another thread may just begin anew
+        return max([*[last.get(key, 0) for key in generations], self._everything]).to_bytes(8, "big")
 
     def look(self) -> bytes:
         """Look for invalidations; what stands for those so far. As long as it is the same object, fences are the same."""
@@ -129,15 +133,16 @@ class Generations:
             else:
                 raise JournalDamaged("the journal of invalidations has a damaged header")
             _, count, number, _ = _HEADER.unpack(seen)
-            if number - self._number == count - self._count > 0:
-                first = self._count
+            if number - self._number == count - self._count >= 0:
+                first, last = self._count, self._last
             else:  # it began anew
-                first, self._last = 0, {}
+                first, last = 0, {}
             records = self._records(first, count)
             for one, _, key in records:
                 if key == _EVERYTHING:
                     self._everything = one
-                self._last[key] = one
+                last[key] = one
+            self._last = last  # whole: other threads look into it
             self._count, self._number, self._seen = count, number, seen
 
     def _records(self, first: int, end: int) -> list[_Record]:

@@ -108,6 +108,16 @@ class EntryIndex:
                 for key in part:
                     transaction.delete(key)
 
+    def move(self, moves: Sequence[tuple[bytes, Indexed, Place]]) -> int:
+        """Have those entries that are still what they were be at other places; how many those are."""
+        moved = 0
+        for part in in_parts(moves):
+            with self._environment.begin(write=True) as transaction:
+                for key, entry, place in part:
+                    if transaction.get(key) == INDEXED.pack(*entry):
+                        moved += transaction.put(key, INDEXED.pack(*place, entry.ends, entry.fence))
+        return moved
+
     def leave(self, places: Sequence[tuple[bytes, Place]]) -> int:
         """Remove those entries that are still where *places* says; how many those were."""
         removed = 0

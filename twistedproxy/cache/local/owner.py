@@ -22,8 +22,8 @@ from twistedproxy.cache.address import LocalAddress, SharedFolder
 from twistedproxy.cache.keys import FRAME, LOADING
 from twistedproxy.cache.local import folder as folders
 from twistedproxy.cache.local import segments
+from twistedproxy.cache.local.facts import KEY_START, Facts, facts_size
 from twistedproxy.cache.local.facts import NAME as FACTS
-from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import EntryIndex
 
@@ -227,7 +227,7 @@ def _settle(path: Path, size: int, numbers: list[int]) -> None:
     """Drop the claims of those who are gone, take back what they had loaded half, and forget files that nothing leads to."""
     facts, index = Facts(path, size, time.time), EntryIndex(path)
     for key in facts.begin_anew():
-        if key.endswith(LOADING):
+        if key[KEY_START:] == LOADING and key.startswith(b"e"):
             index.remove_all(index.under(key[: -len(LOADING)] + FRAME))
             facts.remove([key])
     known = index.segments()

@@ -16,7 +16,7 @@ import attrs
 
 from twistedproxy.cache.interface import LARGE, EntryNow, Fence
 from twistedproxy.cache.keys import KNOWN_INSTANCES, instance_keys
-from twistedproxy.cache.local.facts import Facts
+from twistedproxy.cache.local.facts import KEY_START, Facts
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import INDEXED, Indexed
 from twistedproxy.cache.local.segments import HEADER, Place, WouldWait, checked
@@ -26,9 +26,6 @@ from twistedproxy.dicom.resource import Instance
 NOW_BYTES = 1 << 20
 """Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
 
-
-KEY_START = 21
-"""Bytes of a key before the name: the kind of key, and the digest of the instance."""
 
 Slow = tuple[bytes, bytes, Indexed]
 """Name, key, and what the index has."""

@@ -114,6 +114,13 @@ class SegmentWriter:
 
     def append(self, pieces: Sequence[bytes]) -> int:
         """Write *pieces* at the end; where they begin. Raises OSError, and then has written nothing that counts."""
+        try:
+            return self._append(pieces)
+        except OSError:
+            os.ftruncate(self._file, self.size)  # what is left of it must not be taken for entries
+            raise
+
+    def _append(self, pieces: Sequence[bytes]) -> int:
         start = at = self.size
         for first in range(0, len(pieces), IOV):
             part: list[bytes | memoryview] = list(pieces[first : first + IOV])
@@ -174,9 +181,10 @@ class SegmentReader:
 
     def _open(self, number: int) -> int:
         file = os.open(segment_path(self._folder, number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if self._files.setdefault(number, file) != file:  # another thread was faster
+        held = self._files.setdefault(number, file)
+        if held != file:  # another thread was faster
             os.close(file)
-        return self._files[number]
+        return held
 
     def forget(self, living: Iterable[int]) -> list[int]:
         """Forget segments that are not *living*; their files, which are to be closed in a moment: no thread reads them any more."""

@@ -156,7 +156,12 @@ class SegmentStore:
     def _reserve(self, size: int, copying: bool) -> bool:
         limit = self.limit - self.index.size() - (0 if copying else self.segment_bytes)
         if self._writer is not None:
-            return self.index.reserve(self._writer.number, size, limit)
+            try:
+                return self.index.reserve(self._writer.number, size, limit)
+            except KeyError:  # somebody removed its file, and another process forgot it
+                self._writer.close()
+                self._writer = None
+                return self._reserve(size, copying)
         try:
             return self.index.begin(size, limit, self._begin)
         except BaseException:
@@ -179,6 +184,8 @@ class SegmentStore:
         if writer is not None:
             try:
                 self.index.reserve(writer.number, writer.size, self.limit)
+            except KeyError:
+                pass
             finally:
                 writer.close()
 
@@ -231,8 +238,7 @@ class SegmentStore:
             places = self._write([[bytes(stored)] for _, _, stored in batch], copying=True)
             if not places:
                 return 0
-            copies = [(key, Indexed(*place, entry.ends, entry.fence)) for (key, entry, _), place in zip(batch, places)]
-            return len(copies) if self.index.put(copies) else 0
+            return self.index.move([(key, entry, place) for (key, entry, _), place in zip(batch, places)])
         except (OSError, lmdb.Error):
             return 0
 
