@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Optional
 
 import attrs
@@ -37,6 +37,11 @@ MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
 
 
+def _has(bits: bytearray, number: int) -> bool:
+    byte = (number - 1) >> 3
+    return byte < len(bits) and bool(bits[byte] >> ((number - 1) & 7) & 1)
+
+
 class Usefulness:
     """Counts prefetched frames that were asked for: what waste there is shows here.
 
@@ -47,9 +52,11 @@ class Usefulness:
         self._metrics = metrics
         self._asked: OrderedDict[Instance, bytearray] = OrderedDict()
 
-    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> None:
+    def asked(self, instance: Instance, frames: int, numbers: Sequence[int]) -> None:
         """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
         bits = self._asked.get(instance)
+        if bits is not None and all([_has(bits, number) for number in numbers]):
+            return
         if bits is None or len(bits) * 8 < frames:
             bits = self._asked[instance] = bytearray(frames // 8 + 1)
             if len(self._asked) > MAX_INSTANCES:
