@@ -55,7 +55,7 @@ class Usefulness:
     def asked(self, instance: Instance, frames: int, numbers: Sequence[int]) -> None:
         """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
         bits = self._asked.get(instance)
-        if bits is not None and all([_has(bits, number) for number in numbers]):
+        if bits is not None and not [number for number in numbers if not _has(bits, number)]:
             return
         if bits is None or len(bits) * 8 < frames:
             bits = self._asked[instance] = bytearray(frames // 8 + 1)
