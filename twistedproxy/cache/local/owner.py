@@ -26,6 +26,7 @@ from twistedproxy.cache.local.facts import NAME as FACTS
 from twistedproxy.cache.local.facts import Facts, facts_size
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import EntryIndex
+from twistedproxy.cache.local.reading import name_of
 
 MODULE = "twistedproxy.cache.local.mend"
 
@@ -227,7 +228,7 @@ def _settle(path: Path, size: int, numbers: list[int]) -> None:
     """Drop the claims of those who are gone, take back what they had loaded half, and forget files that nothing leads to."""
     facts, index = Facts(path, size, time.time), EntryIndex(path)
     for key in facts.begin_anew():
-        if key.endswith(LOADING):
+        if name_of(key) == LOADING:
             index.remove_all(index.under(key[: -len(LOADING)] + FRAME))
             facts.remove([key])
     known = index.segments()
