@@ -63,6 +63,9 @@ class Access:
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
+    _ending: SingleFlight[tuple[Instance, Fence, InstanceMetadata], Optional[Fence]] = attrs.field(
+        init=False, factory=SingleFlight
+    )
     _log = Logger()
 
     def known(self, caller: Caller, instance: Instance) -> Optional[Grant]:
@@ -135,21 +138,37 @@ class Access:
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
         """Compare *metadata* with those of before; the fence of what is cached. Where they are equal, what has ended goes on; where
         they are not, the origin has replaced the instance, and what is cached of it is invalidated."""
-        if reading.fence is None or self.changed is None:
-            return reading.fence
+        old = reading.fence
+        if old is None or self.changed is None:
+            return old
         before = metadata_in(reading)
         if before is None:
             before = metadata_in(await self.cache.get_many(instance, [METADATA]))
         if before is not None and before.may_be_of_same(metadata):
             if reading.ended:
-                await self.cache.prolong(instance, reading.fence, self.entry_seconds)
-            return reading.fence
+                await self.cache.prolong(instance, old, self.entry_seconds)
+            return old
+        if before is None and not reading.ended:
+            return old  # nothing was known of it
+        ended = self._ending.one((instance, old, metadata), None, lambda: self._end(instance, metadata, old, before))
+        return (await ended)[0]
+
+    async def _end(
+        self, instance: Instance, metadata: InstanceMetadata, fence: Fence, before: Optional[InstanceMetadata]
+    ) -> Optional[Fence]:
+        """Invalidate what is cached of *instance* under *fence*, for it has *metadata* now; the fence of what is cached then. Callers
+        who noticed it together do it once: the second time it would end what was fetched since."""
+        assert self.changed is not None
+        present = await self.cache.get_many(instance, [METADATA])
+        known = metadata_in(present)
+        if present.fence != fence and known is not None and known.may_be_of_same(metadata):
+            return present.fence
         if before is not None:
             self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
-        elif not reading.ended:
-            return reading.fence  # nothing was known of it
         await self.changed(instance.scope)
-        return (await self.cache.get_many(instance, [])).fence
+        present = await self.cache.get_many(instance, [])
+        await self.cache.put_many(instance, present.fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS)
+        return present.fence
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""
