@@ -117,12 +117,20 @@ class Access:
             raise
         return await self.record(instance, caller, metadata, reading)
 
-    async def record(self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading) -> Grant:
+    async def record(
+        self,
+        instance: Instance,
+        caller: Caller,
+        metadata: InstanceMetadata,
+        reading: Reading,
+        said: bool = True,
+    ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
-        *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known.
+        *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
+        the origin has just said the metadata; else it gave something that proves the right alone.
         """
-        fence = await self._compared(instance, metadata, reading)
+        fence = await self._compared(instance, metadata, reading) if said else reading.fence
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
@@ -136,8 +144,9 @@ class Access:
         return grant
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
-        """Compare *metadata* with those of before; the fence of what is cached. Where they are equal, what has ended goes on; where
-        they are not, the origin has replaced the instance, and what is cached of it is invalidated."""
+        """Compare *metadata* with those of before; the fence of what is cached. Where they are equal, all that is cached goes on
+        from now, also what has ended: *reading* need not tell, for a list's frames are looked for later. Where they are not, the
+        origin has replaced the instance, and what is cached of it is invalidated."""
         old = reading.fence
         if old is None or self.changed is None:
             return old
@@ -145,8 +154,7 @@ class Access:
         if before is None:
             before = metadata_in(await self.cache.get_many(instance, [METADATA]))
         if before is not None and before.may_be_of_same(metadata):
-            if reading.ended:
-                await self.cache.prolong(instance, old, self.entry_seconds)
+            await self.cache.prolong(instance, old, self.entry_seconds)
             return old
         if before is None and not reading.ended:
             return old  # nothing was known of it
@@ -211,8 +219,8 @@ class Access:
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
-            metadata = await self._still_proved(origin, instance, caller, grant.metadata)
-            await self.record(instance, caller, metadata, Reading(grant.fence, {}))
+            metadata, said = await self._still_proved(origin, instance, caller, grant.metadata)
+            await self.record(instance, caller, metadata, Reading(grant.fence, {}), said)
         except OriginRefused as refused:
             if refused.status in DENIALS:
                 await self.revoke(caller, instance)
@@ -223,17 +231,17 @@ class Access:
 
     async def _still_proved(
         self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
-    ) -> InstanceMetadata:  # fmt: skip
-        """Have the origin prove the caller's right once more; return the facts. Raises `OriginError`."""
+    ) -> tuple[InstanceMetadata, bool]:
+        """Have the origin prove the caller's right once more; the facts, and whether it said them. Raises `OriginError`."""
         if known.frames > RENEWED_BY_METADATA:
             try:
-                return await self._by_frame(origin, instance, caller, known)
+                return await self._by_frame(origin, instance, caller, known), False
             except OriginRefused as refused:
                 if refused.status in NOT_ALLOWED:
                     raise
             except OriginBadAnswer:
                 pass  # a store that gives no frames may give metadata
-        return await self._metadata(origin, instance, caller)
+        return await self._metadata(origin, instance, caller), True
 
     async def _metadata(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceMetadata:
         """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
