@@ -210,6 +210,28 @@ class ReplacedTests(TermCase):
         self.assertEqual(await self.get(1), [2])
         self.assertEqual(self.invalidated, [INSTANCE.scope])
 
+    async def test_forgotten(self) -> None:
+        """Once the table of facts has forgotten what the instance was, frames of before never go on: those written since do."""
+        for again in (self.get, self.granted):
+            await self.get(1, 2)
+            await self.cache.remove(INSTANCE, [b"m"])
+            if again == self.granted:
+                self.cache.facts._drop_all()
+            self.replace(rows=self.origin.metadata_value.rows + 1)
+            self.now += TERM + 1
+            await again(3)
+            new = self.origin.version
+            for _ in range(3):
+                self.assertEqual(await self.get(1, 2, 3), [new] * 3)
+                self.now += TERM + 1
+            self.asked()
+            self.assertEqual(await self.get(1, 2, 3), [new] * 3)
+            self.assertEqual(self.asked(), ["metadata"])
+
+    async def granted(self, *_numbers: int) -> None:
+        """Win a grant before any frame is looked for, as requests of several frames do."""
+        await self.reader.granted(self.origin, INSTANCE, ALICE)  # type: ignore[arg-type]
+
 
 class NotAnsweredTests(TermCase):
     """The origin does not say whether it is still the same instance."""

@@ -157,7 +157,8 @@ class Access:
             await self.cache.prolong(instance, old, self.entry_seconds)
             return old
         if before is None and not reading.ended:
-            return old  # nothing was known of it
+            await self.cache.prolong(instance, old, self.entry_seconds, known=False)
+            return old
         ended = self._ending.one((instance, old, metadata), None, lambda: self._end(instance, metadata, old, before))
         return (await ended)[0]
 
@@ -175,7 +176,9 @@ class Access:
             self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
         await self.changed(instance.scope)
         present = await self.cache.get_many(instance, [])
-        await self.cache.put_many(instance, present.fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS)
+        if present.fence is not None:
+            await self.cache.prolong(instance, present.fence, self.entry_seconds, known=False)
+            await self.cache.put_many(instance, present.fence, {METADATA: metadata.to_bytes()}, METADATA_SECONDS)
         return present.fence
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:

@@ -205,11 +205,11 @@ class LocalCache(LocalClaims):
             return False
         return True
 
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float], known: bool = True) -> None:
         """See `Cache`."""
         ends = math.inf if seconds is None else self._clock() + seconds
         try:
-            await self.operations.in_few(self.readings.prolong, instance, fence, ends)
+            await self.operations.in_few(self.readings.prolong, instance, fence, ends, known)
         except ERRORS as error:
             self.operations.failed("prolong", error)
 

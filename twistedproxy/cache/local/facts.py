@@ -95,6 +95,14 @@ class Facts:
         written, ends = _HEAD.unpack_from(stored)
         return stored[_HEAD.size :] if written.to_bytes(8, "big") >= fence and ends > self._clock() else None
 
+    def held(self, key: bytes, fence: bytes) -> Optional[bytes]:
+        """The entry of *key* that was written under *fence* or a later one, also where it has ended."""
+        with self._environment.begin() as transaction:
+            stored = transaction.get(key)
+        if stored is None or _HEAD.unpack_from(stored)[0] < int.from_bytes(fence, "big"):
+            return None
+        return stored[_HEAD.size :]
+
     def put(self, entries: Mapping[bytes, bytes], fence: bytes, ends: float) -> None:
         """Write entries that end at *ends*."""
         head = _HEAD.pack(int.from_bytes(fence, "big"), ends)
