@@ -24,7 +24,7 @@ from tests.running import python_environment, tied
 from tests.waiting import within
 from twistedproxy.cache.address import LocalAddress, SharedFolder
 from twistedproxy.cache.local.cache import LocalCache
-from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.resource import Instance, Scope
 
 SECONDS = 86400.0
 
@@ -66,7 +66,11 @@ class Member(ProcessProtocol):
 
     async def invalidate(self, number: int) -> None:
         """Invalidate an instance."""
-        await self._ask("invalidate", number)
+        await self.invalidate_scope(instance(number).scope)
+
+    async def invalidate_scope(self, scope: Scope) -> None:
+        """Invalidate all of *scope*."""
+        await self._ask("invalidate", *attrs.astuple(scope))
 
     async def stop(self) -> None:
         """Let it close the cache and end."""
@@ -154,8 +158,8 @@ class _Orders(LineOnlyReceiver):
         token = b"%d" % id(self)
         return list(map(_text, await self._cache.claim(instance(number), list(map(_bytes, names)), token, SECONDS)))
 
-    async def do_invalidate(self, number: int) -> None:
-        await self._cache.invalidate(instance(number).scope)
+    async def do_invalidate(self, *scope: str) -> None:
+        await self._cache.invalidate(Scope(*scope))
 
     def connectionLost(self, reason: Failure = _CLOSED) -> None:
         ensureDeferred(self._end())

@@ -117,6 +117,14 @@ class KeptTests(FolderCase):
         self.assertEqual(await get(again, b"F1", b"F2", FACT, number=2), {FACT: b"fact"})
         self.assertEqual(await again.claim(instance(1), [b"1"], b"you", 60.0), {b"1"})
 
+    async def test_what_ends_like_the_name_of_a_load(self) -> None:
+        """Only an entry that says that a load was under way is taken for one: a grant's name may end in any byte."""
+        grant = b"g" + b"0123456789abcde" + LOADING
+        cache = await self.open()
+        await put(cache, {b"F1": b"one", grant: b"fact"})
+        await cache.stop()
+        self.assertEqual(await get(await self.open(), b"F1", grant), {b"F1": b"one", grant: b"fact"})
+
     async def test_after_the_machine_went_down(self) -> None:
         """The index of a proxy that did not stop is not believed then."""
         proxy = await self.member(own=True)

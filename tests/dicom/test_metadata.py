@@ -420,6 +420,28 @@ class FactsTests(SynchronousTestCase):
         ):
             self.assertRaises(BadMetadata, InstanceMetadata.from_bytes, broken)
 
+    def test_may_be_of_same(self) -> None:
+        """Any fact that differs tells of other data; but what one of two does not say is no difference: when the instance was
+        made, and its transfer syntax."""
+        facts = attrs.evolve(FACTS, created="20260101 120000", transfer_syntax=JPEG_BASELINE)
+        for name, value in attrs.asdict(facts).items():
+            other = (
+                not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else (value or 0) + 1
+            )
+            self.assertFalse(facts.may_be_of_same(attrs.evolve(facts, **{name: other})), name)
+            self.assertFalse(attrs.evolve(facts, **{name: other}).may_be_of_same(facts), name)
+        self.assertTrue(facts.may_be_of_same(InstanceMetadata.from_bytes(facts.to_bytes())))
+        unsaid = attrs.evolve(facts, created="", transfer_syntax=None)
+        for less in (attrs.evolve(facts, created=""), attrs.evolve(facts, transfer_syntax=None), unsaid):
+            self.assertTrue(facts.may_be_of_same(less))
+            self.assertTrue(less.may_be_of_same(facts))
+            self.assertFalse(less.may_be_of_same(attrs.evolve(facts, rows=facts.rows + 1)))
+        made = attrs.evolve(facts, transfer_syntax=None, created="20260102 120000")
+        self.assertFalse(facts.may_be_of_same(made))
+        self.assertFalse(
+            attrs.evolve(facts, created="").may_be_of_same(attrs.evolve(unsaid, transfer_syntax=JPEG_2000))
+        )
+
     def test_grid(self) -> None:
         """Frames that overlap the edges of the total pixel matrix count; without one all frames stand in a row."""
         self.assertEqual(FACTS.grid, (100, 101))

@@ -80,7 +80,7 @@ class Heads:
 class EndsForGood:
     """A cache that drops entries when their time ends: none goes on."""
 
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+    async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
 
 
@@ -118,9 +118,10 @@ class Cache(Protocol):
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """Take entries back; whether the server did."""
 
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
-        """Have all entries under *fence* last *seconds* from now, those too whose time has ended: the instance is still the
-        same. A cache that drops what has ended does nothing."""
+    async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
+        """Have all entries under *fence* that were written for *seconds* after *since* (seconds since the epoch) last as long again
+        from now, those too whose time has ended: the instance is still what it was then. A cache that drops what has ended does
+        nothing."""
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """Claim names for *token*, each set only if absent; return those won. A claim is no entry: `get_many` never sees it."""

@@ -20,7 +20,15 @@ from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.frames.entries import METADATA, REFERENCE, grant_name, pack_grant, unpack_grant
+from twistedproxy.frames.entries import (
+    METADATA,
+    REFERENCE,
+    grant_name,
+    pack_grant,
+    pack_reference,
+    unpack_grant,
+    unpack_reference,
+)
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
@@ -125,7 +133,9 @@ class Access:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
         self.grants.add(caller, instance, grant)
-        facts = dict.fromkeys([METADATA, REFERENCE] if first else [METADATA], metadata.to_bytes())
+        facts = {METADATA: metadata.to_bytes()}
+        if first:
+            facts[REFERENCE] = pack_reference(self.wall_clock(), metadata)
         await all_or_none(
             [
                 self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl),
@@ -143,9 +153,9 @@ class Access:
         present = await self.cache.get_many(instance, [REFERENCE])
         if present.fence != reading.fence:
             return reading.fence  # it was invalidated meanwhile
-        before = metadata_in(present, REFERENCE)
-        if before is not None and before.may_be_of_same(metadata):
-            await self.cache.prolong(instance, reading.fence, self.entry_seconds)
+        reference = unpack_reference(present.entries.get(REFERENCE, b""))
+        if reference is not None and self.entry_seconds is not None and reference[1].may_be_of_same(metadata):
+            await self.cache.prolong(instance, reading.fence, self.entry_seconds, reference[0])
             return reading.fence
         self._log.info("what is cached of {instance} has ended", event="instance_ended", instance=instance.path)
         await self.changed(instance.scope)
@@ -239,9 +249,9 @@ class Access:
         self._log.info("a grant was not renewed: {reason}", reason=str(error), instance=instance.path)
 
 
-def metadata_in(reading: Reading, name: bytes = METADATA) -> Optional[InstanceMetadata]:
+def metadata_in(reading: Reading) -> Optional[InstanceMetadata]:
     """The metadata among what was read from the cache."""
-    packed = reading.entries.get(name)
+    packed = reading.entries.get(METADATA)
     if packed is None:
         return None
     try:

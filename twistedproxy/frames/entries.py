@@ -22,6 +22,7 @@ from typing import Optional, cast
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
+from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
 from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
@@ -46,10 +47,23 @@ def _digests(contents: Sequence[bytes]) -> list[bytes]:
 
 METADATA = b"m"
 
-REFERENCE = b"d"
-"""The name of the metadata that an instance had when the first of it was cached."""
-
 _EXPIRY = struct.Struct("!d")
+
+REFERENCE = b"d"
+"""The name of the metadata that an instance had when the first of it was cached, and of when that was."""
+
+
+def pack_reference(now: float, metadata: InstanceMetadata) -> bytes:
+    """The time (8 bytes, seconds since the epoch), the metadata."""
+    return _EXPIRY.pack(now) + metadata.to_bytes()
+
+
+def unpack_reference(value: bytes) -> Optional[tuple[float, InstanceMetadata]]:
+    """What `pack_reference` packed; None for anything else."""
+    try:
+        return float(_EXPIRY.unpack_from(value)[0]), InstanceMetadata.from_bytes(value[_EXPIRY.size :])
+    except (struct.error, BadMetadata):
+        return None
 
 
 class BadEntry(ValueError):

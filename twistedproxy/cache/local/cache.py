@@ -211,11 +211,11 @@ class LocalCache(LocalClaims):
             return False
         return True
 
-    async def prolong(self, instance: Instance, fence: Fence, seconds: Optional[float]) -> None:
+    async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
-        ends = math.inf if seconds is None else self._clock() + seconds
         try:
-            await self.operations.in_few(self.readings.prolong, instance, fence, ends)
+            ends = self._clock() + seconds
+            await self.operations.in_few(self.readings.prolong, instance, fence, ends, since + seconds)
         except ERRORS as error:
             self.operations.failed("prolong", error)
 

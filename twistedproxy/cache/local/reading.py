@@ -2,12 +2,14 @@
 
 Rules:
 - An entry is valid under the present fence of its instance, until it ends. The entries of an instance whose time was prolonged
-  are valid for that long, whenever they would have ended by themselves.
+  are valid for that long, if they were written since it is known what the instance is: a table of facts that was full, or was made
+  anew, forgets that, and frames of before could be those of another instance.
 - `Readings.find` and `read_now` wait for nothing, all else does.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Optional, cast
@@ -26,6 +28,9 @@ from twistedproxy.dicom.resource import Instance
 NOW_BYTES = 1 << 20
 """Bytes of one reading that are read in the reactor's thread: 0.3 ms."""
 
+
+_LEAST = struct.Struct("!d")
+"""The end of the first entry of an instance that goes on."""
 
 Slow = tuple[bytes, bytes, Indexed]
 """Name, key, and what the index has."""
@@ -114,7 +119,7 @@ class Readings:
                 if value is None:
                     return None
                 segment, offset, length, ends, fence = INDEXED.unpack(value)
-                if fence < known.least or (ends <= now and self.facts.get(_term_key(instance), known.fence) is None):
+                if fence < known.least or (ends <= now and not self._goes_on(instance, ends, known.fence)):
                     return None
                 stored = buffer[at : at + length]
                 read_now(segment, offset, stored)
@@ -178,9 +183,9 @@ class Readings:
                     starts[name] = bytes(start), size
         return fence, starts
 
-    def prolong(self, instance: Instance, fence: Fence, ends: float) -> None:
-        """Have all entries of *instance* under *fence* end at *ends* at the earliest."""
-        self.facts.put({_term_key(instance): b""}, fence, ends)
+    def prolong(self, instance: Instance, fence: Fence, ends: float, least: float) -> None:
+        """Have the entries of *instance* under *fence* that would have ended at *least* or later end at *ends* at the earliest."""
+        self.facts.put({_term_key(instance): _LEAST.pack(least)}, fence, ends)
 
     def _elsewhere(self, key: bytes, fence: Fence) -> Optional[bytes]:
         """The entry of *key* that is in no segment: a small one, or one that is being written."""
@@ -217,7 +222,12 @@ class Readings:
     def _is_valid(self, instance: Instance, entry: Indexed, fence: Fence) -> bool:
         if entry.fence < int.from_bytes(fence, "big"):
             return False
-        return entry.ends > self.clock() or self.facts.get(_term_key(instance), fence) is not None
+        return entry.ends > self.clock() or self._goes_on(instance, entry.ends, fence)
+
+    def _goes_on(self, instance: Instance, ends: int, fence: Fence) -> bool:
+        """Whether the time of what would have ended at *ends* was prolonged."""
+        least = self.facts.get(_term_key(instance), fence)
+        return least is not None and ends >= _LEAST.unpack(least)[0]
 
 
 def _is_of(entry: Indexed, fence: Fence) -> bool:
