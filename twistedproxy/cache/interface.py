@@ -80,6 +80,8 @@ class Heads:
 class EndsForGood:
     """A cache that drops entries when their time ends: none goes on."""
 
+    keeps_ended = False
+
     async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
 
@@ -89,6 +91,9 @@ class Cache(Protocol):
 
     shared: bool
     """Whether other processes see the same entries."""
+
+    keeps_ended: bool
+    """Whether `prolong` does anything."""
 
     reads_now: bool
     """Whether `read_now` finds anything."""

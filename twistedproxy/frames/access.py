@@ -71,6 +71,7 @@ class Access:
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
+    _ending: SingleFlight[tuple[Instance, Fence], None] = attrs.field(init=False, factory=SingleFlight)
     _log = Logger()
 
     def known(self, caller: Caller, instance: Instance) -> Optional[Grant]:
@@ -122,13 +123,17 @@ class Access:
             raise
         return await self.record(instance, caller, metadata, reading)
 
-    async def record(self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading) -> Grant:
+    async def record(
+        self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading, said: bool = True
+    ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
-        *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known.
+        *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
+        the origin has just said the metadata; else it gave something that proves the right alone.
         """
-        fence = await self._compared(instance, metadata, reading)
-        first = METADATA not in reading.entries and self.known(caller, instance) is None
+        fence = await self._compared(instance, metadata, reading) if said else reading.fence
+        known = self.known(caller, instance)
+        first = METADATA not in reading.entries and (known is None or known.fence != fence)
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
@@ -145,21 +150,26 @@ class Access:
         return grant
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
-        """The fence that a grant of this *metadata* has. Where the time of what is cached has ended, compare them with those that it
-        was cached under: if they are equal it goes on; if they are not, the origin has replaced the instance, and what is cached
-        of it is invalidated."""
-        if not reading.ended or reading.fence is None or self.changed is None:
+        """The fence that a grant of this *metadata* has. If they are those that the instance was cached under, what is cached goes on
+        from now, whether its time has ended or will. If they are not, and it has ended, the origin has replaced the instance, and
+        what is cached of it is invalidated. (Before its time ends it is not: callers may be shown different attributes.)"""
+        if not self.cache.keeps_ended or reading.fence is None or self.entry_seconds is None:
             return reading.fence
         present = await self.cache.get_many(instance, [REFERENCE])
         if present.fence != reading.fence:
             return reading.fence  # it was invalidated meanwhile
         reference = unpack_reference(present.entries.get(REFERENCE, b""))
-        if reference is not None and self.entry_seconds is not None and reference[1].may_be_of_same(metadata):
+        if reference is not None and reference[1].may_be_of_same(metadata):
             await self.cache.prolong(instance, reading.fence, self.entry_seconds, reference[0])
-            return reading.fence
-        self._log.info("what is cached of {instance} has ended", event="instance_ended", instance=instance.path)
+        elif reading.ended and self.changed is not None:
+            await self._ending.one((instance, reading.fence), None, lambda: self._end(instance))
+            return None  # this answer may be of before: the next request asks again
+        return reading.fence
+
+    async def _end(self, instance: Instance) -> None:
+        assert self.changed is not None
+        self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
         await self.changed(instance.scope)
-        return None  # this answer may be of before: the next request asks again
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""
@@ -202,8 +212,8 @@ class Access:
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
-            metadata = await self._still_proved(origin, instance, caller, grant.metadata)
-            await self.record(instance, caller, metadata, Reading(grant.fence, {}))
+            metadata, said = await self._still_proved(origin, instance, caller, grant.metadata)
+            await self.record(instance, caller, metadata, Reading(grant.fence, {}), said)
         except OriginRefused as refused:
             if refused.status in DENIALS:
                 await self.revoke(caller, instance)
@@ -214,17 +224,17 @@ class Access:
 
     async def _still_proved(
         self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
-    ) -> InstanceMetadata:  # fmt: skip
-        """Have the origin prove the caller's right once more; return the facts. Raises `OriginError`."""
+    ) -> tuple[InstanceMetadata, bool]:
+        """Have the origin prove the caller's right once more; the facts, and whether it said them. Raises `OriginError`."""
         if known.frames > RENEWED_BY_METADATA:
             try:
-                return await self._by_frame(origin, instance, caller, known)
+                return await self._by_frame(origin, instance, caller, known), False
             except OriginRefused as refused:
                 if refused.status in NOT_ALLOWED:
                     raise
             except OriginBadAnswer:
                 pass  # a store that gives no frames may give metadata
-        return await self._metadata(origin, instance, caller)
+        return await self._metadata(origin, instance, caller), True
 
     async def _metadata(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceMetadata:
         """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""

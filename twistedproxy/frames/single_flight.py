@@ -42,7 +42,7 @@ class _Task(Generic[K, V]):
 
     owner: Hashable
     work: Callable[[Sequence[K]], Coroutine[Any, Any, Mapping[K, V]]]
-    keep: Callable[[Mapping[K, V]], Coroutine[Any, Any, object]]
+    keep: Optional[Callable[[Mapping[K, V]], Coroutine[Any, Any, object]]]
 
 
 @attrs.define(eq=False)
@@ -73,9 +73,12 @@ class _Flight(Generic[K, V]):
             self._leave()  # first: a waiter that asks again at once must not find this one
             self._settle(Failure())
             return
+        if task.keep is None:
+            self._leave()  # likewise; else it is found until readers find what it brought
         self._settle(values)
         try:
-            await task.keep(values)
+            if task.keep is not None:
+                await task.keep(values)
         except Exception:
             _log.failure("keeping a fetched result failed")
         finally:
@@ -122,7 +125,7 @@ class SingleFlight(Generic[K, V]):
             if keep is not None:
                 await keep(values[key])
 
-        values, joined = await self.many([key], owner, work_on, keep_all)
+        values, joined = await self.many([key], owner, work_on, None if keep is None else keep_all)
         return values[key], bool(joined)
 
     async def many(
@@ -130,7 +133,7 @@ class SingleFlight(Generic[K, V]):
         keys: Sequence[K],
         owner: Hashable,
         work: Callable[[Sequence[K]], Coroutine[Any, Any, Mapping[K, V]]],
-        keep: Callable[[Mapping[K, V]], Coroutine[Any, Any, object]],
+        keep: Optional[Callable[[Mapping[K, V]], Coroutine[Any, Any, object]]],
     ) -> tuple[Mapping[K, V], int]:
         """The values of all *keys*, and for how many of them the work of another request was joined.
 

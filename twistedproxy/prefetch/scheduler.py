@@ -38,8 +38,7 @@ MAX_INSTANCES = 200
 
 
 def _has(bits: bytearray, number: int) -> bool:
-    byte = (number - 1) >> 3
-    return byte < len(bits) and bool(bits[byte] >> ((number - 1) & 7) & 1)
+    return number <= len(bits) * 8 and bool(bits[(number - 1) >> 3] >> ((number - 1) & 7) & 1)
 
 
 class Usefulness:

@@ -50,6 +50,7 @@ class LocalCache(LocalClaims):
 
     shared = True
     reads_now = True
+    keeps_ended = True
 
     def __init__(
         self,
