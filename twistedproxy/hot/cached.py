@@ -30,6 +30,9 @@ from twistedproxy.server.conditional import entity_tag
 MAX_TEMPLATES = 4096
 """Templates that are kept: one for each instance and viewer; about 1.5 kB each."""
 
+MAX_NOTED = 10_000
+"""Frames of a template whose use is known."""
+
 MAX_KEY = 2048
 """Bytes of a request target, Accept and Origin that are remembered."""
 
@@ -63,6 +66,8 @@ class Template:
     next: bytes
     end: bytes
     digest: Any
+    noted: set[int] = attrs.Factory(set)
+    """Frames that were loaded ahead and whose use is known."""
 
     @classmethod
     def of(cls, instance: Instance, form: FrameForm, stored: str, lines: Sequence[bytes]) -> Template:
@@ -85,13 +90,11 @@ class Template:
             etag, size = entity_tag(self.content_type, digests[0]), len(frames[0])
             return CachedAnswer("frames", etag, self.head % (etag[1:-1], size), frames, size)
         digest = self.digest.copy()
-        for each in digests:
-            digest.update(each)
+        digest.update(digests[0] if len(digests) == 1 else b"".join(digests))
         boundary = digest.hexdigest().encode("ascii")
-        pieces = [self.first % (boundary, len(frames[0])), frames[0]]
+        pieces = [self.first % (boundary, len(frames[0])), frames[0], self.end % boundary]
         for frame in frames[1:]:
-            pieces += (self.next % (boundary, len(frame)), frame)
-        pieces.append(self.end % boundary)
+            pieces[-1:-1] = (self.next % (boundary, len(frame)), frame)
         size = sum(map(len, pieces))
         return CachedAnswer("frames", b'"%b"' % boundary, self.head % (boundary, boundary, size), pieces, size)
 
@@ -118,7 +121,12 @@ class CachedAnswers:
     invalidation: Invalidation
     max_frames: int
     used: Used
+    read_now: Callable[..., Any] = attrs.field(init=False)
     _templates: OrderedDict[tuple[bytes, bytes, bytes, bool], Template] = attrs.field(init=False, factory=OrderedDict)
+
+    @read_now.default
+    def _read_now(self) -> Callable[..., Any]:
+        return self.cache.read_now
 
     def find(self, key: Key, caller: Caller) -> Optional[CachedAnswer]:
         """The answer of *key*, if it may be given to *caller* now, and without waiting for anything."""
@@ -130,27 +138,45 @@ class CachedAnswers:
         if template is None or self.invalidation.pending:
             return None
         grant = self.access.known_for_long(caller, template.instance)
-        numbers = None if grant is None else (int(tail),) if single else self._numbers(tail, grant)
-        if grant is None or numbers is None:
+        if grant is None:
             return None
-        read = self.cache.read_now(template.instance, [frame_name(number) for number in numbers])
-        if read is None or read[0] != grant.fence or max(numbers) > grant.metadata.frames:
+        if not single:
+            return self._list(template, grant, tail)
+        number = int(tail)
+        read = self.read_now(template.instance, (frame_name(number),))
+        if read is None or read[0] != grant.fence or number > grant.metadata.frames:
             return None
-        frames, digests, ahead, start, room = [], [], [], template.start, MAX_ANSWER
-        for number, (value, digest) in zip(numbers, read[1]):
-            head, frame = value[AFTER_EXPIRY:start], value[start:]
-            room -= len(frame)
-            if head == template.ahead:
-                ahead.append(number)
-            elif head != template.asked:
-                return None
-            frames.append(cast(bytes, frame))
-            digests.append(digest or content_digest((cast(bytes, frame),)))
-        if room < 0:
+        ((value, digest),) = read[1]
+        head, frame = value[AFTER_EXPIRY : template.start], cast(bytes, value[template.start :])
+        if head == template.ahead:
+            if number not in template.noted:
+                self._note(template, grant, [number])
+        elif head != template.asked:
             return None
-        if ahead:
-            self.used(template.instance, grant.metadata.frames, ahead)
+        return template.answer((frame,), (digest or content_digest((frame,)),)) if len(frame) <= MAX_ANSWER else None
+
+    def _list(self, template: Template, grant: Grant, text: bytes) -> Optional[CachedAnswer]:
+        """The answer of the frames that the list *text* names."""
+        numbers = self._numbers(text, grant)
+        read = None if numbers is None else self.read_now(template.instance, list(map(frame_name, numbers)))
+        if numbers is None or read is None or read[0] != grant.fence or max(numbers) > grant.metadata.frames:
+            return None
+        heads = [bytes(value[AFTER_EXPIRY : template.start]) for value, _ in read[1]]
+        frames = [cast(bytes, value[template.start :]) for value, _ in read[1]]
+        if not {template.asked, template.ahead}.issuperset(heads) or sum(map(len, frames)) > MAX_ANSWER:
+            return None
+        ahead = [number for number, head in zip(numbers, heads) if head == template.ahead]
+        if not template.noted.issuperset(ahead):
+            self._note(template, grant, ahead)
+        digests = [digest or content_digest((frame,)) for frame, (_, digest) in zip(frames, read[1])]
         return template.answer(frames, digests)
+
+    def _note(self, template: Template, grant: Grant, numbers: list[int]) -> None:
+        """Let it be known that frames are asked for that were loaded ahead of any request."""
+        if len(template.noted) > MAX_NOTED:
+            template.noted.clear()
+        template.noted.update(numbers)
+        self.used(template.instance, grant.metadata.frames, numbers)
 
     def _numbers(self, text: bytes, grant: Grant) -> Optional[tuple[int, ...]]:
         """The frames that the list *text* names, if it does so plainly, and they are few."""

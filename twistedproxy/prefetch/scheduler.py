@@ -54,14 +54,14 @@ class Usefulness:
     def asked(self, instance: Instance, frames: int, numbers: Sequence[int]) -> None:
         """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
         bits = self._asked.get(instance)
-        if bits is not None and not [number for number in numbers if not _has(bits, number)]:
-            return
         if bits is None or len(bits) * 8 < frames:
             bits = self._asked[instance] = bytearray(frames // 8 + 1)
             if len(self._asked) > MAX_INSTANCES:
                 self._asked.popitem(last=False)
         else:
             self._asked.move_to_end(instance)
+            if not [number for number in numbers if not _has(bits, number)]:
+                return
         new = 0
         for number in numbers:
             byte, bit = divmod(number - 1, 8)
