@@ -20,11 +20,13 @@ def open_cache(reactor: Any, address: CacheAddress, max_bytes: int, observer: Op
     return open_shared(reactor, address, observer)
 
 
-def open_shared(reactor: Any, address: SharedAddress, observer: Optional[CacheObserver] = None) -> Cache:
-    """The cache that other processes use too at *address*. *reactor* must be the installed one where a server is spoken to:
+def open_shared(
+    reactor: Any, address: SharedAddress, observer: Optional[CacheObserver] = None, in_threads: bool = True
+) -> Cache:
+    """The cache that other processes use too at *address*. *in_threads*: see `LocalCache`. *reactor* must be the installed one where a server is spoken to:
     txredisapi uses that, and is imported here."""
     if isinstance(address, SharedFolder):
-        return LocalCache(reactor, address, observer)
+        return LocalCache(reactor, address, observer, in_threads=in_threads)
     from twistedproxy.cache.redis.cache import redis_cache
 
     return redis_cache(reactor, address, observer)

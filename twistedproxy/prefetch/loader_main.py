@@ -66,7 +66,7 @@ class LoaderMain:
     async def configure(self, packed: bytes) -> None:
         """Connect to the cache. *packed*: its address, and settings of origins."""
         address, self._settings = pickle.loads(packed)  # noqa: S301 - from our own parent's pipe
-        self._cache = open_shared(self._reactor, address)
+        self._cache = open_shared(self._reactor, address, in_threads=False)
         await self._cache.start()
 
     async def load(self, order: bytes, number: int) -> Any:

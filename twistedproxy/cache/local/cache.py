@@ -46,7 +46,8 @@ MANY = 1000
 
 
 class LocalCache(LocalClaims):
-    """A `Cache` in the folder at *address*; a `SharedFolder` is prepared already. *wall_clock*: seconds since the epoch."""
+    """A `Cache` in the folder at *address*; a `SharedFolder` is prepared already. *wall_clock*: seconds since the epoch.
+    *in_threads*: see `Operations`."""
 
     shared = True
     reads_now = True
@@ -58,13 +59,14 @@ class LocalCache(LocalClaims):
         address: Union[LocalAddress, SharedFolder],
         observer: Optional[CacheObserver] = None,
         wall_clock: Callable[[], float] = time.time,
+        in_threads: bool = True,
     ) -> None:
         self.address: Optional[SharedAddress] = address if isinstance(address, SharedFolder) else None
         self._owner = None if isinstance(address, SharedFolder) else FolderOwner(reactor, address)
         self._folder = Path()
         self._size = 0
         self._reactor = reactor
-        self.operations = Operations(reactor, observer)
+        self.operations = Operations(reactor, observer, in_threads)
         self._clock = wall_clock
         self._member = -1
         self._queued = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Optional, TypeVar
 
 import lmdb
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
@@ -22,11 +23,17 @@ _T = TypeVar("_T")
 
 
 class Operations:
-    """One thread that writes frames, one that writes all else, and some that read what is on the disk; operations are counted by *observer*, failures logged."""
+    """One thread that writes frames, one that writes all else, and some that read what is on the disk. Operations are counted by
+    *observer*, failures logged.
+
+    Not *in_threads*: frames are written in the thread of the reactor, of a process that has nothing else to do. Two threads that
+    do not leave each other the interpreter write 10,000 frames in 0.5 s, one in 0.35 s.
+    """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, observer: Optional[CacheObserver]) -> None:
+    def __init__(self, reactor: Any, observer: Optional[CacheObserver], in_threads: bool = True) -> None:
+        self._in_threads = in_threads
         self._reactor = reactor
         self._observer = observer or NullObserver()
         self._complaints = Complaints(self.log, reactor.seconds)
@@ -51,6 +58,8 @@ class Operations:
 
     def in_frames(self, do: Callable[..., _T], *arguments: Any) -> Any:
         """Have *do* done in the thread for frames; a Deferred of its result."""
+        if not self._in_threads:
+            return maybeDeferred(do, *arguments)
         return deferToThreadPool(self._reactor, self._frames, do, *arguments)
 
     def in_few(self, do: Callable[..., _T], *arguments: Any) -> Any:

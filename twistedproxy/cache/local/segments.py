@@ -42,8 +42,8 @@ NEVER = 0xFFFFFFFF
 MARK_BYTES = 512
 """Bytes of a segment for which there is one mark."""
 
-IOV = 512
-"""Pieces of one write. (IOV_MAX is 1,024.)"""
+JOINED_BYTES = 4 << 20
+"""Bytes that are put together for one write; of more, each piece is written by itself."""
 
 _NAME = re.compile(r"[0-9a-f]{8}\.segment")
 
@@ -96,6 +96,10 @@ def checked(key: bytes, stored: memoryview) -> Optional[tuple[memoryview, bytes]
     return stored[start:], digest
 
 
+def _writes(pieces: Sequence[bytes]) -> Sequence[bytes]:
+    return pieces if sum(map(len, pieces)) > JOINED_BYTES else (b"".join(pieces),)
+
+
 class SegmentWriter:
     """The segment *number* of *folder*, new and written by this process. Raises OSError."""
 
@@ -122,15 +126,11 @@ class SegmentWriter:
 
     def _append(self, pieces: Sequence[bytes]) -> int:
         start = at = self.size
-        for first in range(0, len(pieces), IOV):
-            part: list[bytes | memoryview] = list(pieces[first : first + IOV])
-            while part:
-                written = os.pwritev(self._file, part, at)
-                at += written
-                while part and written >= len(part[0]):
-                    written -= len(part.pop(0))
-                if part and written:
-                    part[0] = memoryview(part[0])[written:]
+        for part in _writes(pieces):
+            view = memoryview(part)
+            while view:
+                count = os.pwrite(self._file, view, at)
+                at, view = at + count, view[count:]
         self.size = at
         return start
 
