@@ -1,4 +1,4 @@
-"""Waiting for several Deferreds as one, for one without owning it, and by many for one result."""
+"""Waiting for several Deferreds as one, for one without owning it, by many for one result, and at a consumer's pace."""
 
 from __future__ import annotations
 
@@ -74,3 +74,23 @@ class Waiters(Generic[T]):
             self._waiting.remove(waiter)
             if not self._waiting:
                 self._abandoned()
+
+
+class Pausable:
+    """What a producer of bytes has of its consumer's pace. (`IPushProducer`, but for ``stopProducing``)"""
+
+    paused = False
+
+    def __init__(self) -> None:
+        self._resumed: Waiters[None] = Waiters()
+
+    def resumed(self) -> Deferred[None]:
+        """Fires once the consumer takes more."""
+        return self._resumed.wait()
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self._resumed.fire()

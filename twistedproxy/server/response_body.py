@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from twistedproxy.deferreds import Waiters
+from twistedproxy.deferreds import Pausable
 from twistedproxy.streams import BytesStream, ByteStream, YieldedStream
 
 SLICE = 256 * 1024
@@ -25,28 +25,20 @@ class ClientGone(Exception):
 
 
 @implementer(IPushProducer)
-class _Pace:
+class _Pace(Pausable):
     """Knows whether the connection has room."""
 
     def __init__(self, request: Request) -> None:
+        super().__init__()
         self._request = request
-        self._paused = False
         self._gone = False
-        self._resumed: Waiters[None] = Waiters()
 
     async def room(self) -> None:
         """Return once there is room to write. Raises `ClientGone`."""
-        if self._paused and not self._gone:
-            await self._resumed.wait()
+        if self.paused and not self._gone:
+            await self.resumed()
         if self._gone or self._request._disconnected:
             raise ClientGone
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        self._resumed.fire()
 
     def stopProducing(self) -> None:
         self._gone = True  # a waiting writer is cancelled in a moment, with the request

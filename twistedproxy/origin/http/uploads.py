@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twistedproxy.deferreds import Waiters
+from twistedproxy.deferreds import Pausable
 from twistedproxy.origin.errors import OriginTimeout
 from twistedproxy.streams import ByteStream
 
@@ -41,7 +41,7 @@ class Running:
 
 
 @implementer(IBodyProducer)
-class UploadProducer:
+class UploadProducer(Pausable):
     """Hands a `ByteStream` to an HTTP request as its body; an unknown *length* goes out in chunks.
 
     `sent` fires once the last byte was handed to the transport. `failure` says afterwards what broke: the stream's own
@@ -49,13 +49,13 @@ class UploadProducer:
     """
 
     def __init__(self, stream: ByteStream, length: Optional[int], running: Running) -> None:
+        super().__init__()
         self.length: Union[int, str] = UNKNOWN_LENGTH if length is None else length
         self.failure: Optional[BaseException] = None
         self.sent: Deferred[None] = Deferred()
         self._stream = stream
         self._running = running
-        self._paused = self._stopped = False
-        self._resumed: Waiters[None] = Waiters()
+        self._stopped = False
         self._pump = succeed(None)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
@@ -63,13 +63,6 @@ class UploadProducer:
         self._pump = Deferred.fromCoroutine(self._send(consumer))
         self._pump.addBoth(self._ended, done)
         return done
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        self._resumed.fire()
 
     def stopProducing(self) -> None:
         """The origin has no use for more, or the connection is gone."""
@@ -83,8 +76,8 @@ class UploadProducer:
         seconds = self._running.stall_timeout
         late = Failure(OriginTimeout(f"the origin accepted no byte of the upload for {seconds:g} s"))
         while not self._stopped:
-            if self._paused:
-                await self._resumed.wait().addTimeout(seconds, self._running.clock, onTimeoutCancel=lambda *_: late)
+            if self.paused:
+                await self.resumed().addTimeout(seconds, self._running.clock, onTimeoutCancel=lambda *_: late)
             chunk = await self._stream.read()
             if self._stopped or not chunk:
                 return
