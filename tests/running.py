@@ -108,7 +108,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 cwd=self.folder,
-                # What it leaves when it is killed, such as its cache server's folder, goes with its own folder.
+                # What it leaves when it is killed, such as its cache's folder, goes with its own folder.
                 env=python_environment({"TMPDIR": str(self.folder), **private, **(environment or {})}),
             )
 

@@ -12,8 +12,7 @@ import attrs
 import psutil
 
 from tests.benchmarks import nginx
-from tests.benchmarks.measuring import Fetcher
-from tests.cache.support import find_server
+from tests.benchmarks.measuring import Fetcher, RedisServer
 from tests.running import READY_SECONDS, Child, Proxy, free_port, pinned
 
 NGINX = "nginx, proxy_cache"
@@ -112,15 +111,9 @@ class Field:
             return self._proxy(name, self.store_url, "--hot-memory", "0")
         core = self.server_core if name == CACHED else self.client_core
         memory = [] if name == HOT else ["--hot-memory", "0"]
-        return self._proxy(name, self.store_url, "--cache", self._redis(core), *memory)
-
-    def _redis(self, core: int) -> str:
-        """The address of a new server."""
-        server, port = find_server(), free_port()
-        if server is None:
-            raise RuntimeError("redis-server or valkey-server is needed")
-        self.keep(Child(pinned([server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], core)))
-        return f"redis://127.0.0.1:{port}"
+        redis = RedisServer(core=core)
+        self.keep(redis)
+        return self._proxy(name, self.store_url, "--cache", redis.url, *memory)
 
     def _proxy(self, name: str, origin: str, *options: str) -> Contender:
         port = free_port()  # Twisted's own backlog is 50, and many clients come at once

@@ -21,10 +21,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import slides
 from tests.benchmarks.hot import HEADERS, processor_seconds
 from tests.benchmarks.load import load
-from tests.benchmarks.measuring import Fetcher, end_in_order, median, stopped_at_the_end, store_and_proxy, table
+from tests.benchmarks.measuring import (
+    Fetcher,
+    RedisServer,
+    end_in_order,
+    median,
+    stopped_at_the_end,
+    store_and_proxy,
+    table,
+)
 from tests.cache.support import find_server
 from tests.hot.support import ACCEPT, HotProxy, request
-from tests.running import Child, free_port, pinned
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.redis.pipeline import command
 from twistedproxy.dicom.resource import Instance
@@ -61,19 +68,16 @@ def _show(what: str, costs: dict[int, list[float]]) -> float:
 
 
 def _frames(rounds: int, seconds: int) -> float:
-    server = find_server()
-    if server is None:
+    if find_server() is None:
         print("there is no cache server to fill")
         return 1.0
     cores = sorted(os.sched_getaffinity(0))
     with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
             made = slides.slide(Path(folder) / "slide.dcm", 10, 10)
-            port = free_port()
-            redis = Child(pinned([server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], cores[0]))
+            redis = RedisServer(core=cores[0])
             children.append(redis)
-            cache = f"redis://127.0.0.1:{port}"
-            more = ("--cache", cache, "--hot-memory", "0")
+            more = ("--cache", redis.url, "--hot-memory", "0")
             _, proxy = store_and_proxy(children, [made.path], *more, store_core=cores[-1], core=cores[0])
             paths = [f"/dicomweb/{made.resource}/frames/{number}" for number in range(1, 65)]
             fetcher = Fetcher(proxy.url)
@@ -83,7 +87,7 @@ def _frames(rounds: int, seconds: int) -> float:
             costs: dict[int, list[float]] = {}
             held = 0
             for size in FRAMES:
-                _fill(port, held, size)
+                _fill(redis.port, held, size)
                 held = size
                 for _round in range(rounds):
                     before = processor_seconds(proxy) + processor_seconds(redis)

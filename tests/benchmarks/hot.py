@@ -24,6 +24,7 @@ from tests.benchmarks.load import Load, load
 from tests.benchmarks.measuring import (
     AS_STORED,
     Fetcher,
+    RedisServer,
     alternating,
     end_in_order,
     median,
@@ -32,7 +33,7 @@ from tests.benchmarks.measuring import (
     table,
 )
 from tests.cache.support import find_server
-from tests.running import Child, Proxy, free_port, pinned
+from tests.running import Child, Proxy
 
 LEAST = 0.4  # of nginx's requests a second, hot
 MOST = 3.0  # times nginx's milliseconds at the 99th percentile, hot
@@ -67,10 +68,9 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     server_core, client_core = cores[0], cores[-1]
     made = slides.slide(folder / "slide.dcm", options.side, options.side)
     # With a cache that has to be waited for, answers are kept in the worker's own memory: those are the hot ones.
-    port = free_port()
-    redis = Child(pinned([find_server() or "", "--port", str(port), "--bind", "127.0.0.1", "--save", ""], client_core))
+    redis = RedisServer(core=client_core)
     children.append(redis)
-    hot = ("--cache", f"redis://127.0.0.1:{port}", *options.proxy)
+    hot = ("--cache", redis.url, *options.proxy)
     store_url, proxy = store_and_proxy(children, [made.path], *hot, store_core=client_core, core=server_core)
     cached = Proxy("--origin", store_url, "--hot-memory", "0", *options.proxy, core=server_core)
     mark = nginx.Nginx(store_url)

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from tests.cache.support import find_server
 from tests.clients import split_multipart
-from tests.running import Child, Proxy, Store
+from tests.running import Child, Proxy, Store, free_port, pinned
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DECOMPRESSED = 'multipart/related; type="application/octet-stream"'
@@ -105,6 +106,19 @@ def store_and_proxy(
     proxy = Proxy("--origin", url, *options, core=core)
     children.append(proxy)
     return url, proxy.wait_until_ready()
+
+
+class RedisServer(Child):
+    """A server on *core* that speaks the Redis protocol and keeps nothing on the disk. Raises RuntimeError where none is installed."""
+
+    def __init__(self, *options: str, core: Optional[int] = None) -> None:
+        server = find_server()
+        if server is None:
+            raise RuntimeError("redis-server or valkey-server is needed")
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        where = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "")
+        super().__init__(pinned([server, *where, *options], core))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -21,7 +21,7 @@ import psutil
 
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
-from tests.benchmarks.measuring import Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.benchmarks.measuring import Fetcher, RedisServer, end_in_order, stopped_at_the_end, store_and_proxy, table
 from tests.running import Proxy
 from twistedproxy.system.tuning import lower_priority
 
@@ -73,7 +73,9 @@ def measure(name: str, folder: Path, options: Any, *more: str) -> Iterator[tuple
     pictures are made."""
     looked_at = slides.slide(folder / f"{name}.dcm", 8, 8)
     with stopped_at_the_end() as children:
-        _, proxy = store_and_proxy(children, [looked_at.path], *more, *options.proxy)
+        redis = RedisServer()
+        children.append(redis)
+        _, proxy = store_and_proxy(children, [looked_at.path], "--cache", redis.url, *more, *options.proxy)
         paths = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, 10)]
         warm(f"{proxy.url}/dicomweb", looked_at.resource)
         pictures = Pictures(f"{proxy.url}/dicomweb", looked_at.resource)

@@ -23,9 +23,17 @@ import attrs
 import psutil
 
 from tests import slides
-from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, stopped_at_the_end, store_and_proxy, table
+from tests.benchmarks.measuring import (
+    AS_STORED,
+    Fetcher,
+    RedisServer,
+    end_in_order,
+    stopped_at_the_end,
+    store_and_proxy,
+    table,
+)
 from tests.cache.support import find_server
-from tests.running import Child, Proxy, free_port
+from tests.running import Proxy
 from tests.slides import Made
 from twistedproxy.cache.redis.pipeline import command
 
@@ -193,19 +201,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
     end_in_order()
-    server = find_server()
-    if server is None:
+    if find_server() is None:
         print("there is no cache server")
         return 0
     with stopped_at_the_end() as children, tempfile.TemporaryDirectory() as folder:
         kept = slides.slide(Path(folder) / "kept.dcm", 12, 12, 64)
         moving = slides.slide(Path(folder) / "moving.dcm", 4, 5, 64)
-        port = free_port()
-        limits = ("--save", "", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
-        children.append(Child([server, "--port", str(port), "--bind", "127.0.0.1", *limits]))
-        more = ("--cache", f"redis://127.0.0.1:{port}", "--hot-memory", "16M", "--grant-ttl", "60", *options.proxy)
+        redis = RedisServer("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
+        children.append(redis)
+        more = ("--cache", redis.url, "--hot-memory", "16M", "--grant-ttl", "60", *options.proxy)
         _, proxy = store_and_proxy(children, [kept.path, moving.path], *more)
-        return run(proxy, port, kept, moving, options)
+        return run(proxy, redis.port, kept, moving, options)
 
 
 def run(proxy: Proxy, port: int, kept: Made, moving: Made, options: argparse.Namespace) -> int:
