@@ -121,12 +121,7 @@ class CachedAnswers:
     invalidation: Invalidation
     max_frames: int
     used: Used
-    read_now: Callable[..., Any] = attrs.field(init=False)
     _templates: OrderedDict[tuple[bytes, bytes, bytes, bool], Template] = attrs.field(init=False, factory=OrderedDict)
-
-    @read_now.default
-    def _read_now(self) -> Callable[..., Any]:
-        return self.cache.read_now
 
     def find(self, key: Key, caller: Caller) -> Optional[CachedAnswer]:
         """The answer of *key*, if it may be given to *caller* now, and without waiting for anything."""
@@ -143,7 +138,7 @@ class CachedAnswers:
         if not single:
             return self._list(template, grant, tail)
         number = int(tail)
-        read = self.read_now(template.instance, (frame_name(number),))
+        read = self.cache.read_now(template.instance, (frame_name(number),))
         if read is None or read[0] != grant.fence or number > grant.metadata.frames:
             return None
         ((value, digest),) = read[1]
@@ -158,7 +153,7 @@ class CachedAnswers:
     def _list(self, template: Template, grant: Grant, text: bytes) -> Optional[CachedAnswer]:
         """The answer of the frames that the list *text* names."""
         numbers = self._numbers(text, grant)
-        read = None if numbers is None else self.read_now(template.instance, list(map(frame_name, numbers)))
+        read = None if numbers is None else self.cache.read_now(template.instance, list(map(frame_name, numbers)))
         if numbers is None or read is None or read[0] != grant.fence or max(numbers) > grant.metadata.frames:
             return None
         heads = [bytes(value[AFTER_EXPIRY : template.start]) for value, _ in read[1]]

@@ -34,8 +34,8 @@ _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
 
 @attrs.define(eq=False)
 class HotDispatcher:
-    """Hot responses of one worker. *cached*: None where frames in the cache have to be waited for. *seconds*: for measuring. *memory*: what is larger than a socket takes goes the ordinary
-    way, and waits, where this has no room."""
+    """Hot responses of one worker. *cached*: None where frames in the cache have to be waited for. *seconds*: for measuring.
+    *memory*: what is larger than a socket takes goes the ordinary way, and waits, where this has no room."""
 
     hot: HotResponses
     cached: Optional[CachedAnswers]
@@ -100,6 +100,9 @@ class HotDispatcher:
         *form*: that of frames as they are stored, and their transfer syntax: others are answered alike."""
         if source.fence is None or request.method != b"GET" or request.code != 200:
             return
+        cached = None if form is None else self.cached
+        if cached is None and sum(map(len, body)) > self.hot.max_answer:
+            return
         # No key may hold a token, and the head of a request does not tell such a caller.
         if request.target.token:
             return
@@ -118,9 +121,9 @@ class HotDispatcher:
         (etag,) = headers.getRawHeaders(b"ETag")
         key = (request.uri, accept[0], origin[0])
         head = b"".join((*lines, b"\r\n"))
-        if form is not None and self.cached is not None:
-            self.cached.learn(key, instance, *form, head)
-        elif sum(map(len, body)) <= self.hot.max_answer:
+        if form is not None and cached is not None:
+            cached.learn(key, instance, *form, head)
+        else:
             self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
 
 

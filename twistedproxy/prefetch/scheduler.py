@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Optional
 
 import attrs
@@ -37,10 +37,6 @@ MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
 
 
-def _has(bits: bytearray, number: int) -> bool:
-    return number <= len(bits) * 8 and bool(bits[(number - 1) >> 3] >> ((number - 1) & 7) & 1)
-
-
 class Usefulness:
     """Counts prefetched frames that were asked for: what waste there is shows here.
 
@@ -51,7 +47,7 @@ class Usefulness:
         self._metrics = metrics
         self._asked: OrderedDict[Instance, bytearray] = OrderedDict()
 
-    def asked(self, instance: Instance, frames: int, numbers: Sequence[int]) -> None:
+    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> None:
         """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
         bits = self._asked.get(instance)
         if bits is None or len(bits) * 8 < frames:
@@ -60,8 +56,6 @@ class Usefulness:
                 self._asked.popitem(last=False)
         else:
             self._asked.move_to_end(instance)
-            if not [number for number in numbers if not _has(bits, number)]:
-                return
         new = 0
         for number in numbers:
             byte, bit = divmod(number - 1, 8)
