@@ -52,6 +52,8 @@ class WritingTests(FolderCase):
         entries = {b"F1": (b"on", b"e"), b"F2": b"two"}
         writing = ensureDeferred(cache.put_many(one, fence, entries, 60.0))
         self.assertEqual(await get(cache, b"F1", b"F2", b"F3"), {b"F1": b"one", b"F2": b"two"})
+        _, starts = cache.readings.starts(one, [b"F1", b"F3"], 2)
+        self.assertEqual(starts, {b"F1": (b"on", 3)})
         removing = ensureDeferred(cache.remove(one, [b"F1"]))
         self.assertEqual(await get(cache, b"F1", b"F2"), {b"F2": b"two"})
         self.assertTrue(await writing)

@@ -23,8 +23,8 @@ def open_cache(reactor: Any, address: CacheAddress, max_bytes: int, observer: Op
 def open_shared(
     reactor: Any, address: SharedAddress, observer: Optional[CacheObserver] = None, in_threads: bool = True
 ) -> Cache:
-    """The cache that other processes use too at *address*. *in_threads*: see `LocalCache`. *reactor* must be the installed one where a server is spoken to:
-    txredisapi uses that, and is imported here."""
+    """The cache that other processes use too at *address*. *in_threads*: see `LocalCache`. *reactor* must be the installed one where
+    a server is spoken to: txredisapi uses that, and is imported here."""
     if isinstance(address, SharedFolder):
         return LocalCache(reactor, address, observer, in_threads=in_threads)
     from twistedproxy.cache.redis.cache import redis_cache

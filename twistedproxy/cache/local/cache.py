@@ -25,13 +25,13 @@ from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Head
 from twistedproxy.cache.keys import is_fact, read_outcome, scope_key
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.claims import LocalClaims
-from twistedproxy.cache.local.facts import Facts, facts_size
+from twistedproxy.cache.local.facts import Facts, facts_size, name_of
 from twistedproxy.cache.local.folder import join
 from twistedproxy.cache.local.generations import NAME as JOURNAL
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.operations import ERRORS, Operations
 from twistedproxy.cache.local.owner import FolderOwner
-from twistedproxy.cache.local.reading import Readings, keys_of, name_of
+from twistedproxy.cache.local.reading import Readings, keys_of
 from twistedproxy.cache.local.segments import WouldWait
 from twistedproxy.cache.local.store import SegmentStore
 from twistedproxy.cache.local.upkeep import Upkeep

@@ -18,7 +18,7 @@ import lmdb
 from twistedproxy.cache.keys import LOADING
 
 NAME = "facts"
-KEY_START = 21
+_KEY_START = 21
 """Bytes of a key before the name: the kind of key, and the digest of the instance."""
 
 MAX_READERS = 1024
@@ -40,6 +40,11 @@ _HEAD = struct.Struct("!Qd")
 """The fence that an entry was written under (0 of a claim), and when it ends."""
 
 _T = TypeVar("_T")
+
+
+def name_of(key: bytes) -> bytes:
+    """The name of the entry, or of what is claimed, whose key this is."""
+    return key[_KEY_START:]
 
 
 def facts_size(size: int) -> int:
@@ -189,7 +194,7 @@ class Facts:
     def _drop_all(self) -> None:
         """All can be asked for, or claimed, again; but what says that an instance is being loaded stays."""
         with self._environment.begin(write=True) as transaction:
-            kept = [(key, value) for key, value in transaction.cursor() if key[KEY_START:] == LOADING]
+            kept = [(key, value) for key, value in transaction.cursor() if name_of(key) == LOADING]
             transaction.drop(self._environment.open_db(None, transaction), delete=False)
             for key, value in kept:
                 transaction.put(key, value)

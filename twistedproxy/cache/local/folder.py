@@ -20,7 +20,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import attrs
 
@@ -203,9 +203,3 @@ def is_kept_well(path: Path, state: Optional[State]) -> bool:
         except OSError:
             return False
     return state.boot == boot_id() != "" and state.unclean_starts < 2
-
-
-def status_of(path: Path) -> dict[str, Any]:
-    """Facts on the file system of the folder at *path*."""
-    space = os.statvfs(path)
-    return {"folder": str(path), "free_bytes": space.f_bavail * space.f_frsize}

@@ -21,7 +21,6 @@ from twistedproxy.cache.local.segments import EntryHeader, SegmentReader
 from twistedproxy.processes.with_parent import end_with_parent
 
 UNSURE_SECONDS = 600.0
-AT_ONCE = 64
 
 
 def check(folder: Path, size: int) -> None:
@@ -53,8 +52,7 @@ def rebuild(folder: Path) -> int:
     for number in living:
         last_first = reversed(_headers(folder, number))
         good = [(one.key, Indexed(*one.place, one.ends, one.fence)) for one in last_first if is_good(one)]
-        for first in range(0, len(good), AT_ONCE):
-            index.put(good[first : first + AT_ONCE], replace=False)
+        index.put(good, replace=False)
         count += len(good)
     return count
 

@@ -22,8 +22,8 @@ from twistedproxy.cache.address import LocalAddress, SharedFolder
 from twistedproxy.cache.keys import FRAME, LOADING
 from twistedproxy.cache.local import folder as folders
 from twistedproxy.cache.local import segments
-from twistedproxy.cache.local.facts import KEY_START, Facts, facts_size
 from twistedproxy.cache.local.facts import NAME as FACTS
+from twistedproxy.cache.local.facts import Facts, facts_size, name_of
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import EntryIndex
 
@@ -163,7 +163,9 @@ class FolderOwner:
             self._write_state()
 
     def _write_state(self) -> None:
-        self._stated = deferToThread(folders.write_state, self._path, None, 0).addErrback(
+        # One after the other: both would write the same new file.
+        self._stated.addCallback(lambda _: deferToThread(folders.write_state, self._path, None, 0))
+        self._stated.addErrback(
             lambda failure: self.log.failure("the state of the cache folder could not be written", failure)
         )
 
@@ -227,7 +229,7 @@ def _settle(path: Path, size: int, numbers: list[int]) -> None:
     """Drop the claims of those who are gone, take back what they had loaded half, and forget files that nothing leads to."""
     facts, index = Facts(path, size, time.time), EntryIndex(path)
     for key in facts.begin_anew():
-        if key[KEY_START:] == LOADING and key.startswith(b"e"):
+        if name_of(key) == LOADING and key.startswith(b"e"):
             index.remove_all(index.under(key[: -len(LOADING)] + FRAME))
             facts.remove([key])
     known = index.segments()

@@ -18,7 +18,7 @@ import attrs
 
 from twistedproxy.cache.interface import LARGE, EntryNow, Fence
 from twistedproxy.cache.keys import KNOWN_INSTANCES, instance_keys
-from twistedproxy.cache.local.facts import KEY_START, Facts
+from twistedproxy.cache.local.facts import Facts
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import INDEXED, Indexed
 from twistedproxy.cache.local.segments import HEADER, Place, WouldWait, checked
@@ -93,7 +93,7 @@ class Readings:
             try:
                 if room < 0:
                     raise WouldWait
-                value = self._now(key, entry, 0)
+                value = self._now(key, entry)
             except WouldWait:
                 found.slow.append((name, key, entry))
             else:
@@ -170,11 +170,11 @@ class Readings:
         fence, keys = self.fence(instance), keys_of(instance, names)
         starts: dict[bytes, tuple[bytes, int]] = {}
         for name, key, entry in zip(names, keys, self.store.index.find(keys)):
-            if entry is None:
-                fact = self.facts.get(key, fence)
-                if fact is not None:
-                    starts[name] = fact[:length], len(fact)
-            elif self._is_valid(instance, entry, fence):
+            if entry is None or not self._is_valid(instance, entry, fence):
+                other = self._elsewhere(key, fence)
+                if other is not None:
+                    starts[name] = other[:length], len(other)
+            else:
                 before = HEADER.size + len(key)
                 size = entry.place.length - before
                 begin = Place(entry.place.segment, entry.place.offset + before, min(length, size))
@@ -209,9 +209,9 @@ class Readings:
         if entry.segment < self._old_before:
             self._asked_for.add(entry.place)
 
-    def _now(self, key: bytes, entry: Indexed, at: int) -> Optional[tuple[memoryview, bytes]]:
-        """The value of *entry*, which is read to *at* in the buffer, and its digest; None where it is damaged. Raises `WouldWait`."""
-        stored = self._buffer[at : at + entry.length]
+    def _now(self, key: bytes, entry: Indexed) -> Optional[tuple[memoryview, bytes]]:
+        """The value of *entry*, which is read to the buffer, and its digest; None where it is damaged. Raises `WouldWait`."""
+        stored = self._buffer[: entry.length]
         if len(stored) < entry.length:
             raise WouldWait
         self.store.reader.read_now(entry.segment, entry.offset, stored)
@@ -220,9 +220,7 @@ class Readings:
         return checked(key, stored)
 
     def _is_valid(self, instance: Instance, entry: Indexed, fence: Fence) -> bool:
-        if entry.fence < int.from_bytes(fence, "big"):
-            return False
-        return entry.ends > self.clock() or self._goes_on(instance, entry.ends, fence)
+        return _is_of(entry, fence) and (entry.ends > self.clock() or self._goes_on(instance, entry.ends, fence))
 
     def _goes_on(self, instance: Instance, ends: int, fence: Fence) -> bool:
         """Whether the time of what would have ended at *ends* was prolonged."""
@@ -243,11 +241,6 @@ def keys_of(instance: Instance, names: Collection[bytes]) -> list[bytes]:
     """The keys of entries."""
     start = _start_of_keys(instance)
     return [start + name for name in names]
-
-
-def name_of(key: bytes) -> bytes:
-    """The name of the entry whose key this is."""
-    return key[KEY_START:]
 
 
 @lru_cache(maxsize=KNOWN_INSTANCES)

@@ -1,7 +1,7 @@
 """Entries in segments, and in the index: written, and dropped where others need their room.
 
 Rules:
-- All methods wait for the disk, or for other processes, but `find`; those that write are called from one thread.
+- All methods wait for the disk, or for other processes; those that write are called from one thread.
 - Segments and index together never have more than the limit. The oldest segment that no process writes to is dropped; what was
   asked for while it was old is copied to the newest one (a second chance). One segment's room is kept for these copies.
 - A full disk means that the cache has less: what is new is kept in the place of the oldest.
