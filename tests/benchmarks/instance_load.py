@@ -8,8 +8,10 @@ Run: ``python -m tests.benchmarks.instance_load``; more options of the proxy aft
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -47,7 +49,9 @@ BATCH = 200  # SETs written as one piece
 TIMES = 3  # raw SETs that a load may take longer than reading
 ANSWER_SECONDS = 0.05  # a store that takes longer for one frame is not what a load is measured by
 SLOW = 20_000_000  # bytes a second of the slowed store
-QUIET_SECONDS = 0.05  # between two looks whether a prefetch still runs: a look is work for the proxy
+QUIET_SECONDS = (
+    0.25  # between two looks whether a prefetch still runs: a look takes the proxy 1 ms, in which others wait
+)
 OTHER = "2.25.1111"  # the instance that others look at meanwhile
 MOST_TIMES = 2.0  # that they may wait longer beside loads
 SECONDS = 3  # that they ask
@@ -289,7 +293,11 @@ def others(stack: ExitStack, folder: Path, made: Made, options: Any) -> Iterator
     """Each kind of caller, its milliseconds at the 99th percentile of cached frames without a load and beside loads, in
     turns, and the seconds that a load takes then."""
     looked_at = slides.slide(folder / "other.dcm", 3, 3, sop=OTHER)  # fewer frames than are prefetched
-    one = bench(stack, simulated(stack, made.path, looked_at.path), made, options)
+    store = started(stack, Store(str(made.path), str(looked_at.path)))
+    url = str(store.wait_until_ready())
+    with contextlib.suppress(OSError, AttributeError):  # a store has a computer of its own: see `callers`
+        os.sched_setscheduler(store.pid, os.SCHED_IDLE, os.sched_param(0))
+    one = bench(stack, url, made, options)
     Fetcher(f"{one.proxy.url}/dicomweb").frames(looked_at.resource, range(1, 10))
     paths = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, 10)]
     one.patience = QUIET_SECONDS

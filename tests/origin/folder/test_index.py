@@ -396,7 +396,9 @@ class ChangeTests(IndexTestCase):
         key = made.study, made.series, made.sop
         whole = made.path.read_bytes()
         self.started()
-        made.path.write_bytes(whole[: whole.index(made.study.encode()) + 5])  # within an element: between two it is a file
+        made.path.write_bytes(
+            whole[: whole.index(made.study.encode()) + 5]
+        )  # within an element: between two it is a file
         self.failureResultOf(Deferred.fromCoroutine(self.index.find(*key)), OriginBusy)
         self.look()
         self.failureResultOf(Deferred.fromCoroutine(self.index.find(*key)), OriginBusy)
