@@ -33,7 +33,7 @@ from tests.cache.support import find_server
 from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
-from twistedproxy.cache.keys import instance_keys, scope_key
+from twistedproxy.cache.keys import instance_keys, scope_keys
 from twistedproxy.cache.local.facts import NAME as FACTS
 from twistedproxy.cache.local.facts import Facts
 from twistedproxy.cache.local.generations import Generations
@@ -168,7 +168,7 @@ class Bench:
         if everything:
             self.redis.ask(b"FLUSHALL")
             return
-        self.redis.ask(b"DEL", scope_key(self.instance.scope))
+        self.redis.ask(b"DEL", *scope_keys(self.instance.scope))
         names = map(frame_name, (1, self.made.frames))
         self.redis.ask(b"DEL", *[instance_keys(self.instance).entry + name for name in names])
 

@@ -166,6 +166,22 @@ class CacheContract:
             found = tuple([instance for instance in ALL if await self.get(instance, b"1")])
             self.assertEqual(found, left, scope)
 
+    async def test_invalidation_ends_what_is_kept_of_the_whole(self) -> None:
+        """A changed instance is part of its series and study, a changed series of its study; others are not touched."""
+        series, study, other = A.of_series, A.of_study, SAME_STUDY.of_series
+        kept = (series, study, other, SAME_ROOT.of_study)
+        whole = A.scope
+        for scope, left in (
+            (whole, (other, SAME_ROOT.of_study)),
+            (attrs.evolve(whole, sop=None), (other, SAME_ROOT.of_study)),
+            (attrs.evolve(whole, sop=None, series=None), (SAME_ROOT.of_study,)),
+        ):
+            for instance in kept:
+                await self.put(instance, {b"1": b"one"})
+            await self.cache.invalidate(scope)
+            found = tuple([instance for instance in kept if await self.get(instance, b"1")])
+            self.assertEqual(found, left, scope)
+
     async def test_invalidation_a_level_without_the_one_above_is_an_error(self) -> None:
         """A scope with a gap would invalidate nothing."""
         for scope in (Scope("o", "", None, "1.2", None), Scope("o", "", "1", None, "1.2")):

@@ -14,7 +14,7 @@ from tests.cache.folders import SIZE, FolderCase, get, put
 from tests.cache.members import instance
 from tests.cache.support import installed_reactor, until
 from twistedproxy.cache.address import SharedFolder
-from twistedproxy.cache.keys import scope_key
+from twistedproxy.cache.keys import scope_keys
 from twistedproxy.cache.local import folder
 from twistedproxy.cache.local.cache import LocalCache
 from twistedproxy.cache.local.facts import facts_size
@@ -38,7 +38,7 @@ class LocalContractTests(CacheContract, TestCase):
         await until(condition)
 
     async def lose(self, key: bytes) -> None:
-        self.cache.generations.invalidate(key)
+        self.cache.generations.invalidate([key])
 
 
 class WritingTests(FolderCase):
@@ -61,7 +61,7 @@ class WritingTests(FolderCase):
         self.assertEqual(await get(cache, b"F1", b"F2"), {b"F2": b"two"})
         self.assertEqual(cache.readings.writing, {})
         late = ensureDeferred(cache.put_many(one, fence, {b"F4": b"four"}, 60.0))
-        cache.generations.invalidate(scope_key(one.scope))
+        cache.generations.invalidate(scope_keys(one.scope))
         self.assertEqual(await get(cache, b"F4"), {})
         await late
         self.assertEqual(await get(cache, b"F4"), {})

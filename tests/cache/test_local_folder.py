@@ -228,13 +228,13 @@ class GenerationsTests(SynchronousTestCase):
         scopes = [b"%025d" % number for number in range(5)]
         one, other = self.journal(), self.journal()
         for number in range(23):
-            one.invalidate(scopes[number * number % 5])
+            one.invalidate([scopes[number * number % 5]])
         fences = [other.fence([scope]) for scope in scopes]
         one.compact()
         self.assertEqual([one.fence([scope]) for scope in scopes], fences)
         self.assertEqual([self.journal().fence([scope]) for scope in scopes], fences)
         self.assertEqual(one._count, 3)  # squares modulo 5
-        one.invalidate(scopes[0])
+        one.invalidate([scopes[0]])
         self.assertGreater(other.fence([scopes[0]]), max(fences))
 
     def test_full(self) -> None:
@@ -243,9 +243,9 @@ class GenerationsTests(SynchronousTestCase):
         one, other = self.journal(), self.journal()
         scopes = [b"%025d" % number for number in range(5)]
         for scope in scopes[:3]:
-            one.invalidate(scope)
+            one.invalidate([scope])
         before = one.fence([scopes[4]])
-        other.invalidate(scopes[3])
+        other.invalidate([scopes[3]])
         self.assertGreater(one.fence([scopes[4]]), before)
-        one.invalidate(scopes[4])
+        one.invalidate([scopes[4]])
         self.assertGreater(other.fence([scopes[4]]), other.fence([scopes[0]]))

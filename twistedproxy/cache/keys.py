@@ -61,13 +61,15 @@ def instance_keys(instance: Instance) -> InstanceKeys:
     )
 
 
-def scope_key(scope: Scope) -> bytes:
-    """The generation key of *scope*. ValueError where a level is named below one that is not."""
+def scope_keys(scope: Scope) -> tuple[bytes, ...]:
+    """The generation keys that end with *scope*: its own, and those of what is kept of the series and the study that it lies in
+    (`Instance.of_series`, `Instance.of_study`). ValueError where a level is named below one that is not."""
     levels = (scope.study, scope.series, scope.sop)
     named = [level for level in levels if level is not None]
     if levels[: len(named)] != tuple(named):
         raise ValueError(f"{scope!r} names a level without the one above it")
-    return _generation((scope.store, *named))
+    around = [(*named[:above], *named[above - 1 : above] * (3 - above)) for above in range(1, len(named))]
+    return tuple(_generation((scope.store, *uids)) for uids in (named, *around))
 
 
 def new_generation() -> bytes:

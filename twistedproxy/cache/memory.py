@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import SharedAddress
 from twistedproxy.cache.interface import EndsForGood, EntryNow, Fence, Head, Heads, Reading, Value, pieces
-from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_key, unstamp
+from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_keys, unstamp
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.monitoring import CacheObserver, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -126,7 +126,8 @@ class MemoryCache(EndsForGood):
 
     async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Never raises here, but for a scope that names a level without the one above it."""
-        self._store.delete(scope_key(scope))
+        for key in scope_keys(scope):
+            self._store.delete(key)
 
     async def ping(self) -> None:
         """It always works."""

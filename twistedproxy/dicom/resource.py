@@ -75,6 +75,17 @@ class Instance:
         return self.study, self.series, self.sop
 
     @property
+    def of_series(self) -> Instance:
+        """Stands for the series in the cache: what is kept of it as a whole is kept below this. It is no instance, for UIDs are
+        unique; where a store has one all the same, names of entries keep them apart."""
+        return known_instance(self.origin, self.root, self.study, self.series, self.series)
+
+    @property
+    def of_study(self) -> Instance:
+        """The same of the study."""
+        return known_instance(self.origin, self.root, self.study, self.study, self.study)
+
+    @property
     def scope(self) -> Scope:
         """The scope that holds this instance alone."""
         return Scope(self.origin, self.root, self.study, self.series, self.sop)

@@ -22,7 +22,7 @@ from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.address import LocalAddress, SharedAddress, SharedFolder
 from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Head, Heads, Reading, Value, pieces
-from twistedproxy.cache.keys import is_fact, read_outcome, scope_key
+from twistedproxy.cache.keys import is_fact, read_outcome, scope_keys
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.claims import LocalClaims
 from twistedproxy.cache.local.facts import Facts, facts_size, name_of
@@ -224,9 +224,9 @@ class LocalCache(LocalClaims):
 
     async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
-        key = scope_key(scope)
+        keys = scope_keys(scope)
         try:
-            await self.operations.in_few(self.generations.invalidate, key)
+            await self.operations.in_few(self.generations.invalidate, keys)
         except ERRORS as error:
             raise CacheUnavailable(f"the invalidation could not be written: {error}") from None
 

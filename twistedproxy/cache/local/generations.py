@@ -91,14 +91,15 @@ class Generations:
             self._catch_up()
         return self._seen
 
-    def invalidate(self, scope_key: bytes) -> None:
-        """End what lies below *scope_key*. Blocks until the disk has it. Raises OSError."""
+    def invalidate(self, keys: Sequence[bytes]) -> None:
+        """End what lies below these scope keys. Blocks until the disk has it. Raises OSError."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             self._catch_up()
-            full = self._count >= MAX_RECORDS
-            record = (self._number + 1, time.time(), _EVERYTHING if full else scope_key)
-            self._append([record], 0 if full else self._count)
+            full = self._count + len(keys) > MAX_RECORDS
+            ended = (_EVERYTHING,) if full else keys
+            records = [(number, time.time(), key) for number, key in enumerate(ended, self._number + 1)]
+            self._append(records, 0 if full else self._count)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 

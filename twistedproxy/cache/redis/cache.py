@@ -32,7 +32,7 @@ from twistedproxy.cache.keys import (
     instance_keys,
     new_generation,
     read_outcome,
-    scope_key,
+    scope_keys,
     unstamp,
 )
 from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
@@ -234,8 +234,8 @@ class RedisCache(EndsForGood):
 
     async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
-        key = scope_key(scope)
-        if await self._timed("invalidate", [pipeline.command(b"DEL", key)]) is None:
+        keys = scope_keys(scope)
+        if await self._timed("invalidate", [pipeline.command(b"DEL", *keys)]) is None:
             raise CacheUnavailable(f"the cache did not confirm an invalidation: {self._writes.trouble}")
 
     async def ping(self) -> None:
