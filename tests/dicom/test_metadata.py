@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicom import json_events
-from twistedproxy.dicom.json_events import BadMetadata, LenientJson, MetadataEvents
+from twistedproxy.dicom import lenient_json
+from twistedproxy.dicom.json_events import BadMetadata, MetadataEvents
+from twistedproxy.dicom.lenient_json import LenientJson
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.transfer_syntaxes import JPEG_2000, JPEG_BASELINE
 from twistedproxy.imaging.describe import Description, SparseDescription
@@ -190,7 +191,7 @@ class ReadingTests(SynchronousTestCase):
 
     def test_a_long_value(self) -> None:
         """A value that takes the parser more and more time with each piece is given up; many short ones are not."""
-        self.patch(json_events, "MAX_VALUE", 1000)
+        self.patch(lenient_json, "MAX_VALUE", 1000)
         piece = b"A" * 100
         parser = MetadataParser()
         parser.feed(b'[{"00282000": {"vr": "OB", "InlineBinary": "')
@@ -262,7 +263,7 @@ class ReadingTests(SynchronousTestCase):
         """Behind the array only white space may come, however the answer is cut: a proxy's error page behind it, or another
         array, may be all that another reader sees."""
         data = json.dumps([SLIDE]).encode()
-        block = json_events.BLOCK
+        block = lenient_json.BLOCK
         for rest in (
             b"<html>denied",
             json.dumps([{"error": 1}]).encode(),
@@ -369,7 +370,7 @@ class ReadingTests(SynchronousTestCase):
         """A number without an end is given up with the first block, not gathered."""
         parser = MetadataParser()
         parser.feed(b'[{"00091001":{"vr":"DS","Value":[')
-        self.assertRaises(BadMetadata, parser.feed, b"9" * json_events.BLOCK)
+        self.assertRaises(BadMetadata, parser.feed, b"9" * lenient_json.BLOCK)
 
     def test_nothing_stays_behind(self) -> None:
         """A parser is gone with its last user: after the end, after an error, and left in the middle of an element. No
@@ -391,7 +392,7 @@ class ReadingTests(SynchronousTestCase):
                 parser: MetadataEvents = make()
                 parser.feed(answer)
                 with contextlib.suppress(BadMetadata):
-                    parser.feed(b" " * json_events.BLOCK)
+                    parser.feed(b" " * lenient_json.BLOCK)
                 self.assertGreaterEqual(generators(), before)
                 gone = weakref.ref(parser)
                 del parser

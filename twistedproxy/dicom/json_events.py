@@ -3,28 +3,19 @@
 A reader of an element is a generator that is sent ijson's basic events. It begins after the event that opened the
 element, and returns with the one that closes it.
 
-JSON as stores write it is made fit for the strict parser first (`LenientJson`): what is malformed in an element that is not
-read must not matter.
-
-Rules:
-
-- A byte order mark is dropped (RFC 8259 section 8.1), bytes that are no UTF-8 become U+FFFD, control characters spaces.
-- ``NaN``, ``Infinity`` and numbers that no 64 bits hold become texts: valid where they are dropped, and no number where one
-  is needed. Numbers of 64 bits without a sign are valid (PS3.5 section 6.2, UV), but the event parser refuses them.
-- Time is linear in the bytes, however they are cut: the event parser begins a text anew with each piece of it, so pieces are
-  gathered, and the more of a text has come the more are.
+JSON as stores write it is made fit for the strict parser first (`twistedproxy.dicom.lenient_json`): what is malformed in an
+element that is not read must not matter.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-import math
-import re
-from collections.abc import Callable, Generator
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import ijson
+
+from twistedproxy.dicom.lenient_json import BadJson, LenientJson
 
 Events = Generator[None, tuple[str, Any], None]
 Readers = Callable[[str], Optional[Events]]
@@ -37,28 +28,28 @@ UIDS = ("0020000D", "0020000E", "00080018")
 """The elements that name an instance: Study, Series and SOP Instance UID."""
 
 
+MOST_VALUES = 6
+"""Values of an element that are kept: those of an orientation."""
+
+
 class BadMetadata(ValueError):
     """Metadata are not DICOM JSON, or contain impossible values."""
 
 
-class MetadataEvents:
-    """Feed it the answer to a metadata request for one instance, an array of one object, in chunks.
+class ArrayEvents:
+    """Feed it the answer to a metadata request, an array of objects, in chunks. *objects* reads each object that has begun.
 
-    Numbers are those of 64 bits, floats where they have a fraction. Only *readers* see what is in the metadata, and what is
-    malformed elsewhere does not matter as long as objects, arrays and texts are closed; see `LenientJson`. *uids*: the
-    Study, Series and SOP Instance UID that the object must have, each once and with one value: of several, another reader
-    may take another. None accepts any. Only white space may follow the array.
+    Numbers are those of 64 bits, floats where they have a fraction. What is malformed in elements that nobody reads does not
+    matter as long as objects, arrays and texts are closed; see `LenientJson`. Only white space may follow the array.
 
-    *readers* must not lead to this object: the garbage collector does not look into ijson's, so a circle through it stays
+    *objects* must not lead to this object: the garbage collector does not look into ijson's, so a circle through it stays
     for good.
     """
 
-    def __init__(self, readers: Readers, uids: Optional[tuple[str, str, str]] = None) -> None:
+    def __init__(self, objects: Callable[[], Events]) -> None:
         self._complete = self._ended = False
         self._text = LenientJson()
-        self._expected = uids
-        self._uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
-        watcher = _watch(readers, self._uids)
+        watcher = _watch(objects)
         next(watcher)
         # Without use_float, an integer of more digits than `sys.get_int_max_str_digits` kills the process: ijson 3.6 goes
         # on with the object that Python refused to make.
@@ -69,18 +60,12 @@ class MetadataEvents:
         self._parse(self._text.feed, chunk)
 
     def check_complete(self) -> None:
-        """The answer has ended. Raises `BadMetadata` if it ended too early, or not with its array, or describes another
-        instance."""
+        """The answer has ended. Raises `BadMetadata` if it ended too early, or not with its array."""
         self._parse(self._text.close)
         self._ended = True
         self._parse(bytes)
         if not self._complete:
             raise BadMetadata("the metadata ended too early, or are followed by more")
-        if self._expected is None:
-            return
-        for tag, uid in zip(UIDS, self._expected, strict=True):
-            if [value.strip(" \0") if isinstance(value, str) else None for value in self._uids[tag]] != [uid]:
-                raise BadMetadata("the metadata are of another instance")
 
     def _parse(self, take: Callable[..., bytes], *chunk: bytes) -> None:
         """Parse what *take* gives. An error ends it for good."""
@@ -102,13 +87,52 @@ class MetadataEvents:
             raise BadMetadata("the metadata are not JSON, or ended too early") from error
 
 
-def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
+class MetadataEvents(ArrayEvents):
+    """The same for one instance. Only *readers* see what is in the metadata. *uids*: the Study, Series and SOP Instance UID that
+    the object must have, each once and with one value: of several, another reader may take another. None accepts any."""
+
+    def __init__(self, readers: Readers, uids: Optional[tuple[str, str, str]] = None) -> None:
+        self._expected = uids
+        self._uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
+        super().__init__(functools.partial(_only_object, readers, self._uids, iter((True,))))
+
+    def check_complete(self) -> None:
+        """As `ArrayEvents`; raises `BadMetadata` also if it describes another instance."""
+        super().check_complete()
+        if self._expected is not None and uids_in(self._uids) != self._expected:
+            raise BadMetadata("the metadata are of another instance")
+
+
+def uids_in(found: Mapping[str, Sequence[Any]]) -> Optional[tuple[str, ...]]:
+    """The UIDs of an object, whose elements `UIDS` have the values *found*; None where one is not there once, with one value."""
+    values = [found[tag][0] if len(found[tag]) == 1 else None for tag in UIDS]
+    uids = tuple([value.strip(" \0") for value in values if isinstance(value, str)])
+    return uids if len(uids) == len(UIDS) else None
+
+
+def _watch(objects: Callable[[], Events]) -> Events:
     event, _ = yield
     if event != "start_array":
         raise BadMetadata("the metadata are not an array of instances")
     event, _ = yield
     if event != "start_map":
         raise BadMetadata("the metadata hold no instance")
+    while event == "start_map":
+        yield from objects()
+        event, _ = yield
+    if event != "end_array":
+        raise BadMetadata("the metadata are not an array of instances")
+    yield  # anything else is no JSON
+
+
+def _only_object(readers: Readers, uids: dict[str, list[Any]], first: Iterator[bool]) -> Events:
+    if not next(first, False):
+        raise BadMetadata("the metadata are of more than one instance")
+    return read_object(readers, uids)
+
+
+def read_object(readers: Readers, uids: dict[str, list[Any]]) -> Events:
+    """Read an object that has begun: its `UIDS` into *uids*, other elements by their *readers*."""
     while True:
         event, tag = yield
         if event != "map_key":
@@ -121,10 +145,6 @@ def _watch(readers: Readers, uids: dict[str, list[Any]]) -> Events:
             yield from reader if reader is not None else skip()
         elif event == "start_array":  # no element is one
             yield from skip()
-    event, _ = yield
-    if event != "end_array":
-        raise BadMetadata("the metadata are of more than one instance")
-    yield  # anything else is no JSON
 
 
 def keep_values(values: list[Any]) -> Events:
@@ -137,7 +157,7 @@ def keep_values(values: list[Any]) -> Events:
             continue
         if event == "map_key" and depth == 1:
             key = value
-        elif key == "Value" and (event, depth) != ("start_array", 1) and len(values) < 3:  # no reader needs more
+        elif key == "Value" and (event, depth) != ("start_array", 1) and len(values) < MOST_VALUES:
             values.append(value)
         if event in OPEN:
             depth += 1
@@ -154,145 +174,3 @@ def skip() -> Events:
             depth += 1
         elif event in CLOSE:
             depth -= 1
-
-
-BLOCK = 32 << 10
-"""Bytes that are gathered: the parser takes 1 ms for them."""
-MAX_BLOCK = 1 << 20
-"""Bytes of a text that are gathered before the parser begins it once more: the reactor waits at most 0.1 s for them."""
-MAX_VALUE = 16 << 20
-"""Bytes of one text."""
-MAX_NUMBER = 256
-"""Characters of one number. Those of DICOM have at most 20."""
-
-_SPACES = bytes(32 if byte < 32 else byte for byte in range(256))
-_WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-."
-_DELIMITERS = (b" ", b":", b",", b"[")
-_ESCAPE = re.compile(rb"\\.")
-
-# Finding these in a copy where all digits are 0 is ten times as fast as searching for _ODD.
-_SHAPES = bytes.maketrans(b"123456789E ,[", b"000000000e:::")
-_LONG, _EXPONENT = b":" + b"0" * 19, b"e000"
-_ODD = re.compile(rb"(?<=[ :,\[])-?(?:NaN|Infinity|(?:[0-9]{19}|[0-9][0-9.]*[eE][+-]?[0-9]{3})[0-9.eE+-]*)")
-
-
-class BadJson(ValueError):
-    """A text or a number is longer than any that is needed."""
-
-
-def read_json(answer: bytes) -> Any:
-    """The value that a whole answer of moderate size holds. Raises ValueError and RecursionError, as `json.loads` does."""
-    return json.loads(answer.decode("utf-8-sig", "replace"), strict=False)
-
-
-class LenientJson:
-    """Feed it JSON in chunks; it gives back blocks for a strict parser. *block*: bytes that are gathered."""
-
-    def __init__(self, block: int = BLOCK) -> None:
-        self._block_size = block
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._first = True
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._tail = b""  # the beginning of a token that is not all there
-        self.in_string = False
-        """Whether what was given out ends within a text."""
-        self._open = 0  # bytes of the text that has begun
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes; return what is ready, perhaps nothing. Raises `BadJson`."""
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        enough = min(max(self._block_size, self._open), MAX_BLOCK)
-        return self._block(False) if self._size >= enough or self._open + self._size > MAX_VALUE else b""
-
-    def close(self) -> bytes:
-        """The rest. Raises `BadJson`."""
-        return self._block(True)
-
-    def _block(self, final: bool) -> bytes:
-        # A tail goes before what the decoder holds, and in valid JSON there is only one of them.
-        data = b"".join((self._tail, *self._chunks))
-        self._chunks, self._size, self._tail = [], 0, b""
-        if self._first:
-            self._first, data = False, data.removeprefix(codecs.BOM_UTF8)
-        if not data.isascii() or self._decoder.getstate()[0]:
-            data = self._decoder.decode(data, final).encode()
-        data = data.translate(_SPACES)
-        if not final:
-            data = self._without_tail(data)
-        begun_in_string = self.in_string
-        if not self._count(data) and begun_in_string:
-            return data
-        if not self.in_string and not final:
-            data = self._without_word(data)
-        return _mended(data, begun_in_string) if _may_hold_odd(data) else data
-
-    def _without_tail(self, data: bytes) -> bytes:
-        """*data* but for a backslash at the end whose other half has not come."""
-        if data.endswith(b"\\") and (len(data) - len(data.rstrip(b"\\"))) % 2:
-            self._tail = b"\\"
-            return data[:-1]
-        return data
-
-    def _without_word(self, data: bytes) -> bytes:
-        """*data*, which do not end in a text, but for the delimiter of a number or word that follows or may go on."""
-        cut = len(data.rstrip(_WORD))
-        if len(data) - cut > MAX_NUMBER:
-            raise BadJson(f"a number of more than {MAX_NUMBER} characters")
-        if data[cut - 1 : cut] in _DELIMITERS:
-            cut -= 1
-        self._tail = data[cut:] + self._tail
-        return data[:cut]
-
-    def _count(self, data: bytes) -> int:
-        """See whether *data* ends in a text, and how much of it has come; return how many quotes begin or end one."""
-        bare = _ESCAPE.sub(b"", data) if b"\\" in data else data
-        quotes = bare.count(b'"')
-        self.in_string ^= bool(quotes % 2)
-        self._open = self._open + len(data) if not quotes else len(bare) - bare.rfind(b'"') - 1
-        if not self.in_string:
-            self._open = 0
-        elif self._open > MAX_VALUE:
-            raise BadJson(f"a value of more than {MAX_VALUE} bytes")
-        return quotes
-
-
-def _may_hold_odd(data: bytes) -> bool:
-    if b"NaN" in data or b"Infinity" in data:
-        return True
-    shapes = data.translate(_SHAPES, b"+-")
-    return _LONG in shapes or (b"0e" in shapes and _EXPONENT in shapes)
-
-
-def _mended(data: bytes, in_string: bool) -> bytes:
-    """*data*, which begin *in_string* or not, with quotes around what no strict parser takes for a number."""
-    out: list[bytes] = []
-    position = 0
-    for match in _ODD.finditer(data):
-        before = data[position : match.start()]
-        in_string ^= bool((_ESCAPE.sub(b"", before) if b"\\" in before else before).count(b'"') % 2)
-        token = match.group()
-        if not in_string and len(token) > MAX_NUMBER:
-            raise BadJson(f"a number of more than {MAX_NUMBER} characters")
-        out += (before, token if in_string or _fits(token) else b'"%s"' % token)
-        position = match.end()
-    return b"".join((*out, data[position:]))
-
-
-def _fits(number: bytes) -> bool:
-    """Whether *number* is one of 64 bits; what is none at all is left to the parser."""
-    try:
-        if number.lstrip(b"-").isdigit():
-            return abs(int(number)) < 2**63  # yajl refuses -2**63
-        return math.isfinite(float(number))
-    except ValueError:
-        return True
-
-
-def first_value(attributes: Any, tag: str) -> Any:
-    """The first value of *tag* in *attributes*, an object of the DICOM JSON Model (PS3.18 annex F); None where it has none."""
-    try:
-        return attributes[tag]["Value"][0]
-    except (KeyError, IndexError, TypeError):
-        return None

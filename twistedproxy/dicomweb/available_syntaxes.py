@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Optional, Union
 
-from twistedproxy.dicom.json_events import first_value
+from twistedproxy.dicom.lenient_json import first_value
 from twistedproxy.dicom.resource import Instance, InvalidUID
 from twistedproxy.dicomweb.mounts import Target
 

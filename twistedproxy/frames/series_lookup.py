@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Optional
 
-from twistedproxy.dicom.json_events import first_value, read_json
+from twistedproxy.dicom.lenient_json import first_value, read_json
 from twistedproxy.dicom.resource import Instance, Scope, store_of, validate_uid
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused

@@ -28,7 +28,8 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import BadMetadata, read_json
+from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.dicom.metadata import InstanceMetadata, from_values
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
 from twistedproxy.imaging.geometry import Axis, Cut

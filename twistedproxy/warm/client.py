@@ -22,7 +22,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
-from twistedproxy.dicom.json_events import read_json
+from twistedproxy.dicom.lenient_json import read_json
 from twistedproxy.warm.options import Found, WarmTarget
 
 RESPONSE_SECONDS = 150.0  # to the head: a store may take two minutes for the metadata of a slide

@@ -20,7 +20,7 @@ import attrs
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twistedproxy.dicom.json_events import first_value
+from twistedproxy.dicom.lenient_json import first_value
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.options.command import Command, parsed
 from twistedproxy.options.values import seconds, whole
