@@ -19,13 +19,14 @@ PACKAGE = Path(twistedproxy.__file__).parent
 
 DICOM = {"dicom"}
 STORES = DICOM | {"cache", "origin"}
-READING = STORES | {"frames"}
+READING = STORES | {"series", "frames"}
 BELOW = {
     "dicom": set(),
+    "series": DICOM,
     "imaging": DICOM,
     "cache": DICOM,
     "origin": DICOM,
-    "frames": STORES,
+    "frames": STORES | {"series"},
     "prefetch": READING,
     "rendering": READING | {"imaging"},
     "server": set(),
@@ -54,7 +55,8 @@ EXCEPTIONS = {
 }
 
 PURE = tuple(
-    f"twistedproxy.{name}." for name in ("dicom", "imaging", "prefetch.plan", "prefetch.regions", "prefetch.rules")
+    f"twistedproxy.{name}."
+    for name in ("dicom", "series", "imaging", "prefetch.plan", "prefetch.regions", "prefetch.rules")
 )
 """Values in, values out: no Twisted, and nothing that waits."""
 

@@ -32,6 +32,7 @@ from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Credentials, normal_key
 from twistedproxy.frames.invalidation import Invalidation, Siblings
 from twistedproxy.frames.read_through import FrameReader
+from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.frames.series_lookup import SeriesLookup
 from twistedproxy.frames.streamed import ListReader
 from twistedproxy.hot.cached import CachedAnswers
@@ -117,6 +118,7 @@ class Proxy:
         """Frames and pictures, for callers with a grant."""
         reactor, settings = self._reactor, self._settings
         self.access = Access(self.cache, wall_clock, settings.grant_ttl, settings.frame_ttl, siblings=siblings)
+        self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
         self.access.changed = self.invalidation.invalidate
         self.hot_responses = HotResponses(
@@ -233,7 +235,7 @@ class Proxy:
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""
-        self.access.grants.revoke(Caller(credential), instance)
+        self.access.forget(Caller(credential), instance)
 
     async def start(self) -> None:
         """Start all parts, the listeners last; go no further once `stopping`. Raises what keeps one from starting."""

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE
 from twistedproxy.prefetch.jobs import MAX_ENDED, JobBook, JobKind, Result
-from twistedproxy.prefetch.scheduler import MAX_INSTANCES, Usefulness
+from twistedproxy.prefetch.usefulness import MAX_INSTANCES, Usefulness
 from twistedproxy.system.metrics import Metrics
 
 FIELDS = {"instance", "kind", "frames", "total", "bytes", "seconds", "result", "reason"}

@@ -138,6 +138,11 @@ class InstanceMetadata:
             values = json.loads(data)
         except ValueError as error:
             raise BadMetadata("cached metadata are malformed") from error
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: Any) -> InstanceMetadata:
+        """The facts that these *values* are, by field. Raises `BadMetadata` where they are no such."""
         if not isinstance(values, dict) or values.keys() != FIELD_TYPES.keys():
             raise BadMetadata("cached metadata are of another version: their fields differ")
         if not all(type(value) in FIELD_TYPES[name] for name, value in values.items()):
@@ -243,22 +248,26 @@ class MetadataParser(MetadataEvents):
     """
 
     def __init__(self, uids: Optional[tuple[str, str, str]] = None) -> None:
-        self._found = _Found()
+        self._found = FoundFacts()
         super().__init__(self._found.element, uids)
 
     def close(self) -> InstanceMetadata:
         """The answer has ended. Raises `BadMetadata` as `check_complete` does, and for facts that make no sense."""
         self.check_complete()
-        first = {tag: next((one for one in some if one is not None), None) for tag, some in self._found.values.items()}
-        return from_values(first, self._found.has_icc_profile)
+        return self._found.metadata()
 
 
-class _Found:
-    """What a parser has found so far."""
+class FoundFacts:
+    """What a parser has found so far of one instance."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Any]] = defaultdict(list)
         self.has_icc_profile = False
+
+    def metadata(self) -> InstanceMetadata:
+        """The facts. Raises `BadMetadata`."""
+        first = {tag: next((one for one in some if one is not None), None) for tag, some in self.values.items()}
+        return from_values(first, self.has_icc_profile)
 
     def element(self, tag: str) -> Optional[Events]:
         """The reader of a top-level element; None for one that is not needed."""

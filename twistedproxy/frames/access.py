@@ -31,6 +31,7 @@ from twistedproxy.frames.entries import (
 )
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import Siblings
+from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import (
     DENIALS,
@@ -70,6 +71,7 @@ class Access:
     changed: Optional[Callable[[Scope], Awaitable[None]]] = None
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
+    series: Optional[SeriesAnswers] = None
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
     _ending: SingleFlight[tuple[Instance, Fence], None] = attrs.field(init=False, factory=SingleFlight)
     _log = Logger()
@@ -115,6 +117,10 @@ class Access:
         return grant
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
+        by_series = None if self.series is None else await self.series.proof(origin, instance, caller)
+        if by_series is not None:
+            member, expires = by_series
+            return await self.record(instance, caller, member.metadata, reading, expires=expires)
         try:
             metadata = await self._metadata(origin, instance, caller)
         except OriginRefused as refused:
@@ -124,29 +130,36 @@ class Access:
         return await self.record(instance, caller, metadata, reading)
 
     async def record(
-        self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading, said: bool = True
+        self,
+        instance: Instance,
+        caller: Caller,
+        metadata: InstanceMetadata,
+        reading: Reading,
+        said: bool = True,
+        expires: float = math.inf,
     ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
-        the origin has just said the metadata; else it gave something that proves the right alone.
+        the origin has just said the metadata; else it gave something that proves the right alone. *expires*: when the proof ends,
+        where that is sooner than of one from now.
         """
         fence = await self._compared(instance, metadata, reading) if said else reading.fence
         known = self.known(caller, instance)
         first = METADATA not in reading.entries and (known is None or known.fence != fence)
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
-        grant = Grant(metadata, self.wall_clock() + self.ttl, fence)
+        grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence)
         self.grants.add(caller, instance, grant)
-        facts = {METADATA: metadata.to_bytes()}
+        entries: dict[bytes, bytes] = {}
         if first:
-            facts[REFERENCE] = pack_reference(self.wall_clock(), metadata)
-        await all_or_none(
-            [
-                self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl),
-                self._put(instance, fence, facts, METADATA_SECONDS),
-            ]
-        )
+            entries[REFERENCE] = pack_reference(self.wall_clock(), metadata)
+        if first or expires == math.inf:  # what was said of a whole series, other workers find there
+            entries[METADATA] = metadata.to_bytes()
+        writes = [self._put(instance, fence, entries, METADATA_SECONDS)] if entries else []
+        if expires == math.inf:
+            writes.append(self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl))
+        await all_or_none(writes)
         return grant
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
@@ -191,9 +204,17 @@ class Access:
 
     async def revoke(self, caller: Caller, instance: Instance) -> None:
         """Forget the caller's grant: the origin has just denied it."""
-        self.grants.revoke(caller, instance)
+        self.forget(caller, instance)
         await self.cache.remove(instance, [grant_name(caller)])
+        if self.series is not None:
+            await self.series.revoke(caller, instance)
         await self.siblings.revoke(caller.credential, instance)
+
+    def forget(self, caller: Caller, instance: Instance) -> None:
+        """Forget the caller's grant in this worker, and what proved it with others."""
+        self.grants.revoke(caller, instance)
+        if self.series is not None:
+            self.series.forget(caller, instance)
 
     async def learn_transfer_syntax(self, instance: Instance, grant: Grant, uid: str) -> None:
         """Add to the metadata what only a frame could tell."""
@@ -212,8 +233,14 @@ class Access:
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
-            metadata, said = await self._still_proved(origin, instance, caller, grant.metadata)
-            await self.record(instance, caller, metadata, Reading(grant.fence, {}), said)
+            reading = Reading(grant.fence, {})
+            by_series = await self.series.renewed(origin, instance, caller, grant.expires) if self.series else None
+            if by_series is not None:
+                member, expires = by_series
+                await self.record(instance, caller, member.metadata, reading, expires=expires)
+            else:
+                metadata, said = await self._still_proved(origin, instance, caller, grant.metadata)
+                await self.record(instance, caller, metadata, reading, said)
         except OriginRefused as refused:
             if refused.status in DENIALS:
                 await self.revoke(caller, instance)

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional, cast
 
 from twisted.internet.threads import deferToThread
@@ -28,6 +28,7 @@ from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
 from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import Frame, lookup
 from twistedproxy.origin.interface import Caller
+from twistedproxy.series.members import Member, pack_members, unpack_members
 
 AT_ONCE = 8 << 20
 """Bytes of frames that are digested in the reactor's thread: 10 ms. Handing work to a thread costs 0.1 ms and a turn, and
@@ -85,6 +86,24 @@ def rendered_name(what: bytes) -> bytes:
     return b"R" + hashlib.blake2b(what, digest_size=16).digest()
 
 
+def series_name(caller: Caller) -> bytes:
+    """The name of what the origin answered a caller who asked for a series: below `Instance.of_series`."""
+    return b"S" + caller.credential
+
+
+def pack_series(expires: float, members: Iterable[Member]) -> bytes:
+    """When the proof ends (8 bytes, seconds since the epoch), and the instances that were named."""
+    return _EXPIRY.pack(expires) + pack_members(members)
+
+
+def unpack_series(value: bytes) -> Optional[tuple[float, Mapping[str, Member]]]:
+    """What `pack_series` packed; None for anything else."""
+    try:
+        return float(_EXPIRY.unpack_from(value)[0]), unpack_members(value[_EXPIRY.size :])
+    except (struct.error, BadMetadata):
+        return None
+
+
 AFTER_EXPIRY = _LENGTH = _EXPIRY.size
 _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
@@ -101,9 +120,9 @@ def expiry(now: float, seconds: Optional[float]) -> float:
     return math.inf if seconds is None else now + seconds
 
 
-def pack_frame(frame: Frame, expires: float) -> Value:
+def pack_frame(frame: Frame, expires: float, prefetched: bool = False) -> Value:
     """The expiry (8 bytes), one length byte, the transfer syntax UID, the frame's bytes. *expires*: see `expiry`."""
-    return pack_frames([frame.data], frame.transfer_syntax, expires)[0]
+    return pack_frames([frame.data], frame.transfer_syntax, expires, prefetched)[0]
 
 
 def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[Value]:

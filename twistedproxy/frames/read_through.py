@@ -37,7 +37,7 @@ from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.invalidation import FenceWatch, Invalidation
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import DENIALS, NOT_ALLOWED, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin
+from twistedproxy.origin.interface import Caller, Origin, Priority
 from twistedproxy.streams import StreamTooLong
 
 LARGE_FRAME = 8 << 20
@@ -72,6 +72,8 @@ class FrameRequest:
     """Whether it came from a viewer, which will want more."""
     fresh: bool = False
     """Whether frames neither come from the cache nor go there; nothing is prefetched after them."""
+    priority: Priority = Priority.CALLER
+    """At the origin. What is asked for with another one than `Priority.CALLER` is loaded ahead of any request."""
 
     @property
     def reported(self) -> bool:
@@ -176,8 +178,7 @@ class FrameReader:
         prefetched = []
         expires = math.inf
         for number, name in zip(numbers, names):
-            entry = reading.entries.get(name)
-            if entry is None:
+            if (entry := reading.entries.get(name)) is None:
                 continue
             try:
                 frames[number] = unpack_frame(entry)
@@ -212,10 +213,8 @@ class FrameReader:
 
     def is_small(self, request: FrameRequest) -> bool:
         """Whether it is for one frame that is known to be small: it may be read before there is memory for it."""
-        if len(request.numbers) > 1:
-            return False
         grant = self.access.known(request.caller, request.instance)
-        return grant is not None and grant.most <= LARGE_FRAME
+        return len(request.numbers) == 1 and grant is not None and grant.most <= LARGE_FRAME
 
     async def granted(
         self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes] = ()
@@ -266,8 +265,7 @@ class FrameReader:
 
     def too_large(self) -> AnswerTooLarge:
         """The refusal of an answer."""
-        limit = self.max_answer
-        return AnswerTooLarge(f"the requested frames exceed {limit} bytes; request fewer at once")
+        return AnswerTooLarge(f"the requested frames exceed {self.max_answer} bytes; request fewer at once")
 
     async def _from_origin(
         self, request: FrameRequest, grant: Grant, fence: Optional[Fence], missing: Sequence[int]
@@ -292,7 +290,8 @@ class FrameReader:
                 await write(fetched)
 
         async def write(fetched: _Frames) -> None:
-            entries = {frame_name(key[2]): pack_frame(frame, expires) for key, (frame, expires) in fetched.items()}
+            ahead = request.priority is not Priority.CALLER
+            entries = {frame_name(key[2]): pack_frame(frame, ends, ahead) for key, (frame, ends) in fetched.items()}
             await self.cache.put_many(instance, fence, entries, self.frame_seconds)
             any_frame, _ = next(iter(fetched.values()))
             await self.access.learn_transfer_syntax(instance, grant, any_frame.transfer_syntax)
@@ -310,7 +309,9 @@ class FrameReader:
         """Frames from the origin."""
         limit = self.max_answer if len(numbers) > 1 else MAX_FRAME
         try:
-            frames = await request.origin.frames(request.instance, numbers, request.caller, grant.metadata, limit=limit)
+            frames = await request.origin.frames(
+                request.instance, numbers, request.caller, grant.metadata, request.priority, limit
+            )
         except OriginRefused as refused:
             if refused.status in NOT_ALLOWED:
                 await self.access.revoke(request.caller, request.instance)

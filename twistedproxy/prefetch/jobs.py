@@ -135,11 +135,13 @@ MAX_ENDED = 1000
 
 
 class JobKind(enum.Enum):
-    """The three sizes of prefetch."""
+    """The sizes of prefetch."""
 
     WHOLE = "whole"
     BLOCK = "block"
     DISPLAY = "display"
+    STACK = "stack"
+    """Slices: instances of one frame."""
 
 
 class Result(enum.Enum):
@@ -236,8 +238,8 @@ class JobBook:
         return next((job for job in reversed(self._ended) if job.instance == instance), None)
 
     def count(self) -> int:
-        """How many running jobs count towards ``max-jobs``: display loads do not."""
-        return sum(job.kind is not JobKind.DISPLAY for job in self._running)
+        """How many running jobs count towards ``max-jobs``: those of whole instances and blocks."""
+        return sum(job.kind in (JobKind.WHOLE, JobKind.BLOCK) for job in self._running)
 
     def start(self, instance: Instance, kind: JobKind, reason: str, total: int, fence: Fence = b"") -> Job:
         """Note a new job."""

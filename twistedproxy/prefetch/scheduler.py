@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, Optional
 
 import attrs
@@ -27,44 +26,14 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequ
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
+from twistedproxy.prefetch.rules import switched_off
 from twistedproxy.prefetch.runner import Loads, Occasion
+from twistedproxy.prefetch.stacks import Stacks
+from twistedproxy.prefetch.usefulness import Usefulness
 from twistedproxy.settings import Settings
 from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.outages import Recent
-
-MAX_INSTANCES = 200
-"""Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
-
-
-class Usefulness:
-    """Counts prefetched frames that were asked for: what waste there is shows here.
-
-    A frame counts once for each worker that serves it. Bits are kept for the instances that were asked for last.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._asked: OrderedDict[Instance, bytearray] = OrderedDict()
-
-    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> None:
-        """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
-        bits = self._asked.get(instance)
-        if bits is None or len(bits) * 8 < frames:
-            bits = self._asked[instance] = bytearray(frames // 8 + 1)
-            if len(self._asked) > MAX_INSTANCES:
-                self._asked.popitem(last=False)
-        else:
-            self._asked.move_to_end(instance)
-        new = 0
-        for number in numbers:
-            byte, bit = divmod(number - 1, 8)
-            if not bits[byte] >> bit & 1:
-                bits[byte] |= 1 << bit
-                new += 1
-        if new:
-            self._metrics.count("prefetch_frames_used", (), new)
-
 
 BLOCK_LOCK_SECONDS = 3.0
 
@@ -90,6 +59,7 @@ class Scheduler:
     small: Loader
     whole: Loader
     loads: Loads = attrs.field(init=False)
+    stacks: Optional[Stacks] = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
@@ -101,6 +71,10 @@ class Scheduler:
     def __attrs_post_init__(self) -> None:
         self.usefulness = Usefulness(self.metrics)
         self._refused = Recent(self.settings.recache_after, MAX_REMEMBERED)
+        answers = self.reader.access.series
+        self.stacks = None
+        if answers is not None and switched_off(self.settings) is None:
+            self.stacks = Stacks(self.cache, self.reader, answers, self.jobs)
         self.loads = Loads(
             self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
         )
@@ -112,19 +86,28 @@ class Scheduler:
         from_origin = answer.fetched + answer.shared
         if answer.fence is None or self._stopped:
             return
+        if answer.metadata.frames == 1 and self.stacks is not None:
+            touched = self.stacks.touched(wanted, answer.metadata)
+            self._once_written(lambda: self._in_background(touched))
+            return
         if not from_origin and self.settings.prefetch_trigger > 0:  # nearly every request
             return
         syntax = answer.frames[0].transfer_syntax
         metadata = answer.metadata
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=syntax)
-        # Planned once the answer was written: its client does not wait for that.
-        self._unplanned += 1
-        self.clock.callLater(0, self._plan_now, Occasion(wanted, metadata, answer.fence), from_origin)
+        occasion = Occasion(wanted, metadata, answer.fence)
+        self._once_written(lambda: self._consider(occasion, from_origin))
 
-    def _plan_now(self, occasion: Occasion, from_origin: int) -> None:
-        self._unplanned -= 1
-        self._consider(occasion, from_origin)
+    def _once_written(self, do: Callable[[], None]) -> None:
+        """*do* it once the answer was written: its client does not wait for that."""
+
+        def now() -> None:
+            self._unplanned -= 1
+            do()
+
+        self._unplanned += 1
+        self.clock.callLater(0, now)
 
     def refused(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.

@@ -1,0 +1,138 @@
+"""The slices beside the one that a caller looks at, loaded in the direction in which the caller goes, then behind.
+
+- Slices are read as callers read them, behind all of those at the origin: one that a caller asks for meanwhile is waited for, and
+  not asked for twice.
+- What the window of slices holds is bounded in bytes; it moves with the caller.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+
+from twistedproxy.cache.interface import Cache
+from twistedproxy.deferreds import all_or_none
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import expected, frame_name
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
+from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
+
+AHEAD = 200
+BEHIND = 50
+"""Slices on either side of the one that is looked at."""
+
+WINDOW_BYTES = 256 << 20
+"""Bytes of the slices on one side, at most."""
+
+SIDE_BY_SIDE = 12
+LANES_BYTES = 32 << 20
+"""Slices that are loaded at once, and their bytes, at most."""
+
+RECENT = 8
+"""Slices from whose order the direction is told: a viewer asks for six at once, and gets them in any order."""
+
+MAX_TRAVELS = 1000
+"""Callers and series that are remembered."""
+
+
+@attrs.define(eq=False)
+class Travel:
+    """Where a caller is in a stack of so many *slices*. *done*: those that need not be loaded; *lanes*: loads that run."""
+
+    slices: int
+    done: set[int] = attrs.Factory(set)
+    lanes: int = 0
+    _recent: deque[int] = attrs.field(init=False, factory=lambda: deque(maxlen=RECENT))
+
+    def move(self, at: int) -> None:
+        """The caller looks at slice *at* (from 0)."""
+        self._recent.append(at)
+        self.done.add(at)
+
+    def next(self, ahead: int, behind: int) -> Optional[int]:
+        """The slice to load next, of at most so many in the direction of travel, then behind. None: all of them are done."""
+        at = self._recent[-1]
+        step = -1 if at < self._recent[0] else 1
+        for sign, reach in ((step, ahead), (-step, behind)):
+            for distance in range(1, reach + 1):
+                place = at + sign * distance
+                if 0 <= place < self.slices and place not in self.done:
+                    return place
+        return None
+
+
+@attrs.define(eq=False)
+class Stacks:
+    """Loads the slices of stacks, for one worker."""
+
+    cache: Cache
+    reader: FrameReader
+    answers: SeriesAnswers
+    jobs: JobBook
+    _travels: OrderedDict[tuple[bytes, Instance], tuple[SeriesAnswer, Travel]] = attrs.field(
+        init=False, factory=OrderedDict
+    )
+
+    async def touched(self, wanted: FrameRequest, metadata: InstanceMetadata) -> None:
+        """A caller was answered who asked for the one frame of an instance: load what lies beside it, where it is of a stack."""
+        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)
+        stack = None if series is None else series.stack
+        at = None if stack is None else stack.index.get(wanted.instance.sop)
+        if series is None or stack is None or at is None:
+            return
+        travel = self._travel(wanted, series, len(stack.order))
+        travel.move(at)
+        each = expected(metadata)
+        reach = max(1, WINDOW_BYTES // each)
+        ahead, behind = min(AHEAD, reach), min(BEHIND, reach)
+        if travel.lanes or travel.next(ahead, behind) is None:
+            return
+        job = self.jobs.start(wanted.instance.of_series, JobKind.STACK, "stack", len(stack.order), series.fence)
+        travel.lanes = max(1, min(SIDE_BY_SIDE, LANES_BYTES // each))
+        lanes = [self._lane(wanted, stack.order, travel, (ahead, behind), job) for _ in range(travel.lanes)]
+        try:
+            await all_or_none([Deferred.fromCoroutine(lane) for lane in lanes])
+        except CancelledError:
+            self.jobs.end(job, Result.STOPPED, "stopped")
+            raise
+        except OriginError as error:
+            self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
+        else:
+            self.jobs.end(job, Result.DONE)
+        finally:
+            travel.lanes = 0
+
+    def _travel(self, wanted: FrameRequest, series: SeriesAnswer, slices: int) -> Travel:
+        key = wanted.caller.credential, wanted.instance.of_series
+        answer, travel = self._travels.get(key, (None, None))
+        if travel is None or answer is not series:
+            travel = Travel(slices)
+        self._travels[key] = series, travel
+        self._travels.move_to_end(key)
+        if len(self._travels) > MAX_TRAVELS:
+            self._travels.popitem(last=False)
+        return travel
+
+    async def _lane(
+        self, wanted: FrameRequest, order: Sequence[str], travel: Travel, window: tuple[int, int], job: Job
+    ) -> None:
+        while (place := travel.next(*window)) is not None:
+            travel.done.add(place)
+            instance = attrs.evolve(wanted.instance, sop=order[place])
+            if await self.cache.present(instance, [frame_name(1)]):
+                continue
+            one = attrs.evolve(wanted, instance=instance, numbers=(1,), prefetch=False, priority=Priority.BLOCK)
+            try:
+                answer = await self.reader.read(one)
+            except OriginRefused:
+                continue  # of this one
+            if answer.fetched:
+                job.progressed(job.frames + 1, job.bytes + answer.size)

@@ -1,0 +1,113 @@
+"""The instances of a series, read from its DICOM JSON metadata (PS3.18 section 10.4.1.1.2, annex F) as they come.
+
+- Objects that do not name study, series and instance, each once, count for nothing; nor do two of one instance.
+- An object whose facts make no sense is left out, and the others stay.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional
+
+import attrs
+
+from twistedproxy.dicom.json_events import UIDS, ArrayEvents, BadMetadata, Events, keep_values, read_object, uids_in
+from twistedproxy.dicom.metadata import FoundFacts, InstanceMetadata
+from twistedproxy.dicom.resource import InvalidUID, validate_uid
+
+MAX_MEMBERS = 20_000
+"""Instances of a series: some 10 MB. A series of more is not known."""
+
+_NUMBER, _POSITION, _ORIENTATION = "00200013", "00200032", "00200037"
+_LENGTHS = {_NUMBER: 1, _POSITION: 3, _ORIENTATION: 6}
+
+Numbers = tuple[float, ...]
+
+
+@attrs.frozen
+class Member:
+    """An instance of a series. *number*: InstanceNumber (0020,0013), one value; *position*: ImagePositionPatient (0020,0032),
+    three, in mm; *orientation*: ImageOrientationPatient (0020,0037), six. Each is empty where it is missing, or makes no sense."""
+
+    sop: str
+    metadata: InstanceMetadata
+    number: Numbers = ()
+    position: Numbers = ()
+    orientation: Numbers = ()
+
+
+class SeriesParser(ArrayEvents):
+    """Reads the instances of the series with UIDs *study* and *series* from the answer to a request for its metadata. Feed slices
+    of 64 kB on the reactor."""
+
+    def __init__(self, study: str, series: str) -> None:
+        self._found = _FoundMembers(study, series)
+        super().__init__(self._found.read_one)
+
+    def close(self) -> Mapping[str, Member]:
+        """The answer has ended: its instances by their UIDs. Raises `BadMetadata` as `check_complete` does."""
+        self.check_complete()
+        return self._found.members
+
+
+class _FoundMembers:
+    """What a parser has found so far."""
+
+    def __init__(self, study: str, series: str) -> None:
+        self.members: dict[str, Member] = {}
+        self._place = study, series
+        self._seen: set[str] = set()
+
+    def read_one(self) -> Events:
+        """Read an object that has begun."""
+        facts = FoundFacts()
+        uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
+        more: dict[str, list[Any]] = {tag: [] for tag in _LENGTHS}
+
+        def element(tag: str) -> Optional[Events]:
+            return keep_values(more[tag]) if tag in more else facts.element(tag)
+
+        yield from read_object(element, uids)
+        named = uids_in(uids)
+        if named is not None and named[:2] == self._place:
+            self._add(named[2], facts, more)
+
+    def _add(self, sop: str, facts: FoundFacts, more: Mapping[str, list[Any]]) -> None:
+        if len(self._seen) >= MAX_MEMBERS:
+            raise BadMetadata(f"the series has more than {MAX_MEMBERS} instances")
+        again = sop in self._seen
+        self._seen.add(sop)
+        self.members.pop(sop, None)
+        if again:
+            return
+        try:
+            values = [_numbers(more[tag], length) for tag, length in _LENGTHS.items()]
+            self.members[sop] = Member(validate_uid(sop), facts.metadata(), *values)
+        except (BadMetadata, InvalidUID):
+            return
+
+
+def _numbers(values: list[Any], length: int) -> Numbers:
+    """So many numbers; none where *values* are no such. IS and DS come as numbers or as texts, depending on the store."""
+    try:
+        numbers = tuple([float(value) for value in values])
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return numbers if len(numbers) == length and all(abs(number) < 1e9 for number in numbers) else ()
+
+
+def pack_members(members: Iterable[Member]) -> bytes:
+    """A compact form for `unpack_members`: some 50 bytes an instance."""
+    rows = [[one.sop, attrs.asdict(one.metadata), one.number, one.position, one.orientation] for one in members]
+    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 1)
+
+
+def unpack_members(packed: bytes) -> Mapping[str, Member]:
+    """Undo `pack_members`. Raises `BadMetadata` for anything else, of another version too."""
+    try:
+        rows = json.loads(zlib.decompress(packed))
+        return {sop: Member(sop, InstanceMetadata.of(facts), *map(tuple, more)) for sop, facts, *more in rows}
+    except (ValueError, TypeError, zlib.error) as error:
+        raise BadMetadata("the cached instances of a series are malformed") from error
