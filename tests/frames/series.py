@@ -38,6 +38,7 @@ class SeriesOrigin(MemoryOrigin):
     headers: Headers = JSON
     length: Optional[int] = None
     answer: Optional[bytes] = None
+    framed: bool = True
     waiting: Optional[Deferred[None]] = None
     forbidden: set[str] = attrs.Factory(set)
     loaded: list[str] = attrs.Factory(list)
@@ -57,7 +58,7 @@ class SeriesOrigin(MemoryOrigin):
         if self.waiting is not None:
             await self.waiting
         body = self.metadata_of(request.caller) if self.answer is None else self.answer
-        return OriginResponse(self.status, self.headers, BytesStream(body), self.length)
+        return OriginResponse(self.status, self.headers, BytesStream(body), self.length, lambda: self.framed)
 
     async def frames(self, instance: Instance, *arguments: Any, **more: Any) -> Any:
         self.loaded.append(instance.sop)

@@ -163,6 +163,10 @@ class ProofTests(SeriesCase):
         self.successResultOf(Deferred.fromCoroutine(revoking))
         other.forget(ALICE, slice_of(2))
         self.counts()
+        self.access, denied = self.worker(), self.access
+        self.ask(5)  # one that was not there then
+        self.assertEqual(self.counts(), (1, 0))
+        self.access = denied
         for worker in (self.access, other):
             self.access = worker
             self.ask(7, 8)
@@ -210,6 +214,11 @@ class NoHelpTests(SeriesCase):
     def test_cut_off(self) -> None:
         """An answer that is not all there."""
         self.origin.answer = self.origin.metadata_of(ALICE)[:-1]
+        self.no_help()
+
+    def test_not_framed(self) -> None:
+        """One of which it cannot be known whether it is all there."""
+        self.origin.framed = False
         self.no_help()
 
     def test_old(self) -> None:

@@ -142,6 +142,7 @@ class StacksTests(SynchronousTestCase):
 
     def test_one_forbidden(self) -> None:
         """A slice that the store denies keeps no other from being loaded."""
+        self.patch(stacks, "SIDE_BY_SIDE", 1)
         self.origin.forbidden = {slice_of(12).sop}
         self.successResultOf(self.touch(10))
         self.assertEqual(set(range(1, 31)) - set(self.cached(range(1, 31))), {12})
