@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, ReadingParts
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, RENEWED_BY_METADATA, Access
+from twistedproxy.frames.access import BY_METADATA, CLOCK_SLACK, RENEWAL_PAUSE, Access
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.origin.errors import AnsweredByCache, OriginBadAnswer, OriginBusy, OriginRefused
@@ -75,6 +75,25 @@ class AskTests(AccessCase):
         self.assertIsNotNone(self.access.known(ALICE, INSTANCE))
         now -= TTL
         self.assertIsNone(self.access.known(ALICE, INSTANCE))
+
+    def test_by_a_frame(self) -> None:
+        """Where the facts are known and metadata may be large, a frame proves the next caller's right, and nothing else is asked for;
+        a store that gives no frames is asked for metadata. One that denies the frame denies."""
+        self.origin.metadata_value = attrs.evolve(METADATA, frames=BY_METADATA + 1)
+        self.successResultOf(self.ask())
+        self.origin.readers.add(MALLORY.credential)
+        self.origin.asked.clear()
+        grant = self.successResultOf(self.ask(MALLORY))
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+        self.assertEqual((grant.metadata.frames, grant.expires), (BY_METADATA + 1, TTL))
+        third = Caller(b"third", ((b"Authorization", b"Bearer third"),))
+        self.origin.asked.clear()
+        self.failureResultOf(self.ask(third), OriginRefused)
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+        self.origin.readers.add(third.credential)
+        self.origin.failure = OriginRefused(406, (), b"")
+        self.assertEqual(self.successResultOf(self.ask(third)).metadata.frames, BY_METADATA + 1)
+        self.assertEqual(self.origin.asked_for("metadata"), [third.credential])
 
     def test_one_request_for_one_credential(self) -> None:
         """Callers of one credential share a request, each with a Deferred of its own; others have theirs."""
@@ -182,7 +201,7 @@ class RenewalTests(AccessCase):
         """Only an answer that gives the instance renews: its metadata, or a frame where these may be large."""
         self.renew(self.grant)
         self.assertEqual(self.origin.asked[1:], [("metadata", ALICE.credential)])
-        self.origin.metadata_value = attrs.evolve(METADATA, frames=RENEWED_BY_METADATA + 1)
+        self.origin.metadata_value = attrs.evolve(METADATA, frames=BY_METADATA + 1)
         grant = self.successResultOf(self.ask())
         self.origin.asked.clear()
         self.clock.advance(0.8 * TTL)
@@ -193,7 +212,7 @@ class RenewalTests(AccessCase):
 
     def test_frame_refused_for_another_reason(self) -> None:
         """A store that gives no single frames may give metadata."""
-        self.origin.metadata_value = attrs.evolve(METADATA, frames=RENEWED_BY_METADATA + 1)
+        self.origin.metadata_value = attrs.evolve(METADATA, frames=BY_METADATA + 1)
         grant = self.successResultOf(self.ask())
         self.clock.advance(0.8 * TTL)
         for failure in (OriginRefused(406, (), b""), OriginRefused(404, (), b""), OriginBadAnswer("a page")):
@@ -206,7 +225,7 @@ class RenewalTests(AccessCase):
 
     def test_denied(self) -> None:
         """A denial ends the grant at once, here and in the cache, by metadata and by a frame."""
-        for frames in (1, RENEWED_BY_METADATA + 1):
+        for frames in (1, BY_METADATA + 1):
             self.origin.readers.add(ALICE.credential)
             self.origin.metadata_value = attrs.evolve(METADATA, frames=frames)
             grant = self.successResultOf(self.ask())

@@ -50,7 +50,7 @@ the metadata are still the same."""
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
 
-RENEWED_BY_METADATA = 100
+BY_METADATA = 100
 """Frames of an instance up to which metadata are the cheaper proof; of more they may be 100 MB, and a frame is asked for."""
 
 CLOCK_SLACK = 30.0
@@ -121,13 +121,14 @@ class Access:
         if by_series is not None:
             member, expires = by_series
             return await self.record(instance, caller, member.metadata, reading, expires=expires)
+        known = None if reading.ended else metadata_in(reading)
         try:
-            metadata = await self._metadata(origin, instance, caller)
+            metadata, said = await self._proved(origin, instance, caller, known)
         except OriginRefused as refused:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
             raise
-        return await self.record(instance, caller, metadata, reading)
+        return await self.record(instance, caller, metadata, reading, said)
 
     async def record(
         self,
@@ -239,7 +240,7 @@ class Access:
                 member, expires = by_series
                 await self.record(instance, caller, member.metadata, reading, expires=expires)
             else:
-                metadata, said = await self._still_proved(origin, instance, caller, grant.metadata)
+                metadata, said = await self._proved(origin, instance, caller, grant.metadata)
                 await self.record(instance, caller, metadata, reading, said)
         except OriginRefused as refused:
             if refused.status in DENIALS:
@@ -249,11 +250,12 @@ class Access:
         except OriginError as error:
             self._not_renewed(instance, grant, error)
 
-    async def _still_proved(
-        self, origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
+    async def _proved(
+        self, origin: Origin, instance: Instance, caller: Caller, known: Optional[InstanceMetadata]
     ) -> tuple[InstanceMetadata, bool]:
-        """Have the origin prove the caller's right once more; the facts, and whether it said them. Raises `OriginError`."""
-        if known.frames > RENEWED_BY_METADATA:
+        """Have the origin prove the caller's right in the cheapest way, where the facts are *known*; the facts, and whether it said
+        them. Raises `OriginError`."""
+        if known is not None and known.frames > BY_METADATA:
             try:
                 return await self._by_frame(origin, instance, caller, known), False
             except OriginRefused as refused:
