@@ -339,7 +339,7 @@ class EndToEndTests(PrefetchCase):
             metadata, frames_per_request = self.origin.metadata, self.origin.frames_per_request
 
             async def frames(inner, instance: object, numbers: object, *more: object, **named: object) -> object:
-                if not more[2:]:  # no priority: a caller
+                if Priority.CALLER in more:
                     held.append(Deferred())
                     await held[-1]
                 return await real(instance, numbers, *more, **named)  # type: ignore[arg-type]

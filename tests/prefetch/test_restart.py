@@ -123,7 +123,7 @@ class SecretTests(RestartCase):
 
     async def test_first_request(self) -> None:
         """After a restart the first request for a frame is a hit: with the same secret the store is asked for nothing, with
-        another one for the grant alone."""
+        another one for the grant alone: by a frame, for the facts are known."""
         proxy = await self.next()
         first = await self.get(proxy, self.slide.resource, 3)
         self.assertEqual(self.asked().count("frames"), 1)
@@ -140,7 +140,7 @@ class SecretTests(RestartCase):
             proxy = await again()
             answer = await self.get(proxy, self.slide.resource, 3)
             self.assertEqual((answer.body, answer.headers["cache-status"]), (first.body, HIT))
-            self.assertEqual(self.asked(), ["metadata"])
+            self.assertEqual(self.asked(), ["frames"])
 
     async def test_others(self) -> None:
         """A grant that was kept is its caller's alone."""
