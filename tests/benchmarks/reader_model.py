@@ -19,7 +19,7 @@ from tests.benchmarks.model.policies import PYRAMID, STACK, SWEEPS
 from tests.benchmarks.model.proxy import HOP, Policy, Proxy
 from tests.benchmarks.model.series import SLIDES, Series, places, pyramid, stack
 from tests.benchmarks.model.store import Events, SharedLine, Store
-from tests.benchmarks.readers import HEADS, Answer, Ask, Item, Outcome, Reader
+from tests.benchmarks.readers import HEADS, Answer, Ask, Clock, Item, Outcome, Reader
 from tests.benchmarks.viewing import reading, scroll
 
 SEEDS = {"tuning": (101, 102, 103), "judging": (1, 2, 3)}
@@ -44,7 +44,7 @@ class Case:
             return [stack(f"s{number}") for number in range(count)]
         return [pyramid(f"p{number}", *SLIDES[self.slide]) for number in range(count)]
 
-    def followed(self, series: Sequence[Series], seed: int, clock: Events, ask: Ask) -> list[Reader]:
+    def followed(self, series: Sequence[Series], seed: int, clock: Clock, ask: Ask) -> list[Reader]:
         """The readers, about to begin."""
         if self.kind == "stack":
             paths = [scroll(seed + 1000 * n, one.levels, 4 * self.moves) for n, one in enumerate(series)]
