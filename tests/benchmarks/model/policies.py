@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import attrs
+
 from tests.benchmarks.model.proxy import Policy
 from tests.benchmarks.model.rules import AfterMisses, LookAhead, NeighbouringLevels, SlicesAhead, SmallLevels
 
 RING, FURTHER, MARGIN = 4, 4, 6
 WHOLE_LIMIT = 1024
 BLOCK = 12
-AHEAD, BEHIND = 20, 5
+AHEAD, BEHIND = 12, 4
 SIDE_BY_SIDE = 12
 SLOTS = 60
 
@@ -84,5 +86,8 @@ SWEEPS: Mapping[str, Callable[[int], Policy]] = {
     "whole": lambda value: no_whole_loads(limit=value, name=f"whole up to {value:,}"),
     "ahead": lambda value: no_whole_loads(ahead=value, name=f"{value} ahead"),
     "behind": lambda value: no_whole_loads(behind=value, name=f"{value} behind"),
+    "side": lambda value: attrs.evolve(no_whole_loads(), name=f"{value} side by side", side_by_side=value),
+    "slots": lambda value: attrs.evolve(no_whole_loads(), name=f"{value} slots", slots=value),
+    "weight": lambda value: attrs.evolve(no_whole_loads(), name=f"callers {value} times", caller_weight=value),
 }
 """What `--sweep NAME=VALUE,...` changes of the last rule set."""

@@ -160,8 +160,8 @@ class LookAhead:
 class SlicesAhead:
     """After a slice: *ahead* slices in the direction of travel, nearest first, then *behind* on the other side."""
 
-    ahead: int = 20
-    behind: int = 5
+    ahead: int = 12
+    behind: int = 4
     _last: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
 
     def __call__(self, proxy: Proxy, seen: Seen) -> None:
