@@ -58,7 +58,8 @@ class Case:
     def title(self, bandwidth: float) -> str:
         size = self.series()[0].size / 1e6
         many = "" if self.readers == 1 else f", {self.readers} readers on slides of their own"
-        return f"{self.kind}, {size:,.0f} MB, {bandwidth:.0f} MB/s{many}"
+        what = self.kind if self.kind == "stack" else f"{self.kind}, {self.slide}"
+        return f"{what}, {size:,.0f} MB, {bandwidth:.0f} MB/s{many}"
 
 
 def run(case: Case, policy: Policy, seed: int, latency: float, bandwidth: float, capacity: float) -> Outcome:
@@ -122,7 +123,7 @@ def swept(text: str) -> list[Policy]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.reader_model", description=__doc__)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=["pyramid", "stack"])
-    parser.add_argument("--slides", nargs="+", choices=sorted(SLIDES), default=["small", "halved", "large"])
+    parser.add_argument("--slides", nargs="+", choices=sorted(SLIDES), default=["small", "large"])
     parser.add_argument("--bandwidth", nargs="+", type=float, default=[20.0, 50.0, 200.0], help="MB/s, of the store")
     parser.add_argument("--latency", type=float, default=0.08, help="of the store, in seconds")
     parser.add_argument("--cache", type=float, default=float("inf"), help="MB")
