@@ -19,7 +19,7 @@ from tests.benchmarks.model.policies import PYRAMID, STACK, SWEEPS
 from tests.benchmarks.model.proxy import HOP, Policy, Proxy
 from tests.benchmarks.model.series import SLIDES, Series, places, pyramid, stack
 from tests.benchmarks.model.store import Events, SharedLine, Store
-from tests.benchmarks.readers import HEADS, Answer, Ask, Clock, Item, Outcome, Reader
+from tests.benchmarks.readers import HEADS, Answer, Ask, Clock, Done, Item, Outcome, Reader
 from tests.benchmarks.viewing import reading, scroll
 
 SEEDS = {"tuning": (101, 102, 103), "judging": (1, 2, 3)}
@@ -80,8 +80,7 @@ def run_direct(case: Case, seed: int, latency: float, bandwidth: float) -> Outco
     series = case.series()
     size = series[0].frame_bytes
 
-    def ask(_reader: str, _item: Item, done: object) -> None:
-        assert callable(done)
+    def ask(_reader: str, _item: Item, done: Done) -> None:
         store.request(size, lambda: done(Answer(soon=False)))
 
     return _outcome(events, store, case.followed(series, seed, events, ask), series)

@@ -48,7 +48,9 @@ class Answer:
     wrong: bool = False
 
 
-Ask = Callable[[str, Item, Callable[[Answer], None]], None]
+Done = Callable[[Answer], None]
+
+Ask = Callable[[str, Item, Done], None]
 """Asks for one tile as the reader of that name, and calls back."""
 
 

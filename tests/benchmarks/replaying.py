@@ -20,10 +20,9 @@ from urllib.parse import urlsplit
 import attrs
 
 from tests.benchmarks.measuring import AS_STORED
-from tests.benchmarks.readers import Answer, Item
+from tests.benchmarks.readers import Answer, Done, Item
 from tests.clients import split_multipart
 
-Done = Callable[[Answer], None]
 RECEIVED = 1 << 18  # bytes at once
 
 

@@ -15,7 +15,7 @@ from tests.benchmarks.model.rules import AfterMisses, LookAhead, NeighbouringLev
 from tests.benchmarks.model.series import Series, places, pyramid, stack
 from tests.benchmarks.model.store import Events, SharedLine, Store
 from tests.benchmarks.reader_model import Case
-from tests.benchmarks.readers import AHEAD, FIRST, JUMP, SOON, ZOOM, Answer, Outcome, Reader, cause
+from tests.benchmarks.readers import AHEAD, FIRST, JUMP, SOON, ZOOM, Answer, Done, Item, Outcome, Reader, cause
 from tests.benchmarks.viewing import Level, Screen, reading, scroll
 
 ROW = Series((Level("row", 1, 40, 1),), 1000)
@@ -244,8 +244,7 @@ class PathTests(SynchronousTestCase):
         events = Events()
         answers = iter((Answer(hit=True), Answer(hit=False)))
 
-        def ask(_reader: str, item: tuple[str, int], done: object) -> None:
-            assert callable(done)
+        def ask(_reader: str, item: Item, done: Done) -> None:
             events.later(item[1] * 0.1, lambda: done(next(answers)))
 
         reader = Reader("r", [Screen(self.levels[0], (1, 2), 0.0)], events, ask).begin()

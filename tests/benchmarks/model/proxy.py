@@ -19,7 +19,7 @@ import attrs
 
 from tests.benchmarks.model.series import Place
 from tests.benchmarks.model.store import Call, Events, Store
-from tests.benchmarks.readers import Answer, Item
+from tests.benchmarks.readers import Answer, Done, Item
 
 HOP = 0.002  # seconds that the proxy takes for a frame
 METADATA_BYTES = 4_000
@@ -30,8 +30,6 @@ NEAR = 0.25  # seconds; a load that brings a tile so soon was nearly there
 
 CALLER, DISPLAY, BLOCK = 0, 1, 2
 """Who goes first where places at the origin are short."""
-
-Done = Callable[[Answer], None]
 
 
 @attrs.frozen
