@@ -5,7 +5,7 @@ it also prints how long it takes to get all slices on six connections, for the f
 the store sees, and how much of a steady scroll comes from the cache. Run: ``python -m tests.benchmarks.reader_replay``; more
 options of the proxy after ``--``. Ends with 1 if a frame came wrong.
 
-A tile that waited counts as "load nearly there" if another of its screen came from the cache.
+A tile that waited counts as "load nearly there" if at least half of its screen's tiles came from the cache.
 """
 
 from __future__ import annotations

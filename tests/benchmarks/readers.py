@@ -41,7 +41,8 @@ class Clock(Protocol):
 
 @attrs.frozen
 class Answer:
-    """How a tile came. *hit*: from the cache. *soon*: a load was about to bring it (None: not known). *wrong*: not as stored."""
+    """How a tile came. *hit*: from the cache. *soon*: a load was about to bring it (None: not known,
+    then it counts so where at least half of its screen's tiles were hits). *wrong*: not as stored."""
 
     hit: bool = False
     soon: Optional[bool] = None
@@ -135,7 +136,7 @@ class Reader:
 
     def _complete(self, running: _Running) -> None:
         self._screens_open -= 1
-        near = any(answer.hit for _, answer in running.tiles)
+        near = 2 * sum(answer.hit for _, answer in running.tiles) >= len(running.tiles)
         for seconds, answer in running.tiles:
             soon = near if answer.soon is None else answer.soon
             why = cause(running.screen, soon) if seconds > WAITED else None

@@ -240,13 +240,18 @@ class PathTests(SynchronousTestCase):
         self.assertEqual(said, [FIRST, SOON, ZOOM, JUMP, AHEAD])
 
     def test_not_known(self) -> None:
-        """Where nobody knows what a load was about to bring, a tile beside hits counts as nearly there."""
-        events = Events()
-        answers = iter((Answer(hit=True), Answer(hit=False)))
+        """Where it is not known what a load was about to bring, tiles count as nearly there beside as many hits."""
+        self.assertEqual(self._causes(True, False), [SOON, SOON])
+        self.assertEqual(self._causes(True, False, False), [AHEAD] * 3)
+
+    def _causes(self, *hits: bool) -> list[str | None]:
+        """Of the tiles of one screen, all of which come late."""
+        events, answers = Events(), iter(hits)
 
         def ask(_reader: str, item: Item, done: Done) -> None:
-            events.later(item[1] * 0.1, lambda: done(next(answers)))
+            events.later(item[1] * 0.1, lambda: done(Answer(hit=next(answers))))
 
-        reader = Reader("r", [Screen(self.levels[0], (1, 2), 0.0)], events, ask).begin()
+        frames = tuple(range(1, len(hits) + 1))
+        reader = Reader("r", [Screen(self.levels[0], frames, 0.0)], events, ask).begin()
         events.run()
-        self.assertEqual([tile.cause for tile in reader.tiles], [SOON, SOON])
+        return [tile.cause for tile in reader.tiles]

@@ -3,7 +3,7 @@
 Rules:
 - a caller's request is sent before loads where places at the origin are short, and joins one that is under way for another
   caller; it joins what a load has asked for, or is about to bring, only where `Policy.join` is set;
-- each instance of a pyramid, and each stack, has one queue of frames to load, what was wanted last in front, and some
+- each instance of a pyramid, and each stack, has one queue of frames to load, what is newly wanted in front, and some
   requests side by side;
 - a frame that is cached or under way is not asked for again, except by a whole load, which reads all.
 """
