@@ -4,7 +4,8 @@ through the proxy without prefetch, and with it.
 Prints a Markdown table: seconds from asking for a tile to its last byte; tiles that took more than 20 ms; screens, from
 their first tile asked for to their last byte; and, of the tiles that are asked for after the first screen of an
 instance, how many came from the cache. Run: ``python -m tests.benchmarks.viewer_replay``; more options of the
-prefetching proxy after ``--``. Ends with 1 if that last share is below 90 % with prefetch, or a tile came wrong.
+prefetching proxy after ``--``. With ``--kind`` it is `tests.benchmarks.reader_replay`: other paths, several readers, one
+bandwidth for all. Ends with 1 if that last share is below 90 % with prefetch, or a tile came wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Optional, Union
 import attrs
 
 from tests import slides
-from tests.benchmarks import nginx
+from tests.benchmarks import nginx, reader_replay
 from tests.benchmarks.measuring import AS_STORED, Fetcher, end_in_order, percentile, table
 from tests.benchmarks.viewing import Level, Screen, session
 from tests.running import Child, Proxy, Store
@@ -182,6 +183,8 @@ def replay_all(store: Store, store_url: str, made: dict[str, Made], options: Any
 
 
 def main(arguments: list[str]) -> int:
+    if any(argument.startswith("--kind") for argument in arguments):
+        return reader_replay.main(arguments)
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.viewer_replay", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--moves", type=int, default=80, help="pans and zooms")

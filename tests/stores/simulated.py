@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -28,6 +29,9 @@ from tests.stores.http_server import Exchange, HTTPServer, Seen
 from tests.stores.instances import StoredInstance
 from tests.stores.replies import PIECE, Reply, json_reply
 
+SHARED_PIECE = 1 << 15
+"""Bytes of one answer that pass before those of another have their turn."""
+
 REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 302: "Found", 401: "Unauthorized", 404: "Not Found"}
 
 
@@ -38,9 +42,27 @@ class _Script:
     times: Optional[int]
 
 
+@attrs.define(eq=False)
+class Line:
+    """One bandwidth for all answers: pieces pass one after the other, in the order in which they come.
+
+    *burst*: seconds that may be made up for when timers came late, or one connection would never fill the line.
+    """
+
+    bytes_per_second: float
+    burst: float = 0.01
+    _free: float = 0.0
+
+    def pause(self, size: int, now: float) -> float:
+        """Seconds from *now* until a piece of *size* bytes that comes now has passed."""
+        self._free = max(self._free, now - self.burst) + size / self.bytes_per_second
+        return max(0.0, self._free - now)
+
+
 class SimulatedStore(Holdings):
     """One store. *reactor* keeps time and listens; *latency*: seconds before each answer;
-    *bytes_per_second*: of each answer's body, None for as fast as it goes."""
+    *bytes_per_second*: of each answer's body, None for as fast as it goes; *shared_bytes_per_second*: of all bodies
+    together, whose pieces take turns, as on one line."""
 
     def __init__(
         self,
@@ -49,10 +71,12 @@ class SimulatedStore(Holdings):
         instances: Iterable[StoredInstance | Path | str] = (),
         latency: float = 0.0,
         bytes_per_second: Optional[float] = None,
+        shared_bytes_per_second: Optional[float] = None,
     ) -> None:
         super().__init__(dialect, instances)
         self.latency = latency
         self.bytes_per_second = bytes_per_second
+        self.line = None if shared_bytes_per_second is None else Line(shared_bytes_per_second)
         self.requests: list[Seen] = []
         self.port = 0
         self.factory = HTTPServer(self._handle, reactor.seconds, lambda call: reactor.callLater(0, call))
@@ -107,6 +131,12 @@ class SimulatedStore(Holdings):
         """Their methods, paths and queries, the root left out of the path."""
         return [seen.line.replace(self.dialect.root, "", 1) for seen in self.seen(match)]
 
+    def totals(self) -> dict[str, Any]:
+        """How many requests came so far, by the last word of their paths that is no number, and how many bytes of bodies
+        were sent."""
+        kinds = Counter(_kind(seen.path) for seen in self.requests)
+        return {"requests": kinds, "bytes": sum(seen.sent for seen in self.requests)}
+
     async def requested(self, match: Match = "", count: int = 1) -> None:
         """Return once *count* matching requests have come."""
         if len(self.seen(match)) < count:
@@ -119,7 +149,8 @@ class SimulatedStore(Holdings):
     async def _handle(self, exchange: Exchange) -> None:
         seen = exchange.seen
         if seen.path.startswith("/_control/"):
-            await self._send(exchange, self._control(), None)
+            reply = json_reply(self.totals()) if seen.path == "/_control/totals" else self._control()
+            await self._send(exchange, reply, None)
             return
         self.requests.append(seen)
         self._notify()
@@ -168,6 +199,8 @@ class SimulatedStore(Holdings):
         await exchange.write(self._head(exchange, reply))
         stops = self._stops(seen, fault)
         for piece in self._paced(reply, fault):
+            if self.line is not None:
+                await deferLater(self._reactor, self.line.pause(len(piece), self._reactor.seconds()))
             while stops and seen.sent + len(piece) >= stops[0][0]:
                 place, stop = stops.pop(0)
                 before, piece = piece[: place - seen.sent], piece[place - seen.sent :]
@@ -211,6 +244,8 @@ class SimulatedStore(Holdings):
             size = fault.piece
         elif self.bytes_per_second is not None:
             size = max(1, min(PIECE, int(self.bytes_per_second / 20)))
+        elif self.line is not None:
+            size = SHARED_PIECE
         for piece in reply.content():
             for start in range(0, len(piece), size):
                 yield piece[start : start + size]
@@ -231,6 +266,11 @@ class SimulatedStore(Holdings):
         return json_reply(lines)
 
 
+def _kind(path: str) -> str:
+    """What a path asks for: "frames", "metadata", "series" (all of one)."""
+    return next(step for step in reversed(path.split("/")) if not step.replace(".", "").replace(",", "").isdigit())
+
+
 def main(arguments: list[str]) -> None:
     """Serve until killed; the first line printed is the DICOMweb root's URL."""
     parser = argparse.ArgumentParser(prog="python -m tests.stores.simulated", description=main.__doc__)
@@ -238,12 +278,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dialect", choices=sorted(DIALECTS), default="standard")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--bytes-per-second", type=float, default=None, help="of each answer's body")
+    parser.add_argument("--shared-bytes-per-second", type=float, default=None, help="of all answers' bodies together")
     parser.add_argument("files", nargs="*", help="DICOM files to hold")
     options = parser.parse_args(arguments)
     from twisted.internet import reactor
 
     store = SimulatedStore(
-        reactor, DIALECTS[options.dialect], options.files, options.latency, options.bytes_per_second
+        reactor,
+        DIALECTS[options.dialect],
+        options.files,
+        options.latency,
+        options.bytes_per_second,
+        options.shared_bytes_per_second,
     ).start(options.port)
     print(store.url, flush=True)
     reactor.run()
