@@ -37,7 +37,7 @@ DEFAULTS = {
     "max_frames_per_request": 500,
     "max_jobs": 1,
     "origin": (),
-    "origin_concurrency": 20,
+    "origin_concurrency": 256,
     "origin_connect_timeout": 5.0,
     "origin_stall_timeout": 30.0,
     "origin_timeout": 120.0,

@@ -156,11 +156,11 @@ class Settings:
     )
     stop_deadline: float = setting(seconds(0), 30.0, "Time for responses in progress to finish during a graceful stop")
 
-    # Stores slow down or refuse beyond their own limits.
+    # Measured, within this bound: stores slow down or refuse beyond their own limits, which differ.
     origin_concurrency: int = setting(
         whole(1, 10_000),
-        20,
-        "Maximum number of concurrent requests to one origin, over all workers; each has its share, at least one",
+        256,
+        "Upper bound of concurrent requests to one origin, per worker; how many there are is found by measuring its latency",
         group="Requests to origins",
     )
     # A store that is up accepts at once; some take a minute for a frame; one that has begun to answer continues.

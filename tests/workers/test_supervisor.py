@@ -11,7 +11,7 @@ import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import formatEvent
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from tests.dicomweb.support import logged
 from tests.running import TREE, free_port
@@ -58,7 +58,7 @@ class SupervisorCase(TestCase):
         found = Supervisor(
             reactor, Settings(**{**known, **settings}), None, partial(bind, reactor), fake_worker.__name__
         )
-        found.packed = lambda _settings: self.order.encode()  # type: ignore[method-assign]
+        found.packed = lambda: self.order.encode()  # type: ignore[method-assign]
         self.addCleanup(lambda: Deferred.fromCoroutine(found.stop()))
         return found
 
@@ -70,21 +70,6 @@ class SupervisorCase(TestCase):
     async def stopped(self, parent: Supervisor) -> None:
         await within(parent.stop())
         self.assert_nothing_left()
-
-
-class DividedTests(SynchronousTestCase):
-    """Requests at an origin."""
-
-    def test_shares(self) -> None:
-        """Workers have as many together as were asked for, but each has one."""
-        for asked, workers, shares in (
-            (20, 2, [10, 10]),
-            (20, 3, [7, 7, 6]),
-            (20, 12, [2] * 8 + [1] * 4),
-            (2, 3, [1, 1, 1]),
-        ):
-            settings = Settings(workers=workers, origin_concurrency=asked)
-            self.assertEqual([each.origin_concurrency for each in supervisor.divided(settings)], shares)
 
 
 class StartTests(SupervisorCase):

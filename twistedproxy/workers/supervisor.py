@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Optional
 
 import attrs
@@ -74,10 +73,7 @@ class Supervisor:
         self._served: list[dict[str, Any]] = []
         self._workers = Workers()
         self._watchdog = Watchdog(reactor, lambda: self._workers.all)
-        self._places = [
-            KeptAlive(reactor, "worker", partial(self._started, each), partial(self._restarted, each))
-            for each in divided(settings)
-        ]
+        self._places = [KeptAlive(reactor, "worker", self._started, self._restarted) for _ in range(settings.workers)]
         self._spare = KeptAlive(reactor, "spare", self._spawned, None, SPARE_SECONDS, SPARE_SECONDS)
         self._reload_wanted = False
         self._changing = True  # starting, or being replaced
@@ -120,20 +116,20 @@ class Supervisor:
         self._workers.add(process)
         return process
 
-    async def _started(self, settings: Settings, process: Optional[WorkerProcess] = None) -> WorkerProcess:
+    async def _started(self, process: Optional[WorkerProcess] = None) -> WorkerProcess:
         """A worker that listens, made of *process* where that is given. Raises `StartFailed`."""
         process = process or await self._spawned()
-        self._served = await process.begin("start", self.packed(settings), seconds=START_SECONDS)
+        self._served = await process.begin("start", self.packed(), seconds=START_SECONDS)
         return process
 
-    def packed(self, settings: Settings) -> bytes:
-        """What a worker of *settings* is started with."""
-        return pickle.dumps(attrs.evolve(settings, cache=self._settings.cache))
+    def packed(self) -> bytes:
+        """The settings, with which each worker is started."""
+        return pickle.dumps(self._settings)
 
-    async def _restarted(self, settings: Settings) -> WorkerProcess:
+    async def _restarted(self) -> WorkerProcess:
         """Likewise, made of the spare where there is one."""
         try:
-            return await self._started(settings, self._spare.take())
+            return await self._started(self._spare.take())
         finally:
             self._spare.keep()
 
@@ -209,12 +205,3 @@ class Supervisor:
             self._watchdog.stop()
         if self._folder is not None:
             await self._folder.stop()
-
-
-def divided(settings: Settings) -> list[Settings]:
-    """The settings of each worker: its share of the requests at an origin, at least one. The shares are those of all
-    together; only while one worker finishes in a reload, and the next has begun, there is one share more."""
-    share, left = divmod(settings.origin_concurrency, settings.workers)
-    return [
-        attrs.evolve(settings, origin_concurrency=max(1, share + (number < left))) for number in range(settings.workers)
-    ]

@@ -76,12 +76,16 @@ class Transport:
         """Whether there was an answer other than 404."""
 
     async def request(
-        self, asked: OriginRequest, deadline: Optional[float] = None, on_end: Callable[[], None] = lambda: None
+        self,
+        asked: OriginRequest,
+        deadline: Optional[float] = None,
+        on_end: Callable[[], None] = lambda: None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> OriginResponse:
         """Send one request, with the host's own Host.
 
         *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
-        was closed; not if this raises. Raises `InvalidRequest` before anything is sent, `OriginError` afterwards, or what
+        was closed; not if this raises. *on_connected* is called each time there is a connection for it. Raises `InvalidRequest` before anything is sent, `OriginError` afterwards, or what
         reading the body raised.
         """
         target = self._base + asked.path + (b"?" + asked.query if asked.query else b"")
@@ -107,6 +111,7 @@ class Transport:
                 raise
             kept = connection in self._used
             self._used.add(connection)
+            on_connected()
             try:
                 answer = await Exchange(self._running, connection, request, deadline or self._timeout, on_end).run()
             except Exception as failed:

@@ -7,6 +7,7 @@ Rules that this module keeps:
   display loads before block loads.
 - Callers of one kind share fairly: the next request is that of another caller, however many each has waiting. Among
   unknown callers the newest goes first: a crowd of them, each request under another name, keeps no newcomer waiting.
+- How many slots there are, `Concurrency` finds out; the shares below follow.
 - Unknown callers have half of the slots at most, and one turn in `UNKNOWN_TURN` while others wait: neither kind starves the other.
 - Prefetch and unknown callers together never take the last slots: a rightful caller's request must not wait for a
   prefetch.
@@ -36,6 +37,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy
+from twistedproxy.origin.http.concurrency import Concurrency
 from twistedproxy.origin.interface import Caller, Headers, Priority, first
 
 MAX_WAITING = 10_000  # requests in the queue of one origin; each is some kB. Beyond it the answer is a 503
@@ -113,23 +115,24 @@ class _Queue:
 class Limiter:
     """The slots of one origin.
 
-    *concurrency*: requests at once, at least 1, besides whole-instance loads. *wait_timeout*: seconds in the queue.
+    *most*: requests at once, at least 1, besides whole-instance loads. *wait_timeout*: seconds in the queue.
     """
 
-    def __init__(
-        self, clock: IReactorTime, concurrency: int, wait_timeout: float, max_waiting: int = MAX_WAITING
-    ) -> None:
+    def __init__(self, clock: IReactorTime, most: int, wait_timeout: float, max_waiting: int = MAX_WAITING) -> None:
         self._clock = clock
         self._wait_timeout = wait_timeout
         self._max_waiting = max_waiting
-        self.size = concurrency
-        self._background = concurrency - max(1, concurrency // 4) if concurrency > 1 else 1
-        self._unknown = max(1, concurrency // 2)
         self._queues = {priority: _Queue() for priority in Priority}
         self._running: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self._turns = 0
         self._dispatching = False
         self.lent = 0
+        self.concurrency = Concurrency(clock, most, self._load, self._dispatch)
+
+    @property
+    def size(self) -> int:
+        """How many requests may run at once now, besides whole-instance loads."""
+        return self.concurrency.size
 
     def acquire(self, priority: Priority, flow: bytes = b"", first: bool = False) -> Deferred[Slot]:
         """Fires with a slot once there is one. Fails with `OriginBusy` when the queue is full or the wait too long.
@@ -164,19 +167,22 @@ class Limiter:
                 queue.take(last=True).errback(OriginBusy("the proxy is stopping"))
 
     def status(self) -> dict[str, object]:
-        """Running and waiting requests, for ``/status.json``."""
-        waiting = {priority: len(queue) for priority, queue in self._queues.items()}
+        """Running and waiting requests, and the slots, for ``/status.json``."""
+        running, waiting = self._load()
         return {
-            "running": self._shared(self._running),
-            "waiting": self._shared(waiting),
-            "waiting_unknown": waiting[Priority.UNKNOWN],
+            "running": running,
+            "waiting": waiting,
+            "waiting_unknown": len(self._queues[Priority.UNKNOWN]),
             "long_transfers": self.lent,
             "whole_running": self._running[Priority.WHOLE],
-            "whole_waiting": waiting[Priority.WHOLE],
+            "whole_waiting": len(self._queues[Priority.WHOLE]),
+            **self.concurrency.status(),
         }
 
-    def _shared(self, counts: dict[Priority, int]) -> int:
-        return sum(counts.values()) - counts[Priority.WHOLE]
+    def _load(self) -> tuple[int, int]:
+        """How many requests run, and how many wait, whole-instance loads apart."""
+        running, waiting = sum(self._running.values()), sum(map(len, self._queues.values()))
+        return running - self._running[Priority.WHOLE], waiting - len(self._queues[Priority.WHOLE])
 
     def _dispatch(self) -> None:
         """Hand out what is free. Not re-entered: requests that fail at once must not recurse as deep as the queue is long."""
@@ -195,11 +201,13 @@ class Limiter:
         queues, running = self._queues, self._running
         if queues[Priority.WHOLE] and running[Priority.WHOLE] < WHOLE_SLOTS:
             return Priority.WHOLE
-        if self._shared(running) >= self.size:
+        size = self.size
+        if self._load()[0] >= size:
             return None
         unknown = running[Priority.UNKNOWN]
-        room = unknown + running[Priority.DISPLAY] + running[Priority.BLOCK] < self._background
-        may_unknown = bool(queues[Priority.UNKNOWN]) and room and unknown < self._unknown
+        background = unknown + running[Priority.DISPLAY] + running[Priority.BLOCK]
+        room = background < max(1, size - max(1, size // 4))
+        may_unknown = bool(queues[Priority.UNKNOWN]) and room and unknown < max(1, size // 2)
         if queues[Priority.CALLER] and not (may_unknown and self._turns >= UNKNOWN_TURN - 1):
             self._turns += may_unknown
             return Priority.CALLER

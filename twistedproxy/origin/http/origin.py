@@ -40,6 +40,7 @@ from twistedproxy.system.metrics import Metrics
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
 METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
+MAX_LANES = 64  # requests of one list of frames that run or wait at once: the queue has room for 150 such lists
 JSON = b"application/dicom+json"
 
 
@@ -64,17 +65,16 @@ class HTTPOrigin(Origin):
     ) -> None:
         self.url = normal_url(url)
         self._clock: IReactorTime = reactor
-        self._concurrency = settings.origin_concurrency
         self._metrics = metrics or Metrics()
         timeout = settings.origin_timeout
-        self._limiter = Limiter(reactor, self._concurrency, wait_timeout=timeout)
+        self._limiter = Limiter(reactor, settings.origin_concurrency, wait_timeout=timeout)
         self._transport = Transport(
             reactor,
             url,
             settings.origin_connect_timeout,
             timeout,
             settings.origin_stall_timeout,
-            self._concurrency + 1,
+            settings.origin_concurrency + 1,
             policy,
             lambda direction, size: self._metrics.count("origin_bytes", (direction,), size),
         )
@@ -105,7 +105,7 @@ class HTTPOrigin(Origin):
             priority,
             metadata,
             Budget(limit, len(numbers)),
-            self._concurrency,
+            min(MAX_LANES, 2 * self._limiter.size),
         )
         return await observed(self._metrics, self._clock, "frames", self._frames(load, numbers))
 
@@ -239,7 +239,7 @@ class HTTPOrigin(Origin):
         return await self._open(target, second, caller, priority)
 
     async def _open(self, target: str, accept: bytes, caller: Caller, priority: Priority) -> ByteStream:
-        answer = await self._requests.get(target, accept, caller, priority)
+        answer = await self._requests.get(target, accept, caller, priority, measured=False)
         try:
             return instance_file(answer)
         except OriginBadAnswer:

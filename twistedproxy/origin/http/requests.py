@@ -45,6 +45,7 @@ from twistedproxy.origin.errors import (
     OriginUnreachable,
 )
 from twistedproxy.origin.http.client import InvalidRequest, Transport
+from twistedproxy.origin.http.concurrency import NoSample
 from twistedproxy.origin.http.limiter import LONG_TRANSFER_SECONDS, Limiter, Standings
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse, Priority, first
 from twistedproxy.streams import ZSTD_LIBRARY, ByteStream, StreamTooLong, YieldedStream, read_all
@@ -126,13 +127,20 @@ class Requests:
         self.standings = Standings(clock)
 
     async def get(
-        self, target: str, accept: bytes, caller: Caller, priority: Priority, statuses: Collection[int] = (200,)
+        self,
+        target: str,
+        accept: bytes,
+        caller: Caller,
+        priority: Priority,
+        statuses: Collection[int] = (200,),
+        measured: bool = True,
     ) -> OriginResponse:
         """The answer to a GET of the proxy's own, its body still to be read, without content codings.
 
         *priority*: `Priority.UNKNOWN` where *caller* need not hold a grant. *statuses*: those that a good answer can have.
-        Raises `OriginError`, for refusals too."""
-        answer = await self._answer(OriginRequest.get(target.encode("utf-8"), b"", accept, caller), priority)
+        *measured*: whether the time to its head shows how busy the origin is. Raises `OriginError`, for refusals too."""
+        request = OriginRequest.get(target.encode("utf-8"), b"", accept, caller)
+        answer = await self._answer(request, priority, measured=measured)
         self.standings.answered(caller, answer.status)
         if answer.status >= 400:
             raise await refusal(answer)
@@ -161,19 +169,21 @@ class Requests:
         empty = request.method == b"HEAD" or answer.status == 204
         return attrs.evolve(decoded(answer), body=answer.body) if empty else decoded(answer)
 
-    async def _answer(self, request: OriginRequest, priority: Priority, lend: bool = False) -> OriginResponse:
+    async def _answer(
+        self, request: OriginRequest, priority: Priority, lend: bool = False, measured: bool = False
+    ) -> OriginResponse:
         """The answer to *request*, which is sent again while the origin is busy where that does no harm."""
         try:
             if not request.is_repeatable:
-                return await self._send(request, priority, None, lend)
+                return await self._send(request, priority, None, lend, measured)
             return await with_retries(
-                lambda left: self._send(request, priority, left, lend), self._clock, self._timeout
+                lambda left: self._send(request, priority, left, lend, measured), self._clock, self._timeout
             )
         except InvalidRequest as failed:  # the client's own part of it is to blame
             raise OriginRefused(400, ((b"Content-Type", b"text/plain"),), str(failed).encode()) from failed
 
     async def _send(
-        self, request: OriginRequest, priority: Priority, left: Optional[float], lend: bool
+        self, request: OriginRequest, priority: Priority, left: Optional[float], lend: bool, measured: bool
     ) -> OriginResponse:
         caller = request.caller
         if priority is Priority.UNKNOWN:
@@ -188,11 +198,19 @@ class Requests:
                 lending.cancel()
             slot.release()
 
+        sample = self._limiter.concurrency.sample() if measured else NoSample()
         try:
-            return await self._transport.request(request, left, end)
-        except BaseException:
+            answer = await self._transport.request(request, left, end, sample.sent)
+        except BaseException as failed:
+            if isinstance(failed, OriginTimeout):
+                sample.refused()
             end()
             raise
+        if answer.status in BUSY:
+            sample.refused()
+        elif answer.status < 300:
+            sample.answered()
+        return answer
 
 
 async def refusal(answer: OriginResponse) -> OriginRefused:
