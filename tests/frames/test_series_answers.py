@@ -259,8 +259,12 @@ class NoHelpTests(SeriesCase):
 
     def test_cache_gone(self) -> None:
         """Without a cache that tells of changes no answer is used twice."""
-
         self.ask(1, 2)
+
+        reading = Reading(None, {})  # or a change of the slice waits for the cache
+        asking = self.access.ask(self.origin, slice_of(9), ALICE, reading)  # type: ignore[arg-type]
+        self.successResultOf(Deferred.fromCoroutine(asking))
+        self.assertEqual(self.counts(), (2, 1))
 
         async def unreachable(*_arguments: Any) -> Reading:
             return Reading(None, {})
