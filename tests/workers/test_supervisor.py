@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from functools import partial
 from typing import Any
@@ -74,6 +75,14 @@ class SupervisorCase(TestCase):
 
 class StartTests(SupervisorCase):
     """The beginning."""
+
+    async def test_settings(self) -> None:
+        """Every worker has all of the settings as they are: none is divided among the workers."""
+        from twisted.internet import reactor
+
+        settings = Settings(workers=3, origin_concurrency=7, cache=NoAddress())
+        parent = Supervisor(reactor, settings, None, partial(bind, reactor), fake_worker.__name__)
+        self.assertEqual(pickle.loads(parent.packed()), settings)
 
     async def test_started(self) -> None:
         """All workers are there when the start is over, and gone when the stop is."""

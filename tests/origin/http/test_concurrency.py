@@ -160,9 +160,12 @@ class GrowthTests(ConcurrencyCase):
         self.run_for(5)
         readers.reading = False
         self.run_for(3603)
-        Readers(self.clock, self.limiter, store, 100)
-        self.assertEqual(store.running, 100)
-        self.assertGreater(self.answers(store, 3), 0.95 * 100 / LATENCY)
+        slots = self.slots()
+        Readers(self.clock, self.limiter, store, 150)
+        self.assertEqual(store.running, slots)
+        self.run_for(LATENCY)
+        self.assertGreaterEqual(self.limiter.size, slots)
+        self.assertGreater(self.answers(store, 2), 0.95 * slots / LATENCY)
         self.assertLess(self.minimum(), 1.2 * LATENCY)
 
     def test_noisy_latency(self) -> None:

@@ -134,6 +134,19 @@ class LimiterTests(SynchronousTestCase):
         first.release()
         self.assertEqual(len(done), 2000)
 
+    def test_more_slots(self) -> None:
+        """When the size grows, requests that wait are sent at once, not with the next one's end."""
+        limiter = Limiter(self.clock, 64, wait_timeout=100)
+        for _ in range(30):
+            limiter.acquire(CALLER)
+        for _ in range(3):  # rounds: the first, a probe, and one that grows
+            samples = [limiter.concurrency.sample() for _ in range(20)]
+            for sample in samples:
+                sample.sent()
+            for sample in samples:
+                sample.answered()
+        self.assertEqual((limiter.size, limiter.status()["running"]), (24, 24))
+
     def test_close(self) -> None:
         """Closing ends all waits."""
         self.enter("a")
@@ -210,6 +223,26 @@ class SharesTests(SynchronousTestCase):
         self.assertEqual(self.next_ones(1), ["newcomer"])
         self.successResultOf(newcomer)
         self.successResultOf(self.ask("known"))
+
+    def test_shares_follow_the_size(self) -> None:
+        """Where a store takes fewer requests than at first, the shares of the slots are smaller, and so is the number of those
+        that are lent."""
+        self.limiter = Limiter(Clock(), 64, wait_timeout=100, max_waiting=400)
+        for _ in range(3):
+            self.limiter.concurrency.sample().refused()
+        self.assertEqual(self.limiter.size, 8)
+        for number in range(20):
+            self.ask(f"stranger {number}", UNKNOWN)
+        self.assertEqual(len(self.running), 4)
+        for _ in range(20):
+            self.ask("load", BLOCK)
+        self.assertEqual(len(self.running), 6)
+        for _ in range(20):
+            self.ask("known")
+        self.assertEqual(len(self.running), 8)
+        for _ in range(12):
+            self.running.pop(0)[1].lend()
+        self.assertEqual(self.limiter.lent, 8)
 
     def test_one_slot(self) -> None:
         """With a single slot everybody has turns."""

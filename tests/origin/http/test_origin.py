@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import tempfile
@@ -655,6 +656,30 @@ class FaultTests(StoreTestCase):
         assert isinstance(requests, dict)
         counts = {name: requests[name] for name in requests if name.endswith(("running", "waiting", "transfers"))}
         self.assertEqual((len(counts), set(counts.values())), (5, {0}))
+
+    async def test_slots_after_refusals(self) -> None:
+        """Frames and metadata for which the store is too busy leave fewer slots; what else it refuses says nothing of its load."""
+        self.begin(origin_timeout=0.1)
+        works: list[Any] = [self._read_instance, self._search, lambda: self.frames([1]), self.facts]
+        slots = []
+        for status, work in ((503, works[0]), (503, works[1]), (404, works[2]), (429, works[2]), (503, works[3])):
+            self.store.fail(faults.Answer(status), times=None)
+            with contextlib.suppress(OriginError):
+                await work()
+            self.store.heal()
+            slots.append(self.origin.status()["requests"]["slots"])  # type: ignore[index]
+        self.assertEqual(slots, [20, 20, 20, 15, 11])
+
+    async def test_slots_after_timeout(self) -> None:
+        """So do those that are not answered in time."""
+        self.begin(origin_timeout=0.1)
+        self.store.fail(faults.Stall(), times=None)
+        with self.assertRaises(OriginTimeout):
+            await self.facts()
+        self.assertEqual(self.origin.status()["requests"]["slots"], 15)  # type: ignore[index]
+
+    async def _search(self) -> None:
+        await read_all((await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body, MB)
 
     async def _read_instance(self) -> None:
         await read_all(await self.origin.stored_instance(self.instance, ANYONE), 64 * MB)
