@@ -111,16 +111,21 @@ class MetadataObserver:
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
         resource = target.resource
-        if (
-            handed_on.method != b"GET"
-            or resource.kind is not ResourceKind.METADATA
-            or not (resource.series and resource.sop)
-        ):
-            return False
-        if any(_ACCEPT.fullmatch(field) is None for field in target.query.split(b"&") if field):
-            return False
-        names = [name.lower() for name, _ in handed_on.headers]
-        return handed_on.body is None and self.credentials.are_all(name for name in names if not _is_harmless(name))
+        whole = resource.kind is ResourceKind.METADATA and resource.series and resource.sop
+        return bool(whole) and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
+
+
+def has_plain_query(target: Target) -> bool:
+    """Whether nothing but ``accept=`` is in a query: an answer to another may be a part of what there is."""
+    return all(_ACCEPT.fullmatch(field) for field in target.query.split(b"&") if field)
+
+
+def is_bare_get(handed_on: OriginRequest, credentials: Credentials) -> bool:
+    """Whether a request is a GET without a body, and what makes the caller is all in its head that can move the origin to give
+    this answer or another one."""
+    names = [name.lower() for name, _ in handed_on.headers]
+    harmless = credentials.are_all(name for name in names if not _is_harmless(name))
+    return handed_on.method == b"GET" and handed_on.body is None and harmless
 
 
 def _is_harmless(name: bytes) -> bool:
@@ -143,6 +148,10 @@ class ObservedAnswer:
     def held(self) -> int:
         """Bytes of the answer that are held back to be looked into, at most."""
         return SEARCH_HELD if self._instance is None else HELD
+
+    def of_cache(self) -> ObservedAnswer:
+        """The same for an answer that the origin did not just give: it proves nothing."""
+        return attrs.evolve(self, instance=None)
 
     def understands(self, response: OriginResponse) -> bool:
         """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
