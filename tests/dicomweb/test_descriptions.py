@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import Any, Optional
 
 from twisted.internet.defer import ensureDeferred, gatherResults
@@ -21,8 +22,9 @@ from twistedproxy import proxy
 from twistedproxy.cache.address import LocalAddress, NoAddress
 from twistedproxy.cache.interface import CacheUnavailable, Reading
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb import description_rules
+from twistedproxy.dicomweb import description_answers
 from twistedproxy.dicomweb.paths import ResourceKind
+from twistedproxy.server import compression
 
 JSON = (("Content-Type", "application/dicom+json"),)
 OCTETS = (("Content-Type", "application/octet-stream"),)
@@ -395,7 +397,7 @@ class KeptTests(DescriptionCase):
 
     async def test_too_long(self) -> None:
         """A longer answer is not held: it is streamed, whether its length is told or not, and not kept."""
-        self.patch(description_rules, "LIMITS", {ResourceKind.METADATA: 1 << 16, ResourceKind.BULKDATA: 1 << 16})
+        self.patch(description_answers, "LIMITS", {ResourceKind.METADATA: 1 << 16, ResourceKind.BULKDATA: 1 << 16})
         await self.begin()
         for framing in ("length", "chunked"):
             path = f"{self.bulk}?accept=x/{framing}"
@@ -495,6 +497,41 @@ class KeptTests(DescriptionCase):
         packed = await self.alice.get(self.metadata, {"Accept-Encoding": "gzip"})
         self.assertEqual((packed.headers["content-encoding"], packed.headers["cache-status"]), ("gzip", HIT))
         self.assertEqual(gzip.decompress(packed.body), plain.body)
+
+    async def test_compressed_once(self) -> None:
+        """A large description is compressed once for all who see the same, and not for other hosts and callers who see another."""
+        flushed: list[int] = []
+
+        class Counted:
+            def __init__(self) -> None:
+                self._compressor = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+
+            def compress(self, data: bytes) -> bytes:
+                return self._compressor.compress(data)
+
+            def flush(self) -> bytes:
+                flushed.append(1)
+                return self._compressor.flush()
+
+        self.patch(compression, "COMPRESSORS", {**compression.COMPRESSORS, "gzip": Counted})
+        await self.begin()
+        self.origin.allow(token(MALLORY))
+        found = (await self.mallory.get(f"{self.series}/metadata")).json()[0]
+        found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(9_000)]}
+        self.origin.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), self.metadata, 2)
+        asked = {"Accept-Encoding": "gzip"}
+        for client in (self.alice, self.mallory, self.alice, self.mallory):
+            answer = await client.get(self.metadata, asked)
+            self.assertEqual(json.loads(gzip.decompress(answer.body)), [found])
+            self.assertEqual(answer.headers["content-encoding"], "gzip")
+        self.assertEqual(len(flushed), 1)
+        line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nAccept-Encoding: gzip\r\nHost: other.test"
+        other = await self.raw(line)
+        self.assertIn(b"http://other.test/", gzip.decompress(other.partition(b"\r\n\r\n")[2]))
+        self.assertEqual(len(flushed), 2)
+        self.origin.tokens.pop(token(MALLORY))
+        self.running.wall.now += 2 * SECONDS
+        self.assertEqual((await self.mallory.get(self.metadata, asked)).status, 401)
 
     async def test_no_cache(self) -> None:
         """Without a cache, and with one that fails, all passes as it came, at the store's pace."""

@@ -15,7 +15,7 @@ from tests.stores.dialects import NO_SYNTAX, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicom.metadata import MetadataParser
-from twistedproxy.dicomweb import description_rules, metadata_observer
+from twistedproxy.dicomweb import description_answers, metadata_observer
 from twistedproxy.dicomweb.paths import ResourceKind
 
 JPEG = "1.2.840.10008.1.2.4.50"
@@ -250,7 +250,7 @@ class LargeTests(DescribedCase):
     async def test_streams(self) -> None:
         """They pass with their URLs rewritten before the last byte has come, and make a grant at their end."""
         self.patch(metadata_observer, "HELD", 1 << 16)
-        self.patch(description_rules, "LIMITS", {ResourceKind.METADATA: 1 << 17})
+        self.patch(description_answers, "LIMITS", {ResourceKind.METADATA: 1 << 17})
         store, client = await self.started()
         found = (await client.get(self.metadata)).json()[0]
         found["00081190"]["Value"] = [f"{store.url}/{self.slide.resource}"]

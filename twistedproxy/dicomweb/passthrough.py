@@ -32,7 +32,8 @@ from twisted.web.server import Request
 
 from twistedproxy.deferreds import all_or_none, follow
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb.descriptions import Answered, DescriptionCache, tagged
+from twistedproxy.dicomweb.description_answers import Answered, tagged
+from twistedproxy.dicomweb.descriptions import DescriptionCache
 from twistedproxy.dicomweb.metadata_answers import (
     UploadedInstances,
     form_of,
@@ -153,6 +154,8 @@ class PassThrough:
                 response = await tagged(request, response, held)
             if describing:
                 response = await self._compressed(request, response, size)
+            if answered.tagged and self.kept is not None:
+                response = await self.kept.coded(target, answered, response)
             request.cache_outcome = answered.outcome  # type: ignore[attr-defined]
             await self._send(request, response, answered.status)
         return None

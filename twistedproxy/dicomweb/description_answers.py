@@ -1,11 +1,13 @@
-"""Which answers that describe instances may be kept, or shared by requests under way. No I/O."""
+"""Requests for what describes instances, and the answers: which may be kept, or shared, and how they go out."""
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Optional
 
 import attrs
+from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import MULTIPART_RELATED
 from twistedproxy.dicom.resource import Instance, known_instance
@@ -13,9 +15,13 @@ from twistedproxy.dicomweb.metadata_answers import DescriptionForm, form_of
 from twistedproxy.dicomweb.metadata_observer import has_plain_query, is_bare_get
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import ResourceKind
+from twistedproxy.frames.entries import digests_of
 from twistedproxy.frames.grants import Credentials
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for, media_type_of
+from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, first, is_for, media_type_of
 from twistedproxy.server.compression import tokens
+from twistedproxy.server.conditional import entity_tag, matches_none
+from twistedproxy.streams import BytesStream, ByteStream, Gathered, read_all
+from twistedproxy.system.memory_budget import Reservation
 
 LIMITS = {ResourceKind.METADATA: 16 << 20, ResourceKind.BULKDATA: 8 << 20}
 """Bytes of an answer that is kept, at most: a longer one is streamed. Metadata of 10,000 frames have some 10 MB where the store says
@@ -29,6 +35,9 @@ PADDING = 1024
 
 _BEGIN = re.compile(rb"\s*+\[\s*+\{")  # some stores send blanks while they work
 
+PIECE = 64 << 10
+"""Bytes of an answer at hand that are sent on at once."""
+
 _SEARCHES = frozenset({ResourceKind.STUDIES, ResourceKind.SEARCH})
 REFUSABLE = frozenset({*LIMITS, ResourceKind.INSTANCE, ResourceKind.SERIES, ResourceKind.STUDY})
 """What a refusal of ends proofs."""
@@ -37,6 +46,7 @@ _CONDITIONS = frozenset(b"if-none-match if-modified-since".split())
 # What is the same for all answers to one URL, Accept and caller: other fields that an answer varies by may be why it was given.
 _MAY_VARY_BY = frozenset(b"accept accept-encoding authorization cookie origin".split())
 _OF_ONE = frozenset(b"set-cookie set-cookie2 content-range".split())
+_REPLACED = frozenset(b"etag last-modified cache-control expires pragma age".split())
 _BULK_TYPES = frozenset(
     ("application/octet-stream", "binary/octet-stream", "application/x-octet-stream", MULTIPART_RELATED)
 )
@@ -127,3 +137,67 @@ def place_of(target: Target) -> Optional[Instance]:
     if resource.series is not None and resource.sop is not None:
         return target.instance
     return known_instance(origin, resource.root, resource.study, resource.study, resource.study).of_study
+
+
+@attrs.frozen
+class Answered:
+    """An answer to be passed on. *status*: Cache-Status (RFC 9211), and *outcome* the same in one word. *size*: bytes of its body
+    that are held. *tagged*: whether it has an entity tag of ours. *said*: whether the store has just said it to this request."""
+
+    response: OriginResponse
+    status: bytes = b"twistedproxy; fwd=bypass"
+    outcome: str = ""
+    size: int = 0
+    tagged: bool = False
+    said: bool = True
+
+
+@attrs.frozen
+class WholeAnswer:
+    """An answer of the store that is at hand. *stored*: whether it is in the cache; None where it is not meant to be."""
+
+    response: OriginResponse
+    body: bytes = attrs.field(repr=False)
+    stored: Optional[bool]
+
+    def answered(self, joined: bool, fresh: bool) -> Answered:
+        """It, as the answer to one that asked for it, or who *joined* that one."""
+        forward = b"bypass" if self.stored is None else b"request" if fresh else b"uri-miss"
+        stored = b"; stored" if self.stored else b""
+        status = b"twistedproxy; fwd=%s%s%s" % (forward, stored, b"; collapsed" if joined else b"")
+        outcome = "collapsed" if joined else "" if self.stored is None else "miss"
+        response = attrs.evolve(self.response, body=stream_of(self.body), length=len(self.body))
+        return Answered(response, status, outcome, len(self.body), self.stored is not None, not joined)
+
+
+async def gather(body: ByteStream, limit: int, held: Reservation) -> tuple[bytes, bool]:
+    """What comes of *body* up to *limit* bytes, and whether that is all. It is counted as it comes."""
+    gathered, size = Gathered(), 0
+    while chunk := await body.read():
+        gathered.add(chunk)
+        size += len(chunk)
+        held.set(max(held.size, size))
+        if size > limit:
+            return gathered.whole(), False
+    return gathered.whole(), True
+
+
+def stream_of(body: bytes) -> ByteStream:
+    """*body*, which may be a view of a cache's buffer, in pieces."""
+    view = memoryview(body)
+    return BytesStream(*(bytes(view[start : start + PIECE]) for start in range(0, len(view), PIECE)))
+
+
+async def tagged(request: Request, response: OriginResponse, held: Reservation) -> OriginResponse:
+    """*response* with an entity tag of what the client sees of it, or the 304 that it is to a condition of *request*. No cache may
+    give it without asking: the right may have ended."""
+    body = await read_all(response.body, sys.maxsize)
+    held.set(max(held.size, 2 * len(body)))
+    etag = entity_tag(first(response.headers, b"content-type") or b"", (await digests_of([body]))[0])
+    headers = tuple(pair for pair in response.headers if pair[0].lower() not in _REPLACED)
+    headers = (*headers, (b"ETag", etag), (b"Cache-Control", b"private, no-cache"))
+    condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
+    if condition is not None and matches_none(b", ".join(condition), etag):
+        shown = tuple(pair for pair in headers if not pair[0].lower().startswith(b"content-t"))
+        return OriginResponse(304, shown, BytesStream())
+    return attrs.evolve(response, headers=headers, body=stream_of(body), length=len(body))
