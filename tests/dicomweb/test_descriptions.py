@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import zlib
 from typing import Any, Optional
@@ -25,6 +26,7 @@ from twistedproxy.dicom.resource import Scope
 from twistedproxy.dicomweb import description_answers
 from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.server import compression
+from twistedproxy.system.memory_budget import Reservation
 
 JSON = (("Content-Type", "application/dicom+json"),)
 OCTETS = (("Content-Type", "application/octet-stream"),)
@@ -245,9 +247,9 @@ class EndTests(DescriptionCase):
     async def test_under_way(self) -> None:
         """An answer that was under way when something changed is not kept."""
         await self.begin()
-        for path in self.all:
-            gate = self.origin.hold(path, after=10)
-            slow = ensureDeferred(self.alice.get(path))
+        for path, after in itertools.product(self.all, (None, 10)):
+            gate = self.origin.hold(path, after=after)
+            slow = ensureDeferred(self.alice.get(path, {"Cache-Control": "no-cache"}))
             await gate.reached()
             await self.running.components.invalidation.invalidate(self._scope())
             gate.release()
@@ -376,8 +378,12 @@ class KeptTests(DescriptionCase):
             self.origin.fail(faults.Answer(200, headers, b"abc"), "/bulkdata")
             answer = await self.alice.get(path, {"Accept-Encoding": "br"})
             self.assertEqual((answer.body, answer.headers["cache-status"]), (b"abc", PASSED), headers)
+            self.assertEqual(self.origin.requests[-1].header("Accept-Encoding"), "identity")
             await self.assert_kept(path, False)
             await self.assert_kept(path)
+        self.origin.fail(faults.Answer(200, OCTETS, b""), "/bulkdata", 2)
+        for _ in range(2):
+            self.assertEqual((await self.assert_kept(self.bulk, False)).headers["cache-status"], PASSED)
 
     async def test_broken_off(self) -> None:
         """An answer that breaks off is none, and is not kept."""
@@ -403,11 +409,15 @@ class KeptTests(DescriptionCase):
             path = f"{self.bulk}?accept=x/{framing}"
             body = bytes(range(256)) * 4096
             self.origin.fail(faults.Answer(200, OCTETS, body, framing), "/bulkdata")
-            gate = self.origin.hold("/bulkdata", after=len(body) - 10)
+            first = 100 if framing == "length" else len(body) - 10  # of one without a length, the bound is held
+            gate = self.origin.hold("/bulkdata", after=first)
             connection = await RawConnection.open(self.running.port)
             head = f"GET /dicomweb{path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token(ALICE)}\r\n\r\n"
             connection.send(head.encode())
-            await wait_until(lambda: len(connection.received) > len(body) - (1 << 18), "bytes")  # noqa: B023
+            if framing == "length":
+                await connection.until(body[:100])
+            else:
+                await wait_until(lambda: len(connection.received) > len(body) - (1 << 18), "bytes")  # noqa: B023
             gate.release()
             await connection.until(body[-10:] + (b"\r\n0\r\n" if framing == "chunked" else b""))
             await connection.close()
@@ -480,6 +490,20 @@ class KeptTests(DescriptionCase):
             self.assertEqual(answer.headers["cache-control"], "private, no-cache")
             self.assertFalse({"last-modified", "expires"} & answer.headers.keys())
             self.assertNotEqual(answer.headers["etag"], '"theirs"')
+
+    async def test_store_with_cross_origin_rules(self) -> None:
+        """What a store lets pages of one web origin read is not what it lets those of another read."""
+        await self.begin()
+
+        def allowed(origin: str) -> faults.Answer:
+            return faults.Answer(200, (*OCTETS, ("Access-Control-Allow-Origin", origin), ("Vary", "Origin")), b"abc")
+
+        for origin in ("https://a.test", "https://b.test"):
+            self.origin.fail(allowed(origin), "/bulkdata")
+            for _ in range(2):
+                answer = await self.alice.get(self.bulk, {"Origin": origin})
+                self.assertEqual(answer.headers["access-control-allow-origin"], origin)
+        self.assertEqual((answer.headers["cache-status"], self.asked), (HIT, 2))
 
     async def test_coded_by_the_store(self) -> None:
         """Metadata that a store codes unasked are kept as they are without the coding."""
@@ -708,6 +732,28 @@ class FlightTests(DescriptionCase):
         gate.release()
         await slow
         await wait_until(lambda: not memory.used, "given back")
+
+    async def test_memory_of_those_who_wait(self) -> None:
+        """Each who waited for the answer to another request waits for room, too: what is made of it is its own."""
+        await self.begin()
+        taken: list[int] = []
+        take = Reservation.take
+
+        async def noting(reservation: Reservation, size: int) -> None:
+            taken.append(size)
+            await take(reservation, size)
+
+        self.patch(Reservation, "take", noting)
+        body = bytes(1 << 20)
+        self.origin.fail(faults.Answer(200, OCTETS, body), "/bulkdata")
+        gate = self.origin.hold("/bulkdata")
+        all_ = [ensureDeferred(self.alice.get(self.bulk)) for _ in range(3)]
+        await gate.reached()
+        await self._wait_for_requests(3)
+        gate.release()
+        for answer in await gatherResults(all_):
+            self.assertEqual(answer.body, body)
+        self.assertEqual(taken, [len(body), 2 * len(body), 2 * len(body)])
 
     async def _wait_for_requests(self, count: int) -> None:
         """Return once *count* requests are in flight at the proxy."""

@@ -42,8 +42,11 @@ _SEARCHES = frozenset({ResourceKind.STUDIES, ResourceKind.SEARCH})
 REFUSABLE = frozenset({*LIMITS, ResourceKind.INSTANCE, ResourceKind.SERIES, ResourceKind.STUDY})
 """What a refusal of ends proofs."""
 
+_CHOOSING = (b"accept", b"origin")
+"""Fields that the answer may depend on, or what browsers are told of it."""
+
 _CONDITIONS = frozenset(b"if-none-match if-modified-since".split())
-# What is the same for all answers to one URL, Accept and caller: other fields that an answer varies by may be why it was given.
+# What is the same for all answers to one URL, Accept, Origin and caller: other fields that an answer varies by may be why it was given.
 _MAY_VARY_BY = frozenset(b"accept accept-encoding authorization cookie origin".split())
 _OF_ONE = frozenset(b"set-cookie set-cookie2 content-range".split())
 _REPLACED = frozenset(b"etag last-modified cache-control expires pragma age".split())
@@ -91,8 +94,8 @@ def description_request(
     fresh = b"no-cache" in control
     if b"no-store" in control:
         return None
-    accept = b", ".join(value for name, value in handed_on.headers if name.lower() == b"accept")
-    url = b"\0".join((kind.value.encode("ascii"), target.raw_path, target.query, accept))
+    chosen = [b", ".join(value for name, value in handed_on.headers if name.lower() == field) for field in _CHOOSING]
+    url = b"\0".join((kind.value.encode("ascii"), target.raw_path, target.query, *chosen))
     if kind in _SEARCHES and not named & _CONDITIONS:
         return DescriptionRequest(handed_on, None, kind, target.origin.url.encode() + url, SEARCH_LIMIT, fresh)
     place = place_of(target)

@@ -1,7 +1,7 @@
 """Answers that describe instances, from the cache: metadata, and bulk data such as ICC profiles.
 
 Rules:
-- A description is shown only to a caller whom the store gave that very URL (path, Accept, plain query) within ``--grant-ttl``: that
+- A description is shown only to a caller whom the store gave that very URL (path, Accept, Origin, plain query) within ``--grant-ttl``: that
   answer is the *proof*. A grant for frames is none, for a description may hold a patient's name.
 - What callers were given is kept once for each content. They share the bytes, never the right.
 - Both are kept below the instance, or, of a series or study, below the study (`Instance.of_study`), under the fence read before the
@@ -226,7 +226,7 @@ class DescriptionCache:
                 return None
             if wanted.place is None or fence is None:
                 return WholeAnswer(response, body, None)
-            headers = tuple(pair for pair in response.headers if pair[0].lower() in _KEPT_FIELDS)
+            headers = tuple(pair for pair in response.headers if _is_kept(pair[0].lower()))
             digest = (await digests_of([body]))[0]
             proof = DescriptionProof(asked + self._ttl, token, digest, headers)
             return WholeAnswer(response, body, await self._keep(wanted, wanted.place, fence, proof, body))
@@ -257,6 +257,10 @@ class DescriptionCache:
             return False
         entry = {description_name(wanted.caller, wanted.url): proof.pack()}
         return await self._cache.put_many(place, fence, entry, self._ttl)
+
+
+def _is_kept(field: bytes) -> bool:
+    return field in _KEPT_FIELDS or field.startswith(b"access-control-")
 
 
 def _size_found(found: tuple[Optional[Fence], Optional[Answered]]) -> int:

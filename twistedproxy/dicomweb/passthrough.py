@@ -172,9 +172,11 @@ class PassThrough:
         """Count what is held of an answer while it passes: what is at hand, and as much again for what is made of it; else what may
         wait for the client, and *looked_into* bytes. Raises `NoRoom`, and closes the body."""
         length, most = answered.response.length, PASSING + looked_into
-        if answered.size:
+        if answered.size and answered.said:  # it was read into memory that was counted: it need not wait again
             held.set(2 * answered.size)
             return
+        if answered.size:  # that of the cache is counted already; many may share the answer to another request
+            length = most = max(0, 2 * answered.size - held.size)
         try:
             await held.take(most if length is None else min(most, length))
         except BaseException:
