@@ -558,13 +558,18 @@ class KeptTests(DescriptionCase):
         self.assertEqual((await self.mallory.get(self.metadata, asked)).status, 401)
 
     async def test_no_cache(self) -> None:
-        """Without a cache, and with one that fails, all passes as it came, at the store's pace."""
+        """Without a cache all passes as it came, searches side by side."""
         await self.begin(cache=NoAddress())
         for path in self.all:
             for _ in range(2):
                 answer = await self.assert_kept(path, False)
                 self.assertEqual((answer.status, answer.headers["cache-status"]), (200, PASSED))
                 self.assertNotIn("etag", answer.headers)
+        gate = self.origin.hold("/studies")
+        both = [ensureDeferred(self.alice.get("/studies")) for _ in range(2)]
+        await gate.reached(2)
+        gate.release()
+        await gatherResults(both)
 
     async def test_failing_cache(self) -> None:
         """A cache that cannot be read or written costs only speed."""
@@ -583,6 +588,8 @@ class KeptTests(DescriptionCase):
                     answer = await self.assert_kept(path, False)
                     self.assertEqual(answer.status, 200)
                     self.assertNotIn("stored", answer.headers["cache-status"])
+        await self.alice.get(self.metadata, {"If-None-Match": '"theirs"'})
+        self.assertEqual(self.origin.requests[-1].header("If-None-Match"), '"theirs"')
 
 
 class ConditionTests(DescriptionCase):
@@ -692,6 +699,7 @@ class FlightTests(DescriptionCase):
         self.assertEqual([answer.status for answer in answers], [200] * 4)
         self.assertEqual({answer.body for answer in answers}, {answers[0].body})
         self.assertEqual(self.asked, 2)
+        self.assertFalse([answer for answer in answers if "etag" in answer.headers])
         self.assertEqual((await self.assert_kept(path, False)).headers["cache-status"], PASSED)
         self.assertEqual((self.entries(b"D"), self.entries(b"q")), ([], []))
 
