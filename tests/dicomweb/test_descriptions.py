@@ -731,15 +731,16 @@ class FlightTests(DescriptionCase):
         """What is held of answers is counted while it is held, and given back."""
         await self.begin()
         body = bytes(1 << 20)
-        self.origin.fail(faults.Answer(200, OCTETS, body), "/bulkdata")
-        gate = self.origin.hold("/bulkdata", after=len(body) - 10)
-        slow = ensureDeferred(self.alice.get(self.bulk))
-        await gate.reached()
         memory = self.running.components.answer_memory
-        await wait_until(lambda: memory.used >= len(body), "counted")
-        gate.release()
-        await slow
-        await wait_until(lambda: not memory.used, "given back")
+        for framing in ("length", "chunked"):
+            self.origin.fail(faults.Answer(200, OCTETS, body, framing), "/bulkdata")
+            gate = self.origin.hold("/bulkdata", after=len(body) - 10)
+            slow = ensureDeferred(self.alice.get(f"{self.bulk}?accept={framing}"))
+            await gate.reached()
+            await wait_until(lambda: memory.used >= len(body) - 10, "counted")
+            gate.release()
+            await slow
+            await wait_until(lambda: not memory.used, "given back")
 
     async def test_memory_of_those_who_wait(self) -> None:
         """Each who waited for the answer to another request waits for room, too: what is made of it is its own."""
