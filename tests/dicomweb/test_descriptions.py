@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any, Optional
 
 from twisted.internet.defer import ensureDeferred, gatherResults
@@ -22,7 +23,7 @@ from tests.waiting import wait_until
 from twistedproxy import proxy
 from twistedproxy.cache.address import LocalAddress, NoAddress
 from twistedproxy.cache.interface import CacheUnavailable, Reading
-from twistedproxy.dicom.resource import Scope
+from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.dicomweb import description_answers
 from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.server import compression
@@ -255,6 +256,24 @@ class EndTests(DescriptionCase):
             gate.release()
             self.assertEqual((await slow).status, 200)
             await self.assert_kept(path, False)
+
+    async def test_between_two_readings(self) -> None:
+        """What another caller was given after a change is not what a proof from before it opens."""
+        await self.begin()
+        await self.alice.get(self.metadata)
+        cache = self.running.components.cache
+        get_many = cache.get_many
+
+        async def changing(instance: Instance, names: Sequence[bytes]) -> Reading:
+            if names and names[0][:1] == b"D":
+                body = (await get_many(instance, names)).entries[names[0]]
+                await self.running.components.invalidation.invalidate(self._scope())
+                now = await get_many(instance, [])
+                await cache.put_many(instance, now.fence, {names[0]: body}, None)
+            return await get_many(instance, names)
+
+        self.patch(cache, "get_many", changing)
+        await self.assert_kept(self.metadata, False)
 
     async def test_cache_not_reached_by_an_invalidation(self) -> None:
         """While the cache cannot be told of a change, nothing of the series and the study comes from it either."""
@@ -671,6 +690,23 @@ class FlightTests(DescriptionCase):
         self.assertEqual((await second).status, 200)
         await self.assert_kept(self.metadata)
         await wait_until(lambda: not self.running.components.answer_memory.used, "memory")
+
+    async def test_one_leaves_what_is_not_kept(self) -> None:
+        """An answer for the one who left alone is given up; who waited asks the store."""
+        self.patch(description_answers, "LIMITS", {ResourceKind.BULKDATA: 1 << 16})
+        await self.begin()
+        body = bytes(24 << 20)
+        self.origin.fail(faults.Answer(200, OCTETS, body), "/bulkdata", 2)
+        gate = self.origin.hold("/bulkdata")
+        first = ensureDeferred(self.alice.get(self.bulk))
+        await gate.reached()
+        second = ensureDeferred(self.alice.get(self.bulk))
+        await self._wait_for_requests(2)
+        first.addErrback(lambda _: None).cancel()
+        await self._wait_for_requests(1)
+        gate.release()
+        self.assertEqual(len((await second).body), len(body))
+        await wait_until(lambda: self.origin.requests[0].aborted, "given up")
 
     async def test_refused(self) -> None:
         """Who waited for an answer that is refused asks in turn, and gets the store's own refusal."""
