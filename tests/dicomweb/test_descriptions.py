@@ -17,7 +17,7 @@ from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy, logg
 from tests.dicomweb.test_passthrough import STOW, stow_body
 from tests.slides import slide
 from tests.stores import faults
-from tests.stores.dialects import STANDARD, Dialect
+from tests.stores.dialects import NO_SYNTAX, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy import proxy
@@ -474,7 +474,21 @@ class KeptTests(DescriptionCase):
         self.origin.fail(faults.Answer(200, JSON, body), "/metadata")
         fresh = await self.alice.get(self.metadata, {"Cache-Control": "no-cache"})
         self.assertEqual((fresh.body, fresh.headers["cache-status"]), (body, "twistedproxy; fwd=request; stored"))
-        self.assertEqual((await self.assert_kept(self.metadata)).body, body)
+        self.assertEqual((await self.assert_kept(self.metadata)).json()[0]["00100020"]["Value"], ["new"])
+
+    async def test_transfer_syntax(self) -> None:
+        """Where the store leaves out the transfer syntax, the cached answer has it like the first one, of a large instance too."""
+        await self.begin(NO_SYNTAX)
+        found = (await self.alice.get(f"{self.series}/metadata")).json()[0]
+        found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(9_000)]}
+        for body, headers in ((None, {"Accept": "*/*"}), (json.dumps([found]).encode(), {})):
+            if body is not None:
+                self.origin.fail(faults.Answer(200, JSON, body), self.metadata)
+            first = await self.alice.get(self.metadata, headers)
+            again = await self.alice.get(self.metadata, headers)
+            self.assertEqual(again.headers["cache-status"], HIT)
+            self.assertEqual(first.json()[0]["00083002"]["Value"], ["1.2.840.10008.1.2.4.50"])
+            self.assertEqual((again.body, again.headers["etag"]), (first.body, first.headers["etag"]))
 
     async def test_host(self) -> None:
         """URLs name the host that the present request names, not the one that filled the cache."""

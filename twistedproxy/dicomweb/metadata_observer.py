@@ -135,7 +135,7 @@ def _is_harmless(name: bytes) -> bool:
 @attrs.frozen
 class ObservedAnswer:
     """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
-    what the cache knew of them before."""
+    what the cache knew of them before. *said*: whether the origin has just given it."""
 
     _observer: MetadataObserver
     _target: Target
@@ -143,6 +143,7 @@ class ObservedAnswer:
     _method: bytes
     _instance: Optional[Instance]
     _reading: Reading
+    _said: bool = True
 
     @property
     def held(self) -> int:
@@ -150,8 +151,8 @@ class ObservedAnswer:
         return SEARCH_HELD if self._instance is None else HELD
 
     def of_cache(self) -> ObservedAnswer:
-        """The same for an answer that the origin did not just give: it proves nothing."""
-        return attrs.evolve(self, instance=None)
+        """The same for an answer that the origin did not just give: it proves nothing, and is shown with what is known."""
+        return attrs.evolve(self, said=False)
 
     def understands(self, response: OriginResponse) -> bool:
         """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
@@ -180,7 +181,7 @@ class ObservedAnswer:
                 raise
             pieces = [begun[start : start + PIECE] for start in range(0, len(begun), PIECE)]
             body = ChainedStream(BytesStream(*pieces), body)
-            if self._instance is not None and not whole:
+            if self._instance is not None and self._said and not whole:
                 parser = MetadataParser(self._instance.uids)
                 body = YieldedStream(_observed(body, parser, record, self._observer.clock), body)
         json = form is DescriptionForm.JSON
@@ -191,7 +192,7 @@ class ObservedAnswer:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
         if self._instance is None:
             return await self._known_syntaxes(start)
-        syntax = await self._granted(self._instance, start, record) if whole else self._learned()
+        syntax = await self._granted(self._instance, start, record) if whole and self._said else self._learned()
         return {start.find(b"{"): syntax} if syntax else {}
 
     def _learned(self) -> Optional[str]:
