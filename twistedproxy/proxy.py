@@ -15,9 +15,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from twistedproxy.cache.address import NoAddress
 from twistedproxy.cache.monitoring import CacheUse
 from twistedproxy.cache.open import open_cache
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.dicomweb.descriptions import DescriptionCache
 from twistedproxy.dicomweb.frames import FrameAnswers, StoredFrames
 from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.middleware import Accounting
@@ -164,12 +166,9 @@ class Proxy:
     def _build_hot(self, accounting: Accounting) -> HotDispatcher:
         """What answers before a request is parsed, and the connections that ask it."""
         settings = self._settings
-        self._credentials = Credentials(
-            normal_key(settings.secret),
-            tuple(name.encode("ascii") for name in settings.credential_header),
-            tuple(name.encode("ascii") for name in settings.credential_cookie),
-            tuple(name.encode("ascii") for name in settings.credential_parameter),
-        )
+        named = settings.credential_header, settings.credential_cookie, settings.credential_parameter
+        encoded = [tuple(name.encode("ascii") for name in names) for names in named]
+        self._credentials = Credentials(normal_key(settings.secret), *encoded)
         heads_memory = max(HEADS_MEMORY, settings.hot_memory // HEADS_SHARE)
         heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
         cached = None
@@ -191,7 +190,8 @@ class Proxy:
     def _build_routes(self, accounting: Accounting, hot: HotDispatcher, status: StatusPages) -> ProxyRoutes:
         settings, memory = self._settings, self.answer_memory
         descriptions = MetadataObserver(self.cache, self.access, self.reader, self._credentials, self._reactor)
-        pass_through = PassThrough(self.invalidation, descriptions, memory, settings.trusted_proxy)
+        kept = None if isinstance(settings.cache, NoAddress) else DescriptionCache(descriptions, memory)
+        pass_through = PassThrough(self.invalidation, descriptions, memory, settings.trusted_proxy, kept)
         requests = RequestParser(settings, self._credentials, self.series, self.imaging)
         answers = FrameAnswers.of(settings)
         pictures = RenderedAnswers(answers, self.imaging, memory, hot.keep)

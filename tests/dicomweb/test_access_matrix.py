@@ -17,11 +17,14 @@ from twistedproxy.origin.http import limiter
 
 OCTETS = {"Accept": "application/octet-stream"}
 PNG = {"Accept": "image/png"}
+SERIES, STUDY = "the series' metadata", "the study's metadata"
 RESOURCES: dict[str, dict[str, str]] = {
     "": {"Accept": 'multipart/related; type="application/dicom"'},
     "/metadata": {},
     "/metadata?downsample=2": {},
     "/bulkdata/7FE00010": {},
+    SERIES: {},
+    STUDY: {},
     "/frames/1": {},
     "/frames/1,2": {},
     "/frames/2": OCTETS,
@@ -67,6 +70,9 @@ class AccessMatrixTests(ProxyCase):
         path = f"/{self.slide.resource}{resource}"
         if resource == SHORT:
             path = f"/studies/{self.slide.study}/instances/{self.slide.sop}/frames/1"
+        elif resource in (SERIES, STUDY):
+            parts = self.slide.resource.split("/")
+            path = "/" + "/".join([*parts[: 4 if resource == SERIES else 2], "metadata"])
         headers = {**caller, **RESOURCES.get(resource, {})}
         # A connection for each request, so that any worker may answer it.
         return await client(self, f"{self.url}/dicomweb", headers, persistent=False).get(path)
@@ -100,7 +106,8 @@ class AccessMatrixTests(ProxyCase):
             self.running.wall.now += GRANT_SECONDS + 1
         else:
             resource = "/metadata" if ending == "by metadata" else ""
-            self.assertEqual((await self.ask(caller, resource)).status, 403)
+            fresh = {**caller, "Cache-Control": "no-cache"}  # not what the store gave them a while ago
+            self.assertEqual((await self.ask(fresh, resource)).status, 403)
 
     async def matrix(self, proofs: Sequence[str], endings: Sequence[str], before: bool = True) -> None:
         """Each proof with each ending. *before*: with each, also what BOB gets before his right begins."""

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.clients import Answer
 from tests.dicomweb.support import ProxyCase
 from tests.stores import faults
+from twistedproxy.dicomweb import description_answers
 from twistedproxy.server import compression
 from twistedproxy.streams import BytesStream, ByteStream, read_all
 
@@ -102,7 +103,7 @@ class AnswerTests(ProxyCase):
         self.assertNotIn(store.server.encode(), gzip.decompress(packed.body))
         head = await client.request("HEAD", path, {"Accept-Encoding": "gzip"})
         self.assertEqual((head.status, head.body), (200, b""))
-        for name in ("content-encoding", "vary", "content-type", "etag"):
+        for name in ("content-encoding", "vary", "content-type"):  # a tag needs the body
             self.assertEqual(head.headers.get(name), packed.headers.get(name), name)
 
     async def test_small(self) -> None:
@@ -169,6 +170,7 @@ class AnswerTests(ProxyCase):
 
     async def test_broken(self) -> None:
         """An answer that breaks off is no whole compressed one."""
+        self.patch(description_answers, "SEARCH_LIMIT", 1 << 16)  # a longer one is streamed
         self.origin = self.store()
         self.running = await self.proxy(self.origin, origin_stall_timeout=0.3)
         body = described(6_000)

@@ -15,10 +15,12 @@ from tests.stores.dialects import NO_SYNTAX, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicom.metadata import MetadataParser
-from twistedproxy.dicomweb import metadata_observer
+from twistedproxy.dicomweb import description_answers, metadata_observer
+from twistedproxy.dicomweb.paths import ResourceKind
 
 JPEG = "1.2.840.10008.1.2.4.50"
 SYNTAX = "00083002"
+FRESH = {"Cache-Control": "no-cache"}
 JSON = (("Content-Type", "application/dicom+json"),)
 
 
@@ -125,7 +127,7 @@ class UrlTests(DescribedCase):
             ((("Content-Type", "application/octet-stream"),), url),
         ):
             store.fail(faults.Answer(200, kind, body), "/metadata")
-            answer = await client.get(self.metadata)
+            answer = await client.get(self.metadata, FRESH)
             self.assertEqual((answer.body, answer.headers["content-length"]), (body, str(len(body))), kind)
 
     async def test_head(self) -> None:
@@ -248,6 +250,7 @@ class LargeTests(DescribedCase):
     async def test_streams(self) -> None:
         """They pass with their URLs rewritten before the last byte has come, and make a grant at their end."""
         self.patch(metadata_observer, "HELD", 1 << 16)
+        self.patch(description_answers, "LIMITS", {ResourceKind.METADATA: 1 << 17})
         store, client = await self.started()
         found = (await client.get(self.metadata)).json()[0]
         found["00081190"]["Value"] = [f"{store.url}/{self.slide.resource}"]
@@ -256,7 +259,7 @@ class LargeTests(DescribedCase):
         self.running.components.access.grants.invalidate(lambda _instance: True)
         gate = store.hold("/metadata", after=800_000)
         connection = await RawConnection.open(self.running.port)
-        line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nHost: p.test\r\nConnection: close\r\n\r\n"
+        line = f"GET /dicomweb{self.metadata} HTTP/1.1\r\nHost: p.test\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n"
         connection.send(line.encode())
         await connection.until(f'"http://p.test/dicomweb/{self.slide.resource}"'.encode())
         self.assertEqual(len(self.running.components.access.grants), 0)
@@ -284,7 +287,7 @@ class LargeTests(DescribedCase):
         found = (await client.get(self.metadata)).json()[0]
         found["52009230"] = {"vr": "SQ", "Value": [{"00189073": {"vr": "FD", "Value": [n]}} for n in range(30_000)]}
         store.fail(faults.Answer(200, JSON, json.dumps([found]).encode()), "/metadata")
-        self.assertEqual((await client.get(self.metadata)).json(), [found])
+        self.assertEqual((await client.get(self.metadata, FRESH)).json(), [found])
         self.assertTrue(0 < longest <= metadata_observer.PIECE, longest)
 
 

@@ -9,6 +9,7 @@ from tests.slides import slide
 from tests.stores.dialects import STANDARD
 from tests.stores.faults import Fault
 from tests.stores.replies import Reply
+from twistedproxy.cache.address import NoAddress
 from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 
@@ -39,7 +40,7 @@ class RenderedMemoryTests(ProxyCase):
         """Metadata whose length the store does not say count as what they are once they are held, and until they are sent."""
         store = self.store()
         store.fail(_Unsized(), "/metadata", times=None)
-        proxy = await self.proxy(store)
+        proxy = await self.proxy(store, cache=NoAddress())  # what may be kept is held whole
         length = len((await proxy.client().get(f"/{self.slide.resource}/metadata")).body)
         sizes: list[int] = []
         set_size = Reservation.set

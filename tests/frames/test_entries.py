@@ -9,12 +9,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
 from twistedproxy.cache.interface import LARGE, whole
+from twistedproxy.cache.keys import is_fact
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import (
     METADATA,
     PICTURE_HEAD,
     BadEntry,
+    DescriptionProof,
+    content_name,
+    description_name,
     expires_of,
     expiry,
     frame_name,
@@ -24,6 +28,7 @@ from twistedproxy.frames.entries import (
     pack_grant,
     pack_picture,
     rendered_name,
+    token_name,
     unpack_frame,
     unpack_grant,
     unpack_picture,
@@ -40,11 +45,34 @@ class NameTests(SynchronousTestCase):
         """No two names are the same, of whatever kind."""
         names = [METADATA, grant_name(ALICE), grant_name(MALLORY), rendered_name(b"1"), rendered_name(b"2")]
         names += [frame_name(number) for number in (1, 2, 16, 255, 2**31 - 1)]
+        names += [content_name(content_digest([what])) for what in (b"1", b"2")]
+        names += [description_name(caller, url) for caller in (ALICE, MALLORY) for url in (b"1", b"2")]
+        names += [token_name(ALICE), token_name(MALLORY)]
         self.assertEqual(len(set(names)), len(names))
 
     def test_no_credentials(self) -> None:
         """A grant's name holds the digest, not what it was made of."""
-        self.assertNotIn(ALICE.headers[0][1], grant_name(ALICE))
+        for name in (grant_name(ALICE), token_name(ALICE), description_name(ALICE, b"1")):
+            self.assertNotIn(ALICE.headers[0][1], name)
+
+    def test_small_ones(self) -> None:
+        """Proofs and tokens are facts, what they open is not: it may have megabytes."""
+        digest = content_digest([b"1"])
+        small = (token_name(ALICE), description_name(ALICE, b"1"), grant_name(ALICE), METADATA)
+        self.assertEqual([is_fact(name) for name in (*small, content_name(digest))], [True] * 4 + [False])
+
+
+class ProofTests(SynchronousTestCase):
+    """The proof of a description."""
+
+    def test_round_trip(self) -> None:
+        """What was packed is unpacked, headers with colons and none alike; anything else is no proof."""
+        digest = content_digest([b"1"])
+        for headers in ((), ((b"Content-Type", b"a/b; c=d:e"), (b"Vary", b"Accept"))):
+            proof = DescriptionProof(5.5, b"12345678", digest, headers)
+            self.assertEqual(DescriptionProof.unpack(proof.pack()), proof)
+        self.assertIsNone(DescriptionProof.unpack(b""))
+        self.assertIsNone(DescriptionProof.unpack(proof.pack()[:31]))
 
 
 class FrameTests(SynchronousTestCase):

@@ -134,6 +134,21 @@ class ForgettingTests(SynchronousTestCase):
         self.clock.advance(RETRY_SECONDS)
         self.assertEqual([STUDY], self.cache.told)
 
+    def test_what_lies_around(self) -> None:
+        """What is kept of a series and a study as a whole is pending with anything in it, and with nothing else."""
+        self.cache.up = False
+        around = (INSTANCE.of_series, INSTANCE.of_study)
+        for scope in (INSTANCE.scope, SERIES, STUDY, ROOT):
+            self.invalidation.pending = {scope: None}
+            for place in around:
+                self.assertTrue(self.invalidation.is_pending(place), (scope, place))
+        for scope in (attrs.evolve(STUDY, study="1.3"), Scope("http://other", "", *INSTANCE.uids)):
+            self.invalidation.pending = {scope: None}
+            for place in around:
+                self.assertFalse(self.invalidation.is_pending(place), (scope, place))
+        self.invalidation.pending = {attrs.evolve(SERIES, series="1.3"): None}
+        self.assertEqual([self.invalidation.is_pending(place) for place in around], [False, True])
+
     def test_bounded(self) -> None:
         """Of very many pending scopes all below their root is pending instead."""
         self.cache.up = False

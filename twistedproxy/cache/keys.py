@@ -100,8 +100,9 @@ LOADING = b"l"
 
 
 def is_fact(name: bytes) -> bool:
-    """Whether an entry is of a kind that is small and often written: grants, metadata (`twistedproxy.frames.entries`)."""
-    return name[:1] in (b"d", b"g", b"m", LOADING)
+    """Whether an entry is of a kind that is small and often written: grants, metadata, proofs of descriptions and what revokes them
+    (`twistedproxy.frames.entries`)."""
+    return name[:1] in (b"d", b"g", b"m", b"q", b"t", LOADING)
 
 
 def read_outcome(names: Sequence[bytes], found: Collection[bytes]) -> str:

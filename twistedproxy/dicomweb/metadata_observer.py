@@ -111,16 +111,21 @@ class MetadataObserver:
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
         resource = target.resource
-        if (
-            handed_on.method != b"GET"
-            or resource.kind is not ResourceKind.METADATA
-            or not (resource.series and resource.sop)
-        ):
-            return False
-        if any(_ACCEPT.fullmatch(field) is None for field in target.query.split(b"&") if field):
-            return False
-        names = [name.lower() for name, _ in handed_on.headers]
-        return handed_on.body is None and self.credentials.are_all(name for name in names if not _is_harmless(name))
+        whole = resource.kind is ResourceKind.METADATA and resource.series and resource.sop
+        return bool(whole) and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
+
+
+def has_plain_query(target: Target) -> bool:
+    """Whether nothing but ``accept=`` is in a query: an answer to another may be a part of what there is."""
+    return all(_ACCEPT.fullmatch(field) for field in target.query.split(b"&") if field)
+
+
+def is_bare_get(handed_on: OriginRequest, credentials: Credentials) -> bool:
+    """Whether a request is a GET without a body, and what makes the caller is all in its head that can move the origin to give
+    this answer or another one."""
+    names = [name.lower() for name, _ in handed_on.headers]
+    harmless = credentials.are_all(name for name in names if not _is_harmless(name))
+    return handed_on.method == b"GET" and handed_on.body is None and harmless
 
 
 def _is_harmless(name: bytes) -> bool:
@@ -130,7 +135,7 @@ def _is_harmless(name: bytes) -> bool:
 @attrs.frozen
 class ObservedAnswer:
     """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
-    what the cache knew of them before."""
+    what the cache knew of them before. *said*: whether the origin has just given it."""
 
     _observer: MetadataObserver
     _target: Target
@@ -138,11 +143,16 @@ class ObservedAnswer:
     _method: bytes
     _instance: Optional[Instance]
     _reading: Reading
+    _said: bool = True
 
     @property
     def held(self) -> int:
         """Bytes of the answer that are held back to be looked into, at most."""
         return SEARCH_HELD if self._instance is None else HELD
+
+    def of_cache(self) -> ObservedAnswer:
+        """The same for an answer that the origin did not just give: it proves nothing, and is shown with what is known."""
+        return attrs.evolve(self, said=False)
 
     def understands(self, response: OriginResponse) -> bool:
         """Whether the answer can be looked into: a successful one, in a form that we know, of no content coding."""
@@ -171,7 +181,7 @@ class ObservedAnswer:
                 raise
             pieces = [begun[start : start + PIECE] for start in range(0, len(begun), PIECE)]
             body = ChainedStream(BytesStream(*pieces), body)
-            if self._instance is not None and not whole:
+            if self._instance is not None and self._said and not whole:
                 parser = MetadataParser(self._instance.uids)
                 body = YieldedStream(_observed(body, parser, record, self._observer.clock), body)
         json = form is DescriptionForm.JSON
@@ -182,7 +192,7 @@ class ObservedAnswer:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
         if self._instance is None:
             return await self._known_syntaxes(start)
-        syntax = await self._granted(self._instance, start, record) if whole else self._learned()
+        syntax = await self._granted(self._instance, start, record) if whole and self._said else self._learned()
         return {start.find(b"{"): syntax} if syntax else {}
 
     def _learned(self) -> Optional[str]:

@@ -4,6 +4,7 @@
 - Redirects are given back, never followed. URLs of the origin in JSON answers and in Location become URLs of the proxy;
   other URLs of the store's host are not shown (`twistedproxy.dicomweb.url_rewriting`).
 - What a STOW or DELETE touched is invalidated before it is answered (`twistedproxy.dicomweb.metadata_answers`).
+- Metadata and bulk data come from the cache for callers whom the origin has just given them (`twistedproxy.dicomweb.descriptions`).
 - A metadata answer that passes is the caller's grant for that instance: the origin is not asked for it again.
 - Answers that describe instances are requested without a content coding, inspected, and compressed here.
 - Parts of answers that are held count against the memory for answers; an answer that finds no room there is not read.
@@ -31,6 +32,8 @@ from twisted.web.server import Request
 
 from twistedproxy.deferreds import all_or_none, follow
 from twistedproxy.dicom.resource import Scope
+from twistedproxy.dicomweb.description_answers import Answered, tagged
+from twistedproxy.dicomweb.descriptions import DescriptionCache
 from twistedproxy.dicomweb.metadata_answers import (
     UploadedInstances,
     form_of,
@@ -54,7 +57,7 @@ from twistedproxy.server.problems import not_acceptable
 from twistedproxy.server.response_body import SLICE, send_stream
 from twistedproxy.server.site import Upload
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, hold
-from twistedproxy.system.memory_budget import AnswerMemory
+from twistedproxy.system.memory_budget import AnswerMemory, Reservation
 
 MAX_STORE_ANSWER = 16 << 20
 """Bytes of a STOW's answer that are kept to find what was stored: some 40,000 instances."""
@@ -93,12 +96,13 @@ _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip tr
 @attrs.frozen
 class PassThrough:
     """Hands requests on. *descriptions* looks at answers that describe instances; *memory*: for what is held of answers;
-    *trusted*: see `request_for_origin`."""
+    *trusted*: see `request_for_origin`. *kept*: descriptions that are in the cache; None where none are kept."""
 
     invalidation: Invalidation
     descriptions: MetadataObserver
     memory: AnswerMemory
     trusted: Sequence[Network] = ()
+    kept: Optional[DescriptionCache] = None
 
     async def answer(
         self, request: Request, target: Target, outside: str, alter: Optional[Alteration] = None, only_good: bool = False
@@ -114,19 +118,18 @@ class PassThrough:
         watch = await self.descriptions.watch(request, target, handed_on) if describing else None
         with self.memory.hold() as held:
             if request.method in _CHANGING and target.resource.kind in _CHANGED:
-                response = await self._change(request, target, handed_on)
+                answered = Answered(await self._change(request, target, handed_on))
+                response = answered.response
                 held.set(min(PASSING, response.length or PASSING))  # it has happened: the client must get the answer
             else:
-                response = await target.origin.forward(handed_on)
+                answered = await self._asked(target, handed_on, held)
+                response = answered.response
+                if watch is not None and not answered.said:
+                    watch = watch.of_cache()
                 if only_good and response.status >= 400:
                     response.body.close()
                     return response.status
-                most = PASSING + (watch.held if watch is not None else 0)
-                try:
-                    await held.take(most if response.length is None else min(most, response.length))
-                except BaseException:
-                    response.body.close()
-                    raise
+                await self._hold(held, answered, watch.held if watch is not None else 0)
             origin = target.origin.url
             urls = UrlMap(origin, outside, origin + handed_on.path.decode("ascii"))
             response = located(response, urls)
@@ -136,6 +139,8 @@ class PassThrough:
                 and request.method in (b"GET", b"HEAD")
             ):
                 await self.descriptions.revoke(handed_on, target)
+            if self.kept is not None and response.status >= 400 and request.method in (b"GET", b"HEAD"):
+                await self.kept.refused(target, handed_on, response.status)
             size = response.length
             if watch is not None and watch.understands(response):
                 body = await watch.follow(response, urls, held)
@@ -145,10 +150,38 @@ class PassThrough:
             elif alter is not None and response.status == 200:
                 response.body.close()
                 raise not_acceptable(["application/dicom+json"])
+            if answered.tagged:
+                response = await tagged(request, response, held)
             if describing:
                 response = await self._compressed(request, response, size)
-            await self._send(request, response)
+            if answered.tagged and self.kept is not None:
+                response = await self.kept.coded(target, answered, response)
+            request.cache_outcome = answered.outcome  # type: ignore[attr-defined]
+            await self._send(request, response, answered.status)
         return None
+
+    async def _asked(self, target: Target, handed_on: OriginRequest, held: Reservation) -> Answered:
+        """The answer to *handed_on*, of the cache or of the origin."""
+        wanted = self.kept.wanted(target, handed_on) if self.kept is not None else None
+        if self.kept is None or wanted is None:
+            return Answered(await target.origin.forward(handed_on))
+        return await self.kept.answer(wanted, held, target.origin.forward)
+
+    @staticmethod
+    async def _hold(held: Reservation, answered: Answered, looked_into: int) -> None:
+        """Count what is held of an answer while it passes: what is at hand, and as much again for what is made of it; else what may
+        wait for the client, and *looked_into* bytes. Raises `NoRoom`, and closes the body."""
+        length, most = answered.response.length, PASSING + looked_into
+        if answered.size and answered.said:  # it was read into memory that was counted: it need not wait again
+            held.set(2 * answered.size)
+            return
+        if answered.size:  # that of the cache is counted already; many may share the answer to another request
+            length = most = max(0, 2 * answered.size - held.size)
+        try:
+            await held.take(most if length is None else min(most, length))
+        except BaseException:
+            answered.response.body.close()
+            raise
 
     async def _compressed(self, request: Request, response: OriginResponse, size: Optional[int]) -> OriginResponse:
         """A describing *response* as the client of *request* takes it, left alone where it must be. *size*: its bytes, about,
@@ -213,7 +246,7 @@ class PassThrough:
         await all_or_none([Deferred.fromCoroutine(self.invalidation.invalidate(scope)) for scope in scopes])
 
     @staticmethod
-    async def _send(request: Request, response: OriginResponse) -> None:
+    async def _send(request: Request, response: OriginResponse, status: bytes) -> None:
         request.setResponseCode(response.status)
         for name in _OF_THE_ORIGIN:
             if any(theirs.lower() == name for theirs, _ in response.headers):
@@ -226,7 +259,7 @@ class PassThrough:
         confine(request.responseHeaders)
         if response.length is not None:
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % response.length])
-        request.responseHeaders.addRawHeader(b"Cache-Status", b"twistedproxy; fwd=bypass")
+        request.responseHeaders.addRawHeader(b"Cache-Status", status)
         await send_stream(request, response.body)
 
 

@@ -26,6 +26,7 @@ from twistedproxy.frames.entries import (
     grant_name,
     pack_grant,
     pack_reference,
+    token_name,
     unpack_grant,
     unpack_reference,
 )
@@ -206,9 +207,9 @@ class Access:
         return Deferred.fromCoroutine(self.cache.put_many(instance, fence, entries, seconds))
 
     async def revoke(self, caller: Caller, instance: Instance) -> None:
-        """Forget the caller's grant: the origin has just denied it."""
+        """Forget the caller's grant, and proofs of the instance's descriptions: the origin has just denied it."""
         self.forget(caller, instance)
-        await self.cache.remove(instance, [grant_name(caller)])
+        await self.cache.remove(instance, [grant_name(caller), token_name(caller)])
         if self.series is not None:
             await self.series.revoke(caller, instance)
         await self.siblings.revoke(caller.credential, instance)

@@ -1,7 +1,8 @@
 """Entries of the cache below an instance: their names, their layout, the sizes of frames, and digests of answers.
 
 Rules:
-- The first byte of a name is the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered picture.
+- The first byte of a name is the kind, so that kinds never meet: a frame, the metadata, a grant, a rendered picture, an
+  answer that describes instances.
 - It stands for the layout, too: a change of the layout changes the name, so that no version reads, or counts as loaded,
   what another one wrote.
 - Frames, and pictures that were rendered here, hold the time at which they end in the cache, by the writer's clock. On a host
@@ -19,6 +20,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional, cast
 
+import attrs
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
@@ -27,7 +29,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
 from twistedproxy.dicom.resource import MAX_UID_LENGTH, Instance, validate_uid
 from twistedproxy.dicom.transfer_syntaxes import Frame, lookup
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, Headers
 from twistedproxy.series.members import Member, pack_members, unpack_members
 
 AT_ONCE = 8 << 20
@@ -199,6 +201,52 @@ def pack_grant(expires: float) -> bytes:
 def unpack_grant(value: bytes) -> Optional[float]:
     """When the grant ends, in seconds since the epoch; None for bytes that are no grant."""
     return float(_EXPIRY.unpack(value)[0]) if len(value) == _EXPIRY.size else None
+
+
+def content_name(digest: bytes) -> bytes:
+    """The name of what a store answered that has this `content_digest`: one for all callers who got the same."""
+    return b"D" + digest
+
+
+def description_name(caller: Caller, url: bytes) -> bytes:
+    """The name of the proof that the store gave *caller* a description. *url*: what it was asked for."""
+    return b"q" + caller.credential + hashlib.blake2b(url, digest_size=16).digest()
+
+
+def token_name(caller: Caller) -> bytes:
+    """The name of a caller's token: a description is proved only while the token is the one that its proof names. Removing it
+    revokes all of the caller's proofs below an instance at once, those too that are about to be written."""
+    return b"t" + caller.credential
+
+
+TOKEN_LENGTH = 8
+_PROOF = struct.Struct(f"!d{TOKEN_LENGTH}s{DIGEST_BYTES}s")
+
+
+@attrs.frozen
+class DescriptionProof:
+    """That the store gave a caller what has this `content_digest`, with these *headers*. It *expires* at a time in seconds since
+    the epoch, and counts only beside the *token* that it names."""
+
+    expires: float
+    token: bytes
+    digest: bytes
+    headers: Headers
+
+    def pack(self) -> bytes:
+        """The expiry (8 bytes), the token (8), the digest (16), the headers, one a line."""
+        lines = b"\n".join(name + b":" + value for name, value in self.headers)
+        return _PROOF.pack(self.expires, self.token, self.digest) + lines
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Optional[DescriptionProof]:
+        """What `pack` packed; None for anything else."""
+        try:
+            expires, token, digest = _PROOF.unpack_from(packed)
+        except struct.error:
+            return None
+        fields = [line.partition(b":") for line in packed[_PROOF.size :].split(b"\n") if line]
+        return cls(expires, token, digest, tuple((name, value) for name, _, value in fields))
 
 
 COMPRESSED = 4

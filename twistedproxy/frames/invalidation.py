@@ -55,6 +55,15 @@ def covers(scope: Scope, instance: Instance) -> bool:
     return all(wanted is None or wanted == has for wanted, has in below) and scope.store == instance.store
 
 
+def reaches(scope: Scope, instance: Instance) -> bool:
+    """Whether a change of *scope* ends what is kept below *instance*, which may stand for a series or study as a whole
+    (`Instance.of_series`, `Instance.of_study`)."""
+    if covers(scope, instance):
+        return True
+    around = ((scope.study, scope.study, scope.study), (scope.study, scope.series, scope.series))
+    return scope.store == instance.store and instance.uids in around
+
+
 class Invalidation:
     """Invalidates scopes, in this worker, in the cache, and at the other workers."""
 
@@ -73,7 +82,7 @@ class Invalidation:
 
     def is_pending(self, instance: Instance) -> bool:
         """Whether the cache may still hold what was invalidated of *instance*."""
-        return any(covers(scope, instance) for scope in self.pending)
+        return any(reaches(scope, instance) for scope in self.pending)
 
     async def invalidate(self, scope: Scope) -> None:
         """Invalidate *scope*; once this returns, no request on this host is answered with what was kept of it.

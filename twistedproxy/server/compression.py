@@ -88,16 +88,17 @@ def altered(headers: Headers) -> Headers:
 
 def varied(headers: Headers) -> Headers:
     """*headers* with Accept-Encoding in Vary."""
-    named = _tokens(headers, b"vary")
+    named = tokens(headers, b"vary")
     return headers if b"*" in named or b"accept-encoding" in named else (*headers, (b"Vary", b"Accept-Encoding"))
 
 
 def may_transform(headers: Headers) -> bool:
     """Whether an answer may be coded: nothing in Cache-Control forbids it (RFC 9111 section 5.2.2.6)."""
-    return b"no-transform" not in _tokens(headers, b"cache-control")
+    return b"no-transform" not in tokens(headers, b"cache-control")
 
 
-def _tokens(headers: Headers, field: bytes) -> list[bytes]:
+def tokens(headers: Headers, field: bytes) -> list[bytes]:
+    """The elements of a list field, without regard to letter case; *field* in lower case."""
     return [token.strip().lower() for name, value in headers if name.lower() == field for token in value.split(b",")]
 
 
