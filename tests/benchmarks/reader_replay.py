@@ -181,14 +181,14 @@ def every_slice(bench: Bench, url: str, series: Series, caller: str, dwell: floa
 
 def stack_rows(bench: Bench, series: Series) -> Iterator[list[str]]:
     """First and second pass, and a steady scroll."""
-    direct, asked, _ = every_slice(bench, bench.store_url, series, "ann")
+    direct, asked, _ = every_slice(bench, bench.store_url, series, "first")
     yield ["no proxy", f"{direct:.2f}", "1.00", "", "", asked]
     with bench.proxy() as (_, url):
-        for name, caller in (("first caller", "ann"), ("another, all cached", "bob"), ("the same again", "bob")):
+        for name, caller in (("first caller", "first"), ("another, all cached", "other"), ("the same again", "other")):
             seconds, asked, reader = every_slice(bench, url, series, caller)
             yield [name, f"{seconds:.2f}", f"{seconds / direct:.2f}", *_shares(reader, 0), asked]
     with bench.proxy() as (_, url):
-        seconds, asked, reader = every_slice(bench, url, series, "ann", 1 / SCROLL_PACE)
+        seconds, asked, reader = every_slice(bench, url, series, "first", 1 / SCROLL_PACE)
         yield [f"scroll, {SCROLL_PACE:.0f} a second", f"{seconds:.2f}", "", *_shares(reader, SCROLL_BEGINS), asked]
 
 
