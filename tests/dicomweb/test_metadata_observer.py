@@ -355,3 +355,37 @@ class GrantTests(DescribedCase):
                 found = (await client.get(self.metadata)).json()
                 self.assertEqual(found[0]["00080018"], right["00080018"])
                 self.assertEqual(len(grants), count)
+
+    async def test_series(self) -> None:
+        """The metadata of a series are the grant for its instances, the first one too; those of a part of it, of the study, or with a
+        header that may have moved the origin are none. What a STOW changes ends that."""
+        store, client = await self.started()
+        series = f"/studies/{self.slide.study}/series/{self.slide.series}/metadata"
+        for path, headers, asked in (
+            (f"{series}?includefield=00280010", {}, 1),
+            (series, {"X-Api-Key": "1"}, 1),
+            (f"/studies/{self.slide.study}/metadata", {}, 1),
+            (series, {}, 0),
+        ):
+            running = await self.proxy(store)
+            client = running.client()
+            self.assertEqual((await client.get(path, headers)).status, 200)
+            before = len(store.lines(f"{self.slide.sop}/metadata"))
+            self.assertEqual((await client.frames(self.slide.resource, [1])).frames(), self.stored[:1])
+            self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, asked, path)
+        before = len(store.lines(f"{self.slide.sop}/metadata"))
+        mallory = running.client(MALLORY)
+        await mallory.frames(self.slide.resource, [1])
+        self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1)
+
+    async def test_series_of_a_cache(self) -> None:
+        """A series' metadata from a cache on the way, or cut off, are no grant."""
+        store, _ = await self.started()
+        right = json.dumps([next(iter(store.instances.values())).metadata]).encode()
+        for headers, body in (((*JSON, ("Age", "3")), right), (JSON, right[:-1]), (JSON, right + b"[]")):
+            client = (await self.proxy(store)).client(ALICE)
+            store.fail(faults.Answer(200, headers, body), "series/" + self.slide.series + "/metadata")
+            await client.get(f"/studies/{self.slide.study}/series/{self.slide.series}/metadata")
+            before = len(store.lines(f"{self.slide.sop}/metadata"))
+            await client.frames(self.slide.resource, [1])
+            self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1, headers)

@@ -3,17 +3,18 @@
 - URLs of the origin become the proxy's, in JSON and in XML.
 - (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and it is known here: a viewer
   that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
-- The JSON metadata of one instance are the caller's grant for it, if nothing in the request but what makes the
+- The JSON metadata of one instance are the caller's grant for it, those of a series for all instances that they name, if nothing in the request but what makes the
   caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
   cache's answer to a caller with credentials is none.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Optional
+from typing import Any, Optional, Union
 
 import attrs
 from twisted.internet import defer
@@ -37,7 +38,9 @@ from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.series_answers import MAX_ANSWER
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
+from twistedproxy.series.members import Member, SeriesParser
 from twistedproxy.server.response_body import in_pieces
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream, hold
 from twistedproxy.system.memory_budget import Reservation
@@ -93,10 +96,16 @@ class MetadataObserver:
         grant holds only for what the cache knew then."""
         caller = handed_on.caller
         assert caller is not None  # `request_for_origin` has found it
-        if not self._would_grant(handed_on, target):
-            return ObservedAnswer(self, target, caller, request.method, None, Reading(None, {}))
-        reading = await self.read(target.instance)
-        return ObservedAnswer(self, target, caller, request.method, target.instance, reading)
+        resource, instance, series = target.resource, None, None
+        if self._would_grant(handed_on, target):
+            assert resource.study is not None and resource.series is not None
+            if resource.sop is not None:
+                instance = target.instance
+            else:
+                series = Instance(target.origin.url, resource.root, resource.study, resource.series, resource.series)
+        seen = instance or series
+        reading = await self.read(seen) if seen is not None else Reading(None, {})
+        return ObservedAnswer(self, target, caller, request.method, instance, series, reading)
 
     async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
@@ -110,9 +119,8 @@ class MetadataObserver:
         return await self.cache.get_many(instance, [METADATA])
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
-        resource = target.resource
-        whole = resource.kind is ResourceKind.METADATA and resource.series and resource.sop
-        return bool(whole) and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
+        named = target.resource.kind is ResourceKind.METADATA and target.resource.series is not None
+        return named and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
 
 
 def has_plain_query(target: Target) -> bool:
@@ -142,6 +150,7 @@ class ObservedAnswer:
     _caller: Caller
     _method: bytes
     _instance: Optional[Instance]
+    _series: Optional[Instance]
     _reading: Reading
     _said: bool = True
 
@@ -168,6 +177,8 @@ class ObservedAnswer:
         form = form_of(response.headers) or DescriptionForm.JSON
         body: ByteStream = response.body
         record = self._record if is_for(self._caller, response.headers) else _record_nothing
+        if self._series is not None and form is DescriptionForm.JSON and is_for(self._caller, response.headers):
+            body = self._proving(self._series, body)
         if form is DescriptionForm.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             if whole:
@@ -219,6 +230,18 @@ class ObservedAnswer:
         if self._instance is not None:
             await self._observer.access.record(self._instance, self._caller, metadata, self._reading)
 
+    def _proving(self, series: Instance, body: ByteStream) -> ByteStream:
+        """*body*, the metadata of *series*, which at its end is the caller's grant for all instances that it names."""
+        answers, fence = self._observer.access.series, self._reading.fence
+        if answers is None or fence is None or not self._said:
+            return body
+
+        async def record(members: Mapping[str, Member]) -> None:
+            await answers.keep(series, self._caller, answers.record(series, self._caller, members, fence))
+
+        parser = SeriesParser(series.study, series.series)
+        return YieldedStream(_observed(body, parser, record, self._observer.clock, MAX_ANSWER), body)
+
     async def _probe(self, instance: Instance) -> Optional[str]:
         """The transfer syntax of the first frame, if it comes soon. If not, it is known the next time."""
         reading = Deferred.fromCoroutine(self._first_frame(instance))
@@ -261,16 +284,23 @@ class ObservedAnswer:
 
 
 async def _observed(
-    source: ByteStream, parser: MetadataParser, record: _Record, clock: IReactorTime
+    source: ByteStream,
+    parser: Union[MetadataParser, SeriesParser],
+    record: Callable[[Any], Awaitable[None]],
+    clock: IReactorTime,
+    most: float = math.inf,
 ) -> AsyncIterator[bytes]:
-    """The chunks of one instance's metadata, which are parsed as they pass, and recorded at the end."""
-    good = True
+    """The chunks of metadata, which are parsed as they pass, and recorded at the end, where they have *most* bytes at most."""
+    good, size = True, 0
     while chunk := await source.read():
-        if good:
+        size += len(chunk)
+        good = good and size <= most
+        for start in range(0, len(chunk) if good else 0, PIECE):
             try:
-                parser.feed(chunk)
+                parser.feed(chunk[start : start + PIECE])
             except BadMetadata:
                 good = False
+                break
             await deferLater(clock, 0)
         yield chunk
     if good:
