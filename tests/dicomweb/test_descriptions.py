@@ -331,6 +331,7 @@ class EndTests(DescriptionCase):
         self.running.wall.now += 0.9 * SECONDS  # a grant in use is renewed
         await self.alice.frames(self.slide.resource, [1])
         await wait_until(lambda: not components.access.grants._grants, "revoked")
+        await wait_until(lambda: len(self.origin.lines(self.metadata)) == 2, "asked for the renewal")
         self.assertEqual((await self.assert_kept(self.metadata, False)).status, 403)
 
     async def test_refused_while_an_answer_is_under_way(self) -> None:
