@@ -15,6 +15,7 @@ from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.regions import Region, numbers
+from twistedproxy.prefetch.rules import Room
 from twistedproxy.settings import Settings
 from twistedproxy.system.machine_load import SystemLoad
 
@@ -31,6 +32,7 @@ def decide(
     one_frame_a_request: bool = False,
     frames_refused: bool = False,
     not_loadable: bool = False,
+    room: Room | None = None,
     **changed: Any,
 ) -> Plan:
     return plan(
@@ -42,6 +44,7 @@ def decide(
         one_frame_a_request=one_frame_a_request,
         frames_refused=frames_refused,
         not_loadable=not_loadable,
+        room=room,
     )
 
 
@@ -148,6 +151,14 @@ class Whole(PlanTests):
         """Above the maximum of frames: a block load; at it: the whole instance."""
         self.assertPlanned(decide(whole_instance_max_frames=19_999), Kind.BLOCK, Reason.TOO_MANY_FRAMES)
         self.assertEqual(decide(whole_instance_max_frames=20_000).kind, Kind.WHOLE)
+
+    def test_large_for_the_cache(self) -> None:
+        """What would take more than a quarter of the cache: a block load. What is asked for by hand, or not known, is loaded."""
+        half_full = Room(20_000 * 1000 * 4, 1001)
+        self.assertPlanned(decide(room=half_full), Kind.BLOCK, Reason.LARGE_FOR_THE_CACHE)
+        self.assertEqual(decide(room=attrs.evolve(half_full, frame_bytes=1000)).kind, Kind.WHOLE)
+        self.assertEqual(decide(room=attrs.evolve(half_full, frame_bytes=0)).kind, Kind.WHOLE)
+        self.assertEqual(plan_by_hand(Settings(), SLIDE).kind, Kind.WHOLE)
 
     def test_cpu(self) -> None:
         """CPU above the limit: a block load; at the limit: the whole instance."""

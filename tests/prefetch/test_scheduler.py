@@ -65,6 +65,17 @@ class OccasionTests(PrefetchCase):
         self.assertEqual(self.count(worker, "prefetch_plans", "whole", "whole-instance"), 2)
         self.now(worker.scheduler.stop())
 
+    def test_small_cache(self) -> None:
+        """An instance that would take more than a quarter of the cache is not loaded whole; by the size of the frames that came."""
+        size = len(self.now(self.worker().reader.read(self.wanted(500))).frames[0].data)
+        for capacity, whole in ((4 * SLIDE.frames * size - 1, 0), (4 * SLIDE.frames * size, 1), (None, 1)):
+            self.setUp()
+            self.cache.capacity = capacity
+            worker = self.worker()
+            self.ask(worker, 500)
+            self.assertEqual(self.running(worker).count(WHOLE), whole)
+            self.assertEqual(self.count(worker, "prefetch_plans", "block", "large-for-the-cache"), 1 - whole)
+
     def test_trigger(self) -> None:
         """Below the trigger's share from the origin nothing is loaded, and the plan says why."""
         worker = self.worker(prefetch=False)

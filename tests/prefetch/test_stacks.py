@@ -96,6 +96,8 @@ class StacksTests(SynchronousTestCase):
         """Of a small stack all slices are loaded, nearest first, behind callers at the origin, each once; and counted."""
         self.successResultOf(self.touch(10))
         self.assertEqual(self.cached(range(1, 31)), list(range(1, 31)))
+        self.assertTrue(self.stacks.is_done(self.request(20)))
+        self.assertFalse(self.stacks.is_done(self.request(20, MALLORY)))
         ahead = [slice_of(number).sop for number in (*range(10, 31), *range(9, 0, -1))]
         self.assertEqual(self.origin.loaded, ahead)
         self.assertEqual((self.origin.priority, len(self.origin.asked_for("series"))), (Priority.BLOCK, 1))

@@ -81,6 +81,7 @@ class EndsForGood:
     """A cache that drops entries when their time ends: none goes on."""
 
     keeps_ended = False
+    capacity: Optional[int] = None
 
     async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
@@ -97,6 +98,9 @@ class Cache(Protocol):
 
     reads_now: bool
     """Whether `read_now` finds anything."""
+
+    capacity: Optional[int]
+    """Bytes that entries may have together; None where that is not known, or before the cache has started."""
 
     address: Optional[SharedAddress]
     """Where other processes reach the same entries, once the cache has started; None where they can't."""

@@ -30,6 +30,7 @@ class MemoryCache(EndsForGood):
     def __init__(self, reactor: IReactorTime, max_bytes: int, observer: Optional[CacheObserver] = None) -> None:
         self._reactor = reactor
         self._store = LruStore(max_bytes)
+        self.capacity = max_bytes
         self._observer = observer or NullObserver()
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:

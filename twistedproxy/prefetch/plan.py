@@ -22,6 +22,7 @@ from twistedproxy.prefetch.rules import (
     Load,
     PrefetchSettings,
     Reason,
+    Room,
     packed,
     switched_off,
     too_busy,
@@ -107,12 +108,14 @@ def plan(
     one_frame_a_request: bool = False,
     frames_refused: bool = False,
     not_loadable: bool = False,
+    room: Optional[Room] = None,
 ) -> Plan:
     """Decide what an answered request for the frames *requested* (no repeats) calls for.
 
     *from_origin* is how many of them came from the origin (None: all); *one_frame_a_request* whether the origin serves
     single frames only. *frames_refused*: the origin did not want to give these; only the whole instance can help, however
-    few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. The *metadata*'s transfer
+    few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. *room*: what the cache has for
+    it, where that is known. The *metadata*'s transfer
     syntax: where the origin doesn't say it, that of the frames.
     """
     frames = [number for number in requested if 1 <= number <= metadata.frames]
@@ -132,7 +135,7 @@ def plan(
     not_whole = packed(metadata) or (Reason.NOT_LOADABLE if not_loadable else None)
     if not_whole is None and screen.grid.is_within(settings.block_pixels):
         return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, only_whole, one_frame_a_request)
-    not_whole = not_whole or too_large(settings, metadata) or too_busy(settings, load)
+    not_whole = not_whole or too_large(settings, metadata, room) or too_busy(settings, load)
     if not_whole is None:
         return _whole(settings, Kind.WHOLE, Reason.WHOLE_INSTANCE, screen, only_whole, one_frame_a_request)
     return _block(settings, not_whole, screen, only_whole, one_frame_a_request)

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Callable
 from typing import Optional, Protocol, Union
 
+import attrs
+
 from twistedproxy.cache.address import CacheAddress, NoAddress
 from twistedproxy.dicom import transfer_syntaxes
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -51,6 +53,14 @@ Load = Union[SystemLoad, Callable[[], SystemLoad]]
 """A reading, or what takes one when it is needed; it may raise OSError."""
 
 
+@attrs.frozen
+class Room:
+    """*capacity*: bytes of the cache; *frame_bytes*: those of a frame of the instance, about."""
+
+    capacity: int
+    frame_bytes: int
+
+
 class Reason(enum.Enum):
     """Why. The values are stable: logs and metrics carry them."""
 
@@ -72,6 +82,7 @@ class Reason(enum.Enum):
 
     WHOLE_INSTANCE_OFF = "whole-instance-off"
     TOO_MANY_FRAMES = "too-many-frames"
+    LARGE_FOR_THE_CACHE = "large-for-the-cache"
     PACKED_FRAMES = "packed-frames"
     NOT_LOADABLE = "not-loadable"
     CPU_ABOVE_LIMIT = "cpu-above-limit"
@@ -107,10 +118,17 @@ def packed(metadata: InstanceMetadata) -> Optional[Reason]:
     return Reason.PACKED_FRAMES if native and metadata.frame_length is None else None
 
 
-def too_large(settings: PrefetchSettings, metadata: InstanceMetadata) -> Optional[Reason]:
-    """Whether instances of this size are loaded whole."""
+CACHE_SHARE = 4
+"""One part in so many of the cache is the most that an instance may take which nobody asked to be loaded whole: larger ones push out
+what other readers use, and themselves."""
+
+
+def too_large(settings: PrefetchSettings, metadata: InstanceMetadata, room: Optional[Room] = None) -> Optional[Reason]:
+    """Whether instances of this size are loaded whole, where the cache has this *room*."""
     if not settings.whole_instance:
         return Reason.WHOLE_INSTANCE_OFF
+    if room is not None and metadata.frames * room.frame_bytes * CACHE_SHARE > room.capacity:
+        return Reason.LARGE_FOR_THE_CACHE
     return Reason.TOO_MANY_FRAMES if metadata.frames > settings.whole_instance_max_frames else None
 
 

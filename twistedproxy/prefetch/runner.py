@@ -47,6 +47,8 @@ class Occasion:
     wanted: FrameRequest
     metadata: InstanceMetadata
     fence: Fence
+    frame_bytes: int = 0
+    """Of a frame that was answered, about; 0 where that is not known."""
 
     @property
     def instance(self) -> Instance:

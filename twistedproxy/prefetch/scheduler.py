@@ -26,7 +26,7 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequ
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
-from twistedproxy.prefetch.rules import switched_off
+from twistedproxy.prefetch.rules import Room, switched_off
 from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.prefetch.stacks import Stacks
 from twistedproxy.prefetch.usefulness import Usefulness
@@ -87,8 +87,9 @@ class Scheduler:
         if answer.fence is None or self._stopped:
             return
         if answer.metadata.frames == 1 and self.stacks is not None:
-            touched = self.stacks.touched(wanted, answer.metadata)
-            self._once_written(lambda: self._in_background(touched))
+            if not self.stacks.is_done(wanted):
+                touched = self.stacks.touched(wanted, answer.metadata)
+                self._once_written(lambda: self._in_background(touched))
             return
         if not from_origin and self.settings.prefetch_trigger > 0:  # nearly every request
             return
@@ -96,7 +97,7 @@ class Scheduler:
         metadata = answer.metadata
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=syntax)
-        occasion = Occasion(wanted, metadata, answer.fence)
+        occasion = Occasion(wanted, metadata, answer.fence, answer.size // len(answer.frames))
         self._once_written(lambda: self._consider(occasion, from_origin))
 
     def _once_written(self, do: Callable[[], None]) -> None:
@@ -133,7 +134,7 @@ class Scheduler:
             self._in_background(self._begin(occasion, decided))
 
     def _decide(self, occasion: Occasion, from_origin: int, refused: bool) -> Plan:
-        wanted, metadata = occasion.wanted, occasion.metadata
+        wanted, metadata, capacity = occasion.wanted, occasion.metadata, self.cache.capacity
         decided = plan(
             self.settings,
             metadata,
@@ -143,6 +144,7 @@ class Scheduler:
             one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
             frames_refused=refused,
             not_loadable=self.loads.unloadable(wanted.instance, wanted.caller),
+            room=None if capacity is None else Room(capacity, occasion.frame_bytes),
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         self._log.debug(

@@ -81,6 +81,11 @@ class Stacks:
         init=False, factory=OrderedDict
     )
 
+    def is_done(self, wanted: FrameRequest) -> bool:
+        """Whether nothing of the stack is left to load."""
+        _, travel = self._travels.get((wanted.caller.credential, wanted.instance.of_series), (None, None))
+        return travel is not None and len(travel.done) == travel.slices
+
     async def touched(self, wanted: FrameRequest, metadata: InstanceMetadata) -> None:
         """A caller was answered who asked for the one frame of an instance: load what lies beside it, where it is of a stack."""
         series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)

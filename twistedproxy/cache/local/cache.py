@@ -52,6 +52,7 @@ class LocalCache(LocalClaims):
     shared = True
     reads_now = True
     keeps_ended = True
+    capacity: Optional[int] = None
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class LocalCache(LocalClaims):
             self.address = await self._owner.start()
         assert isinstance(self.address, SharedFolder)
         self._folder, self._size = Path(self.address.folder), self.address.size
+        self.capacity = self._size
         try:
             await deferToThread(self._open)
         except lmdb.Error as error:
