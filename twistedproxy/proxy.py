@@ -120,7 +120,7 @@ class Proxy:
         """Frames and pictures, for callers with a grant."""
         reactor, settings = self._reactor, self._settings
         self.access = Access(self.cache, wall_clock, settings.grant_ttl, settings.frame_ttl, siblings=siblings)
-        self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl)
+        self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
         self.access.changed = self.invalidation.invalidate
         self.hot_responses = HotResponses(

@@ -389,3 +389,16 @@ class GrantTests(DescribedCase):
             before = len(store.lines(f"{self.slide.sop}/metadata"))
             await client.frames(self.slide.resource, [1])
             self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1, headers)
+
+    async def test_series_refused(self) -> None:
+        """When the store refuses a series that it has shown, what it said then proves nothing any more."""
+        for whole in ("series", "study"):
+            store, _ = await self.started()
+            study = f"/studies/{self.slide.study}"
+            series = f"{study}/series/{self.slide.series}"
+            client = self.running.client(ALICE)
+            self.assertEqual((await client.get(f"{series}/metadata")).status, 200)
+            store.fail(faults.Answer(403, (), b""), "/metadata", None)
+            refused = f"{series if whole == 'series' else study}/metadata"
+            self.assertEqual((await client.get(refused, FRESH)).status, 403)
+            self.assertEqual((await client.frames(self.slide.resource, [1])).status, 403)

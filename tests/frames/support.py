@@ -85,6 +85,9 @@ class MemoryOrigin:
             raise self.failure
         return {number: frame(number) for number in numbers}
 
+    async def ready(self, caller: Caller) -> None:
+        """There is no limit."""
+
     def asked_for(self, what: str) -> list[object]:
         """What came of one kind of request."""
         return [detail for kind, detail in self.asked if kind == what]

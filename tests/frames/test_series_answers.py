@@ -174,6 +174,49 @@ class ProofTests(SeriesCase):
             for number in (7, 8):
                 self.successResultOf(Deferred.fromCoroutine(worker.revoke(ALICE, slice_of(number))))
 
+    def test_denied_meanwhile(self) -> None:
+        """An answer that was under way when something of the series was denied is no proof, here or in the cache."""
+        self.ask(1)
+        self.origin.waiting = Deferred()
+        asking = self.asking(2)
+        self.clock.advance(1)
+        self.successResultOf(Deferred.fromCoroutine(self.access.revoke(ALICE, slice_of(3))))
+        self.origin.waiting.callback(None)
+        for _ in range(5):
+            self.clock.advance(0)
+        self.successResultOf(asking)
+        self.assertEqual(self.counts(), (2, 1))
+        self.access = self.worker()
+        self.ask(4)
+        self.assertEqual(self.counts(), (1, 0))
+
+    def test_whole_denied(self) -> None:
+        """A series or study that is denied, by a renewal or an answer that passes, takes all proof of it with it."""
+        for denied in ("renewal", slice_of(1).of_series, slice_of(1).of_study):
+            self.setUp()
+            grants = self.ask(1, 2)
+            self.clock.advance(TTL * 0.8)
+            if isinstance(denied, str):
+                self.origin.status = 403
+                self.access.renew_if_spent(self.origin, slice_of(2), ALICE, grants[1])  # type: ignore[arg-type]
+                for _ in range(5):
+                    self.clock.advance(0)
+            else:
+                self.successResultOf(Deferred.fromCoroutine(self.access.revoke_whole(ALICE, denied)))
+            self.clock.advance(1)
+            self.counts()
+            self.ask(5)
+            self.assertEqual(self.counts(), (1, 0) if denied != slice_of(1).of_study else (0, 1), denied)
+
+    def test_time_ended(self) -> None:
+        """What has ended in the cache goes on only if the store says the same of it now: an older answer is no help."""
+        self.ask(1, 2)
+        self.counts()
+        reading = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(slice_of(3), [])))
+        asking = self.access.ask(self.origin, slice_of(3), ALICE, Reading(reading.fence, {}, True))  # type: ignore[arg-type]
+        self.successResultOf(Deferred.fromCoroutine(asking))
+        self.assertEqual(self.counts(), (1, 0))
+
     def test_renewed(self) -> None:
         """Grants in use are renewed by one answer for all."""
         grants = self.ask(1, 2, 3, 4)
@@ -256,6 +299,9 @@ class NoHelpTests(SeriesCase):
         self.assertEqual(self.counts(), (2, 1))
         self.ask(3)
         self.assertEqual(self.counts(), (1, 0))
+        self.origin.waiting = None
+        self.ask(1, 2, caller=MALLORY)  # who may have waited less
+        self.assertEqual(self.counts(), (1, 1))
 
     def test_cache_gone(self) -> None:
         """Without a cache that tells of changes no answer is used twice."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.frames.series import SeriesOrigin, slice_of
+from tests.frames.series import SLICE, SeriesOrigin, slice_of
 from tests.frames.support import ALICE, MALLORY, ReadingParts
 from twistedproxy.frames.entries import frame_name, was_prefetched
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswers
-from twistedproxy.origin.errors import OriginBusy
+from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch import stacks
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
@@ -78,7 +78,9 @@ class StacksTests(SynchronousTestCase):
     def touch(self, number: int, caller: Caller = ALICE) -> Deferred[None]:
         """A slice was answered."""
         answer = self.successResultOf(self.read(number, caller))
-        touching = Deferred.fromCoroutine(self.stacks.touched(self.request(number, caller), answer.metadata))
+        touching = Deferred.fromCoroutine(
+            self.stacks.touched(self.request(number, caller), answer.metadata, bool(answer.fetched))
+        )
         self.pump()
         return touching
 
@@ -148,6 +150,51 @@ class StacksTests(SynchronousTestCase):
         self.origin.forbidden = {slice_of(12).sop}
         self.successResultOf(self.touch(10))
         self.assertEqual(set(range(1, 31)) - set(self.cached(range(1, 31))), {12})
+
+    def test_all_refused(self) -> None:
+        """A refusal that concerns all slices ends the load at once; others do after some in a row."""
+        self.patch(stacks, "SIDE_BY_SIDE", 1)
+        for status, asked in ((401, 1), (503, 1), (403, stacks.MAX_REFUSED + 1)):
+            self.setUp()
+            self.successResultOf(self.read(1))
+            self.origin.failure = OriginRefused(status, (), b"")
+            self.origin.loaded.clear()
+            self.successResultOf(self.touch(1))
+            self.assertEqual((len(self.origin.loaded), self.jobs.running), (asked, []))
+
+    def test_fails_by_mistake(self) -> None:
+        """Whatever goes wrong, the job ends, and is logged."""
+        self.successResultOf(self.read(1))
+        self.origin.failure = ZeroDivisionError("by mistake")
+        self.successResultOf(self.touch(1))
+        self.assertEqual(self.jobs.running, [])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_two_workers(self) -> None:
+        """Of two workers that load a stack at once each slice is loaded by one."""
+        self.successResultOf(self.read(1))
+        other = self.parts.reader()
+        other.access.series = SeriesAnswers(self.parts.cache, self.parts.clock, self.parts.clock.seconds, 600.0)
+        second = Stacks(self.parts.cache, other, other.access.series, self.jobs)
+        gate = self.origin.gate = Deferred()
+        waits = [self.touch(1)]
+        waits.append(Deferred.fromCoroutine(second.touched(self.request(1), SLICE, False)))
+        self.pump()
+        self.origin.gate = None
+        gate.callback(None)
+        self.pump()
+        for one in waits:
+            self.successResultOf(one)
+        self.assertEqual(len(self.origin.loaded), 30)
+
+    def test_lost(self) -> None:
+        """Slices that the cache has lost are loaded anew once one of them had to be fetched again."""
+        self.successResultOf(self.touch(10))
+        gone = [slice_of(number) for number in range(1, 31)]
+        for one in gone:
+            self.successResultOf(Deferred.fromCoroutine(self.parts.cache.remove(one, [frame_name(1)])))
+        self.successResultOf(self.touch(11))
+        self.assertEqual(self.cached(range(1, 31)), list(range(1, 31)))
 
     def test_origin_fails(self) -> None:
         """When the store does not answer any more, the load ends, and the next request begins another."""

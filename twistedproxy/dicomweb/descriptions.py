@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Optional
 
@@ -62,6 +63,9 @@ CONTENT_SECONDS = 24 * 3600.0
 STREAMED_SECONDS = 300.0
 """For how long an answer that was too long to be kept is streamed from its beginning (seconds)."""
 
+MAX_REFUSALS = 10_000
+"""Refusals that are remembered, for answers that are under way."""
+
 CODED_ONCE = 256 << 10
 """Bytes of a description from which on its compressed form is kept, too: gzip takes 1.2 ms for as much, a cache 0.1."""
 
@@ -106,6 +110,7 @@ class DescriptionCache:
         self._ttl = access.ttl
         self._flights: SingleFlight[_Key, Optional[WholeAnswer]] = SingleFlight()
         self._changes = 0
+        self._refusals: OrderedDict[tuple[bytes, Instance], int] = OrderedDict()
         self._too_long: Recent[tuple[bytes, bytes]] = Recent(STREAMED_SECONDS)
         self._invalidation.also.append(self._changed)
 
@@ -169,6 +174,10 @@ class DescriptionCache:
                 await self._cache.remove(place, [description_name(wanted.caller, wanted.url)])
             return
         for one in {place, place.of_study}:
+            key = handed_on.caller.credential, one
+            self._refusals[key] = self._refusals.pop(key, 0) + 1
+            if len(self._refusals) > MAX_REFUSALS:
+                self._refusals.popitem(last=False)
             await self._cache.remove(one, [token_name(handed_on.caller)])
 
     async def _find(self, wanted: DescriptionRequest) -> tuple[Optional[Fence], Optional[Answered]]:
@@ -200,7 +209,7 @@ class DescriptionCache:
         self, wanted: DescriptionRequest, fence: Optional[Fence], forward: Forward, own: _Own
     ) -> Optional[WholeAnswer]:
         """Ask the store, and keep what it gives. None, and the answer is in *own*, where that is for one request alone."""
-        asked = self._wall_clock()
+        asked, refused = self._wall_clock(), self._refused(wanted)
         response = await forward(wanted.unconditional)
         if (response.length or 0) > wanted.limit:
             self._note_long(wanted)
@@ -224,12 +233,16 @@ class DescriptionCache:
             if not is_whole(wanted, response, body):
                 own.take(response, len(body))
                 return None
-            if wanted.place is None or fence is None:
+            if wanted.place is None or fence is None or self._refused(wanted) != refused:  # while this was under way
                 return WholeAnswer(response, body, None)
             headers = tuple(pair for pair in response.headers if _is_kept(pair[0].lower()))
             digest = (await digests_of([body]))[0]
             proof = DescriptionProof(asked + self._ttl, token, digest, headers)
             return WholeAnswer(response, body, await self._keep(wanted, wanted.place, fence, proof, body))
+
+    def _refused(self, wanted: DescriptionRequest) -> int:
+        """How often the caller was refused what lies in that place, as far as is remembered."""
+        return 0 if wanted.place is None else self._refusals.get((wanted.caller.credential, wanted.place), 0)
 
     def _note_long(self, wanted: DescriptionRequest) -> None:
         self._too_long.add((wanted.caller.credential, wanted.url), self._clock.seconds())

@@ -103,14 +103,21 @@ class MetadataObserver:
                 instance = target.instance
             else:
                 series = Instance(target.origin.url, resource.root, resource.study, resource.series, resource.series)
-        seen = instance or series
+        seen, asked = instance or series, self.access.wall_clock()
         reading = await self.read(seen) if seen is not None else Reading(None, {})
-        return ObservedAnswer(self, target, caller, request.method, instance, series, reading)
+        return ObservedAnswer(self, target, caller, request.method, instance, series, reading, asked)
 
     async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
-        """End the caller's grant for the instance that *target* is about: the origin has just refused to show it."""
-        if target.resource.series is not None and target.resource.sop is not None and handed_on.caller is not None:
-            await self.access.revoke(handed_on.caller, target.instance)
+        """End the caller's grant for the instance that *target* is about, or what was said of its series or study: the origin has
+        just refused to show it."""
+        resource, caller = target.resource, handed_on.caller
+        if resource.series is not None and resource.sop is not None:
+            await self.access.revoke(caller, target.instance)
+        elif resource.study is not None:
+            series = resource.series or resource.study
+            await self.access.revoke_whole(
+                caller, Instance(target.origin.url, resource.root, resource.study, series, series)
+            )
 
     async def read(self, instance: Instance) -> Reading:
         """What the cache holds of the metadata of *instance*."""
@@ -152,6 +159,7 @@ class ObservedAnswer:
     _instance: Optional[Instance]
     _series: Optional[Instance]
     _reading: Reading
+    _asked: float
     _said: bool = True
 
     @property
@@ -228,7 +236,8 @@ class ObservedAnswer:
 
     async def _record(self, metadata: InstanceMetadata) -> None:
         if self._instance is not None:
-            await self._observer.access.record(self._instance, self._caller, metadata, self._reading)
+            expires = self._asked + self._observer.access.ttl
+            await self._observer.access.record(self._instance, self._caller, metadata, self._reading, expires=expires)
 
     def _proving(self, series: Instance, body: ByteStream) -> ByteStream:
         """*body*, the metadata of *series*, which at its end is the caller's grant for all instances that it names."""
@@ -237,7 +246,7 @@ class ObservedAnswer:
             return body
 
         async def record(members: Mapping[str, Member]) -> None:
-            await answers.keep(series, self._caller, answers.record(series, self._caller, members, fence))
+            await answers.record(series, self._caller, members, fence, self._asked)
 
         parser = SeriesParser(series.study, series.series)
         return YieldedStream(_observed(body, parser, record, self._observer.clock, MAX_ANSWER), body)

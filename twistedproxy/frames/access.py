@@ -119,11 +119,13 @@ class Access:
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
         by_series = None
-        if self.series is not None and reading.fence is not None:  # else the series may have changed, too
+        # Without a fence the series may have changed, too; what has ended goes on only if the origin says the same now.
+        if self.series is not None and reading.fence is not None and not reading.ended:
             by_series = await self.series.proof(origin, instance, caller)
         if by_series is not None:
             member, expires = by_series
-            return await self.record(instance, caller, member.metadata, reading, expires=expires)
+            # Not just now: what is cached does not go on for that.
+            return await self.record(instance, caller, member.metadata, reading, False, expires, by_series=True)
         known = None if reading.ended else metadata_in(reading)
         try:
             metadata, said = await self._proved(origin, instance, caller, known)
@@ -141,12 +143,13 @@ class Access:
         reading: Reading,
         said: bool = True,
         expires: float = math.inf,
+        by_series: bool = False,
     ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
         the origin has just said the metadata; else it gave something that proves the right alone. *expires*: when the proof ends,
-        where that is sooner than of one from now.
+        where that is sooner than of one from now. *by_series*: it was said of the whole series, where other workers find it.
         """
         fence = await self._compared(instance, metadata, reading) if said else reading.fence
         known = self.known(caller, instance)
@@ -158,10 +161,10 @@ class Access:
         entries: dict[bytes, bytes] = {}
         if first:
             entries[REFERENCE] = pack_reference(self.wall_clock(), metadata)
-        if first or expires == math.inf:  # what was said of a whole series, other workers find there
+        if first or not by_series:
             entries[METADATA] = metadata.to_bytes()
         writes = [self._put(instance, fence, entries, METADATA_SECONDS)] if entries else []
-        if expires == math.inf:
+        if not by_series:
             writes.append(self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl))
         await all_or_none(writes)
         return grant
@@ -214,6 +217,12 @@ class Access:
             await self.series.revoke(caller, instance)
         await self.siblings.revoke(caller.credential, instance)
 
+    async def revoke_whole(self, caller: Caller, whole: Instance) -> None:
+        """The origin has just denied the caller a series or study (`Instance.of_series`, `Instance.of_study`)."""
+        if self.series is not None:
+            await self.series.revoke(caller, whole)
+        await self.siblings.revoke(caller.credential, whole)
+
     def forget(self, caller: Caller, instance: Instance) -> None:
         """Forget the caller's grant in this worker, and what proved it with others."""
         self.grants.revoke(caller, instance)
@@ -241,7 +250,7 @@ class Access:
             by_series = await self.series.renewed(origin, instance, caller, grant.expires) if self.series else None
             if by_series is not None:
                 member, expires = by_series
-                await self.record(instance, caller, member.metadata, reading, expires=expires)
+                await self.record(instance, caller, member.metadata, reading, expires=expires, by_series=True)
             else:
                 metadata, said = await self._proved(origin, instance, caller, grant.metadata)
                 await self.record(instance, caller, metadata, reading, said)

@@ -4,27 +4,31 @@ what the series is.
 - From the second instance on that a caller asks for, the series is asked for, once: a stack of 200 slices would take 200 requests.
 - An answer counts under the fence that the series had before the origin was asked. It is looked at anew each time, so a STOW or
   a DELETE of any instance of the series ends it, whoever hears of that first.
+- A denial of one instance, or of the series or study, ends what was said before, and what was asked for before.
 - What is slow, large or no such answer is not asked for again for a while: then instances are asked one by one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Optional
+from collections.abc import Callable, Mapping
+from typing import Any, Optional, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import pack_series, series_name, unpack_series
+from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
-from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
+from twistedproxy.origin.errors import DENIALS, OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, is_dicom_json, is_for
 from twistedproxy.series.knowledge import Stack, stack_of
 from twistedproxy.series.members import Member, SeriesParser
@@ -39,8 +43,17 @@ SECONDS = 2.0
 AVOIDED_SECONDS = 600.0
 """How long a series is not asked for again that was no help."""
 
-MAX_HELD = 200_000
-"""Instances of all answers that one worker holds: some 100 MB."""
+MAX_HELD = 100_000
+"""Answers, and instances that they name, that one worker holds: some 100 MB."""
+
+MAX_REMEMBERED = 10_000
+"""Callers and series of which it is known what was asked for first, and what was denied."""
+
+MANY = 1000
+"""Instances that are packed and unpacked in a thread: 30 ms."""
+
+PACKED_BYTES = 50
+"""Bytes of a packed instance, about."""
 
 SLICE = 65536
 """Bytes parsed between two turns of the reactor."""
@@ -48,6 +61,7 @@ SLICE = 65536
 JSON = b"application/dicom+json"
 
 _Key = tuple[bytes, Instance]
+_T = TypeVar("_T")
 
 
 class _NoHelp(Exception):
@@ -56,9 +70,11 @@ class _NoHelp(Exception):
 
 @attrs.frozen(eq=False)
 class SeriesAnswer:
-    """Proof for all *members*, by SOP Instance UID, until *expires* (seconds since the epoch), under the *fence* of the series."""
+    """Proof for all *members*, by SOP Instance UID, under the *fence* of the series. *asked*, *expires*: when the origin was asked, and
+    until when that proves (seconds since the epoch)."""
 
     members: Mapping[str, Member]
+    asked: float
     expires: float
     fence: Fence
     stack: Optional[Stack] = attrs.field(init=False, repr=False)
@@ -68,43 +84,44 @@ class SeriesAnswer:
         return stack_of(self.members.values())
 
 
+Proof = tuple[Member, float]
+"""What is said of an instance, and until when that is proved (seconds since the epoch)."""
+
+
 @attrs.define(eq=False)
 class SeriesAnswers:
     """Those of one worker. *reactor*: a clock; *wall_clock* gives seconds since the epoch; *ttl*: how long an answer proves."""
 
     cache: Cache
     reactor: Any
-    wall_clock: Any
+    wall_clock: Callable[[], float]
     ttl: float
+    siblings: Siblings = attrs.Factory(Siblings)
     _held: OrderedDict[_Key, SeriesAnswer] = attrs.field(init=False, factory=OrderedDict)
+    _size: int = attrs.field(init=False, default=0)
     _first: OrderedDict[_Key, str] = attrs.field(init=False, factory=OrderedDict)
-    _avoided: Recent[tuple[bytes, Instance]] = attrs.field(init=False, factory=lambda: Recent(AVOIDED_SECONDS))
+    _denied: OrderedDict[_Key, float] = attrs.field(init=False, factory=OrderedDict)
+    _avoided: Recent[_Key] = attrs.field(init=False, factory=lambda: Recent(AVOIDED_SECONDS))
     _asking: SingleFlight[tuple[bytes, Instance, Fence], Optional[SeriesAnswer]] = attrs.field(
         init=False, factory=SingleFlight
     )
     _log = Logger()
 
-    async def proof(self, origin: Origin, instance: Instance, caller: Caller) -> Optional[tuple[Member, float]]:
-        """What an answer to *caller* says of *instance*, and when that ends; None where there is none. The origin is asked from the
-        second instance of the series on."""
+    async def proof(self, origin: Origin, instance: Instance, caller: Caller) -> Optional[Proof]:
+        """What an answer to *caller* says of *instance*; None where there is none. The origin is asked from the second instance of the
+        series on."""
         key = caller.credential, instance.of_series
         first = self._first.setdefault(key, instance.sop)
-        self._first.move_to_end(key)
-        if len(self._first) > self._avoided.most:
-            self._first.popitem(last=False)
-        answer = await self.find(origin, instance, caller, ask=first != instance.sop)
-        member = None if answer is None else answer.members.get(instance.sop)
-        return None if answer is None or member is None else (member, answer.expires)
+        _use(self._first, key)
+        return _proof(await self.find(origin, instance, caller, ask=first != instance.sop), instance)
 
     async def renewed(
         self, origin: Origin, instance: Instance, caller: Caller, proved_until: float
-    ) -> Optional[tuple[Member, float]]:
+    ) -> Optional[Proof]:  # fmt: skip
         """The same, of an answer that proves for longer than until *proved_until*; where one was used before."""
         if (caller.credential, instance.of_series) not in self._held:
             return None
-        answer = await self.find(origin, instance, caller, ask=True, later_than=proved_until)
-        member = None if answer is None else answer.members.get(instance.sop)
-        return None if answer is None or member is None else (member, answer.expires)
+        return _proof(await self.find(origin, instance, caller, ask=True, later_than=proved_until), instance)
 
     async def find(
         self, origin: Origin, instance: Instance, caller: Caller, ask: bool, later_than: float = 0.0
@@ -112,76 +129,111 @@ class SeriesAnswers:
         """The answer to *caller* for the series of *instance* that is valid now, and later than *later_than*. *ask*: whether the
         origin may be asked for it."""
         series, least = instance.of_series, max(later_than, self.wall_clock())
-        held = self._held.get((caller.credential, series))
-        reading = await self.cache.get_many(series, [] if held is not None else [series_name(caller)])
+        key, names = (caller.credential, series), [series_name(caller)]
+        held = self._held.get(key)
+        reading = await self.cache.get_many(series, [])
+        if held is None or not self._is_valid(key, held, reading.fence, least):
+            reading = await self.cache.get_many(series, names)
+            held = await self._unpacked(reading.entries.get(names[0]), reading.fence)
         if reading.fence is None:
             return None
-        if held is None and (packed := reading.entries.get(series_name(caller))) is not None:
-            held = self._unpacked(packed, reading.fence)
-        if held is not None and held.fence == reading.fence and held.expires > least:
-            self._hold((caller.credential, series), held)
+        if held is not None and self._is_valid(key, held, reading.fence, least):
+            self._hold(key, held)
             return held
         if not ask or self._is_avoided(caller, series):
             return None
-        fence, key = reading.fence, (caller.credential, series, reading.fence)
+        fence = reading.fence
         answer, _ = await self._asking.one(
-            key, caller.credential, lambda: self._ask(origin, instance, caller, fence)
-        )  # fmt: skip
+            (*key, fence), caller.credential, lambda: self._ask(origin, instance, caller, fence)
+        )
         return answer
 
-    def record(self, instance: Instance, caller: Caller, members: Mapping[str, Member], fence: Fence) -> SeriesAnswer:
-        """Hold what the origin has just answered *caller* for the series of *instance*, which had this *fence* before."""
-        answer = SeriesAnswer(members, self.wall_clock() + self.ttl, fence)
-        self._hold((caller.credential, instance.of_series), answer)
+    async def record(
+        self, series: Instance, caller: Caller, members: Mapping[str, Member], fence: Fence, asked: float
+    ) -> Optional[SeriesAnswer]:
+        """Keep what the origin, *asked* then (seconds since the epoch), has answered *caller* for the series of *series*, which had this
+        *fence* before; for other workers, too. None where the caller was denied something of it meanwhile."""
+        answer, key = SeriesAnswer(members, asked, asked + self.ttl, fence), (caller.credential, series.of_series)
+        left = answer.expires - self.wall_clock()
+        if left <= 0 or self._is_denied(key, asked):
+            return None
+        self._hold(key, answer)
+        packed = await _in_thread_if(len(members), pack_series, answer.expires, list(members.values()))
+        await self.cache.put_many(series.of_series, fence, {series_name(caller): packed}, left)
+        if self._is_denied(key, asked):
+            await self.cache.remove(series.of_series, [series_name(caller)])
+            return None
         return answer
-
-    async def keep(self, instance: Instance, caller: Caller, answer: SeriesAnswer) -> None:
-        """Let other workers find it."""
-        packed = pack_series(answer.expires, answer.members.values())
-        await self.cache.put_many(instance.of_series, answer.fence, {series_name(caller): packed}, self.ttl)
 
     def forget(self, caller: Caller, instance: Instance) -> None:
-        """The origin has just denied *instance* to *caller*: what it said of the whole series is no proof, and not asked for again
-        for a while."""
-        self._held.pop((caller.credential, instance.of_series), None)
-        self._avoided.add((caller.credential, instance.of_series), self.reactor.seconds())
+        """The origin has just denied *instance* to *caller*, or (`Instance.of_series`, `Instance.of_study`) all of a series or study: what
+        it said of the whole before is no proof, nor what it was asked for before, and the series is not asked for again for a
+        while."""
+        key = caller.credential, instance.of_series
+        self._denied[key] = self.wall_clock()
+        _use(self._denied, key)
+        self._drop(key)
+        self._avoided.add(key, self.reactor.seconds())
 
     async def revoke(self, caller: Caller, instance: Instance) -> None:
-        """The same, for all workers."""
+        """The same, in the cache, too."""
         self.forget(caller, instance)
         await self.cache.remove(instance.of_series, [series_name(caller)])
+
+    def _is_valid(self, key: _Key, answer: SeriesAnswer, fence: Optional[Fence], least: float) -> bool:
+        return answer.fence == fence and answer.expires > least and not self._is_denied(key, answer.asked)
+
+    def _is_denied(self, key: _Key, asked: float) -> bool:
+        """Whether the caller was denied something of the series, or all of the study, since the origin was *asked*."""
+        credential, series = key
+        return max(self._denied.get(one, -math.inf) for one in (key, (credential, series.of_study))) >= asked
 
     def _is_avoided(self, caller: Caller, series: Instance) -> bool:
         now = self.reactor.seconds()
         return self._avoided.has((b"", series), now) or self._avoided.has((caller.credential, series), now)
 
-    def _unpacked(self, packed: bytes, fence: Fence) -> Optional[SeriesAnswer]:
-        found = unpack_series(packed)
-        return None if found is None else SeriesAnswer(found[1], min(found[0], self.wall_clock() + self.ttl), fence)
+    async def _unpacked(self, packed: Optional[bytes], fence: Optional[Fence]) -> Optional[SeriesAnswer]:
+        if packed is None or fence is None:
+            return None
+        found = await _in_thread_if(len(packed) // PACKED_BYTES, unpack_series, packed)
+        if found is None:
+            return None
+        expires = min(found[0], self.wall_clock() + self.ttl)
+        return SeriesAnswer(found[1], expires - self.ttl, expires, fence)
 
     def _hold(self, key: _Key, answer: SeriesAnswer) -> None:
-        self._held[key] = answer
+        if self._held.get(key) is not answer:
+            self._drop(key)
+            self._held[key] = answer
+            self._size += 1 + len(answer.members)
         self._held.move_to_end(key)
-        while len(self._held) > 1 and sum(len(one.members) for one in self._held.values()) > MAX_HELD:
-            self._held.popitem(last=False)
+        while len(self._held) > 1 and self._size > MAX_HELD:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, key: _Key) -> None:
+        answer = self._held.pop(key, None)
+        if answer is not None:
+            self._size -= 1 + len(answer.members)
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, fence: Fence) -> Optional[SeriesAnswer]:
+        asked = self.wall_clock()
         asking = Deferred.fromCoroutine(self._members(origin, instance, caller))
         try:
             members = await asking.addTimeout(SECONDS, self.reactor)
         except (OriginError, BadMetadata, DeferredTimeout, _NoHelp) as error:
-            everybody = isinstance(error, (DeferredTimeout, _NoHelp))
-            self._avoided.add((b"" if everybody else caller.credential, instance.of_series), self.reactor.seconds())
+            whose = b"" if isinstance(error, _NoHelp) else caller.credential
+            self._avoided.add((whose, instance.of_series), self.reactor.seconds())
             self._log.info(
                 "the metadata of a series are no help: {reason}",
                 event="series_avoided",
                 reason=str(error) or "they come slowly",
                 instance=instance.path,
             )
+            if isinstance(error, OriginRefused) and error.status in DENIALS:
+                await self.revoke(caller, instance)
+                await self.siblings.revoke(caller.credential, instance.of_series)
             return None
-        answer = self.record(instance, caller, members, fence)
-        await self.keep(instance, caller, answer)
-        return answer
+        return await self.record(instance, caller, members, fence, asked)
 
     async def _members(self, origin: Origin, instance: Instance, caller: Caller) -> Mapping[str, Member]:
         path = f"{instance.root}/studies/{instance.study}/series/{instance.series}/metadata".encode("ascii")
@@ -209,3 +261,23 @@ class SeriesAnswers:
         if not response.framed():
             raise OriginBadAnswer("the origin's response has neither a length nor chunks")
         return parser.close()
+
+
+def _proof(answer: Optional[SeriesAnswer], instance: Instance) -> Optional[Proof]:
+    member = None if answer is None else answer.members.get(instance.sop)
+    return None if answer is None or member is None else (member, answer.expires)
+
+
+def _use(table: OrderedDict[_Key, Any], key: _Key) -> None:
+    """*key* was used last; of too many, the one that was not used for longest goes."""
+    table.move_to_end(key)
+    if len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
+
+
+async def _in_thread_if(members: int, do: Callable[..., _T], *arguments: Any) -> _T:
+    """Do it, where it concerns so many *members* that the reactor would stand still in a thread."""
+    if members < MANY:
+        return do(*arguments)
+    done: _T = await deferToThread(do, *arguments)
+    return done

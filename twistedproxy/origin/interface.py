@@ -161,6 +161,9 @@ class Origin(Protocol):
         origin is better asked for one frame a request, it is asked so, side by side.
         """
 
+    async def ready(self, caller: Caller) -> None:
+        """Return once a request of *caller* that nobody waits for would not wait for others. Raises `OriginBusy`."""
+
     def frames_per_request(self, instance: Instance) -> int:
         """How many frames one request should ask for at this origin, as far as is known."""
 

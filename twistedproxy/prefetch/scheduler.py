@@ -87,9 +87,8 @@ class Scheduler:
         if answer.fence is None or self._stopped:
             return
         if answer.metadata.frames == 1 and self.stacks is not None:
-            if not self.stacks.is_done(wanted):
-                touched = self.stacks.touched(wanted, answer.metadata)
-                self._once_written(lambda: self._in_background(touched))
+            if from_origin or not self.stacks.is_done(wanted):
+                self._once_written(lambda: self._touched(wanted, answer.metadata, bool(from_origin)))
             return
         if not from_origin and self.settings.prefetch_trigger > 0:  # nearly every request
             return
@@ -99,6 +98,10 @@ class Scheduler:
             metadata = attrs.evolve(metadata, transfer_syntax=syntax)
         occasion = Occasion(wanted, metadata, answer.fence, answer.size // len(answer.frames))
         self._once_written(lambda: self._consider(occasion, from_origin))
+
+    def _touched(self, wanted: FrameRequest, metadata: InstanceMetadata, fetched: bool) -> None:
+        if self.stacks is not None and not self._stopped:
+            self._in_background(self.stacks.touched(wanted, metadata, fetched))
 
     def _once_written(self, do: Callable[[], None]) -> None:
         """*do* it once the answer was written: its client does not wait for that."""

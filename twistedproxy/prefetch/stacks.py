@@ -7,19 +7,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
-from twistedproxy.cache.interface import Cache
+from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expected, frame_name
-from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.read_through import FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Priority
@@ -38,6 +40,15 @@ LANES_BYTES = 32 << 20
 
 RECENT = 8
 """Slices from whose order the direction is told: a viewer asks for six at once, and gets them in any order."""
+
+CLAIM_SECONDS = 30.0
+"""How long other workers leave a slice to the one that loads it."""
+
+OF_THIS_ONE = frozenset({400, 403, 404, 406, 410, 415})
+"""How an origin refuses one slice; any other refusal concerns them all."""
+
+MAX_REFUSED = 3
+"""Refusals in a row after which a load ends."""
 
 MAX_TRAVELS = 1000
 """Callers and series that are remembered."""
@@ -69,6 +80,16 @@ class Travel:
         return None
 
 
+@attrs.define
+class _Load:
+    """A load of slices in *order*. *refused*: how many the origin has refused in a row."""
+
+    order: Sequence[str]
+    travel: Travel
+    window: tuple[int, int]
+    refused: int = 0
+
+
 @attrs.define(eq=False)
 class Stacks:
     """Loads the slices of stacks, for one worker."""
@@ -77,38 +98,48 @@ class Stacks:
     reader: FrameReader
     answers: SeriesAnswers
     jobs: JobBook
-    _travels: OrderedDict[tuple[bytes, Instance], tuple[SeriesAnswer, Travel]] = attrs.field(
+    _travels: OrderedDict[tuple[bytes, Instance], tuple[tuple[Fence, float], Travel]] = attrs.field(
         init=False, factory=OrderedDict
     )
+    _log = Logger()
 
     def is_done(self, wanted: FrameRequest) -> bool:
-        """Whether nothing of the stack is left to load."""
+        """Whether nothing of the stack is left to load, as far as is known."""
         _, travel = self._travels.get((wanted.caller.credential, wanted.instance.of_series), (None, None))
         return travel is not None and len(travel.done) == travel.slices
 
-    async def touched(self, wanted: FrameRequest, metadata: InstanceMetadata) -> None:
-        """A caller was answered who asked for the one frame of an instance: load what lies beside it, where it is of a stack."""
+    async def touched(self, wanted: FrameRequest, metadata: InstanceMetadata, fetched: bool) -> None:
+        """A caller was answered who asked for the one frame of an instance: load what lies beside it, where it is of a stack.
+        *fetched*: whether it came from the origin."""
         series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)
         stack = None if series is None else series.stack
         at = None if stack is None else stack.index.get(wanted.instance.sop)
         if series is None or stack is None or at is None:
             return
         travel = self._travel(wanted, series, len(stack.order))
+        if fetched and at in travel.done and not travel.lanes:  # it had been there: the cache lost it, and others
+            travel.done.clear()
         travel.move(at)
         each = expected(metadata)
         reach = max(1, WINDOW_BYTES // each)
-        ahead, behind = min(AHEAD, reach), min(BEHIND, reach)
-        if travel.lanes or travel.next(ahead, behind) is None:
-            return
-        job = self.jobs.start(wanted.instance.of_series, JobKind.STACK, "stack", len(stack.order), series.fence)
-        travel.lanes = max(1, min(SIDE_BY_SIDE, LANES_BYTES // each))
-        lanes = [self._lane(wanted, stack.order, travel, (ahead, behind), job) for _ in range(travel.lanes)]
+        window = min(AHEAD, reach), min(BEHIND, reach)
+        if not travel.lanes and travel.next(*window) is not None:
+            lanes = max(1, min(SIDE_BY_SIDE, LANES_BYTES // each))
+            await self._load(wanted, _Load(stack.order, travel, window), lanes, series.fence)
+
+    async def _load(self, wanted: FrameRequest, load: _Load, lanes: int, fence: Fence) -> None:
+        travel = load.travel
+        travel.lanes = lanes
+        job = self.jobs.start(wanted.instance.of_series, JobKind.STACK, "stack", len(load.order), fence)
         try:
-            await all_or_none([Deferred.fromCoroutine(lane) for lane in lanes])
+            await all_or_none([Deferred.fromCoroutine(self._lane(wanted, load, job)) for _ in range(lanes)])
         except CancelledError:
             self.jobs.end(job, Result.STOPPED, "stopped")
             raise
-        except OriginError as error:
+        except Exception as error:
+            travel.done.clear()  # what was begun may not be there
+            if not isinstance(error, OriginError):
+                self._log.failure("unexpected error in a prefetch")
             self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
         else:
             self.jobs.end(job, Result.DONE)
@@ -116,28 +147,40 @@ class Stacks:
             travel.lanes = 0
 
     def _travel(self, wanted: FrameRequest, series: SeriesAnswer, slices: int) -> Travel:
-        key = wanted.caller.credential, wanted.instance.of_series
-        answer, travel = self._travels.get(key, (None, None))
-        if travel is None or answer is not series:
+        key, of = (wanted.caller.credential, wanted.instance.of_series), (series.fence, series.expires)
+        known, travel = self._travels.get(key, (None, None))
+        if travel is None or known != of:
             travel = Travel(slices)
-        self._travels[key] = series, travel
+        self._travels[key] = of, travel
         self._travels.move_to_end(key)
         if len(self._travels) > MAX_TRAVELS:
             self._travels.popitem(last=False)
         return travel
 
-    async def _lane(
-        self, wanted: FrameRequest, order: Sequence[str], travel: Travel, window: tuple[int, int], job: Job
-    ) -> None:
-        while (place := travel.next(*window)) is not None:
-            travel.done.add(place)
-            instance = attrs.evolve(wanted.instance, sop=order[place])
-            if await self.cache.present(instance, [frame_name(1)]):
+    async def _lane(self, wanted: FrameRequest, load: _Load, job: Job) -> None:
+        token, name = os.urandom(12), [frame_name(1)]
+        while (place := load.travel.next(*load.window)) is not None:
+            load.travel.done.add(place)
+            instance = attrs.evolve(wanted.instance, sop=load.order[place])
+            if await self.cache.present(instance, name):
                 continue
-            one = attrs.evolve(wanted, instance=instance, numbers=(1,), prefetch=False, priority=Priority.BLOCK)
+            if not await self.cache.claim(instance, name, token, CLAIM_SECONDS):
+                continue  # another worker loads it
             try:
+                await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
+                one = FrameRequest(
+                    wanted.origin, instance, (1,), wanted.caller, prefetch=False, priority=Priority.BLOCK
+                )
                 answer = await self.reader.read(one)
-            except OriginRefused:
-                continue  # of this one
+            except OriginRefused as refused:
+                load.refused += 1
+                if refused.status not in OF_THIS_ONE or load.refused > MAX_REFUSED:
+                    raise
+                continue
+            except NoSuchFrame:
+                continue
+            finally:
+                await self.cache.unclaim(instance, name, token)
+            load.refused = 0
             if answer.fetched:
                 job.progressed(job.frames + 1, job.bytes + answer.size)

@@ -162,14 +162,14 @@ class Recent(Generic[K]):
 
     def __init__(self, seconds: float, most: int = 10_000) -> None:
         self._seconds = seconds
-        self.most = most
+        self._most = most
         self._until: OrderedDict[K, float] = OrderedDict()
 
     def add(self, key: K, now: float) -> None:
         """Remember *key* from *now* on."""
         self._until.pop(key, None)
         self._until[key] = now + self._seconds
-        if len(self._until) > self.most:
+        if len(self._until) > self._most:
             self._until.popitem(last=False)
 
     def has(self, key: K, now: float) -> bool:

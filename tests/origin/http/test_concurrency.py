@@ -11,7 +11,7 @@ from typing import Optional
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.origin.http.concurrency import FLOOR, START, Concurrency
+from twistedproxy.origin.http.concurrency import ALONE, FLOOR, PROBE_SECONDS, START, Concurrency
 from twistedproxy.origin.http.limiter import Limiter, Slot
 from twistedproxy.origin.interface import Priority
 
@@ -226,6 +226,24 @@ class LimitTests(ConcurrencyCase):
         self.assertEqual(self.slots(), 15)
         self.limiter.concurrency.sample().refused()
         self.assertEqual(self.slots(), 11)
+
+    def test_one_thing(self) -> None:
+        """Something that is refused again and again among many good answers is no overload."""
+        for _ in range(10):
+            for _ in range(ALONE):
+                self.limiter.concurrency.sample().answered()
+            self.limiter.concurrency.sample().refused()
+        self.assertEqual(self.slots(), 20)
+        self.limiter.concurrency.sample().refused()
+        self.assertEqual(self.slots(), 15)
+
+    def test_probe_ends(self) -> None:
+        """A probe ends also where nothing that is measured follows."""
+        concurrency = self.limiter.concurrency
+        concurrency._probe()
+        self.assertEqual(concurrency.size, 10)
+        self.clock.advance(PROBE_SECONDS)
+        self.assertEqual(concurrency.size, 20)
 
     def test_floor(self) -> None:
         """A few slots are left when everything is refused, and the size grows again afterwards."""

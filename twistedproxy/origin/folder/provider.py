@@ -106,6 +106,9 @@ class FolderOrigin:
     async def metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         return (await self._record(instance)).facts
 
+    async def ready(self, caller: Caller) -> None:
+        return
+
     def frames_per_request(self, instance: Instance) -> int:
         return FRAMES_PER_REQUEST
 

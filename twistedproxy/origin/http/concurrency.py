@@ -52,6 +52,13 @@ GAP = 2.0
 PROBE_SHARE = 4
 """Latencies that pass between probes, at least: with a slow origin they are rarer."""
 
+PROBE_SECONDS, PROBE_LATENCIES = 2.0, 16.0
+"""How long a probe lasts at most: so many seconds, or times the minimum, whichever is more."""
+
+ALONE = 20
+"""Good answers since the last refusal after which one does not count: it may be of the one thing that was asked for, again and
+again."""
+
 REFUSED = 0.75
 """What a refusal leaves of the size."""
 
@@ -74,6 +81,7 @@ class Sample:
 
     def answered(self) -> None:
         """The head of a successful answer came."""
+        self._concurrency.successes += 1
         if self._counts:
             self._concurrency.measured(self._round, self._sent)
 
@@ -101,12 +109,16 @@ class Concurrency:
         self._probed = self._last_full = self._held_until = -math.inf
         self._shrunk_at = math.inf  # the latency for which the size was shrunk last
         self._round = self._round_after_refusal = 0
+        self._probe_until = 0.0
+        self.successes = 0
+        """Since the last refusal."""
         self._begin()
 
     @property
     def size(self) -> int:
         """How many requests may run at once now."""
-        return max(1, self._size // 2) if self._probing else self._size
+        probing = self._probing and self._clock.seconds() < self._probe_until
+        return max(1, self._size // 2) if probing else self._size
 
     def status(self) -> dict[str, object]:
         """The size, and the minimum latency in seconds (None: not measured yet)."""
@@ -141,6 +153,9 @@ class Concurrency:
 
     def refused(self, number: int) -> None:
         """A request of round *number* was refused now."""
+        alone, self.successes = self.successes >= ALONE, 0
+        if alone:
+            return
         if number >= self._round_after_refusal:
             self._held_until = self._clock.seconds() + HOLD_SECONDS
             self._resize(REFUSED * self._size)
@@ -154,8 +169,9 @@ class Concurrency:
         self._full = False
 
     def _probe(self) -> None:
-        """Begin a round with half of the slots."""
+        """Begin a round with half of the slots. It ends soon, also where nothing is measured meanwhile."""
         self._probing = True
+        self._probe_until = self._clock.seconds() + max(PROBE_SECONDS, PROBE_LATENCIES * (self._minimum or 0.0))
         self._begin()
 
     def _judge(self, latency: float, now: float) -> None:

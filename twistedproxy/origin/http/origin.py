@@ -109,6 +109,11 @@ class HTTPOrigin(Origin):
         )
         return await observed(self._metrics, self._clock, "frames", self._frames(load, numbers))
 
+    async def ready(self, caller: Caller) -> None:
+        """See `Origin.ready`."""
+        slot = await self._limiter.acquire(Priority.BLOCK, caller.flow)
+        slot.release()
+
     def frames_per_request(self, instance: Instance) -> int:
         """See `Origin.frames_per_request`."""
         return self._stores.at(instance.root).frames_per_request
