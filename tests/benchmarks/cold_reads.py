@@ -9,13 +9,11 @@ Ends with 1 if the callers' 99th percentile is over its limit, or a frame from t
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from tests.benchmarks.measuring import (
     percentile,
     stopped_at_the_end,
     table,
+    wait_until_quiet,
 )
 from tests.running import Child, Proxy, Store
 
@@ -38,6 +37,7 @@ MOST = 5.0  # milliseconds at the 99th percentile of others
 LEAST_FASTER = 10.0
 PAUSE = 0.005  # seconds between two frames of a reader
 SECONDS = 5
+LOAD_SECONDS = 600.0  # that a slide takes at most to come into the cache
 HEADERS = {"Accept": AS_STORED}
 MIB = 1 << 20
 GROUPS = Path("/sys/fs/cgroup")
@@ -93,12 +93,6 @@ def read_from_disk(proxy: Proxy) -> int:
     return sum(process.io_counters().read_bytes for process in proxy.family())
 
 
-def wait_until_quiet(url: str) -> None:
-    """Wait until no prefetch runs."""
-    while json.load(urllib.request.urlopen(f"{url}/status.json"))["jobs"]["running"]:
-        time.sleep(0.5)
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cold_reads", description=__doc__)
     parser.add_argument("--side", type=int, default=300, help="frames along the side of the slide")
@@ -126,7 +120,7 @@ def run(proxy: Proxy, made: slides.Made, looked_at: slides.Made, rounds: int) ->
     fetcher = Fetcher(f"{url}/dicomweb", 600)
     fetcher.frames(looked_at.resource, range(1, looked_at.frames + 1))
     fetcher.frames(made.resource, [1])
-    wait_until_quiet(url)
+    wait_until_quiet(url, LOAD_SECONDS)
     others = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, looked_at.frames + 1)]
     rows, good = [], True
     numbers = iter(random.Random(1).sample(range(1, made.frames + 1), made.frames))  # none twice

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +26,16 @@ from urllib.parse import urlsplit
 
 from tests import slides
 from tests.benchmarks.callers import CALLERS, Caller, of_all
-from tests.benchmarks.measuring import AS_STORED, TIMEOUT, Fetcher, end_in_order, median, table
+from tests.benchmarks.measuring import (
+    AS_STORED,
+    LOOK_SECONDS,
+    TIMEOUT,
+    Fetcher,
+    end_in_order,
+    median,
+    table,
+    wait_until_quiet,
+)
 from tests.cache.support import find_server
 from tests.running import Child, Proxy, Store
 from tests.slides import Made
@@ -49,9 +56,6 @@ BATCH = 200  # SETs written as one piece
 TIMES = 3  # raw SETs that a load may take longer than reading
 ANSWER_SECONDS = 0.05  # a store that takes longer for one frame is not what a load is measured by
 SLOW = 20_000_000  # bytes a second of the slowed store
-QUIET_SECONDS = (
-    0.25  # between two looks whether a prefetch still runs: a look takes the proxy 1 ms, in which others wait
-)
 OTHER = "2.25.1111"  # the instance that others look at meanwhile
 MOST_TIMES = 2.0  # that they may wait longer beside loads
 SECONDS = 3  # that they ask
@@ -190,11 +194,7 @@ class Bench:
 
     def wait_until_quiet(self) -> None:
         """Wait until no prefetch runs."""
-        deadline = time.perf_counter() + WAIT_SECONDS
-        while json.load(urllib.request.urlopen(f"{self.proxy.url}/status.json", timeout=TIMEOUT))["jobs"]["running"]:
-            if time.perf_counter() > deadline:
-                raise RuntimeError("a prefetch never ended")
-            time.sleep(QUIET_SECONDS)
+        wait_until_quiet(self.proxy.url, WAIT_SECONDS)
 
     def wait_for(self, number: int) -> None:
         deadline = time.perf_counter() + WAIT_SECONDS
@@ -300,7 +300,7 @@ def others(stack: ExitStack, folder: Path, made: Made, options: Any) -> Iterator
     one = bench(stack, url, made, options)
     Fetcher(f"{one.proxy.url}/dicomweb").frames(looked_at.resource, range(1, 10))
     paths = [f"/dicomweb/{looked_at.resource}/frames/{number}" for number in range(1, 10)]
-    one.patience = QUIET_SECONDS
+    one.patience = LOOK_SECONDS
     for caller in CALLERS:
         quiet, beside, took = [], [], []
         for _ in range(options.rounds):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import signal
 import statistics
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -23,6 +25,9 @@ AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax
 DECOMPRESSED = 'multipart/related; type="application/octet-stream"'
 AS_JPEG = 'multipart/related; type="image/jpeg"'
 TIMEOUT = 600.0  # seconds; some stores take minutes
+LOOK_SECONDS = (
+    0.25  # between two looks whether a prefetch still runs: a look takes the proxy 1 ms, in which others wait
+)
 
 
 @attrs.frozen
@@ -89,6 +94,15 @@ def stopped_at_the_end() -> Iterator[list[Child]]:
         for child in reversed(children):
             child.stop()
             child.remove()
+
+
+def wait_until_quiet(url: str, seconds: float) -> None:
+    """Wait until no prefetch runs in the proxy at *url*. Raises RuntimeError after so many *seconds*."""
+    deadline = time.perf_counter() + seconds
+    while json.load(urllib.request.urlopen(f"{url}/status.json", timeout=TIMEOUT))["jobs"]["running"]:
+        if time.perf_counter() > deadline:
+            raise RuntimeError("a prefetch never ended")
+        time.sleep(LOOK_SECONDS)
 
 
 def store_and_proxy(

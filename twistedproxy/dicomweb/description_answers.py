@@ -10,7 +10,7 @@ import attrs
 from twisted.web.server import Request
 
 from twistedproxy.dicom.media_types import MULTIPART_RELATED
-from twistedproxy.dicom.resource import Instance, known_instance
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.metadata_answers import DescriptionForm, form_of
 from twistedproxy.dicomweb.metadata_observer import has_plain_query, is_bare_get
 from twistedproxy.dicomweb.mounts import Target
@@ -134,12 +134,9 @@ def may_be_kept(wanted: DescriptionRequest, response: OriginResponse, credential
 def place_of(target: Target) -> Optional[Instance]:
     """Where in the cache descriptions of what *target* names are: below an instance, or below the study for all above, for a refusal
     of the study is one of its series."""
-    resource, origin = target.resource, target.origin.url
-    if resource.study is None:
-        return None
-    if resource.series is not None and resource.sop is not None:
+    if target.resource.series is not None and target.resource.sop is not None:
         return target.instance
-    return known_instance(origin, resource.root, resource.study, resource.study, resource.study).of_study
+    return None if target.whole is None else target.whole.of_study
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ from typing import Optional
 
 import attrs
 
-from twistedproxy.cache.interface import Fence, Reading
+from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.dicomweb.description_answers import (
     PIECE,
@@ -101,8 +101,8 @@ class DescriptionCache:
 
     def __init__(self, observer: MetadataObserver, memory: AnswerMemory) -> None:
         access = observer.access
+        self._observer = observer
         self._cache = observer.cache
-        self._invalidation = observer.reader.invalidation
         self._credentials = observer.credentials
         self._memory = memory
         self._clock = observer.clock
@@ -112,7 +112,7 @@ class DescriptionCache:
         self._changes = 0
         self._refusals: OrderedDict[tuple[bytes, Instance], int] = OrderedDict()
         self._too_long: Recent[tuple[bytes, bytes]] = Recent(STREAMED_SECONDS)
-        self._invalidation.also.append(self._changed)
+        observer.reader.invalidation.also.append(self._changed)
 
     def wanted(self, target: Target, handed_on: OriginRequest) -> Optional[DescriptionRequest]:
         """What *handed_on* asks for, if an answer to it may be kept or shared."""
@@ -155,7 +155,7 @@ class DescriptionCache:
         if answered.size < CODED_ONCE or coding is None or tag is None or place is None:
             return response
         name = content_name(b"%s %s" % (tag, coding))
-        reading = await self._read(place, [name])
+        reading = await self._observer.read(place, [name])
         body = reading.entries.get(name)
         if body is None:
             body = await read_all(response.body, sys.maxsize)
@@ -185,7 +185,7 @@ class DescriptionCache:
         place, caller = wanted.place, wanted.caller
         assert place is not None
         proof_name, token = description_name(caller, wanted.url), token_name(caller)
-        reading = await self._read(place, [] if wanted.fresh else [proof_name, token])
+        reading = await self._observer.read(place, [] if wanted.fresh else [proof_name, token])
         proof = DescriptionProof.unpack(reading.entries.get(proof_name, b""))
         now = self._wall_clock()
         if proof is None or not now < proof.expires <= now + self._ttl + CLOCK_SLACK:
@@ -193,17 +193,12 @@ class DescriptionCache:
         if proof.token != reading.entries.get(token):
             return reading.fence, None
         name = content_name(proof.digest)
-        content = await self._read(place, [name])
+        content = await self._observer.read(place, [name])
         body = content.entries.get(name) if content.fence == reading.fence else None
         if body is None:
             return content.fence, None
         response = OriginResponse(200, proof.headers, stream_of(body), len(body))
         return content.fence, Answered(response, b"twistedproxy; hit", "hit", len(body), True, False)
-
-    async def _read(self, place: Instance, names: list[bytes]) -> Reading:
-        if self._invalidation.is_pending(place):
-            return Reading(None, {})
-        return await self._cache.get_many(place, names)
 
     async def _ask(
         self, wanted: DescriptionRequest, fence: Optional[Fence], forward: Forward, own: _Own
@@ -253,7 +248,7 @@ class DescriptionCache:
         if wanted.place is None:
             return b""
         name = token_name(wanted.caller)
-        known = (await self._read(wanted.place, [name])).entries.get(name)
+        known = (await self._observer.read(wanted.place, [name])).entries.get(name)
         if known is not None:
             return known
         token = secrets.token_bytes(TOKEN_LENGTH)

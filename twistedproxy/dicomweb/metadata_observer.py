@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Optional, Union
 
@@ -96,13 +96,12 @@ class MetadataObserver:
         grant holds only for what the cache knew then."""
         caller = handed_on.caller
         assert caller is not None  # `request_for_origin` has found it
-        resource, instance, series = target.resource, None, None
+        instance, series = None, None
         if self._would_grant(handed_on, target):
-            assert resource.study is not None and resource.series is not None
-            if resource.sop is not None:
+            if target.resource.sop is not None:
                 instance = target.instance
             else:
-                series = Instance(target.origin.url, resource.root, resource.study, resource.series, resource.series)
+                series = target.whole
         seen, asked = instance or series, self.access.wall_clock()
         reading = await self.read(seen) if seen is not None else Reading(None, {})
         return ObservedAnswer(self, target, caller, request.method, instance, series, reading, asked)
@@ -113,17 +112,14 @@ class MetadataObserver:
         resource, caller = target.resource, handed_on.caller
         if resource.series is not None and resource.sop is not None:
             await self.access.revoke(caller, target.instance)
-        elif resource.study is not None:
-            series = resource.series or resource.study
-            await self.access.revoke_whole(
-                caller, Instance(target.origin.url, resource.root, resource.study, series, series)
-            )
+        elif target.whole is not None:
+            await self.access.revoke_whole(caller, target.whole)
 
-    async def read(self, instance: Instance) -> Reading:
-        """What the cache holds of the metadata of *instance*."""
+    async def read(self, instance: Instance, names: Sequence[bytes] = (METADATA,)) -> Reading:
+        """What the cache holds below *instance*; nothing while a change of it waits for the cache."""
         if self.reader.invalidation.is_pending(instance):
             return Reading(None, {})
-        return await self.cache.get_many(instance, [METADATA])
+        return await self.cache.get_many(instance, names)
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
         named = target.resource.kind is ResourceKind.METADATA and target.resource.series is not None

@@ -10,13 +10,13 @@ as to the origin.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 from twisted.web.resource import IResource
 from twisted.web.resource import Resource as WebResource
 
-from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.resource import Instance, known_instance
 from twistedproxy.dicomweb.paths import Resource, parse_resource
 from twistedproxy.frames.grants import Credentials
 from twistedproxy.origin.interface import Origin
@@ -67,6 +67,16 @@ class Target:
     def instance(self) -> Instance:
         """The instance that the path names. `ValueError` where it names none (in full)."""
         return self.resource.instance(self.mount.origin.url)
+
+    @property
+    def whole(self) -> Optional[Instance]:
+        """What stands for the series or study that the path names, or that of its instance: see `Instance.of_series`. None where it
+        names no study."""
+        resource, study = self.resource, self.resource.study
+        if study is None:
+            return None
+        series = resource.series or study
+        return known_instance(self.mount.origin.url, resource.root, study, series, series)
 
 
 OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})

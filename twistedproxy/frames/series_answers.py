@@ -131,9 +131,10 @@ class SeriesAnswers:
         series, least = instance.of_series, max(later_than, self.wall_clock())
         key, names = (caller.credential, series), [series_name(caller)]
         held = self._held.get(key)
-        reading = await self.cache.get_many(series, [])
-        if held is None or not self._is_valid(key, held, reading.fence, least):
-            reading = await self.cache.get_many(series, names)
+        reading = await self.cache.get_many(series, names if held is None else [])
+        if held is not None and not self._is_valid(key, held, reading.fence, least):
+            held, reading = None, await self.cache.get_many(series, names)
+        if held is None:
             held = await self._unpacked(reading.entries.get(names[0]), reading.fence)
         if reading.fence is None:
             return None

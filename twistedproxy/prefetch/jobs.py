@@ -10,12 +10,12 @@ from __future__ import annotations
 import enum
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
@@ -23,7 +23,7 @@ from twisted.logger import Logger, LogLevel
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
+from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.system.metrics import Metrics
 
 
@@ -135,13 +135,12 @@ MAX_ENDED = 1000
 
 
 class JobKind(enum.Enum):
-    """The sizes of prefetch."""
+    """The sizes of prefetch. A stack's slices are instances of one frame."""
 
     WHOLE = "whole"
     BLOCK = "block"
     DISPLAY = "display"
     STACK = "stack"
-    """Slices: instances of one frame."""
 
 
 class Result(enum.Enum):
@@ -266,6 +265,21 @@ class JobBook:
         )
         job.moved.fire()
         job.over.fire()
+
+    async def carry_out(self, job: Job, work: Awaitable[object]) -> None:
+        """Do a job's work and note how it ended. Only cancellation is raised."""
+        try:
+            await work
+        except CancelledError:
+            self.end(job, Result.STOPPED, "stopped")
+            raise
+        except (LoadFailed, OriginError, OSError) as error:
+            self.end(job, Result.FAILED, str(error) or type(error).__name__)
+        except Exception as error:
+            self._log.failure("unexpected error in a prefetch")
+            self.end(job, Result.FAILED, type(error).__name__)
+        else:
+            self.end(job, Result.DONE)
 
     async def drain(self) -> None:
         """Return once no job is running."""

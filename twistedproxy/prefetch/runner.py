@@ -24,9 +24,8 @@ from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
-from twistedproxy.origin.errors import OriginError
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadFailed, LoadLock, Result, Withdrawn, is_lasting
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, Withdrawn, is_lasting
 from twistedproxy.prefetch.loaders import Loader, LoadTask
 from twistedproxy.prefetch.plan import Kind, Plan
 from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
@@ -131,7 +130,7 @@ class Loads:
     async def display(self, occasion: Occasion, decided: Plan) -> None:
         """A display load, to its end. Its failure is its own."""
         job = self._job(occasion, JobKind.DISPLAY, decided, len(decided.display))
-        await self._carry_out(job, self._load_region(occasion, decided, job, Priority.DISPLAY))
+        await self.jobs.carry_out(job, self._load_region(occasion, decided, job, Priority.DISPLAY))
 
     def _job(self, occasion: Occasion, kind: JobKind, decided: Plan, total: int) -> Job:
         return self.jobs.start(occasion.instance, kind, decided.reason.value, total, occasion.fence)
@@ -183,20 +182,5 @@ class Loads:
             self.metrics.count("prefetch_claims_lost", (), load.claims_lost)
 
     def _run(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        job.running = Deferred.fromCoroutine(self._carry_out(job, work))
+        job.running = Deferred.fromCoroutine(self.jobs.carry_out(job, work))
         job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
-
-    async def _carry_out(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        """Do a job's work and note how it ended. Only cancellation is raised."""
-        try:
-            await work
-        except CancelledError:
-            self.jobs.end(job, Result.STOPPED, "stopped")
-            raise
-        except (LoadFailed, OriginError, OSError) as error:
-            self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
-        except Exception as error:
-            self._log.failure("unexpected error in a prefetch")
-            self.jobs.end(job, Result.FAILED, type(error).__name__)
-        else:
-            self.jobs.end(job, Result.DONE)

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.deferreds import all_or_none
@@ -23,7 +22,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expected, frame_name
 from twistedproxy.frames.read_through import FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
-from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
 
@@ -101,7 +100,6 @@ class Stacks:
     _travels: OrderedDict[tuple[bytes, Instance], tuple[tuple[Fence, float], Travel]] = attrs.field(
         init=False, factory=OrderedDict
     )
-    _log = Logger()
 
     def is_done(self, wanted: FrameRequest) -> bool:
         """Whether nothing of the stack is left to load, as far as is known."""
@@ -132,19 +130,12 @@ class Stacks:
         travel.lanes = lanes
         job = self.jobs.start(wanted.instance.of_series, JobKind.STACK, "stack", len(load.order), fence)
         try:
-            await all_or_none([Deferred.fromCoroutine(self._lane(wanted, load, job)) for _ in range(lanes)])
-        except CancelledError:
-            self.jobs.end(job, Result.STOPPED, "stopped")
-            raise
-        except Exception as error:
-            travel.done.clear()  # what was begun may not be there
-            if not isinstance(error, OriginError):
-                self._log.failure("unexpected error in a prefetch")
-            self.jobs.end(job, Result.FAILED, str(error) or type(error).__name__)
-        else:
-            self.jobs.end(job, Result.DONE)
+            work = all_or_none([Deferred.fromCoroutine(self._lane(wanted, load, job)) for _ in range(lanes)])
+            await self.jobs.carry_out(job, work)
         finally:
             travel.lanes = 0
+            if job.result is not Result.DONE:
+                travel.done.clear()  # what was begun may not be there
 
     def _travel(self, wanted: FrameRequest, series: SeriesAnswer, slices: int) -> Travel:
         key, of = (wanted.caller.credential, wanted.instance.of_series), (series.fence, series.expires)

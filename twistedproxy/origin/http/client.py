@@ -84,9 +84,9 @@ class Transport:
     ) -> OriginResponse:
         """Send one request, with the host's own Host.
 
-        *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or
-        was closed; not if this raises. *on_connected* is called each time there is a connection for it. Raises `InvalidRequest` before anything is sent, `OriginError` afterwards, or what
-        reading the body raised.
+        *deadline* replaces the timeout to the first byte. *on_end* is called once, when the answer's body has come or was closed; not
+        if this raises. *on_connected* is called each time there is a connection for it. Raises `InvalidRequest` before anything is
+        sent, `OriginError` afterwards, or what reading the body raised.
         """
         target = self._base + asked.path + (b"?" + asked.query if asked.query else b"")
         if not _TARGET.match(target):

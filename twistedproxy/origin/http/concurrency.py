@@ -4,8 +4,8 @@ Rules that this module keeps:
 
 - Requests are compared in rounds: as many as there are slots, all sent within the round and while at least half of the
   slots were in use. The *latency* of a round is their median: neither a few slow requests nor idle time change it.
-- The minimum is what latency is compared with. It falls with any round, by half of the difference, but rises only in a *probe*, a round with half
-  of the slots: a minimum measured under full load would make room for more load, again and again. If half of
+- The minimum is what latency is compared with. It falls with any round, by half of the difference, but rises only in a *probe*, a
+  round with half of the slots: a minimum measured under full load would make room for more load, again and again. If half of
   the slots are answered in about half the time, the other half of the requests only queued at the origin.
 - Near the minimum the size grows if requests waited for a slot; clearly above it, it shrinks. If shrinking does not shorten the
   latency, something else slows the origin down: the size stays until the next probe shows the new minimum.
