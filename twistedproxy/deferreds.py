@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.task import deferLater
 
 T = TypeVar("T")
 
@@ -94,3 +95,15 @@ class Pausable:
     def resumeProducing(self) -> None:
         self.paused = False
         self._resumed.fire()
+
+
+SLICE = 64 << 10
+"""Bytes that are parsed between two turns of the reactor: 1.3 to 1.7 ms of JSON."""
+
+
+async def in_slices(feed: Callable[[bytes], object], data: bytes, clock: Any) -> None:
+    """*feed* all of *data*, with a turn of the reactor between two slices."""
+    for start in range(0, len(data), SLICE):
+        if start:
+            await deferLater(clock, 0)
+        feed(data[start : start + SLICE])

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Cache, Reading
-from twistedproxy.deferreds import all_or_none, follow
+from twistedproxy.deferreds import all_or_none, follow, in_slices
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
@@ -219,10 +219,7 @@ class ObservedAnswer:
         """*record* the metadata that this answer holds; return the instance's transfer syntax."""
         parser = MetadataParser(instance.uids)
         try:
-            for start in range(0, len(answer), PIECE):
-                parser.feed(answer[start : start + PIECE])
-                if len(answer) > PIECE:
-                    await deferLater(self._observer.clock, 0)
+            await in_slices(parser.feed, answer, self._observer.clock)
             metadata = parser.close()
         except BadMetadata:
             return None
@@ -300,12 +297,11 @@ async def _observed(
     while chunk := await source.read():
         size += len(chunk)
         good = good and size <= most
-        for start in range(0, len(chunk) if good else 0, PIECE):
+        if good:
             try:
-                parser.feed(chunk[start : start + PIECE])
+                await in_slices(parser.feed, chunk, clock)
             except BadMetadata:
                 good = False
-                break
             await deferLater(clock, 0)
         yield chunk
     if good:

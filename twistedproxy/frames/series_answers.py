@@ -18,11 +18,11 @@ from typing import Any, Optional, TypeVar
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.deferreds import in_slices
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import pack_series, series_name, unpack_series
@@ -54,9 +54,6 @@ MANY = 1000
 
 PACKED_BYTES = 50
 """Bytes of a packed instance, about."""
-
-SLICE = 65536
-"""Bytes parsed between two turns of the reactor."""
 
 JSON = b"application/dicom+json"
 
@@ -256,9 +253,7 @@ class SeriesAnswers:
             size += len(chunk)
             if size > MAX_ANSWER:
                 raise _NoHelp(f"they have more than {MAX_ANSWER} bytes")
-            for start in range(0, len(chunk), SLICE):
-                parser.feed(chunk[start : start + SLICE])
-                await deferLater(self.reactor, 0)
+            await in_slices(parser.feed, chunk, self.reactor)
         if not response.framed():
             raise OriginBadAnswer("the origin's response has neither a length nor chunks")
         return parser.close()

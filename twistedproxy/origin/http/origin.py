@@ -7,11 +7,11 @@ from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 
+from twistedproxy.deferreds import in_slices
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
@@ -38,7 +38,6 @@ from twistedproxy.streams import ByteStream, StreamTooLong
 from twistedproxy.system.metrics import Metrics
 
 PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
-METADATA_SLICE = 65536  # bytes parsed between two turns of the reactor: 1.3 ms
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 MAX_LANES = 64  # requests of one list of frames that run or wait at once: the queue has room for 150 such lists
 JSON = b"application/dicom+json"
@@ -185,10 +184,7 @@ class HTTPOrigin(Origin):
             size += len(chunk)
             if size > MAX_METADATA:
                 raise OriginBadAnswer(f"the origin's metadata have more than {MAX_METADATA} bytes")
-            parser.feed(chunk[:METADATA_SLICE])
-            for start in range(METADATA_SLICE, len(chunk), METADATA_SLICE):
-                await deferLater(self._clock, 0)
-                parser.feed(chunk[start : start + METADATA_SLICE])
+            await in_slices(parser.feed, chunk, self._clock)
         return parser.close()
 
     async def _frames(self, load: FrameLoad, numbers: Sequence[int]) -> Mapping[int, Frame]:
