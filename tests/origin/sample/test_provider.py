@@ -15,13 +15,16 @@ from twisted.trial.unittest import TestCase
 
 from tests.origin.folder.support import ask
 from tests.origin.provider_suite import CALLER, Known, OriginSuite
+from tests.running import TREE
 from tests.slides import stored_frames
 from tests.waiting import wait_until
+from twistedproxy.dicom.multipart_writer import content_digest, part_content_type
 from twistedproxy.dicom.transfer_syntaxes import JPEG_BASELINE
 from twistedproxy.origin.errors import OriginUnreachable
 from twistedproxy.origin.interface import Origin
 from twistedproxy.origin.sample.provider import SampleOrigin, is_complete, slide_folder
 from twistedproxy.origin.sample.slide import LEVELS, SERIES, STUDY, TILE
+from twistedproxy.server.conditional import entity_tag
 
 # Filled by the first test that needs it, for all of one run of tests.
 CACHE = tempfile.mkdtemp(prefix="sample-slide-cache-")
@@ -95,6 +98,17 @@ class SampleTests(SampleTestCase):
         for level in LEVELS:
             answer = await ask(origin, f"/{level.path}/frames/{level.frames}", accept="image/jpeg")
             self.assertEqual((answer.status, answer.body[:2]), (200, b"\xff\xd8"))
+
+    async def test_pages(self) -> None:
+        """README.md and docs/http.md show the tag and the length of a frame as they are."""
+        await self.sample()
+        frame = stored_frames(SLIDE / LEVELS[0].file_name)[791]
+        content_type = part_content_type("image/jpeg", JPEG_BASELINE).encode("ascii")
+        tag = entity_tag(content_type, content_digest([frame])).decode("ascii")
+        for page in ("README.md", "docs/http.md"):
+            shown = (TREE / page).read_text()
+            self.assertIn(f"\nETag: {tag}\n", shown, page)
+            self.assertIn(str(len(frame)), shown, page)
 
     async def test_damaged(self) -> None:
         """A slide that lost a file is made anew."""
