@@ -56,7 +56,15 @@ EXCEPTIONS = {
 
 PURE = tuple(
     f"twistedproxy.{name}."
-    for name in ("dicom", "series", "imaging", "prefetch.plan", "prefetch.regions", "prefetch.rules")
+    for name in (
+        "dicom",
+        "series",
+        "imaging",
+        "prefetch.plan",
+        "prefetch.regions",
+        "prefetch.rules",
+        "prefetch.surroundings",
+    )
 )
 """Values in, values out: no Twisted, and nothing that waits."""
 

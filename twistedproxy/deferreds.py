@@ -1,12 +1,15 @@
-"""Waiting for several Deferreds as one, for one without owning it, by many for one result, and at a consumer's pace."""
+"""Waiting for several Deferreds as one, for one without owning it, by many for one result, at a consumer's pace, and not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 T = TypeVar("T")
 
@@ -107,3 +110,55 @@ async def in_slices(feed: Callable[[bytes], object], data: bytes, clock: Any) ->
         if start:
             await deferLater(clock, 0)
         feed(data[start : start + SLICE])
+
+
+@attrs.define(eq=False)
+class Background:
+    """Work that is begun once an answer was written, and that nobody waits for. What fails is logged with *complaint*."""
+
+    clock: IReactorTime
+    complaint: str
+    stopped: bool = False
+    _running: set[Deferred[None]] = attrs.field(init=False, factory=set)
+    _unwritten: int = attrs.field(init=False, default=0)
+    _log = Logger()
+
+    def once_written(self, do: Callable[[], object]) -> None:
+        """*do* it once the answer was written, for its client does not wait for that; not any more if all is stopped by then."""
+
+        def now() -> None:
+            self._unwritten -= 1
+            if not self.stopped:
+                do()
+
+        self._unwritten += 1
+        self.clock.callLater(0, now)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do *work*."""
+        running = Deferred.fromCoroutine(work)
+        self._running.add(running)
+        running.addErrback(self._failed)
+        running.addCallback(lambda _: self._running.discard(running))
+
+    def _failed(self, failure: Any) -> None:
+        if failure.check(CancelledError) is None:
+            self._log.failure(self.complaint, failure)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is none."""
+        return not self._unwritten and not self._running
+
+    async def drain(self) -> None:
+        """Wait for what has been begun."""
+        if self._unwritten:
+            await deferLater(self.clock, 0)
+        for running in list(self._running):
+            await follow(running)
+
+    def stop(self) -> None:
+        """Begin nothing more, and give up what was begun."""
+        self.stopped = True
+        for running in list(self._running):
+            running.cancel()

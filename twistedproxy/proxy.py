@@ -159,7 +159,7 @@ class Proxy:
             self.children if cache.shared else in_process,
         )
         self.reader.answered = self.scheduler.answered
-        self.reader.refused = self.scheduler.refused
+        self.reader.missed, self.reader.refused = self.scheduler.missed, self.scheduler.refused
         if self.imaging is not None:
             self.imaging.maker.load_whole = self.scheduler.for_picture
 
@@ -173,8 +173,8 @@ class Proxy:
         heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
         cached = None
         if self.cache.reads_now and not self.reader.reports_hits:
-            limit, used = settings.max_frames_per_request, self.scheduler.usefulness.asked
-            cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, used)
+            limit = settings.max_frames_per_request
+            cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, self.scheduler.hit)
         hot = HotDispatcher(
             self.hot_responses,
             cached,

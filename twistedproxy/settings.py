@@ -180,13 +180,13 @@ class Settings:
     whole_instance_max_frames: int = setting(
         whole(0),
         500_000,
-        "Maximum number of frames of an instance to prefetch it whole; of larger ones only blocks are prefetched",
+        "Maximum number of frames of an instance to prefetch it whole; of larger ones only parts are prefetched",
     )
     whole_instance_max_cpu: float = setting(
-        PERCENT, 80.0, "Load average per CPU above which only blocks are prefetched; 100 disables the check"
+        PERCENT, 80.0, "Load average per CPU above which only parts of instances are prefetched; 100 disables the check"
     )
     whole_instance_max_memory: float = setting(
-        PERCENT, 70.0, "Memory in use above which only blocks are prefetched; 100 disables the check"
+        PERCENT, 70.0, "Memory in use above which only parts of instances are prefetched; 100 disables the check"
     )
     block_pixels: int = setting(whole(1, unit="pixels"), 8000, "Side of the square that a block load covers")
     # About one screen. The block of a smaller instance is there soon enough.
@@ -195,7 +195,7 @@ class Settings:
     max_jobs: int = setting(
         whole(1, 1000),
         1,
-        "Maximum number of concurrent loads, per worker; display loads and loads for pictures are not counted",
+        "Maximum number of concurrent loads of whole instances and of blocks, per worker; small ones are not counted",
     )
     # A load holds its lock for as long.
     recache_after: float = setting(seconds(1), 300.0, "Minimum interval between two loads of a whole instance")

@@ -13,6 +13,7 @@ from tests.slides import slide
 from tests.stores.dialects import STANDARD
 from tests.stores.faults import Answer
 from twistedproxy.dicomweb.status import running_gauges, totals
+from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.system.metrics import Metrics, merge
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -22,13 +23,15 @@ class NumberTests(SynchronousTestCase):
     """Numbers of several workers."""
 
     def test_running(self) -> None:
-        """Progress is summed by kind, and a kind that does not run is 0, not missing."""
+        """Progress is summed by kind, of every kind, and one that does not run is 0, not missing."""
         job = {"kind": "block", "frames": 3, "total": 10, "bytes": 500}
         gauges = running_gauges([job, {**job, "frames": 4}])
-        self.assertEqual(gauges["prefetch_jobs_running"], [[["whole"], [0]], [["block"], [2]], [["display"], [0]]])
+        self.assertEqual(gauges["prefetch_jobs_running"][:3], [[["whole"], [0]], [["block"], [2]], [["display"], [0]]])
         self.assertEqual(gauges["prefetch_frames_running"][1], [["block"], [7]])
         self.assertEqual(gauges["prefetch_frames_wanted"][1], [["block"], [20]])
         self.assertEqual(gauges["prefetch_bytes_running"][1], [["block"], [1000]])
+        every = running_gauges([{**job, "kind": kind.value} for kind in JobKind])
+        self.assertEqual({value for _, (value,) in every["prefetch_jobs_running"]}, {1})
 
     def test_totals(self) -> None:
         """Plans are told by kind and reason, of all workers together."""

@@ -21,6 +21,7 @@ from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name, unpack_frame
 from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
+from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import LOCK, JobBook, JobKind, Progress
@@ -159,7 +160,9 @@ class Worker:
 
 
 class PrefetchCase(SynchronousTestCase):
-    """A cache, an origin and a clock; workers that share them."""
+    """A cache, an origin and a clock; workers that share them. *with_series*: whether these know what series are."""
+
+    with_series = False
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -171,6 +174,8 @@ class PrefetchCase(SynchronousTestCase):
         """A worker whose whole-instance loaders wait."""
         metrics = Metrics()
         access = Access(self.cache, self.clock.seconds, 600.0)
+        if self.with_series:
+            access.series = SeriesAnswers(self.cache, self.clock, self.clock.seconds, 600.0)
         invalidation = Invalidation(self.cache, access.grants, self.clock)
         reader = FrameReader(self.cache, access, invalidation, 3600.0, 64 * MIB)
         jobs = JobBook(self.clock, metrics, 60.0)
@@ -179,7 +184,7 @@ class PrefetchCase(SynchronousTestCase):
             Settings(**settings), self.cache, reader, metrics, self.clock, jobs, lambda: self.reading, small, whole
         )
         reader.answered = scheduler.answered
-        reader.refused = scheduler.refused
+        reader.missed, reader.refused = scheduler.missed, scheduler.refused
         return Worker(reader, scheduler, jobs, metrics, small, whole)
 
     def caller(self, name: str = "alice") -> Caller:

@@ -33,6 +33,7 @@ def decide(
     frames_refused: bool = False,
     not_loadable: bool = False,
     room: Room | None = None,
+    looked_ahead: bool = False,
     **changed: Any,
 ) -> Plan:
     return plan(
@@ -45,6 +46,7 @@ def decide(
         frames_refused=frames_refused,
         not_loadable=not_loadable,
         room=room,
+        looked_ahead=looked_ahead,
     )
 
 
@@ -159,6 +161,25 @@ class Whole(PlanTests):
         self.assertEqual(decide(room=attrs.evolve(half_full, frame_bytes=1000)).kind, Kind.WHOLE)
         self.assertEqual(decide(room=attrs.evolve(half_full, frame_bytes=0)).kind, Kind.WHOLE)
         self.assertEqual(plan_by_hand(Settings(), SLIDE).kind, Kind.WHOLE)
+
+    def test_looked_ahead(self) -> None:
+        """Where frames are loaded as the reader looks: whole only what takes no time; no block, no display load."""
+        quick, slow = Room(None, 1000, 5.0), Room(None, 1000, 5.1)
+        whole = decide(room=quick, looked_ahead=True)
+        self.assertEqual((whole.kind, len(whole.display), whole.no_display), (Kind.WHOLE, 0, Reason.LOOKED_AHEAD))
+        self.assertPlanned(decide(room=slow, looked_ahead=True), Kind.NOTHING, Reason.SLOW_TO_LOAD)
+        self.assertPlanned(decide(looked_ahead=True, whole_instance=False), Kind.NOTHING, Reason.WHOLE_INSTANCE_OFF)
+        self.assertEqual(decide(room=slow).kind, Kind.WHOLE)
+
+    def test_not_looked_ahead(self) -> None:
+        """Where a frame costs as much as all, or frames lie in no order, time does not matter; loops have blocks as ever."""
+        slow = Room(None, 1000, 99.0)
+        dear = decide(room=slow, looked_ahead=True, one_frame_a_request=True)
+        self.assertEqual((dear.kind, len(dear.display)), (Kind.WHOLE, 64))
+        sparse = attrs.evolve(SLIDE, organization="TILED_SPARSE")
+        self.assertEqual(decide(sparse, room=slow, looked_ahead=True).kind, Kind.WHOLE)
+        loop = attrs.evolve(SLIDE, total_rows=None, total_columns=None, frames=20_000)
+        self.assertEqual(decide(loop, looked_ahead=True, whole_instance=False).kind, Kind.BLOCK)
 
     def test_cpu(self) -> None:
         """CPU above the limit: a block load; at the limit: the whole instance."""

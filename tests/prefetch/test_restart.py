@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.threads import deferToThread
 
@@ -67,10 +68,10 @@ class LoadTests(RestartCase):
         self.held.add(other.path)
         proxy = await self.started(*LOADS, *CPU)
         await wait_until(lambda: len(proxy.family()) > 1, "a child")
-        await self.get(proxy, other.resource, 1)
-        await wait_until(lambda: proxy.logged("job_ended"), "the end of the first load")
-        self.assertEqual(proxy.logged("job_ended")[0]["result"], "done")
         gate = self.held.hold(lambda seen: seen.path.endswith(self.slide.sop), after=HALF)
+        await self.get(proxy, other.resource, 1)
+        await wait_until(lambda: self.ended(proxy, other.sop), "the end of the first load")
+        self.assertEqual(self.ended(proxy, other.sop)[0]["result"], "done")
         await self.get(proxy, self.slide.resource, 1)
         await within(gate.reached())
         await self.loaded(proxy, 100)
@@ -92,6 +93,11 @@ class LoadTests(RestartCase):
         answer = await self.get(again, other.resource, *range(1, len(stored) + 1))
         self.assertEqual((answer.frames(), answer.headers["cache-status"]), (stored, HIT))
         self.assertEqual(self.asked(), ["metadata"])
+
+    @staticmethod
+    def ended(proxy: Proxy, sop: str) -> list[dict[str, Any]]:
+        """The whole-instance loads of an instance that have ended."""
+        return [job for job in proxy.logged("job_ended") if job["kind"] == "whole" and job["instance"].endswith(sop)]
 
     async def loaded(self, proxy: Proxy, count: int) -> None:
         """Return once the running load has brought more than *count* frames."""

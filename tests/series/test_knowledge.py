@@ -8,7 +8,7 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.series.knowledge import Stack, stack_of
+from twistedproxy.series.knowledge import WHOLE_SLIDE, Stack, pyramids_of, stack_of
 from twistedproxy.series.members import Member
 
 SLICE = InstanceMetadata(frames=1, rows=512, columns=512)
@@ -73,3 +73,50 @@ class StackTests(SynchronousTestCase):
     def test_places(self) -> None:
         """Each slice has its place."""
         self.assertEqual(Stack(["1.5", "1.4"]).index, {"1.5": 0, "1.4": 1})
+
+
+def level(name: int, side: int, flavor: str = "VOLUME", paths: tuple[str, ...] = (), **facts: object) -> Member:
+    """Instance 1.*name*: so many tiles a side."""
+    pixels = side * 256
+    metadata = InstanceMetadata(
+        frames=side * side, rows=256, columns=256, total_rows=pixels, total_columns=pixels, sop_class=WHOLE_SLIDE
+    )
+    return Member(f"1.{name}", attrs.evolve(metadata, **facts), (float(name),), flavor=flavor, paths=paths)
+
+
+class PyramidTests(SynchronousTestCase):
+    """Pyramids."""
+
+    def test_levels(self) -> None:
+        """The finest first, whatever the order of the instances; each with the ones beside it."""
+        pyramid = pyramids_of([level(1, 8), level(2, 128), level(3, 32)])["1.3"]
+        self.assertEqual([one.sop for one in pyramid.levels], ["1.2", "1.3", "1.1"])
+        beside = [[one.sop for one in pyramid.beside(f"1.{name}")] for name in (1, 2, 3, 4)]
+        self.assertEqual(beside, [["1.3"], ["1.3"], ["1.2", "1.1"], []])
+        self.assertEqual(pyramid.frames, 128 * 128 + 32 * 32 + 8 * 8)
+
+    def test_others(self) -> None:
+        """The label is no part; the overview and the thumbnail are known as such. What is no whole slide image is none."""
+        one = [level(1, 8), level(2, 1, "LABEL"), level(3, 1, "OVERVIEW"), level(4, 1, "THUMBNAIL", total_columns=100)]
+        pyramids = pyramids_of([*one, level(5, 16, sop_class="1.2"), member(6, 1.0, 6)])
+        self.assertEqual({*pyramids}, {"1.1", "1.3", "1.4"})
+        self.assertEqual([level.sop for level in pyramids["1.3"].levels], ["1.1", "1.4"])
+        self.assertEqual([level.sop for level in pyramids["1.1"].overviews], ["1.3", "1.4"])
+
+    def test_optical_paths(self) -> None:
+        """Each set of optical paths has a pyramid of its own."""
+        pyramids = pyramids_of(
+            [level(name, side, paths=(path,)) for name, side, path in ((1, 8, "a"), (2, 2, "a"), (3, 8, "b"))]
+        )
+        self.assertEqual(
+            [[one.sop for one in pyramids[sop].levels] for sop in ("1.1", "1.3")], [["1.1", "1.2"], ["1.3"]]
+        )
+
+    def test_one_of_a_size(self) -> None:
+        """Of focal planes that are instances of their own, the first is the level."""
+        pyramid = pyramids_of([level(3, 8), level(2, 8), level(1, 2)])["1.1"]
+        self.assertEqual([one.sop for one in pyramid.levels], ["1.2", "1.1"])
+
+    def test_none(self) -> None:
+        """Slices, and pictures of a slide without a level, are none."""
+        self.assertEqual(pyramids_of([member(1, 0.0, 1), level(2, 1, "OVERVIEW")]), {})

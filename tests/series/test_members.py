@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.series.support import SERIES, STUDY, slice_json
+from tests.series.support import SERIES, STUDY, level_json, path_json, slice_json
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.series import members
 from twistedproxy.series.members import Member, SeriesParser, pack_members, unpack_members
@@ -38,6 +38,24 @@ class ParserTests(SynchronousTestCase):
             )
             self.assertEqual([one.metadata.rows for one in found.values()], [512, 256])
             self.assertEqual(found["1.1"].metadata.transfer_syntax, "1.2.840.10008.1.2.1")
+
+    def test_slides(self) -> None:
+        """Of a slide also what its picture is of, and its optical paths, in whatever order they come; with the facts beside them."""
+        level = {**level_json("1.1", 1, 1000, 2000, 32), "00480105": path_json("red", "blue")}
+        label = level_json("1.2", 2, 256, 256, 1, _00080008=["ORIGINAL", "PRIMARY", "LABEL"])
+        odd = {**level_json("1.3", 3, 256, 256, 1, _00080008=[1, 2, 3]), "00480105": {"vr": "SQ", "Value": [{}, None]}}
+        for step in (1, 1 << 20):
+            found = parsed([level, label, odd], step)
+            self.assertEqual(
+                [(one.flavor, one.paths) for one in found.values()],
+                [("VOLUME", ("blue", "red")), ("LABEL", ()), ("", ())],
+            )
+            self.assertEqual(found["1.1"].metadata.total_columns, 2000)
+            self.assertEqual(unpack_members(pack_members(found.values())), found)
+        profiled = path_json("1")
+        profiled["Value"][0]["00282000"] = {"vr": "OB", "BulkDataURI": "profile"}
+        (one,) = parsed([{**level, "00480105": profiled}]).values()
+        self.assertEqual((one.paths, one.metadata.has_icc_profile), (("1",), True))
 
     def test_texts(self) -> None:
         """Numbers that a store sends as texts are numbers; what are none, or too few, are not there."""

@@ -90,7 +90,7 @@ def rendered_name(what: bytes) -> bytes:
 
 def series_name(caller: Caller) -> bytes:
     """The name of what the origin answered a caller who asked for a series: below `Instance.of_series`."""
-    return b"S" + caller.credential
+    return b"s" + caller.credential
 
 
 def pack_series(expires: float, members: Iterable[Member]) -> bytes:

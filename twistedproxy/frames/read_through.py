@@ -120,8 +120,8 @@ size_of = operator.attrgetter("size")
 Answered = Callable[[FrameRequest, FrameAnswer], None]
 """Called after each answered request (used by the prefetch scheduler)."""
 
-Refused = Callable[[FrameRequest, InstanceMetadata, Optional[Fence]], None]
-"""Called for each request that an origin refused to answer, though the caller may read the instance."""
+Concerned = Callable[[FrameRequest, InstanceMetadata, Optional[Fence]], None]
+"""Called with a request of a caller who may read the instance."""
 
 _Key = tuple[Instance, Optional[Fence], int]
 _Fetched = tuple[Frame, float]  # and when it ends in the cache, see `expiry`
@@ -130,8 +130,8 @@ _Frames = Mapping[_Key, _Fetched]
 
 @attrs.define(eq=False)
 class FrameReader:
-    """Reads frames for callers. *frame_seconds*: how long frames stay in the cache (None: no expiry);
-    *max_answer*: bytes. *reports_hits*: whether `answered` is called also for what came all from the cache."""
+    """Reads frames for callers. *frame_seconds*: how long frames stay in the cache (None: no expiry); *max_answer*: bytes. *missed*:
+    called where the origin is asked; *reports_hits*: whether `answered` is called also for what came all from the cache."""
 
     cache: Cache
     access: Access
@@ -139,7 +139,8 @@ class FrameReader:
     frame_seconds: Optional[float]
     max_answer: int
     answered: Optional[Answered] = None
-    refused: Optional[Refused] = None
+    missed: Optional[Concerned] = None
+    refused: Optional[Concerned] = None
     watch: Optional[FenceWatch] = None
     reports_hits: bool = True
     huge: int = HUGE
@@ -189,17 +190,17 @@ class FrameReader:
                 prefetched.append(number)
         cached, shared = len(frames), 0
         if cached < len(numbers):
+            if self.missed is not None and request.reported:
+                self.missed(request, grant.metadata, reading.fence)
             missing = [number for number in numbers if number not in frames]
             fetched, shared = await self._from_origin(request, grant, reading.fence, missing)
             for number, (frame, ends) in fetched.items():
                 frames[number] = frame
                 expires = min(expires, ends)
         ordered = [frames[number] for number in request.numbers]
-        own = len(numbers) - cached - shared
+        own, fence = len(numbers) - cached - shared, reading.fence
         expires = min(expires, self._expiry())  # a writer's clock was wrong: no longer than if it were written now
-        answer = FrameAnswer(
-            ordered, grant.metadata, cached, own, shared, reading.fence, prefetched, expires, request.fresh
-        )
+        answer = FrameAnswer(ordered, grant.metadata, cached, own, shared, fence, prefetched, expires, request.fresh)
         if len(request.numbers) > 1 and answer.size > self.max_answer:
             raise self.too_large()
         return answer

@@ -30,7 +30,7 @@ from twistedproxy.frames.invalidation import Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import DENIALS, OriginBadAnswer, OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, is_dicom_json, is_for
-from twistedproxy.series.knowledge import Stack, stack_of
+from twistedproxy.series.knowledge import Pyramid, Stack, pyramids_of, stack_of
 from twistedproxy.series.members import Member, SeriesParser
 from twistedproxy.system.outages import Recent
 
@@ -75,10 +75,16 @@ class SeriesAnswer:
     expires: float
     fence: Fence
     stack: Optional[Stack] = attrs.field(init=False, repr=False)
+    pyramids: Mapping[str, Pyramid] = attrs.field(init=False, repr=False)
+    """By the SOP Instance UIDs of their levels."""
 
     @stack.default
     def _stack(self) -> Optional[Stack]:
         return stack_of(self.members.values())
+
+    @pyramids.default
+    def _pyramids(self) -> Mapping[str, Pyramid]:
+        return pyramids_of(self.members.values())
 
 
 Proof = tuple[Member, float]

@@ -22,9 +22,10 @@ from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import AFTER_EXPIRY, frame_heads, frame_name
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.invalidation import Invalidation
+from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.frames.streamed import LONG
 from twistedproxy.hot.responses import MAX_ANSWER, Key
-from twistedproxy.origin.interface import Caller
+from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.server.conditional import entity_tag
 
 MAX_TEMPLATES = 4096
@@ -45,8 +46,9 @@ _VALUES = re.compile(
 )
 """Header lines around the values that depend on the frames."""
 
-Used = Callable[[Instance, int, Sequence[int]], None]
-"""Called with an instance, its number of frames, and frames that were loaded ahead of any request and are asked for now."""
+Used = Callable[[FrameRequest, Grant, int], None]
+"""Called with a request for frames that were loaded ahead of any and are asked for for the first time, as far as is known; with the
+grant, and the bytes of one, about."""
 
 
 @attrs.frozen
@@ -56,6 +58,7 @@ class Template:
     before others, and after the last, with boundary and length (*end*: boundary) to be filled in; empty where there are no parts.
     *digest*: begins the digest of the parts."""
 
+    origin: Origin
     instance: Instance
     asked: bytes
     ahead: bytes
@@ -70,7 +73,9 @@ class Template:
     """Frames that were loaded ahead and whose use is known."""
 
     @classmethod
-    def of(cls, instance: Instance, form: FrameForm, stored: str, lines: Sequence[bytes]) -> Template:
+    def of(
+        cls, origin: Origin, instance: Instance, form: FrameForm, stored: str, lines: Sequence[bytes]
+    ) -> Template:  # fmt: skip
         """The template of answers in *form*, *lines* being the header lines around ETag, Content-Type and Content-Length."""
         before, type_, length, after = [line.replace(b"%", b"%%") for line in lines]
         part_type = part_content_type(form.media_type, form.transfer_syntax).encode("ascii")
@@ -82,7 +87,7 @@ class Template:
             first = next_[2:]
         head = b'%b"%%b"%b%b%b%%d%b' % (before, type_, content_type, length, after)
         digest = begun_parts_digest(form.media_type, form.transfer_syntax)
-        return cls(instance, *frame_heads(stored), part_type, head, first, next_, end, digest)
+        return cls(origin, instance, *frame_heads(stored), part_type, head, first, next_, end, digest)
 
     def answer(self, frames: Sequence[bytes], digests: Sequence[bytes]) -> CachedAnswer:
         """The answer of these frames, whose digests are known."""
@@ -136,7 +141,7 @@ class CachedAnswers:
         if grant is None:
             return None
         if not single:
-            return self._list(template, grant, tail)
+            return self._list(template, grant, caller, tail)
         number = int(tail)
         read = self.cache.read_now(template.instance, (frame_name(number),))
         if read is None or read[0] != grant.fence or number > grant.metadata.frames:
@@ -145,12 +150,12 @@ class CachedAnswers:
         head, frame = value[AFTER_EXPIRY : template.start], cast(bytes, value[template.start :])
         if head == template.ahead:
             if number not in template.noted:
-                self._note(template, grant, [number])
+                self._note(template, grant, caller, [number], len(frame))
         elif head != template.asked:
             return None
         return template.answer((frame,), (digest or content_digest((frame,)),)) if len(frame) <= MAX_ANSWER else None
 
-    def _list(self, template: Template, grant: Grant, text: bytes) -> Optional[CachedAnswer]:
+    def _list(self, template: Template, grant: Grant, caller: Caller, text: bytes) -> Optional[CachedAnswer]:
         """The answer of the frames that the list *text* names."""
         numbers = self._numbers(text, grant)
         read = None if numbers is None else self.cache.read_now(template.instance, list(map(frame_name, numbers)))
@@ -162,16 +167,16 @@ class CachedAnswers:
             return None
         ahead = [number for number, head in zip(numbers, heads) if head == template.ahead]
         if not template.noted.issuperset(ahead):
-            self._note(template, grant, ahead)
+            self._note(template, grant, caller, ahead, len(frames[0]))
         digests = [digest or content_digest((frame,)) for frame, (_, digest) in zip(frames, read[1])]
         return template.answer(frames, digests)
 
-    def _note(self, template: Template, grant: Grant, numbers: list[int]) -> None:
+    def _note(self, template: Template, grant: Grant, caller: Caller, numbers: list[int], size: int) -> None:
         """Let it be known that frames are asked for that were loaded ahead of any request."""
         if len(template.noted) > MAX_NOTED:
             template.noted.clear()
         template.noted.update(numbers)
-        self.used(template.instance, grant.metadata.frames, numbers)
+        self.used(FrameRequest(template.origin, template.instance, tuple(numbers), caller), grant, size)
 
     def _numbers(self, text: bytes, grant: Grant) -> Optional[tuple[int, ...]]:
         """The frames that the list *text* names, if it does so plainly, and they are few."""
@@ -180,13 +185,15 @@ class CachedAnswers:
         numbers = tuple(map(int, text.split(b",")))
         return None if len(numbers) * grant.most > LONG else numbers
 
-    def learn(self, key: Key, instance: Instance, form: FrameForm, stored: str, head: bytes) -> None:
+    def learn(
+        self, key: Key, origin: Origin, instance: Instance, form: FrameForm, stored: str, head: bytes
+    ) -> None:  # fmt: skip
         """Take a template from the ordinary answer to *key*, of frames in the transfer syntax *stored*; *head*: its header lines."""
         prefix, separator, tail = key[0].rpartition(_FRAMES)
         cut = _VALUES.fullmatch(head)
         plain = tail.isdigit() or _LIST.fullmatch(tail) is not None
         if separator and cut is not None and plain and b"?" not in key[0] and sum(map(len, key)) <= MAX_KEY:
-            template = Template.of(instance, form, stored, cut.groups())
+            template = Template.of(origin, instance, form, stored, cut.groups())
             self._templates[prefix, key[1], key[2], tail.isdigit()] = template
             if len(self._templates) > MAX_TEMPLATES:
                 self._templates.popitem(last=False)

@@ -122,7 +122,7 @@ class HotDispatcher:
         key = (request.uri, accept[0], origin[0])
         head = b"".join((*lines, b"\r\n"))
         if form is not None and cached is not None:
-            cached.learn(key, instance, *form, head)
+            cached.learn(key, request.target.mount.origin, instance, *form, head)
         else:
             self.hot.keep(key, instance, source, route, etag, head, b"".join(body))
 

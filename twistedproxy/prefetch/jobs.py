@@ -130,17 +130,17 @@ async def seconds_left(cache: Cache, instance: Instance, fence: Fence) -> Option
     return await cache.claim_left(instance, LOCK + fence)
 
 
-MAX_ENDED = 1000
-"""Ended jobs that are kept at most, about 1 kB each."""
+MAX_ENDED = 1000  # ended jobs that are kept at most, about 1 kB each
 
 
 class JobKind(enum.Enum):
-    """The sizes of prefetch. A stack's slices are instances of one frame."""
+    """The sizes of prefetch. *stack*: slices that are instances of one frame; *ahead*: frames around those that are looked at."""
 
     WHOLE = "whole"
     BLOCK = "block"
     DISPLAY = "display"
     STACK = "stack"
+    AHEAD = "ahead"
 
 
 class Result(enum.Enum):
@@ -156,8 +156,8 @@ class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *running* fires when it has ended; *over* is for those who
-    wait for that, *moved* for those who wait for more of its frames, or for its end.
+    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *running* fires when it has ended;
+    *over* is for those who wait for that, *moved* for those who wait for more of its frames, or for its end.
     """
 
     instance: Instance
@@ -167,6 +167,7 @@ class Job:
     started: float
     fence: Fence = attrs.field(default=b"", repr=False)
     lock: Optional[LoadLock] = attrs.field(default=None, repr=False)
+    small: bool = False
     frames: int = 0
     bytes: int = 0
     ended: Optional[float] = None
@@ -231,14 +232,13 @@ class JobBook:
 
     def last(self, instance: Instance) -> Optional[Job]:
         """The running job of an instance (of several, the largest), else the last that ended, as far as remembered."""
-        running = [job for job in self._running if job.instance == instance]
-        if running:
+        if running := [job for job in self._running if job.instance == instance]:
             return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
         return next((job for job in reversed(self._ended) if job.instance == instance), None)
 
     def count(self) -> int:
-        """How many running jobs count towards ``max-jobs``: those of whole instances and blocks."""
-        return sum(job.kind in (JobKind.WHOLE, JobKind.BLOCK) for job in self._running)
+        """How many running jobs count towards ``max-jobs``: those of blocks, and of whole instances that are not small."""
+        return sum(job.kind in (JobKind.WHOLE, JobKind.BLOCK) and not job.small for job in self._running)
 
     def start(self, instance: Instance, kind: JobKind, reason: str, total: int, fence: Fence = b"") -> Job:
         """Note a new job."""

@@ -109,13 +109,16 @@ def plan(
     frames_refused: bool = False,
     not_loadable: bool = False,
     room: Optional[Room] = None,
+    looked_ahead: bool = False,
 ) -> Plan:
     """Decide what an answered request for the frames *requested* (no repeats) calls for.
 
     *from_origin* is how many of them came from the origin (None: all); *one_frame_a_request* whether the origin serves
     single frames only. *frames_refused*: the origin did not want to give these; only the whole instance can help, however
     few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. *room*: what the cache has for
-    it, where that is known. The *metadata*'s transfer
+    it, where that is known. *looked_ahead*: whether
+    frames of slides are loaded where their readers look (`twistedproxy.prefetch.look_ahead`): then there are no blocks of these and no
+    display loads, and they are loaded whole only where that takes no time. The *metadata*'s transfer
     syntax: where the origin doesn't say it, that of the frames.
     """
     frames = [number for number in requested if 1 <= number <= metadata.frames]
@@ -135,10 +138,16 @@ def plan(
     not_whole = packed(metadata) or (Reason.NOT_LOADABLE if not_loadable else None)
     if not_whole is None and screen.grid.is_within(settings.block_pixels):
         return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, only_whole, one_frame_a_request)
+    ahead = looked_ahead and only_whole is None and screen.grid.tiling is Tiling.FULL and not one_frame_a_request
+    if room is not None and not ahead:
+        room = attrs.evolve(room, seconds=0.0)  # a frame costs as much as all, or there is no other way
     not_whole = not_whole or too_large(settings, metadata, room) or too_busy(settings, load)
-    if not_whole is None:
-        return _whole(settings, Kind.WHOLE, Reason.WHOLE_INSTANCE, screen, only_whole, one_frame_a_request)
-    return _block(settings, not_whole, screen, only_whole, one_frame_a_request)
+    if not_whole is not None and ahead:
+        return Plan(Kind.NOTHING, not_whole, not_whole=not_whole, no_display=Reason.LOOKED_AHEAD)
+    if not_whole is not None:
+        return _block(settings, not_whole, screen, only_whole, one_frame_a_request)
+    no_display = Reason.LOOKED_AHEAD if ahead else only_whole
+    return _whole(settings, Kind.WHOLE, Reason.WHOLE_INSTANCE, screen, no_display, one_frame_a_request)
 
 
 def plan_by_hand(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan:
@@ -166,6 +175,13 @@ def plan_for_picture(settings: PrefetchSettings, metadata: InstanceMetadata, not
     return decided if decided.kind is Kind.NOTHING else attrs.evolve(decided, reason=Reason.NEEDED_BY_A_PICTURE)
 
 
+def plan_small_level(settings: PrefetchSettings, metadata: InstanceMetadata) -> Plan:
+    """Decide on loading a small level of a slide that is opened, and whose frames were not asked for yet."""
+    refusal = _refused_syntax(metadata) or unsized(metadata) or packed(metadata)
+    kind = Kind.NOTHING if refusal is not None else Kind.SMALL
+    return Plan(kind, refusal or Reason.SMALL_LEVEL, metadata.frames)
+
+
 def _refused_syntax(metadata: InstanceMetadata) -> Optional[Reason]:
     reason = unsupported(metadata)
     return None if reason is Reason.SYNTAX_UNKNOWN else reason
@@ -183,10 +199,10 @@ def _whole(
     kind: Kind,
     reason: Reason,
     screen: Screen,
-    only_whole: Optional[Reason],
+    none: Optional[Reason],
     one_frame_a_request: bool,
 ) -> Plan:
-    display, no_display = _display(settings, screen, only_whole, one_frame_a_request)
+    display, no_display = _display(settings, screen, none, one_frame_a_request)
     # In this process the display load only goes first: of the same frames it would be the same load twice.
     if kind is Kind.SMALL and no_display is None and len(display) >= screen.grid.frames:
         display, no_display = Region(), Reason.DISPLAY_NOT_SMALLER

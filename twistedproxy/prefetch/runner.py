@@ -1,7 +1,7 @@
 """The jobs of one worker, carried out: whole-instance, block and display loads.
 
-- A whole-instance load has the one slot that such loads have at its origin (those that callers wait for have another), and
-  gives its lock back if it fails.
+- A whole-instance load has the one slot that such loads have at its origin (small ones, and those that callers wait for, have
+  another), and gives its lock back if it fails.
 - After a load that failed when frames of it had been served, the instance is invalidated: no worker and no host gives
   them any more, from the cache or from memory.
 - What makes a whole-instance load fail and will not pass is remembered: of that instance, and, where two of a store failed
@@ -39,6 +39,13 @@ MAX_REGION_FRAMES = 16_384
 frames of 64. Metadata that tell of frames of one pixel must not make lists of 64 million numbers."""
 
 
+USUAL_RATE = 50e6
+"""Bytes a second of a whole-instance load from an origin that is not known."""
+
+TELLING_BYTES = 16 << 20
+"""Of a load that tells how fast its origin is: a smaller one tells more of its latency."""
+
+
 @attrs.frozen
 class Occasion:
     """A request that gives reason to prefetch."""
@@ -68,7 +75,8 @@ class Loads:
     jobs: JobBook
     small: Loader
     whole: Loader
-    _slots: dict[tuple[str, bool], DeferredLock] = attrs.field(init=False, factory=dict)
+    _slots: dict[tuple[str, bool, bool], DeferredLock] = attrs.field(init=False, factory=dict)
+    _rates: dict[str, float] = attrs.field(init=False, factory=dict)
     _unloadable: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     _first_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
     _none_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
@@ -83,6 +91,10 @@ class Loads:
         while ago. What a store refuses one caller says nothing of others."""
         now, who = self.clock.seconds(), caller.credential
         return self._unloadable.has((instance, who), now) or self._none_of.has((instance.place, who), now)
+
+    def seconds(self, wanted: FrameRequest, size: int) -> float:
+        """How long a whole-instance load of *size* bytes would take, by the last one from that origin."""
+        return size / self._rates.get(wanted.origin.url, USUAL_RATE)
 
     def _note_failure(self, instance: Instance, caller: Caller) -> None:
         now, place, one = self.clock.seconds(), (instance.place, caller.credential), (instance, caller.credential)
@@ -99,7 +111,7 @@ class Loads:
     def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
         """Start a whole-instance load; in this process after its display load."""
         job = self._job(occasion, JobKind.WHOLE, decided, occasion.metadata.frames)
-        job.lock = lock
+        job.lock, job.small = lock, decided.kind is Kind.SMALL
         loader = self.small if decided.kind is Kind.SMALL else self.whole
 
         async def work() -> None:
@@ -140,7 +152,9 @@ class Loads:
         seconds = self.settings.frame_ttl
         task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
         try:
-            async with self._slots.setdefault((wanted.origin.url, decided.waited_for), DeferredLock()):
+            slot = wanted.origin.url, decided.kind is Kind.SMALL, decided.waited_for
+            async with self._slots.setdefault(slot, DeferredLock()):
+                began = self.clock.seconds()
                 loaded = await loader.load(task, job.progressed)
         except Withdrawn:
             await self.reader.invalidation.invalidate(occasion.instance.scope)
@@ -150,6 +164,8 @@ class Loads:
                 self._note_failure(occasion.instance, wanted.caller)
             raise
         self._note_success(occasion.instance, wanted.caller)
+        if loaded.bytes >= TELLING_BYTES:
+            self._rates[wanted.origin.url] = loaded.bytes / max(0.001, self.clock.seconds() - began)
         job.progressed(loaded.frames, loaded.bytes)
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:

@@ -8,25 +8,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
-from twistedproxy.deferreds import follow
+from twistedproxy.deferreds import Background
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import expected
+from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
+from twistedproxy.prefetch.frame_queues import FrameQueues
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
 from twistedproxy.prefetch.loaders import Loader
-from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
-from twistedproxy.prefetch.rules import Room, switched_off
+from twistedproxy.prefetch.look_ahead import LookAhead, Seen
+from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture, plan_small_level
+from twistedproxy.prefetch.rules import Room, switched_off, unsupported
 from twistedproxy.prefetch.runner import Loads, Occasion
 from twistedproxy.prefetch.stacks import Stacks
 from twistedproxy.prefetch.usefulness import Usefulness
@@ -60,58 +63,84 @@ class Scheduler:
     whole: Loader
     loads: Loads = attrs.field(init=False)
     stacks: Optional[Stacks] = attrs.field(init=False)
+    ahead: Optional[LookAhead] = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: set[Instance] = attrs.field(init=False, factory=set)
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
-    _unplanned: int = attrs.field(init=False, default=0)
-    _starting: set[Deferred[None]] = attrs.field(init=False, factory=set)
-    _stopped: bool = attrs.field(init=False, default=False)
+    _background: Background = attrs.field(init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
+        self._background = Background(self.clock, "a prefetch could not be started")
         self.usefulness = Usefulness(self.metrics)
         self._refused = Recent(self.settings.recache_after, MAX_REMEMBERED)
         answers = self.reader.access.series
-        self.stacks = None
+        self.stacks = self.ahead = None
         if answers is not None and switched_off(self.settings) is None:
             self.stacks = Stacks(self.cache, self.reader, answers, self.jobs)
+            queues = FrameQueues(self.cache, self.reader, self.jobs, self.metrics, self.clock)
+            pixels, least = self.settings.block_pixels, self.settings.prefetch_min_frames
+            self.ahead = LookAhead(self.reader, answers, queues, self.clock, pixels, least, self._load_level)
         self.loads = Loads(
             self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
         )
 
     def answered(self, wanted: FrameRequest, answer: FrameAnswer) -> None:
         """Hear of an answered request. Never raises, and returns before anything is loaded."""
+        metadata, from_origin, new = answer.metadata, answer.from_origin, []
         if answer.prefetched:
-            self.usefulness.asked(wanted.instance, answer.metadata.frames, answer.prefetched)
-        from_origin = answer.fetched + answer.shared
-        if answer.fence is None or self._stopped:
+            new = self.usefulness.asked(wanted.instance, metadata.frames, answer.prefetched)
+        if answer.fence is None or self._background.stopped:
             return
-        if answer.metadata.frames == 1 and self.stacks is not None:
-            if from_origin or not self.stacks.is_done(wanted):
-                self._once_written(lambda: self._touched(wanted, answer.metadata, bool(from_origin)))
+        if metadata.frames == 1 and not metadata.is_tiled:
+            if self.stacks is not None and (from_origin or not self.stacks.is_done(wanted)):
+                touched = self.stacks.touched
+                self._background.once_written(
+                    lambda: self._background.run(touched(wanted, metadata, bool(from_origin)))
+                )
             return
-        if not from_origin and self.settings.prefetch_trigger > 0:  # nearly every request
-            return
-        syntax = answer.frames[0].transfer_syntax
-        metadata = answer.metadata
         if metadata.transfer_syntax is None:
-            metadata = attrs.evolve(metadata, transfer_syntax=syntax)
+            metadata = attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
         occasion = Occasion(wanted, metadata, answer.fence, answer.size // len(answer.frames))
-        self._once_written(lambda: self._consider(occasion, from_origin))
+        if from_origin and answer.metadata.transfer_syntax is None:
+            self._look(occasion, wanted.numbers)  # it was not known before that they may be prefetched
+        elif new:
+            self._look(occasion, new)
+        if from_origin or self.settings.prefetch_trigger <= 0:
+            self._background.once_written(lambda: self._consider(occasion, from_origin))
 
-    def _touched(self, wanted: FrameRequest, metadata: InstanceMetadata, fetched: bool) -> None:
-        if self.stacks is not None and not self._stopped:
-            self._in_background(self.stacks.touched(wanted, metadata, fetched))
+    def missed(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
+        """Hear of a request of which the origin is asked for something: what lies around is asked for beside that. Never raises."""
+        if fence is not None:
+            self._look(Occasion(wanted, metadata, fence, expected(metadata)), wanted.numbers, missed=True)
 
-    def _once_written(self, do: Callable[[], None]) -> None:
-        """*do* it once the answer was written: its client does not wait for that."""
+    def hit(self, wanted: FrameRequest, grant: Grant, frame_bytes: int) -> None:
+        """Hear of a request for cached frames that were loaded ahead of any. Never raises, and returns before anything is loaded."""
+        new = self.usefulness.asked(wanted.instance, grant.metadata.frames, wanted.numbers)
+        if new and grant.fence is not None:
+            self._look(Occasion(wanted, grant.metadata, grant.fence, frame_bytes), new)
 
-        def now() -> None:
-            self._unplanned -= 1
-            do()
+    def _look(self, occasion: Occasion, numbers: Sequence[int], missed: bool = False) -> None:
+        if self.ahead is not None and not self._background.stopped and unsupported(occasion.metadata) is None:
+            self._background.once_written(lambda: self._look_ahead(occasion, numbers, missed))
 
-        self._unplanned += 1
-        self.clock.callLater(0, now)
+    def _look_ahead(self, occasion: Occasion, numbers: Sequence[int], missed: bool) -> None:
+        if self.ahead is None:
+            return
+        dear = self._is_dear(occasion) and not self.loads.unloadable(occasion.instance, occasion.wanted.caller)
+        seen = Seen(occasion.wanted, occasion.metadata, occasion.fence, occasion.frame_bytes, numbers, missed, dear)
+        if self.ahead.around(seen):
+            self._background.run(self.ahead.beyond(seen))
+
+    async def _load_level(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Fence) -> None:
+        decided = plan_small_level(self.settings, metadata)
+        if decided.kind is Kind.SMALL:
+            await self._begin(Occasion(wanted, metadata, fence), decided)
+
+    @staticmethod
+    def _is_dear(occasion: Occasion) -> bool:
+        """Whether the origin serves one frame a request, each about as dear as the whole instance."""
+        return occasion.wanted.origin.frames_per_request(occasion.instance) == 1
 
     def refused(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request for frames that the origin did not want to answer. Never raises.
@@ -120,13 +149,13 @@ class Scheduler:
         caller it is loaded once in ``recache-after``, whatever comes of that.
         """
         asked, now = (wanted.instance, wanted.caller.credential), self.clock.seconds()
-        if fence is None or self._stopped or self._refused.has(asked, now):
+        if fence is None or self._background.stopped or self._refused.has(asked, now):
             return
         self._refused.add(asked, now)
         self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)), refused=True)
 
     def _consider(self, occasion: Occasion, from_origin: int, refused: bool = False) -> None:
-        if self._stopped:
+        if self._background.stopped:
             return
         try:
             decided = self._decide(occasion, from_origin, refused)
@@ -134,20 +163,21 @@ class Scheduler:
             self._log.failure("a prefetch could not be planned")
             return
         if decided.kind is not Kind.NOTHING:
-            self._in_background(self._begin(occasion, decided))
+            self._background.run(self._begin(occasion, decided))
 
     def _decide(self, occasion: Occasion, from_origin: int, refused: bool) -> Plan:
-        wanted, metadata, capacity = occasion.wanted, occasion.metadata, self.cache.capacity
+        wanted, metadata = occasion.wanted, occasion.metadata
         decided = plan(
             self.settings,
             metadata,
             set(wanted.numbers),
             self.load,
             from_origin=from_origin,
-            one_frame_a_request=wanted.origin.frames_per_request(wanted.instance) == 1,
+            one_frame_a_request=self._is_dear(occasion),
             frames_refused=refused,
             not_loadable=self.loads.unloadable(wanted.instance, wanted.caller),
-            room=None if capacity is None else Room(capacity, occasion.frame_bytes),
+            room=self._room(occasion),
+            looked_ahead=self.ahead is not None,
         )
         self.metrics.count("prefetch_plans", (decided.kind.value, decided.reason.value))
         self._log.debug(
@@ -156,6 +186,13 @@ class Scheduler:
         if decided.reason is Reason.SYNTAX_NOT_SUPPORTED and metadata.transfer_syntax is not None:
             self._say_once(wanted.instance, metadata.transfer_syntax)
         return decided
+
+    def _room(self, occasion: Occasion) -> Room:
+        frames = occasion.metadata.frames
+        if self.ahead is not None:
+            frames = self.ahead.slides(occasion.instance, occasion.wanted.caller.credential, frames)
+        seconds = self.loads.seconds(occasion.wanted, frames * occasion.frame_bytes)
+        return Room(self.cache.capacity, occasion.frame_bytes, seconds)
 
     def _say_once(self, instance: Instance, uid: str) -> None:
         if instance in self._unsupported:
@@ -169,16 +206,6 @@ class Scheduler:
             instance=instance.path,
             transfer_syntax=uid,
         )
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        starting = Deferred.fromCoroutine(work)
-        self._starting.add(starting)
-        starting.addErrback(self._start_failed)
-        starting.addCallback(lambda _: self._starting.discard(starting))
-
-    def _start_failed(self, failure: Any) -> None:
-        if failure.check(CancelledError) is None:
-            self._log.failure("a prefetch could not be started", failure)
 
     async def _begin(self, occasion: Occasion, decided: Plan) -> None:
         """Start what *decided* says, as far as the lock allows, and the display load that is not part of it."""
@@ -214,10 +241,10 @@ class Scheduler:
 
     def _check_room(self, instance: Instance, decided: Plan) -> None:
         """Raises `NotStarted` where as many jobs run as may, unless a caller waits, or all of them are to end."""
-        if self._stopped:
+        if self._background.stopped:
             raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
         running = self.jobs.count()
-        if running < self.settings.max_jobs or decided.waited_for:
+        if running < self.settings.max_jobs or decided.waited_for or decided.kind is Kind.SMALL:
             return
         self.metrics.count("prefetch_jobs_busy")
         self._log.info(
@@ -259,7 +286,7 @@ class Scheduler:
     ) -> Optional[Job]:
         """The whole-instance load of an instance that a caller (who has a grant) needs most frames of: the one that runs, or
         one that is started now, however many others run. None where it is not to be loaded whole."""
-        if fence is None or self._stopped:
+        if fence is None or self._background.stopped:
             return None
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
         if running is not None:
@@ -280,18 +307,13 @@ class Scheduler:
 
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""
-        while self._unplanned or self._starting or self.jobs.running:
-            if self._unplanned:
-                await deferLater(self.clock, 0)
-            for starting in list(self._starting):
-                await follow(starting)
+        while not self._background.idle or self.jobs.running:
+            await self._background.drain()
             await self.jobs.drain()
 
     async def stop(self) -> None:
         """Give up all jobs: their locks are given back and their unfinished work is removed."""
-        self._stopped = True
-        for starting in list(self._starting):
-            starting.cancel()
+        self._background.stop()
         for job in self.jobs.running:
             if job.running is not None:
                 job.running.cancel()

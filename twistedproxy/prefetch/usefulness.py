@@ -22,8 +22,8 @@ class Usefulness:
         self._metrics = metrics
         self._asked: OrderedDict[Instance, bytearray] = OrderedDict()
 
-    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> None:
-        """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for."""
+    def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> list[int]:
+        """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for. Those that were not before."""
         bits = self._asked.get(instance)
         if bits is None or len(bits) * 8 < frames:
             bits = self._asked[instance] = bytearray(frames // 8 + 1)
@@ -31,11 +31,12 @@ class Usefulness:
                 self._asked.popitem(last=False)
         else:
             self._asked.move_to_end(instance)
-        new = 0
+        new = []
         for number in numbers:
             byte, bit = divmod(number - 1, 8)
             if not bits[byte] >> bit & 1:
                 bits[byte] |= 1 << bit
-                new += 1
+                new.append(number)
         if new:
-            self._metrics.count("prefetch_frames_used", (), new)
+            self._metrics.count("prefetch_frames_used", (), len(new))
+        return new

@@ -1,7 +1,8 @@
-"""How the instances of a series belong together: a stack, or nothing that is known.
+"""How the instances of a series belong together: as a stack, as pyramids, or in no way that is known.
 
 A *stack* has instances of one frame and of like size and orientation, in the order in which they lie. Others of the series
-(localizers, reports) are no part of it.
+(localizers, reports) are no part of it. The *levels* of a *pyramid* are whole slide images of one set of optical paths. The label is
+part of none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,47 @@ class Stack:
     @index.default
     def _places(self) -> Mapping[str, int]:
         return {sop: place for place, sop in enumerate(self.order)}
+
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""VL Whole Slide Microscopy Image Storage (PS3.4 section B.5)."""
+
+
+@attrs.frozen
+class Pyramid:
+    """*levels*: the finest first, each of another total pixel matrix; *overviews*: small pictures of the slide, of one frame."""
+
+    levels: Sequence[Member]
+    overviews: Sequence[Member] = ()
+
+    @property
+    def frames(self) -> int:
+        """Those of all levels."""
+        return sum(level.metadata.frames for level in self.levels)
+
+    def beside(self, sop: str) -> Sequence[Member]:
+        """The next finer and the next coarser level."""
+        at = next((place for place, level in enumerate(self.levels) if level.sop == sop), None)
+        return () if at is None else (*self.levels[max(0, at - 1) : at], *self.levels[at + 1 : at + 2])
+
+
+def pyramids_of(members: Collection[Member]) -> Mapping[str, Pyramid]:
+    """The pyramids that *members* of a series make, by the SOP Instance UIDs of their levels and overviews. Of two instances of one size (focal planes,
+    parts of a concatenation) the first is a level."""
+    slides = [one for one in members if one.metadata.sop_class == WHOLE_SLIDE and one.metadata.frames]
+    overviews = [one for one in slides if one.flavor in ("OVERVIEW", "THUMBNAIL") and one.metadata.frames == 1]
+    groups: dict[tuple[str, ...], dict[tuple[int, int], Member]] = defaultdict(dict)
+    for one in sorted(slides, key=lambda one: (one.number, one.sop)):
+        facts = one.metadata
+        if facts.is_tiled and one.flavor not in ("LABEL", "OVERVIEW"):
+            groups[one.paths].setdefault((facts.total_columns or 0, facts.total_rows or 0), one)
+    pyramids = [Pyramid([group[size] for size in sorted(group, reverse=True)], overviews) for group in groups.values()]
+    found = {level.sop: pyramid for pyramid in pyramids for level in pyramid.levels}
+    if pyramids:
+        found.update(
+            (one.sop, max(pyramids, key=lambda pyramid: pyramid.frames)) for one in overviews if one.sop not in found
+        )
+    return found
 
 
 def stack_of(members: Collection[Member]) -> Optional[Stack]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,17 @@ from typing import Any, Optional
 
 import attrs
 
-from twistedproxy.dicom.json_events import UIDS, ArrayEvents, BadMetadata, Events, keep_values, read_object, uids_in
+from twistedproxy.dicom.json_events import (
+    CLOSE,
+    OPEN,
+    UIDS,
+    ArrayEvents,
+    BadMetadata,
+    Events,
+    keep_values,
+    read_object,
+    uids_in,
+)
 from twistedproxy.dicom.metadata import FoundFacts, InstanceMetadata
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 
@@ -22,6 +33,7 @@ MAX_MEMBERS = 20_000
 
 _NUMBER, _POSITION, _ORIENTATION = "00200013", "00200032", "00200037"
 _LENGTHS = {_NUMBER: 1, _POSITION: 3, _ORIENTATION: 6}
+_IMAGE_TYPE, _OPTICAL_PATHS, _OPTICAL_PATH = "00080008", "00480105", "00480106"
 
 Numbers = tuple[float, ...]
 
@@ -29,13 +41,17 @@ Numbers = tuple[float, ...]
 @attrs.frozen
 class Member:
     """An instance of a series. *number*: InstanceNumber (0020,0013), one value; *position*: ImagePositionPatient (0020,0032),
-    three, in mm; *orientation*: ImageOrientationPatient (0020,0037), six. Each is empty where it is missing, or makes no sense."""
+    three, in mm; *orientation*: ImageOrientationPatient (0020,0037), six; *flavor*: the third value of ImageType (0008,0008), of a
+    slide VOLUME, LABEL, OVERVIEW or THUMBNAIL (PS3.3 section C.8.12.4.1.1); *paths*: OpticalPathIdentifier (0048,0106) of each. Each
+    is empty where it is missing, or makes no sense."""
 
     sop: str
     metadata: InstanceMetadata
     number: Numbers = ()
     position: Numbers = ()
     orientation: Numbers = ()
+    flavor: str = ""
+    paths: tuple[str, ...] = ()
 
 
 class SeriesParser(ArrayEvents):
@@ -64,17 +80,23 @@ class _FoundMembers:
         """Read an object that has begun."""
         facts = FoundFacts()
         uids: dict[str, list[Any]] = {tag: [] for tag in UIDS}
-        more: dict[str, list[Any]] = {tag: [] for tag in _LENGTHS}
+        more: dict[str, list[Any]] = {tag: [] for tag in (*_LENGTHS, _IMAGE_TYPE)}
+        paths: list[str] = []
 
         def element(tag: str) -> Optional[Events]:
-            return keep_values(more[tag]) if tag in more else facts.element(tag)
+            if tag in more:
+                return keep_values(more[tag])
+            fact = facts.element(tag)
+            return fact if tag != _OPTICAL_PATHS or fact is None else _both(fact, _keep_paths(paths))
 
         yield from read_object(element, uids)
         named = uids_in(uids)
         if named is not None and named[:2] == self._place:
-            self._add(named[2], facts, more)
+            self._add(named[2], facts, more, tuple(sorted(paths)))
 
-    def _add(self, sop: str, facts: FoundFacts, more: Mapping[str, list[Any]]) -> None:
+    def _add(
+        self, sop: str, facts: FoundFacts, more: Mapping[str, list[Any]], paths: tuple[str, ...]
+    ) -> None:  # fmt: skip
         if len(self._seen) >= MAX_MEMBERS:
             raise BadMetadata(f"the series has more than {MAX_MEMBERS} instances")
         again = sop in self._seen
@@ -83,10 +105,56 @@ class _FoundMembers:
         if again:
             return
         try:
-            values = [_numbers(more[tag], length) for tag, length in _LENGTHS.items()]
-            self.members[sop] = Member(validate_uid(sop), facts.metadata(), *values)
+            number, position, orientation = [_numbers(more[tag], length) for tag, length in _LENGTHS.items()]
+            flavor = _text(more[_IMAGE_TYPE][2:3])
+            self.members[sop] = Member(
+                validate_uid(sop), facts.metadata(), number, position, orientation, flavor, paths
+            )
         except (BadMetadata, InvalidUID):
             return
+
+
+MAX_PATHS = 64
+"""Optical paths of an instance that are told apart."""
+
+
+def _keep_paths(paths: list[str]) -> Events:
+    """Add the identifiers of the items of an OpticalPathSequence that has just begun to *paths*."""
+    depth, at = 1, 0
+    while depth:
+        event, value = yield
+        if event in OPEN:
+            depth += 1
+        elif event in CLOSE:
+            depth -= 1
+            at = 0 if depth < at else at
+        elif event == "map_key" and value == _OPTICAL_PATH and not at:
+            at = depth + 1
+        elif at and event == "string" and depth == at + 1 and len(paths) < MAX_PATHS:
+            paths.append(_text([value]))
+
+
+def _both(one: Events, other: Events) -> Events:
+    """Have two readers read the same element."""
+    next(one)
+    next(other)
+    try:
+        while True:
+            event = yield
+            other.send(event)
+            one.send(event)
+    except StopIteration:
+        with contextlib.suppress(StopIteration):
+            one.send(event)
+
+
+def _text(values: list[Any]) -> str:
+    """The text that the only one of *values* is; "" where it is none, or is none of DICOM's short ones."""
+    return values[0].strip() if values and isinstance(values[0], str) and len(values[0]) <= MAX_TEXT else ""
+
+
+MAX_TEXT = 16
+"""Characters of a CS or SH value (PS3.5 section 6.2)."""
 
 
 def _numbers(values: list[Any], length: int) -> Numbers:
@@ -100,7 +168,7 @@ def _numbers(values: list[Any], length: int) -> Numbers:
 
 def pack_members(members: Iterable[Member]) -> bytes:
     """A compact form for `unpack_members`: some 50 bytes an instance."""
-    rows = [[one.sop, attrs.asdict(one.metadata), one.number, one.position, one.orientation] for one in members]
+    rows = [[one.sop, attrs.asdict(one.metadata), *attrs.astuple(one, recurse=False)[2:]] for one in members]
     return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 1)
 
 
@@ -108,6 +176,9 @@ def unpack_members(packed: bytes) -> Mapping[str, Member]:
     """Undo `pack_members`. Raises `BadMetadata` for anything else, of another version too."""
     try:
         rows = json.loads(zlib.decompress(packed))
-        return {sop: Member(sop, InstanceMetadata.of(facts), *map(tuple, more)) for sop, facts, *more in rows}
+        return {
+            sop: Member(sop, InstanceMetadata.of(facts), tuple(number), tuple(at), tuple(along), flavor, tuple(paths))
+            for sop, facts, number, at, along, flavor, paths in rows
+        }
     except (ValueError, TypeError, zlib.error) as error:
         raise BadMetadata("the cached instances of a series are malformed") from error

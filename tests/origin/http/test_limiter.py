@@ -71,14 +71,15 @@ class LimiterTests(SynchronousTestCase):
         self.successResultOf(limiter.acquire(CALLER))
 
     def test_whole_has_its_own(self) -> None:
-        """A whole-instance load neither waits for other requests nor makes them wait, only for another of its kind."""
+        """Two whole-instance loads neither wait for other requests nor make them wait; a third waits for them."""
         self.successResultOf(self.enter("a"))
         whole = self.successResultOf(self.enter("w1", WHOLE))
+        self.successResultOf(self.enter("w2", WHOLE))
         self.successResultOf(self.enter("b"))
-        second = self.enter("w2", WHOLE)
-        self.assertNoResult(second)
+        third = self.enter("w3", WHOLE)
+        self.assertNoResult(third)
         whole.release()
-        self.successResultOf(second)
+        self.successResultOf(third)
 
     def test_cancelled_wait(self) -> None:
         """A waiter that leaves gives up its place and takes no slot with it."""

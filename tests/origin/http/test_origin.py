@@ -821,18 +821,17 @@ class StoredInstanceTests(StoreTestCase):
                     await read_all(await self.origin.stored_instance(self.instance, ANYONE), 64 * MB)
                 self.store.heal()
 
-    async def test_one_at_a_time(self) -> None:
-        """A second whole-instance load waits for the first one's end; small requests don't."""
+    async def test_two_at_a_time(self) -> None:
+        """A third whole-instance load waits for the end of one of two; small requests don't."""
         self.begin(origin_concurrency=1)
         first = await self.origin.stored_instance(self.instance, ANYONE)
         gate = self.store.hold(f"/{self.slide.sop}", after=1000)
-        second = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
-        await read_all(first, 64 * MB)
+        second = await self.origin.stored_instance(self.instance, ANYONE)
         third = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
-        stream = await second
         (await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body.close()
         self.assertFalse(third.called)
-        stream.close()
+        await read_all(first, 64 * MB)
+        second.close()
         gate.release()
         self.assertEqual(await read_all(await third, 64 * MB), self.slide.part10)
 

@@ -11,8 +11,8 @@ Rules that this module keeps:
 - Unknown callers have half of the slots at most, and one turn in `UNKNOWN_TURN` while others wait: neither kind starves the other.
 - Prefetch and unknown callers together never take the last slots: a rightful caller's request must not wait for a
   prefetch.
-- Whole-instance loads have a slot of their own, so that a thousand small requests never starve the load that
-  makes them needless, and it never takes one of theirs.
+- Whole-instance loads have slots of their own, so that a thousand small requests never starve the load that
+  makes them needless, and they never take one of those.
 - A wait may be cancelled, ends at a deadline, and stands in a queue with a bound.
 - A slot is held from before the request is sent until its answer's body was read or closed. A request that holds a slot
   never waits for another one: that is what keeps the limiter free of deadlocks.
@@ -42,7 +42,7 @@ from twistedproxy.origin.interface import Caller, Headers, Priority, first
 
 MAX_WAITING = 10_000  # requests in the queue of one origin; each is some kB. Beyond it the answer is a 503
 LONG_TRANSFER_SECONDS = 10.0
-WHOLE_SLOTS = 1
+WHOLE_SLOTS = 2  # a large instance, and a small one that must not wait for it
 UNKNOWN_TURN = 4
 
 

@@ -1,0 +1,228 @@
+"""Slides, loaded where their readers look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted.internet.defer import Deferred
+
+from tests.frames.support import INSTANCE
+from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
+from tests.prefetch.support import MIB, PrefetchCase, Worker
+from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.frames.entries import frame_name
+from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
+from twistedproxy.prefetch import look_ahead
+from twistedproxy.prefetch.jobs import NotLoadable
+from twistedproxy.prefetch.surroundings import FURTHER, MARGIN, RING
+
+
+class LookAheadCase(PrefetchCase):
+    """A slide of four levels and an overview; 1 is the finest level."""
+
+    with_series = True
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cache = MemoryCache(self.clock, 512 * MIB)
+        self.origin = self.slides = SlideOrigin()
+
+    def look(
+        self, worker: Worker, number: int, row: int, column: int, caller: str = "alice", turns: int = 60
+    ) -> FrameAnswer:  # fmt: skip
+        """Ask for a frame of a level; all that follows is done."""
+        frame = row * SIDES.get(number, 1) + column + 1
+        wanted = FrameRequest(self.origin, level(number), (frame,), self.caller(caller))  # type: ignore[arg-type]
+        reading = Deferred.fromCoroutine(worker.reader.read(wanted))
+        for _ in range(turns):
+            self.clock.advance(0)
+        return self.successResultOf(reading)
+
+    def places(self, number: int) -> set[tuple[int, int]]:
+        """Row and column of the frames of a level that are cached."""
+        names = [frame_name(frame) for frame in range(1, FACTS[level(number).sop].frames + 1)]
+        found = self.now(self.cache.present(level(number), names))
+        return {divmod(frame, SIDES.get(number, 1)) for frame, name in enumerate(names) if name in found}
+
+    def assertSquare(self, found: Iterable[tuple[int, int]], rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        """All places within these rows and columns, ends included, and no others."""
+        rows_, columns_ = range(rows[0], rows[1] + 1), range(columns[0], columns[1] + 1)
+        self.assertEqual({*found}, {(row, column) for row in rows_ for column in columns_})
+
+
+class AroundTests(LookAheadCase):
+    """Within a level."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.slides.whole_series = False
+
+    def test_after_a_miss(self) -> None:
+        """A ring around the frame is loaded, and no more, though the whole level is small enough for the cache."""
+        self.patch(look_ahead.LookAhead, "slides", lambda *_: 10**9)
+        worker = self.worker()
+        self.look(worker, 1, 50, 60)
+        self.assertSquare(self.places(1), (50 - RING, 50 + RING), (60 - RING, 60 + RING))
+        self.assertEqual(self.count(worker, "prefetch_plans", "nothing", "slow-to-load"), 1)
+        self.assertEqual(worker.whole.tasks, [])
+
+    def test_beside_it(self) -> None:
+        """What lies around is asked for at once, and not when the frame has come."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 0, 0)
+        self.slides.gate = Deferred()
+        wanted = FrameRequest(self.origin, level(1), (50 * SIDES[1] + 61,), self.caller())  # type: ignore[arg-type]
+        reading = Deferred.fromCoroutine(worker.reader.read(wanted))
+        for _ in range(9):
+            self.clock.advance(0)
+        self.assertNoResult(reading)
+        around = {(row, column) for row in range(47, 54) for column in range(57, 64)}
+        self.assertEqual(self.places(1) & around, around - {(50, 60)})
+        self.slides.gate.callback(None)
+        self.assertEqual(self.successResultOf(reading).fetched, 1)
+
+    def test_on_hits(self) -> None:
+        """A frame that was loaded ahead and is asked for moves the ring; further in the direction of movement."""
+        worker = self.worker(whole_instance=False)
+        for column in range(60, 66):
+            self.assertEqual(self.look(worker, 1, 50, column).cached, int(column > 60))
+        found = self.places(1)
+        self.assertIn((50, 65 + RING + FURTHER), found)
+        self.assertEqual({row for row, _ in found}, {*range(50 - RING, 50 + RING + 1)})
+        self.assertEqual(min(column for _, column in found), 60 - RING)
+
+    def test_once(self) -> None:
+        """A frame that is asked for again, and one that was not loaded ahead, lead to nothing."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.look(worker, 1, 50, 61)
+        asked, jobs = len(self.origin.asked), len(self.ended(worker))
+        for column in (60, 61, 61):
+            self.look(worker, 1, 50, column)
+        self.assertEqual((len(self.origin.asked), len(self.ended(worker))), (asked, jobs))
+
+    def test_other_callers_too(self) -> None:
+        """Where another caller goes on, it goes on."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.assertEqual(self.look(worker, 1, 50, 63, "bob").cached, 1)
+        self.assertIn((50, 63 + RING), self.places(1))
+
+    def test_lost(self) -> None:
+        """What the cache has lost is loaded again, once a caller misses it."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        numbers = [row * SIDES[1] + column + 1 for row, column in self.places(1)]
+        self.now(self.cache.remove(level(1), [frame_name(number) for number in numbers]))
+        self.assertEqual(self.look(worker, 1, 50, 60).cached, 0)
+        self.assertSquare(self.places(1), (50 - RING, 50 + RING), (60 - RING, 60 + RING))
+
+    def test_dear(self) -> None:
+        """Where a frame costs the origin as much as the instance nothing is loaded around, as long as it can be loaded whole."""
+        self.origin.per_request = 1
+        worker = self.worker(display_min_frames=10**9)
+        self.look(worker, 1, 50, 60)
+        self.assertEqual((len(worker.whole.tasks), self.places(1)), (1, {(50, 60)}))
+        worker.whole.fail(NotLoadable("it is no file"))
+        self.look(worker, 1, 50, 60)
+        self.assertEqual(self.places(1), {(50, 60)})
+        self.look(worker, 1, 50, 61)
+        self.assertIn((50 + RING, 61 + RING), self.places(1))
+
+    def test_not_supported(self) -> None:
+        """Frames that cannot be told apart are not loaded."""
+        self.origin.syntax = "1.2.840.10008.1.2.4.102"
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 0, 0)
+        self.assertEqual(self.places(1), {(0, 0)})
+
+
+class BeyondTests(LookAheadCase):
+    """At other levels."""
+
+    def test_opened(self) -> None:
+        """When a slide is opened, its small levels are loaded: whole those of some frames, however many jobs run; and the overview."""
+        worker = self.worker(max_jobs=0, whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.assertEqual([task.instance.sop for task in worker.small.tasks], [level(3).sop])
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
+        self.assertEqual(self.places(OVERVIEW), {(0, 0)})
+        self.assertEqual(self.slides.series_asked, [b"alice"])
+
+    def test_opened_once(self) -> None:
+        """Not again by the same caller; by another, what is not there."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        worker.small.finish()
+        asked = len(self.slides.loaded[level(4).sop])
+        self.look(worker, 1, 90, 90)
+        self.assertEqual(self.count(worker, "prefetch_locks_lost"), 0)  # nobody tried
+        self.look(worker, 2, 9, 9, "bob")
+        self.assertEqual((len(worker.small.tasks), len(self.slides.loaded[level(4).sop])), (1, asked))
+
+    def test_by_its_overview(self) -> None:
+        """A viewer that shows the overview first opens the slide with it; a level of one frame does, too."""
+        worker = self.worker()
+        self.look(worker, OVERVIEW, 0, 0)
+        self.assertEqual([task.instance.sop for task in worker.small.tasks], [level(3).sop])
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
+
+    def test_neighbours(self) -> None:
+        """The same place of the level beside, a screen around it; again once the caller has moved by half a screen."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 64, 64)
+        middle = int(64.5 * SIDES[2] / SIDES[1])
+        square = (middle - MARGIN, middle + MARGIN)
+        self.assertSquare(self.places(2), square, square)
+        self.patch(look_ahead, "MARGIN", 2 * MARGIN)
+        self.look(worker, 1, 64, 80)
+        self.assertSquare(self.places(2), square, square)
+        self.patch(look_ahead, "MARGIN", MARGIN)
+        self.look(worker, 1, 64, 50)
+        self.assertIn((middle, int(50.5 * SIDES[2] / SIDES[1]) - MARGIN), self.places(2))
+
+    def test_finer(self) -> None:
+        """The finer level, too."""
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 2, 20, 20)
+        middle = int(20.5 * SIDES[1] / SIDES[2])
+        self.assertSquare(self.places(1), (middle - MARGIN, middle + MARGIN), (middle - MARGIN, middle + MARGIN))
+        self.assertEqual(self.places(3), set())  # the coarser one is loaded whole
+
+    def test_rights(self) -> None:
+        """A level that the caller is not shown is not loaded, and keeps nothing else from it."""
+        self.slides.hidden = {level(2).sop, level(3).sop}
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 64, 64)
+        self.assertEqual((worker.small.tasks, self.places(2)), ([], set()))
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
+
+    def test_by_size_of_the_slide(self) -> None:
+        """A level is loaded whole if all of the slide takes no time: by its frames, by the last load, by how many slides are read."""
+        size = len(b"frame 8257")
+        frames = sum(facts.frames for facts in FACTS.values() if facts.frames > 1)
+        for rate, others, whole in (
+            (frames * size / 4.9, 0, 1),
+            (frames * size / 5.1, 0, 0),
+            (frames * size / 4.9, 1, 0),
+        ):
+            self.setUp()
+            worker = self.worker()
+            self.look(worker, 3, 1, 1)  # opens it
+            worker.scheduler.loads._rates[INSTANCE.origin] = rate
+            for number in range(others):
+                assert worker.scheduler.ahead is not None
+                worker.scheduler.ahead._read[level(1).of_study] = self.clock.seconds() - number
+            self.look(worker, 1, 64, 64)
+            self.assertEqual(len(worker.whole.tasks), whole, (rate, others))
+            self.now(worker.scheduler.stop())
+
+    def test_stopped(self) -> None:
+        """At an orderly stop all of it ends."""
+        self.origin.held = []
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 64, 64)
+        self.assertGreater(len(worker.jobs.running), 1)
+        self.now(worker.scheduler.stop())
+        self.assertEqual(worker.jobs.running, [])
+        self.assertEqual(self.flushLoggedErrors(), [])

@@ -1,0 +1,228 @@
+"""Frames that are loaded before they are asked for, some at a time, in the order in which they are likely to be.
+
+- Each caller and instance has one queue, and what is newly wanted goes in front. Queues have turns, and what all of them have under
+  way is bounded in bytes: one caller's loads do not keep another's from being loaded.
+- Frames are read as callers read them, behind all of those at the origin: one that a caller asks for meanwhile is waited for, and
+  not asked for twice.
+- What is cached is left alone, and so is what another worker has claimed. What this worker has in a queue, or has loaded, is known
+  here, and the cache is not asked about it again.
+- An instance that the origin refuses to the caller is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Optional
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import frame_name
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.prefetch.loaders import turns
+from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.outages import Recent
+
+SIDE_BY_SIDE = 12
+"""Requests of one queue at once."""
+
+BYTES_UNDER_WAY = 32 << 20
+"""What the requests of all queues ask for, at most; one is always sent."""
+
+MAX_WAITING = 2000
+"""Frames of one queue that wait; of more the ones that are the least likely to be asked for."""
+
+MAX_QUEUES = 1000
+"""Queues that are remembered, with what is known of their instances' frames."""
+
+CLAIM_SECONDS = 30.0
+"""How long other workers leave a frame to the one that loads it."""
+
+REFUSED_SECONDS = 60.0
+"""How long an instance is left alone of which the origin refused frames."""
+
+_Key = tuple[bytes, Instance]
+
+
+@attrs.define(eq=False)
+class FrameQueue:
+    """What is to be loaded of one instance for the caller of *wanted*, written under *fence*. *frame_bytes*: of a frame, about.
+    *known*: frames that are cached, wait here, or are *loading*."""
+
+    wanted: FrameRequest
+    fence: Fence
+    frame_bytes: int = 1
+    known: set[int] = attrs.Factory(set)
+    loading: set[int] = attrs.Factory(set)
+    lanes: set[Deferred[None]] = attrs.Factory(set)
+    job: Optional[Job] = None
+    over: Optional[Deferred[None]] = None
+    _waiting: OrderedDict[int, None] = attrs.Factory(OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, numbers: Sequence[int]) -> int:
+        """Have those of *numbers* loaded that are not known, before all that wait; how many these are."""
+        new = [number for number in numbers if number not in self.known]
+        self.known.update(new)
+        for number in reversed(new):
+            self._waiting[number] = None
+            self._waiting.move_to_end(number, last=False)
+        while len(self._waiting) > MAX_WAITING:
+            self.known.discard(self._waiting.popitem()[0])
+        return len(new)
+
+    def take(self, count: int) -> list[int]:
+        """The next to load."""
+        numbers = [self._waiting.popitem(last=False)[0] for _ in range(min(count, len(self._waiting)))]
+        self.loading.update(numbers)
+        return numbers
+
+    def missed(self, numbers: Iterable[int]) -> None:
+        """The origin was asked for these: if they were thought to be cached, they were lost, and so may be others."""
+        if any(one in self.known and one not in self._waiting and one not in self.loading for one in numbers):
+            self.known = {*self._waiting, *self.loading}
+        self.known.update(numbers)
+
+    def end(self) -> None:
+        """All of it is loaded."""
+        over, self.over, self.job = self.over, None, None
+        if over is not None:
+            over.callback(None)
+
+    def stop(self) -> None:
+        """Load nothing more; nothing is known. Who waits for the end is not told."""
+        self.over = self.job = None
+        self._waiting.clear()
+        self.known.clear()
+        for lane in list(self.lanes):
+            lane.cancel()
+
+
+@attrs.define(eq=False)
+class FrameQueues:
+    """All queues of one worker."""
+
+    cache: Cache
+    reader: FrameReader
+    jobs: JobBook
+    metrics: Metrics
+    clock: IReactorTime
+    _queues: OrderedDict[_Key, FrameQueue] = attrs.field(init=False, factory=OrderedDict)
+    _turns: OrderedDict[FrameQueue, None] = attrs.field(init=False, factory=OrderedDict)
+    _under_way: int = attrs.field(init=False, default=0)
+    _going_on: bool = attrs.field(init=False, default=False)
+    _breathe: Callable[[], Optional[Awaitable[None]]] = attrs.field(
+        init=False, default=attrs.Factory(lambda self: turns(self.clock), takes_self=True)
+    )
+    _refused: Recent[_Key] = attrs.field(init=False, factory=lambda: Recent(REFUSED_SECONDS))
+
+    def of(self, wanted: FrameRequest, fence: Fence, frame_bytes: int) -> FrameQueue:
+        """The queue of the caller and the instance of *wanted*, which has this *fence* now."""
+        key = (wanted.caller.credential, wanted.instance)
+        queue = self._queues.get(key)
+        if queue is None or queue.fence != fence:
+            quiet = FrameRequest(
+                wanted.origin, wanted.instance, (1,), wanted.caller, prefetch=False, priority=Priority.DISPLAY
+            )
+            queue = self._queues[key] = FrameQueue(quiet, fence)
+        queue.frame_bytes = max(1, frame_bytes)
+        self._queues.move_to_end(key)
+        if len(self._queues) > MAX_QUEUES:
+            self._queues.popitem(last=False)
+        return queue
+
+    def add(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
+        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds."""
+        key = (queue.wanted.caller.credential, queue.wanted.instance)
+        if self._refused.has(key, self.clock.seconds()):
+            return
+        new = queue.put(numbers)
+        if queue.job is None and len(queue):
+            self._begin(queue)
+        elif queue.job is not None:
+            queue.job.total += new
+        self._turns[queue] = None
+        self._go_on()
+
+    def _begin(self, queue: FrameQueue) -> None:
+        instance = queue.wanted.instance
+        queue.job = job = self.jobs.start(instance, JobKind.AHEAD, "look-ahead", len(queue), queue.fence)
+        queue.over = Deferred(lambda _: queue.stop())
+        job.running = Deferred.fromCoroutine(self.jobs.carry_out(job, queue.over))
+        job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
+
+    def _go_on(self) -> None:
+        """Send what may be sent now. Not re-entered: what ends at once must not recurse as deep as a queue is long."""
+        if self._going_on:
+            return
+        self._going_on = True
+        try:
+            while self._turns and self._under_way < BYTES_UNDER_WAY:
+                queue, _ = self._turns.popitem(last=False)
+                if len(queue) and len(queue.lanes) < SIDE_BY_SIDE:
+                    self._turns[queue] = None  # behind the others
+                    self._send(queue)
+                elif not len(queue) and not queue.lanes:
+                    queue.end()
+        finally:
+            self._going_on = False
+
+    def _send(self, queue: FrameQueue) -> None:
+        wanted = queue.wanted
+        numbers = queue.take(max(1, wanted.origin.frames_per_request(wanted.instance)))
+        size = len(numbers) * queue.frame_bytes
+        self._under_way += size
+        lane = Deferred.fromCoroutine(self._load(queue, numbers))
+
+        def ended(result: object) -> None:
+            self._under_way -= size
+            queue.lanes.discard(lane)
+            queue.loading.difference_update(numbers)
+            if isinstance(result, Failure):
+                self._failed(queue, result)
+            self._turns[queue] = None
+            self._go_on()
+
+        queue.lanes.add(lane)
+        lane.addBoth(ended)
+
+    def _failed(self, queue: FrameQueue, failure: Failure) -> None:
+        """A request failed: the others would, too."""
+        over = queue.over
+        queue.stop()
+        if over is not None and not over.called:
+            self._refused.add((queue.wanted.caller.credential, queue.wanted.instance), self.clock.seconds())
+            over.errback(failure)
+
+    async def _load(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
+        """Load what nobody else has loaded, or is loading. Raises the errors of `FrameReader.read`."""
+        instance, caller, job = queue.wanted.instance, queue.wanted.caller, queue.job
+        if (turn := self._breathe()) is not None:  # a cache in this process answers at once
+            await turn
+        names = {frame_name(number): number for number in numbers}
+        cached = await self.cache.present(instance, list(names))
+        missing = [name for name in names if name not in cached]
+        if not missing:
+            return
+        token = os.urandom(12)
+        won = await self.cache.claim(instance, missing, token, CLAIM_SECONDS)
+        self.metrics.count("prefetch_claims_lost", (), len(missing) - len(won))
+        try:
+            if won:
+                await queue.wanted.origin.ready(caller)  # first: who asks for it joins what does not wait for a slot
+                mine = tuple(names[name] for name in missing if name in won)
+                answer = await self.reader.read(attrs.evolve(queue.wanted, numbers=mine))
+                if job is not None:
+                    job.progressed(job.frames + answer.fetched, job.bytes + answer.size)
+        finally:
+            await self.cache.unclaim(instance, won, token)

@@ -1,0 +1,204 @@
+"""Slides, loaded where their readers look: frames around, further in the direction of movement, and the same place of the
+neighbouring levels. When a slide is opened, its small levels.
+
+- It goes by frames that the origin was asked for, and by those loaded ahead that are asked for for the first time: around others it
+  has been done.
+- What levels there are is told by the series' metadata, as answered to that caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Optional, TypeVar
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from twistedproxy.cache.interface import Fence
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
+from twistedproxy.origin.errors import OriginError
+from twistedproxy.prefetch.frame_queues import FrameQueues
+from twistedproxy.prefetch.regions import FrameGrid
+from twistedproxy.prefetch.surroundings import MARGIN, Gaze, Reach, around, edge, same_place, tiled_fully
+from twistedproxy.series.knowledge import Pyramid
+from twistedproxy.series.members import Member
+
+MAX_REMEMBERED = 1000
+"""Callers and instances, or series, that are remembered."""
+
+READING_SECONDS = 30.0
+"""How long a slide counts as being read after a frame of it was asked for."""
+
+LOOK_AGAIN = 0.75
+"""Frames by which a caller moves before other levels are thought of again."""
+
+_Key = tuple[bytes, Instance]
+_T = TypeVar("_T")
+
+
+@attrs.frozen
+class Seen:
+    """Frames *numbers* of *wanted*'s instance were asked for, of about *frame_bytes* each. *missed*: the origin was asked. *dear*: a
+    frame costs the origin about as much as all of the instance, which is loaded whole."""
+
+    wanted: FrameRequest
+    metadata: InstanceMetadata
+    fence: Fence
+    frame_bytes: int
+    numbers: Sequence[int]
+    missed: bool
+    dear: bool = False
+
+    @property
+    def instance(self) -> Instance:
+        """The instance that was asked for."""
+        return self.wanted.instance
+
+    @property
+    def credential(self) -> bytes:
+        """Whose request it was."""
+        return self.wanted.caller.credential
+
+
+@attrs.define(eq=False)
+class _View:
+    """Where a caller looks in one instance. *looked*: where the gaze was when other levels were thought of; *placed*: by the UIDs of
+    those levels, the places around which they were loaded."""
+
+    gaze: Gaze
+    looked: Optional[tuple[float, float]] = None
+    placed: dict[str, tuple[float, float]] = attrs.Factory(dict)
+
+    def has_moved(self) -> bool:
+        """Whether it is time to think of other levels; then not again for a while."""
+        at = self.gaze.row, self.gaze.column
+        if self.looked is not None and math.dist(self.looked, at) < LOOK_AGAIN:
+            return False
+        self.looked = at
+        return True
+
+
+@attrs.define(eq=False)
+class LookAhead:
+    """Looks ahead for one worker. *block_pixels*: levels that a square of so many pixels a side covers are small; *least_frames*: that
+    are loaded whole; *load_level* begins that."""
+
+    reader: FrameReader
+    answers: SeriesAnswers
+    queues: FrameQueues
+    clock: IReactorTime
+    block_pixels: int
+    least_frames: int
+    load_level: Callable[[FrameRequest, InstanceMetadata, Fence], Awaitable[None]]
+    _views: OrderedDict[_Key, _View] = attrs.field(init=False, factory=OrderedDict)
+    _opened: OrderedDict[_Key, SeriesAnswer] = attrs.field(init=False, factory=OrderedDict)
+    _read: OrderedDict[Instance, float] = attrs.field(init=False, factory=OrderedDict)
+
+    def around(self, seen: Seen) -> bool:
+        """Load what lies around frames that were asked for. Whether it is time for `beyond`."""
+        grid = tiled_fully(seen.metadata)
+        if grid is None:
+            return False
+        self._read[seen.instance.of_series] = self.clock.seconds()
+        self._read.move_to_end(seen.instance.of_series)
+        key, places = (seen.credential, seen.instance), [grid.place(number) for number in seen.numbers]
+        view = self._views.get(key)
+        if view is None:
+            view = _kept(self._views, key, _View(Gaze(*places[0])))
+        reaches = [view.gaze.move(*place) for place in places]
+        if seen.metadata.frames >= self.least_frames and not seen.dear:
+            self._load_around(seen, grid, reaches)
+        return view.has_moved()
+
+    def _load_around(self, seen: Seen, grid: FrameGrid, reaches: Sequence[Reach]) -> None:
+        queue = self.queues.of(seen.wanted, seen.fence, seen.frame_bytes)
+        if seen.missed:
+            queue.missed(seen.numbers)
+        for number, reach in zip(seen.numbers, reaches):
+            if not queue.known.issuperset(edge(grid, number, reach)):
+                self.queues.add(queue, around(grid, *grid.place(number), reach))
+
+    def slides(self, instance: Instance, credential: bytes, frames: int) -> int:
+        """The frames of the slide that *instance*, which has so many, is a level of, times the slides of its store that are being read."""
+        series, now = instance.of_series, self.clock.seconds()
+        opened = self._opened.get((credential, series))
+        pyramid = opened.pyramids.get(instance.sop) if opened is not None else None
+        read = [
+            1
+            for one, at in self._read.items()
+            if one.place == series.place and one != series and at > now - READING_SECONDS
+        ]
+        return (pyramid.frames if pyramid is not None else frames) * (1 + len(read))
+
+    async def beyond(self, seen: Seen) -> None:
+        """Load what lies at other levels."""
+        wanted, key = seen.wanted, (seen.credential, seen.instance.of_series)
+        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)
+        pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
+        if series is None or pyramid is None:
+            return
+        opened = self._opened.get(key)
+        _kept(self._opened, key, series)
+        if opened is None or opened.fence != series.fence:
+            await self._open(seen, pyramid)
+        if not seen.dear:
+            await self._load_beside(seen, pyramid)
+
+    async def _open(self, seen: Seen, pyramid: Pyramid) -> None:
+        """Load the small levels, the smallest first, and the pictures of the slide."""
+        for level in (*reversed(pyramid.levels), *pyramid.overviews):
+            if level.sop == seen.instance.sop or not self._is_small(level):
+                continue
+            wanted, fence = await self._granted(seen, level)
+            if fence is None:
+                continue
+            if level.metadata.frames >= self.least_frames:
+                await self.load_level(wanted, level.metadata, fence)
+            else:
+                self.queues.add(self.queues.of(wanted, fence, seen.frame_bytes), range(1, level.metadata.frames + 1))
+
+    def _is_small(self, level: Member) -> bool:
+        return level.metadata.rows > 0 < level.metadata.columns and FrameGrid.of(level.metadata).is_within(
+            self.block_pixels
+        )
+
+    async def _load_beside(self, seen: Seen, pyramid: Pyramid) -> None:
+        view = self._views.get((seen.credential, seen.instance))
+        for level in pyramid.beside(seen.instance.sop):
+            grid = tiled_fully(level.metadata)
+            if view is None or grid is None or self._is_small(level):  # small ones are loaded whole
+                continue
+            place = same_place(view.gaze, seen.metadata, level.metadata)
+            before = view.placed.get(level.sop)
+            if before is not None and max(abs(place[0] - before[0]), abs(place[1] - before[1])) <= MARGIN / 2:
+                continue
+            view.placed[level.sop] = place
+            wanted, fence = await self._granted(seen, level)
+            if fence is not None:
+                queue = self.queues.of(wanted, fence, seen.frame_bytes)
+                self.queues.add(queue, around(grid, 0, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
+
+    async def _granted(self, seen: Seen, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
+        """A request for frames of another *level* in the caller's name, and the level's fence; None where the caller may not read
+        it, or nothing can be cached."""
+        instance = attrs.evolve(seen.instance, sop=level.sop)
+        wanted = FrameRequest(seen.wanted.origin, instance, (1,), seen.wanted.caller)
+        try:
+            _, reading = await self.reader.granted(wanted.origin, instance, wanted.caller)
+        except OriginError:
+            return wanted, None
+        return wanted, reading.fence
+
+
+def _kept(table: OrderedDict[_Key, _T], key: _Key, value: _T) -> _T:
+    """Remember *value* in *table*, in the place of what was not used for longest."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
+    return value
