@@ -23,7 +23,8 @@ from twistedproxy.deferreds import follow
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, NotStarted, Refusal
+from twistedproxy.prefetch.load_lock import LoadLock, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
 from twistedproxy.prefetch.rules import Room, switched_off
