@@ -120,7 +120,8 @@ class Proxy:
         """Frames and pictures, for callers with a grant."""
         reactor, settings = self._reactor, self._settings
         self.access = Access(self.cache, wall_clock, settings.grant_ttl, settings.frame_ttl, siblings=siblings)
-        self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
+        self._series_answers = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
+        self.access.series = self._series_answers
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
         self.access.changed = self.invalidation.invalidate
         self.hot_responses = HotResponses(
@@ -206,7 +207,7 @@ class Proxy:
             Recent(settings.recache_after),
             accounting.seconds,
         )
-        self._prefetching = PrefetchEndpoint(self.reader, self.scheduler, self.jobs, self._reactor)
+        self._prefetching = PrefetchEndpoint.of(self.scheduler, self._series_answers)
         return ProxyRoutes(
             settings,
             self.mounts,

@@ -83,12 +83,18 @@ MAX_ENDED = 1000
 
 
 class JobKind(enum.Enum):
-    """The sizes of prefetch. A stack's slices are instances of one frame."""
+    """The sizes of prefetch. A stack's slices are instances of one frame; a series or study is loaded on request."""
 
     WHOLE = "whole"
     BLOCK = "block"
     DISPLAY = "display"
     STACK = "stack"
+    SERIES = "series"
+    STUDY = "study"
+
+
+_SEGMENTS = {JobKind.STUDY: 2, JobKind.SERIES: 4, JobKind.STACK: 4}
+"""Of the path of what stands for a series or study, how many name it."""
 
 
 class Result(enum.Enum):
@@ -99,12 +105,16 @@ class Result(enum.Enum):
     STOPPED = "stopped"
 
 
+_Digest = bytes
+
+
 @attrs.define(eq=False)
 class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *running* fires when it has ended; *over* is for those who
+    *lock*: what it gives back if it fails. *credential*: of the one caller that may know of it; empty: whoever may read the
+    instance. *running* fires when it has ended; *over* is for those who
     wait for that, *moved* for those who wait for more of its frames, or for its end.
     """
 
@@ -117,6 +127,7 @@ class Job:
     lock: Optional[LoadLock] = attrs.field(default=None, repr=False)
     frames: int = 0
     bytes: int = 0
+    credential: _Digest = attrs.field(default=b"", repr=False)
     ended: Optional[float] = None
     result: Optional[Result] = None
     running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
@@ -134,6 +145,11 @@ class Job:
         self.moved.fire()
 
     @property
+    def resource(self) -> str:
+        """The DICOMweb resource that is loaded, below the root (DICOM PS3.18 section 10.4), no leading slash."""
+        return "/".join(self.instance.path.split("/")[: _SEGMENTS.get(self.kind)])
+
+    @property
     def kept(self) -> int:
         """How many of its frames stay in the cache, now that it has ended: those of a whole-instance load that did not
         come to its good end were taken back."""
@@ -142,7 +158,7 @@ class Job:
     def fields(self, now: float) -> dict[str, object]:
         """What ``/status.json`` and the log say of it."""
         return {
-            "instance": self.instance.path,
+            "instance": self.resource,
             "kind": self.kind.value,
             "frames": self.frames,
             "total": self.total,
@@ -164,6 +180,7 @@ class JobBook:
         self._interval = reap_interval
         self._running: list[Job] = []
         self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
+        self._ends: Waiters[None] = Waiters()
         self._reaper = LoopingCall(self._reap)
         self._reaper.clock = clock
 
@@ -177,25 +194,34 @@ class JobBook:
         wanted = (kind, instance, fence)
         return next((job for job in self._running if (job.kind, job.instance, job.fence) == wanted), None)
 
-    def last(self, instance: Instance) -> Optional[Job]:
-        """The running job of an instance (of several, the largest), else the last that ended, as far as remembered."""
-        running = [job for job in self._running if job.instance == instance]
+    def last(self, instance: Instance, credential: bytes = b"") -> Optional[Job]:
+        """The running job of an instance (of several, the largest), else the last that ended, as far as remembered; of those that
+        only the caller with this *credential* may know of, if one is given."""
+        wanted = (instance, credential)
+        running = [job for job in self._running if (job.instance, job.credential) == wanted]
         if running:
             return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
-        return next((job for job in reversed(self._ended) if job.instance == instance), None)
+        return next((job for job in reversed(self._ended) if (job.instance, job.credential) == wanted), None)
 
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: those of whole instances and blocks."""
         return sum(job.kind in (JobKind.WHOLE, JobKind.BLOCK) for job in self._running)
 
+    async def fewer(self) -> None:
+        """Return once a job has ended; at once where none runs that counts."""
+        if self.count():
+            await self._ends.wait()
+
     def start(self, instance: Instance, kind: JobKind, reason: str, total: int, fence: Fence = b"") -> Job:
         """Note a new job."""
         job = Job(instance, kind, reason, total, self._clock.seconds(), fence)
-        self._running.append(job)
-        self._log.info(
-            "prefetch started: {kind} of {instance}", event="job_started", **job.fields(self._clock.seconds())
-        )
+        self.add(job)
         return job
+
+    def add(self, job: Job) -> None:
+        """Note one that has been made."""
+        self._running.append(job)
+        self._log.info("prefetch started: {kind} of {instance}", event="job_started", **job.fields(job.started))
 
     def end(self, job: Job, result: Result, reason: Optional[str] = None) -> None:
         """Note a job's end. *reason* replaces the one that it was started for."""
@@ -213,6 +239,7 @@ class JobBook:
         )
         job.moved.fire()
         job.over.fire()
+        self._ends.fire()
 
     async def carry_out(self, job: Job, work: Awaitable[object]) -> None:
         """Do a job's work and note how it ended. Only cancellation is raised."""

@@ -75,7 +75,7 @@ class Scheduler:
         answers = self.reader.access.series
         self.stacks = None
         if answers is not None and switched_off(self.settings) is None:
-            self.stacks = Stacks(self.cache, self.reader, answers, self.jobs)
+            self.stacks = Stacks(self.reader, answers, self.jobs)
         self.loads = Loads(
             self.settings, self.cache, self.reader, self.metrics, self.clock, self.jobs, self.small, self.whole
         )
@@ -206,19 +206,18 @@ class Scheduler:
                 raise NotStarted(
                     409, Refusal.LOADED_LATELY.value, "the instance was loaded recently, or its load has begun"
                 )
-            self._check_room(occasion.instance, decided)
+            self.check_room(occasion.instance, self.jobs.count(), decided.waited_for)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
             job = self.loads.start_whole(occasion, decided, lock)
             lock.keep()
             return job
 
-    def _check_room(self, instance: Instance, decided: Plan) -> None:
-        """Raises `NotStarted` where as many jobs run as may, unless a caller waits, or all of them are to end."""
+    def check_room(self, instance: Instance, running: int, waited_for: bool = False) -> None:
+        """Raises `NotStarted` where as many jobs of a kind run as may, unless a caller waits, or where all of them are to end."""
         if self._stopped:
             raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
-        running = self.jobs.count()
-        if running < self.settings.max_jobs or decided.waited_for:
+        if running < self.settings.max_jobs or waited_for:
             return
         self.metrics.count("prefetch_jobs_busy")
         self._log.info(
