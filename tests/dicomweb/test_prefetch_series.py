@@ -98,7 +98,9 @@ class StackTests(SeriesCase):
         store.fail(Answer(403), f"{made[2].sop}/frames", times=None)
         job = await self.load(proxy, SERIES)
         self.assertEqual((counts(job), job["result"]), ((4, 0, 0, 1), "done"))
-        self.assertEqual(job["not_loaded"], [{"instance": made[2].resource, "reason": "the origin answered 403"}])
+        self.assertEqual(
+            job["not_loaded"], [{"instance": made[2].resource, "result": "failed", "reason": "the origin answered 403"}]
+        )
         await self.assert_cached(store, proxy.client(), *made[:2], *made[3:])
 
     async def test_all_are_refused(self) -> None:
@@ -210,7 +212,7 @@ class StudyTests(SeriesCase):
         self.assertEqual((job["instance"], job["kind"], job["result"]), (STUDY[1:], "study", "done"))
         self.assertEqual((job["instances"], *counts(job)), (6, 5, 0, 1, 0), job)
         self.assertEqual((job["frames"], job["total"]), (27, 27))
-        self.assertEqual(job["not_loaded"], [{"instance": report.resource, "reason": "no-pixels"}])
+        self.assertEqual(job["not_loaded"], [{"instance": report.resource, "result": "skipped", "reason": "no-pixels"}])
         kinds = [(job["kind"], job["frames"]) for job in proxy.components.jobs.status()["ended"]]
         self.assertEqual(kinds, [("whole", 12), ("whole", 12), ("study", 27)])
         metrics = (await proxy.client(prefix="").get("/metrics")).body

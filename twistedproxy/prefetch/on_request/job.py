@@ -21,7 +21,7 @@ MAX_IN_A_ROW = 12
 class SeriesJob(Job):
     """A load of a series or study. *instances*: of which it is known that they belong to it; *counts*: those that are ``loaded``,
     were ``present``, are ``skipped`` because nothing can be loaded of them, or ``failed``. *not_loaded*: the first of the latter
-    two, with reasons. *by_others*: frames that whole-instance loads brought, which count them."""
+    two, with what became of them and reasons. *by_others*: frames that whole-instance loads brought, which count them."""
 
     instances: int = 0
     counts: Counter[str] = attrs.field(init=False, factory=Counter)
@@ -47,10 +47,10 @@ class SeriesJob(Job):
         self.moved.fire()
 
     def left(self, path: str, how: str, reason: str, of_the_store: bool = False) -> None:
-        """The instance (or series) at *path* is not loaded, and why. Raises `LoadFailed` after too many failures *of the store*."""
+        """The instance (or series) at *path* is ``skipped`` or ``failed``, and why. Raises `LoadFailed` after too many failures *of the store*."""
         self.counts[how] += 1
         if len(self.not_loaded) < MAX_NAMED:
-            self.not_loaded.append({"instance": path, "reason": reason})
+            self.not_loaded.append({"instance": path, "result": how, "reason": reason})
         self._in_a_row += of_the_store
         if self._in_a_row >= MAX_IN_A_ROW:
             raise LoadFailed(f"{self._in_a_row} instances in a row could not be loaded, the last one because: {reason}")
