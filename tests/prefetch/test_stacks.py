@@ -170,6 +170,17 @@ class StacksTests(SynchronousTestCase):
         self.assertEqual(self.jobs.running, [])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_left_alone(self) -> None:
+        """What is in the cache is not even read, and what another worker has claimed is left to it."""
+        loader = slices.SliceLoader(self.reader)
+        self.successResultOf(self.read(1))
+        claim = self.parts.cache.claim(slice_of(2), [frame_name(1)], b"other", 30.0)
+        self.successResultOf(Deferred.fromCoroutine(claim))
+        for number, expected in ((1, slices.NotRead.PRESENT), (2, slices.NotRead.CLAIMED)):
+            loading = loader.load(self.origin, slice_of(number), MALLORY)  # type: ignore[arg-type]
+            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(loading)), expected)
+        self.assertEqual(self.origin.loaded, [slice_of(1).sop])
+
     def test_two_workers(self) -> None:
         """Of two workers that load a stack at once each slice is loaded by one."""
         self.successResultOf(self.read(1))

@@ -103,7 +103,7 @@ class PrefetchEndpoint:
             await self.by_hand.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
             job = self.jobs.last(wanted.instance)
         else:
-            await self.series.admit(wanted, kind)
+            await self.series.admitted(wanted, kind)
             job = self.series.report(wanted)
         if job is None:
             raise Problem(404, "this worker knows of no load of it; POST starts one")

@@ -11,7 +11,7 @@ from twistedproxy.prefetch.jobs import Job, LoadFailed
 from twistedproxy.prefetch.slices import OF_THIS_ONE
 
 MAX_NAMED = 20
-"""Instances that are named of those that were not loaded."""
+"""Instances that are named of those that are skipped, and of those that failed."""
 
 MAX_IN_A_ROW = 12
 """Failures of the store after which a job ends."""
@@ -49,7 +49,7 @@ class SeriesJob(Job):
     def left(self, path: str, how: str, reason: str, of_the_store: bool = False) -> None:
         """The instance (or series) at *path* is ``skipped`` or ``failed``, and why. Raises `LoadFailed` after too many failures *of the store*."""
         self.counts[how] += 1
-        if len(self.not_loaded) < MAX_NAMED:
+        if self.counts[how] <= MAX_NAMED:
             self.not_loaded.append({"instance": path, "result": how, "reason": reason})
         self._in_a_row += of_the_store
         if self._in_a_row >= MAX_IN_A_ROW:

@@ -85,7 +85,7 @@ class SeriesLoads:
 
         Raises `NotStarted`, and the errors of `twistedproxy.origin.errors`.
         """
-        series = await self._admitted(wanted, kind)
+        series = await self.admitted(wanted, kind)
         scheduler, jobs = self.by_hand.scheduler, self.by_hand.scheduler.jobs
         if (off := switched_off(scheduler.settings)) is not None:
             raise NotStarted(409, off.value, f"nothing is loaded: {off.value}")
@@ -105,12 +105,9 @@ class SeriesLoads:
         """The caller's running job, or the last that is remembered."""
         return self.by_hand.scheduler.jobs.last(wanted.instance, wanted.caller.credential)
 
-    async def admit(self, wanted: FrameRequest, kind: JobKind) -> None:
-        """Return where the store lets the caller read something of the series or study; raise its refusal where not."""
-        await self._admitted(wanted, kind)
-
-    async def _admitted(self, wanted: FrameRequest, kind: JobKind) -> Sequence[Instance]:
-        """The same; its series, each by what stands for it."""
+    async def admitted(self, wanted: FrameRequest, kind: JobKind) -> Sequence[Instance]:
+        """The series that there are, each by what stands for it, where the store lets the caller read something of it. Raises the
+        errors of `twistedproxy.origin.errors`: its refusal where it does not."""
         if kind is JobKind.SERIES:
             await self._one_is_granted(wanted, wanted.instance)
             return [wanted.instance]
@@ -172,7 +169,8 @@ class SeriesLoads:
             for start in range(0, len(listed.instances), BATCH):
                 await self._batch(asked, listed.instances[start : start + BATCH], listed.facts)
         if job.counts["failed"] and not job.counts["loaded"] + job.counts["present"]:
-            raise LoadFailed(f"nothing could be loaded; the first reason: {job.not_loaded[0]['reason']}")
+            first = next(one["reason"] for one in job.not_loaded if one["result"] == "failed")
+            raise LoadFailed(f"nothing could be loaded; the first reason: {first}")
 
     async def _batch(self, asked: _Asked, batch: Sequence[Instance], known: Mapping[str, Member]) -> None:
         facts = {one: known[one.sop].metadata for one in batch if one.sop in known}
