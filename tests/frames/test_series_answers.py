@@ -75,6 +75,16 @@ class ProofTests(SeriesCase):
         self.assertEqual(self.counts(), (0, 1))
         self.assertEqual({grant.metadata.rows for grant in grants}, {512})
 
+    def test_facts_alone(self) -> None:
+        """Where only pixels prove a right to pixels, it says the facts, and each slice's frame proves the right."""
+        self.access.by_pixels = True
+        self.ask(1, 2, 3)
+        self.assertEqual(self.origin.loaded, [slice_of(number).sop for number in (1, 2, 3)])
+        self.assertEqual(self.counts(), (1, 1))
+        self.origin.forbidden = {slice_of(4).sop}
+        self.failureResultOf(self.asking(4), OriginRefused)
+        self.assertEqual(self.counts(), (0, 0))
+
     def test_only_what_is_named(self) -> None:
         """What the store does not name to a caller it is asked for, and others' answers prove nothing."""
         self.ask(*range(1, 10))

@@ -230,7 +230,7 @@ class ObservedAnswer:
     async def _record(self, metadata: InstanceMetadata) -> None:
         if self._instance is not None:
             expires = self._asked + self._observer.access.ttl
-            await self._observer.access.record(self._instance, self._caller, metadata, self._reading, expires=expires)
+            await self._observer.access.record_passing(self._instance, self._caller, metadata, self._reading, expires)
 
     def _proving(self, series: Instance, body: ByteStream) -> ByteStream:
         """*body*, the metadata of *series*, which at its end is the caller's grant for all instances that it names."""

@@ -19,7 +19,6 @@ from twisted.web.server import Request
 
 from twistedproxy.dicom.negotiation import parse_accept
 from twistedproxy.frames.read_through import FrameRequest
-from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
 from twistedproxy.prefetch.on_request.instances import LoadsByHand
 from twistedproxy.prefetch.on_request.series import SeriesLoads
@@ -69,9 +68,10 @@ class PrefetchEndpoint:
     _give_up_at: float = attrs.field(init=False, default=math.inf)
 
     @classmethod
-    def of(cls, scheduler: Scheduler, answers: SeriesAnswers) -> PrefetchEndpoint:
+    def of(cls, scheduler: Scheduler) -> PrefetchEndpoint:
         """That of a worker, whose *scheduler* starts its loads."""
-        by_hand = LoadsByHand(scheduler)
+        by_hand, answers = LoadsByHand(scheduler), scheduler.reader.access.series
+        assert answers is not None
         return cls(by_hand, SeriesLoads(by_hand, answers), scheduler.jobs, scheduler.clock)
 
     def stop_within(self, seconds: float) -> None:
