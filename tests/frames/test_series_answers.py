@@ -81,9 +81,16 @@ class ProofTests(SeriesCase):
         self.ask(1, 2, 3)
         self.assertEqual(self.origin.loaded, [slice_of(number).sop for number in (1, 2, 3)])
         self.assertEqual(self.counts(), (1, 1))
+        self.ask(1, 2, caller=MALLORY)
+        self.assertEqual(self.counts(), (0, 0), "the facts are known")
         self.origin.forbidden = {slice_of(4).sop}
         self.failureResultOf(self.asking(4), OriginRefused)
-        self.assertEqual(self.counts(), (0, 0))
+        self.counts()
+        (grant,) = self.ask(3)
+        self.clock.advance(0.8 * TTL)
+        self.access.renew_if_spent(self.origin, slice_of(3), ALICE, grant)  # type: ignore[arg-type]
+        self.clock.advance(0)
+        self.assertEqual((self.counts(), self.origin.loaded[-1]), ((0, 0), slice_of(3).sop))
 
     def test_only_what_is_named(self) -> None:
         """What the store does not name to a caller it is asked for, and others' answers prove nothing."""
