@@ -100,7 +100,6 @@ class ClientTests(TestCase):
         """A load's response that is not made of lines of JSON objects is an error."""
         for body in (
             b"x" * 100_000,
-            b"x" * (MAX_LINE + 1) + b"\n",
             b"page\n",
             b"[1]\n",
             b"3\n",
@@ -112,3 +111,14 @@ class ClientTests(TestCase):
             loading = self.warmer.load(instance, False, lambda job: None)
             await self.assertFailure(Deferred.fromCoroutine(loading), Trouble)
             await self.nothing_is_left()
+
+    async def test_long_line(self) -> None:
+        """A line that does not end is given up; lines may be any number, for a load may take hours."""
+        wanted = Found(f"{self.store.url}/studies/1.2/series/1.3", "1.3")
+        self.store.fail(Answer(202, (), b"x" * (MAX_LINE + 1)))
+        loading = Deferred.fromCoroutine(self.warmer.load(wanted, False, lambda job: None))
+        self.assertIn("not as expected", str(await self.assertFailure(loading, Trouble)))
+        line = b'{"result": "done", "reason": "%s"}\n' % (b"y" * 1_000_000)
+        self.store.fail(Answer(202, (), line * (2 + MAX_RESPONSE // len(line))))
+        job = await self.warmer.load(wanted, False, lambda job: None)
+        self.assertEqual(job["result"], "done")
