@@ -372,6 +372,11 @@ class ValueTests(OptionsTestCase):
         self.assertEqual("json", settings_of(*SAMPLE, "--log-format=json").log_format)
         self.assert_refused("log-format", "xml")
 
+    def test_proof(self) -> None:
+        """Metadata are proof of the right to pixels, or not."""
+        self.assertEqual("pixels", settings_of(*SAMPLE, "--proof=pixels").proof)
+        self.assert_refused("proof", "frames", "")
+
     def test_networks(self) -> None:
         """Networks are read as such; host bits are most likely a mistake."""
         settings = settings_of(*SAMPLE, "--trusted-proxy=10.0.0.0/8", "--trusted-proxy=::1")

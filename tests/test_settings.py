@@ -44,6 +44,7 @@ DEFAULTS = {
     "prefetch": True,
     "prefetch_min_frames": 10,
     "prefetch_trigger": 0.5,
+    "proof": "metadata",
     "reap_interval": 60.0,
     "recache_after": 300.0,
     "render_max_frames": 500,

@@ -52,7 +52,7 @@ from twistedproxy.server.connections import Connections
 from twistedproxy.server.listening import Listening, listening_anew
 from twistedproxy.server.site import ProxySite
 from twistedproxy.server.startup_log import Served
-from twistedproxy.settings import Settings
+from twistedproxy.settings import PIXELS, Settings
 from twistedproxy.system.caller_demand import Demand
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.machine_load import SystemLoadReader, cpu_count
@@ -120,6 +120,7 @@ class Proxy:
         """Frames and pictures, for callers with a grant."""
         reactor, settings = self._reactor, self._settings
         self.access = Access(self.cache, wall_clock, settings.grant_ttl, settings.frame_ttl, siblings=siblings)
+        self.access.by_pixels = settings.proof == PIXELS
         self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
         self.access.changed = self.invalidation.invalidate
@@ -168,7 +169,7 @@ class Proxy:
         settings = self._settings
         named = settings.credential_header, settings.credential_cookie, settings.credential_parameter
         encoded = [tuple(name.encode("ascii") for name in names) for names in named]
-        self._credentials = Credentials(normal_key(settings.secret), *encoded)
+        self._credentials = Credentials(normal_key(settings.secret, settings.proof == PIXELS), *encoded)
         heads_memory = max(HEADS_MEMORY, settings.hot_memory // HEADS_SHARE)
         heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
         cached = None
@@ -206,7 +207,7 @@ class Proxy:
             Recent(settings.recache_after),
             accounting.seconds,
         )
-        self._prefetching = PrefetchEndpoint(self.reader, self.scheduler, self.jobs, self._reactor)
+        self._prefetching = PrefetchEndpoint.of(self.scheduler)
         return ProxyRoutes(
             settings,
             self.mounts,

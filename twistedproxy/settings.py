@@ -38,6 +38,7 @@ from twistedproxy.options.values import (
 
 MIB = 1 << 20
 MAX_PROCESSES = 256
+PIXELS = "pixels"
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +103,13 @@ class Settings:
         600.0,
         "How long one response of the origin proves a caller's right to an instance; from 60 to 3600",
         group="Callers",
+    )
+    # Stores exist that give metadata and pixels by separate permissions.
+    proof: str = setting(
+        choice({"metadata": "metadata", PIXELS: PIXELS}),
+        "metadata",
+        "What proves a caller's right to the pixels of an instance: its metadata, a frame or the object; or, with pixels, only a "
+        "frame or the object, for stores that give metadata by another permission",
     )
     credential_header: tuple[str, ...] = setting(
         HEADER,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from ipaddress import ip_network
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from tests.clients import Client, RawConnection
 from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy
@@ -357,15 +360,19 @@ class GrantTests(DescribedCase):
                 self.assertEqual(len(grants), count)
 
     async def test_series(self) -> None:
-        """The metadata of a series are the grant for its instances, the first one too; those of a part of it, of the study, or with a
-        header that may have moved the origin are none. What a STOW changes ends that."""
+        """The metadata of a series or study are the grant for its instances, the first one too; those of a part of it, or with a
+        header that may have moved the origin are none."""
         store, client = await self.started()
+        study = f"/studies/{self.slide.study}/metadata"
         series = f"/studies/{self.slide.study}/series/{self.slide.series}/metadata"
         for path, headers, asked in (
             (f"{series}?includefield=00280010", {}, 1),
             (series, {"X-Api-Key": "1"}, 1),
-            (f"/studies/{self.slide.study}/metadata", {}, 1),
             (series, {}, 0),
+            (f"{study}?includefield=00280010", {}, 1),
+            (study, {"X-Api-Key": "1"}, 1),
+            (f"{study}?accept=application/dicom%2Bjson", {}, 0),
+            (study, {}, 0),
         ):
             running = await self.proxy(store)
             client = running.client()
@@ -379,26 +386,71 @@ class GrantTests(DescribedCase):
         self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1)
 
     async def test_series_of_a_cache(self) -> None:
-        """A series' metadata from a cache on the way, or cut off, are no grant."""
+        """A series' or study's metadata from a cache on the way, or cut off, are no grant."""
         store, _ = await self.started()
         right = json.dumps([next(iter(store.instances.values())).metadata]).encode()
-        for headers, body in (((*JSON, ("Age", "3")), right), (JSON, right[:-1]), (JSON, right + b"[]")):
+        study = f"/studies/{self.slide.study}"
+        for (headers, body), whole in itertools.product(
+            (((*JSON, ("Age", "3")), right), (JSON, right[:-1]), (JSON, right + b"[]")),
+            (study, f"{study}/series/{self.slide.series}"),
+        ):
             client = (await self.proxy(store)).client(ALICE)
-            store.fail(faults.Answer(200, headers, body), "series/" + self.slide.series + "/metadata")
-            await client.get(f"/studies/{self.slide.study}/series/{self.slide.series}/metadata")
+            store.fail(faults.Answer(200, headers, body), f"{whole}/metadata")
+            await client.get(f"{whole}/metadata")
             before = len(store.lines(f"{self.slide.sop}/metadata"))
             await client.frames(self.slide.resource, [1])
             self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1, headers)
 
     async def test_series_refused(self) -> None:
-        """When the store refuses a series that it has shown, what it said then proves nothing any more."""
-        for whole in ("series", "study"):
+        """When the store refuses a series or study that it has shown, what it said then proves nothing any more."""
+        for shown, whole in itertools.product(("series", "study"), repeat=2):
             store, _ = await self.started()
             study = f"/studies/{self.slide.study}"
             series = f"{study}/series/{self.slide.series}"
             client = self.running.client(ALICE)
-            self.assertEqual((await client.get(f"{series}/metadata")).status, 200)
+            self.assertEqual((await client.get(f"{series if shown == 'series' else study}/metadata")).status, 200)
             store.fail(faults.Answer(403, (), b""), "/metadata", None)
             refused = f"{series if whole == 'series' else study}/metadata"
             self.assertEqual((await client.get(refused, FRESH)).status, 403)
             self.assertEqual((await client.frames(self.slide.resource, [1])).status, 403)
+
+    async def test_study_changes(self) -> None:
+        """A STOW or DELETE below a study while its metadata pass leaves no grant, and what comes afterwards ends it."""
+        for during in (True, False):
+            store, client = await self.started()
+            path = f"/studies/{self.slide.study}/metadata"
+            gate = store.hold(path, after=10)
+            passing = Deferred.fromCoroutine(client.get(path))
+            await gate.reached()
+            gone = f"/studies/{self.slide.study}/series/1.9"
+            if during:
+                store.fail(faults.Answer(204), gone)
+                self.assertEqual((await client.request("DELETE", gone)).status, 204)
+            gate.release()
+            self.assertEqual((await passing).status, 200)
+            if not during:
+                self.assertEqual((await client.request("DELETE", f"/studies/{self.slide.study}")).status, 204)
+                store.add(self.slide.path)
+            before = len(store.lines(f"{self.slide.sop}/metadata"))
+            self.assertEqual((await client.frames(self.slide.resource, [1])).status, 200)
+            self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")) - before, 1, during)
+
+    async def test_study_of_our_cache(self) -> None:
+        """A study's metadata that the proxy has kept are no new grant."""
+        store, client = await self.started()
+        study = f"/studies/{self.slide.study}"
+        await client.get(f"{study}/metadata")
+        answers = self.running.components.access.series
+        assert answers is not None
+        self.assertEqual(len(answers._held), 1)
+        answers._held.clear()
+        await client.get(f"{study}/metadata")
+        self.assertEqual((len(store.lines(f"{study}/metadata")), len(answers._held)), (1, 0))
+
+    async def test_large_study(self) -> None:
+        """The metadata of a large study pass, and are no grant."""
+        self.patch(metadata_observer, "MAX_ANSWER", 100)
+        store, client = await self.started()
+        self.assertEqual((await client.get(f"/studies/{self.slide.study}/metadata")).status, 200)
+        await client.frames(self.slide.resource, [1])
+        self.assertEqual(len(store.lines(f"{self.slide.sop}/metadata")), 1)

@@ -36,6 +36,8 @@ RESOURCES = [
     (INSTANCE + b"/thumbnail", Resource(ResourceKind.THUMBNAIL, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/pixeldata", Resource(ResourceKind.PIXELDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/prefetch", Resource(ResourceKind.PREFETCH, "", "1.2", "3.4", "5.6")),
+    (b"/studies/1.2/series/3.4/prefetch", Resource(ResourceKind.PREFETCH, "", "1.2", "3.4")),
+    (b"/studies/1.2/prefetch", Resource(ResourceKind.PREFETCH, "", "1.2")),
     (INSTANCE + b"/bulkdata", Resource(ResourceKind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulkdata/00081140/1/00081199", Resource(ResourceKind.BULKDATA, "", "1.2", "3.4", "5.6")),
     (INSTANCE + b"/bulk/7fe00010", Resource(ResourceKind.BULKDATA, "", "1.2", "3.4", "5.6")),

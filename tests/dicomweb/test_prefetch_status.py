@@ -26,7 +26,8 @@ class NumberTests(SynchronousTestCase):
         """Progress is summed by kind, of every kind, and one that does not run is 0, not missing."""
         job = {"kind": "block", "frames": 3, "total": 10, "bytes": 500}
         gauges = running_gauges([job, {**job, "frames": 4}])
-        self.assertEqual(gauges["prefetch_jobs_running"][:3], [[["whole"], [0]], [["block"], [2]], [["display"], [0]]])
+        running = {labels[0]: values[0] for labels, values in gauges["prefetch_jobs_running"]}
+        self.assertEqual(running, {kind.value: 2 * (kind is JobKind.BLOCK) for kind in JobKind})
         self.assertEqual(gauges["prefetch_frames_running"][1], [["block"], [7]])
         self.assertEqual(gauges["prefetch_frames_wanted"][1], [["block"], [20]])
         self.assertEqual(gauges["prefetch_bytes_running"][1], [["block"], [1000]])

@@ -11,20 +11,28 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, ReadingParts
 from twistedproxy.cache.interface import Reading
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.frames.access import BY_METADATA, CLOCK_SLACK, RENEWAL_PAUSE, Access
+from twistedproxy.frames.access import CLOCK_SLACK, RENEWAL_PAUSE, Access
 from twistedproxy.frames.entries import grant_name, pack_grant
 from twistedproxy.frames.grants import Grant, Grants
+from twistedproxy.frames.proofs import BY_METADATA
 from twistedproxy.origin.errors import AnsweredByCache, OriginBadAnswer, OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
+from twistedproxy.streams import BytesStream
 
 TTL = 600.0
 
 
 @attrs.define(eq=False)
 class SlowOrigin(MemoryOrigin):
-    """Metadata wait for *answer*."""
+    """Metadata wait for *answer*. *object*: the stored instance."""
 
     answer: Optional[Deferred[None]] = None
+    object: Optional[BytesStream] = None
+
+    async def stored_instance(self, instance: object, caller: Caller) -> BytesStream:
+        if self.object is None:
+            raise OriginRefused(404, (), b"no object")
+        return self.object
 
     async def metadata(self, instance: object, caller: Caller) -> InstanceMetadata:
         if self.answer is not None:
@@ -61,6 +69,71 @@ class AccessCase(SynchronousTestCase):
     def renew(self, grant: Grant) -> None:
         """Use *grant*."""
         self.access.renew_if_spent(self.origin, INSTANCE, ALICE, grant)  # type: ignore[arg-type]
+
+
+class PixelTests(AccessCase):
+    """Winning a grant where metadata are no proof of a right to pixels."""
+
+    def worker(self) -> Access:
+        access = super().worker()
+        access.by_pixels = True
+        return access
+
+    def test_frame(self) -> None:
+        """Metadata say the facts, and a frame proves the right; the next caller's right is proved by a frame alone."""
+        self.successResultOf(self.ask())
+        self.assertEqual(self.origin.asked, [("metadata", b"alice"), ("frames", (1,))])
+        assert self.origin.caller is not None
+        self.assertIn((b"Cache-Control", b"no-cache"), self.origin.caller.headers)
+        self.origin.asked.clear()
+        self.origin.readers.add(MALLORY.credential)
+        self.assertEqual(self.successResultOf(self.ask(MALLORY)).metadata, METADATA)
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+
+    def test_metadata_alone(self) -> None:
+        """Who is shown metadata and no pixels has no grant, and the refusal of the frame comes back."""
+        for status in (401, 403, 404, 500):
+            self.origin.failure = OriginRefused(status, (), b"no pixels")
+            self.assertEqual(self.failureResultOf(self.ask(), OriginRefused).value.body, b"no pixels")
+        self.assertEqual(len(self.access.grants), 0)
+
+    def test_object(self) -> None:
+        """The object is as good as a frame, where the store gives none; it is not read. After a frame that is forbidden it is not asked
+        for."""
+        opened = BytesStream(b"DICM")
+        closed: list[bool] = []
+        self.patch(opened, "close", lambda: closed.append(True))
+        self.origin.object = opened
+        self.origin.failure = OriginRefused(406, (), b"no frames here")
+        self.successResultOf(self.ask())
+        self.assertEqual((closed, len(self.access.grants)), ([True], 1))
+        self.origin.failure = OriginRefused(403, (), b"not for you")
+        self.failureResultOf(self.ask(), OriginRefused)
+        self.assertEqual((closed, len(self.access.grants)), ([True], 0))
+
+    def test_renewed(self) -> None:
+        """A grant is renewed by a frame, and ends where that is denied, whatever becomes of the metadata."""
+        grant = self.successResultOf(self.ask())
+        self.origin.asked.clear()
+        self.clock.advance(0.8 * TTL)
+        self.renew(grant)
+        self.assertEqual(self.origin.asked, [("frames", (1,))])
+        renewed = self.access.known(ALICE, INSTANCE)
+        assert renewed is not None
+        self.assertEqual(renewed.expires, 1.8 * TTL)
+        self.clock.advance(0.8 * TTL)
+        self.origin.failure = OriginRefused(403, (), b"not for you")
+        self.renew(renewed)
+        self.assertIsNone(self.access.known(ALICE, INSTANCE))
+
+    def test_what_has_ended(self) -> None:
+        """What has ended goes on only if the origin says the same facts again."""
+        self.successResultOf(self.ask())
+        self.origin.asked.clear()
+        reading = attrs.evolve(self.reading(), ended=True)
+        asking = self.access.ask(self.origin, INSTANCE, ALICE, reading)  # type: ignore[arg-type]
+        self.successResultOf(Deferred.fromCoroutine(asking))
+        self.assertEqual(self.origin.asked, [("metadata", b"alice"), ("frames", (1,))])
 
 
 class AskTests(AccessCase):

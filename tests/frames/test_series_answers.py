@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Optional
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,13 +13,14 @@ from tests.frames.series import SeriesOrigin, slice_of
 from tests.frames.support import ALICE, INSTANCE, MALLORY, ReadingParts
 from tests.series.support import slice_json
 from twistedproxy.cache.interface import Reading
-from twistedproxy.dicom.resource import Scope
+from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames import series_answers
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.series_answers import AVOIDED_SECONDS, MAX_ANSWER, SECONDS, SeriesAnswers
 from twistedproxy.origin.errors import OriginRefused
 from twistedproxy.origin.interface import Caller
+from twistedproxy.series.members import StudyParser
 
 TTL = 600.0
 
@@ -74,6 +77,23 @@ class ProofTests(SeriesCase):
         grants = self.ask(*range(2, 10))
         self.assertEqual(self.counts(), (0, 1))
         self.assertEqual({grant.metadata.rows for grant in grants}, {512})
+
+    def test_facts_alone(self) -> None:
+        """Where only pixels prove a right to pixels, it says the facts, and each slice's frame proves the right."""
+        self.access.by_pixels = True
+        self.ask(1, 2, 3)
+        self.assertEqual(self.origin.loaded, [slice_of(number).sop for number in (1, 2, 3)])
+        self.assertEqual(self.counts(), (1, 1))
+        self.ask(1, 2, caller=MALLORY)
+        self.assertEqual(self.counts(), (0, 0), "the facts are known")
+        self.origin.forbidden = {slice_of(4).sop}
+        self.failureResultOf(self.asking(4), OriginRefused)
+        self.counts()
+        (grant,) = self.ask(3)
+        self.clock.advance(0.8 * TTL)
+        self.access.renew_if_spent(self.origin, slice_of(3), ALICE, grant)  # type: ignore[arg-type]
+        self.clock.advance(0)
+        self.assertEqual((self.counts(), self.origin.loaded[-1]), ((0, 0), slice_of(3).sop))
 
     def test_only_what_is_named(self) -> None:
         """What the store does not name to a caller it is asked for, and others' answers prove nothing."""
@@ -230,6 +250,122 @@ class ProofTests(SeriesCase):
         renewed = self.access.known(ALICE, slice_of(3))
         assert renewed is not None
         self.assertGreater(renewed.expires, TTL)
+
+
+class StudyTests(SeriesCase):
+    """The metadata of a study that have passed to a caller."""
+
+    def fence(self, instance: Instance) -> bytes:
+        reading = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(instance, [])))
+        assert reading.fence is not None
+        return reading.fence
+
+    def passing(
+        self, caller: Caller = ALICE, change: Optional[Scope] = None, denied: Optional[Instance] = None
+    ) -> None:
+        """The origin has told *caller* of slices 1 to 3 and of a series 1.2.9; there was a change meanwhile, or something *denied*."""
+        study = INSTANCE.of_study
+        fence, asked = self.fence(study), self.clock.seconds()
+        self.clock.advance(1)
+        if change is not None:
+            self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(change)))
+        if denied is not None:
+            self.successResultOf(Deferred.fromCoroutine(self.access.revoke_whole(caller, denied)))
+        parser = StudyParser("1.2")
+        slices = [slice_json(slice_of(number).sop, number, number) for number in (1, 2, 3)]
+        parser.feed(json.dumps([*slices, slice_json("9.1", _0020000E=["1.2.9"])]).encode())
+        assert self.access.series is not None
+        recording = self.access.series.record_study(study, caller, parser.close(), fence, asked)
+        self.successResultOf(Deferred.fromCoroutine(recording))
+        self.counts()
+
+    def other(self) -> Instance:
+        """The instance of the other series."""
+        return attrs.evolve(INSTANCE, series="1.2.9", sop="9.1")
+
+    def ask_other(self) -> None:
+        reading = self.successResultOf(Deferred.fromCoroutine(self.parts.cache.get_many(self.other(), [])))
+        asking = self.access.ask(self.origin, self.other(), ALICE, reading)  # type: ignore[arg-type]
+        self.successResultOf(Deferred.fromCoroutine(asking))
+
+    def test_proof(self) -> None:
+        """They prove the right to all instances that they name, the first one too, for any worker; to no other, and for no one else."""
+        self.passing()
+        self.ask(1, 2, 3)
+        self.ask_other()
+        self.assertEqual(self.counts(), (0, 0))
+        self.access = self.worker()
+        self.ask(3)
+        self.assertEqual(self.counts(), (0, 0))
+        self.ask(4)
+        self.ask(2, caller=MALLORY)
+        self.assertEqual(self.counts(), (2, 0))
+
+    def test_ends(self) -> None:
+        """They prove it for as long as any answer, from when the store was asked."""
+        self.passing()
+        self.clock.advance(TTL - 2)
+        (grant,) = self.ask(1)
+        self.assertEqual((grant.expires, self.counts()), (TTL, (0, 0)))
+        self.clock.advance(2)
+        self.ask(2)
+        self.assertNotEqual(self.counts(), (0, 0))
+
+    def test_changed_meanwhile(self) -> None:
+        """A change below the study while the answer was on its way leaves nothing of it."""
+        for scope in (
+            slice_of(2).scope,
+            self.other().scope,
+            Scope(INSTANCE.origin, "", "1.2", "1.2.9"),
+            Scope(INSTANCE.origin, "", "1.2"),
+        ):
+            self.setUp()
+            self.passing(change=scope)
+            self.ask(1)
+            self.assertEqual(self.counts(), (1, 0), scope)
+
+    def test_changed(self) -> None:
+        """A change afterwards ends it for the series that it touches; one of the whole study for all."""
+        self.passing()
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(slice_of(2).scope)))
+        self.ask_other()
+        self.assertEqual(self.counts(), (0, 0))
+        self.ask(1)
+        self.assertEqual(self.counts(), (1, 0))
+        self.setUp()
+        self.passing()
+        self.successResultOf(Deferred.fromCoroutine(self.parts.cache.invalidate(Scope(INSTANCE.origin, "", "1.2"))))
+        self.ask_other()
+        self.ask(1)
+        self.assertEqual(self.counts(), (2, 0))
+
+    def test_denied(self) -> None:
+        """When the store denies the study, nothing of it is left, here or in the cache; a denied series takes itself alone."""
+        for denied, asked in ((INSTANCE.of_study, 1), (self.other().of_series, 0)):
+            self.setUp()
+            self.passing()
+            self.clock.advance(1)
+            self.successResultOf(Deferred.fromCoroutine(self.access.revoke_whole(ALICE, denied)))
+            here = self.access
+            for worker in (here, self.worker()):
+                self.access = worker
+                self.ask_other()
+                self.assertEqual(self.counts()[0], 1, denied)
+                self.ask(1 if worker is here else 2)
+                self.assertEqual(self.counts(), (asked, 0), denied)
+
+    def test_denied_meanwhile(self) -> None:
+        """A study that was denied since it was asked for proves nothing."""
+        self.passing(denied=INSTANCE.of_study)
+        self.ask(1)
+        self.assertEqual(self.counts(), (1, 0))
+
+    def test_many_series(self) -> None:
+        """A study of very many series is left alone."""
+        self.patch(series_answers, "MAX_SERIES", 1)
+        self.passing()
+        self.ask(1)
+        self.assertEqual(self.counts(), (1, 0))
 
 
 class NoHelpTests(SeriesCase):

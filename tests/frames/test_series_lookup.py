@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, MALLORY
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.frames import series_lookup
+from twistedproxy.frames import searches, series_lookup
 from twistedproxy.frames.series_lookup import SeriesLookup
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse
@@ -148,7 +148,7 @@ class SeriesTests(SynchronousTestCase):
 
     def test_no_answer(self) -> None:
         """A page, a redirect, too much, or what is no UID is the origin's fault, and is not remembered."""
-        self.patch(series_lookup, "MAX_ANSWER", 1_000_000)
+        self.patch(searches, "MAX_ANSWER", 1_000_000)
         for status, body in (
             (200, b"<html>"),
             (302, b""),

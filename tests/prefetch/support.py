@@ -24,7 +24,8 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequ
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.instance_load import Loaded
-from twistedproxy.prefetch.jobs import LOCK, JobBook, JobKind, Progress
+from twistedproxy.prefetch.jobs import JobBook, JobKind, Progress
+from twistedproxy.prefetch.load_lock import LOCK
 from twistedproxy.prefetch.loaders import LoadTask
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.settings import Settings

@@ -14,7 +14,7 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequ
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch import stacks
+from twistedproxy.prefetch import slices, stacks
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
 from twistedproxy.prefetch.stacks import Stacks, Travel
 from twistedproxy.system.metrics import Metrics
@@ -65,7 +65,7 @@ class StacksTests(SynchronousTestCase):
         self.reader: FrameReader = self.parts.reader()
         self.reader.access.series = SeriesAnswers(self.parts.cache, self.parts.clock, self.parts.clock.seconds, 600.0)
         self.jobs = JobBook(self.parts.clock, Metrics(), 60.0)
-        self.stacks = Stacks(self.parts.cache, self.reader, self.reader.access.series, self.jobs)
+        self.stacks = Stacks(self.reader, self.reader.access.series, self.jobs)
 
     def request(self, number: int, caller: Caller = ALICE) -> FrameRequest:
         return FrameRequest(self.origin, slice_of(number), (1,), caller)  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ class StacksTests(SynchronousTestCase):
 
     def test_joined(self) -> None:
         """A slice that is on its way is waited for; it is not asked for twice."""
-        self.patch(stacks, "SIDE_BY_SIDE", 2)
+        self.patch(slices, "SIDE_BY_SIDE", 2)
         self.successResultOf(self.read(1))
         self.origin.gate = Deferred()
         touching = self.touch(1)
@@ -146,14 +146,14 @@ class StacksTests(SynchronousTestCase):
 
     def test_one_forbidden(self) -> None:
         """A slice that the store denies keeps no other from being loaded."""
-        self.patch(stacks, "SIDE_BY_SIDE", 1)
+        self.patch(slices, "SIDE_BY_SIDE", 1)
         self.origin.forbidden = {slice_of(12).sop}
         self.successResultOf(self.touch(10))
         self.assertEqual(set(range(1, 31)) - set(self.cached(range(1, 31))), {12})
 
     def test_all_refused(self) -> None:
         """A refusal that concerns all slices ends the load at once; others do after some in a row."""
-        self.patch(stacks, "SIDE_BY_SIDE", 1)
+        self.patch(slices, "SIDE_BY_SIDE", 1)
         for status, asked in ((401, 1), (503, 1), (403, stacks.MAX_REFUSED + 1)):
             self.setUp()
             self.successResultOf(self.read(1))
@@ -170,12 +170,23 @@ class StacksTests(SynchronousTestCase):
         self.assertEqual(self.jobs.running, [])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_left_alone(self) -> None:
+        """What is in the cache is not even read, and what another worker has claimed is left to it."""
+        loader = slices.SliceLoader(self.reader)
+        self.successResultOf(self.read(1))
+        claim = self.parts.cache.claim(slice_of(2), [frame_name(1)], b"other", 30.0)
+        self.successResultOf(Deferred.fromCoroutine(claim))
+        for number, expected in ((1, slices.NotRead.PRESENT), (2, slices.NotRead.CLAIMED)):
+            loading = loader.load(self.origin, slice_of(number), MALLORY)  # type: ignore[arg-type]
+            self.assertEqual(self.successResultOf(Deferred.fromCoroutine(loading)), expected)
+        self.assertEqual(self.origin.loaded, [slice_of(1).sop])
+
     def test_two_workers(self) -> None:
         """Of two workers that load a stack at once each slice is loaded by one."""
         self.successResultOf(self.read(1))
         other = self.parts.reader()
         other.access.series = SeriesAnswers(self.parts.cache, self.parts.clock, self.parts.clock.seconds, 600.0)
-        second = Stacks(self.parts.cache, other, other.access.series, self.jobs)
+        second = Stacks(other, other.access.series, self.jobs)
         gate = self.origin.gate = Deferred()
         waits = [self.touch(1)]
         waits.append(Deferred.fromCoroutine(second.touched(self.request(1), SLICE, False)))

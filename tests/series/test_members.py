@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.series.support import SERIES, STUDY, level_json, path_json, slice_json
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.series import members
-from twistedproxy.series.members import Member, SeriesParser, pack_members, unpack_members
+from twistedproxy.series.members import Member, SeriesParser, StudyParser, pack_members, unpack_members
 
 
 def parsed(objects: list[Any], step: int = 1 << 20) -> Mapping[str, Member]:
@@ -80,6 +80,29 @@ class ParserTests(SynchronousTestCase):
             slice_json("no uid"),
         ]
         self.assertEqual(list(parsed([*others, slice_json("1.1")])), ["1.1"])
+
+    def test_study(self) -> None:
+        """Of a study every instance by its series; one that two series name is believed of neither, one of another study of none."""
+        objects = [
+            slice_json("1.1"),
+            slice_json("1.2", _0020000E=["1.2.9"]),
+            slice_json("1.3"),
+            slice_json("1.4"),
+            slice_json("1.4", _0020000E=["1.2.9"]),
+            slice_json("1.5", _0020000D=["1.9"]),
+            slice_json("1.6", _0020000E=None),
+            slice_json("1.7", _0020000E=["../.."]),
+        ]
+        parser = StudyParser(STUDY)
+        parser.feed(json.dumps(objects).encode())
+        found = parser.close()
+        self.assertEqual(
+            {series: list(members) for series, members in found.items()}, {SERIES: ["1.1", "1.3"], "1.2.9": ["1.2"]}
+        )
+        self.assertEqual(found["1.2.9"]["1.2"].metadata.rows, 512)
+        cut = StudyParser(STUDY)
+        cut.feed(json.dumps(objects).encode()[:-1])
+        self.assertRaises(BadMetadata, cut.close)
 
     def test_twice(self) -> None:
         """Of two objects of one instance neither is believed, nor is a third."""

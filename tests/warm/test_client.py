@@ -16,7 +16,7 @@ from tests.stores.dialects import STANDARD
 from tests.stores.faults import Answer, Close, Fault, Reset, Stall
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
-from twistedproxy.warm.client import MAX_RESPONSE, RESPONSE_SECONDS, SILENCE_SECONDS, Trouble, Warmer
+from twistedproxy.warm.client import MAX_LINE, MAX_RESPONSE, RESPONSE_SECONDS, SILENCE_SECONDS, Trouble, Warmer
 from twistedproxy.warm.options import Found, WarmTarget
 
 DICOM_JSON = ("Content-Type", "application/dicom+json")
@@ -40,7 +40,7 @@ class ClientTests(TestCase):
         for answer in answers:
             self.store.fail(answer)
         target = WarmTarget.of(f"{self.store.url}/studies/1.2")
-        return Deferred.fromCoroutine(self.warmer.instances(target))
+        return Deferred.fromCoroutine(self.warmer.loads(target))
 
     async def trouble(self, *answers: Fault) -> str:
         """What a search that is answered so fails with; it leaves no timer and no connection."""
@@ -81,26 +81,44 @@ class ClientTests(TestCase):
     async def test_cookies(self) -> None:
         """Cookies of a response are not sent back: with another cookie this would be another caller."""
         page = Answer(200, (DICOM_JSON, ("Set-Cookie", "sid=1; Path=/")), PAGE)
-        self.assertEqual([found.sop for found in await self.search(page, page)], ["1.3"])
+        self.assertEqual([found.uid for found in await self.search(page, page)], ["1.3"])
         self.assertEqual([seen.header("Cookie") for seen in self.store.requests], ["mine=1", "mine=1"])
         self.assertEqual({seen.header("X-Key") for seen in self.store.requests}, {"a, b"})
 
     async def test_compressed(self) -> None:
         """A compressed response, which treq asks for, is read as any."""
         page = Answer(200, (DICOM_JSON, ("Content-Encoding", "gzip")), gzip.compress(PAGE))
-        self.assertEqual([found.sop for found in await self.search(page, Answer(204))], ["1.3"])
+        self.assertEqual([found.uid for found in await self.search(page, Answer(204))], ["1.3"])
 
     async def test_impossible_url(self) -> None:
         """A URL whose host cannot be one is an error like any."""
         await self.assertFailure(
-            Deferred.fromCoroutine(self.warmer.instances(WarmTarget.of("http://[/studies/1.2"))), Trouble
+            Deferred.fromCoroutine(self.warmer.loads(WarmTarget.of("http://[/studies/1.2"))), Trouble
         )
 
     async def test_no_lines(self) -> None:
         """A load's response that is not made of lines of JSON objects is an error."""
-        for body in (b"x" * 100_000, b"page\n", b"[1]\n", b"3\n", b"", b'{"total": 1}\n'):
+        for body in (
+            b"x" * 100_000,
+            b"page\n",
+            b"[1]\n",
+            b"3\n",
+            b"",
+            b'{"total": 1}\n',
+        ):
             self.store.fail(Answer(202, (), body))
             instance = Found(f"{self.store.url}/studies/1.2/series/1.3/instances/1.4", "1.4")
             loading = self.warmer.load(instance, False, lambda job: None)
             await self.assertFailure(Deferred.fromCoroutine(loading), Trouble)
             await self.nothing_is_left()
+
+    async def test_long_line(self) -> None:
+        """A line that does not end is given up; lines may be any number, for a load may take hours."""
+        wanted = Found(f"{self.store.url}/studies/1.2/series/1.3", "1.3")
+        self.store.fail(Answer(202, (), b"x" * (MAX_LINE + 1)))
+        loading = Deferred.fromCoroutine(self.warmer.load(wanted, False, lambda job: None))
+        self.assertIn("not as expected", str(await self.assertFailure(loading, Trouble)))
+        line = b'{"result": "done", "reason": "%s"}\n' % (b"y" * 1_000_000)
+        self.store.fail(Answer(202, (), line * (2 + MAX_RESPONSE // len(line))))
+        job = await self.warmer.load(wanted, False, lambda job: None)
+        self.assertEqual(job["result"], "done")

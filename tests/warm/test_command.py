@@ -62,37 +62,47 @@ class WarmTests(WarmCase):
     """What is loaded, what is left out, what fails."""
 
     async def test_study(self) -> None:
-        """All multi-frames of a study are loaded, one after the other; then no frame is asked of the store."""
+        """All series of a study are loaded, one after the other; then no frame is asked of the store."""
         store = self.store(STANDARD, *(made := self.study()))
         proxy = await self.warm_proxy(store)
         run = await self.run_command(f"{proxy.url}/dicomweb/studies/1.2")
         self.assertEqual((run.code, run.errors), (0, ""))
-        self.assertIn("1.4.0: 12 frames, ", run.out)
-        self.assertIn("1.6: not a multi-frame instance\n", run.out)
-        self.assertIn("2 loaded, 1 skipped: 24 frames, ", run.out)
+        self.assertIn("1.3: 2 loaded, 24 frames, ", run.out)
+        self.assertIn("1.5: 1 loaded, 1 frames, ", run.out)
+        self.assertIn("3 loaded: 25 frames, ", run.out)
         asked = len(store.requests)
-        for one in made[:2]:
-            answer = await proxy.client().frames(one.resource, range(1, 13))
+        for one in made:
+            answer = await proxy.client().frames(one.resource, range(1, one.frames + 1))
             self.assertEqual(answer.frames(), one.stored_frames())
         self.assertEqual(len(store.requests), asked)
 
     async def test_series_and_instance(self) -> None:
-        """Of a series only what is in it; what is named twice is loaded once; an instance is not searched for."""
+        """Of a series only what is in it; what is named twice is loaded once; neither is searched for."""
         store = self.store(STANDARD, *self.study())
         proxy = await self.warm_proxy(store)
         url = f"{proxy.url}/dicomweb/studies/1.2/series/1.3"
         run = await self.run_command(url, f"{url}/instances/1.4.1")
         self.assertEqual((run.code, "2 loaded: 24 frames" in run.out), (0, True), run)
-        searches = store.lines("/instances?") or [line for line in store.lines() if "/instances?" in line]
-        self.assertEqual({line.partition("?")[0] for line in searches}, {"GET /studies/1.2/series/1.3/instances"})
+        self.assertEqual([line for line in store.lines() if "?" in line], [])
+
+    async def test_stack(self) -> None:
+        """A CT of 140 slices is loaded as a whole; what the store refuses of it is named, and the exit code is 1."""
+        made = [loop(self.mktemp(), 1, 16, 16, study="1.2", series="1.3", sop=f"1.4.{n}") for n in range(140)]
+        store = self.store(STANDARD, *made)
+        run = await self.run_command(f"{(await self.warm_proxy(store)).url}/dicomweb/studies/1.2")
+        self.assertEqual((run.code, "\n140 loaded: 140 frames, " in run.out, run.errors), (0, True, ""), run)
+        store.fail(Answer(403), "1.4.7/frames", times=None)
+        run = await self.run_command(url := f"{(await self.warm_proxy(store)).url}/dicomweb/studies/1.2/series/1.3")
+        self.assertEqual(run.errors, f"{url}/instances/1.4.7: failed: the origin answered 403\n")
+        self.assertEqual((run.code, "1.3: 139 loaded, 1 failed, 139 frames, " in run.out), (1, True), run)
 
     async def test_pages(self) -> None:
-        """A study of more instances than one search gives is searched to its end."""
+        """A study of more series than one search gives is searched to its end."""
         self.patch(targets, "PAGE", 2)
-        store = self.store(STANDARD, *self.study(slides=4))
-        proxy = await self.warm_proxy(store)
+        made = [loop(self.mktemp(), 1, study="1.2", series=f"1.{n}", sop=f"1.{n}.1") for n in range(5)]
+        proxy = await self.warm_proxy(self.store(STANDARD, *made), max_jobs=3)
         run = await self.run_command("-j", "3", f"{proxy.url}/dicomweb/studies/1.2")
-        self.assertEqual((run.code, "4 loaded, 1 skipped: 48 frames" in run.out), (0, True), run)
+        self.assertEqual((run.code, "5 loaded: 5 frames" in run.out), (0, True), run)
 
     async def test_waits_for_a_busy_proxy(self) -> None:
         """While the proxy is busy with other loads it is asked again as long as patience lasts, and no longer."""
@@ -166,7 +176,7 @@ class WarmTests(WarmCase):
         proxy = await self.warm_proxy(self.store(STANDARD, packed))
         url = f"{proxy.url}/dicomweb/studies/1.2"
         run = await self.run_command(url)
-        self.assertEqual((run.code, "1.7: the instance is not loaded: packed-frames" in run.out), (0, True), run)
+        self.assertEqual((run.code, "/instances/1.7: skipped: packed-frames\n" in run.out), (0, True), run)
         self.assertEqual((await self.run_command(f"{url}/series/1.3/instances/1.7")).code, 1)
 
     async def test_no_proxy(self) -> None:
@@ -202,7 +212,7 @@ class ShowingTests(WarmCase):
         proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
         run = await self.run_command(f"{proxy.url}/dicomweb/studies/1.2", terminal=True)
         self.assertEqual(run.code, 0)
-        self.assertRegex(run.errors, r"\r100%\|.*\| 24/24 frames \[\d\d:\d\d<\d\d:\d\d, [\d.]+ MB/s\]")
+        self.assertRegex(run.errors, r"\r100%\|.*\| 25/25 frames \[\d\d:\d\d<\d\d:\d\d, [\d.]+ MB/s\]")
 
     async def test_terminal_without_a_size(self) -> None:
         """The bar is there on a terminal that claims to have no columns and no rows, as some consoles do."""
@@ -236,7 +246,7 @@ class ShowingTests(WarmCase):
 
         good = await deferToThread(run, url)
         self.assertEqual((good.returncode, good.stderr), (0, ""))
-        self.assertRegex(good.stdout, r"^1\.4\.0: 12 frames, .*\n1\.4\.1: 12 frames, .*\n2 loaded: 24 frames, .*\n$")
+        self.assertRegex(good.stdout, r"^1\.3: 2 loaded, 24 frames, .*\n2 loaded: 24 frames, .*\n$")
         bad = await deferToThread(run, f"{url}/instances/9.9")
         self.assertEqual(bad.returncode, 1)
         self.assertIn("404", bad.stderr)

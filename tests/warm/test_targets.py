@@ -40,48 +40,36 @@ class TargetTests(SynchronousTestCase):
         ):
             self.assertRaises(UsageError, WarmTarget.of, url)
 
+    def test_named(self) -> None:
+        """A series or an instance is what is loaded; of a study that are its series."""
+        series = f"{STUDY}/series/3.4"
+        self.assertEqual(WarmTarget.of(series).named, Found(series, "3.4"))
+        self.assertEqual(WarmTarget.of(f"{series}/instances/5.6").named, Found(f"{series}/instances/5.6", "5.6"))
+        self.assertIsNone(WarmTarget.of(STUDY).named)
+        self.assertEqual(Found(series, "3.4").root, ROOT)
+
+    def test_holds(self) -> None:
+        """A series is loaded with its instances, and no other."""
+        series = Found(f"{STUDY}/series/3.4", "3.4")
+        self.assertTrue(series.holds(Found(f"{STUDY}/series/3.4/instances/5.6", "5.6")))
+        for other in (series, Found(f"{STUDY}/series/3.45/instances/5.6", "5.6")):
+            self.assertFalse(series.holds(other))
+
     def test_search(self) -> None:
-        """A search asks for one page of instances, and for NumberOfFrames, which need not come otherwise."""
-        self.assertEqual(
-            WarmTarget.of(STUDY).search(400), f"{STUDY}/instances?limit=200&offset=400&includefield=00280008"
-        )
+        """A search asks for one page of series."""
+        self.assertEqual(WarmTarget.of(STUDY).search(400), f"{STUDY}/series?limit=200&offset=400")
 
     def test_found(self) -> None:
-        """The number of frames is that of the answer; an image without a number of frames has one."""
-        answer = [
-            _item("3.4", "5.1", {"00280008": {"vr": "IS", "Value": ["12"]}}),
-            _item("3.5", "5.2", {"00280010": {"vr": "US", "Value": [64]}}),
-            _item("3.5", "5.3", {"00280008": {"vr": "IS"}}),
-        ]
-        self.assertEqual(
-            list(WarmTarget.of(STUDY).found(answer)),
-            [
-                Found(f"{STUDY}/series/3.4/instances/5.1", "5.1", 12),
-                Found(f"{STUDY}/series/3.5/instances/5.2", "5.2", 1),
-                Found(f"{STUDY}/series/3.5/instances/5.3", "5.3", None),
-            ],
-        )
-
-    def test_series_not_repeated(self) -> None:
-        """Below a series an answer may leave the series out."""
-        item = {"00080018": {"vr": "UI", "Value": ["5.1"]}}
-        self.assertEqual(
-            [one.url for one in WarmTarget.of(f"{STUDY}/series/3.4").found([item])],
-            [f"{STUDY}/series/3.4/instances/5.1"],
-        )
+        """Each series has its URL."""
+        answer = [_item("3.4"), _item("3.5")]
+        found = [Found(f"{STUDY}/series/{uid}", uid) for uid in ("3.4", "3.5")]
+        self.assertEqual(list(WarmTarget.of(STUDY).found(answer)), found)
 
     def test_no_answer(self) -> None:
         """What is no answer to a search is an error, and UIDs in it are checked: they go into URLs."""
-        for answer in (
-            {},
-            None,
-            ["x"],
-            [{}],
-            [_item("3.4", "../..", {})],
-            [_item("3.4", "5.1", {"00280008": {"Value": ["x"]}})],
-        ):
+        for answer in ({}, None, ["x"], [{}], [_item("../..")], [{"0020000E": {"vr": "UI", "Value": [3]}}]):
             self.assertRaises(ValueError, lambda answer=answer: list(WarmTarget.of(STUDY).found(answer)))
 
 
-def _item(series: str, sop: str, more: dict[str, object]) -> dict[str, object]:
-    return {"0020000E": {"vr": "UI", "Value": [series]}, "00080018": {"vr": "UI", "Value": [sop]}, **more}
+def _item(series: str) -> dict[str, object]:
+    return {"0020000E": {"vr": "UI", "Value": [series]}}

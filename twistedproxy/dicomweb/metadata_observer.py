@@ -3,16 +3,16 @@
 - URLs of the origin become the proxy's, in JSON and in XML.
 - (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and it is known here: a viewer
   that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
-- The JSON metadata of one instance are the caller's grant for it, those of a series for all instances that they name, if nothing in the request but what makes the
-  caller could have moved the origin to give them, and if they are all there is: no parameters ask for a part of them. A
-  cache's answer to a caller with credentials is none.
+- The JSON metadata of one instance are the caller's grant for it, those of a series or study for all instances that they name, if
+  nothing in the request but what makes the caller could have moved the origin to give them, and if they are all there is: no
+  parameters ask for a part of them. A cache's answer to a caller with credentials is none.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Optional, Union
 
@@ -40,7 +40,7 @@ from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import MAX_ANSWER
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
-from twistedproxy.series.members import Member, SeriesParser
+from twistedproxy.series.members import SeriesParser, StudyParser
 from twistedproxy.server.response_body import in_pieces
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream, hold
 from twistedproxy.system.memory_budget import Reservation
@@ -96,15 +96,15 @@ class MetadataObserver:
         grant holds only for what the cache knew then."""
         caller = handed_on.caller
         assert caller is not None  # `request_for_origin` has found it
-        instance, series = None, None
+        instance, whole = None, None
         if self._would_grant(handed_on, target):
             if target.resource.sop is not None:
                 instance = target.instance
             else:
-                series = target.whole
-        seen, asked = instance or series, self.access.wall_clock()
+                whole = target.whole
+        seen, asked = instance or whole, self.access.wall_clock()
         reading = await self.read(seen) if seen is not None else Reading(None, {})
-        return ObservedAnswer(self, target, caller, request.method, instance, series, reading, asked)
+        return ObservedAnswer(self, target, caller, request.method, instance, whole, reading, asked)
 
     async def revoke(self, handed_on: OriginRequest, target: Target) -> None:
         """End the caller's grant for the instance that *target* is about, or what was said of its series or study: the origin has
@@ -122,8 +122,8 @@ class MetadataObserver:
         return await self.cache.get_many(instance, names)
 
     def _would_grant(self, handed_on: OriginRequest, target: Target) -> bool:
-        named = target.resource.kind is ResourceKind.METADATA and target.resource.series is not None
-        return named and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
+        of_metadata = target.resource.kind is ResourceKind.METADATA
+        return of_metadata and has_plain_query(target) and is_bare_get(handed_on, self.credentials)
 
 
 def has_plain_query(target: Target) -> bool:
@@ -145,15 +145,15 @@ def _is_harmless(name: bytes) -> bool:
 
 @attrs.frozen
 class ObservedAnswer:
-    """One describing answer. *instance* is set where it is that instance's metadata and makes a grant; *reading*:
-    what the cache knew of them before. *said*: whether the origin has just given it."""
+    """One describing answer. *instance* is set where it is that instance's metadata and makes a grant, *whole* where it is that of
+    the series or study that this stands for; *reading*: what the cache knew of them before. *said*: whether the origin has just given it."""
 
     _observer: MetadataObserver
     _target: Target
     _caller: Caller
     _method: bytes
     _instance: Optional[Instance]
-    _series: Optional[Instance]
+    _whole: Optional[Instance]
     _reading: Reading
     _asked: float
     _said: bool = True
@@ -181,8 +181,8 @@ class ObservedAnswer:
         form = form_of(response.headers) or DescriptionForm.JSON
         body: ByteStream = response.body
         record = self._record if is_for(self._caller, response.headers) else _record_nothing
-        if self._series is not None and form is DescriptionForm.JSON and is_for(self._caller, response.headers):
-            body = self._proving(self._series, body)
+        if self._whole is not None and form is DescriptionForm.JSON and is_for(self._caller, response.headers):
+            body = self._proving(self._whole, body)
         if form is DescriptionForm.JSON and self._method == b"GET":
             start, whole = await hold(body, self.held)
             if whole:
@@ -230,18 +230,19 @@ class ObservedAnswer:
     async def _record(self, metadata: InstanceMetadata) -> None:
         if self._instance is not None:
             expires = self._asked + self._observer.access.ttl
-            await self._observer.access.record(self._instance, self._caller, metadata, self._reading, expires=expires)
+            await self._observer.access.record_passing(self._instance, self._caller, metadata, self._reading, expires)
 
-    def _proving(self, series: Instance, body: ByteStream) -> ByteStream:
-        """*body*, the metadata of *series*, which at its end is the caller's grant for all instances that it names."""
-        answers, fence = self._observer.access.series, self._reading.fence
+    def _proving(self, whole: Instance, body: ByteStream) -> ByteStream:
+        """*body*, the metadata of a series or study, which at its end is the caller's grant for all instances that it names."""
+        answers, fence, of_series = self._observer.access.series, self._reading.fence, self._target.resource.series
         if answers is None or fence is None or not self._said:
             return body
+        parser = StudyParser(whole.study) if of_series is None else SeriesParser(whole.study, of_series)
+        keep = answers.record_study if of_series is None else answers.record
 
-        async def record(members: Mapping[str, Member]) -> None:
-            await answers.record(series, self._caller, members, fence, self._asked)
+        async def record(found: Any) -> None:
+            await keep(whole, self._caller, found, fence, self._asked)
 
-        parser = SeriesParser(series.study, series.series)
         return YieldedStream(_observed(body, parser, record, self._observer.clock, MAX_ANSWER), body)
 
     async def _probe(self, instance: Instance) -> Optional[str]:
@@ -287,7 +288,7 @@ class ObservedAnswer:
 
 async def _observed(
     source: ByteStream,
-    parser: Union[MetadataParser, SeriesParser],
+    parser: Union[MetadataParser, SeriesParser, StudyParser],
     record: Callable[[Any], Awaitable[None]],
     clock: IReactorTime,
     most: float = math.inf,

@@ -60,7 +60,7 @@ class ResourceKind(enum.Enum):
     THUMBNAIL = "thumbnail"  # any level, of frames too
     BULKDATA = "bulkdata"  # any level, whatever is below it
     PIXELDATA = "pixeldata"  # any level
-    PREFETCH = "prefetch"  # an instance; the proxy's own
+    PREFETCH = "prefetch"  # any level; the proxy's own
     OTHER = "other"  # worklist, non-patient instances, storage commitment
 
 
@@ -212,11 +212,12 @@ def _classify(root: str, segments: Sequence[str]) -> Resource:
     raise _no_resource(segments)
 
 
-_COMMON = {  # what a study, a series and an instance have alike (PS3.18 section 10.4.1)
+_COMMON = {  # what a study, a series and an instance have alike (PS3.18 section 10.4.1; prefetch is ours)
     "metadata": ResourceKind.METADATA,
     "thumbnail": ResourceKind.THUMBNAIL,
     "pixeldata": ResourceKind.PIXELDATA,
     "bulkdata": ResourceKind.BULKDATA,
+    "prefetch": ResourceKind.PREFETCH,
 }
 _OF_STUDY = _COMMON | {
     "": ResourceKind.STUDY,
@@ -232,7 +233,6 @@ _OF_SERIES = _COMMON | {
 _OF_INSTANCE = _COMMON | {
     "": ResourceKind.INSTANCE,
     "rendered": ResourceKind.INSTANCE_RENDERED,
-    "prefetch": ResourceKind.PREFETCH,
 }
 _OF_FRAMES = {
     "": ResourceKind.FRAMES,

@@ -1,6 +1,6 @@
-"""``{instance}/prefetch``: starts a load of the whole instance on request, and reports on it.
+"""``{instance}/prefetch``, ``{series}/prefetch``, ``{study}/prefetch``: start a load of it on request, and report on it.
 
-- A caller needs a grant of its own, to start a load as well as to read of one.
+- A caller needs a grant of its own, to start a load as well as to read of one; of a series or study for one of the first instances.
 - A job belongs to the proxy, not to the request: it goes on when the client disconnects.
 - At an orderly stop a followed job has a part of the deadline to end; then it is cancelled, and its answer ends with that.
 - A job is followed in one answer that ends with it: another request could reach another worker, which does not know it.
@@ -17,11 +17,11 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
-from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import parse_accept
-from twistedproxy.frames.read_through import FrameReader, FrameRequest
-from twistedproxy.origin.errors import DENIALS, OriginRefused
-from twistedproxy.prefetch.jobs import Job, JobBook
+from twistedproxy.frames.read_through import FrameRequest
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.prefetch.on_request.instances import LoadsByHand
+from twistedproxy.prefetch.on_request.series import SeriesLoads
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.server.problems import Problem, shown
 from twistedproxy.server.response_body import send_page, send_stream
@@ -61,37 +61,52 @@ class PrefetchParameters:
 class PrefetchEndpoint:
     """Starts loads on request and reports on them."""
 
-    reader: FrameReader
-    scheduler: Scheduler
+    by_hand: LoadsByHand
+    series: SeriesLoads
     jobs: JobBook
     clock: IReactorTime
     _give_up_at: float = attrs.field(init=False, default=math.inf)
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> PrefetchEndpoint:
+        """That of a worker, whose *scheduler* starts its loads."""
+        by_hand, answers = LoadsByHand(scheduler), scheduler.reader.access.series
+        assert answers is not None
+        return cls(by_hand, SeriesLoads(by_hand, answers), scheduler.jobs, scheduler.clock)
 
     def stop_within(self, seconds: float) -> None:
         """Have all answers that follow a job ended in *seconds*."""
         self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP
 
-    async def start(self, request: Request, wanted: FrameRequest, asked: PrefetchParameters, url: str) -> None:
-        """Start a load of *wanted*'s instance, and answer with its job. *url*: where the job can be asked for.
+    async def start(
+        self, request: Request, wanted: FrameRequest, kind: JobKind, asked: PrefetchParameters, url: str
+    ) -> None:
+        """Start a load of what *wanted*'s instance is or (*kind*) stands for, and answer with its job. *url*: where the job can be
+        asked for.
 
         Raises `NotStarted`, and the errors of `twistedproxy.origin.errors`.
         """
-        grant, reading = await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-        metadata = await self._with_syntax(wanted, grant.metadata)
-        job = await self.scheduler.by_hand(wanted, metadata, reading.fence, asked.again)
+        if kind is JobKind.WHOLE:
+            job = await self.by_hand.start(wanted, asked.again)
+        else:
+            job = await self.series.start(wanted, kind, asked.again)
         request.setResponseCode(202)
         request.responseHeaders.setRawHeaders(b"Location", [url.encode("ascii")])
         await self._send(request, job, asked.follow)
 
-    async def report(self, request: Request, wanted: FrameRequest, asked: PrefetchParameters) -> None:
-        """Answer with the running job of *wanted*'s instance, or the last that this worker remembers.
+    async def report(self, request: Request, wanted: FrameRequest, kind: JobKind, asked: PrefetchParameters) -> None:
+        """Answer with the running job of the same, or the last that this worker remembers; of a series or study the caller's own.
 
         Raises `Problem` 404 where there is none, and the errors of `twistedproxy.origin.errors`.
         """
-        await self.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
-        job = self.jobs.last(wanted.instance)
+        if kind is JobKind.WHOLE:
+            await self.by_hand.reader.granted(wanted.origin, wanted.instance, wanted.caller, [])
+            job = self.jobs.last(wanted.instance)
+        else:
+            await self.series.admitted(wanted, kind)
+            job = self.series.report(wanted)
         if job is None:
-            raise Problem(404, "this worker knows of no load of this instance; POST starts one")
+            raise Problem(404, "this worker knows of no load of it; POST starts one")
         await self._send(request, job, asked.follow and job.result is None)
 
     async def _send(self, request: Request, job: Job, follow: bool) -> None:
@@ -115,18 +130,6 @@ class PrefetchEndpoint:
             yield _json(job.fields(self.clock.seconds()))
             if not last and job.result is None:
                 await job.over.wait().addTimeout(LINE_SECONDS, self.clock, lambda *_: None)
-
-    async def _with_syntax(self, wanted: FrameRequest, metadata: InstanceMetadata) -> InstanceMetadata:
-        """The metadata with the transfer syntax, which some stores send with frames only."""
-        if metadata.transfer_syntax is not None or not (metadata.rows and metadata.columns):
-            return metadata
-        try:
-            answer = await self.reader.read(attrs.evolve(wanted, numbers=(1,), prefetch=False))
-        except OriginRefused as refused:
-            if refused.status in DENIALS:
-                raise
-            return metadata  # a store that cannot separate such frames: the file has it
-        return attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
 
 
 def _json(fields: dict[str, object]) -> bytes:

@@ -102,9 +102,10 @@ class RequestParser:
             problem = error
         return await self._parsed(request, target, asked, accepted, instance, problem)
 
-    async def instance(self, request: Request, target: Target) -> FrameRequest:
-        """A request about an instance, whose query is none of pictures."""
-        return await self._parsed(request, target, _NOTHING, _ANYTHING)
+    async def resource(self, request: Request, target: Target) -> FrameRequest:
+        """A request about an instance, or about what stands for a series or study, whose query is none of pictures."""
+        instance = target.whole if target.resource.sop is None else None
+        return await self._parsed(request, target, _NOTHING, _ANYTHING, instance)
 
     async def _parsed(
         self,

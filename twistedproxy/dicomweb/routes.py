@@ -24,12 +24,16 @@ from twistedproxy.dicomweb.prefetch import PrefetchEndpoint, PrefetchParameters
 from twistedproxy.dicomweb.rendered import RenderedAnswers
 from twistedproxy.dicomweb.requests import RequestParser, accept_of
 from twistedproxy.dicomweb.status import StatusPages, add_pages
+from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.server.cors import Cors, is_preflight, refuse_cross_site
 from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.settings import Settings
 
 _READ = ["GET", "HEAD"]
 _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
+_LOADS = {(True, True): JobKind.WHOLE, (True, False): JobKind.SERIES, (False, False): JobKind.STUDY}
+"""What is loaded, by whether a path names a series and an instance."""
+
 _NO_RESOURCE = "no such resource; DICOMweb resources are below a mount"
 
 
@@ -102,17 +106,18 @@ class ProxyRoutes:
     @app.route(f"/{ResourceKind.PREFETCH.value}", methods=[*_READ, "POST"])
     @answered("prefetch")
     async def prefetch(self, request: Request) -> None:
-        """The proxy's own resource: POST loads the whole instance into the cache, GET tells of it."""
+        """The proxy's own resource: POST loads a whole instance, series or study into the cache, GET tells of it."""
         target = _target(request)
         asked = PrefetchParameters.of(target.query, accept_of(request))
-        wanted = await self.requests.instance(request, target)
+        wanted = await self.requests.resource(request, target)
+        kind = _LOADS[target.resource.series is not None, target.resource.sop is not None]
         if request.method == b"POST":
             seen = self.requests.outside(request)
             refuse_cross_site(request.requestHeaders.getRawHeaders, f"{seen.scheme}://{seen.host}", self.cors.origins)
             url = seen.base + request.uri.partition(b"?")[0].decode("ascii")
-            await self.prefetching.start(request, wanted, asked, url)
+            await self.prefetching.start(request, wanted, kind, asked, url)
         else:
-            await self.prefetching.report(request, wanted, asked)
+            await self.prefetching.report(request, wanted, kind, asked)
 
     @app.route("/<path:anything>", methods=_ALL)
     @answered("other")

@@ -41,9 +41,7 @@ _RUNNING = {
 
 def running_gauges(jobs: Iterable[Mapping[str, Any]]) -> Snapshot:
     """The progress of running *jobs*, as gauges by kind; a kind that does not run is 0."""
-    sums: dict[str, dict[str, float]] = {
-        name: dict.fromkeys([kind.value for kind in JobKind], 0.0) for name in _RUNNING
-    }
+    sums: dict[str, dict[str, float]] = {name: {kind.value: 0.0 for kind in JobKind} for name in _RUNNING}
     for job in jobs:
         for name, field in _RUNNING.items():
             sums[name][job["kind"]] += 1 if field is None else job[field]

@@ -1,8 +1,9 @@
 """Who may read what: grants found, won from the origin, and renewed.
 
 The origin alone decides. Its answer to the caller's own metadata request is the access check and brings the
-facts of the instance; what it refuses goes back to the caller as it came. A grant in use is renewed before it ends, by
-an answer that gives the thing itself: a search proves nothing, for stores exist that let callers search and not retrieve.
+facts of the instance (`twistedproxy.frames.proofs`); what it refuses goes back to the caller as it came. A grant in use is renewed
+before it ends, by an answer that gives the thing itself: a search proves nothing, for stores exist that let callers search and not
+retrieve.
 """
 
 from __future__ import annotations
@@ -32,17 +33,11 @@ from twistedproxy.frames.entries import (
 )
 from twistedproxy.frames.grants import Grant, Grants
 from twistedproxy.frames.invalidation import Siblings
+from twistedproxy.frames.proofs import proved
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.frames.single_flight import SingleFlight
-from twistedproxy.origin.errors import (
-    DENIALS,
-    NOT_ALLOWED,
-    AnsweredByCache,
-    OriginBadAnswer,
-    OriginError,
-    OriginRefused,
-)
-from twistedproxy.origin.interface import Caller, Origin, Priority
+from twistedproxy.origin.errors import DENIALS, OriginError, OriginRefused
+from twistedproxy.origin.interface import Caller, Origin
 
 METADATA_SECONDS = 30 * 24 * 3600.0
 """How long metadata stay in the cache; invalidating an instance ends them at once. As long as frames may, whose time goes on while
@@ -50,9 +45,6 @@ the metadata are still the same."""
 
 RENEWAL_PAUSE = 15.0
 """Seconds before a renewal that failed is tried again: a viewer at work would ask a hundred times a second."""
-
-BY_METADATA = 100
-"""Frames of an instance up to which metadata are the cheaper proof; of more they may be 100 MB, and a frame is asked for."""
 
 CLOCK_SLACK = 30.0
 """Seconds by which the clock may be set back under a grant; by more, and it would last that much longer."""
@@ -62,7 +54,8 @@ _Key = tuple[bytes, Instance, Optional[Fence]]
 
 @attrs.define(eq=False)
 class Access:
-    """Grants of one proxy. *wall_clock* gives seconds since the epoch. *entry_seconds*: by how long frames whose time has ended go
+    """Grants of one proxy. *wall_clock* gives seconds since the epoch. *by_pixels*: whether only a frame or the object is a proof, and
+    metadata are facts alone. *entry_seconds*: by how long frames whose time has ended go
     on where the origin's metadata are the same (None: without end); *changed* is called where they are not."""
 
     cache: Cache
@@ -73,6 +66,7 @@ class Access:
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
     series: Optional[SeriesAnswers] = None
+    by_pixels: bool = False
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
     _ending: SingleFlight[tuple[Instance, Fence], None] = attrs.field(init=False, factory=SingleFlight)
     _log = Logger()
@@ -119,16 +113,19 @@ class Access:
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
         by_series = None
+        known = None if reading.ended else metadata_in(reading)
         # Without a fence the series may have changed, too; what has ended goes on only if the origin says the same now.
-        if self.series is not None and reading.fence is not None and not reading.ended:
+        of_use = reading.fence is not None and not reading.ended and not (self.by_pixels and known)
+        if self.series is not None and of_use:
             by_series = await self.series.proof(origin, instance, caller)
         if by_series is not None:
             member, expires = by_series
-            # Not just now: what is cached does not go on for that.
-            return await self.record(instance, caller, member.metadata, reading, False, expires, by_series=True)
-        known = None if reading.ended else metadata_in(reading)
+            known = member.metadata
+            if not self.by_pixels:
+                # Not just now: what is cached does not go on for that.
+                return await self.record(instance, caller, known, reading, False, expires, by_series=True)
         try:
-            metadata, said = await self._proved(origin, instance, caller, known)
+            metadata, said = await proved(origin, instance, caller, known, self.by_pixels)
         except OriginRefused as refused:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
@@ -158,16 +155,27 @@ class Access:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence)
         self.grants.add(caller, instance, grant)
-        entries: dict[bytes, bytes] = {}
-        if first:
-            entries[REFERENCE] = pack_reference(self.wall_clock(), metadata)
-        if first or not by_series:
+        entries = self._facts(metadata) if first else {}
+        if not by_series:
             entries[METADATA] = metadata.to_bytes()
         writes = [self._put(instance, fence, entries, METADATA_SECONDS)] if entries else []
         if not by_series:
             writes.append(self._put(instance, fence, {grant_name(caller): pack_grant(grant.expires)}, self.ttl))
         await all_or_none(writes)
         return grant
+
+    async def record_passing(
+        self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading, expires: float
+    ) -> None:
+        """Keep what the origin's *metadata*, which have passed to *caller*, are: the grant, as of `record`, or facts alone."""
+        if not self.by_pixels:
+            await self.record(instance, caller, metadata, reading, expires=expires)
+        elif METADATA not in reading.entries:
+            await self._put(instance, reading.fence, self._facts(metadata), METADATA_SECONDS)
+
+    def _facts(self, metadata: InstanceMetadata) -> dict[bytes, bytes]:
+        """The entries of facts that are kept for the first time."""
+        return {REFERENCE: pack_reference(self.wall_clock(), metadata), METADATA: metadata.to_bytes()}
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
         """The fence that a grant of this *metadata* has. If they are those that the instance was cached under, what is cached goes on
@@ -247,12 +255,14 @@ class Access:
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
         try:
             reading = Reading(grant.fence, {})
-            by_series = await self.series.renewed(origin, instance, caller, grant.expires) if self.series else None
+            by_series = None
+            if self.series is not None and not self.by_pixels:
+                by_series = await self.series.renewed(origin, instance, caller, grant.expires)
             if by_series is not None:
                 member, expires = by_series
                 await self.record(instance, caller, member.metadata, reading, expires=expires, by_series=True)
             else:
-                metadata, said = await self._proved(origin, instance, caller, grant.metadata)
+                metadata, said = await proved(origin, instance, caller, grant.metadata, self.by_pixels)
                 await self.record(instance, caller, metadata, reading, said)
         except OriginRefused as refused:
             if refused.status in DENIALS:
@@ -261,39 +271,6 @@ class Access:
                 self._not_renewed(instance, grant, refused)
         except OriginError as error:
             self._not_renewed(instance, grant, error)
-
-    async def _proved(
-        self, origin: Origin, instance: Instance, caller: Caller, known: Optional[InstanceMetadata]
-    ) -> tuple[InstanceMetadata, bool]:
-        """Have the origin prove the caller's right in the cheapest way, where the facts are *known*; the facts, and whether it said
-        them. Raises `OriginError`."""
-        if known is not None and known.frames > BY_METADATA:
-            try:
-                return await self._by_frame(origin, instance, caller, known), False
-            except OriginRefused as refused:
-                if refused.status in NOT_ALLOWED:
-                    raise
-            except OriginBadAnswer:
-                pass  # a store that gives no frames may give metadata
-        return await self._metadata(origin, instance, caller), True
-
-    async def _metadata(self, origin: Origin, instance: Instance, caller: Caller) -> InstanceMetadata:
-        """Have the origin prove the caller's right; return the facts. Raises `OriginError`."""
-        try:
-            return await origin.metadata(instance, caller)
-        except AnsweredByCache as facts:
-            return await self._by_frame(origin, instance, caller, facts.metadata)
-
-    @staticmethod
-    async def _by_frame(
-        origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
-    ) -> InstanceMetadata:  # fmt: skip
-        """Have the origin prove the caller's right by a frame; return the facts, which are *known*. Raises `OriginError`."""
-        if caller.has_credentials:  # a cache on the way must ask the origin (RFC 9111 section 5.2.1.4)
-            caller = attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
-        # With the priority of callers who hold no grant, no frame is cut out of the whole file.
-        await origin.frames(instance, (1,), caller, known, Priority.UNKNOWN)
-        return known
 
     def _not_renewed(self, instance: Instance, grant: Grant, error: OriginError) -> None:
         grant.next_renewal = self.wall_clock() + RENEWAL_PAUSE

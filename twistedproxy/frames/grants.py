@@ -79,8 +79,11 @@ class Credentials:
         return b"; ".join(pair for pair in pairs if pair.partition(b"=")[0].strip() in self.cookies)
 
 
-def normal_key(secret: bytes) -> bytes:
-    """A key that blake2b takes (at most 64 bytes) from a secret of any length."""
+def normal_key(secret: bytes, by_pixels: bool = False) -> bytes:
+    """A key that blake2b takes (at most 64 bytes) from a secret of any length. *by_pixels*: one with which nothing is found that was
+    kept without: what proved a right to pixels there does not here."""
+    if by_pixels:
+        return hashlib.blake2b(secret, digest_size=64, person=b"by pixels").digest()
     return secret if 16 <= len(secret) <= 64 else hashlib.blake2b(secret, digest_size=64).digest()
 
 

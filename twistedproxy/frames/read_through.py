@@ -176,8 +176,7 @@ class FrameReader:
         self, request: FrameRequest, grant: Grant, reading: Reading, numbers: Sequence[int], names: Sequence[bytes]
     ) -> FrameAnswer:
         frames: dict[int, Frame] = {}
-        prefetched = []
-        expires = math.inf
+        prefetched, expires = [], math.inf
         for number, name in zip(numbers, names):
             if (entry := reading.entries.get(name)) is None:
                 continue

@@ -1,9 +1,11 @@
-"""What the origin answered callers who asked for the metadata of a series: proof for every instance that it named to them, and
-what the series is.
+"""What the origin answered callers who asked for the metadata of a series or a study: proof for every instance that it named to them,
+and what the series is.
 
 - From the second instance on that a caller asks for, the series is asked for, once: a stack of 200 slices would take 200 requests.
 - An answer counts under the fence that the series had before the origin was asked. It is looked at anew each time, so a STOW or
   a DELETE of any instance of the series ends it, whoever hears of that first.
+- An answer for a study counts for each series that it names, under the fence that the series had before the origin was asked: it is
+  the one that it has afterwards, where the study, whose fence any change below it changes, has the same as before.
 - A denial of one instance, or of the series or study, ends what was said before, and what was asked for before.
 - What is slow, large or no such answer is not asked for again for a while: then instances are asked one by one.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 import attrs
@@ -21,8 +23,8 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
-from twistedproxy.cache.interface import Cache, Fence
-from twistedproxy.deferreds import in_slices
+from twistedproxy.cache.interface import Cache, Fence, Reading
+from twistedproxy.deferreds import all_or_none, in_slices
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import pack_series, series_name, unpack_series
@@ -42,6 +44,9 @@ SECONDS = 2.0
 
 AVOIDED_SECONDS = 600.0
 """How long a series is not asked for again that was no help."""
+
+MAX_SERIES = 500
+"""Series of a study whose metadata are a proof: each is read from the cache and written to it."""
 
 MAX_HELD = 100_000
 """Answers, and instances that they name, that one worker holds: some 100 MB."""
@@ -104,6 +109,7 @@ class SeriesAnswers:
     _size: int = attrs.field(init=False, default=0)
     _first: OrderedDict[_Key, str] = attrs.field(init=False, factory=OrderedDict)
     _denied: OrderedDict[_Key, float] = attrs.field(init=False, factory=OrderedDict)
+    _of_study: OrderedDict[_Key, Sequence[Instance]] = attrs.field(init=False, factory=OrderedDict)
     _avoided: Recent[_Key] = attrs.field(init=False, factory=lambda: Recent(AVOIDED_SECONDS))
     _asking: SingleFlight[tuple[bytes, Instance, Fence], Optional[SeriesAnswer]] = attrs.field(
         init=False, factory=SingleFlight
@@ -169,6 +175,28 @@ class SeriesAnswers:
             return None
         return answer
 
+    async def record_study(
+        self, study: Instance, caller: Caller, found: Mapping[str, Mapping[str, Member]], fence: Fence, asked: float
+    ) -> None:
+        """The same of all series that the origin has named in the metadata of *study* (`Instance.of_study`), by their UIDs; *fence*: that
+        of the study before the origin was *asked*."""
+        if len(found) > MAX_SERIES:
+            return
+        series = [attrs.evolve(study, series=uid, sop=uid) for uid in found]
+        fences = [reading.fence for reading in await self._readings(series)]
+        (after,) = await self._readings([study])
+        if after.fence != fence:
+            return
+        key = caller.credential, study
+        self._of_study[key] = series
+        _use(self._of_study, key)
+        for one, members, known in zip(series, found.values(), fences, strict=True):
+            if known is not None and members:
+                await self.record(one, caller, members, known, asked)
+
+    async def _readings(self, instances: Sequence[Instance]) -> list[Reading]:
+        return await all_or_none([Deferred.fromCoroutine(self.cache.get_many(one, [])) for one in instances])
+
     def forget(self, caller: Caller, instance: Instance) -> None:
         """The origin has just denied *instance* to *caller*, or (`Instance.of_series`, `Instance.of_study`) all of a series or study: what
         it said of the whole before is no proof, nor what it was asked for before, and the series is not asked for again for a
@@ -182,7 +210,9 @@ class SeriesAnswers:
     async def revoke(self, caller: Caller, instance: Instance) -> None:
         """The same, in the cache, too."""
         self.forget(caller, instance)
-        await self.cache.remove(instance.of_series, [series_name(caller)])
+        whole = instance.of_series
+        for one in [whole, *self._of_study.pop((caller.credential, whole), ())]:
+            await self.cache.remove(one, [series_name(caller)])
 
     def _is_valid(self, key: _Key, answer: SeriesAnswer, fence: Optional[Fence], least: float) -> bool:
         return answer.fence == fence and answer.expires > least and not self._is_denied(key, answer.asked)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
-from twistedproxy.dicom.lenient_json import first_value, read_json
+from twistedproxy.dicom.lenient_json import first_value
 from twistedproxy.dicom.resource import Instance, Scope, store_of, validate_uid
+from twistedproxy.frames.searches import search
 from twistedproxy.frames.single_flight import SingleFlight
-from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
-from twistedproxy.streams import StreamTooLong, read_all
+from twistedproxy.origin.errors import OriginBadAnswer, refused
+from twistedproxy.origin.interface import Caller, Origin
 
 MAX_REMEMBERED = 10_000
 """Answers that are remembered, each for one caller: about 400 bytes each."""
-
-MAX_ANSWER = 1 << 20
-"""Bytes of the answer to a search for one instance."""
 
 _Key = tuple[bytes, str, str, str]  # credential, place (see `Instance`), study, instance
 
@@ -70,20 +67,8 @@ class SeriesLookup:
         return series
 
     async def _ask(self, origin: Origin, root: str, study: str, sop: str, caller: Caller) -> str:
-        path = f"{root}/studies/{study}/instances".encode("ascii")
-        query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1".encode("ascii")
-        response = await origin.forward(OriginRequest.get(path, query, b"application/dicom+json", caller))
-        try:
-            answer = await read_all(response.body, MAX_ANSWER)
-        except StreamTooLong:
-            raise OriginBadAnswer("the origin's response to a search for one instance is too long") from None
-        if response.status >= 400:
-            raise OriginRefused(response.status, response.headers, answer)
-        if response.status not in (200, 204):  # a redirect, which is not followed, says nothing of the instance
-            raise OriginBadAnswer(f"the origin answered a search for one instance with {response.status}")
-        if answer.strip() and not is_dicom_json(response.headers):
-            raise OriginBadAnswer("the origin's response to a search for one instance is not DICOM JSON")
-        return _series_in(answer, study, sop)
+        query = f"SOPInstanceUID={sop}&includefield=0020000E&limit=1"
+        return _series_in(await search(origin, f"{root}/studies/{study}/instances", query, caller), study, sop)
 
 
 def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
@@ -93,17 +78,13 @@ def _lies_in(scope: Scope, key: _Key, series: str) -> bool:
     return within and scope.study in (None, study) and scope.store == store_of(place)
 
 
-def _series_in(answer: bytes, study: str, sop: str) -> str:
-    """The series that a search's *answer* names for the instance; one that names another study is of another."""
+def _series_in(found: Sequence[Any], study: str, sop: str) -> str:
+    """The series that what a search *found* names for the instance; one that names another study is of another."""
     try:
-        found = read_json(answer) if answer.strip() else []
-        if not isinstance(found, list):
-            raise TypeError
         for attributes in found:
             same_study = first_value(attributes, "0020000D") in (None, study)
             if same_study and attributes["00080018"]["Value"][0] == sop:
                 return validate_uid(first_value(attributes, "0020000E"))
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise OriginBadAnswer("the origin's response to a search for one instance is not DICOM JSON") from None
-    body = b'{"title":"Not Found","status":404,"detail":"the study has no such instance"}'
-    raise OriginRefused(404, ((b"Content-Type", b"application/problem+json"),), body)
+    raise refused(404, "the study has no such instance")

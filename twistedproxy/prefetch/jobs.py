@@ -1,17 +1,14 @@
-"""Running prefetches and those that ended a short while ago, their locks, and how a load fails or is not started.
+"""Running prefetches and those that ended a short while ago, and how a load fails or is not started.
 
 - A job is logged when it starts and when it ends, with the same field names.
 - Ended jobs stay visible for one interval, then a LoopingCall drops them; nothing that goes wrong in it ends it.
-- An instance has one lock in the cache: of all workers and hosts, one loads it.
 """
 
 from __future__ import annotations
 
 import enum
-import os
 from collections import deque
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Optional
 
 import attrs
@@ -20,10 +17,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.interface import Fence
 from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
+from twistedproxy.prefetch.load_lock import LoadLock
 from twistedproxy.system.metrics import Metrics
 
 
@@ -80,67 +78,25 @@ class NotStarted(Exception):
         return self.text
 
 
-LOCK = b"load"
-
-
-@attrs.define(eq=False)
-class LoadLock:
-    """One try for the lock, as ``async with``: what was taken and is not to be kept is given back, whatever the way out.
-
-    The fence is part of its name: what was forgotten may be loaded anew at once.
-    """
-
-    cache: Cache = attrs.field(repr=False)
-    instance: Instance
-    fence: Fence
-    token: bytes = attrs.field(factory=lambda: os.urandom(12), repr=False)
-    _to_give_back: bool = attrs.field(init=False, default=False)
-
-    async def __aenter__(self) -> LoadLock:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        if self._to_give_back:
-            await self.give_back()
-
-    async def take(self, seconds: float) -> bool:
-        """Take it for at most *seconds*, if nobody holds it; whether it was taken."""
-        self._to_give_back = True  # who is cancelled while asking does not hear that it was taken
-        won = await self.cache.claim(self.instance, [LOCK + self.fence], self.token, seconds)
-        self._to_give_back = bool(won)
-        return self._to_give_back
-
-    def keep(self) -> LoadLock:
-        """Leave it taken beyond the ``async with``: whoever has it now gives it back."""
-        self._to_give_back = False
-        return self
-
-    async def give_back(self) -> None:
-        """Let others have it. Harmless where we never had it, or no longer."""
-        await self.cache.unclaim(self.instance, [LOCK + self.fence], self.token)
-
-
-async def seconds_left(cache: Cache, instance: Instance, fence: Fence) -> Optional[float]:
-    """After how many seconds whoever holds the lock holds it no longer; None where that is not known."""
-    return await cache.claim_left(instance, LOCK + fence)
-
-
-MAX_ENDED = 1000  # ended jobs that are kept at most, about 1 kB each
+MAX_ENDED = 1000
+"""Ended jobs that are kept at most, about 1 kB each."""
 
 
 class JobKind(enum.Enum):
-    """The sizes of prefetch. *stack*: slices that are instances of one frame; *ahead*: frames around those that are looked at."""
+    """The sizes of prefetch. *stack*: slices that are instances of one frame; *ahead*: frames around those that are looked at. A
+    series or study is loaded on request."""
 
     WHOLE = "whole"
     BLOCK = "block"
     DISPLAY = "display"
     STACK = "stack"
     AHEAD = "ahead"
+    SERIES = "series"
+    STUDY = "study"
+
+
+_SEGMENTS = {JobKind.STUDY: 2, JobKind.SERIES: 4, JobKind.STACK: 4}
+"""Of the path of what stands for a series or study, how many name it."""
 
 
 class Result(enum.Enum):
@@ -151,13 +107,17 @@ class Result(enum.Enum):
     STOPPED = "stopped"
 
 
+_Digest = bytes
+
+
 @attrs.define(eq=False)
 class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *running* fires when it has ended;
-    *over* is for those who wait for that, *moved* for those who wait for more of its frames, or for its end.
+    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *credential*: of the one caller that
+    may know of it; empty: whoever may read the instance. *running* fires when it has ended; *over* is for those who wait for that,
+    *moved* for those who wait for more of its frames, or for its end.
     """
 
     instance: Instance
@@ -170,6 +130,7 @@ class Job:
     small: bool = False
     frames: int = 0
     bytes: int = 0
+    credential: _Digest = attrs.field(default=b"", repr=False)
     ended: Optional[float] = None
     result: Optional[Result] = None
     running: Optional[Deferred[None]] = attrs.field(default=None, repr=False)
@@ -187,6 +148,11 @@ class Job:
         self.moved.fire()
 
     @property
+    def resource(self) -> str:
+        """The DICOMweb resource that is loaded, below the root (DICOM PS3.18 section 10.4), no leading slash."""
+        return "/".join(self.instance.path.split("/")[: _SEGMENTS.get(self.kind)])
+
+    @property
     def kept(self) -> int:
         """How many of its frames stay in the cache, now that it has ended: those of a whole-instance load that did not
         come to its good end were taken back."""
@@ -195,7 +161,7 @@ class Job:
     def fields(self, now: float) -> dict[str, object]:
         """What ``/status.json`` and the log say of it."""
         return {
-            "instance": self.instance.path,
+            "instance": self.resource,
             "kind": self.kind.value,
             "frames": self.frames,
             "total": self.total,
@@ -217,6 +183,7 @@ class JobBook:
         self._interval = reap_interval
         self._running: list[Job] = []
         self._ended: deque[Job] = deque(maxlen=MAX_ENDED)
+        self._ends: Waiters[None] = Waiters()
         self._reaper = LoopingCall(self._reap)
         self._reaper.clock = clock
 
@@ -230,24 +197,34 @@ class JobBook:
         wanted = (kind, instance, fence)
         return next((job for job in self._running if (job.kind, job.instance, job.fence) == wanted), None)
 
-    def last(self, instance: Instance) -> Optional[Job]:
-        """The running job of an instance (of several, the largest), else the last that ended, as far as remembered."""
-        if running := [job for job in self._running if job.instance == instance]:
+    def last(self, instance: Instance, credential: bytes = b"") -> Optional[Job]:
+        """The running job of an instance (of several, the largest), else the last that ended, as far as remembered; of those that
+        only the caller with this *credential* may know of, if one is given."""
+        wanted = (instance, credential)
+        running = [job for job in self._running if (job.instance, job.credential) == wanted]
+        if running:
             return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
-        return next((job for job in reversed(self._ended) if job.instance == instance), None)
+        return next((job for job in reversed(self._ended) if (job.instance, job.credential) == wanted), None)
 
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: those of blocks, and of whole instances that are not small."""
         return sum(job.kind in (JobKind.WHOLE, JobKind.BLOCK) and not job.small for job in self._running)
 
+    async def fewer(self) -> None:
+        """Return once a job has ended; at once where none runs that counts."""
+        if self.count():
+            await self._ends.wait()
+
     def start(self, instance: Instance, kind: JobKind, reason: str, total: int, fence: Fence = b"") -> Job:
         """Note a new job."""
         job = Job(instance, kind, reason, total, self._clock.seconds(), fence)
-        self._running.append(job)
-        self._log.info(
-            "prefetch started: {kind} of {instance}", event="job_started", **job.fields(self._clock.seconds())
-        )
+        self.add(job)
         return job
+
+    def add(self, job: Job) -> None:
+        """Note one that has been made."""
+        self._running.append(job)
+        self._log.info("prefetch started: {kind} of {instance}", event="job_started", **job.fields(job.started))
 
     def end(self, job: Job, result: Result, reason: Optional[str] = None) -> None:
         """Note a job's end. *reason* replaces the one that it was started for."""
@@ -265,6 +242,7 @@ class JobBook:
         )
         job.moved.fire()
         job.over.fire()
+        self._ends.fire()
 
     async def carry_out(self, job: Job, work: Awaitable[object]) -> None:
         """Do a job's work and note how it ended. Only cancellation is raised."""

@@ -25,7 +25,8 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, Withdrawn, is_lasting
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Withdrawn, is_lasting
+from twistedproxy.prefetch.load_lock import LoadLock
 from twistedproxy.prefetch.loaders import Loader, LoadTask
 from twistedproxy.prefetch.plan import Kind, Plan
 from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad

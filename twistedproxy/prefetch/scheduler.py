@@ -25,7 +25,8 @@ from twistedproxy.frames.entries import expected
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.prefetch.frame_queues import FrameQueues
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadLock, NotStarted, Refusal, seconds_left
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, NotStarted, Refusal
+from twistedproxy.prefetch.load_lock import LoadLock, seconds_left
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.look_ahead import LookAhead, Seen
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture, plan_small_level
@@ -65,7 +66,7 @@ class Scheduler:
     stacks: Optional[Stacks] = attrs.field(init=False)
     ahead: Optional[LookAhead] = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
-    _unsupported: set[Instance] = attrs.field(init=False, factory=set)
+    _unsupported: Recent[Instance] = attrs.field(init=False, factory=lambda: Recent(1.0, MAX_REMEMBERED))
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     _background: Background = attrs.field(init=False)
     _log = Logger()
@@ -77,7 +78,7 @@ class Scheduler:
         answers = self.reader.access.series
         self.stacks = self.ahead = None
         if answers is not None and switched_off(self.settings) is None:
-            self.stacks = Stacks(self.cache, self.reader, answers, self.jobs)
+            self.stacks = Stacks(self.reader, answers, self.jobs)
             queues = FrameQueues(self.cache, self.reader, self.jobs, self.metrics, self.clock)
             pixels, least = self.settings.block_pixels, self.settings.prefetch_min_frames
             self.ahead = LookAhead(self.reader, answers, queues, self.clock, pixels, least, self._load_level)
@@ -94,10 +95,8 @@ class Scheduler:
             return
         if metadata.frames == 1 and not metadata.is_tiled:
             if self.stacks is not None and (from_origin or not self.stacks.is_done(wanted)):
-                touched = self.stacks.touched
-                self._background.once_written(
-                    lambda: self._background.run(touched(wanted, metadata, bool(from_origin)))
-                )
+                touched, run = self.stacks.touched, self._background.run
+                self._background.once_written(lambda: run(touched(wanted, metadata, bool(from_origin))))
             return
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
@@ -195,11 +194,9 @@ class Scheduler:
         return Room(self.cache.capacity, occasion.frame_bytes, seconds)
 
     def _say_once(self, instance: Instance, uid: str) -> None:
-        if instance in self._unsupported:
+        if self._unsupported.has(instance, 0.0):
             return
-        if len(self._unsupported) >= MAX_REMEMBERED:
-            self._unsupported.clear()
-        self._unsupported.add(instance)
+        self._unsupported.add(instance, 0.0)
         self._log.warn(
             "{instance} is not prefetched: frames stored in {transfer_syntax} cannot be separated",
             event="syntax_not_supported",
@@ -232,19 +229,18 @@ class Scheduler:
                 raise NotStarted(
                     409, Refusal.LOADED_LATELY.value, "the instance was loaded recently, or its load has begun"
                 )
-            self._check_room(occasion.instance, decided)
+            self.check_room(occasion.instance, self.jobs.count(), decided.waited_for or decided.kind is Kind.SMALL)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
             job = self.loads.start_whole(occasion, decided, lock)
             lock.keep()
             return job
 
-    def _check_room(self, instance: Instance, decided: Plan) -> None:
-        """Raises `NotStarted` where as many jobs run as may, unless a caller waits, or all of them are to end."""
+    def check_room(self, instance: Instance, running: int, waited_for: bool = False) -> None:
+        """Raises `NotStarted` where as many jobs of a kind run as may, unless a caller waits, or where all of them are to end."""
         if self._background.stopped:
             raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
-        running = self.jobs.count()
-        if running < self.settings.max_jobs or decided.waited_for or decided.kind is Kind.SMALL:
+        if running < self.settings.max_jobs or waited_for:
             return
         self.metrics.count("prefetch_jobs_busy")
         self._log.info(

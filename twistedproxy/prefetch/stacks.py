@@ -1,13 +1,10 @@
 """The slices beside the one that a caller looks at, loaded in the direction in which the caller goes, then behind.
 
-- Slices are read as callers read them, behind all of those at the origin: one that a caller asks for meanwhile is waited for, and
-  not asked for twice.
 - What the window of slices holds is bounded in bytes; it moves with the caller.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Optional
@@ -15,16 +12,16 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 
-from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.interface import Fence
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.entries import expected, frame_name
+from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginRefused
-from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
+from twistedproxy.prefetch.slices import OF_THIS_ONE, NotRead, SliceLoader, lanes
 
 AHEAD = 200
 BEHIND = 50
@@ -33,18 +30,8 @@ BEHIND = 50
 WINDOW_BYTES = 256 << 20
 """Bytes of the slices on one side, at most."""
 
-SIDE_BY_SIDE = 12
-LANES_BYTES = 32 << 20
-"""Slices that are loaded at once, and their bytes, at most."""
-
 RECENT = 8
 """Slices from whose order the direction is told: a viewer asks for six at once, and gets them in any order."""
-
-CLAIM_SECONDS = 30.0
-"""How long other workers leave a slice to the one that loads it."""
-
-OF_THIS_ONE = frozenset({400, 403, 404, 406, 410, 415})
-"""How an origin refuses one slice; any other refusal concerns them all."""
 
 MAX_REFUSED = 3
 """Refusals in a row after which a load ends."""
@@ -93,10 +80,12 @@ class _Load:
 class Stacks:
     """Loads the slices of stacks, for one worker."""
 
-    cache: Cache
     reader: FrameReader
     answers: SeriesAnswers
     jobs: JobBook
+    _slices: SliceLoader = attrs.field(
+        init=False, default=attrs.Factory(lambda self: SliceLoader(self.reader), takes_self=True)
+    )
     _travels: OrderedDict[tuple[bytes, Instance], tuple[tuple[Fence, float], Travel]] = attrs.field(
         init=False, factory=OrderedDict
     )
@@ -122,15 +111,14 @@ class Stacks:
         reach = max(1, WINDOW_BYTES // each)
         window = min(AHEAD, reach), min(BEHIND, reach)
         if not travel.lanes and travel.next(*window) is not None:
-            lanes = max(1, min(SIDE_BY_SIDE, LANES_BYTES // each))
-            await self._load(wanted, _Load(stack.order, travel, window), lanes, series.fence)
+            await self._load(wanted, _Load(stack.order, travel, window), lanes(metadata), series.fence)
 
-    async def _load(self, wanted: FrameRequest, load: _Load, lanes: int, fence: Fence) -> None:
+    async def _load(self, wanted: FrameRequest, load: _Load, count: int, fence: Fence) -> None:
         travel = load.travel
-        travel.lanes = lanes
+        travel.lanes = count
         job = self.jobs.start(wanted.instance.of_series, JobKind.STACK, "stack", len(load.order), fence)
         try:
-            work = all_or_none([Deferred.fromCoroutine(self._lane(wanted, load, job)) for _ in range(lanes)])
+            work = all_or_none([Deferred.fromCoroutine(self._lane(wanted, load, job)) for _ in range(count)])
             await self.jobs.carry_out(job, work)
         finally:
             travel.lanes = 0
@@ -149,20 +137,11 @@ class Stacks:
         return travel
 
     async def _lane(self, wanted: FrameRequest, load: _Load, job: Job) -> None:
-        token, name = os.urandom(12), [frame_name(1)]
         while (place := load.travel.next(*load.window)) is not None:
             load.travel.done.add(place)
             instance = attrs.evolve(wanted.instance, sop=load.order[place])
-            if await self.cache.present(instance, name):
-                continue
-            if not await self.cache.claim(instance, name, token, CLAIM_SECONDS):
-                continue  # another worker loads it
             try:
-                await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
-                one = FrameRequest(
-                    wanted.origin, instance, (1,), wanted.caller, prefetch=False, priority=Priority.BLOCK
-                )
-                answer = await self.reader.read(one)
+                answer = await self._slices.load(wanted.origin, instance, wanted.caller)
             except OriginRefused as refused:
                 load.refused += 1
                 if refused.status not in OF_THIS_ONE or load.refused > MAX_REFUSED:
@@ -170,8 +149,8 @@ class Stacks:
                 continue
             except NoSuchFrame:
                 continue
-            finally:
-                await self.cache.unclaim(instance, name, token)
+            if isinstance(answer, NotRead):
+                continue
             load.refused = 0
             if answer.fetched:
                 job.progressed(job.frames + 1, job.bytes + answer.size)

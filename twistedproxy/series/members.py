@@ -1,4 +1,4 @@
-"""The instances of a series, read from its DICOM JSON metadata (PS3.18 section 10.4.1.1.2, annex F) as they come.
+"""The instances of a series, or of all series of a study, read from its DICOM JSON metadata (PS3.18 section 10.4.1.1.2, annex F) as they come.
 
 - Objects that do not name study, series and instance, each once, count for nothing; nor do two of one instance.
 - An object whose facts make no sense is left out, and the others stay.
@@ -29,7 +29,7 @@ from twistedproxy.dicom.metadata import FoundFacts, InstanceMetadata
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 
 MAX_MEMBERS = 20_000
-"""Instances of a series: some 10 MB. A series of more is not known."""
+"""Instances of a series or study: some 10 MB. One of more is not known."""
 
 _NUMBER, _POSITION, _ORIENTATION = "00200013", "00200032", "00200037"
 _LENGTHS = {_NUMBER: 1, _POSITION: 3, _ORIENTATION: 6}
@@ -59,22 +59,35 @@ class SeriesParser(ArrayEvents):
     of 64 kB on the reactor."""
 
     def __init__(self, study: str, series: str) -> None:
-        self._found = _FoundMembers(study, series)
+        self._series, self._found = series, _FoundMembers(study, series)
         super().__init__(self._found.read_one)
 
     def close(self) -> Mapping[str, Member]:
         """The answer has ended: its instances by their UIDs. Raises `BadMetadata` as `check_complete` does."""
         self.check_complete()
+        return self._found.members.get(self._series, {})
+
+
+class StudyParser(ArrayEvents):
+    """The same for all series of the study with UID *study*."""
+
+    def __init__(self, study: str) -> None:
+        self._found = _FoundMembers(study)
+        super().__init__(self._found.read_one)
+
+    def close(self) -> Mapping[str, Mapping[str, Member]]:
+        """The same, by the UIDs of their series."""
+        self.check_complete()
         return self._found.members
 
 
 class _FoundMembers:
-    """What a parser has found so far."""
+    """What a parser has found so far, of one series or (None) of all of the study."""
 
-    def __init__(self, study: str, series: str) -> None:
-        self.members: dict[str, Member] = {}
-        self._place = study, series
-        self._seen: set[str] = set()
+    def __init__(self, study: str, series: Optional[str] = None) -> None:
+        self.members: dict[str, dict[str, Member]] = {}
+        self._study, self._series = study, series
+        self._seen: dict[str, str] = {}
 
     def read_one(self) -> Events:
         """Read an object that has begun."""
@@ -91,25 +104,23 @@ class _FoundMembers:
 
         yield from read_object(element, uids)
         named = uids_in(uids)
-        if named is not None and named[:2] == self._place:
-            self._add(named[2], facts, more, tuple(sorted(paths)))
+        if named is not None and named[0] == self._study and self._series in (None, named[1]):
+            self._add(named[1], named[2], facts, more, tuple(sorted(paths)))
 
     def _add(
-        self, sop: str, facts: FoundFacts, more: Mapping[str, list[Any]], paths: tuple[str, ...]
+        self, series: str, sop: str, facts: FoundFacts, more: Mapping[str, list[Any]], paths: tuple[str, ...]
     ) -> None:  # fmt: skip
         if len(self._seen) >= MAX_MEMBERS:
-            raise BadMetadata(f"the series has more than {MAX_MEMBERS} instances")
-        again = sop in self._seen
-        self._seen.add(sop)
-        self.members.pop(sop, None)
-        if again:
+            raise BadMetadata(f"there are more than {MAX_MEMBERS} instances")
+        if sop in self._seen:
+            self.members.get(self._seen[sop], {}).pop(sop, None)
             return
+        self._seen[sop] = series
         try:
             number, position, orientation = [_numbers(more[tag], length) for tag, length in _LENGTHS.items()]
             flavor = _text(more[_IMAGE_TYPE][2:3])
-            self.members[sop] = Member(
-                validate_uid(sop), facts.metadata(), number, position, orientation, flavor, paths
-            )
+            member = Member(validate_uid(sop), facts.metadata(), number, position, orientation, flavor, paths)
+            self.members.setdefault(validate_uid(series), {})[sop] = member
         except (BadMetadata, InvalidUID):
             return
 

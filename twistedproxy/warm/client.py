@@ -1,4 +1,4 @@
-"""The requests to a proxy: searches for instances, and loads of them. Every wait has a deadline.
+"""The requests to a proxy: searches for series, and loads. Every wait has a deadline.
 
 The body has a protocol of its own: treq's leaves the connection open when a read is cancelled.
 """
@@ -6,6 +6,7 @@ The body has a protocol of its own: treq's leaves the connection open when a rea
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -28,7 +29,8 @@ from twistedproxy.warm.options import Found, WarmTarget
 RESPONSE_SECONDS = 150.0  # to the head: a store may take two minutes for the metadata of a slide
 SILENCE_SECONDS = 60.0  # between two pieces of the body; the proxy reports on a load four times a second
 MAX_RESPONSE = 16 << 20  # bytes; a page of a search is far below
-MAX_INSTANCES = 100_000  # of one study or series; above, the store most likely ignores the offset of a search
+MAX_LINE = 1 << 20  # bytes of a line about a load, which may have any number of them
+MAX_SERIES = 20_000  # of one study; above, the store most likely ignores the offset of a search
 
 Job = dict[str, Any]
 
@@ -54,20 +56,20 @@ class Warmer:
     clock: IReactorTime
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), repr=False)
 
-    async def instances(self, target: WarmTarget) -> list[Found]:
-        """The instances of *target*: itself, or what searches find below it. Raises `Trouble`."""
-        if target.sop is not None:
-            return [Found(target.url, target.sop)]
+    async def loads(self, target: WarmTarget) -> list[Found]:
+        """What is to be loaded of *target*: itself, or the series that searches find below it. Raises `Trouble`."""
+        if target.named is not None:
+            return [target.named]
         found: dict[str, Found] = {}
         offset = 0
-        while len(found) < MAX_INSTANCES:
+        while len(found) < MAX_SERIES:
             page = await self._page(target, offset)
             new = {one.url: one for one in page if one.url not in found}
             if not new:
                 return list(found.values())
             found.update(new)
             offset += len(page)
-        raise Trouble(f"more than {MAX_INSTANCES} instances below {target.url}")
+        raise Trouble(f"more than {MAX_SERIES} series below {target.url}")
 
     async def _page(self, target: WarmTarget, offset: int) -> list[Found]:
         kept = bytearray()
@@ -77,8 +79,8 @@ class Warmer:
         except ValueError as error:
             raise Trouble(f"the search failed: {error}") from None
 
-    async def load(self, instance: Found, again: bool, progress: Callable[[Job], None]) -> Job:
-        """Have *instance* loaded; return its job as it ended. Raises `Trouble`."""
+    async def load(self, wanted: Found, again: bool, progress: Callable[[Job], None]) -> Job:
+        """Have it loaded; return its job as it ended. Raises `Trouble`."""
         job: Job = {}
         rest = b""
 
@@ -86,22 +88,30 @@ class Warmer:
             nonlocal rest
             *lines, rest = (rest + data).split(b"\n")
             try:
+                if len(rest) > MAX_LINE:
+                    raise ValueError
                 for line in lines:
                     job.update(json.loads(line))
                     progress(dict(job))
             except (LookupError, TypeError, ValueError):
                 raise Trouble("the proxy's response is not as expected; is it a twistedproxy?") from None
 
-        url = f"{instance.url}/prefetch?follow=1{'&again=1' * again}"
-        await self._request("POST", url, "application/x-ndjson, */*;q=0.1", (202,), received)
+        url = f"{wanted.url}/prefetch?follow=1{'&again=1' * again}"
+        await self._request("POST", url, "application/x-ndjson, */*;q=0.1", (202,), received, math.inf)
         if job.get("result") is None:
             raise Trouble("the proxy's response ended before the load did")
         return job
 
     async def _request(
-        self, method: str, url: str, accept: str, good: Sequence[int], received: Callable[[bytes], None]
+        self,
+        method: str,
+        url: str,
+        accept: str,
+        good: Sequence[int],
+        received: Callable[[bytes], None],
+        most: float = MAX_RESPONSE,
     ) -> None:
-        """Send a request; the body of a response with a *good* status goes to *received*. Raises `Trouble`."""
+        """Send a request; the body of a response with a *good* status, *most* bytes, goes to *received*. Raises `Trouble`."""
         headers = Headers({"Accept": [accept], "User-Agent": ["twistedproxy-warm"]})
         for name, value in self.headers:
             headers.addRawHeader(name, value)
@@ -110,7 +120,8 @@ class Warmer:
             # One client per request: it keeps cookies, and with one more cookie this would be another caller.
             sent = HTTPClient(self.agent).request(method, url, headers=headers, allow_redirects=False, unbuffered=True)
             response = await sent.addTimeout(RESPONSE_SECONDS, self.clock)
-            body = _Body(self.clock, received if response.code in good else error.extend)
+            well = response.code in good
+            body = _Body(self.clock, received if well else error.extend, most if well else MAX_RESPONSE)
             response.deliverBody(body)
             await body.ended
         except Trouble:
@@ -126,11 +137,11 @@ class _Body(Protocol):
 
     transport: Any
 
-    def __init__(self, clock: IReactorTime, received: Callable[[bytes], None]) -> None:
+    def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], most: float) -> None:
         self.ended: Deferred[None] = Deferred(lambda _: self.transport.loseConnection())
         self._silence = clock.callLater(SILENCE_SECONDS, self.ended.cancel)
         self._received = received
-        self._left = MAX_RESPONSE
+        self._left = most
 
     def dataReceived(self, data: bytes) -> None:
         if self.ended.called:

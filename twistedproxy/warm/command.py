@@ -1,4 +1,4 @@
-"""``twistedproxy warm``: finds the instances, has them loaded, reports on it, and exits with 1 if anything failed."""
+"""``twistedproxy warm``: has series and instances loaded, reports on it, and exits with 1 if anything failed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response d
 
 LOADED_LATELY = "loaded-lately"
 _LATELY = "was loaded recently, or is being loaded; use --again to load it again"
-# Reasons against a load that lie in the instance: below a series or study they are no failure.
-OF_THE_INSTANCE = frozenset({"syntax-not-supported", "frame-size-unknown", "packed-frames", "too-few-frames", "sparse"})
 
+COUNTED = ("loaded", "present", "skipped", "failed")  # instances, in a job of a series
 LINE_SECONDS = 5.0  # between two plain lines: logs are read by people
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"
 
 
 @attrs.define(eq=False)
 class ProgressReport:
-    """A bar on a terminal, plain lines elsewhere, and errors in any case. *out*: for what was done; *errors*: for what failed, and the bar. *counts*: of instances loaded, skipped, failed.
+    """A bar on a terminal, plain lines elsewhere, and errors in any case. *out*: for what was done; *errors*: for what failed, and
+    the bar. *counts*: of instances that are loaded, were present, are skipped, failed.
 
-    Frames are counted over all instances; those of an instance whose number is not known, once its load begins.
+    Frames are counted over all loads, those of each once it has begun.
     """
 
     out: TextIO
@@ -49,19 +49,17 @@ class ProgressReport:
     _began: float = 0.0
     _last_line: float = 0.0
 
-    def begin(self, instances: list[Found]) -> None:
+    def begin(self) -> None:
         """Loading begins."""
         self._began = self._last_line = self.seconds()
-        self._jobs = {one.url: {"total": one.frames or 0, "frames": 0, "bytes": 0} for one in instances}
         if not self.quiet and self.errors.isatty():
             tqdm.monitor_interval = 0  # no thread is needed: jobs report often enough
             size = shutil.get_terminal_size()  # tqdm draws nothing on a terminal that claims to have no size
-            total = self._sum("total")
-            self._bar = tqdm(total=total, file=self.errors, bar_format=_BAR, ncols=size.columns, nrows=size.lines)
+            self._bar = tqdm(total=0, file=self.errors, bar_format=_BAR, ncols=size.columns, nrows=size.lines)
 
-    def update(self, instance: Found, job: Job) -> None:
+    def update(self, wanted: Found, job: Job) -> None:
         """A job continues."""
-        self._jobs[instance.url] = job
+        self._jobs[wanted.url] = job
         now = self.seconds()
         if self._bar is None and (self.quiet or now - self._last_line < LINE_SECONDS):
             return
@@ -76,22 +74,41 @@ class ProgressReport:
             left = f", {rate}, {seconds * (total - done) / done:.0f} s left" if done else ""
             self._print(f"{done:,} of {total:,} frames{left}")
 
-    def loaded(self, instance: Found, job: Job) -> None:
-        """An instance is loaded."""
-        self.counts["loaded"] += 1
-        self.update(instance, job)
+    def ended(self, wanted: Found, job: Job) -> None:
+        """A job has come to its end, well or not: that of an instance, or of a series, some of which may be loaded."""
+        done, of_series = job["result"] == "done", "instances" in job
+        why = f"{job['result']}: {job['reason']}"
+        if not of_series and not done:
+            self.failed(wanted.url, why)
+            return
+        counts = {key: job[key] for key in COUNTED} if of_series else {"loaded": 1}
+        self.counts.update(counts)
+        self.update(wanted, job)
+        for one in job.get("not_loaded", ()):
+            self._not_loaded(f"{wanted.root}/{one['instance']}", one["result"], one["reason"])
+        if not done:
+            self.counts["failed"] += not counts["failed"]
+            self._write(f"{wanted.url}: {why}", self.errors)
         size, seconds = job["bytes"] / 1e6, job["seconds"]
         rate = f", {size / seconds:.1f} MB/s" if seconds else ""
-        self._print(f"{instance.sop}: {job['frames']:,} frames, {size:.1f} MB in {seconds:.1f} s{rate}")
+        parts = [f"{number:,} {key}" for key, number in counts.items() if of_series and (number or key == "loaded")]
+        parts.append(f"{job['frames']:,} frames, {size:.1f} MB in {seconds:.1f} s{rate}")
+        self._print(f"{wanted.uid}: {', '.join(parts)}")
 
-    def left_out(self, instance: Found, why: str) -> None:
-        """An instance need not, or cannot sensibly, be loaded."""
+    def _not_loaded(self, url: str, result: str, reason: str) -> None:
+        if result == "failed":
+            self._write(f"{url}: failed: {reason}", self.errors)
+        else:
+            self._print(f"{url}: {result}: {reason}")
+
+    def left_out(self, wanted: Found, why: str) -> None:
+        """An instance need not be loaded."""
         self.counts["skipped"] += 1
-        self._drop(instance.url)
-        self._print(f"{instance.sop}: {why}")
+        self._drop(wanted.url)
+        self._print(f"{wanted.uid}: {why}")
 
     def failed(self, url: str, why: object) -> None:
-        """An instance, or the search below *url*, failed: printed even if nothing else is."""
+        """The load of what is at *url*, or the search below it, failed: printed even if nothing else is."""
         self.counts["failed"] += 1
         self._drop(url)
         self._write(f"{url}: {why}", self.errors)
@@ -100,7 +117,7 @@ class ProgressReport:
         """All is done."""
         if self._bar is not None:
             self._bar.close()
-        counts = [f", {self.counts[key]} {key}" for key in ("skipped", "failed") if self.counts[key]]
+        counts = [f", {self.counts[key]} {key}" for key in COUNTED[1:] if self.counts[key]]
         size, seconds = self._sum("bytes") / 1e6, self.seconds() - self._began
         frames = f"{self._sum('frames'):,} frames, {size:.1f} MB in {seconds:.1f} s"
         self._print(f"{self.counts['loaded']} loaded{''.join(counts)}: {frames}")
@@ -132,57 +149,49 @@ class Warming:
 
     async def run(self) -> int:
         """Load all; the exit code."""
-        instances: dict[str, tuple[WarmTarget, Found]] = {}
+        wanted: dict[str, Found] = {}
         for target in self.options.targets:
-            for found in await self._instances(target):
-                instances.setdefault(found.url, (target, found))
-        self.progress.begin([found for _, found in instances.values()])
-        work = iter(instances.values())
+            for found in await self._found(target):
+                wanted.setdefault(found.url, found)
+        self.progress.begin()
+        loads = [one for one in wanted.values() if not any(other.holds(one) for other in wanted.values())]
+        work = iter(loads)
         await gatherResults([Deferred.fromCoroutine(self._lane(work)) for _ in range(self.options["jobs"])])
         self.progress.end()
         return 1 if self.progress.counts["failed"] else 0
 
-    async def _instances(self, target: WarmTarget) -> list[Found]:
+    async def _found(self, target: WarmTarget) -> list[Found]:
         """What of *target* is to be loaded."""
         try:
-            found = await self.warmer.instances(target)
+            found = await self.warmer.loads(target)
         except Trouble as trouble:
             self.progress.failed(target.url, trouble)
             return []
         if not found:
-            self.progress.failed(target.url, "no instances found")
-        for one in found:
-            if one.frames is not None and one.frames < 2:
-                self.progress.left_out(one, "not a multi-frame instance")
-        return [one for one in found if one.frames is None or one.frames > 1]
+            self.progress.failed(target.url, "no series found")
+        return found
 
-    async def _lane(self, work: Iterator[tuple[WarmTarget, Found]]) -> None:
-        for target, instance in work:
+    async def _lane(self, work: Iterator[Found]) -> None:
+        for wanted in work:
             try:
-                job = await self._patiently(instance)
+                job = await self._patiently(wanted)
             except Trouble as trouble:
-                refused = trouble.reason if trouble.status == 409 else ""
-                if refused == LOADED_LATELY:
+                if trouble.status == 409 and trouble.reason == LOADED_LATELY:
                     wait = "" if trouble.retry_after is None else f", or wait {trouble.retry_after:g} s"
-                    self.progress.left_out(instance, f"{_LATELY}{wait}")
-                elif refused in OF_THE_INSTANCE and target.sop is None:
-                    self.progress.left_out(instance, trouble.detail)
+                    self.progress.left_out(wanted, f"{_LATELY}{wait}")
                 else:
-                    self.progress.failed(instance.url, trouble)
+                    self.progress.failed(wanted.url, trouble)
             else:
-                if job["result"] == "done":
-                    self.progress.loaded(instance, job)
-                else:
-                    self.progress.failed(instance.url, f"{job['result']}: {job['reason']}")
+                self.progress.ended(wanted, job)
 
-    async def _patiently(self, instance: Found) -> Job:
-        """Load *instance*; repeat the request while the proxy is busy, as long as patience lasts."""
+    async def _patiently(self, wanted: Found) -> Job:
+        """Have it loaded; repeat the request while the proxy is busy, as long as patience lasts."""
         clock = self.warmer.clock
         give_up = clock.seconds() + self.options["patience"]
         while True:
             try:
                 again = bool(self.options["again"])
-                return await self.warmer.load(instance, again, lambda job: self.progress.update(instance, job))
+                return await self.warmer.load(wanted, again, lambda job: self.progress.update(wanted, job))
             except Trouble as trouble:
                 wait = trouble.retry_after or WAIT_SECONDS
                 if trouble.status != 503 or clock.seconds() + wait > give_up:

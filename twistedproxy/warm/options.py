@@ -1,9 +1,7 @@
-"""The command line of ``twistedproxy warm``, and what its URLs name: searches and instances.
+"""The command line of ``twistedproxy warm``, and what its URLs name: a series or an instance, or a study, whose series are
+searched for.
 
-Rules:
-- what to load is found out without input or output: URLs and answers in, searches and instances out;
-- only multi-frames are worth a load: what a search shows to be something else is left out;
-- what a search does not show is tried, and the proxy decides.
+What to load is found out without input or output: URLs and answers in, searches and what they find out.
 """
 
 from __future__ import annotations
@@ -25,18 +23,26 @@ from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.options.command import Command, parsed
 from twistedproxy.options.values import seconds, whole
 
-PAGE = 200  # instances per search: Azure's limit, the lowest known
+PAGE = 200  # series per search: Azure's limit, the lowest known
 _URL = re.compile(r"((?i:https?)://[^/?#]+(?:/[^?#]*)?/studies/([^/]+))(?:/series/([^/]+)(?:/instances/([^/]+))?)?/*")
-SERIES, SOP, FRAMES, ROWS = "0020000E", "00080018", "00280008", "00280010"
+SERIES = "0020000E"
 
 
 @attrs.frozen
 class Found:
-    """An instance. *url*: without a slash at its end; *frames*: None if the search did not return their number."""
+    """What one load is of: a series or an instance. *url*: without a slash at its end; *uid*: the last one in it."""
 
     url: str
-    sop: str
-    frames: Optional[int] = None
+    uid: str
+
+    @property
+    def root(self) -> str:
+        """The URL that paths of resources, which begin with ``studies``, are below."""
+        return self.url.rpartition("/studies/")[0]
+
+    def holds(self, other: Found) -> bool:
+        """Whether *other* is loaded with it."""
+        return other.url.startswith(self.url + "/")
 
 
 @attrs.frozen
@@ -63,23 +69,25 @@ class WarmTarget:
             raise UsageError(f"{url!r}: {error}") from None
         return cls(url.rstrip("/"), study_url, sop, series)
 
+    @property
+    def named(self) -> Optional[Found]:
+        """What is loaded; None for a study: each of its series."""
+        uid = self.sop or self.series
+        return None if uid is None else Found(self.url, uid)
+
     def search(self, offset: int) -> str:
-        """The URL of a search for the instances below (PS3.18 section 10.6), from the *offset*-th on."""
-        return f"{self.url}/instances?limit={PAGE}&offset={offset}&includefield={FRAMES}"
+        """The URL of a search for the series of the study (PS3.18 section 10.6), from the *offset*-th on."""
+        return f"{self.url}/series?limit={PAGE}&offset={offset}"
 
     def found(self, answer: object) -> Iterator[Found]:
-        """The instances of a search's *answer*, decoded. Raises ValueError if it is none."""
+        """The series of a search's *answer*, decoded. Raises ValueError if it is none."""
         if not isinstance(answer, list):
             raise ValueError("the response to the search is not a list")
         for item in answer:
-            series, sop = first_value(item, SERIES) or self.series, first_value(item, SOP)
-            if not isinstance(series, str) or not isinstance(sop, str):
-                raise ValueError("the response to the search has an instance without UIDs")
-            url = f"{self.study_url}/series/{validate_uid(series)}/instances/{validate_uid(sop)}"
-            # An image without NumberOfFrames has one (PS3.3 section C.7.6.6 is for multi-frames only).
-            single = 1 if first_value(item, ROWS) is not None else None
-            frames = first_value(item, FRAMES)
-            yield Found(url, sop, single if frames is None else int(frames))
+            series = first_value(item, SERIES)
+            if not isinstance(series, str):
+                raise ValueError("the response to the search has a series without its UID")
+            yield Found(f"{self.url}/series/{validate_uid(series)}", series)
 
 
 _JOBS = partial(parsed, whole(1, 64), "--jobs")
@@ -91,16 +99,22 @@ class WarmOptions(Command):
 
     synopsis = "Usage: twistedproxy warm [options] URL..."
     longdesc = (
-        "Loads whole instances into the cache of a running proxy. URL: that of a study, series or instance, as viewers "
+        "Loads studies, series or instances into the cache of a running proxy. URL: that of one, as viewers "
         "request it: http://HOST:PORT/dicomweb/studies/UID[/series/UID[/instances/UID]]. "
         "The exit code is 1 if any instance could not be loaded."
     )
     optFlags = [
-        ["again", "a", "Load recently loaded instances again"],
+        ["again", "a", "Load recently loaded multi-frame instances again"],
         ["quiet", "q", "Print errors only"],
     ]
     optParameters = [
-        ["jobs", "j", 1, "Maximum number of concurrent loads; also limited by the proxy's --max-jobs", _JOBS],
+        [
+            "jobs",
+            "j",
+            1,
+            "Maximum number of concurrent loads of series or instances; also limited by the proxy's --max-jobs",
+            _JOBS,
+        ],
         ["patience", None, 600.0, "Time to wait for a proxy that is busy with other loads (seconds)", _PATIENCE],
     ]
 

@@ -1,0 +1,1 @@
+"""Loads that callers ask for by name: of instances, series and studies."""
