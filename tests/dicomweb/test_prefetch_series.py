@@ -237,7 +237,7 @@ class StudyTests(SeriesCase):
 
     async def test_waits_for_room(self) -> None:
         """While another whole-instance load runs, the next one waits for its end."""
-        store, proxy = await self.started(*(made := self.multi_frames(3)))
+        store, proxy = await self.started(*(made := self.multi_frames(3)), block_pixels=1)
         gate = store.hold(lambda seen: seen.path.endswith(made[2].sop))
         await proxy.client().request("POST", f"/{made[2].resource}/prefetch")
         await gate.reached()

@@ -66,7 +66,7 @@ class PageTests(ProxyCase):
         await client.frames(self.slide.resource, [1])
         await gate.reached()
         jobs, _ = await self._status(proxy)
-        self.assertEqual([(job["total"], job["result"]) for job in jobs["running"]], [(12, None)])
+        self.assertIn(("whole", 12, None), [(job["kind"], job["total"], job["result"]) for job in jobs["running"]])
         samples = await self._metrics(proxy)
         self.assertEqual(samples["prefetch_jobs_running", ("whole",)], 1)
         self.assertEqual(samples["prefetch_frames_wanted", ("whole",)], 12)
@@ -74,9 +74,9 @@ class PageTests(ProxyCase):
         await proxy.components.scheduler.drain()
         await client.frames(self.slide.resource, [5, 6])
         jobs, prefetch = await self._status(proxy)
-        ended = [(job["frames"], job["result"], job["reason"]) for job in jobs["ended"]]
+        ended = [(job["frames"], job["result"], job["reason"]) for job in jobs["ended"] if job["kind"] == "whole"]
         self.assertEqual((jobs["running"], ended), ([], [(12, "done", "small-instance")]))
-        self.assertEqual((prefetch["ended"], prefetch["frames"]), ({"whole": {"done": 1}}, {"whole": 12}))
+        self.assertEqual((prefetch["ended"]["whole"], prefetch["frames"]["whole"]), ({"done": 1}, 12))
         self.assertEqual(prefetch["plans"], {"small": {"small-instance": 1}})
         samples = await self._metrics(proxy)
         self.assertEqual(samples["prefetch_plans_total", ("small", "small-instance")], 1)
@@ -94,9 +94,10 @@ class PageTests(ProxyCase):
         await proxy.client().frames(self.slide.resource, [1])
         await proxy.components.scheduler.drain()
         jobs, prefetch = await self._status(proxy)
-        self.assertEqual([job["result"] for job in jobs["ended"]], ["failed"])
-        self.assertIn("500", jobs["ended"][0]["reason"])
-        self.assertEqual(prefetch["ended"], {"whole": {"failed": 1}})
+        (job,) = [job for job in jobs["ended"] if job["kind"] == "whole"]
+        self.assertEqual(job["result"], "failed")
+        self.assertIn("500", job["reason"])
+        self.assertEqual(prefetch["ended"]["whole"], {"failed": 1})
 
     async def _proxy(self, store: Any) -> RunningProxy:
         proxy = await self.proxy(store, prefetch=True, whole_instance_max_cpu=100, whole_instance_max_memory=100)

@@ -199,12 +199,15 @@ class JobBook:
 
     def last(self, instance: Instance, credential: bytes = b"") -> Optional[Job]:
         """The running job of an instance (of several, the largest), else the last that ended, as far as remembered; of those that
-        only the caller with this *credential* may know of, if one is given."""
+        only the caller with this *credential* may know of, if one is given. Not what is loaded where callers look."""
         wanted = (instance, credential)
-        running = [job for job in self._running if (job.instance, job.credential) == wanted]
-        if running:
+
+        def is_wanted(job: Job) -> bool:
+            return (job.instance, job.credential) == wanted and job.kind is not JobKind.AHEAD
+
+        if running := list(filter(is_wanted, self._running)):
             return max(running, key=lambda job: (job.kind is JobKind.WHOLE, job.total))
-        return next((job for job in reversed(self._ended) if (job.instance, job.credential) == wanted), None)
+        return next(filter(is_wanted, reversed(self._ended)), None)
 
     def count(self) -> int:
         """How many running jobs count towards ``max-jobs``: those of blocks, and of whole instances that are not small."""

@@ -110,7 +110,7 @@ class Scheduler:
 
     def missed(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request of which the origin is asked for something: what lies around is asked for beside that. Never raises."""
-        if fence is not None:
+        if fence is not None and self.ahead is not None:
             self._look(Occasion(wanted, metadata, fence, expected(metadata)), wanted.numbers, missed=True)
 
     def hit(self, wanted: FrameRequest, grant: Grant, frame_bytes: int) -> None:
