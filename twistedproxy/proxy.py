@@ -27,6 +27,7 @@ from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint
 from twistedproxy.dicomweb.rendered import RenderedAnswers
+from twistedproxy.dicomweb.repairs.metadata import MetadataRepairs
 from twistedproxy.dicomweb.requests import RequestParser
 from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
@@ -69,8 +70,7 @@ HEADS_MEMORY = 1 << 20
 """Bytes for these heads, at least."""
 
 STEP_SECONDS = 10.0
-"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs must not keep the
-others."""
+"""How long a part may take to stop, open connections apart: an origin that hangs must not keep the others."""
 
 
 class Proxy:
@@ -188,8 +188,9 @@ class Proxy:
         return hot
 
     def _build_routes(self, accounting: Accounting, hot: HotDispatcher, status: StatusPages) -> ProxyRoutes:
-        settings, memory = self._settings, self.answer_memory
-        descriptions = MetadataObserver(self.cache, self.access, self.reader, self._credentials, self._reactor)
+        settings, memory, reactor = self._settings, self.answer_memory, self._reactor
+        repairs = MetadataRepairs(self.imaging, reactor)
+        descriptions = MetadataObserver(self.cache, self.access, self.reader, self._credentials, reactor, repairs)
         kept = None if isinstance(settings.cache, NoAddress) else DescriptionCache(descriptions, memory)
         pass_through = PassThrough(self.invalidation, descriptions, memory, settings.trusted_proxy, kept)
         requests = RequestParser(settings, self._credentials, self.series, self.imaging)

@@ -3,7 +3,8 @@
 - PerFrameFunctionalGroupsSequence (5200,9230), as DICOM JSON (PS3.18 annex F): Google's store leaves out long ones.
 - ICC profiles (0028,2000), at the top or in OpticalPathSequence (0048,0105): Azure's store leaves out all binary values.
 
-Frames' functional groups are read one by one: as objects of pydicom, those of 100,000 frames would take a gigabyte.
+Frames' functional groups are read one by one: as objects of pydicom, those of 100,000 frames would take a gigabyte. The proxy itself,
+which needs `HeldBack`, does not load pydicom.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
-from pydicom.charset import convert_encodings
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_partial, read_sequence_item
 
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.transfer_syntaxes import lookup
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 MAX_HEADER = 32 << 20
 """Bytes of an object in front of its pixels: those of 100,000 sparse frames have some 30 MB."""
@@ -89,6 +90,9 @@ class ObjectHeader:
 
 
 def _read(file: BinaryIO) -> HeldBack:
+    from pydicom.charset import convert_encodings
+    from pydicom.filereader import read_partial
+
     dataset = read_partial(
         file,
         stop_when=lambda tag, _vr, _length: tag >= _GROUPS,
@@ -122,6 +126,7 @@ def _profiles(dataset: Dataset) -> Iterator[tuple[str, Any]]:
 
 def _items(file: BinaryIO, implicit_vr: bool, order: Any, encoding: Any) -> Iterator[Dataset]:
     """The items of the functional groups sequence, if that is what stands next in *file*."""
+    from pydicom.filereader import read_sequence_item
 
     def number(size: int) -> int:
         return int.from_bytes(file.read(size), order)

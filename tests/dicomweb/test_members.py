@@ -1,4 +1,4 @@
-"""(0008,3002) where the origin left it out."""
+"""(0008,3002) where the origin left it out, and other members."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicomweb.available_syntaxes import MAX_HEAD, objects_in, with_syntaxes
+from twistedproxy.dicomweb.repairs.members import MAX_HEAD, objects_in, with_syntaxes
 
 JPEG = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"
@@ -30,7 +30,7 @@ NESTED = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **AVAILABLE}]}}
 def known(body: bytes, syntaxes: Mapping[str, str] = KNOWN) -> bytes:
     """*body* with the syntax that is known of each instance in it."""
     places = {}
-    for position, attributes in objects_in(body):
+    for position, _, attributes in objects_in(body):
         if isinstance(attributes, dict) and "00080018" in attributes:
             syntax = syntaxes.get(attributes["00080018"]["Value"][0])
             if syntax is not None:
@@ -125,7 +125,7 @@ class AddedTests(SynchronousTestCase):
         for cut in range(len(body)):
             out = known(body[:cut]) + body[cut:]
             found = [d.get("00083002", EMPTY["00083002"]).get("Value") for d in json.loads(out)]
-            whole = sum(1 for _ in objects_in(body[:cut]))
+            whole = sum(1 for _, end, _ in objects_in(body[:cut]) if end)
             self.assertEqual(found, [[JPEG], [RLE], [JPEG], [RLE]][:whole] + [None] * (4 - whole), cut)
 
     def test_beginning_of_a_large_object(self) -> None:
