@@ -68,6 +68,7 @@ INFLATED_AT_ONCE = 1 << 20
 PROFILE = "00282000"
 SHARED_GROUPS = "52009229"
 
+_PAIRS = ((b"52009229", b"52009230"), (b"00480105", b"00282000"))
 _BINARY = re.compile(rb'"(?:InlineBinary|BulkDataURI)"')
 _PROFILE_PATH = re.compile(rb"/bulkdata/((?:00480105/[1-9][0-9]{0,3}/)?00282000)")
 _log = Logger()
@@ -147,8 +148,9 @@ def profile_place(target: Target) -> Optional[str]:
 
 
 def may_lack(answer: bytes) -> bool:
-    """Whether metadata can lack anything: those of single frames that are no slides cannot."""
-    return b'"00280008"' in answer or b'"00480105"' in answer
+    """Whether it is worth while to look at each object: there are more shared groups than those of frames, or optical paths than
+    profiles."""
+    return any(answer.count(b'"%s"' % there) > answer.count(b'"%s"' % lacking) for there, lacking in _PAIRS)
 
 
 def _missing(answer: bytes, begin: int, end: int, attributes: Mapping[str, Any], target: Target) -> Sequence[Missing]:
