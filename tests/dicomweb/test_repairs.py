@@ -281,14 +281,53 @@ class ProfileTests(RepairCase):
         self.assertEqual(self.objects_of(), [])
 
     async def test_no_profile(self) -> None:
-        """An instance without a profile gets no reference, and its object is read once."""
-        client = await self.begin(NO_PROFILE, slide(self.mktemp(), 2, 3, 64, icc_profile=False))
-        for _ in range(2):
-            (found,) = (await client.get(self.metadata)).json()
+        """An instance without a profile gets no reference, and its object is read once; that of no other at such a store."""
+        made = [slide(self.mktemp(), 2, 3, 64, icc_profile=False) for _ in range(2)]
+        client = await self.begin(NO_PROFILE, *made)
+        for one in (*made, *made):
+            (found,) = (await client.get(f"/{one.resource}/metadata", {"Cache-Control": "no-cache"})).json()
             self.assertNotIn(PROFILE, found[PATHS]["Value"][0])
-        self.assertEqual(len(self.objects_of()), 1)
-        answer = await client.get(f"/{self.slide.resource}/bulkdata/{PATHS}/1/{PROFILE}")
+        self.assertEqual([len(self.objects_of(one)) for one in made], [1, 0])
+        answer = await client.get(f"/{made[0].resource}/bulkdata/{PATHS}/1/{PROFILE}")
         self.assertEqual((answer.status, answer.body), (404, b'{"errorMessage": "no such bulk data"}'))
+
+    async def test_label_without_profile(self) -> None:
+        """Of a series one image of the slide shows whether the store leaves out profiles: then the others are read, too."""
+        label = slide(
+            self.mktemp(), 1, 1, 64, icc_profile=False, extra={"ImageType": ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]}
+        )
+        same = {"study": label.study, "series": label.series}
+        levels = [slide(self.mktemp(), side, side, 64, **same) for side in (4, 2)]
+        client = await self.begin(NO_PROFILE, label, *levels)
+        for _ in range(2):
+            found = (await client.get(f"{self.series}/metadata", {"Cache-Control": "no-cache"})).json()
+            self.assertEqual([PROFILE in one[PATHS]["Value"][0] for one in found], [False, True, True])
+        self.assertEqual([len(self.objects_of(made)) for made in (label, *levels)], [1, 1, 1])
+        objects = self.origin.seen(lambda seen: seen.path.rpartition("/")[0].endswith("/instances"))
+        self.assertTrue(objects[0].path.endswith(levels[1].sop))
+
+    async def test_label_alone(self) -> None:
+        """A label without a profile says nothing of the store."""
+        label = slide(
+            self.mktemp(), 1, 1, 64, icc_profile=False, extra={"ImageType": ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]}
+        )
+        level = slide(self.mktemp(), 2, 2, 64)
+        client = await self.begin(NO_PROFILE, level, label)
+        await client.get(f"/{label.resource}/metadata")
+        await self.referenced(client, self.metadata)
+
+    async def test_series_without_profiles(self) -> None:
+        """Of a series without profiles one object is read, not all."""
+        first = slide(self.mktemp(), 2, 2, 64, icc_profile=False)
+        same = {"study": first.study, "series": first.series}
+        second = slide(self.mktemp(), 4, 4, 64, icc_profile=False, **same)
+        sparse = slide(self.mktemp(), 4, 4, 64, icc_profile=False, sparse=True, **same)
+        client = await self.begin(attrs.evolve(NO_PROFILE, omitted_tags=(PROFILE, GROUPS, "7FE00010")), first, second)
+        await client.get(f"{self.series}/metadata")
+        self.assertEqual([len(self.objects_of(made)) for made in (first, second)], [1, 0])
+        self.origin.add(sparse.path)  # what is missing otherwise is read all the same
+        found = (await client.get(f"/{sparse.resource}/metadata")).json()
+        self.assertEqual((GROUPS in found[0], len(self.objects_of(sparse))), (True, 1))
 
     async def test_rights(self) -> None:
         """Whom the store refuses gets its refusal in place of the profile, also where the profile is in the cache."""

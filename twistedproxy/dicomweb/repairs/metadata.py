@@ -6,8 +6,9 @@ their profile.
 Rules:
 - PerFrameFunctionalGroupsSequence (5200,9230) is missing where an instance of several frames has the shared groups and is not
   TILED_FULL: only there is it optional (PS3.3 section C.7.6.16). Google leaves out long ones.
-- A profile of optical paths (0048,0105) is missing where a color image has none, as PS3.3 section C.8.12.5 asks for, and nothing in
-  the object has a binary value or says where one is: Azure leaves out all.
+- A profile of optical paths (0048,0105) is missing where a color image has none, though PS3.3 section C.8.12.5 asks for one, and
+  nothing in the object has a binary value or says where one is: Azure leaves out all. Slides without a profile exist, too, at stores
+  that take long to give an object: of such a store one object is read, and then none for a while.
 - The object is read once, up to its pixels, with the caller's own headers; what it gave is shown to callers who hold a grant for its
   pixels, beside the metadata that the store gave them.
 - What is kept of the metadata stays as the store sent it.
@@ -59,6 +60,12 @@ MAX_REPAIRED = 32
 WAIT_SECONDS = 10.0
 """How long an answer waits for the header of an object (seconds)."""
 
+PROFILE_SECONDS = 3.0
+"""The same where nothing but the profile is missing: colors are then as they would be without."""
+
+STORE_SECONDS = 3600.0
+"""For how long it is remembered whether a store leaves out profiles (seconds)."""
+
 PAUSE_SECONDS = 300.0
 """For how long an object that could not be read is left alone (seconds)."""
 
@@ -85,6 +92,21 @@ class Missing:
     groups: bool
     profile: bool
 
+    @property
+    def frames(self) -> float:
+        """NumberOfFrames (0028,0008), as far as it is a number."""
+        try:
+            return float(first_value(self.attributes, "00280008") or 1)
+        except (TypeError, ValueError):
+            return 1
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it shows the slide, as ImageType (0008,0008) says; labels and overviews do not."""
+        with suppress(LookupError, TypeError):
+            return "VOLUME" in self.attributes["00080008"]["Value"]
+        return False
+
 
 @attrs.frozen
 class MetadataRepairs:
@@ -93,6 +115,8 @@ class MetadataRepairs:
     imaging: Optional[PictureService]
     clock: IReactorTime
     _failed: Recent[tuple[bytes, Instance]] = attrs.field(init=False, factory=lambda: Recent(PAUSE_SECONDS))
+    _leaves_out: Recent[str] = attrs.field(init=False, factory=lambda: Recent(STORE_SECONDS))
+    _gives_all: Recent[str] = attrs.field(init=False, factory=lambda: Recent(STORE_SECONDS))
 
     async def members(self, answer: bytes, target: Target, caller: Caller) -> tuple[dict[int, Members], dict[int, int]]:
         """What to add to the objects in *answer*, the metadata that the store gave to *caller*, or their beginning; and where these
@@ -103,15 +127,46 @@ class MetadataRepairs:
         async for begin, end, attributes in with_turns(objects_in(answer), self.clock):
             if end and isinstance(attributes, dict) and len(found) < MAX_REPAIRED:
                 found += _missing(answer, begin, end, attributes, target)
-        held = await all_or_none([Deferred.fromCoroutine(self._soon(target, one, caller)) for one in found])
-        members = {one.begin: await _members(answer, one, back) for one, back in zip(found, held) if back is not None}
+        members: dict[int, Members] = {}
+        first, rest = self._in_turn(found)
+        for some in (first, rest):
+            if some is first or self._withholds(some):
+                held = await all_or_none([Deferred.fromCoroutine(self._soon(target, one, caller)) for one in some])
+                self._learn(some, held)
+                for one, back in zip(some, held):
+                    members[one.begin] = {} if back is None else await _members(answer, one, back)
         return members, {one.begin: one.end for one in found}
+
+    def _in_turn(self, found: Sequence[Missing]) -> tuple[Sequence[Missing], Sequence[Missing]]:
+        """What is read first, and what only if the store turns out to leave out profiles. An image of the slide shows that: labels
+        may well have no profile; of these the one of fewest frames."""
+        rest = [one for one in found if not one.groups]
+        if not rest or self._withholds(rest):
+            return found, []
+        first = [one for one in found if one.groups]
+        if not self._gives_all.has(rest[0].instance.place, self.clock.seconds()):
+            probe = min(rest, key=lambda one: (not one.is_volume, one.frames))
+            rest.remove(probe)
+            first.append(probe)
+        return first, rest
+
+    def _withholds(self, some: Sequence[Missing]) -> bool:
+        return bool(some) and self._leaves_out.has(some[0].instance.place, self.clock.seconds())
+
+    def _learn(self, some: Sequence[Missing], held: Sequence[Optional[HeldBack]]) -> None:
+        """Remember whether the store leaves out profiles."""
+        read = [(one, bool(back.profiles)) for one, back in zip(some, held) if one.profile and back is not None]
+        for one, had in read:
+            if had:
+                self._leaves_out.add(one.instance.place, self.clock.seconds())
+            elif one.is_volume and not self._withholds(some):
+                self._gives_all.add(one.instance.place, self.clock.seconds())
 
     async def _soon(self, target: Target, missing: Missing, caller: Caller) -> Optional[HeldBack]:
         """What the object gives, if it comes soon."""
         reading = Deferred.fromCoroutine(self._held_back(target, missing.instance, caller))
         try:
-            return await follow(reading).addTimeout(WAIT_SECONDS, self.clock)
+            return await follow(reading).addTimeout(WAIT_SECONDS if missing.groups else PROFILE_SECONDS, self.clock)
         except defer.TimeoutError:
             return None
 
