@@ -228,6 +228,7 @@ async def _header(request: Request) -> ByteStream:
             if parser.metadata is not None and parser.uids != request.instance.uids:
                 raise OriginBadAnswer("the origin's object is another instance")
             yield chunk
+        stream.close()  # what follows would only hold a place at the origin
 
     return YieldedStream(chunks(), stream)
 
