@@ -27,11 +27,18 @@ from twistedproxy.imaging.object_header import HeldBack, ObjectHeader
 GROUPS, PATHS, PROFILE = "52009230", "00480105", "00282000"
 NO_GROUPS = attrs.evolve(GOOGLE, omitted_tags=(GROUPS,))
 NO_PROFILE = attrs.evolve(AZURE, root="/v2")
+SECONDS = 50.0
 OCTETS = {"Accept": "application/octet-stream"}
 
 
 class RepairCase(ProxyCase):
-    """ALICE may read a store that leaves something out."""
+    """ALICE may read a store that leaves something out. Answers wait for what it takes, however busy the machine is."""
+
+    timeout = 150
+
+    def setUp(self) -> None:
+        for name in ("WAIT_SECONDS", "PROFILE_SECONDS"):
+            self.patch(repairs, name, SECONDS)
 
     async def begin(self, dialect: Dialect, *made: Made, **settings: Any) -> Client:
         self.origin: SimulatedStore = self.store(dialect, *made)
@@ -39,7 +46,7 @@ class RepairCase(ProxyCase):
         self.running: RunningProxy = await self.proxy(self.origin, **settings)
         self.metadata = f"/{self.slide.resource}/metadata"
         self.series = f"/studies/{self.slide.study}/series/{self.slide.series}"
-        return self.running.client(ALICE)
+        return self.running.client(ALICE, seconds=2 * SECONDS)
 
     def sparse(self, **more: Any) -> Made:
         return slide(self.mktemp(), 3, 4, 64, sparse=True, **more)
@@ -140,7 +147,7 @@ class GroupsTests(RepairCase):
     async def test_another_caller(self) -> None:
         """Another caller gets what was read, after the store's own answers to them; whom it refuses gets nothing."""
         alice = await self.begin(NO_GROUPS, self.sparse())
-        mallory = self.running.client(MALLORY)
+        mallory = self.running.client(MALLORY, seconds=2 * SECONDS)
         await alice.get(self.metadata)
         self.assertEqual((await mallory.get(self.metadata)).status, 401)
         self.origin.allow(token(MALLORY))
@@ -155,7 +162,7 @@ class GroupsTests(RepairCase):
         body = json.dumps([self.origin.instances[self.slide.sop].metadata]).replace(GROUPS, "52009231")
         headers = (("Content-Type", "application/dicom+json"), ("Age", "5"))
         self.origin.fail(faults.Answer(200, headers, body.encode()), "/metadata")
-        answer = await self.running.client(MALLORY).get(self.metadata)
+        answer = await self.running.client(MALLORY, seconds=2 * SECONDS).get(self.metadata)
         self.assertEqual((answer.status, GROUPS in answer.json()[0]), (200, False))
 
     async def test_fence(self) -> None:
@@ -201,7 +208,7 @@ class GroupsTests(RepairCase):
         gate.release()
         imaging: Any = self.running.components.imaging
         await wait_until(lambda: not imaging._descriptions._headers._in_flight.under_way())
-        self.patch(repairs, "WAIT_SECONDS", 10.0)
+        self.patch(repairs, "WAIT_SECONDS", SECONDS)
         self.assertEqual((await client.get(self.metadata)).json()[0][GROUPS], self.expected())
         self.assertEqual(len(self.objects_of()), 1)
 
@@ -334,7 +341,7 @@ class ProfileTests(RepairCase):
         alice = await self.begin(NO_PROFILE)
         uri = await self.referenced(alice, self.metadata)
         self.assertEqual((await alice.get(uri, OCTETS)).status, 200)
-        mallory = self.running.client(MALLORY)
+        mallory = self.running.client(MALLORY, seconds=2 * SECONDS)
         self.assertEqual((await mallory.get(uri, OCTETS)).status, 401)
         self.origin.allow(token(MALLORY), "1.2.3")
         self.assertEqual((await mallory.get(uri, OCTETS)).status, 403)

@@ -195,7 +195,6 @@ class ObservedAnswer:
                 for at, syntax in syntax_members(syntaxes).items():
                     members[at] = {**members.get(at, {}), **syntax}
                 begun = with_members(start, members, ends)
-                memory.set(memory.size + len(begun) - len(start))
                 if len(start) > PIECE:
                     await deferLater(self._observer.clock, 0)
             except BaseException:
@@ -209,6 +208,7 @@ class ObservedAnswer:
         json = form is DescriptionForm.JSON
         rewriting = json_urls(urls) if json else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
         if ends:  # the origin's validators do not tell what was put back from what was not
+            memory.set(memory.size + len(begun) - len(start))
             headers = tuple(pair for pair in headers if pair[0].lower() not in (b"etag", b"last-modified"))
         shown = in_pieces(body, rewriting.feed, rewriting.close, self._observer.clock)
         return attrs.evolve(response, headers=headers, body=shown, length=None)
