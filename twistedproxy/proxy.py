@@ -27,6 +27,7 @@ from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint
 from twistedproxy.dicomweb.rendered import RenderedAnswers
+from twistedproxy.dicomweb.repairs.metadata import MetadataRepairs
 from twistedproxy.dicomweb.requests import RequestParser
 from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
@@ -65,12 +66,10 @@ _log = Logger()
 HEADS_SHARE = 16
 """One part in so many of the memory for hot responses is for the heads of requests that were understood."""
 
-HEADS_MEMORY = 1 << 20
-"""Bytes for these heads, at least."""
+HEADS_MEMORY = 1 << 20  # bytes for these heads, at least
 
 STEP_SECONDS = 10.0
-"""How long a part may take to stop, open connections apart: a cache server or an origin that hangs must not keep the
-others."""
+"""How long a part may take to stop, open connections apart: an origin that hangs must not keep the others."""
 
 
 class Proxy:
@@ -174,8 +173,8 @@ class Proxy:
         heads = RequestHeads(self._credentials, heads_memory, settings.trusted_proxy)
         cached = None
         if self.cache.reads_now and not self.reader.reports_hits:
-            limit = settings.max_frames_per_request
-            cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, self.scheduler.hit)
+            limit, hit = settings.max_frames_per_request, self.scheduler.hit
+            cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, hit)
         hot = HotDispatcher(
             self.hot_responses,
             cached,
@@ -189,8 +188,9 @@ class Proxy:
         return hot
 
     def _build_routes(self, accounting: Accounting, hot: HotDispatcher, status: StatusPages) -> ProxyRoutes:
-        settings, memory = self._settings, self.answer_memory
-        descriptions = MetadataObserver(self.cache, self.access, self.reader, self._credentials, self._reactor)
+        settings, memory, reactor = self._settings, self.answer_memory, self._reactor
+        repairs, credentials = MetadataRepairs(self.imaging, reactor), self._credentials
+        descriptions = MetadataObserver(self.cache, self.access, self.reader, credentials, reactor, repairs)
         kept = None if isinstance(settings.cache, NoAddress) else DescriptionCache(descriptions, memory)
         pass_through = PassThrough(self.invalidation, descriptions, memory, settings.trusted_proxy, kept)
         requests = RequestParser(settings, self._credentials, self.series, self.imaging)
@@ -222,8 +222,8 @@ class Proxy:
 
     def status(self) -> dict[str, Any]:
         """This worker's part of ``/status.json``."""
-        worker: dict[str, Any] = {"pid": os.getpid(), "connections": len(self.connections)}
-        worker["grants"] = len(self.access.grants)
+        connections, grants = len(self.connections), len(self.access.grants)
+        worker: dict[str, Any] = {"pid": os.getpid(), "connections": connections, "grants": grants}
         worker["cached_answers_per_second"] = round(self.demand.per_second, 1)
         worker["answers"] = {"held_bytes": self.answer_memory.used, "waiting": self.answer_memory.waiting}
         if self.imaging is not None:

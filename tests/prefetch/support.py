@@ -108,7 +108,9 @@ class HeldOrigin:
     def frames_per_request(self, instance: Instance) -> int:
         return self.per_request
 
-    async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
+    async def stored_instance(
+        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
+    ) -> ByteStream:
         return self.file
 
     async def local_file(self, instance: Instance) -> Optional[str]:

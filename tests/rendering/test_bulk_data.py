@@ -12,7 +12,7 @@ from tests.frames.support import MemoryOrigin
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginBadAnswer
 from twistedproxy.origin.interface import Caller, Headers, OriginRequest, OriginResponse
-from twistedproxy.rendering.descriptions import bulk_place, read_bulk_value
+from twistedproxy.rendering.bulk_values import bulk_place, read_bulk_value
 from twistedproxy.streams import BytesStream
 
 STORE = "http://store:80/dicom-web"

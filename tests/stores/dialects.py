@@ -218,7 +218,7 @@ DCM4CHEE = _Dcm4chee("dcm4chee", "/dcm4chee-arc/aets/DCM4CHEE/rs", "00083002", f
 DCM4CHEE_OLD = attrs.evolve(DCM4CHEE, name="dcm4chee-old", part_syntax=False)
 GOOGLE = Dialect("google", "/v1/projects/p/locations/l/datasets/d/dicomStores/s/dicomWeb", "00020010")
 STATIC = _Static("static", "/static", "00083002", part_syntax=False, single_instance=False)
-AZURE = _Azure("azure", "/v2", "00083002", omitted_tags=("00282000",))
+AZURE = _Azure("azure", "/v2", "00083002", omitted_tags=("00282000", "7FE00010"))
 NO_SYNTAX = Dialect("no-syntax", syntax_tag="", part_syntax=False)
 
 DIALECTS = {

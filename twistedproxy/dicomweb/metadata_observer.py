@@ -1,8 +1,8 @@
 """Answers that describe instances (metadata, searches, what a STOW stored), looked at while they pass.
 
 - URLs of the origin become the proxy's, in JSON and in XML.
-- (0008,3002) AvailableTransferSyntaxUID is added to JSON where the origin left it out and it is known here: a viewer
-  that must probe for it takes minutes to open a slide. For one instance's metadata one frame is asked for to know.
+- What the origin left out is added to JSON (`twistedproxy.dicomweb.repairs`), the transfer syntax as far as it is known here: for one
+  instance's metadata one frame is asked for to know.
 - The JSON metadata of one instance are the caller's grant for it, those of a series or study for all instances that they name, if
   nothing in the request but what makes the caller could have moved the origin to give them, and if they are all there is: no
   parameters ask for a part of them. A cache's answer to a caller with credentials is none.
@@ -29,10 +29,12 @@ from twistedproxy.deferreds import all_or_none, follow, in_slices
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata, MetadataParser
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicomweb.available_syntaxes import instances_in, with_syntaxes
 from twistedproxy.dicomweb.metadata_answers import STORED_STATUSES, DescriptionForm, form_of
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.paths import ResourceKind
+from twistedproxy.dicomweb.repairs.members import Members, instances_in, syntax_members, with_members, with_turns
+from twistedproxy.dicomweb.repairs.metadata import MetadataRepairs
+from twistedproxy.dicomweb.repairs.searches import SearchRepairs
 from twistedproxy.dicomweb.url_rewriting import UrlMap, json_urls, xml_urls
 from twistedproxy.frames.access import Access, metadata_in
 from twistedproxy.frames.entries import METADATA
@@ -41,17 +43,15 @@ from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import MAX_ANSWER
 from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, is_for
 from twistedproxy.series.members import SeriesParser, StudyParser
+from twistedproxy.server.compression import altered
 from twistedproxy.server.response_body import in_pieces
 from twistedproxy.streams import BytesStream, ByteStream, ChainedStream, YieldedStream, hold
 from twistedproxy.system.memory_budget import Reservation
 
 _log = Logger()
 
-STRETCH = 0.002
-"""Seconds of work after which the reactor gets its turn."""
-
 HELD = 4 << 20
-"""Bytes of one instance's metadata that are held back to know its transfer syntax before the first is sent on."""
+"""Bytes of metadata that are held back to know what they lack before the first is sent on."""
 
 SEARCH_HELD = 256 << 10
 """Bytes of other answers that are held back to find the instances in them."""
@@ -90,6 +90,7 @@ class MetadataObserver:
     reader: FrameReader
     credentials: Credentials
     clock: IReactorTime
+    repairs: MetadataRepairs
 
     async def watch(self, request: Request, target: Target, handed_on: OriginRequest) -> ObservedAnswer:
         """Get ready for the answer to *request*, *handed_on* like that. To be called before the origin is asked: a
@@ -98,10 +99,7 @@ class MetadataObserver:
         assert caller is not None  # `request_for_origin` has found it
         instance, whole = None, None
         if self._would_grant(handed_on, target):
-            if target.resource.sop is not None:
-                instance = target.instance
-            else:
-                whole = target.whole
+            instance, whole = (None, target.whole) if target.resource.sop is None else (target.instance, None)
         seen, asked = instance or whole, self.access.wall_clock()
         reading = await self.read(seen) if seen is not None else Reading(None, {})
         return ObservedAnswer(self, target, caller, request.method, instance, whole, reading, asked)
@@ -161,7 +159,7 @@ class ObservedAnswer:
     @property
     def held(self) -> int:
         """Bytes of the answer that are held back to be looked into, at most."""
-        return SEARCH_HELD if self._instance is None else HELD
+        return HELD if self._target.resource.kind is ResourceKind.METADATA else SEARCH_HELD
 
     def of_cache(self) -> ObservedAnswer:
         """The same for an answer that the origin did not just give: it proves nothing, and is shown with what is known."""
@@ -172,14 +170,15 @@ class ObservedAnswer:
         good = {200} if self._method in (b"GET", b"HEAD") else STORED_STATUSES
         return response.status in good and form_of(response.headers) is not None
 
-    async def follow(self, response: OriginResponse, urls: UrlMap, memory: Reservation) -> ByteStream:
-        """The answer's body as the client shall see it; its length is not known beforehand.
+    async def follow(self, response: OriginResponse, urls: UrlMap, memory: Reservation) -> OriginResponse:
+        """The answer as the client shall see it; its length is not known beforehand.
 
         *urls*: from the origin to the mount as the client sees it. *memory*: counts what is held, where that is all. To be called only
         if it `understands` the answer.
         """
         form = form_of(response.headers) or DescriptionForm.JSON
         body: ByteStream = response.body
+        headers, ends = altered(response.headers), dict[int, int]()
         record = self._record if is_for(self._caller, response.headers) else _record_nothing
         if self._whole is not None and form is DescriptionForm.JSON and is_for(self._caller, response.headers):
             body = self._proving(self._whole, body)
@@ -188,7 +187,11 @@ class ObservedAnswer:
             if whole:
                 memory.set(len(start))
             try:
-                begun = with_syntaxes(start, await self._syntaxes(start, whole, record))
+                syntaxes = await self._syntaxes(start, whole, record)
+                members, ends = await self._repaired(start, whole)
+                for at, syntax in syntax_members(syntaxes).items():
+                    members[at] = {**members.get(at, {}), **syntax}
+                begun = with_members(start, members, ends)
                 if len(start) > PIECE:
                     await deferLater(self._observer.clock, 0)
             except BaseException:
@@ -201,12 +204,22 @@ class ObservedAnswer:
                 body = YieldedStream(_observed(body, parser, record, self._observer.clock), body)
         json = form is DescriptionForm.JSON
         rewriting = json_urls(urls) if json else xml_urls(urls, parts=form is DescriptionForm.XML_PARTS)
-        return in_pieces(body, rewriting.feed, rewriting.close, self._observer.clock)
+        if ends:  # the origin's validators do not tell what was put back from what was not
+            memory.set(memory.size + len(begun) - len(start))
+            headers = tuple(pair for pair in headers if pair[0].lower() not in (b"etag", b"last-modified"))
+        shown = in_pieces(body, rewriting.feed, rewriting.close, self._observer.clock)
+        return attrs.evolve(response, headers=headers, body=shown, length=None)
+
+    async def _repaired(self, start: bytes, whole: bool) -> tuple[dict[int, Members], dict[int, int]]:
+        """What the origin left out of the objects in the *start* of an answer, by where they begin; and where some of them end."""
+        if self._target.resource.kind is ResourceKind.METADATA:
+            return await self._observer.repairs.members(start, self._target, self._caller)
+        return await SearchRepairs(self._observer.clock).members(start, whole, self._target, self._caller), {}
 
     async def _syntaxes(self, start: bytes, whole: bool, record: _Record) -> dict[int, str]:
         """The transfer syntaxes that are known of objects in the *start* of an answer, by where they begin."""
         if self._instance is None:
-            return await self._known_syntaxes(start)
+            return await self._known_syntaxes(start[:SEARCH_HELD])
         syntax = await self._granted(self._instance, start, record) if whole and self._said else self._learned()
         return {start.find(b"{"): syntax} if syntax else {}
 
@@ -268,18 +281,13 @@ class ObservedAnswer:
     async def _known_syntaxes(self, answer: bytes) -> dict[int, str]:
         """The transfer syntaxes that objects in *answer* have in another place, or that the cache knows, by where the objects
         begin."""
-        clock = self._observer.clock
         places: dict[int, Instance] = {}
         syntaxes: dict[int, str] = {}
-        begin = clock.seconds()
-        for position, found in instances_in(answer, self._target):
+        async for position, found in with_turns(instances_in(answer, self._target), self._observer.clock):
             if isinstance(found, Instance):
                 places[position] = found
             elif found is not None:
                 syntaxes[position] = found
-            if clock.seconds() - begin > STRETCH:
-                await deferLater(clock, 0)
-                begin = clock.seconds()
         readings = await all_or_none([Deferred.fromCoroutine(self._observer.read(one)) for one in places.values()])
         known = zip(places, map(metadata_in, readings), strict=True)
         learned = {position: found.transfer_syntax for position, found in known if found and found.transfer_syntax}

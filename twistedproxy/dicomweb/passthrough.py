@@ -32,7 +32,7 @@ from twisted.web.server import Request
 
 from twistedproxy.deferreds import all_or_none, follow
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.dicomweb.description_answers import Answered, tagged
+from twistedproxy.dicomweb.description_answers import Answered, stream_of, tagged
 from twistedproxy.dicomweb.descriptions import DescriptionCache
 from twistedproxy.dicomweb.metadata_answers import (
     UploadedInstances,
@@ -50,7 +50,7 @@ from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
 from twistedproxy.origin.http.exchange import HIGH_WATER
 from twistedproxy.origin.interface import HOP_BY_HOP, OriginRequest, OriginResponse
-from twistedproxy.server.compression import altered, compress, may_transform, not_modified
+from twistedproxy.server.compression import compress, may_transform, not_modified
 from twistedproxy.server.cors import confine
 from twistedproxy.server.forwarded import Network, is_trusted
 from twistedproxy.server.problems import not_acceptable
@@ -143,10 +143,9 @@ class PassThrough:
                 await self.kept.refused(target, handed_on, response.status)
             size = response.length
             if watch is not None and watch.understands(response):
-                body = await watch.follow(response, urls, held)
+                response = await watch.follow(response, urls, held)
                 if alter is not None:
-                    body = await alter(body)
-                response = attrs.evolve(response, headers=altered(response.headers), body=body, length=None)
+                    response = attrs.evolve(response, body=await alter(response.body))
             elif alter is not None and response.status == 200:
                 response.body.close()
                 raise not_acceptable(["application/dicom+json"])
@@ -159,6 +158,14 @@ class PassThrough:
             request.cache_outcome = answered.outcome  # type: ignore[attr-defined]
             await self._send(request, response, answered.status)
         return None
+
+    async def give(self, request: Request, content_type: bytes, content: bytes) -> None:
+        """Answer with *content*, which the caller may see: as it was, if the client has it."""
+        with self.memory.hold() as held:
+            await held.take(2 * len(content))
+            headers = ((b"Content-Type", content_type),)
+            response = OriginResponse(200, headers, stream_of(content), len(content))
+            await self._send(request, await tagged(request, response, held), b"twistedproxy; hit")
 
     async def _asked(self, target: Target, handed_on: OriginRequest, held: Reservation) -> Answered:
         """The answer to *handed_on*, of the cache or of the origin."""

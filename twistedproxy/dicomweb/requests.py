@@ -89,7 +89,7 @@ class RequestParser:
             asked = parse_parameters(target.query, FRAMES, self.imaging)
             if not asked.given and _without_accept(target.query):
                 return None
-        return await self._parsed(request, target, asked, _accepted(request, target))
+        return await self._parsed(request, target, asked, accepted_by(request, target))
 
     async def pictures(self, request: Request, target: Target, instance: Optional[Instance]) -> ParsedRequest:
         """A request for pictures. *instance*: where the path names none."""
@@ -97,7 +97,7 @@ class RequestParser:
         problem: Optional[Exception] = None
         try:
             asked = parse_parameters(target.query, RENDERED, self.imaging)
-            accepted = _accepted(request, target)
+            accepted = accepted_by(request, target)
         except (BadMediaType, Problem) as error:
             problem = error
         return await self._parsed(request, target, asked, accepted, instance, problem)
@@ -180,7 +180,8 @@ def accept_of(request: Request) -> Optional[bytes]:
     return b", ".join(values) if values else None
 
 
-def _accepted(request: Request, target: Target) -> AcceptedTypes:
+def accepted_by(request: Request, target: Target) -> AcceptedTypes:
+    """The media types that *request* accepts, in its header or its query."""
     return parse_accept(accept_of(request), query_accept(target.query) if target.query else None)
 
 

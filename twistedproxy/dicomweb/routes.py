@@ -14,7 +14,10 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
+from twistedproxy.dicom.multipart_writer import build
+from twistedproxy.dicom.negotiation import wants_bare
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.dicomweb.frames import StoredFrames
 from twistedproxy.dicomweb.middleware import Accounting, answered
 from twistedproxy.dicomweb.mounts import Mounts, RootResource, Target
@@ -22,8 +25,10 @@ from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint, PrefetchParameters
 from twistedproxy.dicomweb.rendered import RenderedAnswers
-from twistedproxy.dicomweb.requests import RequestParser, accept_of
+from twistedproxy.dicomweb.repairs.metadata import profile_place
+from twistedproxy.dicomweb.requests import RequestParser, accept_of, accepted_by, caller_of
 from twistedproxy.dicomweb.status import StatusPages, add_pages
+from twistedproxy.origin.errors import HAS_NOT
 from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.server.cors import Cors, is_preflight, refuse_cross_site
 from twistedproxy.server.problems import Problem, method_not_allowed
@@ -118,6 +123,30 @@ class ProxyRoutes:
             await self.prefetching.start(request, wanted, kind, asked, url)
         else:
             await self.prefetching.report(request, wanted, kind, asked)
+
+    @app.route(f"/{ResourceKind.BULKDATA.value}", methods=_READ)
+    @answered("other")
+    async def bulk_data(self, request: Request) -> None:
+        """Bulk data (DICOM PS3.18 section 10.4.1.1.5): the store's, or an ICC profile that it gives with the object alone."""
+        target = _target(request)
+        if profile_place(target) is None:
+            await self._hand_on(request, target)
+            return
+        accepted, outside = accepted_by(request, target), self.requests.outside(request).base + target.mount.prefix
+        status = await self.pass_through.answer(request, target, outside, only_good=True)
+        if status is None:
+            return
+        profile = None
+        if status in HAS_NOT:
+            caller = caller_of(request, target, self.requests.credentials)
+            profile = await self.pass_through.descriptions.repairs.profile(target, caller)
+        if profile is None:  # the store's refusal
+            await self._hand_on(request, target)
+        elif wants_bare(accepted, OCTET_STREAM):
+            await self.pass_through.give(request, OCTET_STREAM.encode("ascii"), profile)
+        else:
+            parts = build([profile], OCTET_STREAM, None)
+            await self.pass_through.give(request, parts.content_type, b"".join(parts.chunks))
 
     @app.route("/<path:anything>", methods=_ALL)
     @answered("other")

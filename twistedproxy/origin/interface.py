@@ -167,8 +167,11 @@ class Origin(Protocol):
     def frames_per_request(self, instance: Instance) -> int:
         """How many frames one request should ask for at this origin, as far as is known."""
 
-    async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
-        """The whole instance as a DICOM Part 10 file (PS3.10 section 7), as stored, in the `WHOLE` slot."""
+    async def stored_instance(
+        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
+    ) -> ByteStream:
+        """The whole instance as a DICOM Part 10 file (PS3.10 section 7), as stored; its place at the limiter is held until
+        the stream was read to its end or closed."""
 
     async def local_file(self, instance: Instance) -> Optional[str]:
         """The path of the instance's file where the origin keeps it as one on this machine, else None."""

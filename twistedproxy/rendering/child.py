@@ -15,7 +15,8 @@ out, ``left_empty``, which says what is wrong with the first:
 - ``transcode`` [frame]: JPEG to JPEG XL or back, without loss;
 - ``downsample`` [answer]: the metadata or the search's answer of a downsampled instance;
 - ``describe`` [piece…], ``described`` [bulk value…]: an instance's metadata, piece by piece, then the facts in it or, if
-  what is known of the instance came along, where its frames lie;
+  what is known of the instance came along, where its frames lie; or (``header``) the beginning of the stored object, then
+  what metadata may leave out of it;
 - ``drop``: nothing more is wanted of what goes by that number;
 - ``ping``: nothing.
 
@@ -46,6 +47,7 @@ from twistedproxy.imaging.encode import encode, jpeg_to_jxl, jxl_to_jpeg
 from twistedproxy.imaging.errors import BadImage, BadProfile, ImageTooLarge, NotDecodable
 from twistedproxy.imaging.geometry import Axis, Cut
 from twistedproxy.imaging.icc import check_target, convert_colors
+from twistedproxy.imaging.object_header import ObjectHeader
 from twistedproxy.imaging.parameters import NO_TARGETS, Rendering, Window
 from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 from twistedproxy.imaging.resizing import EMPTY, Canvas, averaged
@@ -184,11 +186,7 @@ class Work:
 
     def _describe(self, head: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
         if head["number"] not in self._held:
-            uids, known = tuple(head["uids"]), head["metadata"]
-            self._hold(
-                head["number"],
-                SparseDescription(InstanceMetadata.from_bytes(known.encode()), uids) if known else Description(uids),
-            )
+            self._hold(head["number"], _description_of(head))
         for piece in blobs:
             self._held[head["number"]].feed(piece)
         return b""
@@ -204,6 +202,13 @@ class Work:
         description = self._held[head["number"]]
         made, self._value["uris"] = description.packed(dict(zip(head["uris"], blobs)), head["profile"])
         return bytes(made)
+
+
+def _description_of(head: Mapping[str, Any]) -> Any:
+    uids, known = tuple(head["uids"]), head["metadata"]
+    if head["header"]:
+        return ObjectHeader()
+    return SparseDescription(InstanceMetadata.from_bytes(known.encode()), uids) if known else Description(uids)
 
 
 def _failed(number: int, kind: str, text: str) -> Message:

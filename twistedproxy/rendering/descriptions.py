@@ -6,52 +6,49 @@ Rules:
   a grant; then it is in the cache, for all that have one.
 - The metadata are read by a rendering child, piece by piece: they may be 400 MB.
 - That there is no placement is kept, too.
-- Values that the metadata only point to (BulkDataURI, PS3.18 annex F: ICC profiles, palettes, tables) are fetched for the pictures
-  that need them, from the instance's own store with the caller's own headers, and nowhere else, wherever they point. A reference
-  is relative to the URL of the metadata (RFC 3986 section 5.2). Where one cannot be had, or not by this caller, there is no
-  picture, and nothing is kept: it would be wrong for all others, too.
+- Values that the metadata only point to (`twistedproxy.rendering.bulk_values`) are fetched for the pictures that need them. Where
+  one cannot be had, or not by this caller, there is no picture, and nothing is kept: it would be wrong for all others, too.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Generic, Optional, TypeVar
-from urllib.parse import unquote, urljoin, urlsplit
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.multipart import BadMultipart, PartCollector
+from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.describe import InstanceFacts
 from twistedproxy.imaging.errors import CallFailed, CannotRender
+from twistedproxy.imaging.object_header import HeldBack
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import Placement, read_placement
-from twistedproxy.origin.errors import NOT_ALLOWED, OriginBadAnswer, OriginRefused
+from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
 from twistedproxy.origin.interface import (
-    AMBIGUOUS,
     Caller,
-    Origin,
     OriginRequest,
-    OriginResponse,
-    first,
+    Priority,
     is_dicom_json,
-    media_type_of,
 )
+from twistedproxy.rendering.bulk_values import read_bulk_value
 from twistedproxy.rendering.planner import Request
 from twistedproxy.rendering.pool import RenderPool
-from twistedproxy.streams import ByteStream, StreamTooLong, hold, read_all
+from twistedproxy.streams import ByteStream, StreamTooLong, YieldedStream, hold, read_all
 
 FACTS = {False: b"p3", True: b"p3c"}
 """The names of an instance's facts in the cache, without and with its ICC profile, and the version of their form."""
 PLACES = b"s3"
 """The name of a placement in the cache, and the version of its form."""
+HEADER = b"h1"
+"""The name of what an object's header gave, and the version of its form."""
 
 REMEMBERED = 8 << 20
 """Bytes, as they are packed, that a worker remembers of each kind: placements take up to four times as much."""
@@ -145,11 +142,13 @@ class Descriptions:
     pool: RenderPool
     _facts: Mapping[bool, MetadataLookup[InstanceFacts]] = attrs.field(init=False)
     _placements: MetadataLookup[Placement] = attrs.field(init=False)
+    _headers: MetadataLookup[HeldBack] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         unpack = InstanceFacts.from_bytes
         self._facts = {color: MetadataLookup(self.cache, name, unpack, READ_AT_ONCE) for color, name in FACTS.items()}
         self._placements = MetadataLookup(self.cache, PLACES, read_placement, PLACED_AT_ONCE)
+        self._headers = MetadataLookup(self.cache, HEADER, HeldBack.from_bytes, PLACED_AT_ONCE)
 
     async def facts(self, request: Request, fence: Optional[Fence], known: InstanceMetadata) -> InstanceFacts:
         """The facts of an instance's pixels, with its ICC profile where the request's pictures need that.
@@ -171,15 +170,26 @@ class Descriptions:
         ask = functools.partial(self._ask, request, known, False)
         return await self._placements.find(request.instance, request.caller, fence, ask)
 
-    async def _ask(self, request: Request, known: Optional[InstanceMetadata], color: bool) -> bytes:
+    async def held_back(self, request: Request, fence: Optional[Fence]) -> HeldBack:
+        """What the origin may leave out of the metadata, from the stored object: that is read up to its pixels.
+
+        Raises the errors of `twistedproxy.origin.errors`, `PoolError`.
+        """
+        ask = functools.partial(self._ask, request, None, False, header=True)
+        return await self._headers.find(request.instance, request.caller, fence, ask)
+
+    async def _ask(
+        self, request: Request, known: Optional[InstanceMetadata], color: bool, header: bool = False
+    ) -> bytes:
         """Have a child read the metadata: the packed facts, with the ICC profile where *color* matters; of what is *known* already,
-        where frames lie."""
+        where frames lie. Or (*header*) the object's header."""
         head: dict[str, Any] = {
             "op": "describe",
             "uids": request.instance.uids,
             "metadata": None if known is None else known.to_bytes().decode(),
+            "header": header,
         }
-        body = await _metadata(request)
+        body = await (_header(request) if header else _metadata(request))
         held = self.pool.held()
         whole, values = False, dict[str, bytes]()
         try:
@@ -203,6 +213,26 @@ class Descriptions:
             held.release()
 
 
+async def _header(request: Request) -> ByteStream:
+    """The stored object, asked for in the caller's name, up to its pixels. Raises the errors of `twistedproxy.origin.errors`."""
+    stream = await request.origin.stored_instance(request.instance, request.caller, Priority.CALLER)
+    parser = Part10Stream()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        while parser.metadata is None and (chunk := await stream.read()):
+            try:
+                parser.feed(chunk)
+            except BadPart10 as error:
+                if parser.metadata is None:
+                    raise OriginBadAnswer(f"the origin's object cannot be read: {error}") from None
+            if parser.metadata is not None and parser.uids != request.instance.uids:
+                raise OriginBadAnswer("the origin's object is another instance")
+            yield chunk
+        stream.close()  # what follows would only hold a place at the origin
+
+    return YieldedStream(chunks(), stream)
+
+
 async def _metadata(request: Request) -> ByteStream:
     """An instance's metadata, asked for in the caller's name. Raises the errors of `twistedproxy.origin.errors`."""
     path = f"{request.instance.root}/{request.instance.path}/metadata".encode("ascii")
@@ -220,89 +250,3 @@ async def _metadata(request: Request) -> ByteStream:
         response.body.close()
         raise OriginBadAnswer("the origin's response to a metadata request is not DICOM JSON")
     return response.body
-
-
-MAX_BULK = 16 << 20
-"""Bytes of one value that the metadata point to: ICC profiles of scanners have up to 3 MB."""
-
-_BYTES = frozenset(("application/octet-stream", "binary/octet-stream", "application/x-octet-stream"))
-"""What values that are no pixels come as (PS3.18 table 8.7.3-5), by the names in use."""
-
-_NO_HTTP = "http://origin.invalid"  # in place of the URL of an origin that is none of HTTP's
-
-
-async def read_bulk_value(origin: Origin, instance: Instance, caller: Caller, uri: str) -> bytes:
-    """A value that the metadata point to. Raises the errors of `twistedproxy.origin.errors`: a picture without a value
-    that it needs would be a wrong one."""
-    place = bulk_place(origin.url, instance, uri)
-    if place is None:
-        raise OriginBadAnswer(
-            "the origin's metadata point elsewhere than to the store for a value that the picture needs"
-        )
-    path, query = place
-    accept = b'multipart/related; type="application/octet-stream"'
-    response = await origin.forward(OriginRequest.get(path, query, accept, caller))
-    try:
-        data = await read_all(response.body, MAX_BULK)
-        if response.status in NOT_ALLOWED:
-            raise OriginRefused(response.status, response.headers, data)
-        if response.status != 200:
-            raise OriginBadAnswer(f"the origin answered {response.status} for a value that the picture needs")
-        return _only_part(response, data)
-    except (StreamTooLong, BadMultipart) as error:
-        raise OriginBadAnswer(f"a value that the picture needs could not be read: {error}") from error
-
-
-def bulk_place(url: str, instance: Instance, uri: str) -> Optional[tuple[bytes, bytes]]:
-    """Path and query, below the origin at *url*, of what *uri* in the metadata of *instance* leads to. None for what is no
-    place there.
-
-    Many stores know themselves by another name than we do, so what follows ``/studies/`` or ``/bulkdata/`` counts. A folder
-    names its values by its own URL, which is no http one.
-    """
-    if not url.startswith(("http://", "https://")):
-        uri = uri.replace(url, _NO_HTTP, 1) if uri.startswith(f"{url}/") else uri
-        url = _NO_HTTP
-    if not uri.isascii() or AMBIGUOUS.search(uri):
-        return None
-    try:
-        parts = urlsplit(urljoin(f"{url}{instance.root}/{instance.path}/metadata", uri))
-    except ValueError:  # brackets that hold no address
-        return None
-    path, query, root = parts.path, parts.query, instance.root
-    if parts.scheme not in ("http", "https") or not {".", ".."}.isdisjoint(unquote(path).split("/")):
-        return None
-    base = urlsplit(url).path.rstrip("/")
-    if path.startswith(f"{base}{root}/"):
-        return path[len(base) :].encode("ascii"), query.encode("ascii")
-    for service in ("/studies/", "/bulkdata/"):
-        if service in path:
-            return (root + path[path.index(service) :]).encode("ascii"), query.encode("ascii")
-    return None
-
-
-def _only_part(response: OriginResponse, data: bytes) -> bytes:
-    """The value in an answer: the one part of a multipart one, or all of it. Raises BadMultipart for what is no value, or
-    may not be all of it: a picture would be made of a gateway's page."""
-    framed, media_type = response.framed(), media_type_of(response.headers)
-    if media_type is None:
-        raise BadMultipart("its Content-Type is missing or invalid")
-    if first(response.headers, b"content-range") is not None:
-        raise BadMultipart("it has a Content-Range: it is partial")
-    kinds = [media_type.part_type]
-    if media_type.is_multipart:
-        collector = PartCollector(media_type.boundary, 1)
-        parts = collector.feed(data) + collector.close(framed)
-        if not parts:
-            raise BadMultipart("a multipart answer has no part")
-        data = parts[0].data
-        if "content-type" in parts[0].headers:
-            kinds.append(parts[0].media_type.type if parts[0].media_type is not None else "of no known type")
-    elif not framed:
-        raise BadMultipart("it has neither a length nor chunks: it may be incomplete")
-    for kind in kinds:
-        if kind is not None and kind not in _BYTES:
-            raise BadMultipart(f"its Content-Type is {kind[:80]}; expected application/octet-stream")
-    if not data:
-        raise BadMultipart("it is empty")
-    return data

@@ -24,6 +24,9 @@ from twistedproxy.frames.entries import PICTURE_HEAD, BadEntry, cached_bytes, ex
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.errors import PictureTooLarge, PoolError
+from twistedproxy.imaging.object_header import HeldBack
+from twistedproxy.imaging.parameters import Rendering
+from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.rendering.descriptions import Descriptions
 from twistedproxy.rendering.own_profiles import BadProfiles, checked_profiles
 from twistedproxy.rendering.planner import Limits, Pictures, Planner, Request, Task, is_as_stored, is_gray
@@ -50,10 +53,11 @@ class PictureService:
     folder: Optional[str] = None
     planner: Planner = attrs.field(init=False)
     maker: Maker = attrs.field(init=False)
+    _descriptions: Descriptions = attrs.field(init=False)
     _in_flight: SingleFlight[_Key, Made] = attrs.field(init=False, factory=SingleFlight)
 
     def __attrs_post_init__(self) -> None:
-        descriptions = Descriptions(self.cache, self.pool)
+        self._descriptions = descriptions = Descriptions(self.cache, self.pool)
         self.maker = Maker(self.reader, self.pool, descriptions, self.limits.pixels)
         self.planner = Planner(descriptions, self.limits)
 
@@ -70,6 +74,12 @@ class PictureService:
         """The instance's metadata, for a caller that may read it. Raises the errors of `twistedproxy.origin.errors`."""
         grant, _ = await self.reader.granted(request.origin, request.instance, request.caller, [])
         return grant.metadata
+
+    async def held_back(self, origin: Origin, instance: Instance, caller: Caller) -> HeldBack:
+        """What the origin may leave out of the instance's metadata, for a caller that may read it. Raises `PoolError`, and the
+        errors of `twistedproxy.origin.errors`."""
+        _, reading = await self.reader.granted(origin, instance, caller, [])
+        return await self._descriptions.held_back(Request(origin, instance, caller, Rendering()), reading.fence)
 
     async def frames(self, request: Request, numbers: Sequence[int]) -> Pictures:
         """Pictures of frames *numbers* (from 1; of the downsampled instance, if so asked), repeats included.

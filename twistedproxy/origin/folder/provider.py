@@ -145,7 +145,9 @@ class FolderOrigin:
         finally:
             self._preparing.pop(record.path, None)
 
-    async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
+    async def stored_instance(
+        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
+    ) -> ByteStream:
         chunks = self._files.file_chunks(await self._record(instance))
         return await generated(self._threads, chunks)
 

@@ -117,9 +117,11 @@ class HTTPOrigin(Origin):
         """See `Origin.frames_per_request`."""
         return self._stores.at(instance.root).frames_per_request
 
-    async def stored_instance(self, instance: Instance, caller: Caller) -> ByteStream:
+    async def stored_instance(
+        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
+    ) -> ByteStream:
         """See `Origin.stored_instance`. The slot is held until the stream was read to its end or closed."""
-        return await observed(self._metrics, self._clock, "instance", self._stored_instance(instance, caller))
+        return await observed(self._metrics, self._clock, "instance", self._stored_instance(instance, caller, priority))
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         """See `Origin.forward`. A redirect comes back as it came; *length* of an answer to HEAD is that of its GET."""
@@ -227,9 +229,7 @@ class HTTPOrigin(Origin):
         self._requests.standings.proven(load.caller)
         return frames
 
-    async def _stored_instance(
-        self, instance: Instance, caller: Caller, priority: Priority = Priority.WHOLE
-    ) -> ByteStream:
+    async def _stored_instance(self, instance: Instance, caller: Caller, priority: Priority) -> ByteStream:
         target = f"{instance.root}/{instance.path}"
         first, second = self._stores.at(instance.root).dialect.instances
         try:

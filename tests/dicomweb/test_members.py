@@ -1,4 +1,4 @@
-"""(0008,3002) where the origin left it out."""
+"""(0008,3002) where the origin left it out, and other members."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicomweb.available_syntaxes import MAX_HEAD, objects_in, with_syntaxes
+from twistedproxy.dicomweb.repairs.members import MAX_HEAD, objects_in, with_members, with_syntaxes
 
 JPEG = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"
@@ -30,7 +30,7 @@ NESTED = {"00081140": {"vr": "SQ", "Value": [{**sop("1.3"), **AVAILABLE}]}}
 def known(body: bytes, syntaxes: Mapping[str, str] = KNOWN) -> bytes:
     """*body* with the syntax that is known of each instance in it."""
     places = {}
-    for position, attributes in objects_in(body):
+    for position, _, attributes in objects_in(body):
         if isinstance(attributes, dict) and "00080018" in attributes:
             syntax = syntaxes.get(attributes["00080018"]["Value"][0])
             if syntax is not None:
@@ -125,7 +125,7 @@ class AddedTests(SynchronousTestCase):
         for cut in range(len(body)):
             out = known(body[:cut]) + body[cut:]
             found = [d.get("00083002", EMPTY["00083002"]).get("Value") for d in json.loads(out)]
-            whole = sum(1 for _ in objects_in(body[:cut]))
+            whole = sum(1 for _, end, _ in objects_in(body[:cut]) if end)
             self.assertEqual(found, [[JPEG], [RLE], [JPEG], [RLE]][:whole] + [None] * (4 - whole), cut)
 
     def test_beginning_of_a_large_object(self) -> None:
@@ -161,6 +161,50 @@ class AddedTests(SynchronousTestCase):
         large = {"00081140": {"vr": "SQ", "Value": [sop("1.9")] * (2 * MAX_HEAD // 40)}}
         documents = [{**sop("1.2"), **large}, sop("1.2")]
         self.assertEqual(added(documents), [documents[0], {**sop("1.2"), **AVAILABLE}])
+
+
+class ObjectsTests(SynchronousTestCase):
+    """`objects_in`, and members that go behind much else."""
+
+    def test_ends(self) -> None:
+        """Each value comes with where it begins and ends; of functional groups it is told whether there are any."""
+        groups: dict[str, Any] = {"52009230": {"vr": "SQ", "Value": [NESTED, {}, NAME]}}
+        none: dict[str, Any] = {"52009230": {"vr": "SQ", "Value": []}}
+        backwards: dict[str, Any] = {"52009230": {"Value": [NESTED], "vr": "SQ"}}
+        documents = [
+            {**sop("1.2"), **groups, "7FE00010": EMPTY["00083002"]},
+            {**none, **NAME},
+            backwards,
+            {},
+            {"a": 1},
+            7,
+        ]
+        for indent in (None, 1):
+            body = json.dumps(documents, indent=indent).encode()
+            found = [(begin, end, value) for begin, end, value in objects_in(body) if end]
+            self.assertEqual([json.loads(body[begin:end]) for begin, end, _ in found], documents)
+            values: list[Any] = [value for _, _, value in found]
+            self.assertEqual([bool(one["52009230"]["Value"]) for one in values[:3]], [True, False, True])
+            self.assertEqual([values[0]["7FE00010"], *values[3:]], [EMPTY["00083002"], *documents[3:]])
+            for cut in range(len(body)):
+                whole = [begin for begin, end, _ in objects_in(body[:cut]) if end]
+                self.assertEqual(whole, [begin for begin, end, _ in found if end <= cut], cut)
+
+    def test_steps(self) -> None:
+        """Functional groups of many frames are passed by step by step."""
+        body = json.dumps([{"52009230": {"vr": "SQ", "Value": [{}] * 1000}}, sop("1.2")]).encode()
+        self.assertEqual([value for _, end, value in objects_in(body) if not end], [None] * 1000)
+
+    def test_behind_a_large_value(self) -> None:
+        """A member goes to the end of an object that is known as a whole, however large that is; not into the next one."""
+        large = {"00282000": {"vr": "OB", "InlineBinary": "A" * 2 * MAX_HEAD}}
+        documents = [{**sop("1.2"), **large}, {**sop("1.3"), "52009230": AVAILABLE["00083002"]}]
+        body = json.dumps(documents).encode()
+        begins = [(begin, end) for begin, end, _ in objects_in(body)]
+        out = with_members(body, {begins[0][0]: {"52009230": b"1", "00083002": b"2"}}, dict(begins))
+        expected = {**sop("1.2"), "00083002": 2, **large, "52009230": 1}
+        self.assertEqual(json.loads(out), [expected, documents[1]])
+        self.assertEqual(list(json.loads(out)[0]), list(expected))
 
 
 _VALUES = st.one_of(

@@ -1,0 +1,1 @@
+"""What stores leave out of answers that describe instances, put back while the answers pass."""
