@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import attrs
 
 from tests.benchmarks.model.proxy import Policy
 from tests.benchmarks.model.rules import AfterMisses, LookAhead, NeighbouringLevels, SlicesAhead, SmallLevels
+from twistedproxy.prefetch.frame_queues import SIDE_BY_SIDE
+from twistedproxy.prefetch.rules import PAYS_SECONDS
+from twistedproxy.prefetch.runner import USUAL_RATE
+from twistedproxy.prefetch.surroundings import FURTHER, MARGIN, RING
 
-RING, FURTHER, MARGIN = 4, 4, 6
+SLIDE_LIMIT = PAYS_SECONDS * USUAL_RATE
 WHOLE_LIMIT = 1024
-BLOCK = 12
 AHEAD, BEHIND = 12, 4
-SIDE_BY_SIDE = 12
 SLOTS = 60
 
 
@@ -25,27 +29,40 @@ def no_whole_loads(
     ahead: int = AHEAD,
     behind: int = BEHIND,
     name: str = "no whole loads above 1,024 frames",
+    slide_limit: float = float("inf"),
 ) -> Policy:
-    """All rules for series; instances of more than *limit* frames are not loaded whole."""
+    """All rules for series; instances of more than *limit* frames are not loaded whole, nor are levels of slides above
+    *slide_limit* bytes."""
     return Policy(
         name,
         lambda: (
             SmallLevels(),
-            AfterMisses(limit, block=BLOCK, small_are_jobs=False),
+            AfterMisses(limit, block=0, small_are_jobs=False, slide_limit=slide_limit),
             LookAhead(ring, further),
             NeighbouringLevels(margin),
             SlicesAhead(ahead, behind),
         ),
         join=True,
         beside=True,
+        early=True,
         side_by_side=SIDE_BY_SIDE,
         slots=SLOTS,
     )
 
 
+def as_built(**changed: Any) -> Policy:
+    """What `twistedproxy.prefetch` does: levels are loaded whole where all of the slide takes no time."""
+    name = ", ".join(f"{key} {value:,}" for key, value in changed.items()) or "as it is"
+    return no_whole_loads(limit=500_000, slide_limit=SLIDE_LIMIT, name=name, **changed)
+
+
+def _built_with(name: str, value: int) -> Policy:
+    return as_built(**{name: value})
+
+
 PYRAMID = (
     Policy("prefetch off"),
-    Policy("as it is", lambda: (AfterMisses(),)),
+    Policy("whole loads and blocks", lambda: (AfterMisses(),)),
     Policy(
         "small and neighbouring levels",
         lambda: (SmallLevels(), AfterMisses(small_are_jobs=False), NeighbouringLevels(MARGIN)),
@@ -70,6 +87,7 @@ PYRAMID = (
         join=True,
     ),
     no_whole_loads(),
+    as_built(),
 )
 
 STACK = (
@@ -80,14 +98,10 @@ STACK = (
 )
 
 SWEEPS: Mapping[str, Callable[[int], Policy]] = {
-    "ring": lambda value: no_whole_loads(ring=value, name=f"ring {value}"),
-    "further": lambda value: no_whole_loads(further=value, name=f"further {value}"),
-    "margin": lambda value: no_whole_loads(margin=value, name=f"margin {value}"),
+    **{name: partial(_built_with, name) for name in ("ring", "further", "margin", "ahead", "behind")},
     "whole": lambda value: no_whole_loads(limit=value, name=f"whole up to {value:,}"),
-    "ahead": lambda value: no_whole_loads(ahead=value, name=f"{value} ahead"),
-    "behind": lambda value: no_whole_loads(behind=value, name=f"{value} behind"),
-    "side": lambda value: attrs.evolve(no_whole_loads(), name=f"{value} side by side", side_by_side=value),
-    "slots": lambda value: attrs.evolve(no_whole_loads(), name=f"{value} slots", slots=value),
-    "weight": lambda value: attrs.evolve(no_whole_loads(), name=f"callers {value} times", caller_weight=value),
+    "side": lambda value: attrs.evolve(as_built(), name=f"{value} side by side", side_by_side=value),
+    "slots": lambda value: attrs.evolve(as_built(), name=f"{value} slots", slots=value),
+    "weight": lambda value: attrs.evolve(as_built(), name=f"callers {value} times", caller_weight=value),
 }
-"""What `--sweep NAME=VALUE,...` changes of the last rule set."""
+"""What `--sweep NAME=VALUE,...` changes of the rules as they are built."""

@@ -53,12 +53,14 @@ class Rule(Protocol):
 class Policy:
     """*side_by_side*: requests of one instance's loads. *slots*: requests at the origin, whole loads not counted. *jobs*: whole
     loads at once. *beside*: a frame is not held up by metadata, and a series' metadata prove all its instances.
-    *caller_weight*: share of the line that a caller's request gets beside one of a load."""
+    *early*: rules look at a miss when it begins, not when it was answered. *caller_weight*: share of the line that a caller's
+    request gets beside one of a load."""
 
     name: str
     rules: Callable[[], Sequence[Rule]] = tuple
     join: bool = False
     beside: bool = False
+    early: bool = False
     side_by_side: int = 4
     slots: int = 20
     jobs: int = 1
@@ -179,6 +181,8 @@ class Proxy:
         else:
             self._flights[item] = [waiter]
             self._slots.take(CALLER, lambda: self._fetch(item))
+        if self.policy.early:
+            self.events.later(HOP, lambda: self._tell(reader, item, False))
 
     def _is_near(self, item: Item) -> bool:
         """Whether a load has asked for a frame, or a whole load is about to bring it."""
@@ -203,7 +207,11 @@ class Proxy:
     def _finish(self, reader: str, item: Item, done: Done, answer: Answer) -> None:
         self._grants.add((reader, item[0]))
         self.events.later(HOP, lambda: done(answer))
-        seen = Seen(reader, self.places[item[0]], item[1], answer.hit)
+        if answer.hit or not self.policy.early:
+            self._tell(reader, item, answer.hit)
+
+    def _tell(self, reader: str, item: Item, hit: bool) -> None:
+        seen = Seen(reader, self.places[item[0]], item[1], hit)
         for rule in self.rules:
             rule(self, seen)
 

@@ -23,23 +23,28 @@ WHOLE_LOCK = 300.0  # seconds; --recache-after
 
 @attrs.define(eq=False)
 class AfterMisses:
-    """Today's rules (`twistedproxy.prefetch.plan`): what was not cached calls for the whole instance, or above *whole_limit*
-    frames for a block of *block* frames a side. *small_are_jobs*: whether whole loads of the smallest wait for others."""
+    """What was not cached calls for the whole instance, or above *whole_limit* frames for a block of *block* frames a side (0: for
+    nothing). *slide_limit*: bytes of a slide, above which the same goes for all but its small levels. *small_are_jobs*: whether
+    whole loads of the smallest wait for others."""
 
     whole_limit: int = 500_000
     block: int = BLOCK_SIDE
     small_are_jobs: bool = True
+    slide_limit: float = float("inf")
     _locks: dict[str, float] = attrs.Factory(dict)
 
     def __call__(self, proxy: Proxy, seen: Seen) -> None:
         place, now = seen.place, proxy.events.now()
         if seen.hit or place.frames < FEWEST_FRAMES or place.series.stack:
             return
-        if place.frames >= DISPLAY_FROM:
+        if place.frames >= DISPLAY_FROM and self.block:
             proxy.load(around(seen, DISPLAY_SIDE // 2), DISPLAY)
         if self._locks.get(place.level.name, 0.0) > now:
             return
-        if place.frames > max(self.whole_limit, BLOCK_SIDE**2 if self.whole_limit else 0):
+        limit = self.whole_limit if place.series.size <= self.slide_limit else 1
+        if place.frames > max(limit, BLOCK_SIDE**2 if limit else 0):
+            if not self.block:
+                return
             self._locks[place.level.name] = now + BLOCK_LOCK
             proxy.load(around(seen, self.block // 2), BLOCK)
             return
