@@ -124,6 +124,25 @@ class RuleTests(SynchronousTestCase):
         self.assertEqual((run.waited, run.outcome.tiles[0].cause), (1, FIRST))
         self.assertEqual(run.store.sent, 14 * 1000 + METADATA_BYTES)
 
+    def test_early(self) -> None:
+        """What lies around a miss comes with it where it is asked for beside it, and after it where it is not."""
+        path = [Screen(ROW.levels[0], (10,), 0.0), Screen(ROW.levels[0], (11,), 0.0)]
+        waits = {
+            early: Run(
+                ROW, Policy("", lambda: (LookAhead(2),), join=True, early=early, beside=True), path
+            ).outcome.screens[1]
+            for early in (False, True)
+        }
+        self.assertLess(waits[True], 0.02)
+        self.assertGreater(waits[False], 0.1)
+
+    def test_slides(self) -> None:
+        """Levels of a slide above a limit are not loaded whole, but for small ones."""
+        slide, path = pyramid("p", 60, 2), walk(pyramid("p", 60, 2).levels[0], (1000,))
+        for limit, requests in ((slide.size - 1, 1), (slide.size, 2)):
+            rules = partial(lambda limit: (AfterMisses(block=0, slide_limit=limit),), limit)
+            self.assertEqual(Run(slide, Policy("", rules, beside=True), path).store.requests, requests)
+
     def test_direction(self) -> None:
         """The ring reaches further where the reader goes to: at one tile in 12 ms two are too few."""
         path = walk(ROW.levels[0], range(1, 31), dwell=0.01)
