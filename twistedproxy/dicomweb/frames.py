@@ -184,7 +184,7 @@ class StoredFrames:
         reader = self.lists.reader
         with self.memory.hold() as held:
             try:
-                if reader.is_small(wanted):
+                if self.lists.is_small(wanted):
                     answer: Answer = await held.read(lambda: reader.read(wanted), size_of)
                 else:
                     answer = await self.lists.read(wanted, held)

@@ -42,7 +42,7 @@ from twistedproxy.origin.errors import (
     OriginError,
     OriginRefused,
 )
-from twistedproxy.origin.interface import Caller, Origin, Priority
+from twistedproxy.origin.interface import Caller, Origin, Priority, past_caches
 
 METADATA_SECONDS = 30 * 24 * 3600.0
 """How long metadata stay in the cache; invalidating an instance ends them at once. As long as frames may, whose time goes on while
@@ -191,6 +191,14 @@ class Access:
         self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
         await self.changed(instance.scope)
 
+    async def denied(self, caller: Caller, instance: Instance, fence: Fence, refused: OriginRefused) -> None:
+        """The origin has denied a frame to *caller*, of whom nothing was known: so does every proof that is under way end."""
+        self._asking.fail((caller.credential, instance, fence), refused)
+        if self.known(caller, instance) is not None:  # meanwhile
+            await self.revoke(caller, instance)
+        else:
+            self.forget(caller, instance)
+
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""
         cache_was_asked = reading.fence is not None
@@ -289,10 +297,8 @@ class Access:
         origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata
     ) -> InstanceMetadata:  # fmt: skip
         """Have the origin prove the caller's right by a frame; return the facts, which are *known*. Raises `OriginError`."""
-        if caller.has_credentials:  # a cache on the way must ask the origin (RFC 9111 section 5.2.1.4)
-            caller = attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
         # With the priority of callers who hold no grant, no frame is cut out of the whole file.
-        await origin.frames(instance, (1,), caller, known, Priority.UNKNOWN)
+        await origin.frames(instance, (1,), past_caches(caller), known, Priority.UNKNOWN)
         return known
 
     def _not_renewed(self, instance: Instance, grant: Grant, error: OriginError) -> None:
