@@ -6,8 +6,8 @@ Rules:
 - It opens nothing else: what is cached needs a grant, which comes with the facts. Until then each frame is asked for.
 - Metadata are asked for once for all callers that wait. They are facts to those to whom the origin gave a frame, and a
   grant to the one alone in whose name they were asked for.
-- A denial of a frame goes back as it came, and ends the proof by metadata that is under way. A denial of metadata does not
-  take back a frame that the origin gave.
+- A denial of a frame (401, 403) goes back as it came, at once, and ends the proof by metadata that is under way. A denial of
+  metadata does not take back a frame that the origin gave.
 - What does not show by itself that it is a frame as stored, native ones above all, waits for the facts. What these contradict,
   or what none come for, is taken out of the cache again.
 - Where asking so fails in any other way, the ordinary way is taken, once the metadata are there.
@@ -82,6 +82,8 @@ class SideBySide:
     """Asks so for the callers of *reader*."""
 
     reader: FrameReader
+    under_way: int = attrs.field(init=False, default=0)
+    """First looks whose metadata are under way."""
     _frames: SingleFlight[tuple[_Key, int], tuple[Frame, float]] = attrs.field(init=False, factory=SingleFlight)
     _facts: SingleFlight[tuple[Instance, Fence], InstanceMetadata] = attrs.field(init=False, factory=SingleFlight)
     _openings: dict[_Key, _Opening] = attrs.field(init=False, factory=dict)
@@ -116,7 +118,7 @@ class SideBySide:
             self._openings[opening.key] = opening
             opening.learning = Deferred.fromCoroutine(self._learn(request, opening))
         try:
-            answer = await asking
+            answer = await self._unless_missing(request, asking, learned)
             if answer is not None and opening.metadata is None and _decides(request, answer):
                 opening.given[request.numbers[0]] = answer.frames[0].transfer_syntax
                 opening.last = request, answer
@@ -126,6 +128,24 @@ class SideBySide:
         finally:
             abandon([asking])
             abandon([learned])
+
+    async def _unless_missing(
+        self,
+        request: FrameRequest,
+        asking: Deferred[Optional[FrameAnswer]],
+        learned: Deferred[InstanceMetadata],
+    ) -> Optional[FrameAnswer]:
+        """What *asking* gives. Where the origin has no such frame, the metadata say which there are."""
+        try:
+            return await asking
+        except OriginRefused as refused:
+            if refused.status in NOT_ALLOWED:
+                raise
+            await learned
+            grant = self.reader.access.known(request.caller, request.instance)
+            if grant is not None:  # the facts may have been told to another caller
+                self.reader.check(request, grant.metadata)
+            raise
 
     async def _ask(self, request: FrameRequest, key: _Key, stored: bool = True) -> Optional[FrameAnswer]:
         """The origin's answer; None where it may go well in the ordinary way. *stored*: whether it goes to the cache."""
@@ -159,6 +179,16 @@ class SideBySide:
 
     async def _learn(self, request: FrameRequest, opening: _Opening) -> None:
         """Have the facts, tell those that wait, and what follows for what was given without."""
+        self.under_way += 1
+        try:
+            outcome = await self._facts_of(request, opening)
+            del self._openings[opening.key]
+            opening.waiters.fire(outcome)
+            await self._settle(opening)
+        finally:
+            self.under_way -= 1
+
+    async def _facts_of(self, request: FrameRequest, opening: _Opening) -> Union[InstanceMetadata, Failure]:
         origin, (credential, instance, fence) = request.origin, opening.key
         outcome: Union[InstanceMetadata, Failure]
 
@@ -167,17 +197,15 @@ class SideBySide:
             return grant.metadata
 
         try:
-            opening.metadata, _ = await self._facts.one((instance, fence), credential, ask)
-            outcome = opening.metadata
+            outcome, _ = await self._facts.one((instance, fence), credential, ask)
+            opening.metadata = outcome
         except Exception as error:
             outcome = Failure()
             if not isinstance(error, CancelledError):
                 self._without.add((credential, instance), self.reader.access.wall_clock())
             if not isinstance(error, (CancelledError, OriginError)):
                 self._log.failure("the metadata of an instance could not be learned")
-        del self._openings[opening.key]
-        opening.waiters.fire(outcome)
-        await self._settle(opening)
+        return outcome
 
     async def _settle(self, opening: _Opening) -> None:
         """The facts have come, or will not: what was given meanwhile is a proof, or should not be in the cache."""

@@ -54,11 +54,6 @@ class ListReader:
     def _side_by_side(self) -> SideBySide:
         return SideBySide(self.reader)
 
-    def is_small(self, request: FrameRequest) -> bool:
-        """Whether it is for one frame that is known to be small: it may be read before there is memory for it."""
-        grant = self.reader.access.known(request.caller, request.instance)
-        return len(request.numbers) == 1 and grant is not None and grant.most <= LARGE_FRAME
-
     async def read(self, request: FrameRequest, held: Reservation) -> Union[FrameAnswer, FramePieces]:
         """Answer *request*: whole, or in pieces of which the first was read. *held* has what memory holds of it.
 
