@@ -118,14 +118,14 @@ class Access:
         return grant
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
-        by_series = None
+        by_series, asked = None, self.wall_clock()
         # Without a fence the series may have changed, too; what has ended goes on only if the origin says the same now.
         if self.series is not None and reading.fence is not None and not reading.ended:
             by_series = await self.series.proof(origin, instance, caller)
         if by_series is not None:
             member, expires = by_series
             # Not just now: what is cached does not go on for that.
-            return await self.record(instance, caller, member.metadata, reading, False, expires, by_series=True)
+            return await self.record(instance, caller, member.metadata, reading, False, expires, True, asked)
         known = None if reading.ended else metadata_in(reading)
         try:
             metadata, said = await self._proved(origin, instance, caller, known)
@@ -133,7 +133,7 @@ class Access:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
             raise
-        return await self.record(instance, caller, metadata, reading, said)
+        return await self.record(instance, caller, metadata, reading, said, asked=asked)
 
     async def record(
         self,
@@ -144,12 +144,14 @@ class Access:
         said: bool = True,
         expires: float = math.inf,
         by_series: bool = False,
+        asked: Optional[float] = None,
     ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
         the origin has just said the metadata; else it gave something that proves the right alone. *expires*: when the proof ends,
         where that is sooner than of one from now. *by_series*: it was said of the whole series, where other workers find it.
+        *asked*: when the origin was asked, if frames may have been cached since.
         """
         fence = await self._compared(instance, metadata, reading) if said else reading.fence
         known = self.known(caller, instance)
@@ -160,7 +162,7 @@ class Access:
         self.grants.add(caller, instance, grant)
         entries: dict[bytes, bytes] = {}
         if first:
-            entries[REFERENCE] = pack_reference(self.wall_clock(), metadata)
+            entries[REFERENCE] = pack_reference(self.wall_clock() if asked is None else asked, metadata)
         if first or not by_series:
             entries[METADATA] = metadata.to_bytes()
         writes = [self._put(instance, fence, entries, METADATA_SECONDS)] if entries else []

@@ -64,12 +64,19 @@ class _Opening:
     given: dict[int, str] = attrs.field(factory=dict)
     last: Optional[tuple[FrameRequest, FrameAnswer]] = None
     metadata: Optional[InstanceMetadata] = None
+    is_over: bool = False
     learning: Optional[Deferred[None]] = None
     waiters: Waiters[InstanceMetadata] = attrs.field(init=False)
 
     @waiters.default
     def _waiters(self) -> Waiters[InstanceMetadata]:
         return Waiters(self._give_up)
+
+    def may_keep(self, number: int, transfer_syntax: str) -> bool:
+        """Whether such a frame may go to the cache, by what is known so far."""
+        if self.metadata is None:
+            return not self.is_over
+        return _may_be_stored(self.metadata, number, transfer_syntax)
 
     def _give_up(self) -> None:
         """No request waits any more. Who has got a frame will want the next one."""
@@ -107,18 +114,18 @@ class SideBySide:
             return None
         key = caller.credential, instance, reading.fence
         if self._without.has(key[:2], self.reader.access.wall_clock()):
-            answer = await self._ask(request, key, stored=False)
+            answer = await self._ask(request, key, None)
             return answer if answer is not None and _decides(request, answer) else None
         return await self._read(request, self._openings.get(key) or _Opening(key, reading))
 
     async def _read(self, request: FrameRequest, opening: _Opening) -> Optional[FrameAnswer]:
-        asking = Deferred.fromCoroutine(self._ask(request, opening.key))
+        asking = Deferred.fromCoroutine(self._ask(request, opening.key, opening))
         learned = opening.waiters.wait()
         if opening.learning is None:
             self._openings[opening.key] = opening
             opening.learning = Deferred.fromCoroutine(self._learn(request, opening))
         try:
-            answer = await self._unless_missing(request, asking, learned)
+            answer = await self._unless_missing(request, opening, asking, learned)
             if answer is not None and opening.metadata is None and _decides(request, answer):
                 opening.given[request.numbers[0]] = answer.frames[0].transfer_syntax
                 opening.last = request, answer
@@ -132,6 +139,7 @@ class SideBySide:
     async def _unless_missing(
         self,
         request: FrameRequest,
+        opening: _Opening,
         asking: Deferred[Optional[FrameAnswer]],
         learned: Deferred[InstanceMetadata],
     ) -> Optional[FrameAnswer]:
@@ -143,21 +151,23 @@ class SideBySide:
                 raise
             await learned
             grant = self.reader.access.known(request.caller, request.instance)
-            if grant is not None:  # the facts may have been told to another caller
+            if (
+                grant is not None and grant.fence == opening.reading.fence
+            ):  # the facts may have been told to another caller
                 self.reader.check(request, grant.metadata)
             raise
 
-    async def _ask(self, request: FrameRequest, key: _Key, stored: bool = True) -> Optional[FrameAnswer]:
-        """The origin's answer; None where it may go well in the ordinary way. *stored*: whether it goes to the cache."""
+    async def _ask(self, request: FrameRequest, key: _Key, opening: Optional[_Opening]) -> Optional[FrameAnswer]:
+        """The origin's answer; None where it may go well in the ordinary way. *opening*: without one it is not cached."""
         (number,), access = request.numbers, self.reader.access
-        fence = key[2] if stored else None
 
         async def fetch() -> tuple[Frame, float]:
             frame = await request.origin.frame_of_unknown(request.instance, number, request.caller, LARGE_FRAME)
             return frame, self.reader.expiry()
 
         async def keep(fetched: tuple[Frame, float]) -> None:
-            if stored and is_recognized(fetched[0].transfer_syntax):
+            uid = fetched[0].transfer_syntax
+            if opening is not None and is_recognized(uid) and opening.may_keep(number, uid):
                 await self._put(request, key, *fetched)
 
         try:
@@ -171,6 +181,7 @@ class SideBySide:
         except (OriginBadAnswer, StreamTooLong):
             return None
         facts = InstanceMetadata(frames=number, transfer_syntax=frame.transfer_syntax)
+        fence = key[2] if opening is not None and not (opening.is_over and opening.metadata is None) else None
         return FrameAnswer((frame,), facts, 0, int(not joined), int(joined), fence, expires=ends)
 
     async def _put(self, request: FrameRequest, key: _Key, frame: Frame, ends: float) -> None:
@@ -182,6 +193,7 @@ class SideBySide:
         self.under_way += 1
         try:
             outcome = await self._facts_of(request, opening)
+            opening.is_over = True
             del self._openings[opening.key]
             opening.waiters.fire(outcome)
             await self._settle(opening)
@@ -225,7 +237,10 @@ class SideBySide:
         access, instance, caller = self.reader.access, request.instance, request.caller
         grant = access.known(caller, instance)
         if grant is None or grant.fence != opening.reading.fence:
-            grant = await access.record(instance, caller, facts, opening.reading, said=False)
+            reading = attrs.evolve(
+                opening.reading, entries={METADATA: facts.to_bytes()}
+            )  # that it is known is nothing new
+            grant = await access.record(instance, caller, facts, reading, said=False)
         await access.learn_transfer_syntax(instance, grant, transfer_syntax)
         return grant
 
