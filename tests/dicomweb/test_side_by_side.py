@@ -5,11 +5,13 @@ from __future__ import annotations
 import attrs
 from twisted.internet.defer import Deferred
 
+from tests.cache.support import RunningServer, any_server
 from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy
 from tests.slides import slide
 from tests.stores import faults
 from tests.stores.dialects import DCM4CHEE, ORTHANC, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
+from twistedproxy.cache.address import MemoryAddress, UnixAddress
 
 MISS = "twistedproxy; fwd=uri-miss; stored"
 HIT = "twistedproxy; hit"
@@ -65,6 +67,21 @@ class AnswerTests(SideBySideCase):
             {("frames", "GET", "2xx"), ("frames", "HEAD", "2xx"), ("frames", "GET", "3xx")},
         )
         self.release()
+
+    async def test_contradicted(self) -> None:
+        """A frame that the metadata contradict later is neither in the cache nor among the hot answers."""
+        server = await RunningServer(any_server()).start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(server.stop()))
+        for cache in (MemoryAddress(), UnixAddress(server.socket)):  # before the latter whole answers are hot
+            store = self.store()
+            store.fail(faults.number_of_frames(2), "/metadata", None)
+            gate = store.hold("/metadata")
+            proxy = await self.proxy(store, cache=cache, hot_memory=1 << 20)
+            client = proxy.client(settled=False)
+            self.assertEqual((await client.frames(self.slide.resource, [3])).frames(), self.stored[2:3])
+            gate.release()
+            await proxy.settled()
+            self.assertEqual((await client.frames(self.slide.resource, [3])).status, 404)
 
     async def test_every_store(self) -> None:
         """Stores of each kind give frames so, once it is known how to ask them, and before."""

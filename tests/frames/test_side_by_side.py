@@ -270,6 +270,16 @@ class RightsTests(SideBySideCase):
         self.assertEqual([self.given(3, one).cached for one in (ALICE, MALLORY)], [1, 1])
         self.assert_asked(metadata=[b"alice"], unknown=[(b"alice", 3), (b"mallory", 3)])
 
+    def test_frames_are_not_joined(self) -> None:
+        """A caller never gets the frame that another one's request brings, though it comes at the same time."""
+        self.origin.quick = Held()
+        own, other = self.ask(3), self.ask(3, MALLORY)
+        self.origin.denied[b"mallory"] = refused(403)
+        self.origin.quick.release()
+        self.assertEqual(list(self.successResultOf(own).frames), [frame(3)])
+        self.failed(other, OriginRefused)
+        self.assertEqual(self.origin.asked_for("unknown"), [(b"alice", 3), (b"mallory", 3)])
+
     def test_facts_are_no_proof(self) -> None:
         """Who joined in another's metadata, and was given no frame, has no grant by that."""
         self.given(3)
@@ -441,6 +451,8 @@ class OtherwiseTests(SideBySideCase):
         self.origin.slow.release()
         self.result(self.reader.granted(self.origin, INSTANCE, ALICE))
         self.given(3)
+        self.origin.readers.add(b"mallory")
+        self.given(3, MALLORY)
         self.assertEqual(self.origin.asked_for("unknown"), [])
 
 

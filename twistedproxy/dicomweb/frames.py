@@ -201,7 +201,7 @@ class StoredFrames:
             if form.as_stored:
                 data = [frame.data for frame in read.frames]
                 sent = await self.answers.send(request, data, form, cache_status(read), fresh=read.fresh)
-                if sent is not None and not wanted.fresh:
+                if sent is not None and not wanted.fresh and read.checked:
                     self.hot.keep(
                         request, wanted.instance, read, "frames", sent, (form, read.frames[0].transfer_syntax)
                     )

@@ -82,7 +82,7 @@ class FrameAnswer:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
     *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
     were loaded ahead of any request. *expires*: when the first of them ends in the cache, in seconds since the epoch;
-    infinity: never. *fresh*: nothing was to come from the cache, or to go there."""
+    infinity: never. *fresh*: nothing was to come from the cache, or to go there. *checked*: against the facts of the instance."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
@@ -93,6 +93,7 @@ class FrameAnswer:
     prefetched: Sequence[int] = ()
     expires: float = math.inf
     fresh: bool = False
+    checked: bool = True
 
     @property
     def size(self) -> int:

@@ -182,7 +182,7 @@ class SideBySide:
             return None
         facts = InstanceMetadata(frames=number, transfer_syntax=frame.transfer_syntax)
         fence = key[2] if opening is not None and not (opening.is_over and opening.metadata is None) else None
-        return FrameAnswer((frame,), facts, 0, int(not joined), int(joined), fence, expires=ends)
+        return FrameAnswer((frame,), facts, 0, int(not joined), int(joined), fence, expires=ends, checked=False)
 
     async def _put(self, request: FrameRequest, key: _Key, frame: Frame, ends: float) -> None:
         entries = {frame_name(request.numbers[0]): pack_frame(frame, ends)}
@@ -263,7 +263,7 @@ class SideBySide:
         self.reader.check(request, grant.metadata)
         if native:
             await self._put(request, opening.key, frame, answer.expires)
-        answer = attrs.evolve(answer, metadata=grant.metadata)
+        answer = attrs.evolve(answer, metadata=grant.metadata, checked=True)
         if request.reported:
             self.reader.report(request, answer)
         return answer
