@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def serve() -> None:
 
 
 class TurnsProxy(Proxy):
-    """A proxy that notes how long each turn of its reactor takes: from what `epoll` gave to when it is asked again."""
+    """A proxy that notes how long each turn of its reactor takes: from what `epoll` gave to when it is asked again; by the clock, and in
+    time of the processor, in which a busy machine makes no difference."""
 
     program = """
 import time
@@ -164,13 +166,13 @@ from twisted.internet import reactor
 turns = array("d")
 class Poller:
     def __init__(self, poller):
-        self.poller, self.began = poller, time.perf_counter()
+        self.poller, self.began = poller, (time.perf_counter(), time.thread_time())
     def __getattr__(self, name):
         return getattr(self.poller, name)
     def poll(self, *arguments):
-        turns.append(time.perf_counter() - self.began)
+        turns.extend((time.perf_counter() - self.began[0], time.thread_time() - self.began[1]))
         found = self.poller.poll(*arguments)
-        self.began = time.perf_counter()
+        self.began = time.perf_counter(), time.thread_time()
         return found
 reactor._poller = Poller(reactor._poller)
 reactor.addSystemEventTrigger("after", "shutdown", lambda: turns.tofile(open("turns", "wb")))
@@ -178,13 +180,12 @@ from twisted.scripts.twistd import run; run()
 """
     command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
 
-    def turns(self) -> Sequence[float]:
-        """Seconds of all turns, once it has stopped."""
-        from array import array
-
+    def turns(self) -> tuple[float, float]:
+        """The 99.9th percentile of all turns, once it has stopped: seconds, and seconds of the processor."""
         found = array("d")
         found.frombytes((Path(self.folder) / "turns").read_bytes())
-        return found[10:]  # those of its start
+        found = found[20:]  # without those of its start
+        return percentile(found[::2], 0.999), percentile(found[1::2], 0.999)
 
 
 class Asking:
@@ -247,10 +248,11 @@ def main(arguments: list[str]) -> int:
         print(f"{size / 1e6:.0f} MB of metadata, {options.rounds} rounds")
         rows = measure(Asking(url), Asking(f"{proxy.url}/dicomweb"), options.rounds)
         proxy.stop()
-        turn = percentile(proxy.turns(), 0.999)
+        turn, busy = proxy.turns()
     print(table(["", "direct ms", "through the proxy ms", "times", "at most"], rows))
-    print(f"turns of the reactor, p99.9: {turn * 1e3:.1f} ms (at most {MOST_TURN * 1e3:.0f})")
-    return int(turn > MOST_TURN or any(float(str(row[3])) > float(str(row[4])) for row in rows if row[4]))
+    most = f"at most {MOST_TURN * 1e3:.0f}"
+    print(f"turns of the reactor, p99.9: {turn * 1e3:.1f} ms, {busy * 1e3:.1f} ms of the processor ({most})")
+    return int(busy > MOST_TURN or any(float(str(row[3])) > float(str(row[4])) for row in rows if row[4]))
 
 
 def measure(direct: Asking, proxied: Asking, rounds: int) -> list[list[object]]:
