@@ -270,6 +270,25 @@ class RightsTests(SideBySideCase):
         self.assertEqual([self.given(3, one).cached for one in (ALICE, MALLORY)], [1, 1])
         self.assert_asked(metadata=[b"alice"], unknown=[(b"alice", 3), (b"mallory", 3)])
 
+    def test_refused_after_a_frame(self) -> None:
+        """A frame that was given is no proof after another one was denied, though another caller's metadata bring the facts."""
+        self.given(3, MALLORY)
+        self.given(3)
+        self.origin.denied[b"alice"] = refused(403)
+        self.failed(self.ask(4), OriginRefused)
+        self.origin.slow.release()
+        self.assertIsNotNone(self.grant(MALLORY))
+        self.assertIsNone(self.grant(ALICE))
+        self.assertEqual([request.caller for request, _ in self.reports], [MALLORY])
+
+    def test_revoked_after_a_frame(self) -> None:
+        """Nor after the origin has denied anything else of the instance, here or to another worker."""
+        for caller in (MALLORY, ALICE):
+            self.given(3, caller)
+        self.reader.access.forget(ALICE, INSTANCE)
+        self.origin.slow.release()
+        self.assertEqual([self.grant(caller) is None for caller in (ALICE, MALLORY)], [True, False])
+
     def test_frames_are_not_joined(self) -> None:
         """A caller never gets the frame that another one's request brings, though it comes at the same time."""
         self.origin.quick = Held()

@@ -65,6 +65,8 @@ class _Opening:
     last: Optional[tuple[FrameRequest, FrameAnswer]] = None
     metadata: Optional[InstanceMetadata] = None
     is_over: bool = False
+    is_denied: bool = False
+    """Whether the caller was denied the instance meanwhile: what it got before is no proof any more."""
     learning: Optional[Deferred[None]] = None
     waiters: Waiters[InstanceMetadata] = attrs.field(init=False)
 
@@ -98,6 +100,14 @@ class SideBySide:
     """Callers who got no metadata of an instance a short while ago: these would be asked for again with each frame."""
     _log = Logger()
 
+    def __attrs_post_init__(self) -> None:
+        self.reader.access.grants.also.append(self._revoke)
+
+    def _revoke(self, credential: bytes, instance: Instance) -> None:
+        for key, opening in self._openings.items():  # those of metadata that are under way: a few
+            if key[:2] == (credential, instance):
+                opening.is_denied = True
+
     async def read(self, request: FrameRequest) -> Optional[FrameAnswer]:
         """The answer to *request*; None where it has to be read in the ordinary way. Raises what `FrameReader.read` does."""
         instance, caller = request.instance, request.caller
@@ -124,6 +134,9 @@ class SideBySide:
         if opening.learning is None:
             self._openings[opening.key] = opening
             opening.learning = Deferred.fromCoroutine(self._learn(request, opening))
+            opening.learning.addErrback(
+                lambda failure: self._log.failure("a frame given early was not settled", failure)
+            )
         try:
             answer = await self._unless_missing(request, opening, asking, learned)
             if answer is not None and opening.metadata is None and _decides(request, answer):
@@ -151,9 +164,8 @@ class SideBySide:
                 raise
             await learned
             grant = self.reader.access.known(request.caller, request.instance)
-            if (
-                grant is not None and grant.fence == opening.reading.fence
-            ):  # the facts may have been told to another caller
+            # Without one they were told to another caller.
+            if grant is not None and grant.fence == opening.reading.fence:
                 self.reader.check(request, grant.metadata)
             raise
 
@@ -221,8 +233,9 @@ class SideBySide:
 
     async def _settle(self, opening: _Opening) -> None:
         """The facts have come, or will not: what was given meanwhile is a proof, or should not be in the cache."""
-        facts, instance = opening.metadata, opening.key[1]
-        right = {} if facts is None else {n: uid for n, uid in opening.given.items() if _may_be_stored(facts, n, uid)}
+        facts, instance, right = opening.metadata, opening.key[1], dict[int, str]()
+        if facts is not None and not opening.is_denied:
+            right = {number: uid for number, uid in opening.given.items() if _may_be_stored(facts, number, uid)}
         if facts is not None and right and opening.last is not None:
             request, answer = opening.last
             grant = await self._granted(request, opening, facts, next(iter(right.values())))
@@ -237,9 +250,8 @@ class SideBySide:
         access, instance, caller = self.reader.access, request.instance, request.caller
         grant = access.known(caller, instance)
         if grant is None or grant.fence != opening.reading.fence:
-            reading = attrs.evolve(
-                opening.reading, entries={METADATA: facts.to_bytes()}
-            )  # that it is known is nothing new
+            # That the instance is known is nothing new: with the facts among what was read.
+            reading = attrs.evolve(opening.reading, entries={METADATA: facts.to_bytes()})
             grant = await access.record(instance, caller, facts, reading, said=False)
         await access.learn_transfer_syntax(instance, grant, transfer_syntax)
         return grant
@@ -250,13 +262,11 @@ class SideBySide:
         """The *answer*, if it is right by the *facts*, which came first."""
         (frame,), (number,) = answer.frames, request.numbers
         native = is_native(frame.transfer_syntax)
-        is_whole = is_recognized(frame.transfer_syntax) or (native and len(frame.data) in facts.native_lengths)
-        # Native ones may have been decompressed, unless the facts say that they are stored so.
-        if (
-            not is_whole
-            or (native and facts.transfer_syntax is None)
-            or not _may_be_stored(facts, 1, frame.transfer_syntax)
-        ):
+        if native:  # it may have been decompressed, unless the facts say that it is stored so
+            is_whole = facts.transfer_syntax is not None and len(frame.data) in facts.native_lengths
+        else:
+            is_whole = is_recognized(frame.transfer_syntax)
+        if not is_whole or opening.is_denied or not _may_be_stored(facts, number, frame.transfer_syntax):
             await self._take_back(request.instance, [number])
             return None
         grant = await self._granted(request, opening, facts, frame.transfer_syntax)
