@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Optional, Union
 
 import attrs
@@ -83,9 +83,18 @@ def _part(piece: bytes) -> Part:
 
 
 class Client:
-    """Requests below *url*, by *agent*. Redirects are not followed. Every answer has a deadline."""
+    """Requests below *url*, by *agent*. Redirects are not followed. Every answer has a deadline. *after*: what is waited for
+    after each answer."""
 
-    def __init__(self, agent: IAgent, url: str, headers: HeaderMap = (), seconds: float = DEADLINE) -> None:
+    def __init__(
+        self,
+        agent: IAgent,
+        url: str,
+        headers: HeaderMap = (),
+        seconds: float = DEADLINE,
+        after: Optional[Callable[[], Awaitable[None]]] = None,
+    ) -> None:
+        self._after = after
         self._agent = agent
         self._url = url
         self._headers = _pairs(headers)
@@ -99,7 +108,10 @@ class Client:
         for name, value in [*self._headers, *_pairs(headers)]:
             raw.addRawHeader(name, value)
         producer = _producer(body) if isinstance(body, bytes) else body
-        return await within(self._exchange(method, path, raw, producer), self._seconds)
+        answer = await within(self._exchange(method, path, raw, producer), self._seconds)
+        if self._after is not None:
+            await self._after()
+        return answer
 
     async def _exchange(self, method: str, path: str, headers: Headers, body: Optional[IBodyProducer]) -> Answer:
         response = await self._agent.request(method.encode(), (self._url + path).encode(), headers, body)
@@ -135,7 +147,14 @@ def _pairs(headers: HeaderMap) -> list[tuple[str, str]]:
     return list(headers.items()) if isinstance(headers, Mapping) else list(headers)
 
 
-def client(test: Any, url: str, headers: HeaderMap = (), persistent: bool = True, seconds: float = DEADLINE) -> Client:
+def client(
+    test: Any,
+    url: str,
+    headers: HeaderMap = (),
+    persistent: bool = True,
+    seconds: float = DEADLINE,
+    after: Optional[Callable[[], Awaitable[None]]] = None,
+) -> Client:
     """A `Client` over real sockets whose connections end with *test* (a trial test case)."""
     from twisted.internet import reactor
 
@@ -143,7 +162,7 @@ def client(test: Any, url: str, headers: HeaderMap = (), persistent: bool = True
     pool.maxPersistentPerHost = 256
     pool.retryAutomatically = False
     test.addCleanup(pool.closeCachedConnections)
-    return Client(Agent(reactor, pool=pool), url, headers, seconds)
+    return Client(Agent(reactor, pool=pool), url, headers, seconds, after)
 
 
 class MemoryClient:

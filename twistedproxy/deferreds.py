@@ -25,14 +25,15 @@ async def all_or_none(waits: Sequence[Deferred[T]]) -> list[T]:
     try:
         return await gatherResults(waits, consumeErrors=True)
     except FirstError as first:
-        _cancel(waits)
+        abandon(waits)
         first.subFailure.raiseException()
     except CancelledError:
-        _cancel(waits)
+        abandon(waits)
         raise
 
 
-def _cancel(waits: Sequence[Deferred[T]]) -> None:
+def abandon(waits: Sequence[Deferred[T]]) -> None:
+    """Cancel what is not over yet of *waits*; what becomes of them is of no interest."""
     for wait in waits:
         wait.addErrback(lambda _: None)
         wait.cancel()

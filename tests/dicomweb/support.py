@@ -15,6 +15,7 @@ from tests.clients import Client, HeaderMap, client
 from tests.slides import Made, slide
 from tests.stores.dialects import STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
+from tests.waiting import wait_until
 from twistedproxy.cache.address import CacheAddress, MemoryAddress
 from twistedproxy.proxy import Proxy
 from twistedproxy.settings import MIB, Mount, Settings
@@ -75,9 +76,13 @@ class RunningProxy:
         """Scheme, host and port."""
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, headers: HeaderMap = (), prefix: str = "/dicomweb", **more: Any) -> Client:
-        """A client below the mount *prefix*."""
-        return client(self._test, self.url + prefix, headers, **more)
+    async def settled(self) -> None:
+        """Return once no metadata are under way that a frame did not wait for: what callers may read is known."""
+        await wait_until(lambda: not self.components.lists.side_by_side.under_way, "metadata")
+
+    def client(self, headers: HeaderMap = (), prefix: str = "/dicomweb", settled: bool = True, **more: Any) -> Client:
+        """A client below the mount *prefix*. *settled*: it waits, after each answer, for the metadata that it came without."""
+        return client(self._test, self.url + prefix, headers, after=self.settled if settled else None, **more)
 
 
 class ProxyCase(TestCase):

@@ -64,7 +64,7 @@ class FormTests(ProxyCase):
         self.assertEqual(store.lines(), [f"GET /{self.slide.resource}/frames/1?imageSetId=3"] * 2)
 
     async def test_not_acceptable(self) -> None:
-        """What cannot be given is a 406 that lists what there is, before any frame is fetched."""
+        """What cannot be given is a 406 that lists what there is; a frame was fetched at most once to see that."""
         store = self.store()
         client = (await self.proxy(store)).client()
         wanted = 'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'
@@ -77,7 +77,9 @@ class FormTests(ProxyCase):
         )
         forms = ('multipart/related; type="{}"; transfer-syntax={}', "{}; transfer-syntax={}")
         self.assertEqual(answer.json()["available"], [form.format(*one) for one in made for form in forms])
-        self.assertEqual(store.lines("/frames/"), [])
+        self.assertEqual(len(store.lines("/frames/")), 1)
+        self.assertEqual((await client.frames(self.slide.resource, [2], wanted)).status, 406)
+        self.assertEqual(len(store.lines("/frames/")), 1, "by then it is known")
 
     async def test_transfer_syntax_unknown_beforehand(self) -> None:
         """Where the metadata do not say the transfer syntax, the frame decides."""

@@ -107,7 +107,8 @@ class OneProxyTests(GrantCase):
     async def test_no_joining_without_a_grant(self) -> None:
         """A fetch under way is joined by nobody who holds no grant."""
         proxy = await self.started()
-        gate = self.origin.hold("/frames/1")
+        hers = lambda seen: "/frames/1" in seen.path and token(ALICE) in seen.header("Authorization")  # noqa: E731
+        gate = self.origin.hold(hers)
         asked = Deferred.fromCoroutine(self.frame(proxy, ALICE))
         await gate.reached()
         self.assert_refused(await self.frame(proxy, MALLORY))

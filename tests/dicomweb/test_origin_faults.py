@@ -165,7 +165,7 @@ class FrameFaultTests(FaultCase):
 
 
 class MetadataFaultTests(FaultCase):
-    """Metadata from an origin that fails: no grant, no frame."""
+    """Metadata from an origin that fails: no grant, and no frames, but the one that the origin gives without."""
 
     async def test_faults(self) -> None:
         """The first request for an instance fails as clearly, and works after recovery."""
@@ -183,10 +183,11 @@ class MetadataFaultTests(FaultCase):
             store = self.store()
             client = (await self.proxy(store, **SHORT)).client(seconds=5.0)  # type: ignore[arg-type]
             store.fail(fault, "/metadata", None)
-            self.assertEqual((await client.frames(self.slide.resource, [1])).status, status, fault)
+            self.assertEqual((await client.frames(self.slide.resource, [1, 2])).status, status, fault)
             self.assertEqual(store.lines("/frames/"), [], fault)
-            store.heal()
             self.assertEqual((await client.frames(self.slide.resource, [1])).frames(), self.stored[:1], fault)
+            store.heal()
+            self.assertEqual((await client.frames(self.slide.resource, [1, 2])).frames(), self.stored[:2], fault)
 
     async def test_wrong_number_of_frames(self) -> None:
         """Metadata that promise more frames than there are end in the origin's 404, and nothing is kept of it."""

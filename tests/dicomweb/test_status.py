@@ -213,7 +213,7 @@ class AdminTests(ProxyCase):
 
         store = self.store()
         proxy = await self.proxy(store)
-        gate = store.hold("/metadata")
+        gate = store.hold("/frames/")
         connection = await RawConnection.open(proxy.port)
         connection.send(f"GET /dicomweb/{self.slide.resource}/frames/1 HTTP/1.1\r\nHost: p\r\n\r\n".encode())
         await gate.reached()

@@ -85,6 +85,12 @@ class MemoryOrigin:
             raise self.failure
         return {number: frame(number) for number in numbers}
 
+    def gives_unknown(self, instance: Instance) -> bool:
+        return False
+
+    async def frame_of_unknown(self, instance: Instance, number: int, caller: Caller, limit: int) -> Frame:
+        raise AssertionError("it was not to be asked so")
+
     async def ready(self, caller: Caller) -> None:
         """There is no limit."""
 

@@ -116,6 +116,7 @@ class LocalCase(ProxyCase):
         self.assertEqual(answer[1], b"")
         if early is not None:
             self.assertEqual(self.found - before, int(early), data)
+        await self.running.settled()
         await wait_until(lambda: not self.cache.readings.writing, "the end of writing")
         return answer[0]
 

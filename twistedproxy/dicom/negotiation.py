@@ -146,10 +146,17 @@ class FormChoice:
 
     def of(self, metadata: InstanceMetadata, stored: str) -> FrameForm:
         """The form of frames that are stored in that transfer syntax. Raises `NotAcceptable`."""
+        form = self._best(stored)
+        return form or choose_frames(self.accepted, stored, self.frame_count, self.producible(metadata, stored))
+
+    def takes(self, stored: str) -> bool:
+        """Whether frames that are stored in that transfer syntax are answered as they are, whatever could be made of them."""
+        return self._best(stored) is not None
+
+    def _best(self, stored: str) -> Optional[FrameForm]:
+        """The form of frames as they are stored, if no other can be better."""
         weight, form = _choose_frames(self.accepted, stored, self.frame_count == 1, ())
-        if form is not None and weight >= 1:  # none is better: it is the stored one
-            return form
-        return choose_frames(self.accepted, stored, self.frame_count, self.producible(metadata, stored))
+        return form if weight >= 1 else None
 
 
 def choose_type(accepted: AcceptedTypes, available: Sequence[str]) -> str:

@@ -199,6 +199,12 @@ _BEGINNINGS = {
 }
 
 
+def is_recognized(uid: str) -> bool:
+    """Whether frames in transfer syntax *uid* begin in a way of their own, which `may_be` looks for."""
+    media_type = media_type_of(uid)
+    return media_type == "image/dicom-rle" or media_type in _BEGINNINGS
+
+
 def may_be(frame: bytes, uid: str) -> bool:
     """Whether *frame* begins as frames in transfer syntax *uid* do; True where these have no beginning in common."""
     media_type = media_type_of(uid)

@@ -22,7 +22,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.requests import ParsedRequest
-from twistedproxy.frames.entries import digests_of
+from twistedproxy.frames.entries import LARGE_FRAME, digests_of
 from twistedproxy.frames.grants import normal_key
 from twistedproxy.frames.read_through import FrameAnswer, size_of
 from twistedproxy.frames.streamed import FramePieces, ListReader
@@ -184,7 +184,7 @@ class StoredFrames:
         reader = self.lists.reader
         with self.memory.hold() as held:
             try:
-                if reader.is_small(wanted):
+                if self._is_small(wanted):
                     answer: Answer = await held.read(lambda: reader.read(wanted), size_of)
                 else:
                     answer = await self.lists.read(wanted, held)
@@ -201,13 +201,18 @@ class StoredFrames:
             if form.as_stored:
                 data = [frame.data for frame in read.frames]
                 sent = await self.answers.send(request, data, form, cache_status(read), fresh=read.fresh)
-                if sent is not None and not wanted.fresh:
+                if sent is not None and not wanted.fresh and read.checked:
                     self.hot.keep(
                         request, wanted.instance, read, "frames", sent, (form, read.frames[0].transfer_syntax)
                     )
                 return
         del answer, read  # what was read as stored is not held beside what is made of it
         await self.transcode(request, wanted, form)
+
+    def _is_small(self, request: ParsedRequest) -> bool:
+        """Whether it is for one frame that is known to be small: it may be read before there is memory for it."""
+        grant = self.lists.reader.access.known(request.caller, request.instance)
+        return len(request.numbers) == 1 and grant is not None and grant.most <= LARGE_FRAME
 
     async def _decoded_by_store(self, request: Request, wanted: ParsedRequest) -> bool:
         """Hand on for decoded frames what the store does not give as stored, if the caller takes those. They pass as they

@@ -138,6 +138,7 @@ class RequestParser:
             numbers,
             caller,
             form.check,
+            takes=form.takes,
             fresh=asked.fresh,
             target=target,
             asked=asked,

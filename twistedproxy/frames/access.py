@@ -112,7 +112,7 @@ class Access:
         return grant
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
-        by_series = None
+        by_series, asked = None, self.wall_clock()
         known = None if reading.ended else metadata_in(reading)
         # Without a fence the series may have changed, too; what has ended goes on only if the origin says the same now.
         of_use = reading.fence is not None and not reading.ended and not (self.by_pixels and known)
@@ -123,14 +123,14 @@ class Access:
             known = member.metadata
             if not self.by_pixels:
                 # Not just now: what is cached does not go on for that.
-                return await self.record(instance, caller, known, reading, False, expires, by_series=True)
+                return await self.record(instance, caller, known, reading, False, expires, True, asked)
         try:
             metadata, said = await proved(origin, instance, caller, known, self.by_pixels)
         except OriginRefused as refused:
             if refused.status in DENIALS and self._may_be_known(caller, instance, reading):
                 await self.revoke(caller, instance)
             raise
-        return await self.record(instance, caller, metadata, reading, said)
+        return await self.record(instance, caller, metadata, reading, said, asked=asked)
 
     async def record(
         self,
@@ -141,12 +141,14 @@ class Access:
         said: bool = True,
         expires: float = math.inf,
         by_series: bool = False,
+        asked: Optional[float] = None,
     ) -> Grant:
         """Keep the grant that the origin's answer to *caller* with this *metadata* is.
 
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
         the origin has just said the metadata; else it gave something that proves the right alone. *expires*: when the proof ends,
         where that is sooner than of one from now. *by_series*: it was said of the whole series, where other workers find it.
+        *asked*: when the origin was asked, if frames may have been cached since.
         """
         fence = await self._compared(instance, metadata, reading) if said else reading.fence
         known = self.known(caller, instance)
@@ -155,7 +157,7 @@ class Access:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence)
         self.grants.add(caller, instance, grant)
-        entries = self._facts(metadata) if first else {}
+        entries = self._facts(metadata, asked) if first else {}
         if not by_series:
             entries[METADATA] = metadata.to_bytes()
         writes = [self._put(instance, fence, entries, METADATA_SECONDS)] if entries else []
@@ -173,9 +175,10 @@ class Access:
         elif METADATA not in reading.entries:
             await self._put(instance, reading.fence, self._facts(metadata), METADATA_SECONDS)
 
-    def _facts(self, metadata: InstanceMetadata) -> dict[bytes, bytes]:
+    def _facts(self, metadata: InstanceMetadata, asked: Optional[float] = None) -> dict[bytes, bytes]:
         """The entries of facts that are kept for the first time."""
-        return {REFERENCE: pack_reference(self.wall_clock(), metadata), METADATA: metadata.to_bytes()}
+        asked = self.wall_clock() if asked is None else asked
+        return {REFERENCE: pack_reference(asked, metadata), METADATA: metadata.to_bytes()}
 
     async def _compared(self, instance: Instance, metadata: InstanceMetadata, reading: Reading) -> Optional[Fence]:
         """The fence that a grant of this *metadata* has. If they are those that the instance was cached under, what is cached goes on
@@ -198,6 +201,14 @@ class Access:
         assert self.changed is not None
         self._log.info("the origin has replaced {instance}", event="instance_replaced", instance=instance.path)
         await self.changed(instance.scope)
+
+    async def denied(self, caller: Caller, instance: Instance, fence: Fence, refused: OriginRefused) -> None:
+        """The origin has denied a frame to *caller*, of whom nothing was known: so does every proof that is under way end."""
+        self._asking.fail((caller.credential, instance, fence), refused)
+        if self.known(caller, instance) is not None:  # meanwhile
+            await self.revoke(caller, instance)
+        else:
+            self.forget(caller, instance)
 
     def _may_be_known(self, caller: Caller, instance: Instance, reading: Reading) -> bool:
         """Whether anybody can have a grant to revoke: a flood of strangers must not keep all workers busy."""

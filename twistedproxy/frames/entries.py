@@ -256,6 +256,15 @@ to 20."""
 UNKNOWN = 1 << 20
 """Bytes that a frame is taken to have of which nothing is known."""
 
+LARGE_FRAME = 8 << 20
+"""Bytes of pixels in one frame that is not read before there is memory for it: 1,672 x 1,672 in color."""
+
+HUGE = 64 << 20
+"""Bytes of frames of which a few would be all memory."""
+
+MAX_FRAME = 512 << 20
+"""Bytes of one frame requested alone: what the Redis protocol takes as one value."""
+
 
 def frame_head(transfer_syntax: Optional[str]) -> int:
     """Bytes that a frame's entry has besides the frame; at most, where its transfer syntax is not known."""

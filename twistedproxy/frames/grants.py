@@ -120,6 +120,8 @@ class Grants:
 
     def __init__(self, limit: int = MAX_GRANTS) -> None:
         self._limit = limit
+        self.also: list[Callable[[bytes, Instance], None]] = []
+        """Revokes what another component has of a credential's right to read an instance."""
         self._grants: OrderedDict[tuple[bytes, Instance], Grant] = OrderedDict()
 
     def __len__(self) -> int:
@@ -148,6 +150,8 @@ class Grants:
     def revoke(self, caller: Caller, instance: Instance) -> None:
         """Drop the grant, where there is one."""
         self._grants.pop((caller.credential, instance), None)
+        for revoke in self.also:
+            revoke(caller.credential, instance)
 
     def invalidate(self, concerned: Callable[[Instance], bool]) -> None:
         """Drop all grants for the instances that *concerned* names: one pass, for the rare STOW and DELETE."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import Optional
 
-import attrs
-
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import NOT_ALLOWED, AnsweredByCache, OriginBadAnswer, OriginError, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, Priority
+from twistedproxy.origin.interface import Caller, Origin, Priority, past_caches
 
 BY_METADATA = 100
 """Frames of an instance up to which metadata are the cheaper proof; of more they may be 100 MB, and a frame is asked for."""
@@ -66,7 +64,7 @@ async def _by_pixels(origin: Origin, instance: Instance, caller: Caller, known: 
         if isinstance(no_frame, OriginRefused) and no_frame.status in NOT_ALLOWED:
             raise
         try:
-            opened = await origin.stored_instance(instance, _past_caches(caller))
+            opened = await origin.stored_instance(instance, past_caches(caller))
         except OriginError:
             raise no_frame from None
         opened.close()
@@ -74,11 +72,4 @@ async def _by_pixels(origin: Origin, instance: Instance, caller: Caller, known: 
 
 async def _by_frame(origin: Origin, instance: Instance, caller: Caller, known: InstanceMetadata) -> None:
     # With the priority of callers who hold no grant, no frame is cut out of the whole file.
-    await origin.frames(instance, (1,), _past_caches(caller), known, Priority.UNKNOWN)
-
-
-def _past_caches(caller: Caller) -> Caller:
-    """The same caller, whose request a cache on the way must hand on to the origin (RFC 9111 section 5.2.1.4)."""
-    if not caller.has_credentials:
-        return caller
-    return attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
+    await origin.frames(instance, (1,), past_caches(caller), known, Priority.UNKNOWN)

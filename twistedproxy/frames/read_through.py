@@ -23,6 +23,8 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import Frame, is_native
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import (
+    HUGE,
+    MAX_FRAME,
     BadEntry,
     cached_bytes,
     expires_of,
@@ -39,15 +41,6 @@ from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import DENIALS, NOT_ALLOWED, OriginRefused
 from twistedproxy.origin.interface import Caller, Origin, Priority
 from twistedproxy.streams import StreamTooLong
-
-LARGE_FRAME = 8 << 20
-"""Bytes of pixels in one frame that is not read before there is memory for it: 1,672 x 1,672 in color."""
-
-HUGE = 64 << 20
-"""Bytes of frames of which a few would be all memory."""
-
-MAX_FRAME = 512 << 20
-"""Bytes of one frame requested alone: what the Redis protocol takes as one value."""
 
 
 class NoSuchFrame(LookupError):
@@ -70,6 +63,8 @@ class FrameRequest:
     """Raises where the metadata show that the frames would be of no use to the caller."""
     prefetch: bool = True
     """Whether it came from a viewer, which will want more."""
+    takes: Callable[[str], bool] = lambda _transfer_syntax: False
+    """Whether the caller gets frames in a transfer syntax just as they are, whatever the metadata show."""
     fresh: bool = False
     """Whether frames neither come from the cache nor go there; nothing is prefetched after them."""
     priority: Priority = Priority.CALLER
@@ -87,7 +82,7 @@ class FrameAnswer:
     *cached* from the cache, *fetched* from the origin for this request, *shared* from a fetch under way.
     *fence*: that of the cache when it was read, None where it could not be. *prefetched*: those of the cached that
     were loaded ahead of any request. *expires*: when the first of them ends in the cache, in seconds since the epoch;
-    infinity: never. *fresh*: nothing was to come from the cache, or to go there."""
+    infinity: never. *fresh*: nothing was to come from the cache, or to go there. *checked*: against the facts of the instance."""
 
     frames: Sequence[Frame]
     metadata: InstanceMetadata
@@ -98,6 +93,7 @@ class FrameAnswer:
     prefetched: Sequence[int] = ()
     expires: float = math.inf
     fresh: bool = False
+    checked: bool = True
 
     @property
     def size(self) -> int:
@@ -198,31 +194,24 @@ class FrameReader:
                 expires = min(expires, ends)
         ordered = [frames[number] for number in request.numbers]
         own, fence = len(numbers) - cached - shared, reading.fence
-        expires = min(expires, self._expiry())  # a writer's clock was wrong: no longer than if it were written now
+        expires = min(expires, self.expiry())  # a writer's clock was wrong: no longer than if it were written now
         answer = FrameAnswer(ordered, grant.metadata, cached, own, shared, fence, prefetched, expires, request.fresh)
         if len(request.numbers) > 1 and answer.size > self.max_answer:
             raise self.too_large()
         return answer
 
-    def _expiry(self) -> float:
+    def expiry(self) -> float:
+        """When a frame ends in the cache that is written now, or later."""
         return expiry(self.access.wall_clock(), self.frame_seconds)
 
     def numbers_in_flight(self, instance: Instance) -> set[int]:
         """The frames of *instance* that are being fetched for callers of this worker."""
         return {number for one, _, number in self._flights.under_way() if one == instance}
 
-    def is_small(self, request: FrameRequest) -> bool:
-        """Whether it is for one frame that is known to be small: it may be read before there is memory for it."""
-        grant = self.access.known(request.caller, request.instance)
-        return len(request.numbers) == 1 and grant is not None and grant.most <= LARGE_FRAME
-
-    async def granted(
-        self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes] = ()
-    ) -> tuple[Grant, Reading]:
-        """The caller's grant, and what the cache holds of *names*, in one round trip where the grant is known.
-
-        Raises the errors of `twistedproxy.origin.errors` for a caller that the origin refuses.
-        """
+    async def at_hand(
+        self, instance: Instance, caller: Caller, names: Sequence[bytes] = ()
+    ) -> tuple[Optional[Grant], Reading]:
+        """The caller's grant where one is known, and what the cache holds of *names*, in one round trip."""
         grant = self.access.known(caller, instance)
         ticket = self.watch.ticket() if self.watch is not None else None
         if self.invalidation.pending and self.invalidation.is_pending(instance):
@@ -234,6 +223,16 @@ class FrameReader:
             reading = await self.cache.get_many(instance, names)
         if self.watch is not None and ticket is not None:
             self.watch.checked(instance, reading.fence, ticket)
+        return grant, reading
+
+    async def granted(
+        self, origin: Origin, instance: Instance, caller: Caller, names: Sequence[bytes] = ()
+    ) -> tuple[Grant, Reading]:
+        """The same, with a grant that the origin is asked for where it is needed.
+
+        Raises the errors of `twistedproxy.origin.errors` for a caller that the origin refuses.
+        """
+        grant, reading = await self.at_hand(instance, caller, names)
         if grant is None or reading.ended or (reading.fence is not None and grant.fence != reading.fence):
             grant = await self.access.ask(origin, instance, caller, reading)
             if reading.ended:  # what had ended goes on, or the instance is another
@@ -316,5 +315,5 @@ class FrameReader:
             if refused.status in NOT_ALLOWED:
                 await self.access.revoke(request.caller, request.instance)
             raise
-        expires = self._expiry()  # before it is written: the cache keeps it a little longer
+        expires = self.expiry()  # before it is written: the cache keeps it a little longer
         return {number: (frame, expires) for number, frame in frames.items()}

@@ -88,6 +88,13 @@ class _Flight(Generic[K, V]):
         self._outcome = outcome
         self._waiters.fire(outcome)
 
+    def fail(self, reason: Failure) -> None:
+        """End the work, and give all waiters *reason*."""
+        self._leave()
+        self._settle(reason)
+        if self.running is not None:
+            self.running.cancel()
+
     def _give_up(self) -> None:
         if self.running is not None:
             self._leave()
@@ -108,6 +115,12 @@ class SingleFlight(Generic[K, V]):
     def under_way(self) -> set[K]:
         """What is worked on."""
         return {key for key, _ in self._flights}
+
+    def fail(self, key: K, reason: Exception) -> None:
+        """End the first attempt at the work for *key*, if it is under way: its waiters get *reason*."""
+        flight = self._flights.get((key, None))
+        if flight is not None:
+            flight.fail(Failure(reason))
 
     async def one(
         self,

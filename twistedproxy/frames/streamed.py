@@ -18,8 +18,9 @@ from twisted.internet.defer import Deferred, succeed
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.transfer_syntaxes import Frame
-from twistedproxy.frames.entries import expected
-from twistedproxy.frames.read_through import HUGE, LARGE_FRAME, FrameAnswer, FrameReader, FrameRequest, size_of
+from twistedproxy.frames.entries import HUGE, LARGE_FRAME, expected
+from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest, size_of
+from twistedproxy.frames.side_by_side import SideBySide
 from twistedproxy.system.memory_budget import Reservation
 
 LONG = 32 << 20
@@ -47,6 +48,11 @@ class ListReader:
     reader: FrameReader
     long: int = LONG
     piece: int = PIECE
+    side_by_side: SideBySide = attrs.field(init=False)
+
+    @side_by_side.default
+    def _side_by_side(self) -> SideBySide:
+        return SideBySide(self.reader)
 
     async def read(self, request: FrameRequest, held: Reservation) -> Union[FrameAnswer, FramePieces]:
         """Answer *request*: whole, or in pieces of which the first was read. *held* has what memory holds of it.
@@ -55,6 +61,11 @@ class ListReader:
         """
         grant = self.reader.access.known(request.caller, request.instance)
         if grant is None:
+            alone = await held.read(
+                lambda: self.side_by_side.read(request), lambda answer: answer.size if answer else 0
+            )
+            if alone is not None:
+                return alone
             grant, _ = await self.reader.granted(request.origin, request.instance, request.caller)
         count, each = len(request.numbers), expected(grant.metadata)
         if count > 1 and count * grant.most > self.long:

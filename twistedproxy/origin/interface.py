@@ -14,6 +14,7 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.negotiation import DICOM_JSON
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import Frame
+from twistedproxy.origin.errors import NotAsStored
 from twistedproxy.streams import ByteStream
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -122,6 +123,14 @@ def is_for(caller: Caller, headers: Headers) -> bool:
     return not caller.has_credentials or first(headers, b"age") is None
 
 
+def past_caches(caller: Caller) -> Caller:
+    """*caller*, whose requests a cache on the way must ask the origin about (RFC 9111 section 5.2.1.4), where that judges by
+    anything."""
+    if not caller.has_credentials:
+        return caller
+    return attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
+
+
 def media_type_of(headers: Headers) -> Optional[MediaType]:
     """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""
@@ -160,6 +169,18 @@ class Origin(Protocol):
         All (and others that came along) or an error; `StreamTooLong` once more than *limit* bytes came. Where the
         origin is better asked for one frame a request, it is asked so, side by side.
         """
+
+    def gives_unknown(self, instance: Instance) -> bool:
+        """Whether `frame_of_unknown` is worth a request: a store's metadata may come late, and its frames need none."""
+        return False
+
+    async def frame_of_unknown(self, instance: Instance, number: int, caller: Caller, limit: int) -> Frame:
+        """Frame *number* (from 1) of an instance of which nothing is known, in the form in which this origin probably has it
+        stored: asked for once, at `Priority.UNKNOWN`. Its answer is for this *caller*, by no cache on the way.
+
+        The length of a native frame is not checked, and it may have been decompressed. `StreamTooLong` after *limit* bytes.
+        """
+        raise NotAsStored("this origin gives no frames of an instance of which nothing is known")
 
     async def ready(self, caller: Caller) -> None:
         """Return once a request of *caller* that nobody waits for would not wait for others. Raises `OriginBusy`."""

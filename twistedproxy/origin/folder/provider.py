@@ -22,7 +22,7 @@ from twistedproxy.origin.folder.index_cache import IndexCache
 from twistedproxy.origin.folder.instance_file import Key, StoredFile
 from twistedproxy.origin.folder.responses import FolderServer, check_numbers, no_such
 from twistedproxy.origin.folder.threads import InstanceChanged, SharedRun, Threads, generated
-from twistedproxy.origin.interface import Caller, OriginRequest, OriginResponse, Priority
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, Priority
 from twistedproxy.streams import BytesStream, ByteStream
 
 FRAMES_PER_REQUEST = 500  # each is a read of its own; more in one go would only hold a thread longer
@@ -35,7 +35,7 @@ async def nothing(_scope: Scope) -> None:
     """Keeps nothing that could be invalidated."""
 
 
-class FolderOrigin:
+class FolderOrigin(Origin):
     """The `Origin` of ``file:PATH``.
 
     *interval*: seconds between two walks through it. *changed*: called with what is to be invalidated. *environment*: with it the

@@ -202,6 +202,15 @@ class FrameLoad:
         self.budget.check(tuple(self.found.values()))
         return {number: self.found[number] for number in numbers}
 
+    async def run_unknown(self, number: int) -> Frame:
+        """One frame, asked for in the likeliest dialect only. Raises what `Origin.frames` does."""
+        await self._ask(self.store.dialect, [number])
+        frame = self.found[number]
+        if not self.store.proven and not is_native(frame.transfer_syntax):
+            self.store.prove(self.store.dialect)
+        self.budget.check([frame])
+        return frame
+
     async def _load_all(self, waiting: Iterator[Sequence[int]]) -> None:
         for numbers in waiting:
             await self._load(numbers)

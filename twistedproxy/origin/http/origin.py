@@ -32,7 +32,16 @@ from twistedproxy.origin.http.frames import FINAL, NOT_THIS_WAY, FrameLoad, Stor
 from twistedproxy.origin.http.limiter import Limiter
 from twistedproxy.origin.http.requests import Requests, drain, observed
 from twistedproxy.origin.http.responses import Budget, instance_file
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest, OriginResponse, Priority, is_dicom_json, is_for
+from twistedproxy.origin.interface import (
+    Caller,
+    Origin,
+    OriginRequest,
+    OriginResponse,
+    Priority,
+    is_dicom_json,
+    is_for,
+    past_caches,
+)
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream, StreamTooLong
 from twistedproxy.system.metrics import Metrics
@@ -41,6 +50,8 @@ PING_TIMEOUT = 5.0  # seconds to an answer to `ping`
 MAX_METADATA = 1 << 30  # bytes: ten times the largest seen, of sparsely tiled instances
 MAX_LANES = 64  # requests of one list of frames that run or wait at once: the queue has room for 150 such lists
 JSON = b"application/dicom+json"
+UNKNOWN = InstanceMetadata(frames=1)
+"""Of an instance of which nothing is known: no size, no transfer syntax."""
 
 
 _log = Logger()
@@ -96,17 +107,17 @@ class HTTPOrigin(Origin):
         limit: Optional[int] = None,
     ) -> Mapping[int, Frame]:
         """See `Origin.frames`."""
-        load = FrameLoad(
-            self._requests,
-            self._stores.at(instance.root),
-            instance,
-            caller,
-            priority,
-            metadata,
-            Budget(limit, len(numbers)),
-            min(MAX_LANES, 2 * self._limiter.size),
-        )
+        load = self._load(instance, caller, priority, metadata, Budget(limit, len(numbers)))
         return await observed(self._metrics, self._clock, "frames", self._frames(load, numbers))
+
+    def gives_unknown(self, instance: Instance) -> bool:
+        """See `Origin.gives_unknown`: not where a store must be asked by the transfer syntax of the instance."""
+        return self._stores.at(instance.root).dialect.frames_accept(None) is not None
+
+    async def frame_of_unknown(self, instance: Instance, number: int, caller: Caller, limit: int) -> Frame:
+        """See `Origin.frame_of_unknown`."""
+        load = self._load(instance, past_caches(caller), Priority.UNKNOWN, UNKNOWN, Budget(limit, 1))
+        return await observed(self._metrics, self._clock, "frames", load.run_unknown(number))
 
     async def ready(self, caller: Caller) -> None:
         """See `Origin.ready`."""
@@ -161,6 +172,12 @@ class HTTPOrigin(Origin):
         """Fail what waits, drop all connections."""
         self._limiter.close()
         await self._transport.close()
+
+    def _load(
+        self, instance: Instance, caller: Caller, priority: Priority, metadata: InstanceMetadata, budget: Budget
+    ) -> FrameLoad:
+        store, lanes = self._stores.at(instance.root), min(MAX_LANES, 2 * self._limiter.size)
+        return FrameLoad(self._requests, store, instance, caller, priority, metadata, budget, lanes)
 
     async def _metadata(self, instance: Instance, caller: Caller) -> InstanceMetadata:
         target = f"{instance.root}/{instance.path}/metadata"
