@@ -63,7 +63,7 @@ PURE = tuple(
         "prefetch.plan",
         "prefetch.regions",
         "prefetch.rules",
-        "prefetch.surroundings",
+        "prefetch.ahead.surroundings",
     )
 )
 """Values in, values out: no Twisted, and nothing that waits."""

@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames import searches
 from twistedproxy.frames.entries import frame_name
-from twistedproxy.prefetch import slices
+from twistedproxy.prefetch.ahead import slices
 from twistedproxy.prefetch.on_request import job as on_request
 
 STUDY, SERIES = "/studies/1.2", "/studies/1.2/series/1.3"

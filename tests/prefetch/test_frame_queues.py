@@ -14,8 +14,8 @@ from twistedproxy.frames.entries import frame_name, was_prefetched
 from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch import frame_queues
-from twistedproxy.prefetch.frame_queues import FrameQueue, FrameQueues
+from twistedproxy.prefetch.ahead import frame_queues
+from twistedproxy.prefetch.ahead.frame_queues import FrameQueue, FrameQueues
 from twistedproxy.prefetch.jobs import Result
 
 

@@ -20,7 +20,7 @@ from tests.running import Proxy, Store, signals
 from tests.slides import slide
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import LocalAddress
-from twistedproxy.prefetch.surroundings import RING
+from twistedproxy.prefetch.ahead.surroundings import RING
 from twistedproxy.system.tuning import freeze_gc
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'

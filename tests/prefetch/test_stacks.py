@@ -14,9 +14,9 @@ from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequ
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import OriginBusy, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
-from twistedproxy.prefetch import slices, stacks
+from twistedproxy.prefetch.ahead import slices, stacks
+from twistedproxy.prefetch.ahead.stacks import Stacks, Travel
 from twistedproxy.prefetch.jobs import JobBook, JobKind, Result
-from twistedproxy.prefetch.stacks import Stacks, Travel
 from twistedproxy.system.metrics import Metrics
 
 

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.prefetch.ahead.surroundings import FURTHER, RING, Gaze, Reach, around, edge, same_place, tiled_fully
 from twistedproxy.prefetch.regions import FrameGrid
-from twistedproxy.prefetch.surroundings import FURTHER, RING, Gaze, Reach, around, edge, same_place, tiled_fully
 
 GRID = FrameGrid.of(SLIDE)
 ALL_ROUND = Reach(RING, RING, RING, RING)

@@ -117,7 +117,7 @@ def plan(
     single frames only. *frames_refused*: the origin did not want to give these; only the whole instance can help, however
     few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. *room*: what the cache has for
     it, where that is known. *looked_ahead*: whether
-    frames of slides are loaded where their readers look (`twistedproxy.prefetch.look_ahead`): then there are no blocks of these and no
+    frames of slides are loaded where their readers look (`twistedproxy.prefetch.ahead.slides`): then there are no blocks of these and no
     display loads, and they are loaded whole only where that takes no time. The *metadata*'s transfer
     syntax: where the origin doesn't say it, that of the frames.
     """

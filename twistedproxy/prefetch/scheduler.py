@@ -24,15 +24,15 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expected
 from twistedproxy.frames.grants import Grant
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
-from twistedproxy.prefetch.frame_queues import FrameQueues
+from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
+from twistedproxy.prefetch.ahead.slides import LookAhead, Seen
+from twistedproxy.prefetch.ahead.stacks import Stacks
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, NotStarted, Refusal
 from twistedproxy.prefetch.load_lock import LoadLock, seconds_left
 from twistedproxy.prefetch.loaders import Loader
-from twistedproxy.prefetch.look_ahead import LookAhead, Seen
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture, plan_small_level
 from twistedproxy.prefetch.rules import Room, switched_off, unsupported
 from twistedproxy.prefetch.runner import Loads, Occasion
-from twistedproxy.prefetch.stacks import Stacks
 from twistedproxy.prefetch.usefulness import Usefulness
 from twistedproxy.settings import Settings
 from twistedproxy.system.machine_load import SystemLoad

@@ -10,10 +10,10 @@ import attrs
 
 from tests.benchmarks.model.proxy import Policy
 from tests.benchmarks.model.rules import AfterMisses, LookAhead, NeighbouringLevels, SlicesAhead, SmallLevels
-from twistedproxy.prefetch.frame_queues import SIDE_BY_SIDE
+from twistedproxy.prefetch.ahead.frame_queues import SIDE_BY_SIDE
+from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING
 from twistedproxy.prefetch.rules import PAYS_SECONDS
 from twistedproxy.prefetch.runner import USUAL_RATE
-from twistedproxy.prefetch.surroundings import FURTHER, MARGIN, RING
 
 SLIDE_LIMIT = PAYS_SECONDS * USUAL_RATE
 WHOLE_LIMIT = 1024

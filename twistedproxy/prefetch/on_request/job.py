@@ -7,8 +7,8 @@ from collections import Counter
 import attrs
 
 from twistedproxy.origin.errors import OriginError, OriginRefused
+from twistedproxy.prefetch.ahead.slices import OF_THIS_ONE
 from twistedproxy.prefetch.jobs import Job, LoadFailed
-from twistedproxy.prefetch.slices import OF_THIS_ONE
 
 MAX_NAMED = 20
 """Instances that are named of those that are skipped, and of those that failed."""

@@ -25,11 +25,11 @@ from twistedproxy.frames.read_through import AnswerTooLarge, FrameReader, FrameR
 from twistedproxy.frames.searches import search_uids
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import DENIALS, FramesRefused, OriginError, OriginRefused, refused
+from twistedproxy.prefetch.ahead.slices import OF_THIS_ONE, SIDE_BY_SIDE, NotRead, SliceLoader, lanes
 from twistedproxy.prefetch.jobs import Job, JobKind, LoadFailed, NotStarted, Refusal, Result
 from twistedproxy.prefetch.on_request.instances import LoadsByHand
 from twistedproxy.prefetch.on_request.job import SeriesJob
 from twistedproxy.prefetch.rules import Reason, switched_off
-from twistedproxy.prefetch.slices import OF_THIS_ONE, SIDE_BY_SIDE, NotRead, SliceLoader, lanes
 from twistedproxy.series.members import Member
 
 TRIED = 3

@@ -22,9 +22,9 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.prefetch.frame_queues import FrameQueues
+from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
+from twistedproxy.prefetch.ahead.surroundings import MARGIN, Gaze, Reach, around, edge, same_place, tiled_fully
 from twistedproxy.prefetch.regions import FrameGrid
-from twistedproxy.prefetch.surroundings import MARGIN, Gaze, Reach, around, edge, same_place, tiled_fully
 from twistedproxy.series.knowledge import Pyramid
 from twistedproxy.series.members import Member
 

@@ -20,8 +20,8 @@ from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginRefused
+from twistedproxy.prefetch.ahead.slices import OF_THIS_ONE, NotRead, SliceLoader, lanes
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Result
-from twistedproxy.prefetch.slices import OF_THIS_ONE, NotRead, SliceLoader, lanes
 
 AHEAD = 200
 BEHIND = 50

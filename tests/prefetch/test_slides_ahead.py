@@ -12,9 +12,9 @@ from tests.prefetch.support import MIB, PrefetchCase, Worker
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
-from twistedproxy.prefetch import look_ahead
+from twistedproxy.prefetch.ahead import slides
+from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING
 from twistedproxy.prefetch.jobs import NotLoadable
-from twistedproxy.prefetch.surroundings import FURTHER, MARGIN, RING
 
 
 class LookAheadCase(PrefetchCase):
@@ -59,7 +59,7 @@ class AroundTests(LookAheadCase):
 
     def test_after_a_miss(self) -> None:
         """A ring around the frame is loaded, and no more, though the whole level is small enough for the cache."""
-        self.patch(look_ahead.LookAhead, "slides", lambda *_: 10**9)
+        self.patch(slides.LookAhead, "slides", lambda *_: 10**9)
         worker = self.worker()
         self.look(worker, 1, 50, 60)
         self.assertSquare(self.places(1), (50 - RING, 50 + RING), (60 - RING, 60 + RING))
@@ -174,10 +174,10 @@ class BeyondTests(LookAheadCase):
         middle = int(64.5 * SIDES[2] / SIDES[1])
         square = (middle - MARGIN, middle + MARGIN)
         self.assertSquare(self.places(2), square, square)
-        self.patch(look_ahead, "MARGIN", 2 * MARGIN)
+        self.patch(slides, "MARGIN", 2 * MARGIN)
         self.look(worker, 1, 64, 80)
         self.assertSquare(self.places(2), square, square)
-        self.patch(look_ahead, "MARGIN", MARGIN)
+        self.patch(slides, "MARGIN", MARGIN)
         self.look(worker, 1, 64, 50)
         self.assertIn((middle, int(50.5 * SIDES[2] / SIDES[1]) - MARGIN), self.places(2))
 
