@@ -6,14 +6,16 @@ from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
 
-from tests.frames.support import INSTANCE
+from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
 from tests.prefetch.support import MIB, PrefetchCase, Worker
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
+from twistedproxy.prefetch import runner
 from twistedproxy.prefetch.ahead import slides
 from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING
+from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import NotLoadable
 
 
@@ -209,13 +211,27 @@ class BeyondTests(LookAheadCase):
             self.setUp()
             worker = self.worker()
             self.look(worker, 3, 1, 1)  # opens it
-            worker.scheduler.loads._rates[INSTANCE.origin] = rate
+            worker.scheduler.loads._rates[INSTANCE.origin] = rate, 1.0
             for number in range(others):
                 assert worker.scheduler.ahead is not None
                 worker.scheduler.ahead._read[level(1).of_study] = self.clock.seconds() - number
             self.look(worker, 1, 64, 64)
             self.assertEqual(len(worker.whole.tasks), whole, (rate, others))
             self.now(worker.scheduler.stop())
+
+    def test_rate(self) -> None:
+        """How fast a store is is known from the last load that was large enough, for a while."""
+        worker = self.worker()
+        usual = worker.scheduler.loads.seconds(self.wanted(1), 50_000_000)
+        for size in (runner.TELLING_BYTES - 1, runner.TELLING_BYTES):
+            self.look(worker, 2, 20, 20)
+            self.clock.advance(10)
+            worker.whole.ends.pop().callback(Loaded(1600, size, JPEG))
+            seconds = worker.scheduler.loads.seconds(self.wanted(1), 50_000_000)
+            self.assertEqual(seconds, usual if size < runner.TELLING_BYTES else 10 * 50_000_000 / size)
+            self.now(worker.reader.invalidation.invalidate(level(2).scope))
+        self.clock.advance(runner.RATE_SECONDS)
+        self.assertEqual(worker.scheduler.loads.seconds(self.wanted(1), 50_000_000), usual)
 
     def test_stopped(self) -> None:
         """At an orderly stop all of it ends."""

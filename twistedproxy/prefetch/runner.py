@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine
 from itertools import islice
 from typing import Any
@@ -42,6 +43,9 @@ frames of 64. Metadata that tell of frames of one pixel must not make lists of 6
 
 USUAL_RATE = 50e6
 """Bytes a second of a whole-instance load from an origin that is not known."""
+
+RATE_SECONDS = 600.0
+"""How long a rate counts: one that was slow for once must not keep instances from being loaded, and so from being measured, for good."""
 
 TELLING_BYTES = 16 << 20
 """Of a load that tells how fast its origin is: a smaller one tells more of its latency."""
@@ -77,7 +81,7 @@ class Loads:
     small: Loader
     whole: Loader
     _slots: dict[tuple[str, bool, bool], DeferredLock] = attrs.field(init=False, factory=dict)
-    _rates: dict[str, float] = attrs.field(init=False, factory=dict)
+    _rates: dict[str, tuple[float, float]] = attrs.field(init=False, factory=dict)
     _unloadable: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     _first_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
     _none_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
@@ -94,8 +98,9 @@ class Loads:
         return self._unloadable.has((instance, who), now) or self._none_of.has((instance.place, who), now)
 
     def seconds(self, wanted: FrameRequest, size: int) -> float:
-        """How long a whole-instance load of *size* bytes would take, by the last one from that origin."""
-        return size / self._rates.get(wanted.origin.url, USUAL_RATE)
+        """How long a whole-instance load of *size* bytes would take, by the last one from that origin, if that was lately."""
+        rate, until = self._rates.get(wanted.origin.url, (USUAL_RATE, math.inf))
+        return size / (rate if self.clock.seconds() < until else USUAL_RATE)
 
     def _note_failure(self, instance: Instance, caller: Caller) -> None:
         now, place, one = self.clock.seconds(), (instance.place, caller.credential), (instance, caller.credential)
@@ -166,7 +171,8 @@ class Loads:
             raise
         self._note_success(occasion.instance, wanted.caller)
         if loaded.bytes >= TELLING_BYTES:
-            self._rates[wanted.origin.url] = loaded.bytes / max(0.001, self.clock.seconds() - began)
+            now = self.clock.seconds()
+            self._rates[wanted.origin.url] = loaded.bytes / max(0.001, now - began), now + RATE_SECONDS
         job.progressed(loaded.frames, loaded.bytes)
 
     async def _load_region(self, occasion: Occasion, decided: Plan, job: Job, priority: Priority) -> None:
