@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
@@ -72,7 +73,8 @@ class Measured:
     def row(self, name: str, runs: int) -> list[str]:
         frames = max(1, len(self.outcome.tiles))
         cpu = "" if self.cpu is None else f"{self.cpu / frames * 1000:.2f}"
-        return [name, *self.outcome.row(runs), cpu, f"{self.outcome.worst:.1%}"]
+        shares, rate = self.outcome.shares, len(self.outcome.tiles) / max(0.001, self.outcome.seconds)
+        return [name, *self.outcome.row(runs), cpu, f"{median(shares):.1%}", f"{max(shares):.1%}", f"{rate:,.0f}"]
 
 
 def cpu_seconds(child: Child) -> float:
@@ -120,11 +122,12 @@ class Bench:
         """One run of a case before *url*."""
         network = Network(url, self.held)
         before = Totals.of(self.store_url)
-        readers = case.followed(series, seed, network, network.ask)
+        readers, began = case.followed(series, seed, network, network.ask), network.now()
         network.run(until=lambda: all(reader.finished for reader in readers))
+        seconds = network.now() - began
         network.close()
         sent = Totals.of(self.store_url).since(before).sent
-        return Outcome.of(readers, sent, lambda _: series[0].frame_bytes)
+        return Outcome.of(readers, sent, lambda _: series[0].frame_bytes, seconds)
 
     def through_proxy(self, case: Case, series: Sequence[Series], seed: int) -> Measured:
         """The same through a proxy with an empty cache."""
@@ -222,7 +225,12 @@ def main(arguments: list[str]) -> int:
         workers = [] if options.workers == 1 else ["--workers", str(options.workers)]
         bench = Bench(store.wait_until_ready(120.0), held, [*workers, *options.proxy], options.log)
         print(f"{case.title(options.bandwidth)}, {options.latency * 1000:.0f} ms; seeds {options.seeds}\n")
-        print(table(["", *HEADS, "CPU ms a frame", "worst reader"], rows(bench, case, series, options.seeds)))
+        print(
+            table(
+                ["", *HEADS, "CPU ms a frame", "median reader", "worst reader", "tiles/s"],
+                rows(bench, case, series, options.seeds),
+            )
+        )
         if case.kind == "stack":
             heads = [
                 f"{SLICES} slices",

@@ -179,11 +179,15 @@ class Outcome:
     read: float = 0
     useful: float = 0
     wrong: int = 0
-    worst: float = 0.0
-    """Share of tiles that waited, of the reader who waited most."""
+    shares: Sequence[float] = ()
+    """Of tiles that waited, of each reader."""
+    seconds: float = 0.0
+    """From the beginning of the first reading to the end of the last."""
 
     @classmethod
-    def of(cls, readers: Iterable[Reader], read: float, size: Callable[[Item], int]) -> Outcome:
+    def of(
+        cls, readers: Iterable[Reader], read: float, size: Callable[[Item], int], seconds: float = 0.0
+    ) -> Outcome:  # fmt: skip
         readers = list(readers)
         wanted = set[Item]().union(*(reader.wanted for reader in readers))
         shares = [sum(tile.cause is not None for tile in one.tiles) / max(1, len(one.tiles)) for one in readers]
@@ -193,7 +197,8 @@ class Outcome:
             read,
             sum(map(size, wanted)),
             sum(reader.wrong for reader in readers),
-            max(shares, default=0.0),
+            shares,
+            seconds,
         )
 
     @classmethod
@@ -205,7 +210,8 @@ class Outcome:
             sum(one.read for one in outcomes),
             sum(one.useful for one in outcomes),
             sum(one.wrong for one in outcomes),
-            max((one.worst for one in outcomes), default=0.0),
+            [share for one in outcomes for share in one.shares],
+            sum(one.seconds for one in outcomes),
         )
 
     @property
