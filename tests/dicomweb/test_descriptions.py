@@ -7,6 +7,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Sequence
+from ipaddress import ip_network
 from typing import Any, Optional
 
 from twisted.internet.defer import ensureDeferred, gatherResults
@@ -98,6 +99,18 @@ class ProofTests(DescriptionCase):
             self.assertEqual(_outcomes(events), ["miss", "hit"], path)
         counted = self.running.components.metrics.render().decode()
         self.assertTrue('twistedproxy_request_seconds_count{cache="hit",route="other"} 4.0' in counted)
+
+    async def test_behind_a_trusted_proxy(self) -> None:
+        """What a reverse proxy in front says of the client is kept from the store, whose answers are kept; a search carries it."""
+        await self.begin(trusted_proxy=(ip_network("127.0.0.0/8"),))
+        for path, client in itertools.product(self.all, ("192.0.2.9", "192.0.2.10")):
+            told = {"X-Forwarded-For": client, "Forwarded": f"for={client}", "X-Real-IP": client}
+            answer = await self.alice.get(path, told)
+            self.assertEqual(answer.headers["cache-status"], STORED if client == "192.0.2.9" else HIT, path)
+            for name in told:
+                self.assertEqual(self.origin.seen()[-1].header(name), "", (path, name))
+        await self.alice.get("/studies", {"X-Forwarded-For": "192.0.2.9"})
+        self.assertEqual(self.origin.seen()[-1].header("X-Forwarded-For"), "192.0.2.9")
 
     async def test_bytes_are_those_of_the_store(self) -> None:
         """From the cache comes what the store says, its URLs apart."""

@@ -13,7 +13,8 @@ Rules for request headers:
 - fields that change the meaning of a request are dropped: a GET that a store takes for a DELETE would leave the cache
   unchanged, X-Original-URL would lead out of the mount, Proxy would redirect a store that is a CGI. Some servers read an
   underscore in a field's name as a dash: Transfer_Encoding is the same field;
-- Forwarded, X-Forwarded-* and the like are forwarded from trusted proxies only: any client can set them. A header that
+- Forwarded, X-Forwarded-* and the like are forwarded from trusted proxies only: any client can set them. Not with requests for
+  metadata and bulk data, whose answers are kept and prove rights: they must not depend on them, as frames do not. A header that
   the operator named as a credential is forwarded, whatever its name;
 - the proxy adds itself to Via (RFC 9110 section 7.6.3), by its name alone. In answers a gateway need not, and
   Cache-Status names it there;
@@ -90,6 +91,7 @@ _STAY = HOP_BY_HOP | frozenset(
     b"host content-length expect proxy x-http-method-override x-http-method x-method-override x-forwarded-method"
     b" x-original-url x-rewrite-url".split()
 )
+_KEPT = (ResourceKind.METADATA, ResourceKind.BULKDATA)
 _OF_PROXIES = frozenset(b"forwarded x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip".split())
 
 
@@ -285,7 +287,8 @@ def request_for_origin(
     of trusted proxies.
     """
     stay = _named_by_connection(request)
-    believed = is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
+    kept = target.resource.kind in _KEPT and request.method in (b"GET", b"HEAD")
+    believed = not kept and is_trusted(getattr(request.getClientAddress(), "host", None), trusted)
     headers = [
         (name, value)
         for name, values in request.requestHeaders.getAllRawHeaders()
