@@ -102,6 +102,8 @@ class SideBySideCase(SynchronousTestCase):
         self.reader = self.lists.reader
         self.reports: list[tuple[FrameRequest, FrameAnswer]] = []
         self.reader.answered = lambda *report: self.reports.append(report)
+        self.missed: list[tuple[FrameRequest, InstanceMetadata, Optional[bytes]]] = []
+        self.reader.missed = lambda *report: self.missed.append(report)
         self.memory = AnswerMemory(self.parts.clock, 1 << 20)
 
     def ask(self, number: int, caller: Caller = ALICE, takes: Any = None, **more: Any) -> Deferred[FrameAnswer]:
@@ -147,8 +149,10 @@ class FrameFirstTests(SideBySideCase):
         answer = self.given(3)
         self.assertEqual((list(answer.frames), answer.fetched, answer.cached, answer.stored), ([frame(3)], 1, 0, True))
         self.assertEqual((self.cached(3), self.grant(), self.reports), ({frame_name(3)}, None, []))
+        self.assertEqual(self.missed, [])
         self.origin.slow.release()
         self.assertIsNotNone(self.grant())
+        self.assertEqual([metadata for _, metadata, fence in self.missed if fence is not None], [METADATA])
         ((_, reported),) = self.reports
         self.assertEqual((reported.metadata, reported.fetched), (METADATA, 1))
         self.assertEqual(self.given(3).cached, 1)
@@ -444,7 +448,7 @@ class OtherwiseTests(SideBySideCase):
         self.origin.slow.release()
         self.origin.quick.release()
         answer = self.successResultOf(asking)
-        self.assertEqual((answer.metadata, answer.fetched, len(self.reports)), (METADATA, 1, 1))
+        self.assertEqual((answer.metadata, answer.fetched, len(self.reports), len(self.missed)), (METADATA, 1, 1, 1))
         self.assertEqual(self.given(3).cached, 1)
         self.assert_asked(metadata=[b"alice"], unknown=[(b"alice", 3)])
 

@@ -127,7 +127,7 @@ class FrameTests(OrthancCase):
 
     async def assert_all_cached(self, store: Orthanc, proxy: Proxy, made: list[Made]) -> None:
         """Once its jobs have ended, *proxy* gives all frames without *store*."""
-        ended = await self.jobs(proxy)
+        ended = [job for job in await self.jobs(proxy) if job[1] != "ahead"]
         self.assertEqual(sorted(ended), sorted((one.resource, "whole", "done") for one in made))
         store.stop()
         for one in made:
@@ -193,8 +193,9 @@ class SlideTests(OrthancCase):
                 self.assertEqual(answer.status, 200, answer.body[:300])
                 shown = numpy.minimum(shown, numpy.asarray(Image.open(io.BytesIO(answer.body))))
             self.assertTrue((shown == source).all(), origin)
-        small = [int(header.NumberOfFrames) for header in level if header.NumberOfFrames < 10]
-        self.assertEqual(len(store.requests("/frames/")), sum(small), "instances of few frames are not loaded whole")
+        small = [header.SOPInstanceUID for header in level if header.NumberOfFrames < 10]
+        whole = [path for uid in small for _, path in store.requests(uid) if path.endswith(uid)]
+        self.assertEqual((len(small) > 0, whole), (True, []), "instances of few frames are not loaded whole")
 
 
 class RefusedTests(OrthancCase):

@@ -110,6 +110,20 @@ class AroundTests(LookAheadCase):
         self.assertEqual(self.look(worker, 1, 50, 63, "bob").cached, 1)
         self.assertIn((50, 63 + RING), self.places(1))
 
+    def test_many_at_once(self) -> None:
+        """Of a long list, what lies around a screen's worth of it."""
+        worker = self.worker(whole_instance=False)
+        places = [(row, column) for row in range(10, 120, 10) for column in range(10, 120, 10)]
+        numbers = tuple(row * SIDES[1] + column + 1 for row, column in places)
+        wanted = FrameRequest(self.origin, level(1), numbers, self.caller())  # type: ignore[arg-type]
+        reading = Deferred.fromCoroutine(worker.reader.read(wanted))
+        for _ in range(900):
+            self.clock.advance(0)
+        self.successResultOf(reading)
+        found = self.places(1)
+        beside = [(row + 1, column + 1) in found for row, column in places]
+        self.assertEqual(beside, [True] * slides.MOST_PLACES + [False] * (len(places) - slides.MOST_PLACES))
+
     def test_lost(self) -> None:
         """What the cache has lost is loaded again, once a caller misses it."""
         worker = self.worker(whole_instance=False)

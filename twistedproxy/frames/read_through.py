@@ -143,10 +143,7 @@ class FrameReader:
     _flights: SingleFlight[_Key, _Fetched] = attrs.field(init=False, factory=SingleFlight)
 
     async def read(self, request: FrameRequest) -> FrameAnswer:
-        """Answer *request*.
-
-        Raises `NoSuchFrame`, `AnswerTooLarge`, and the errors of `twistedproxy.origin.errors`.
-        """
+        """Answer *request*. Raises `NoSuchFrame`, `AnswerTooLarge`, and the errors of `twistedproxy.origin.errors`."""
         numbers = tuple(dict.fromkeys(request.numbers))
         names = [] if request.fresh else [frame_name(number) for number in numbers]
         if len(names) > 1:
@@ -159,12 +156,15 @@ class FrameReader:
             if self.refused is not None and request.reported and refused.status not in DENIALS:
                 self.refused(request, grant.metadata, reading.fence)
             raise
-        if request.reported:
-            self.report(request, answer)
+        self.report(request, answer)
         return answer
 
-    def report(self, request: FrameRequest, answer: FrameAnswer) -> None:
-        """Let prefetch know of an answered request."""
+    def report(self, request: FrameRequest, answer: FrameAnswer, early: bool = False) -> None:
+        """Let prefetch know of an answered request. *early*: it was answered before anything was known of the instance."""
+        if not request.reported:
+            return
+        if early and self.missed is not None:
+            self.missed(request, answer.metadata, answer.fence)
         if self.answered is not None and (self.reports_hits or answer.from_origin or answer.prefetched):
             self.answered(request, answer)
 

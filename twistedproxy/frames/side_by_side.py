@@ -239,8 +239,8 @@ class SideBySide:
         if facts is not None and right and opening.last is not None:
             request, answer = opening.last
             grant = await self._granted(request, opening, facts, next(iter(right.values())))
-            if request.reported and request.numbers[0] in right:
-                self.reader.report(request, attrs.evolve(answer, metadata=grant.metadata))
+            if request.numbers[0] in right:
+                self.reader.report(request, attrs.evolve(answer, metadata=grant.metadata), early=True)
         await self._take_back(instance, opening.given.keys() - right.keys())
 
     async def _granted(
@@ -274,8 +274,7 @@ class SideBySide:
         if native:
             await self._put(request, opening.key, frame, answer.expires)
         answer = attrs.evolve(answer, metadata=grant.metadata, checked=True)
-        if request.reported:
-            self.reader.report(request, answer)
+        self.reader.report(request, answer, early=True)
         return answer
 
     async def _take_back(self, instance: Instance, numbers: Collection[int]) -> None:

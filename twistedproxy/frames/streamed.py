@@ -97,9 +97,9 @@ class FramePieces:
         """Have the first piece ready. Raises what `FrameReader.read` does."""
         first = await self._load()
         self.answer = attrs.evolve(first, frames=first.frames[:1])
-        if self.request.reported:  # the whole list, whose rest is taken to be like the first piece
-            missing = len(set(self.request.numbers)) * first.from_origin // (first.cached + first.from_origin)
-            self.reader.report(self.request, attrs.evolve(self.answer, fetched=missing, shared=0))
+        # The whole list, whose rest is taken to be like the first piece.
+        missing = len(set(self.request.numbers)) * first.from_origin // (first.cached + first.from_origin)
+        self.reader.report(self.request, attrs.evolve(self.answer, fetched=missing, shared=0), early=missing > 0)
         self._coming = succeed(first)
 
     async def read(self) -> Sequence[Frame]:
@@ -125,7 +125,7 @@ class FramePieces:
         piece = await self._load()
         if not self._is_same(piece):
             raise AnswerBroken("the instance was changed")
-        if piece.prefetched and not piece.from_origin and self.request.reported:
+        if piece.prefetched and not piece.from_origin:
             self.reader.report(self.request, piece)
         self.answer = attrs.evolve(
             so_far,

@@ -824,16 +824,15 @@ class StoredInstanceTests(StoreTestCase):
     async def test_two_at_a_time(self) -> None:
         """A third whole-instance load waits for the end of one of two; small requests don't."""
         self.begin(origin_concurrency=1)
-        first = await self.origin.stored_instance(self.instance, ANYONE)
-        gate = self.store.hold(f"/{self.slide.sop}", after=1000)
-        second = await self.origin.stored_instance(self.instance, ANYONE)
+        gate = self.store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=1000)
+        first, second = [await self.origin.stored_instance(self.instance, ANYONE) for _ in range(2)]
         third = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
         (await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body.close()
         self.assertFalse(third.called)
-        await read_all(first, 64 * MB)
         second.close()
         gate.release()
         self.assertEqual(await read_all(await third, 64 * MB), self.slide.part10)
+        first.close()
 
 
 class ForwardTests(StoreTestCase):

@@ -37,6 +37,9 @@ READING_SECONDS = 30.0
 LOOK_AGAIN = 0.75
 """Frames by which a caller moves before other levels are thought of again."""
 
+MOST_PLACES = 64
+"""Frames of one request around which others are loaded: a screen. Who asks for more at once is no viewer."""
+
 _Key = tuple[bytes, Instance]
 _T = TypeVar("_T")
 
@@ -106,13 +109,14 @@ class LookAhead:
             return False
         self._read[seen.instance.of_series] = self.clock.seconds()
         self._read.move_to_end(seen.instance.of_series)
-        key, places = (seen.credential, seen.instance), [grid.place(number) for number in seen.numbers]
+        numbers = seen.numbers[:MOST_PLACES]
+        key, places = (seen.credential, seen.instance), [grid.place(number) for number in numbers]
         view = self._views.get(key)
         if view is None:
             view = _kept(self._views, key, _View(Gaze(*places[0])))
         reaches = [view.gaze.move(*place) for place in places]
         if seen.metadata.frames >= self.least_frames and not seen.dear:
-            self._load_around(seen, grid, reaches)
+            self._load_around(attrs.evolve(seen, numbers=numbers), grid, reaches)
         return view.has_moved()
 
     def _load_around(self, seen: Seen, grid: FrameGrid, reaches: Sequence[Reach]) -> None:
