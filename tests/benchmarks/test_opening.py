@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 from twisted.internet.defer import ensureDeferred
@@ -57,6 +58,26 @@ class SlideTests(ViewerCase):
         tiles = [line for line in lines if "/frames/" in line]
         self.assertEqual(len(lines), 3 + 2 + beside + 9)
         self.assertIn(f"{study.stored[1].resource}/frames/5", "".join(tiles[:2]))
+
+    async def test_waits(self) -> None:
+        """Tiles wait for all profiles; what is searched for beside them does not."""
+        study = slide(self._folder(), 1, ((4, 3), (16, 2)))
+        store = self._store(study)
+        gate = store.hold("/bulkdata/")
+        viewer = Viewer(store.url, "caller")
+        self.addCleanup(viewer.close)
+        show, released = viewer.show, []
+
+        def watched(*what: Any) -> None:
+            released.append(gate.open)
+            show(*what)
+
+        self.patch(viewer, "show", watched)
+        opening = deferToThread(open_slide, viewer, study)
+        await store.requested(lambda seen: "Modality=OT" in seen.line)
+        gate.release()
+        await opening
+        self.assertEqual((len(gate.waiting), released), (2, [True]))
 
     async def test_sent(self) -> None:
         """Each request has the caller's credential; tiles are asked for as they are stored."""
