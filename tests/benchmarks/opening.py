@@ -3,9 +3,9 @@ takes 80 ms for each answer, and through a proxy that has opened another study b
 caller, and by another one.
 
 Prints a Markdown table for each study and store: seconds until the last frame is there, and of the frames alone; how many
-requests reached the store, those of loads among them, by kind; and how many frames and profiles came wrong. Run:
-``python -m tests.benchmarks.opening``; more options of the proxy after ``--``. Ends with 1 if anything came wrong, or a mark
-of the project was missed. Read the ratios, not the seconds: direct requests are of the same run, sent in the same way.
+requests reached the store, those of loads among them, by kind; and how many frames and profiles came wrong.
+Run: ``python -m tests.benchmarks.opening``; more options of the proxy after ``--``. Ends with 1 if anything came wrong, or a
+mark of the project was missed. Read the ratios, not the seconds: direct requests are of the same run, sent in the same way.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Viewer:
         asked = []
         for one, number in frames:
             asked.append(self.ask(f"{one.resource}/frames/{number}", accept))
-            self._expected.append((asked[-1], lambda one=one, number=number: self._forms(one, number)))  # type: ignore[misc]
+            self._expected.append((asked[-1], partial(self._forms, one, number)))
         wait(asked)
 
     def _forms(self, one: StoredInstance, number: int) -> list[bytes]:
