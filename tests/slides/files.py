@@ -76,7 +76,7 @@ def slide(
     optical_paths: int = 1,
     sparse: bool = False,
     positions: Iterable[tuple[int, int]] | None = None,
-    icc_profile: bool = True,
+    icc_profile: bool | bytes = True,
     trailing_padding: int = 0,
     study: str | None = None,
     series: str | None = None,
@@ -88,8 +88,9 @@ def slide(
 
     *total_rows*, *total_columns*: size of the total pixel matrix in pixels, where the last frames stand over its edge.
     *focal_planes* and *optical_paths* repeat the grid. *sparse*: TILED_SPARSE, one frame for each of *positions*
-    (row, column in the grid, from 0; by default every second place); else TILED_FULL. *extra*: attributes by
-    keyword that replace or, with None, remove what is written.
+    (row, column in the grid, from 0; by default every second place); else TILED_FULL. *icc_profile*: of color
+    images, sRGB or the given bytes, an even number. *extra*: attributes by keyword that replace or, with None, remove
+    what is written.
     """
     kind = ENCODINGS[encoding]
     width = tile or kind.side or 256
@@ -245,7 +246,7 @@ def _shared_groups(focal_planes: int) -> Dataset:
     return shared
 
 
-def _optical_paths(data: Dataset, kind: Encoding, count: int, icc_profile: bool) -> None:
+def _optical_paths(data: Dataset, kind: Encoding, count: int, icc_profile: bool | bytes) -> None:
     paths = []
     for number in range(1, count + 1):
         path = Dataset()
@@ -255,7 +256,7 @@ def _optical_paths(data: Dataset, kind: Encoding, count: int, icc_profile: bool)
         path.IlluminationColorCodeSequence = Items([_code("11744", "DCM", "Full Spectrum")])
         path.ObjectiveLensPower = "20"
         if icc_profile and kind.samples == 3:
-            path.ICCProfile = _srgb()
+            path.ICCProfile = icc_profile if isinstance(icc_profile, bytes) else _srgb()
         paths.append(path)
     data.NumberOfOpticalPaths = count
     data.OpticalPathSequence = Items(paths)
