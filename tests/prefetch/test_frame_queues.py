@@ -17,6 +17,7 @@ from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.ahead import frame_queues
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueue, FrameQueues
 from twistedproxy.prefetch.jobs import Result
+from twistedproxy.streams import StreamTooLong
 
 
 @attrs.define(eq=False)
@@ -217,6 +218,48 @@ class QueuesTests(PrefetchCase):
         self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
         self.add(range(1, 5))
         self.assertEqual(self.loaded(), {1, 2, 3, 4})
+
+    def test_invalidated_meanwhile(self) -> None:
+        """What was wanted of an instance before a STOW is not loaded after it, whether its reader goes on or not."""
+        self.hold()
+        self.add(range(1, 101))
+        self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
+        asked = len(self.origin.asked)
+        for add in ([], [501]):
+            self.add(add)
+            self.release()
+            self.assertEqual(self.loaded(), {*add})
+        self.assertEqual(self.origin.numbers(Priority.DISPLAY)[4 * asked :], [501])
+
+        self.hold()
+        self.add(range(1, 101))
+        self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
+        self.release()
+        self.assertLess(len(self.loaded()), 4 * frame_queues.SIDE_BY_SIDE)
+        self.assertEqual((self.made.jobs.running, self.flushLoggedErrors()), ([], []))
+
+    def test_huge_frames(self) -> None:
+        """Of frames that are large one request asks for no more than all may have under way."""
+        self.patch(frame_queues, "BYTES_UNDER_WAY", 4 * MIB)
+        self.hold()
+        self.add(range(1, 9), size=100 * MIB)
+        self.assertEqual([numbers for _, numbers in self.origin.asked], [(1,)])
+        self.release()
+        self.assertEqual({len(numbers) for _, numbers in self.origin.asked}, {1})
+        self.add(range(11, 30), size=MIB + 1)
+        self.assertEqual([numbers for _, numbers in self.origin.asked][8:][0], (11, 12, 13))
+
+    def test_larger_than_thought(self) -> None:
+        """Frames of which several are no answer, and numbers that there are not, end the queue as any failure does."""
+        for failure, numbers in ((StreamTooLong("large"), [1, 2]), (None, [1, 10**6])):
+            self.setUp()
+            self.origin.failure = failure
+            self.add(numbers)
+            self.assertEqual([job["result"] for job in self.ended(self.made)], [Result.FAILED.value])
+            self.assertEqual(self.flushLoggedErrors(), [])
+            asked = len(self.origin.asked)
+            self.add([3])
+            self.assertEqual(len(self.origin.asked), asked)
 
     def test_deep(self) -> None:
         """Answers that come at once do not pile up on the stack."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from tests.frames.support import INSTANCE
+from tests.prefetch import slides as store
 from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
 from tests.prefetch.support import MIB, PrefetchCase, Worker
+from tests.series.support import level_json
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
@@ -189,6 +192,24 @@ class BeyondTests(LookAheadCase):
         self.assertSquare(self.places(1), (middle - MARGIN, middle + MARGIN), (middle - MARGIN, middle + MARGIN))
         self.assertEqual(self.places(3), set())  # the coarser one is loaded whole
 
+    def test_many_small_levels(self) -> None:
+        """Of a series that names any number of small levels and overviews some are loaded."""
+        kind = ["ORIGINAL", "PRIMARY", "OVERVIEW"]
+        more = [level_json(f"1.2.3.9.{n}", n, 256 * n, 256, n) for n in range(3, 60)]
+        more += [level_json(f"1.2.3.8.{n}", n, 256, 256, 1, _00080008=kind) for n in range(1, 40)]
+        levels = store._levels()
+        self.patch(store, "_levels", lambda: [*levels, *more])
+        for one in more:
+            sop = one["00080018"]["Value"][0]
+            FACTS[sop] = attrs.evolve(FACTS[level(1).sop], frames=one["00280008"]["Value"][0])
+            self.addCleanup(FACTS.pop, sop)
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60, turns=600)
+        loaded = [sop for sop in self.slides.loaded if sop.startswith("1.2.3.8.")]
+        self.assertEqual(len(loaded), slides.MAX_OVERVIEWS - 1)
+        self.assertLessEqual(self.slides.metadata_asked, 1 + slides.MAX_SMALL + slides.MAX_OVERVIEWS + 2)
+        self.now(worker.scheduler.stop())
+
     def test_rights(self) -> None:
         """A level that the caller is not shown is not loaded, and keeps nothing else from it."""
         self.slides.hidden = {level(2).sop, level(3).sop}
@@ -216,6 +237,27 @@ class BeyondTests(LookAheadCase):
             self.look(worker, 1, 64, 64)
             self.assertEqual(len(worker.whole.tasks), whole, (rate, others))
             self.now(worker.scheduler.stop())
+
+    def test_read_lately(self) -> None:
+        """Slides that nobody reads any more are forgotten: which are being read is looked at with each miss."""
+        worker = self.worker()
+        assert worker.scheduler.ahead is not None
+        for number in range(100):
+            one = attrs.evolve(level(1), series=f"1.2.9.{number}")
+            wanted = FrameRequest(self.origin, one, (1,), self.caller())  # type: ignore[arg-type]
+            worker.scheduler.ahead.around(slides.Seen(wanted, FACTS[level(1).sop], b"", 100, [1], False, dear=True))
+            self.clock.advance(1)
+        self.assertEqual(len(worker.scheduler.ahead._read), slides.READING_SECONDS)
+
+    def test_large_overview(self) -> None:
+        """A picture of one frame that no block would hold is not loaded unasked."""
+        found = level_json(level(OVERVIEW).sop, OVERVIEW, 8001, 256, 1, _00280010=[8001], _00080008=["", "", "OVERVIEW"])
+        levels = store._levels()[:-1]
+        self.patch(store, "_levels", lambda: [*levels, found])
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.assertEqual(self.places(OVERVIEW), set())
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
 
     def test_stopped(self) -> None:
         """At an orderly stop all of it ends."""

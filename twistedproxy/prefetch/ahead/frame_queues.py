@@ -7,6 +7,7 @@
 - What is cached is left alone, and so is what another worker has claimed. What this worker has in a queue, or has loaded, is known
   here, and the cache is not asked about it again.
 - An instance that the origin refuses to the caller is left alone for a while.
+- A queue ends with the fence that it was begun under.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
-from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.read_through import AnswerTooLarge, FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadFailed
 from twistedproxy.prefetch.loaders import turns
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.outages import Recent
@@ -35,7 +36,7 @@ SIDE_BY_SIDE = 12
 """Requests of one queue at once."""
 
 BYTES_UNDER_WAY = 32 << 20
-"""What the requests of all queues ask for, at most; one is always sent."""
+"""What the requests of all queues ask for, at most; one for a frame is always sent."""
 
 MAX_WAITING = 2000
 """Frames of one queue that wait; of more the ones that are the least likely to be asked for."""
@@ -50,6 +51,13 @@ REFUSED_SECONDS = 60.0
 """How long an instance is left alone of which the origin refused frames."""
 
 _Key = tuple[bytes, Instance]
+
+
+class _Changed(LoadFailed):
+    """What is being loaded was planned for another content of the instance, or cannot be kept."""
+
+    def __str__(self) -> str:
+        return "the instance has changed, or the cache cannot be reached"
 
 
 @attrs.define(eq=False)
@@ -130,6 +138,8 @@ class FrameQueues:
         """The queue of the caller and the instance of *wanted*, which has this *fence* now."""
         key = (wanted.caller.credential, wanted.instance)
         queue = self._queues.get(key)
+        if queue is not None and queue.fence != fence:
+            self._give_up(queue, Failure(_Changed()))
         if queue is None or queue.fence != fence:
             quiet = FrameRequest(
                 wanted.origin, wanted.instance, (1,), wanted.caller, prefetch=False, priority=Priority.DISPLAY
@@ -179,7 +189,8 @@ class FrameQueues:
 
     def _send(self, queue: FrameQueue) -> None:
         wanted = queue.wanted
-        numbers = queue.take(max(1, wanted.origin.frames_per_request(wanted.instance)))
+        room = (BYTES_UNDER_WAY - self._under_way) // queue.frame_bytes
+        numbers = queue.take(max(1, min(room, wanted.origin.frames_per_request(wanted.instance))))
         size = len(numbers) * queue.frame_bytes
         self._under_way += size
         lane = Deferred.fromCoroutine(self._load(queue, numbers))
@@ -198,14 +209,21 @@ class FrameQueues:
 
     def _failed(self, queue: FrameQueue, failure: Failure) -> None:
         """A request failed: the others would, too."""
+        if self._give_up(queue, failure) and failure.check(_Changed) is None:
+            self._refused.add((queue.wanted.caller.credential, queue.wanted.instance), self.clock.seconds())
+
+    @staticmethod
+    def _give_up(queue: FrameQueue, reason: Failure) -> bool:
+        """Load nothing more of *queue*; whether it had not come to its end before."""
         over = queue.over
         queue.stop()
-        if over is not None and not over.called:
-            self._refused.add((queue.wanted.caller.credential, queue.wanted.instance), self.clock.seconds())
-            over.errback(failure)
+        if over is None or over.called:
+            return False
+        over.errback(reason)
+        return True
 
     async def _load(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
-        """Load what nobody else has loaded, or is loading. Raises the errors of `FrameReader.read`."""
+        """Load what nobody else has loaded, or is loading. Raises `LoadFailed`, and the errors of `twistedproxy.origin.errors`."""
         instance, caller, job = queue.wanted.instance, queue.wanted.caller, queue.job
         if (turn := self._breathe()) is not None:  # a cache in this process answers at once
             await turn
@@ -221,7 +239,12 @@ class FrameQueues:
             if won:
                 await queue.wanted.origin.ready(caller)  # first: who asks for it joins what does not wait for a slot
                 mine = tuple(names[name] for name in missing if name in won)
-                answer = await self.reader.read(attrs.evolve(queue.wanted, numbers=mine))
+                try:
+                    answer = await self.reader.read(attrs.evolve(queue.wanted, numbers=mine))
+                except (NoSuchFrame, AnswerTooLarge) as error:  # other metadata were true when it was planned, or none are
+                    raise LoadFailed(str(error)) from None
+                if answer.fence != queue.fence:
+                    raise _Changed
                 if job is not None:
                     job.progressed(job.frames + answer.fetched, job.bytes + answer.size)
         finally:

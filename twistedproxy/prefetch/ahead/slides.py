@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginError
@@ -36,6 +37,12 @@ READING_SECONDS = 30.0
 
 LOOK_AGAIN = 0.75
 """Frames by which a caller moves before other levels are thought of again."""
+
+MAX_SMALL = 16
+"""Small levels of a slide that are loaded when it is opened: real ones have five. Metadata can name any number."""
+
+MAX_OVERVIEWS = 4
+"""The same of its overviews and thumbnails."""
 
 _Key = tuple[bytes, Instance]
 _T = TypeVar("_T")
@@ -104,8 +111,7 @@ class LookAhead:
         grid = tiled_fully(seen.metadata)
         if grid is None:
             return False
-        self._read[seen.instance.of_series] = self.clock.seconds()
-        self._read.move_to_end(seen.instance.of_series)
+        self._note_read(seen.instance.of_series)
         key, places = (seen.credential, seen.instance), [grid.place(number) for number in seen.numbers]
         view = self._views.get(key)
         if view is None:
@@ -114,6 +120,14 @@ class LookAhead:
         if seen.metadata.frames >= self.least_frames and not seen.dear:
             self._load_around(seen, grid, reaches)
         return view.has_moved()
+
+    def _note_read(self, series: Instance) -> None:
+        """*series* is being read; those that are not any more are forgotten: `slides` looks at all."""
+        now = self.clock.seconds()
+        self._read[series] = now
+        self._read.move_to_end(series)
+        while next(iter(self._read.values())) <= now - READING_SECONDS:
+            self._read.popitem(last=False)
 
     def _load_around(self, seen: Seen, grid: FrameGrid, reaches: Sequence[Reach]) -> None:
         queue = self.queues.of(seen.wanted, seen.fence, seen.frame_bytes)
@@ -151,8 +165,9 @@ class LookAhead:
 
     async def _open(self, seen: Seen, pyramid: Pyramid) -> None:
         """Load the small levels, the smallest first, and the pictures of the slide."""
-        for level in (*reversed(pyramid.levels), *pyramid.overviews):
-            if level.sop == seen.instance.sop or not self._is_small(level):
+        small = [one for one in reversed(pyramid.levels) if self._is_small(one)][:MAX_SMALL]
+        for level in (*small, *filter(self._is_small, pyramid.overviews[:MAX_OVERVIEWS])):
+            if level.sop == seen.instance.sop:
                 continue
             wanted, fence = await self._granted(seen, level)
             if fence is None:
@@ -160,12 +175,12 @@ class LookAhead:
             if level.metadata.frames >= self.least_frames:
                 await self.load_level(wanted, level.metadata, fence)
             else:
-                self.queues.add(self.queues.of(wanted, fence, seen.frame_bytes), range(1, level.metadata.frames + 1))
+                queue = self.queues.of(wanted, fence, expected(level.metadata))
+                self.queues.add(queue, range(1, level.metadata.frames + 1))
 
     def _is_small(self, level: Member) -> bool:
-        return level.metadata.rows > 0 < level.metadata.columns and FrameGrid.of(level.metadata).is_within(
-            self.block_pixels
-        )
+        facts, side = level.metadata, self.block_pixels
+        return 0 < facts.rows <= side and 0 < facts.columns <= side and FrameGrid.of(facts).is_within(side)
 
     async def _load_beside(self, seen: Seen, pyramid: Pyramid) -> None:
         view = self._views.get((seen.credential, seen.instance))
