@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import attrs
@@ -11,7 +13,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import INSTANCE
 from tests.prefetch.support import MIB, HeldOrigin, PrefetchCase
 from twistedproxy.frames.entries import frame_name, was_prefetched
-from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.ahead import frame_queues
@@ -35,7 +36,7 @@ class QueueTests(SynchronousTestCase):
     """One queue."""
 
     def queue(self) -> FrameQueue:
-        return FrameQueue(FrameRequest(HeldOrigin(), INSTANCE, (1,), Caller(b"alice")), b"fence")  # type: ignore[arg-type]
+        return FrameQueue((b"alice", INSTANCE), b"fence")
 
     def test_new_ones_first(self) -> None:
         """What is newly wanted comes first, in its order, and nothing twice."""
@@ -79,8 +80,9 @@ class QueuesTests(PrefetchCase):
         self.origin.asked.clear()
 
     def add(self, numbers: Sequence[int], caller: str = "alice", size: int = 100) -> FrameQueue:
-        queue = self.queues.of(self.wanted(1, caller=caller), self.fence(), size)
-        self.queues.add(queue, numbers)
+        wanted = self.wanted(1, caller=caller)
+        queue = self.queues.of(wanted, self.fence(), size)
+        self.queues.add(queue, wanted, numbers)
         return queue
 
     def loaded(self) -> set[int]:
@@ -211,6 +213,26 @@ class QueuesTests(PrefetchCase):
         self.origin.held = None
         self.add(range(1, 9))
         self.assertEqual(self.loaded(), set(range(1, 9)))
+
+    def test_headers_are_not_kept(self) -> None:
+        """A caller's headers are gone once all is loaded, or nothing more is, while it is remembered what is known."""
+        for refused in (False, True):
+            self.setUp()
+            self.hold()
+            wanted = self.wanted(1)
+            caller = weakref.ref(wanted.caller)
+            queue = self.queues.of(wanted, self.fence(), 100)
+            self.queues.add(queue, wanted, range(1, 9))
+            del wanted
+            gc.collect()
+            self.assertIsNotNone(caller(), "a queue that loads needs them")
+            self.origin.failure = OriginRefused(403, (), b"no") if refused else None
+            self.release()
+            self.assertEqual((self.made.jobs.running, 5 in queue.known), ([], not refused))
+            self.queues.add(queue, self.wanted(1), range(1, 9))
+            self.origin.failure = None  # its traceback has them
+            gc.collect()
+            self.assertIsNone(caller())
 
     def test_invalidated(self) -> None:
         """After a STOW nothing that was known counts."""

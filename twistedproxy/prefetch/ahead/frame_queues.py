@@ -62,11 +62,13 @@ class _Changed(LoadFailed):
 
 @attrs.define(eq=False)
 class FrameQueue:
-    """What is to be loaded of one instance for the caller of *wanted*, written under *fence*. *frame_bytes*: of a frame, about.
-    *known*: frames that are cached, wait here, or are *loading*."""
+    """What is to be loaded of one instance for one caller, written under *fence*. *wanted*: a request of the caller, with the headers
+    that are needed while anything is loaded. *frame_bytes*: of a frame, about. *known*: frames that are cached, wait here, or are
+    *loading*."""
 
-    wanted: FrameRequest
+    key: _Key
     fence: Fence
+    wanted: Optional[FrameRequest] = None
     frame_bytes: int = 1
     known: set[int] = attrs.Factory(set)
     loading: set[int] = attrs.Factory(set)
@@ -103,13 +105,13 @@ class FrameQueue:
 
     def end(self) -> None:
         """All of it is loaded."""
-        over, self.over, self.job = self.over, None, None
+        over, self.over, self.job, self.wanted = self.over, None, None, None
         if over is not None:
             over.callback(None)
 
     def stop(self) -> None:
         """Load nothing more; nothing is known. Who waits for the end is not told."""
-        self.over = self.job = None
+        self.over = self.job = self.wanted = None
         self._waiting.clear()
         self.known.clear()
         for lane in list(self.lanes):
@@ -141,22 +143,20 @@ class FrameQueues:
         if queue is not None and queue.fence != fence:
             self._give_up(queue, Failure(_Changed()))
         if queue is None or queue.fence != fence:
-            quiet = FrameRequest(
-                wanted.origin, wanted.instance, (1,), wanted.caller, prefetch=False, priority=Priority.DISPLAY
-            )
-            queue = self._queues[key] = FrameQueue(quiet, fence)
+            queue = self._queues[key] = FrameQueue(key, fence)
         queue.frame_bytes = max(1, frame_bytes)
         self._queues.move_to_end(key)
         if len(self._queues) > MAX_QUEUES:
             self._queues.popitem(last=False)
         return queue
 
-    def add(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
-        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds."""
-        key = (queue.wanted.caller.credential, queue.wanted.instance)
-        if self._refused.has(key, self.clock.seconds()):
+    def add(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
+        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds, for the caller of *wanted*."""
+        if self._refused.has(queue.key, self.clock.seconds()):
             return
         new = queue.put(numbers)
+        if len(queue):
+            queue.wanted = attrs.evolve(wanted, prefetch=False, priority=Priority.DISPLAY)
         if queue.job is None and len(queue):
             self._begin(queue)
         elif queue.job is not None:
@@ -165,8 +165,7 @@ class FrameQueues:
         self._go_on()
 
     def _begin(self, queue: FrameQueue) -> None:
-        instance = queue.wanted.instance
-        queue.job = job = self.jobs.start(instance, JobKind.AHEAD, "look-ahead", len(queue), queue.fence)
+        queue.job = job = self.jobs.start(queue.key[1], JobKind.AHEAD, "look-ahead", len(queue), queue.fence)
         queue.over = Deferred(lambda _: queue.stop())
         job.running = Deferred.fromCoroutine(self.jobs.carry_out(job, queue.over))
         job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
@@ -189,11 +188,12 @@ class FrameQueues:
 
     def _send(self, queue: FrameQueue) -> None:
         wanted = queue.wanted
+        assert wanted is not None  # something waits
         room = (BYTES_UNDER_WAY - self._under_way) // queue.frame_bytes
         numbers = queue.take(max(1, min(room, wanted.origin.frames_per_request(wanted.instance))))
         size = len(numbers) * queue.frame_bytes
         self._under_way += size
-        lane = Deferred.fromCoroutine(self._load(queue, numbers))
+        lane = Deferred.fromCoroutine(self._load(queue, wanted, numbers))
 
         def ended(result: object) -> None:
             self._under_way -= size
@@ -210,7 +210,7 @@ class FrameQueues:
     def _failed(self, queue: FrameQueue, failure: Failure) -> None:
         """A request failed: the others would, too."""
         if self._give_up(queue, failure) and failure.check(_Changed) is None:
-            self._refused.add((queue.wanted.caller.credential, queue.wanted.instance), self.clock.seconds())
+            self._refused.add(queue.key, self.clock.seconds())
 
     @staticmethod
     def _give_up(queue: FrameQueue, reason: Failure) -> bool:
@@ -222,9 +222,9 @@ class FrameQueues:
         over.errback(reason)
         return True
 
-    async def _load(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
+    async def _load(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
         """Load what nobody else has loaded, or is loading. Raises `LoadFailed`, and the errors of `twistedproxy.origin.errors`."""
-        instance, caller, job = queue.wanted.instance, queue.wanted.caller, queue.job
+        instance, job = wanted.instance, queue.job
         if (turn := self._breathe()) is not None:  # a cache in this process answers at once
             await turn
         names = {frame_name(number): number for number in numbers}
@@ -237,10 +237,10 @@ class FrameQueues:
         self.metrics.count("prefetch_claims_lost", (), len(missing) - len(won))
         try:
             if won:
-                await queue.wanted.origin.ready(caller)  # first: who asks for it joins what does not wait for a slot
+                await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
                 mine = tuple(names[name] for name in missing if name in won)
                 try:
-                    answer = await self.reader.read(attrs.evolve(queue.wanted, numbers=mine))
+                    answer = await self.reader.read(attrs.evolve(wanted, numbers=mine))
                 except (NoSuchFrame, AnswerTooLarge) as error:  # other metadata were true when it was planned, or none are
                     raise LoadFailed(str(error)) from None
                 if answer.fence != queue.fence:

@@ -135,7 +135,7 @@ class LookAhead:
             queue.missed(seen.numbers)
         for number, reach in zip(seen.numbers, reaches):
             if not queue.known.issuperset(edge(grid, number, reach)):
-                self.queues.add(queue, around(grid, *grid.place(number), reach))
+                self.queues.add(queue, seen.wanted, around(grid, *grid.place(number), reach))
 
     def slides(self, instance: Instance, credential: bytes, frames: int) -> int:
         """The frames of the slide that *instance*, which has so many, is a level of, times the slides of its store that are being read."""
@@ -176,7 +176,7 @@ class LookAhead:
                 await self.load_level(wanted, level.metadata, fence)
             else:
                 queue = self.queues.of(wanted, fence, expected(level.metadata))
-                self.queues.add(queue, range(1, level.metadata.frames + 1))
+                self.queues.add(queue, wanted, range(1, level.metadata.frames + 1))
 
     def _is_small(self, level: Member) -> bool:
         facts, side = level.metadata, self.block_pixels
@@ -196,7 +196,7 @@ class LookAhead:
             wanted, fence = await self._granted(seen, level)
             if fence is not None:
                 queue = self.queues.of(wanted, fence, seen.frame_bytes)
-                self.queues.add(queue, around(grid, 0, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
+                self.queues.add(queue, wanted, around(grid, 0, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
 
     async def _granted(self, seen: Seen, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
         """A request for frames of another *level* in the caller's name, and the level's fence; None where the caller may not read
