@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 import attrs
 import pydicom
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.clients import Client
@@ -19,10 +20,16 @@ from tests.stores.dialects import AZURE, GOOGLE, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.repairs import metadata as repairs
 from twistedproxy.dicomweb.repairs.searches import MAX_SERIES, MAX_STUDIES, asked_for, summary_of
 from twistedproxy.imaging import object_header
 from twistedproxy.imaging.object_header import HeldBack, ObjectHeader
+from twistedproxy.imaging.parameters import Rendering
+from twistedproxy.origin.interface import Caller
+from twistedproxy.rendering.descriptions import _header
+from twistedproxy.rendering.planner import Request
+from twistedproxy.streams import BytesStream, read_all
 
 GROUPS, PATHS, PROFILE = "52009230", "00480105", "00282000"
 NO_GROUPS = attrs.evolve(GOOGLE, omitted_tags=(GROUPS,))
@@ -485,6 +492,42 @@ class HeaderTests(SynchronousTestCase):
         """An object without either has nothing, and that is a result, too."""
         held = self.read(slide(self.mktemp(), 2, 3, 16, icc_profile=False))
         self.assertEqual((held, HeldBack.from_bytes(held.to_bytes())), (HeldBack(), HeldBack()))
+
+    def test_deflated(self) -> None:
+        """A deflated object is not inflated: a few bytes of it may be gigabytes."""
+        made = slide(self.mktemp(), 2, 3, 16, "raw", sparse=True)
+        data = pydicom.dcmread(made.path)
+        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        pydicom.dcmwrite(made.path, data)
+
+        def inflate(*_arguments: object) -> bytes:
+            raise AssertionError("it was inflated")
+
+        self.patch(zlib, "decompress", inflate)
+        self.assertEqual(self.read(made), HeldBack())
+
+    def test_deflated_is_not_looked_through(self) -> None:
+        """Nor is it in the proxy itself, to find where its pixels begin: no more of it is read than says so."""
+        made = slide(self.mktemp(), 2, 3, 16, "raw")
+        data = pydicom.dcmread(made.path)
+        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        pydicom.dcmwrite(made.path, data)
+        content = made.path.read_bytes()
+        pieces = [content[start : start + 100] for start in range(0, len(content), 100)]
+
+        class Origin:
+            async def stored_instance(self, *_: object) -> BytesStream:
+                return BytesStream(*pieces)
+
+        instance = Instance("http://store.test", "", made.study, made.series, made.sop)
+        request = Request(Origin(), instance, Caller(b"alice"), Rendering())  # type: ignore[arg-type]
+
+        async def read() -> bytes:
+            return await read_all(await _header(request), 1 << 20)
+
+        found = self.successResultOf(Deferred.fromCoroutine(read()))
+        self.assertLess(len(found), 600)
+        self.assertIn(b"1.2.840.10008.1.2.1.99", found)
 
     def test_profile_at_the_top(self) -> None:
         """A photograph's profile stands at the top."""
