@@ -251,7 +251,9 @@ class BeyondTests(LookAheadCase):
 
     def test_large_overview(self) -> None:
         """A picture of one frame that no block would hold is not loaded unasked."""
-        found = level_json(level(OVERVIEW).sop, OVERVIEW, 8001, 256, 1, _00280010=[8001], _00080008=["", "", "OVERVIEW"])
+        found = level_json(
+            level(OVERVIEW).sop, OVERVIEW, 8001, 256, 1, _00280010=[8001], _00080008=["", "", "OVERVIEW"]
+        )
         levels = store._levels()[:-1]
         self.patch(store, "_levels", lambda: [*levels, found])
         worker = self.worker(whole_instance=False)

@@ -241,7 +241,10 @@ class FrameQueues:
                 mine = tuple(names[name] for name in missing if name in won)
                 try:
                     answer = await self.reader.read(attrs.evolve(wanted, numbers=mine))
-                except (NoSuchFrame, AnswerTooLarge) as error:  # other metadata were true when it was planned, or none are
+                except (
+                    NoSuchFrame,
+                    AnswerTooLarge,
+                ) as error:  # other metadata were true when it was planned, or none are
                     raise LoadFailed(str(error)) from None
                 if answer.fence != queue.fence:
                     raise _Changed
