@@ -184,6 +184,22 @@ class BeyondTests(LookAheadCase):
         self.look(worker, 1, 64, 50)
         self.assertIn((middle, int(50.5 * SIDES[2] / SIDES[1]) - MARGIN), self.places(2))
 
+    def test_planes(self) -> None:
+        """The same plane of the level beside, where it has as many focal planes or optical paths; again when the plane changes."""
+        levels = [level_json(f"1.2.3.{n}", n, SIDES[n] * 256, SIDES[n] * 256, 2 * SIDES[n] ** 2) for n in (1, 2)]
+        self.patch(store, "_levels", lambda: levels)
+        for n in (1, 2):
+            facts = FACTS[level(n).sop]
+            self.addCleanup(FACTS.__setitem__, level(n).sop, facts)
+            FACTS[level(n).sop] = attrs.evolve(facts, frames=2 * facts.frames)
+        worker = self.worker(whole_instance=False)
+        middle = int(64.5 * SIDES[2] / SIDES[1])
+        square = (middle - MARGIN, middle + MARGIN)
+        self.look(worker, 1, SIDES[1] + 64, 64)
+        self.assertSquare(self.places(2), (SIDES[2] + square[0], SIDES[2] + square[1]), square)
+        self.look(worker, 1, 64, 64)
+        self.assertEqual(len(self.places(2)), 2 * (2 * MARGIN + 1) ** 2)
+
     def test_finer(self) -> None:
         """The finer level, too."""
         worker = self.worker(whole_instance=False)

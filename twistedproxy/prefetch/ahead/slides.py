@@ -75,15 +75,15 @@ class Seen:
 @attrs.define(eq=False)
 class _View:
     """Where a caller looks in one instance. *looked*: where the gaze was when other levels were thought of; *placed*: by the UIDs of
-    those levels, the places around which they were loaded."""
+    those levels, and the plane, the places around which they were loaded."""
 
     gaze: Gaze
-    looked: Optional[tuple[float, float]] = None
-    placed: dict[str, tuple[float, float]] = attrs.Factory(dict)
+    looked: Optional[tuple[float, float, float]] = None
+    placed: dict[tuple[str, int], tuple[float, float]] = attrs.Factory(dict)
 
     def has_moved(self) -> bool:
         """Whether it is time to think of other levels; then not again for a while."""
-        at = self.gaze.row, self.gaze.column
+        at = self.gaze.plane, self.gaze.row, self.gaze.column
         if self.looked is not None and math.dist(self.looked, at) < LOOK_AGAIN:
             return False
         self.looked = at
@@ -189,14 +189,15 @@ class LookAhead:
             if view is None or grid is None or self._is_small(level):  # small ones are loaded whole
                 continue
             place = same_place(view.gaze, seen.metadata, level.metadata)
-            before = view.placed.get(level.sop)
+            plane = view.gaze.plane if view.gaze.plane * grid.rows * grid.columns < grid.frames else 0
+            before = view.placed.get((level.sop, plane))
             if before is not None and max(abs(place[0] - before[0]), abs(place[1] - before[1])) <= MARGIN / 2:
                 continue
-            view.placed[level.sop] = place
+            view.placed[level.sop, plane] = place
             wanted, fence = await self._granted(seen, level)
             if fence is not None:
                 queue = self.queues.of(wanted, fence, seen.frame_bytes)
-                self.queues.add(queue, wanted, around(grid, 0, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
+                self.queues.add(queue, wanted, around(grid, plane, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
 
     async def _granted(self, seen: Seen, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
         """A request for frames of another *level* in the caller's name, and the level's fence; None where the caller may not read
