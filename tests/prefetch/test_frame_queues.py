@@ -60,10 +60,15 @@ class QueueTests(SynchronousTestCase):
         queue.put([1, 2, 3])
         queue.take(2)
         queue.loading.discard(1)
-        queue.missed([2, 3])  # one is being loaded, one waits: that says nothing
+        queue.missed([2, 3], 0.0)  # one is being loaded, one waits: that says nothing
         self.assertEqual(queue.known, {1, 2, 3})
-        queue.missed([7, 1])
+        queue.missed([7, 1], 0.0)
         self.assertEqual(queue.known, {1, 2, 3, 7})
+        queue.loading.clear()
+        queue.missed([2], frame_queues.LOST_SECONDS - 1)
+        self.assertEqual(queue.known, {1, 2, 3, 7}, "so soon again")
+        queue.missed([2], frame_queues.LOST_SECONDS)
+        self.assertEqual(queue.known, {2, 3})
 
 
 class QueuesTests(PrefetchCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -13,6 +14,7 @@ from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
 from tests.prefetch.support import MIB, PrefetchCase, Worker
 from tests.series.support import level_json
 from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
 from twistedproxy.prefetch.ahead import slides
@@ -119,6 +121,22 @@ class AroundTests(LookAheadCase):
         self.now(self.cache.remove(level(1), [frame_name(number) for number in numbers]))
         self.assertEqual(self.look(worker, 1, 50, 60).cached, 0)
         self.assertSquare(self.places(1), (50 - RING, 50 + RING), (60 - RING, 60 + RING))
+
+    def test_cache_that_takes_none(self) -> None:
+        """Before a cache that keeps no frames what lies around is not loaded anew with each miss."""
+        put = self.cache.put_many
+
+        async def refuse(instance: Instance, fence: Any, entries: Any, seconds: Any) -> bool:
+            return frame_name(1)[:1] not in {name[:1] for name in entries} and await put(
+                instance, fence, entries, seconds
+            )
+
+        self.patch(self.cache, "put_many", refuse)
+        worker = self.worker(whole_instance=False)
+        for column in range(60, 70):
+            self.assertEqual(self.look(worker, 1, 50, column).fetched, 1)
+        side = 2 * RING + 1
+        self.assertLess(len(self.slides.loaded[level(1).sop]), 10 + 2 * side**2 + side * (10 + FURTHER))
 
     def test_dear(self) -> None:
         """Where a frame costs the origin as much as the instance nothing is loaded around, as long as it can be loaded whole."""

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -50,6 +51,9 @@ CLAIM_SECONDS = 30.0
 REFUSED_SECONDS = 60.0
 """How long an instance is left alone of which the origin refused frames."""
 
+LOST_SECONDS = 10.0
+"""How often the frames of one queue may turn out to be lost (seconds)."""
+
 _Key = tuple[bytes, Instance]
 
 
@@ -73,6 +77,8 @@ class FrameQueue:
     known: set[int] = attrs.Factory(set)
     loading: set[int] = attrs.Factory(set)
     lanes: set[Deferred[None]] = attrs.Factory(set)
+    lost: float = -math.inf
+    """When frames were lost last (seconds of the clock)."""
     job: Optional[Job] = None
     over: Optional[Deferred[None]] = None
     _waiting: OrderedDict[int, None] = attrs.Factory(OrderedDict)
@@ -97,10 +103,12 @@ class FrameQueue:
         self.loading.update(numbers)
         return numbers
 
-    def missed(self, numbers: Iterable[int]) -> None:
-        """The origin was asked for these: if they were thought to be cached, they were lost, and so may be others."""
-        if any(one in self.known and one not in self._waiting and one not in self.loading for one in numbers):
-            self.known = {*self._waiting, *self.loading}
+    def missed(self, numbers: Iterable[int], now: float) -> None:
+        """The origin was asked for these: if they were thought to be cached, they were lost, and so may be others. That is believed
+        once in a while: a cache that loses all, or takes none, is not filled in vain with each miss."""
+        lost = any(one in self.known and one not in self._waiting and one not in self.loading for one in numbers)
+        if lost and now >= self.lost + LOST_SECONDS:
+            self.known, self.lost = {*self._waiting, *self.loading}, now
         self.known.update(numbers)
 
     def end(self) -> None:

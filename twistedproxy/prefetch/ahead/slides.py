@@ -132,7 +132,7 @@ class LookAhead:
     def _load_around(self, seen: Seen, grid: FrameGrid, reaches: Sequence[Reach]) -> None:
         queue = self.queues.of(seen.wanted, seen.fence, seen.frame_bytes)
         if seen.missed:
-            queue.missed(seen.numbers)
+            queue.missed(seen.numbers, self.clock.seconds())
         for number, reach in zip(seen.numbers, reaches):
             if not queue.known.issuperset(edge(grid, number, reach)):
                 self.queues.add(queue, seen.wanted, around(grid, *grid.place(number), reach))
