@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import attrs
 import pydicom
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.clients import Client
 from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy, logged, token
+from tests.frames.support import INSTANCE
 from tests.slides import Made, slide
 from tests.stores import faults
 from tests.stores.dialects import AZURE, GOOGLE, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until
 from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb.repairs import metadata as repairs
+from twistedproxy.dicomweb.repairs.members import objects_in
 from twistedproxy.dicomweb.repairs.searches import MAX_SERIES, MAX_STUDIES, asked_for, summary_of
 from twistedproxy.imaging import object_header
 from twistedproxy.imaging.object_header import HeldBack, ObjectHeader
+from twistedproxy.imaging.parameters import Rendering
+from twistedproxy.origin.interface import Caller
+from twistedproxy.rendering.descriptions import _header
+from twistedproxy.rendering.planner import Request
+from twistedproxy.streams import BytesStream, read_all
 
 GROUPS, PATHS, PROFILE = "52009230", "00480105", "00282000"
 NO_GROUPS = attrs.evolve(GOOGLE, omitted_tags=(GROUPS,))
@@ -446,6 +457,46 @@ class SummaryTests(SynchronousTestCase):
             self.assertEqual(asked_for(query), tags, query)
 
 
+class BoundsTests(SynchronousTestCase):
+    """What an answer may say, and how much is added to it, where objects are in memory."""
+
+    def added(self, *frames: int) -> list[bool]:
+        """Whether objects with so many frames, in one answer, get their functional groups."""
+        groups = b'{"vr":"SQ","Value":[{}]}'
+
+        class Objects:
+            async def held_back(self, *_: object) -> HeldBack:
+                return HeldBack(zlib.compress(groups), len(groups))
+
+        answer = json.dumps([_lacking(number, count) for number, count in enumerate(frames)]).encode()
+        where = SimpleNamespace(url="http://store.test")
+        target: Any = SimpleNamespace(origin=where, resource=SimpleNamespace(study="1", series="1.2", root=""))
+        found = repairs.MetadataRepairs(Objects(), Clock())  # type: ignore[arg-type]
+        members, _ = self.successResultOf(Deferred.fromCoroutine(found.members(answer, target, Caller(b"alice"))))
+        return [GROUPS in members[at] for at in sorted(members)]
+
+    def test_groups_of_one_answer(self) -> None:
+        """The functional groups that are added to one answer have a bound: many objects of 32 MB would be all memory."""
+        self.assertEqual(self.added(2, 2, 2), [True] * 3)
+        self.patch(repairs, "MAX_ADDED", 50)
+        self.assertEqual(self.added(2, 2, 2), [True, True, False])
+
+    def test_any_number_of_frames(self) -> None:
+        """A number of frames that makes no sense costs nothing but that object's order."""
+        answer = json.dumps([{**_lacking(1, 10**400), PATHS: {"vr": "SQ", "Value": [{}]}}]).encode()
+        ((_, _, attributes),) = [one for one in objects_in(answer) if one[1]]
+        assert isinstance(attributes, dict)
+        self.assertEqual(repairs.Missing(0, 1, INSTANCE, attributes, False, True).frames, 1)
+
+
+def _lacking(number: int, frames: int) -> dict[str, Any]:
+    return {
+        "00080018": {"vr": "UI", "Value": [f"1.2.{number}"]},
+        "00280008": {"vr": "IS", "Value": [frames]},
+        "52009229": {"vr": "SQ", "Value": [{}]},
+    }
+
+
 class HeaderTests(SynchronousTestCase):
     """`ObjectHeader`."""
 
@@ -485,6 +536,42 @@ class HeaderTests(SynchronousTestCase):
         """An object without either has nothing, and that is a result, too."""
         held = self.read(slide(self.mktemp(), 2, 3, 16, icc_profile=False))
         self.assertEqual((held, HeldBack.from_bytes(held.to_bytes())), (HeldBack(), HeldBack()))
+
+    def test_deflated(self) -> None:
+        """A deflated object is not inflated: a few bytes of it may be gigabytes."""
+        made = slide(self.mktemp(), 2, 3, 16, "raw", sparse=True)
+        data = pydicom.dcmread(made.path)
+        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        pydicom.dcmwrite(made.path, data)
+
+        def inflate(*_arguments: object) -> bytes:
+            raise AssertionError("it was inflated")
+
+        self.patch(zlib, "decompress", inflate)
+        self.assertEqual(self.read(made), HeldBack())
+
+    def test_deflated_is_not_looked_through(self) -> None:
+        """Nor is it in the proxy itself, to find where its pixels begin: no more of it is read than says so."""
+        made = slide(self.mktemp(), 2, 3, 16, "raw")
+        data = pydicom.dcmread(made.path)
+        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        pydicom.dcmwrite(made.path, data)
+        content = made.path.read_bytes()
+        pieces = [content[start : start + 100] for start in range(0, len(content), 100)]
+
+        class Origin:
+            async def stored_instance(self, *_: object) -> BytesStream:
+                return BytesStream(*pieces)
+
+        instance = Instance("http://store.test", "", made.study, made.series, made.sop)
+        request = Request(Origin(), instance, Caller(b"alice"), Rendering())  # type: ignore[arg-type]
+
+        async def read() -> bytes:
+            return await read_all(await _header(request), 1 << 20)
+
+        found = self.successResultOf(Deferred.fromCoroutine(read()))
+        self.assertLess(len(found), 600)
+        self.assertIn(b"1.2.840.10008.1.2.1.99", found)
 
     def test_profile_at_the_top(self) -> None:
         """A photograph's profile stands at the top."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
 from twisted.internet.defer import Deferred
 
 from tests.cache.support import RunningServer, any_server
-from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy
+from tests.dicomweb.support import ALICE, MALLORY, ProxyCase, RunningProxy, token
 from tests.slides import slide
 from tests.stores import faults
 from tests.stores.dialects import DCM4CHEE, ORTHANC, STANDARD, Dialect
 from tests.stores.simulated import SimulatedStore
 from twistedproxy.cache.address import MemoryAddress, UnixAddress
+from twistedproxy.dicom.multipart_writer import build
 
 MISS = "twistedproxy; fwd=uri-miss; stored"
 HIT = "twistedproxy; hit"
@@ -150,6 +153,26 @@ class RightsTests(SideBySideCase):
             self.assertEqual(answer.frames(), [self.stored[number - 1]])
             self.assertNotEqual(answer.headers["cache-status"], HIT)
         self.assertEqual((await client.frames(self.slide.resource, [1, 2])).status, 403)
+
+    async def test_a_cache_on_the_way(self) -> None:
+        """A frame that a cache in front of the store gives, though it was to ask the store, opens nothing else; one that it has asked
+        for does (some say so with an Age of 0)."""
+        for age, status in (("7", 502), ("soon", 502), ("0", 200)):
+            store = self.store()
+            store.allow(token(ALICE))
+            proxy = await self.proxy(store)
+            alice, mallory = proxy.client(ALICE), proxy.client(MALLORY)
+            for number in (1, 2):
+                self.assertEqual((await alice.frames(self.slide.resource, [number])).status, 200)
+            metadata = json.dumps([store.instances[self.slide.sop].metadata]).encode()
+            part = build([self.stored[0]], "image/jpeg", "1.2.840.10008.1.2.4.50")
+            for content_type, body, path in (
+                ("application/dicom+json", metadata, "/metadata"),
+                (part.content_type.decode(), b"".join(part.chunks), "/frames/1"),
+            ):
+                store.fail(faults.Answer(200, (("Content-Type", content_type), ("Age", age)), body), path, None)
+            await mallory.frames(self.slide.resource, [1])
+            self.assertEqual((await mallory.frames(self.slide.resource, [2])).status, status, age)
 
     async def test_ended_meanwhile(self) -> None:
         """After a DELETE nothing that was cached before it is given, and what comes late is not kept."""

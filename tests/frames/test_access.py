@@ -308,6 +308,32 @@ class RenewalTests(AccessCase):
             self.assertIsNone(self.access.known(ALICE, INSTANCE))
             self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
 
+    def test_denied_meanwhile(self) -> None:
+        """What was asked for before a denial, and comes after it, is no grant: not a renewal, not metadata that were asked for or
+        passed by."""
+        reading = self.reading()
+        self.origin.answer = Deferred()
+        self.renew(self.grant)
+        asked = self.clock.seconds()
+        asking = Deferred.fromCoroutine(self.access.ask(self.origin, INSTANCE, ALICE, reading))  # type: ignore[arg-type]
+        self.clock.advance(1)
+        self.successResultOf(Deferred.fromCoroutine(self.access.revoke(ALICE, INSTANCE)))
+        self.clock.advance(1)
+        answer, self.origin.answer = self.origin.answer, Deferred()
+        later = self.ask()
+        answer.callback(None)
+        self.successResultOf(asking)
+        self.assertNoResult(later)
+        later.cancel()
+        self.failureResultOf(later, CancelledError)
+        self.origin.answer = None
+        passing = self.access.record_passing(INSTANCE, ALICE, METADATA, reading, asked + TTL)
+        self.successResultOf(Deferred.fromCoroutine(passing))
+        self.assertIsNone(self.access.known(ALICE, INSTANCE))
+        self.assertIsNone(self.worker().from_reading(ALICE, INSTANCE, self.reading()))
+        self.successResultOf(self.ask())
+        self.assertIsNotNone(self.access.known(ALICE, INSTANCE), "what is asked for after it is")
+
     def test_failed(self) -> None:
         """After a failure it is tried again, but not with every request."""
         self.origin.refusal = OriginBusy("later")

@@ -6,16 +6,16 @@ from collections.abc import Awaitable
 from typing import Any, Optional
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, INSTANCE, JPEG, MALLORY, METADATA, MemoryOrigin, ReadingParts, frame
 from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000, Frame
+from twistedproxy.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000, JPEG_2000_LOSSLESS, Frame
 from twistedproxy.frames.access import RENEWAL_PAUSE
-from twistedproxy.frames.entries import LARGE_FRAME, frame_name
+from twistedproxy.frames.entries import LARGE_FRAME, frame_name, grant_name, unpack_grant
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest, NoSuchFrame
 from twistedproxy.frames.streamed import FramePieces, ListReader
 from twistedproxy.origin.errors import (
@@ -29,6 +29,7 @@ from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.streams import StreamTooLong
 from twistedproxy.system.memory_budget import AnswerMemory
 
+BOB = Caller(b"bob", ((b"Authorization", b"Bearer bob"),))
 NATIVE = InstanceMetadata(frames=100, rows=2, columns=2, transfer_syntax=EXPLICIT_VR_LITTLE_ENDIAN)
 
 
@@ -293,6 +294,21 @@ class RightsTests(SideBySideCase):
         self.origin.slow.release()
         self.assertEqual([self.grant(caller) is None for caller in (ALICE, MALLORY)], [True, False])
 
+    def test_as_long_as_the_frame_proves(self) -> None:
+        """A grant by a frame ends when the time of that frame does, however late another caller's metadata bring the facts."""
+        self.given(3)
+        self.given(4, MALLORY)
+        waiting = self.ask(6, takes=lambda uid: uid == JPEG_2000_LOSSLESS, caller=BOB)
+        self.parts.clock.advance(100)
+        self.origin.slow.release()
+        self.successResultOf(waiting)
+        for caller in (MALLORY, BOB):
+            grant = self.reader.access.known(caller, INSTANCE)
+            assert grant is not None
+            self.assertEqual(grant.expires, self.parts.ttl)
+            packed = self.result(self.parts.cache.get_many(INSTANCE, [grant_name(caller)])).entries
+            self.assertEqual(unpack_grant(packed[grant_name(caller)]), self.parts.ttl)
+
     def test_frames_are_not_joined(self) -> None:
         """A caller never gets the frame that another one's request brings, though it comes at the same time."""
         self.origin.quick = Held()
@@ -354,6 +370,37 @@ class RightsTests(SideBySideCase):
 
 class OtherwiseTests(SideBySideCase):
     """What does not show by itself that it is the frame."""
+
+    def test_cached_and_not_given(self) -> None:
+        """A frame that waits for the facts, because its caller does not take it as it is, is taken out of the cache where none come:
+        the metadata are refused, or the caller leaves."""
+        asking = self.ask(3, takes=lambda uid: uid == JPEG_2000_LOSSLESS)
+        self.assertEqual(self.cached(3), {frame_name(3)})
+        self.origin.untold[b"alice"] = refused(403)
+        self.origin.slow.release()
+        self.failed(asking, OriginRefused)
+        self.assertEqual(self.cached(3), set())
+
+        self.setUp()
+        asking = self.ask(3, takes=lambda uid: uid == JPEG_2000_LOSSLESS)
+        asking.cancel()
+        self.failed(asking, CancelledError)
+        self.assertEqual((self.cached(3), self.origin.slow.cancelled), (set(), 1))
+
+    def test_cached_after_it_was_taken_out(self) -> None:
+        """A frame that comes to the cache only once it is known that no facts come is taken out then."""
+        put, gate = self.parts.cache.put_many, Deferred[None]()
+
+        async def late(*entry: Any) -> bool:
+            await gate
+            return await put(*entry)
+
+        self.patch(self.parts.cache, "put_many", late)
+        self.origin.untold[b"alice"] = refused(403)
+        self.given(3)
+        self.origin.slow.release()
+        gate.callback(None)
+        self.assertEqual(self.cached(3), set())
 
     def test_ordinary_way(self) -> None:
         """After any other failure the metadata are waited for, and the frame is asked for with these."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import attrs
@@ -11,12 +13,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import INSTANCE
 from tests.prefetch.support import MIB, HeldOrigin, PrefetchCase
 from twistedproxy.frames.entries import frame_name, was_prefetched
-from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.ahead import frame_queues
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueue, FrameQueues
 from twistedproxy.prefetch.jobs import Result
+from twistedproxy.streams import StreamTooLong
 
 
 @attrs.define(eq=False)
@@ -34,7 +36,7 @@ class QueueTests(SynchronousTestCase):
     """One queue."""
 
     def queue(self) -> FrameQueue:
-        return FrameQueue(FrameRequest(HeldOrigin(), INSTANCE, (1,), Caller(b"alice")), b"fence")  # type: ignore[arg-type]
+        return FrameQueue((b"alice", INSTANCE), b"fence")
 
     def test_new_ones_first(self) -> None:
         """What is newly wanted comes first, in its order, and nothing twice."""
@@ -58,10 +60,15 @@ class QueueTests(SynchronousTestCase):
         queue.put([1, 2, 3])
         queue.take(2)
         queue.loading.discard(1)
-        queue.missed([2, 3])  # one is being loaded, one waits: that says nothing
+        queue.missed([2, 3], 0.0)  # one is being loaded, one waits: that says nothing
         self.assertEqual(queue.known, {1, 2, 3})
-        queue.missed([7, 1])
+        queue.missed([7, 1], 0.0)
         self.assertEqual(queue.known, {1, 2, 3, 7})
+        queue.loading.clear()
+        queue.missed([2], frame_queues.LOST_SECONDS - 1)
+        self.assertEqual(queue.known, {1, 2, 3, 7}, "so soon again")
+        queue.missed([2], frame_queues.LOST_SECONDS)
+        self.assertEqual(queue.known, {2, 3})
 
 
 class QueuesTests(PrefetchCase):
@@ -78,8 +85,9 @@ class QueuesTests(PrefetchCase):
         self.origin.asked.clear()
 
     def add(self, numbers: Sequence[int], caller: str = "alice", size: int = 100) -> FrameQueue:
-        queue = self.queues.of(self.wanted(1, caller=caller), self.fence(), size)
-        self.queues.add(queue, numbers)
+        wanted = self.wanted(1, caller=caller)
+        queue = self.queues.of(wanted, self.fence(), size)
+        self.queues.add(queue, wanted, numbers)
         return queue
 
     def loaded(self) -> set[int]:
@@ -211,12 +219,74 @@ class QueuesTests(PrefetchCase):
         self.add(range(1, 9))
         self.assertEqual(self.loaded(), set(range(1, 9)))
 
+    def test_headers_are_not_kept(self) -> None:
+        """A caller's headers are gone once all is loaded, or nothing more is, while it is remembered what is known."""
+        for refused in (False, True):
+            self.setUp()
+            self.hold()
+            wanted = self.wanted(1)
+            caller = weakref.ref(wanted.caller)
+            queue = self.queues.of(wanted, self.fence(), 100)
+            self.queues.add(queue, wanted, range(1, 9))
+            del wanted
+            gc.collect()
+            self.assertIsNotNone(caller(), "a queue that loads needs them")
+            self.origin.failure = OriginRefused(403, (), b"no") if refused else None
+            self.release()
+            self.assertEqual((self.made.jobs.running, 5 in queue.known), ([], not refused))
+            self.queues.add(queue, self.wanted(1), range(1, 9))
+            self.origin.failure = None  # its traceback has them
+            gc.collect()
+            self.assertIsNone(caller())
+
     def test_invalidated(self) -> None:
         """After a STOW nothing that was known counts."""
         self.add(range(1, 5))
         self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
         self.add(range(1, 5))
         self.assertEqual(self.loaded(), {1, 2, 3, 4})
+
+    def test_invalidated_meanwhile(self) -> None:
+        """What was wanted of an instance before a STOW is not loaded after it, whether its reader goes on or not."""
+        self.hold()
+        self.add(range(1, 101))
+        self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
+        asked = len(self.origin.asked)
+        for add in ([], [501]):
+            self.add(add)
+            self.release()
+            self.assertEqual(self.loaded(), {*add})
+        self.assertEqual(self.origin.numbers(Priority.DISPLAY)[4 * asked :], [501])
+
+        self.hold()
+        self.add(range(1, 101))
+        self.now(self.made.reader.invalidation.invalidate(INSTANCE.scope))
+        self.release()
+        self.assertLess(len(self.loaded()), 4 * frame_queues.SIDE_BY_SIDE)
+        self.assertEqual((self.made.jobs.running, self.flushLoggedErrors()), ([], []))
+
+    def test_huge_frames(self) -> None:
+        """Of frames that are large one request asks for no more than all may have under way."""
+        self.patch(frame_queues, "BYTES_UNDER_WAY", 4 * MIB)
+        self.hold()
+        self.add(range(1, 9), size=100 * MIB)
+        self.assertEqual([numbers for _, numbers in self.origin.asked], [(1,)])
+        self.release()
+        self.assertEqual({len(numbers) for _, numbers in self.origin.asked}, {1})
+        self.add(range(11, 30), size=MIB + 1)
+        self.assertEqual([numbers for _, numbers in self.origin.asked][8:][0], (11, 12, 13))
+
+    def test_larger_than_thought(self) -> None:
+        """Frames of which several are no answer, and numbers that there are not, end the queue as any failure does."""
+        for failure, numbers in ((StreamTooLong("large"), [1, 2]), (None, [1, 10**6])):
+            self.setUp()
+            self.origin.failure = failure
+            self.add(numbers)
+            self.assertEqual([job["result"] for job in self.ended(self.made)], [Result.FAILED.value])
+            self.assertEqual(self.flushLoggedErrors(), [])
+            asked = len(self.origin.asked)
+            self.add([3])
+            self.assertEqual(len(self.origin.asked), asked)
 
     def test_deep(self) -> None:
         """Answers that come at once do not pile up on the stack."""

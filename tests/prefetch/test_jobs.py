@@ -11,8 +11,9 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import INSTANCE
+from twistedproxy.dicom.metadata import MAX_INTEGER
 from twistedproxy.prefetch.jobs import MAX_ENDED, JobBook, JobKind, Result
-from twistedproxy.prefetch.usefulness import MAX_INSTANCES, Usefulness
+from twistedproxy.prefetch.usefulness import MAX_FRAMES, MAX_INSTANCES, Usefulness
 from twistedproxy.system.metrics import Metrics
 
 FIELDS = {"instance", "kind", "frames", "total", "bytes", "seconds", "result", "reason"}
@@ -168,6 +169,13 @@ class UsefulnessTests(SynchronousTestCase):
         usefulness.asked(INSTANCE, 9, [1, 8, 9])
         usefulness.asked(INSTANCE, 9, [9, 2, 2])
         self.assertEqual(self.used(metrics), 4)
+
+    def test_any_number(self) -> None:
+        """Metadata may say any number of frames; of an instance of more than there are nothing is kept."""
+        metrics = Metrics()
+        for frames in (MAX_FRAMES + 1, MAX_INTEGER):
+            self.assertEqual(Usefulness(metrics).asked(INSTANCE, frames, [1, frames]), [])
+        self.assertEqual(Usefulness(metrics).asked(INSTANCE, MAX_FRAMES, [1, MAX_FRAMES]), [1, MAX_FRAMES])
 
     def test_bounded(self) -> None:
         """Only so many instances are remembered; those asked for last stay."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from tests.frames.support import INSTANCE, JPEG
+from tests.prefetch import slides as store
 from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
 from tests.prefetch.support import MIB, PrefetchCase, Worker
+from tests.series.support import level_json
 from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
 from twistedproxy.prefetch import runner
@@ -133,6 +138,22 @@ class AroundTests(LookAheadCase):
         self.assertEqual(self.look(worker, 1, 50, 60).cached, 0)
         self.assertSquare(self.places(1), (50 - RING, 50 + RING), (60 - RING, 60 + RING))
 
+    def test_cache_that_takes_none(self) -> None:
+        """Before a cache that keeps no frames what lies around is not loaded anew with each miss."""
+        put = self.cache.put_many
+
+        async def refuse(instance: Instance, fence: Any, entries: Any, seconds: Any) -> bool:
+            return frame_name(1)[:1] not in {name[:1] for name in entries} and await put(
+                instance, fence, entries, seconds
+            )
+
+        self.patch(self.cache, "put_many", refuse)
+        worker = self.worker(whole_instance=False)
+        for column in range(60, 70):
+            self.assertEqual(self.look(worker, 1, 50, column).fetched, 1)
+        side = 2 * RING + 1
+        self.assertLess(len(self.slides.loaded[level(1).sop]), 10 + 2 * side**2 + side * (10 + FURTHER))
+
     def test_dear(self) -> None:
         """Where a frame costs the origin as much as the instance nothing is loaded around, as long as it can be loaded whole."""
         self.origin.per_request = 1
@@ -197,6 +218,22 @@ class BeyondTests(LookAheadCase):
         self.look(worker, 1, 64, 50)
         self.assertIn((middle, int(50.5 * SIDES[2] / SIDES[1]) - MARGIN), self.places(2))
 
+    def test_planes(self) -> None:
+        """The same plane of the level beside, where it has as many focal planes or optical paths; again when the plane changes."""
+        levels = [level_json(f"1.2.3.{n}", n, SIDES[n] * 256, SIDES[n] * 256, 2 * SIDES[n] ** 2) for n in (1, 2)]
+        self.patch(store, "_levels", lambda: levels)
+        for n in (1, 2):
+            facts = FACTS[level(n).sop]
+            self.addCleanup(FACTS.__setitem__, level(n).sop, facts)
+            FACTS[level(n).sop] = attrs.evolve(facts, frames=2 * facts.frames)
+        worker = self.worker(whole_instance=False)
+        middle = int(64.5 * SIDES[2] / SIDES[1])
+        square = (middle - MARGIN, middle + MARGIN)
+        self.look(worker, 1, SIDES[1] + 64, 64)
+        self.assertSquare(self.places(2), (SIDES[2] + square[0], SIDES[2] + square[1]), square)
+        self.look(worker, 1, 64, 64)
+        self.assertEqual(len(self.places(2)), 2 * (2 * MARGIN + 1) ** 2)
+
     def test_finer(self) -> None:
         """The finer level, too."""
         worker = self.worker(whole_instance=False)
@@ -204,6 +241,24 @@ class BeyondTests(LookAheadCase):
         middle = int(20.5 * SIDES[1] / SIDES[2])
         self.assertSquare(self.places(1), (middle - MARGIN, middle + MARGIN), (middle - MARGIN, middle + MARGIN))
         self.assertEqual(self.places(3), set())  # the coarser one is loaded whole
+
+    def test_many_small_levels(self) -> None:
+        """Of a series that names any number of small levels and overviews some are loaded."""
+        kind = ["ORIGINAL", "PRIMARY", "OVERVIEW"]
+        more = [level_json(f"1.2.3.9.{n}", n, 256 * n, 256, n) for n in range(3, 60)]
+        more += [level_json(f"1.2.3.8.{n}", n, 256, 256, 1, _00080008=kind) for n in range(1, 40)]
+        levels = store._levels()
+        self.patch(store, "_levels", lambda: [*levels, *more])
+        for one in more:
+            sop = one["00080018"]["Value"][0]
+            FACTS[sop] = attrs.evolve(FACTS[level(1).sop], frames=one["00280008"]["Value"][0])
+            self.addCleanup(FACTS.pop, sop)
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60, turns=600)
+        loaded = [sop for sop in self.slides.loaded if sop.startswith("1.2.3.8.")]
+        self.assertEqual(len(loaded), slides.MAX_OVERVIEWS - 1)
+        self.assertLessEqual(self.slides.metadata_asked, 1 + slides.MAX_SMALL + slides.MAX_OVERVIEWS + 2)
+        self.now(worker.scheduler.stop())
 
     def test_rights(self) -> None:
         """A level that the caller is not shown is not loaded, and keeps nothing else from it."""
@@ -246,6 +301,29 @@ class BeyondTests(LookAheadCase):
             self.now(worker.reader.invalidation.invalidate(level(2).scope))
         self.clock.advance(runner.RATE_SECONDS)
         self.assertEqual(worker.scheduler.loads.seconds(self.wanted(1), 50_000_000), usual)
+
+    def test_read_lately(self) -> None:
+        """Slides that nobody reads any more are forgotten: which are being read is looked at with each miss."""
+        worker = self.worker()
+        assert worker.scheduler.ahead is not None
+        for number in range(100):
+            one = attrs.evolve(level(1), series=f"1.2.9.{number}")
+            wanted = FrameRequest(self.origin, one, (1,), self.caller())  # type: ignore[arg-type]
+            worker.scheduler.ahead.around(slides.Seen(wanted, FACTS[level(1).sop], b"", 100, [1], False, dear=True))
+            self.clock.advance(1)
+        self.assertEqual(len(worker.scheduler.ahead._read), slides.READING_SECONDS)
+
+    def test_large_overview(self) -> None:
+        """A picture of one frame that no block would hold is not loaded unasked."""
+        found = level_json(
+            level(OVERVIEW).sop, OVERVIEW, 8001, 256, 1, _00280010=[8001], _00080008=["", "", "OVERVIEW"]
+        )
+        levels = store._levels()[:-1]
+        self.patch(store, "_levels", lambda: [*levels, found])
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.assertEqual(self.places(OVERVIEW), set())
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
 
     def test_stopped(self) -> None:
         """At an orderly stop all of it ends."""

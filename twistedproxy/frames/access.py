@@ -9,6 +9,7 @@ retrieve.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Optional
 
@@ -49,7 +50,10 @@ RENEWAL_PAUSE = 15.0
 CLOCK_SLACK = 30.0
 """Seconds by which the clock may be set back under a grant; by more, and it would last that much longer."""
 
-_Key = tuple[bytes, Instance, Optional[Fence]]
+MAX_DENIED = 10_000
+"""Denials that are remembered, for answers that are under way."""
+
+_Key = tuple[bytes, Instance, Optional[Fence], float]
 
 
 @attrs.define(eq=False)
@@ -69,6 +73,7 @@ class Access:
     by_pixels: bool = False
     _asking: SingleFlight[_Key, Grant] = attrs.field(init=False, factory=SingleFlight)
     _ending: SingleFlight[tuple[Instance, Fence], None] = attrs.field(init=False, factory=SingleFlight)
+    _denied: OrderedDict[tuple[bytes, Instance], float] = attrs.field(init=False, factory=OrderedDict)
     _log = Logger()
 
     def known(self, caller: Caller, instance: Instance) -> Optional[Grant]:
@@ -106,10 +111,17 @@ class Access:
 
         *reading*: what the cache held before. Raises `OriginError`; a denial revokes what was known.
         """
-        # With the fence: who comes after a STOW must not get what an answer from before it said.
-        key = (caller.credential, instance, reading.fence)
+        key = self._key(caller, instance, reading.fence)
         grant, _ = await self._asking.one(key, caller.credential, lambda: self._ask(origin, instance, caller, reading))
         return grant
+
+    def _key(self, caller: Caller, instance: Instance, fence: Optional[Fence]) -> _Key:
+        """Who comes after a STOW, or a denial, must not get what an answer from before it said."""
+        return caller.credential, instance, fence, self._denied_at(caller, instance)
+
+    def _denied_at(self, caller: Caller, instance: Instance) -> float:
+        """When the origin has denied it last (seconds since the epoch), as far as that is remembered."""
+        return self._denied.get((caller.credential, instance), -math.inf)
 
     async def _ask(self, origin: Origin, instance: Instance, caller: Caller, reading: Reading) -> Grant:
         by_series, asked = None, self.wall_clock()
@@ -148,7 +160,8 @@ class Access:
         *reading*: what the cache held before the origin was asked. A transfer syntax that was learned stays known. *said*: whether
         the origin has just said the metadata; else it gave something that proves the right alone. *expires*: when the proof ends,
         where that is sooner than of one from now. *by_series*: it was said of the whole series, where other workers find it.
-        *asked*: when the origin was asked, if frames may have been cached since.
+        *asked*: when the origin was asked, if frames may have been cached since. If it has denied the caller the instance since, the
+        grant is for what waits for it now, and not kept.
         """
         fence = await self._compared(instance, metadata, reading) if said else reading.fence
         known = self.known(caller, instance)
@@ -156,6 +169,8 @@ class Access:
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
         grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence)
+        if asked is not None and self._denied_at(caller, instance) > asked:
+            return grant
         self.grants.add(caller, instance, grant)
         entries = self._facts(metadata, asked) if first else {}
         if not by_series:
@@ -169,9 +184,10 @@ class Access:
     async def record_passing(
         self, instance: Instance, caller: Caller, metadata: InstanceMetadata, reading: Reading, expires: float
     ) -> None:
-        """Keep what the origin's *metadata*, which have passed to *caller*, are: the grant, as of `record`, or facts alone."""
+        """Keep what the origin's *metadata*, which have passed to *caller*, are: the grant, as of `record`, or facts alone. *expires*:
+        `ttl` after the origin was asked."""
         if not self.by_pixels:
-            await self.record(instance, caller, metadata, reading, expires=expires)
+            await self.record(instance, caller, metadata, reading, expires=expires, asked=expires - self.ttl)
         elif METADATA not in reading.entries:
             await self._put(instance, reading.fence, self._facts(metadata), METADATA_SECONDS)
 
@@ -204,7 +220,7 @@ class Access:
 
     async def denied(self, caller: Caller, instance: Instance, fence: Fence, refused: OriginRefused) -> None:
         """The origin has denied a frame to *caller*, of whom nothing was known: so does every proof that is under way end."""
-        self._asking.fail((caller.credential, instance, fence), refused)
+        self._asking.fail(self._key(caller, instance, fence), refused)
         if self.known(caller, instance) is not None:  # meanwhile
             await self.revoke(caller, instance)
         else:
@@ -243,7 +259,12 @@ class Access:
         await self.siblings.revoke(caller.credential, whole)
 
     def forget(self, caller: Caller, instance: Instance) -> None:
-        """Forget the caller's grant in this worker, and what proved it with others."""
+        """Forget the caller's grant in this worker, and what proved it with others; what is asked for now is no grant either."""
+        key = caller.credential, instance
+        self._denied[key] = self.wall_clock()
+        self._denied.move_to_end(key)
+        if len(self._denied) > MAX_DENIED:
+            self._denied.popitem(last=False)
         self.grants.revoke(caller, instance)
         if self.series is not None:
             self.series.forget(caller, instance)
@@ -264,17 +285,17 @@ class Access:
         renewing.addErrback(lambda failure: self._log.failure("renewing a grant failed", failure))
 
     async def _renew(self, origin: Origin, instance: Instance, caller: Caller, grant: Grant) -> None:
+        reading, asked = Reading(grant.fence, {}), self.wall_clock()
         try:
-            reading = Reading(grant.fence, {})
             by_series = None
             if self.series is not None and not self.by_pixels:
                 by_series = await self.series.renewed(origin, instance, caller, grant.expires)
             if by_series is not None:
                 member, expires = by_series
-                await self.record(instance, caller, member.metadata, reading, expires=expires, by_series=True)
+                await self.record(instance, caller, member.metadata, reading, True, expires, True, asked)
             else:
                 metadata, said = await proved(origin, instance, caller, grant.metadata, self.by_pixels)
-                await self.record(instance, caller, metadata, reading, said)
+                await self.record(instance, caller, metadata, reading, said, asked=asked)
         except OriginRefused as refused:
             if refused.status in DENIALS:
                 await self.revoke(caller, instance)

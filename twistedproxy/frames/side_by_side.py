@@ -56,12 +56,14 @@ _Key = tuple[bytes, Instance, Fence]
 
 @attrs.define(eq=False)
 class _Opening:
-    """The first look of one caller at an instance, whose metadata are under way. *given*: the transfer syntaxes, by number, of the
-    frames that the caller has got meanwhile; *last*: the last of those answers."""
+    """The first look of one caller at an instance, whose metadata are under way. *given*: by number, the transfer syntaxes of the
+    frames that the caller has got meanwhile, and when (seconds since the epoch); *kept*: those of frames that went to the cache,
+    whether the caller got them or has left; *last*: the last of the answers."""
 
     key: _Key
     reading: Reading
-    given: dict[int, str] = attrs.field(factory=dict)
+    given: dict[int, tuple[str, float]] = attrs.field(factory=dict)
+    kept: dict[int, str] = attrs.field(factory=dict)
     last: Optional[tuple[FrameRequest, FrameAnswer]] = None
     metadata: Optional[InstanceMetadata] = None
     is_over: bool = False
@@ -139,12 +141,13 @@ class SideBySide:
             )
         try:
             answer = await self._unless_missing(request, opening, asking, learned)
+            at = self.reader.access.wall_clock()
             if answer is not None and opening.metadata is None and _decides(request, answer):
-                opening.given[request.numbers[0]] = answer.frames[0].transfer_syntax
+                opening.given[request.numbers[0]] = answer.frames[0].transfer_syntax, at
                 opening.last = request, answer
                 return answer
             metadata = await learned
-            return None if answer is None else await self._checked(request, opening, answer, metadata)
+            return None if answer is None else await self._checked(request, opening, answer, metadata, at)
         finally:
             abandon([asking])
             abandon([learned])
@@ -179,8 +182,12 @@ class SideBySide:
 
         async def keep(fetched: tuple[Frame, float]) -> None:
             uid = fetched[0].transfer_syntax
-            if opening is not None and is_recognized(uid) and opening.may_keep(number, uid):
-                await self._put(request, key, *fetched)
+            if opening is None or not is_recognized(uid) or not opening.may_keep(number, uid):
+                return
+            opening.kept[number] = uid
+            await self._put(request, key, *fetched)
+            if not opening.may_keep(number, uid):  # any more: it may have come to the cache after it was taken out
+                await self._take_back(request.instance, [number])
 
         try:
             (frame, ends), joined = await self._frames.one((key, number), request.caller.credential, fetch, keep)
@@ -233,33 +240,34 @@ class SideBySide:
 
     async def _settle(self, opening: _Opening) -> None:
         """The facts have come, or will not: what was given meanwhile is a proof, or should not be in the cache."""
-        facts, instance, right = opening.metadata, opening.key[1], dict[int, str]()
-        if facts is not None and not opening.is_denied:
-            right = {number: uid for number, uid in opening.given.items() if _may_be_stored(facts, number, uid)}
-        if facts is not None and right and opening.last is not None:
+        facts = None if opening.is_denied else opening.metadata
+        cached = {**opening.kept, **{number: uid for number, (uid, _) in opening.given.items()}}
+        right = {number for number, uid in cached.items() if facts is not None and _may_be_stored(facts, number, uid)}
+        proofs = [one for number, one in opening.given.items() if number in right]
+        if facts is not None and proofs and opening.last is not None:
             request, answer = opening.last
-            grant = await self._granted(request, opening, facts, next(iter(right.values())))
+            grant = await self._granted(request, opening, facts, proofs[0][0], max(at for _, at in proofs))
             if request.numbers[0] in right:
                 self.reader.report(request, attrs.evolve(answer, metadata=grant.metadata), early=True)
-        await self._take_back(instance, opening.given.keys() - right.keys())
+        await self._take_back(opening.key[1], cached.keys() - right)
 
     async def _granted(
-        self, request: FrameRequest, opening: _Opening, facts: InstanceMetadata, transfer_syntax: str
+        self, request: FrameRequest, opening: _Opening, facts: InstanceMetadata, transfer_syntax: str, at: float
     ) -> Grant:
-        """The caller's grant, for whom a frame in this *transfer_syntax* is the proof where the metadata are not."""
+        """The caller's grant, for whom a frame in this *transfer_syntax*, given *at* that time, is the proof where the metadata are not."""
         access, instance, caller = self.reader.access, request.instance, request.caller
         grant = access.known(caller, instance)
         if grant is None or grant.fence != opening.reading.fence:
             # That the instance is known is nothing new: with the facts among what was read.
             reading = attrs.evolve(opening.reading, entries={METADATA: facts.to_bytes()})
-            grant = await access.record(instance, caller, facts, reading, said=False)
+            grant = await access.record(instance, caller, facts, reading, said=False, expires=at + access.ttl)
         await access.learn_transfer_syntax(instance, grant, transfer_syntax)
         return grant
 
     async def _checked(
-        self, request: FrameRequest, opening: _Opening, answer: FrameAnswer, facts: InstanceMetadata
+        self, request: FrameRequest, opening: _Opening, answer: FrameAnswer, facts: InstanceMetadata, at: float
     ) -> Optional[FrameAnswer]:
-        """The *answer*, if it is right by the *facts*, which came first."""
+        """The *answer*, which came *at* that time, if it is right by the *facts*."""
         (frame,), (number,) = answer.frames, request.numbers
         native = is_native(frame.transfer_syntax)
         if native:  # it may have been decompressed, unless the facts say that it is stored so
@@ -269,7 +277,7 @@ class SideBySide:
         if not is_whole or opening.is_denied or not _may_be_stored(facts, number, frame.transfer_syntax):
             await self._take_back(request.instance, [number])
             return None
-        grant = await self._granted(request, opening, facts, frame.transfer_syntax)
+        grant = await self._granted(request, opening, facts, frame.transfer_syntax, at)
         self.reader.check(request, grant.metadata)
         if native:
             await self._put(request, opening.key, frame, answer.expires)

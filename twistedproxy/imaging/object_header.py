@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import attrs
 
 from twistedproxy.dicom.json_events import BadMetadata
+from twistedproxy.dicom.part10.dataset import MAX_META_BYTES, FileMetaReader
 from twistedproxy.dicom.transfer_syntaxes import lookup
 
 if TYPE_CHECKING:
@@ -91,16 +92,18 @@ class ObjectHeader:
 
 def _read(file: BinaryIO) -> HeldBack:
     from pydicom.charset import convert_encodings
-    from pydicom.filereader import read_partial
+    from pydicom.filereader import read_dataset
 
-    dataset = read_partial(
+    syntax = lookup(_transfer_syntax(file))
+    if syntax is None or syntax.deflated:  # two megabytes may inflate to two gigabytes
+        return HeldBack()
+    dataset = read_dataset(
         file,
+        syntax.implicit_vr,
+        not syntax.big_endian,
         stop_when=lambda tag, _vr, _length: tag >= _GROUPS,
         specific_tags=[_CHARACTER_SET, _PROFILE, _PATHS],
     )
-    syntax = lookup(str(dataset.file_meta.TransferSyntaxUID))
-    if syntax is None or syntax.deflated:
-        return HeldBack()
     profiles = {place: value for place, value in _profiles(dataset) if isinstance(value, bytes) and value}
     compressor, size, parts = zlib.compressobj(6), 0, []
     encoding = convert_encodings(dataset.get("SpecificCharacterSet", "ISO_IR 6"))
@@ -116,6 +119,16 @@ def _read(file: BinaryIO) -> HeldBack:
         return HeldBack(profiles=profiles)
     parts += (compressor.compress(b"]}"), compressor.flush())
     return HeldBack(b"".join(parts), size + 2, profiles)
+
+
+def _transfer_syntax(file: BinaryIO) -> str:
+    """That of the data set in *file*, which stands next then. (pydicom's own reader would inflate it.)"""
+    meta, head = FileMetaReader(), file.read(2 * MAX_META_BYTES)
+    rest = meta.feed(head)
+    if rest is None:
+        raise BadMetadata("the object ends in its file meta information")
+    file.seek(len(head) - len(rest))
+    return meta.transfer_syntax
 
 
 def _profiles(dataset: Dataset) -> Iterator[tuple[str, Any]]:

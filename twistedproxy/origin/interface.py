@@ -131,6 +131,13 @@ def past_caches(caller: Caller) -> Caller:
     return attrs.evolve(caller, headers=(*caller.headers, (b"Cache-Control", b"no-cache")))
 
 
+def is_of_origin(caller: Caller, headers: Headers) -> bool:
+    """Whether the answer to a request `past_caches` with these *headers* is the origin's: a cache that has just asked may say so with
+    an Age of 0, and others do not mind what a request says."""
+    age = first(headers, b"age")
+    return not caller.has_credentials or age is None or not age.strip(b"0 \t")
+
+
 def media_type_of(headers: Headers) -> Optional[MediaType]:
     """What Content-Type says; None where it is missing or cannot be read, or where several fields differ:
     readers take the first or the last (RFC 9110 section 5.3)."""

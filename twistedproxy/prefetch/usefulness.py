@@ -11,6 +11,9 @@ from twistedproxy.system.metrics import Metrics
 MAX_INSTANCES = 200
 """Instances whose frames are told apart; one of 500,000 frames takes 62 kB."""
 
+MAX_FRAMES = 1 << 24
+"""Frames of an instance that are told apart: 2 MB of bits. Metadata can say any number."""
+
 
 class Usefulness:
     """Counts prefetched frames that were asked for: what waste there is shows here.
@@ -24,6 +27,8 @@ class Usefulness:
 
     def asked(self, instance: Instance, frames: int, numbers: Iterable[int]) -> list[int]:
         """Note that prefetched *numbers* (from 1) of an instance of so many *frames* were asked for. Those that were not before."""
+        if frames > MAX_FRAMES:
+            return []
         bits = self._asked.get(instance)
         if bits is None or len(bits) * 8 < frames:
             bits = self._asked[instance] = bytearray(frames // 8 + 1)

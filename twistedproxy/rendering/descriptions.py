@@ -24,6 +24,7 @@ from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.part10.stream import BadPart10, Part10Stream
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.transfer_syntaxes import lookup
 from twistedproxy.frames.access import METADATA_SECONDS
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.imaging.describe import InstanceFacts
@@ -219,7 +220,7 @@ async def _header(request: Request) -> ByteStream:
     parser = Part10Stream()
 
     async def chunks() -> AsyncIterator[bytes]:
-        while parser.metadata is None and (chunk := await stream.read()):
+        while parser.metadata is None and not _is_deflated(parser) and (chunk := await stream.read()):
             try:
                 parser.feed(chunk)
             except BadPart10 as error:
@@ -231,6 +232,12 @@ async def _header(request: Request) -> ByteStream:
         stream.close()  # what follows would only hold a place at the origin
 
     return YieldedStream(chunks(), stream)
+
+
+def _is_deflated(parser: Part10Stream) -> bool:
+    """Of such an object nothing is read: to find its pixels would be to inflate it."""
+    syntax = lookup(parser.transfer_syntax)
+    return syntax is not None and syntax.deflated
 
 
 async def _metadata(request: Request) -> ByteStream:

@@ -824,15 +824,17 @@ class StoredInstanceTests(StoreTestCase):
     async def test_two_at_a_time(self) -> None:
         """A third whole-instance load waits for the end of one of two; small requests don't."""
         self.begin(origin_concurrency=1)
-        gate = self.store.hold(lambda seen: seen.path.endswith(self.slide.sop), after=1000)
-        first, second = [await self.origin.stored_instance(self.instance, ANYONE) for _ in range(2)]
+        gate = self.store.hold(f"/{self.slide.sop}", after=1000)
+        first = await self.origin.stored_instance(self.instance, ANYONE)
+        second = await self.origin.stored_instance(self.instance, ANYONE)
         third = Deferred.fromCoroutine(self.origin.stored_instance(self.instance, ANYONE))
         (await self.origin.forward(OriginRequest(b"GET", b"/studies"))).body.close()
         self.assertFalse(third.called)
         second.close()
+        stream = await third
         gate.release()
-        self.assertEqual(await read_all(await third, 64 * MB), self.slide.part10)
-        first.close()
+        for one in (first, stream):
+            self.assertEqual(await read_all(one, 64 * MB), self.slide.part10)
 
 
 class ForwardTests(StoreTestCase):

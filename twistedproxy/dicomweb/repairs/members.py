@@ -172,13 +172,13 @@ def _place(head: str, tag: str, element: bytes) -> Optional[tuple[int, int, byte
     one, or where that is not certain."""
     member = b'"%s":%s' % (tag.encode("ascii"), element)
     place: Optional[tuple[int, int, bytes]] = None
-    position = 1
+    position, last = 1, head.rfind(f'"{tag}"')
     with suppress(ValueError, RecursionError):
         while key := _KEY.match(head, position):
             begin, other = key.start(1) - 1, key[1].upper()
             if other > tag and place is None:
                 place = begin, begin, member + b","
-            if place is not None and f'"{tag}"' not in head[begin:]:
+            if place is not None and last < begin:
                 return place
             value, position = _DECODER.raw_decode(head, key.end())
             if other == tag:

@@ -57,6 +57,10 @@ from twistedproxy.system.outages import Recent
 MAX_REPAIRED = 32
 """Instances of one answer that are repaired: a pyramid has some ten, with channels more."""
 
+MAX_ADDED = 64 << 20
+"""Bytes of functional groups that are added to one answer: the levels of a large sparse slide have less. The largest of one object have
+half of that (`twistedproxy.imaging.object_header.MAX_GROUPS`)."""
+
 WAIT_SECONDS = 10.0
 """How long an answer waits for the header of an object (seconds)."""
 
@@ -97,7 +101,7 @@ class Missing:
         """NumberOfFrames (0028,0008), as far as it is a number."""
         try:
             return float(first_value(self.attributes, "00280008") or 1)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return 1
 
     @property
@@ -128,13 +132,15 @@ class MetadataRepairs:
             if end and isinstance(attributes, dict) and len(found) < MAX_REPAIRED:
                 found += _missing(answer, begin, end, attributes, target)
         members: dict[int, Members] = {}
+        left = MAX_ADDED
         first, rest = self._in_turn(found)
         for some in (first, rest):
             if some is first or self._withholds(some):
                 held = await all_or_none([Deferred.fromCoroutine(self._soon(target, one, caller)) for one in some])
                 self._learn(some, held)
                 for one, back in zip(some, held):
-                    members[one.begin] = {} if back is None else await _members(answer, one, back)
+                    added = {} if back is None else await _members(answer, one, back, left)
+                    members[one.begin], left = added, left - len(added.get(GROUPS, b""))
         return members, {one.begin: one.end for one in found}
 
     def _in_turn(self, found: Sequence[Missing]) -> tuple[Sequence[Missing], Sequence[Missing]]:
@@ -229,10 +235,10 @@ def _lacks_profile(attributes: Mapping[str, Any]) -> bool:
     return color and bool(paths) and not any(isinstance(path, dict) and has_value(path.get(PROFILE)) for path in paths)
 
 
-async def _members(answer: bytes, missing: Missing, held: HeldBack) -> Members:
-    """What *held* has of what is missing."""
+async def _members(answer: bytes, missing: Missing, held: HeldBack, left: int) -> Members:
+    """What *held* has of what is missing; functional groups of *left* bytes at most."""
     members: dict[str, bytes] = {}
-    if missing.groups and held.groups:
+    if missing.groups and held.groups and held.groups_size <= left:
         inflate = zlib.decompress
         large = held.groups_size > INFLATED_AT_ONCE
         members[GROUPS] = await deferToThread(inflate, held.groups) if large else inflate(held.groups)

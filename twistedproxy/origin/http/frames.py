@@ -32,7 +32,7 @@ from twistedproxy.dicom.transfer_syntaxes import Frame, is_as_stored, is_native,
 from twistedproxy.origin.errors import DENIALS, NotAsStored, OriginBadAnswer, OriginRefused
 from twistedproxy.origin.http.requests import BUSY, Requests
 from twistedproxy.origin.http.responses import Budget, TooFewFrames, read_frames
-from twistedproxy.origin.interface import Caller, Headers, Priority, first
+from twistedproxy.origin.interface import Caller, Headers, Priority, first, is_of_origin
 from twistedproxy.system.outages import Recent
 
 MAX_ROOTS = 1000  # DICOMweb roots remembered below one origin
@@ -286,6 +286,8 @@ class FrameLoad:
             raise
         if answer.status != 200:
             raise OriginBadAnswer(f"the origin answered a request for frames with {answer.status}; expected 200")
+        if self.priority is Priority.UNKNOWN and not is_of_origin(self.caller, answer.headers):  # it is to be a proof
+            raise OriginBadAnswer("a cache in front of the origin gave a frame, and did not ask the origin")
         if stored is not None and not all(is_as_stored(frame.transfer_syntax, stored) for frame in frames.values()):
             raise NotAsStored("the origin sent frames that are not as stored")
         self.store.recognize(answer.headers)

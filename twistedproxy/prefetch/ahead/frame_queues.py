@@ -7,10 +7,12 @@
 - What is cached is left alone, and so is what another worker has claimed. What this worker has in a queue, or has loaded, is known
   here, and the cache is not asked about it again.
 - An instance that the origin refuses to the caller is left alone for a while.
+- A queue ends with the fence that it was begun under.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -24,9 +26,9 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
-from twistedproxy.frames.read_through import FrameReader, FrameRequest
+from twistedproxy.frames.read_through import AnswerTooLarge, FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.origin.interface import Priority
-from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
+from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadFailed
 from twistedproxy.prefetch.loaders import turns
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.outages import Recent
@@ -35,7 +37,7 @@ SIDE_BY_SIDE = 12
 """Requests of one queue at once."""
 
 BYTES_UNDER_WAY = 32 << 20
-"""What the requests of all queues ask for, at most; one is always sent."""
+"""What the requests of all queues ask for, at most; one for a frame is always sent."""
 
 MAX_WAITING = 2000
 """Frames of one queue that wait; of more the ones that are the least likely to be asked for."""
@@ -49,20 +51,34 @@ CLAIM_SECONDS = 30.0
 REFUSED_SECONDS = 60.0
 """How long an instance is left alone of which the origin refused frames."""
 
+LOST_SECONDS = 10.0
+"""How often the frames of one queue may turn out to be lost (seconds)."""
+
 _Key = tuple[bytes, Instance]
+
+
+class _Changed(LoadFailed):
+    """What is being loaded was planned for another content of the instance, or cannot be kept."""
+
+    def __str__(self) -> str:
+        return "the instance has changed, or the cache cannot be reached"
 
 
 @attrs.define(eq=False)
 class FrameQueue:
-    """What is to be loaded of one instance for the caller of *wanted*, written under *fence*. *frame_bytes*: of a frame, about.
-    *known*: frames that are cached, wait here, or are *loading*."""
+    """What is to be loaded of one instance for one caller, written under *fence*. *wanted*: a request of the caller, with the headers
+    that are needed while anything is loaded. *frame_bytes*: of a frame, about. *known*: frames that are cached, wait here, or are
+    *loading*."""
 
-    wanted: FrameRequest
+    key: _Key
     fence: Fence
+    wanted: Optional[FrameRequest] = None
     frame_bytes: int = 1
     known: set[int] = attrs.Factory(set)
     loading: set[int] = attrs.Factory(set)
     lanes: set[Deferred[None]] = attrs.Factory(set)
+    lost: float = -math.inf
+    """When frames were lost last (seconds of the clock)."""
     job: Optional[Job] = None
     over: Optional[Deferred[None]] = None
     _waiting: OrderedDict[int, None] = attrs.Factory(OrderedDict)
@@ -87,21 +103,23 @@ class FrameQueue:
         self.loading.update(numbers)
         return numbers
 
-    def missed(self, numbers: Iterable[int]) -> None:
-        """The origin was asked for these: if they were thought to be cached, they were lost, and so may be others."""
-        if any(one in self.known and one not in self._waiting and one not in self.loading for one in numbers):
-            self.known = {*self._waiting, *self.loading}
+    def missed(self, numbers: Iterable[int], now: float) -> None:
+        """The origin was asked for these: if they were thought to be cached, they were lost, and so may be others. That is believed
+        once in a while: a cache that loses all, or takes none, is not filled in vain with each miss."""
+        lost = any(one in self.known and one not in self._waiting and one not in self.loading for one in numbers)
+        if lost and now >= self.lost + LOST_SECONDS:
+            self.known, self.lost = {*self._waiting, *self.loading}, now
         self.known.update(numbers)
 
     def end(self) -> None:
         """All of it is loaded."""
-        over, self.over, self.job = self.over, None, None
+        over, self.over, self.job, self.wanted = self.over, None, None, None
         if over is not None:
             over.callback(None)
 
     def stop(self) -> None:
         """Load nothing more; nothing is known. Who waits for the end is not told."""
-        self.over = self.job = None
+        self.over = self.job = self.wanted = None
         self._waiting.clear()
         self.known.clear()
         for lane in list(self.lanes):
@@ -130,23 +148,23 @@ class FrameQueues:
         """The queue of the caller and the instance of *wanted*, which has this *fence* now."""
         key = (wanted.caller.credential, wanted.instance)
         queue = self._queues.get(key)
+        if queue is not None and queue.fence != fence:
+            self._give_up(queue, Failure(_Changed()))
         if queue is None or queue.fence != fence:
-            quiet = FrameRequest(
-                wanted.origin, wanted.instance, (1,), wanted.caller, prefetch=False, priority=Priority.DISPLAY
-            )
-            queue = self._queues[key] = FrameQueue(quiet, fence)
+            queue = self._queues[key] = FrameQueue(key, fence)
         queue.frame_bytes = max(1, frame_bytes)
         self._queues.move_to_end(key)
         if len(self._queues) > MAX_QUEUES:
             self._queues.popitem(last=False)
         return queue
 
-    def add(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
-        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds."""
-        key = (queue.wanted.caller.credential, queue.wanted.instance)
-        if self._refused.has(key, self.clock.seconds()):
+    def add(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
+        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds, for the caller of *wanted*."""
+        if self._refused.has(queue.key, self.clock.seconds()):
             return
         new = queue.put(numbers)
+        if len(queue):
+            queue.wanted = attrs.evolve(wanted, prefetch=False, priority=Priority.DISPLAY)
         if queue.job is None and len(queue):
             self._begin(queue)
         elif queue.job is not None:
@@ -155,8 +173,7 @@ class FrameQueues:
         self._go_on()
 
     def _begin(self, queue: FrameQueue) -> None:
-        instance = queue.wanted.instance
-        queue.job = job = self.jobs.start(instance, JobKind.AHEAD, "look-ahead", len(queue), queue.fence)
+        queue.job = job = self.jobs.start(queue.key[1], JobKind.AHEAD, "look-ahead", len(queue), queue.fence)
         queue.over = Deferred(lambda _: queue.stop())
         job.running = Deferred.fromCoroutine(self.jobs.carry_out(job, queue.over))
         job.running.addErrback(lambda failure: failure.trap(CancelledError) and None)
@@ -179,10 +196,12 @@ class FrameQueues:
 
     def _send(self, queue: FrameQueue) -> None:
         wanted = queue.wanted
-        numbers = queue.take(max(1, wanted.origin.frames_per_request(wanted.instance)))
+        assert wanted is not None  # something waits
+        room = (BYTES_UNDER_WAY - self._under_way) // queue.frame_bytes
+        numbers = queue.take(max(1, min(room, wanted.origin.frames_per_request(wanted.instance))))
         size = len(numbers) * queue.frame_bytes
         self._under_way += size
-        lane = Deferred.fromCoroutine(self._load(queue, numbers))
+        lane = Deferred.fromCoroutine(self._load(queue, wanted, numbers))
 
         def ended(result: object) -> None:
             self._under_way -= size
@@ -198,15 +217,22 @@ class FrameQueues:
 
     def _failed(self, queue: FrameQueue, failure: Failure) -> None:
         """A request failed: the others would, too."""
+        if self._give_up(queue, failure) and failure.check(_Changed) is None:
+            self._refused.add(queue.key, self.clock.seconds())
+
+    @staticmethod
+    def _give_up(queue: FrameQueue, reason: Failure) -> bool:
+        """Load nothing more of *queue*; whether it had not come to its end before."""
         over = queue.over
         queue.stop()
-        if over is not None and not over.called:
-            self._refused.add((queue.wanted.caller.credential, queue.wanted.instance), self.clock.seconds())
-            over.errback(failure)
+        if over is None or over.called:
+            return False
+        over.errback(reason)
+        return True
 
-    async def _load(self, queue: FrameQueue, numbers: Sequence[int]) -> None:
-        """Load what nobody else has loaded, or is loading. Raises the errors of `FrameReader.read`."""
-        instance, caller, job = queue.wanted.instance, queue.wanted.caller, queue.job
+    async def _load(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
+        """Load what nobody else has loaded, or is loading. Raises `LoadFailed`, and the errors of `twistedproxy.origin.errors`."""
+        instance, job = wanted.instance, queue.job
         if (turn := self._breathe()) is not None:  # a cache in this process answers at once
             await turn
         names = {frame_name(number): number for number in numbers}
@@ -219,9 +245,17 @@ class FrameQueues:
         self.metrics.count("prefetch_claims_lost", (), len(missing) - len(won))
         try:
             if won:
-                await queue.wanted.origin.ready(caller)  # first: who asks for it joins what does not wait for a slot
+                await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
                 mine = tuple(names[name] for name in missing if name in won)
-                answer = await self.reader.read(attrs.evolve(queue.wanted, numbers=mine))
+                try:
+                    answer = await self.reader.read(attrs.evolve(wanted, numbers=mine))
+                except (
+                    NoSuchFrame,
+                    AnswerTooLarge,
+                ) as error:  # other metadata were true when it was planned, or none are
+                    raise LoadFailed(str(error)) from None
+                if answer.fence != queue.fence:
+                    raise _Changed
                 if job is not None:
                     job.progressed(job.frames + answer.fetched, job.bytes + answer.size)
         finally:

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
+from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
 from twistedproxy.origin.errors import OriginError
@@ -39,6 +40,12 @@ LOOK_AGAIN = 0.75
 
 MOST_PLACES = 64
 """Frames of one request around which others are loaded: a screen. Who asks for more at once is no viewer."""
+
+MAX_SMALL = 16
+"""Small levels of a slide that are loaded when it is opened: real ones have five. Metadata can name any number."""
+
+MAX_OVERVIEWS = 4
+"""The same of its overviews and thumbnails."""
 
 _Key = tuple[bytes, Instance]
 _T = TypeVar("_T")
@@ -71,15 +78,15 @@ class Seen:
 @attrs.define(eq=False)
 class _View:
     """Where a caller looks in one instance. *looked*: where the gaze was when other levels were thought of; *placed*: by the UIDs of
-    those levels, the places around which they were loaded."""
+    those levels, and the plane, the places around which they were loaded."""
 
     gaze: Gaze
-    looked: Optional[tuple[float, float]] = None
-    placed: dict[str, tuple[float, float]] = attrs.Factory(dict)
+    looked: Optional[tuple[float, float, float]] = None
+    placed: dict[tuple[str, int], tuple[float, float]] = attrs.Factory(dict)
 
     def has_moved(self) -> bool:
         """Whether it is time to think of other levels; then not again for a while."""
-        at = self.gaze.row, self.gaze.column
+        at = self.gaze.plane, self.gaze.row, self.gaze.column
         if self.looked is not None and math.dist(self.looked, at) < LOOK_AGAIN:
             return False
         self.looked = at
@@ -107,8 +114,7 @@ class LookAhead:
         grid = tiled_fully(seen.metadata)
         if grid is None:
             return False
-        self._read[seen.instance.of_series] = self.clock.seconds()
-        self._read.move_to_end(seen.instance.of_series)
+        self._note_read(seen.instance.of_series)
         numbers = seen.numbers[:MOST_PLACES]
         key, places = (seen.credential, seen.instance), [grid.place(number) for number in numbers]
         view = self._views.get(key)
@@ -119,13 +125,21 @@ class LookAhead:
             self._load_around(attrs.evolve(seen, numbers=numbers), grid, reaches)
         return view.has_moved()
 
+    def _note_read(self, series: Instance) -> None:
+        """*series* is being read; those that are not any more are forgotten: `slides` looks at all."""
+        now = self.clock.seconds()
+        self._read[series] = now
+        self._read.move_to_end(series)
+        while next(iter(self._read.values())) <= now - READING_SECONDS:
+            self._read.popitem(last=False)
+
     def _load_around(self, seen: Seen, grid: FrameGrid, reaches: Sequence[Reach]) -> None:
         queue = self.queues.of(seen.wanted, seen.fence, seen.frame_bytes)
         if seen.missed:
-            queue.missed(seen.numbers)
+            queue.missed(seen.numbers, self.clock.seconds())
         for number, reach in zip(seen.numbers, reaches):
             if not queue.known.issuperset(edge(grid, number, reach)):
-                self.queues.add(queue, around(grid, *grid.place(number), reach))
+                self.queues.add(queue, seen.wanted, around(grid, *grid.place(number), reach))
 
     def slides(self, instance: Instance, credential: bytes, frames: int) -> int:
         """The frames of the slide that *instance*, which has so many, is a level of, times the slides of its store that are being read."""
@@ -155,8 +169,9 @@ class LookAhead:
 
     async def _open(self, seen: Seen, pyramid: Pyramid) -> None:
         """Load the small levels, the smallest first, and the pictures of the slide."""
-        for level in (*reversed(pyramid.levels), *pyramid.overviews):
-            if level.sop == seen.instance.sop or not self._is_small(level):
+        small = [one for one in reversed(pyramid.levels) if self._is_small(one)][:MAX_SMALL]
+        for level in (*small, *filter(self._is_small, pyramid.overviews[:MAX_OVERVIEWS])):
+            if level.sop == seen.instance.sop:
                 continue
             wanted, fence = await self._granted(seen, level)
             if fence is None:
@@ -164,12 +179,12 @@ class LookAhead:
             if level.metadata.frames >= self.least_frames:
                 await self.load_level(wanted, level.metadata, fence)
             else:
-                self.queues.add(self.queues.of(wanted, fence, seen.frame_bytes), range(1, level.metadata.frames + 1))
+                queue = self.queues.of(wanted, fence, expected(level.metadata))
+                self.queues.add(queue, wanted, range(1, level.metadata.frames + 1))
 
     def _is_small(self, level: Member) -> bool:
-        return level.metadata.rows > 0 < level.metadata.columns and FrameGrid.of(level.metadata).is_within(
-            self.block_pixels
-        )
+        facts, side = level.metadata, self.block_pixels
+        return 0 < facts.rows <= side and 0 < facts.columns <= side and FrameGrid.of(facts).is_within(side)
 
     async def _load_beside(self, seen: Seen, pyramid: Pyramid) -> None:
         view = self._views.get((seen.credential, seen.instance))
@@ -178,14 +193,15 @@ class LookAhead:
             if view is None or grid is None or self._is_small(level):  # small ones are loaded whole
                 continue
             place = same_place(view.gaze, seen.metadata, level.metadata)
-            before = view.placed.get(level.sop)
+            plane = view.gaze.plane if view.gaze.plane * grid.rows * grid.columns < grid.frames else 0
+            before = view.placed.get((level.sop, plane))
             if before is not None and max(abs(place[0] - before[0]), abs(place[1] - before[1])) <= MARGIN / 2:
                 continue
-            view.placed[level.sop] = place
+            view.placed[level.sop, plane] = place
             wanted, fence = await self._granted(seen, level)
             if fence is not None:
                 queue = self.queues.of(wanted, fence, seen.frame_bytes)
-                self.queues.add(queue, around(grid, 0, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
+                self.queues.add(queue, wanted, around(grid, plane, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
 
     async def _granted(self, seen: Seen, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
         """A request for frames of another *level* in the caller's name, and the level's fence; None where the caller may not read
