@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.frames.support import INSTANCE
 from tests.prefetch.support import MIB, HeldOrigin, PrefetchCase
 from twistedproxy.frames.entries import frame_name, was_prefetched
+from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.errors import OriginError, OriginRefused
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.ahead import frame_queues
@@ -168,6 +169,21 @@ class QueuesTests(PrefetchCase):
         self.release()
         self.assertEqual(len(self.loaded()), 56)
         self.assertEqual(len(self.ended(self.made)), 3)
+
+    def test_another_store(self) -> None:
+        """A store that does not answer keeps nothing from being loaded from another."""
+        self.patch(frame_queues, "BYTES_UNDER_WAY", 4 * MIB)
+        self.hold()
+        self.add(range(1, 41), size=MIB)
+        other = ReadyOrigin(url="http://other.test")
+        instance = attrs.evolve(INSTANCE, origin=other.url)
+        wanted = FrameRequest(other, instance, (1,), self.caller())  # type: ignore[arg-type]
+        fence = self.now(self.cache.get_many(instance, [])).fence
+        self.queues.add(self.queues.of(wanted, fence, MIB), wanted, range(1, 9))
+        self.assertEqual(other.numbers(Priority.DISPLAY), [*range(1, 9)])
+        self.assertEqual(self.origin.numbers(Priority.DISPLAY), [1, 2, 3, 4])
+        self.release()
+        self.assertEqual(len(self.loaded()), 40)
 
     def test_joined(self) -> None:
         """A caller who asks for what is being loaded waits for that; the origin is asked once."""

@@ -1,7 +1,7 @@
 """Frames that are loaded before they are asked for, some at a time, in the order in which they are likely to be.
 
 - Each caller and instance has one queue, and what is newly wanted goes in front. Queues have turns, and what all of them have under
-  way is bounded in bytes: one caller's loads do not keep another's from being loaded.
+  way at one store is bounded in bytes: one caller's loads do not keep another's from being loaded, nor one store those of another.
 - Frames are read as callers read them, behind all of those at the origin: one that a caller asks for meanwhile is waited for, and
   not asked for twice.
 - What is cached is left alone, and so is what another worker has claimed. What this worker has in a queue, or has loaded, is known
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Optional
 
@@ -37,7 +37,7 @@ SIDE_BY_SIDE = 12
 """Requests of one queue at once."""
 
 BYTES_UNDER_WAY = 32 << 20
-"""What the requests of all queues ask for, at most; one for a frame is always sent."""
+"""What the requests of all queues ask one store for, at most; one for a frame is always sent."""
 
 MAX_WAITING = 2000
 """Frames of one queue that wait; of more the ones that are the least likely to be asked for."""
@@ -85,6 +85,11 @@ class FrameQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def place(self) -> str:
+        """The store that is asked."""
+        return self.key[1].origin
 
     def put(self, numbers: Sequence[int]) -> int:
         """Have those of *numbers* loaded that are not known, before all that wait; how many these are."""
@@ -137,7 +142,7 @@ class FrameQueues:
     clock: IReactorTime
     _queues: OrderedDict[_Key, FrameQueue] = attrs.field(init=False, factory=OrderedDict)
     _turns: OrderedDict[FrameQueue, None] = attrs.field(init=False, factory=OrderedDict)
-    _under_way: int = attrs.field(init=False, default=0)
+    _under_way: Counter[str] = attrs.field(init=False, factory=Counter)
     _going_on: bool = attrs.field(init=False, default=False)
     _breathe: Callable[[], Optional[Awaitable[None]]] = attrs.field(
         init=False, default=attrs.Factory(lambda self: turns(self.clock), takes_self=True)
@@ -184,27 +189,31 @@ class FrameQueues:
             return
         self._going_on = True
         try:
-            while self._turns and self._under_way < BYTES_UNDER_WAY:
+            full: list[FrameQueue] = []
+            while self._turns:
                 queue, _ = self._turns.popitem(last=False)
-                if len(queue) and len(queue.lanes) < SIDE_BY_SIDE:
+                if len(queue) and self._under_way[queue.place] >= BYTES_UNDER_WAY:
+                    full.append(queue)
+                elif len(queue) and len(queue.lanes) < SIDE_BY_SIDE:
                     self._turns[queue] = None  # behind the others
                     self._send(queue)
                 elif not len(queue) and not queue.lanes:
                     queue.end()
+            self._turns = OrderedDict.fromkeys(full)
         finally:
             self._going_on = False
 
     def _send(self, queue: FrameQueue) -> None:
         wanted = queue.wanted
         assert wanted is not None  # something waits
-        room = (BYTES_UNDER_WAY - self._under_way) // queue.frame_bytes
+        room = (BYTES_UNDER_WAY - self._under_way[queue.place]) // queue.frame_bytes
         numbers = queue.take(max(1, min(room, wanted.origin.frames_per_request(wanted.instance))))
         size = len(numbers) * queue.frame_bytes
-        self._under_way += size
+        self._under_way[queue.place] += size
         lane = Deferred.fromCoroutine(self._load(queue, wanted, numbers))
 
         def ended(result: object) -> None:
-            self._under_way -= size
+            self._under_way[queue.place] -= size
             queue.lanes.discard(lane)
             queue.loading.difference_update(numbers)
             if isinstance(result, Failure):
