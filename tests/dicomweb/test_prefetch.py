@@ -13,7 +13,7 @@ from tests.clients import Client, RawConnection
 from tests.dicomweb.support import ALICE, MALLORY, STORED, ProxyCase, RunningProxy, token
 from tests.frames.support import INSTANCE
 from tests.slides import Made, slide
-from tests.stores.dialects import NO_SYNTAX
+from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.stores.faults import Answer
 from tests.waiting import wait_until
 from twistedproxy.dicomweb.prefetch import LINE_SECONDS, PrefetchEndpoint
@@ -33,6 +33,28 @@ class WarmingCase(ProxyCase):
     @property
     def path(self) -> str:
         return f"/{self.slide.resource}/prefetch"
+
+
+class OpenedTests(WarmingCase):
+    """What viewers read before the first tile."""
+
+    async def test_profile(self) -> None:
+        """After the metadata of a slide's series, bulk data of one of its levels have the small levels loaded, and nothing else has."""
+        store = self.store(STANDARD, *self.slides())
+        proxy = await self.warm_proxy(store, prefetch_min_frames=2)
+        client = proxy.client()
+        series = "/" + "/".join(self.slide.resource.split("/")[:4])
+        for path, jobs in (
+            (f"/{self.slide.resource}/bulkdata/7FE00010", []),
+            (f"{series}/metadata", []),
+            (f"/{self.slide.resource}/bulkdata/00420042", []),  # there is none
+            (f"/{self.slide.resource}/bulkdata/7FE00010", ["small-level"]),
+            (f"/{self.slide.resource}/bulkdata/7FE00010", ["small-level"]),
+        ):
+            await client.get(path)
+            await proxy.components.scheduler.drain()
+            ended = proxy.components.jobs.status()["ended"]
+            self.assertEqual([job["reason"] for job in ended], jobs, path)
 
 
 class StartTests(WarmingCase):

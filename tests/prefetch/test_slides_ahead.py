@@ -204,6 +204,23 @@ class BeyondTests(LookAheadCase):
         self.assertEqual([task.instance.sop for task in worker.small.tasks], [level(3).sop])
         self.assertSquare(self.places(4), (0, 1), (0, 1))
 
+    def test_before_the_first_tile(self) -> None:
+        """Who reads a profile of a slide that is known opens it; who was not told of the series, or is not shown it, opens nothing."""
+        worker = self.worker()
+        assert worker.scheduler.ahead is not None and worker.reader.access.series is not None
+        wanted = FrameRequest(self.origin, level(1), (1,), self.caller())  # type: ignore[arg-type]
+        for known in (False, True):
+            if known:
+                self.now(worker.reader.access.series.find(wanted.origin, level(1), wanted.caller, ask=True))
+            for _ in range(2):
+                self.now(worker.scheduler.ahead.opened(wanted))
+                self.clock.advance(0)
+            self.assertEqual(len(worker.small.tasks), int(known))
+        self.assertSquare(self.places(4), (0, 1), (0, 1))
+        other = attrs.evolve(wanted, caller=self.caller("bob"))
+        self.now(worker.scheduler.ahead.opened(other))
+        self.assertEqual((len(worker.small.tasks), self.slides.series_asked), (1, [b"alice"]))
+
     def test_neighbours(self) -> None:
         """The same place of the level beside, a screen around it; again once the caller has moved by half a screen."""
         worker = self.worker(whole_instance=False)

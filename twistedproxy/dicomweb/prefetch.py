@@ -74,6 +74,12 @@ class PrefetchEndpoint:
         assert answers is not None
         return cls(by_hand, SeriesLoads(by_hand, answers), scheduler.jobs, scheduler.clock)
 
+    def opened(self, wanted: FrameRequest) -> None:
+        """A caller was given what describes an instance of a slide, most likely before its first tile."""
+        scheduler = self.by_hand.scheduler
+        if scheduler.ahead is not None and not scheduler.background.stopped:
+            scheduler.background.run(scheduler.ahead.opened(wanted))
+
     def stop_within(self, seconds: float) -> None:
         """Have all answers that follow a job ended in *seconds*."""
         self._give_up_at = self.clock.seconds() + seconds * SHARE_OF_STOP

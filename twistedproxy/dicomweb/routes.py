@@ -28,6 +28,7 @@ from twistedproxy.dicomweb.rendered import RenderedAnswers
 from twistedproxy.dicomweb.repairs.metadata import profile_place
 from twistedproxy.dicomweb.requests import RequestParser, accept_of, accepted_by, caller_of
 from twistedproxy.dicomweb.status import StatusPages, add_pages
+from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.origin.errors import HAS_NOT
 from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.server.cors import Cors, is_preflight, refuse_cross_site
@@ -131,7 +132,13 @@ class ProxyRoutes:
         target = _target(request)
         if profile_place(target) is None:
             await self._hand_on(request, target)
-            return
+        else:
+            await self._give_profile(request, target)
+        if request.code < 400 and target.resource.sop is not None:
+            caller = caller_of(request, target, self.requests.credentials)
+            self.prefetching.opened(FrameRequest(target.origin, target.instance, (1,), caller))
+
+    async def _give_profile(self, request: Request, target: Target) -> None:
         accepted, outside = accepted_by(request, target), self.requests.outside(request).base + target.mount.prefix
         status = await self.pass_through.answer(request, target, outside, only_good=True)
         if status is None:

@@ -68,11 +68,11 @@ class Scheduler:
     usefulness: Usefulness = attrs.field(init=False)
     _unsupported: Recent[Instance] = attrs.field(init=False, factory=lambda: Recent(1.0, MAX_REMEMBERED))
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
-    _background: Background = attrs.field(init=False)
+    background: Background = attrs.field(init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
-        self._background = Background(self.clock, "a prefetch could not be started")
+        self.background = Background(self.clock, "a prefetch could not be started")
         self.usefulness = Usefulness(self.metrics)
         self._refused = Recent(self.settings.recache_after, MAX_REMEMBERED)
         answers = self.reader.access.series
@@ -91,12 +91,12 @@ class Scheduler:
         metadata, from_origin, new = answer.metadata, answer.from_origin, []
         if answer.prefetched:
             new = self.usefulness.asked(wanted.instance, metadata.frames, answer.prefetched)
-        if answer.fence is None or self._background.stopped:
+        if answer.fence is None or self.background.stopped:
             return
         if metadata.frames == 1 and not metadata.is_tiled:
             if self.stacks is not None and (from_origin or not self.stacks.is_done(wanted)):
-                touched, run = self.stacks.touched, self._background.run
-                self._background.once_written(lambda: run(touched(wanted, metadata, bool(from_origin))))
+                touched, run = self.stacks.touched, self.background.run
+                self.background.once_written(lambda: run(touched(wanted, metadata, bool(from_origin))))
             return
         if metadata.transfer_syntax is None:
             metadata = attrs.evolve(metadata, transfer_syntax=answer.frames[0].transfer_syntax)
@@ -106,7 +106,7 @@ class Scheduler:
         elif new:
             self._look(occasion, new)
         if from_origin or self.settings.prefetch_trigger <= 0:
-            self._background.once_written(lambda: self._consider(occasion, from_origin))
+            self.background.once_written(lambda: self._consider(occasion, from_origin))
 
     def missed(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]) -> None:
         """Hear of a request of which the origin is asked for something: what lies around is asked for beside that. Never raises."""
@@ -120,8 +120,8 @@ class Scheduler:
             self._look(Occasion(wanted, grant.metadata, grant.fence, frame_bytes), new)
 
     def _look(self, occasion: Occasion, numbers: Sequence[int], missed: bool = False) -> None:
-        if self.ahead is not None and not self._background.stopped and unsupported(occasion.metadata) is None:
-            self._background.once_written(lambda: self._look_ahead(occasion, numbers, missed))
+        if self.ahead is not None and not self.background.stopped and unsupported(occasion.metadata) is None:
+            self.background.once_written(lambda: self._look_ahead(occasion, numbers, missed))
 
     def _look_ahead(self, occasion: Occasion, numbers: Sequence[int], missed: bool) -> None:
         if self.ahead is None:
@@ -129,7 +129,7 @@ class Scheduler:
         dear = self._is_dear(occasion) and not self.loads.unloadable(occasion.instance, occasion.wanted.caller)
         seen = Seen(occasion.wanted, occasion.metadata, occasion.fence, occasion.frame_bytes, numbers, missed, dear)
         if self.ahead.around(seen):
-            self._background.run(self.ahead.beyond(seen))
+            self.background.run(self.ahead.beyond(seen))
 
     async def _load_level(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Fence) -> None:
         decided = plan_small_level(self.settings, metadata)
@@ -148,13 +148,13 @@ class Scheduler:
         caller it is loaded once in ``recache-after``, whatever comes of that.
         """
         asked, now = (wanted.instance, wanted.caller.credential), self.clock.seconds()
-        if fence is None or self._background.stopped or self._refused.has(asked, now):
+        if fence is None or self.background.stopped or self._refused.has(asked, now):
             return
         self._refused.add(asked, now)
         self._consider(Occasion(wanted, metadata, fence), len(set(wanted.numbers)), refused=True)
 
     def _consider(self, occasion: Occasion, from_origin: int, refused: bool = False) -> None:
-        if self._background.stopped:
+        if self.background.stopped:
             return
         try:
             decided = self._decide(occasion, from_origin, refused)
@@ -162,7 +162,7 @@ class Scheduler:
             self._log.failure("a prefetch could not be planned")
             return
         if decided.kind is not Kind.NOTHING:
-            self._background.run(self._begin(occasion, decided))
+            self.background.run(self._begin(occasion, decided))
 
     def _decide(self, occasion: Occasion, from_origin: int, refused: bool) -> Plan:
         wanted, metadata = occasion.wanted, occasion.metadata
@@ -238,7 +238,7 @@ class Scheduler:
 
     def check_room(self, instance: Instance, running: int, waited_for: bool = False) -> None:
         """Raises `NotStarted` where as many jobs of a kind run as may, unless a caller waits, or where all of them are to end."""
-        if self._background.stopped:
+        if self.background.stopped:
             raise NotStarted(503, Refusal.STOPPING.value, "the proxy is stopping")
         if running < self.settings.max_jobs or waited_for:
             return
@@ -282,7 +282,7 @@ class Scheduler:
     ) -> Optional[Job]:
         """The whole-instance load of an instance that a caller (who has a grant) needs most frames of: the one that runs, or
         one that is started now, however many others run. None where it is not to be loaded whole."""
-        if fence is None or self._background.stopped:
+        if fence is None or self.background.stopped:
             return None
         running = self.jobs.find(wanted.instance, JobKind.WHOLE, fence)
         if running is not None:
@@ -303,13 +303,13 @@ class Scheduler:
 
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""
-        while not self._background.idle or self.jobs.running:
-            await self._background.drain()
+        while not self.background.idle or self.jobs.running:
+            await self.background.drain()
             await self.jobs.drain()
 
     async def stop(self) -> None:
         """Give up all jobs: their locks are given back and their unfinished work is removed."""
-        self._background.stop()
+        self.background.stop()
         for job in self.jobs.running:
             if job.running is not None:
                 job.running.cancel()

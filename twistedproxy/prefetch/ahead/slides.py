@@ -1,5 +1,5 @@
 """Slides, loaded where their readers look: frames around, further in the direction of movement, and the same place of the
-neighbouring levels. When a slide is opened, its small levels.
+neighbouring levels. When a slide is opened, its small levels: with the first tile, or before, with an ICC profile.
 
 - It goes by frames that the origin was asked for, and by those loaded ahead that are asked for for the first time: around others it
   has been done.
@@ -153,34 +153,44 @@ class LookAhead:
         ]
         return (pyramid.frames if pyramid is not None else frames) * (1 + len(read))
 
+    async def opened(self, wanted: FrameRequest) -> None:
+        """A caller reads an ICC profile or the like of *wanted*'s instance, as viewers do before the first tile: open its slide, if the
+        origin has told that caller what it is."""
+        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=False)
+        pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
+        if series is not None and pyramid is not None:
+            await self._open(wanted, series, pyramid, "")
+
     async def beyond(self, seen: Seen) -> None:
         """Load what lies at other levels."""
-        wanted, key = seen.wanted, (seen.credential, seen.instance.of_series)
+        wanted = seen.wanted
         series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)
         pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
         if series is None or pyramid is None:
             return
-        opened = self._opened.get(key)
-        _kept(self._opened, key, series)
-        if opened is None or opened.fence != series.fence:
-            await self._open(seen, pyramid)
+        await self._open(wanted, series, pyramid, wanted.instance.sop)
         if not seen.dear:
             await self._load_beside(seen, pyramid)
 
-    async def _open(self, seen: Seen, pyramid: Pyramid) -> None:
-        """Load the small levels, the smallest first, and the pictures of the slide."""
+    async def _open(self, wanted: FrameRequest, series: SeriesAnswer, pyramid: Pyramid, own: str) -> None:
+        """Load the small levels, the smallest first, and the pictures of the slide, once; but not the level with UID *own*."""
+        key = wanted.caller.credential, wanted.instance.of_series
+        before = self._opened.get(key)
+        _kept(self._opened, key, series)
+        if before is not None and before.fence == series.fence:
+            return
         small = [one for one in reversed(pyramid.levels) if self._is_small(one)][:MAX_SMALL]
         for level in (*small, *filter(self._is_small, pyramid.overviews[:MAX_OVERVIEWS])):
-            if level.sop == seen.instance.sop:
+            if level.sop == own:
                 continue
-            wanted, fence = await self._granted(seen, level)
+            of_level, fence = await self._granted(wanted, level)
             if fence is None:
                 continue
             if level.metadata.frames >= self.least_frames:
-                await self.load_level(wanted, level.metadata, fence)
+                await self.load_level(of_level, level.metadata, fence)
             else:
-                queue = self.queues.of(wanted, fence, expected(level.metadata))
-                self.queues.add(queue, wanted, range(1, level.metadata.frames + 1))
+                queue = self.queues.of(of_level, fence, expected(level.metadata))
+                self.queues.add(queue, of_level, range(1, level.metadata.frames + 1))
 
     def _is_small(self, level: Member) -> bool:
         facts, side = level.metadata, self.block_pixels
@@ -198,21 +208,20 @@ class LookAhead:
             if before is not None and max(abs(place[0] - before[0]), abs(place[1] - before[1])) <= MARGIN / 2:
                 continue
             view.placed[level.sop, plane] = place
-            wanted, fence = await self._granted(seen, level)
+            wanted, fence = await self._granted(seen.wanted, level)
             if fence is not None:
                 queue = self.queues.of(wanted, fence, seen.frame_bytes)
                 self.queues.add(queue, wanted, around(grid, plane, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
 
-    async def _granted(self, seen: Seen, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
-        """A request for frames of another *level* in the caller's name, and the level's fence; None where the caller may not read
-        it, or nothing can be cached."""
-        instance = attrs.evolve(seen.instance, sop=level.sop)
-        wanted = FrameRequest(seen.wanted.origin, instance, (1,), seen.wanted.caller)
+    async def _granted(self, wanted: FrameRequest, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
+        """A request for frames of *level* by the caller of *wanted*, and the level's fence; None where the caller may not read it, or
+        nothing can be cached."""
+        of_level = FrameRequest(wanted.origin, attrs.evolve(wanted.instance, sop=level.sop), (1,), wanted.caller)
         try:
-            _, reading = await self.reader.granted(wanted.origin, instance, wanted.caller)
+            _, reading = await self.reader.granted(of_level.origin, of_level.instance, of_level.caller)
         except OriginError:
-            return wanted, None
-        return wanted, reading.fence
+            return of_level, None
+        return of_level, reading.fence
 
 
 def _kept(table: OrderedDict[_Key, _T], key: _Key, value: _T) -> _T:
