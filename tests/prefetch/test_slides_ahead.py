@@ -115,6 +115,27 @@ class AroundTests(LookAheadCase):
         self.assertEqual(self.look(worker, 1, 50, 63, "bob").cached, 1)
         self.assertIn((50, 63 + RING), self.places(1))
 
+    def test_loaded_whole(self) -> None:
+        """Where all was loaded nothing is looked for, until a frame is missed."""
+        worker = self.worker()
+        self.look(worker, 2, 20, 20)
+        worker.whole.finish()
+        self.clock.advance(0)
+        self.look(worker, 2, 20, 21)  # of those around the first
+        self.assertNotIn((20, 21 + RING), self.places(2))
+        self.look(worker, 2, 20, 23 + RING)
+        self.assertIn((20, 23 + 2 * RING), self.places(2))
+
+    def test_nothing_to_load(self) -> None:
+        """What finds all of it cached is no job to speak of."""
+        worker, other = self.worker(whole_instance=False), self.worker(whole_instance=False)
+        self.look(worker, 1, 50, 60)
+        self.look(other, 1, 50, 63)
+        jobs = [job for job in self.ended(other) if job["instance"] == level(1).path]
+        self.assertEqual(len(jobs), 1)
+        self.look(other, 1, 50, 60)
+        self.assertEqual([job for job in self.ended(other) if job["instance"] == level(1).path], jobs)
+
     def test_many_at_once(self) -> None:
         """Of a long list, what lies around a screen's worth of it."""
         worker = self.worker(whole_instance=False)

@@ -227,13 +227,21 @@ class JobBook:
     def add(self, job: Job) -> None:
         """Note one that has been made."""
         self._running.append(job)
-        self._log.info("prefetch started: {kind} of {instance}", event="job_started", **job.fields(job.started))
+        if job.kind is not JobKind.AHEAD:  # these are many, and short
+            self._log.info("prefetch started: {kind} of {instance}", event="job_started", **job.fields(job.started))
 
     def end(self, job: Job, result: Result, reason: Optional[str] = None) -> None:
         """Note a job's end. *reason* replaces the one that it was started for."""
         job.ended, job.result = self._clock.seconds(), result
         job.reason = reason or job.reason
         self._running.remove(job)
+        if job.kind is not JobKind.AHEAD or job.frames or result is not Result.DONE:  # else all was there
+            self._tell(job, result)
+        job.moved.fire()
+        job.over.fire()
+        self._ends.fire()
+
+    def _tell(self, job: Job, result: Result) -> None:
         self._ended.append(job)
         self._metrics.count("prefetch_jobs", (job.kind.value, result.value))
         self._metrics.count("prefetch_frames", (job.kind.value,), job.kept)
@@ -241,11 +249,8 @@ class JobBook:
             LogLevel.warn if result is Result.FAILED else LogLevel.info,
             "prefetch {result}: {kind} of {instance}, {frames} of {total} frames, {bytes} bytes in {seconds} s: {reason}",
             event="job_ended",
-            **job.fields(job.ended),
+            **job.fields(self._clock.seconds()),
         )
-        job.moved.fire()
-        job.over.fire()
-        self._ends.fire()
 
     async def carry_out(self, job: Job, work: Awaitable[object]) -> None:
         """Do a job's work and note how it ended. Only cancellation is raised."""

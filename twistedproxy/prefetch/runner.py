@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Coroutine
 from itertools import islice
 from typing import Any
@@ -43,6 +44,9 @@ frames of 64. Metadata that tell of frames of one pixel must not make lists of 6
 
 USUAL_RATE = 50e6
 """Bytes a second of a whole-instance load from an origin that is not known."""
+
+MAX_LOADED = 1000
+"""Instances of which it is known that they were loaded whole."""
 
 RATE_SECONDS = 600.0
 """How long a rate counts: one that was slow for once must not keep instances from being loaded, and so from being measured, for good."""
@@ -81,6 +85,7 @@ class Loads:
     small: Loader
     whole: Loader
     _slots: dict[tuple[str, bool, bool], DeferredLock] = attrs.field(init=False, factory=dict)
+    _whole: OrderedDict[Instance, Fence] = attrs.field(init=False, factory=OrderedDict)
     _rates: dict[str, tuple[float, float]] = attrs.field(init=False, factory=dict)
     _unloadable: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     _first_of: Recent[tuple[str, bytes]] = attrs.field(init=False)
@@ -101,6 +106,13 @@ class Loads:
         """How long a whole-instance load of *size* bytes would take, by the last one from that origin, if that was lately."""
         rate, until = self._rates.get(wanted.origin.url, (USUAL_RATE, math.inf))
         return size / (rate if self.clock.seconds() < until else USUAL_RATE)
+
+    def is_loaded(self, instance: Instance, fence: Fence, missed: bool) -> bool:
+        """Whether all frames of *instance* were loaded under *fence*; not any more once one is *missed*."""
+        loaded = self._whole.get(instance) == fence
+        if loaded and missed:
+            del self._whole[instance]
+        return loaded and not missed
 
     def _note_failure(self, instance: Instance, caller: Caller) -> None:
         now, place, one = self.clock.seconds(), (instance.place, caller.credential), (instance, caller.credential)
@@ -170,6 +182,9 @@ class Loads:
                 self._note_failure(occasion.instance, wanted.caller)
             raise
         self._note_success(occasion.instance, wanted.caller)
+        self._whole[occasion.instance] = occasion.fence
+        if len(self._whole) > MAX_LOADED:
+            self._whole.popitem(last=False)
         if loaded.bytes >= TELLING_BYTES:
             now = self.clock.seconds()
             self._rates[wanted.origin.url] = loaded.bytes / max(0.001, now - began), now + RATE_SECONDS

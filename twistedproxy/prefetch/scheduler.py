@@ -44,8 +44,7 @@ BLOCK_LOCK_SECONDS = 3.0
 STOP_SECONDS = 6.0
 """How long jobs may take to end and clean up at an orderly stop. A cache that hangs is given up sooner."""
 
-MAX_REMEMBERED = 10_000
-"""Instances of which we remember that their syntax was complained of, or that their frames were refused."""
+MAX_REMEMBERED = 10_000  # instances whose syntax was complained of, or whose frames were refused
 
 
 @attrs.define(eq=False)
@@ -120,16 +119,17 @@ class Scheduler:
             self._look(Occasion(wanted, grant.metadata, grant.fence, frame_bytes), new)
 
     def _look(self, occasion: Occasion, numbers: Sequence[int], missed: bool = False) -> None:
-        if self.ahead is not None and not self.background.stopped and unsupported(occasion.metadata) is None:
-            self.background.once_written(lambda: self._look_ahead(occasion, numbers, missed))
+        ahead = self.ahead
+        if ahead is not None and not self.background.stopped and unsupported(occasion.metadata) is None:
+            self.background.once_written(lambda: self._look_ahead(ahead, occasion, numbers, missed))
 
-    def _look_ahead(self, occasion: Occasion, numbers: Sequence[int], missed: bool) -> None:
-        if self.ahead is None:
-            return
-        dear = self._is_dear(occasion) and not self.loads.unloadable(occasion.instance, occasion.wanted.caller)
-        seen = Seen(occasion.wanted, occasion.metadata, occasion.fence, occasion.frame_bytes, numbers, missed, dear)
-        if self.ahead.around(seen):
-            self.background.run(self.ahead.beyond(seen))
+    def _look_ahead(self, ahead: LookAhead, occasion: Occasion, numbers: Sequence[int], missed: bool) -> None:
+        wanted, instance, size = occasion.wanted, occasion.instance, occasion.frame_bytes
+        dear = self._is_dear(occasion) and not self.loads.unloadable(instance, wanted.caller)
+        loaded = self.loads.is_loaded(instance, occasion.fence, missed)
+        seen = Seen(wanted, occasion.metadata, occasion.fence, size, numbers, missed, dear, loaded)
+        if ahead.around(seen):
+            self.background.run(ahead.beyond(seen))
 
     async def _load_level(self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Fence) -> None:
         decided = plan_small_level(self.settings, metadata)

@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 @attrs.frozen
 class Seen:
     """Frames *numbers* of *wanted*'s instance were asked for, of about *frame_bytes* each. *missed*: the origin was asked. *dear*: a
-    frame costs the origin about as much as all of the instance, which is loaded whole."""
+    frame costs the origin about as much as all of the instance, which is loaded whole. *loaded*: all of it was."""
 
     wanted: FrameRequest
     metadata: InstanceMetadata
@@ -63,6 +63,7 @@ class Seen:
     numbers: Sequence[int]
     missed: bool
     dear: bool = False
+    loaded: bool = False
 
     @property
     def instance(self) -> Instance:
@@ -121,7 +122,7 @@ class LookAhead:
         if view is None:
             view = _kept(self._views, key, _View(Gaze(*places[0])))
         reaches = [view.gaze.move(*place) for place in places]
-        if seen.metadata.frames >= self.least_frames and not seen.dear:
+        if seen.metadata.frames >= self.least_frames and not seen.dear and not seen.loaded:
             self._load_around(attrs.evolve(seen, numbers=numbers), grid, reaches)
         return view.has_moved()
 
