@@ -12,9 +12,9 @@ from tests.benchmarks.viewing import Level
 FRAME_BYTES = 8_800  # a JPEG tile of 256 x 256, as of `tests.slides`
 SLICE_BYTES = 524_288  # 512 x 512, 16 bits
 
-SLIDES = {"small": (123, 4), "halved": (110, 2), "large": (400, 4)}
-"""Tiles along each side of the finest level, and how many times as wide it is as the next: 16,150 frames (142 MB), the same
-in levels that halve, and 170,700 (1.5 GB)."""
+SLIDES = {"tiny": (40, 4), "small": (123, 4), "halved": (110, 2), "large": (400, 4)}
+"""Tiles along each side of the finest level, and how many times as wide it is as the next: 1,700 frames (15 MB, for many readers), 16,150
+(142 MB), the same in levels that halve, and 170,700 (1.5 GB)."""
 
 SMALLEST = 8  # tiles along a side
 
