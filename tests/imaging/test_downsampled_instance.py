@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import attrs
 import numpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from twisted.trial.unittest import SynchronousTestCase
@@ -192,6 +192,8 @@ class SeamTests(SynchronousTestCase):
     """Pictures put together."""
 
     @settings(max_examples=25, deadline=None)
+    @example(112, 79, 32, 1.0005969633171108, "nearest", True)
+    @example(88, 4, 48, 1.4653500030699944, "nearest", False)
     @given(
         st.integers(1, 120), st.integers(1, 120), st.integers(12, 64), FACTORS, st.sampled_from(INTERPOLATIONS),
         st.booleans(),

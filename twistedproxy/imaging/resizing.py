@@ -250,8 +250,9 @@ def _block(vertical: Axis, horizontal: Axis, cut: Cut, scale: int) -> tuple[int,
 
 
 def _nearest(axis: Axis) -> Integers:
-    """The source pixel of each target pixel."""
-    places = numpy.floor(axis.start + (numpy.arange(axis.count) + 0.5) * axis.step).astype(numpy.int64)
+    """The source pixel of each target pixel. Where it lies between two, the second, whatever part of a picture is made: floats must not
+    decide."""
+    places = numpy.floor(axis.start + (numpy.arange(axis.count) + 0.5) * axis.step + 1e-9).astype(numpy.int64)
     return numpy.clip(places, axis.low, axis.stop - 1)
 
 
