@@ -91,7 +91,7 @@ PYRAMID = (
 )
 
 STACK = (
-    Policy("as it is", lambda: (AfterMisses(),)),
+    Policy("no slices ahead", lambda: (AfterMisses(),)),
     Policy("frames beside metadata", beside=True),
     Policy("and slices ahead", lambda: (SlicesAhead(AHEAD, 0),), beside=True),
     Policy("and joining, behind", lambda: (SlicesAhead(AHEAD, BEHIND),), join=True, beside=True),
