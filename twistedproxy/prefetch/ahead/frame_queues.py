@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Optional
@@ -25,9 +24,9 @@ from twisted.python.failure import Failure
 
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import AnswerTooLarge, FrameReader, FrameRequest, NoSuchFrame
 from twistedproxy.origin.interface import Priority
+from twistedproxy.prefetch.ahead.claims import claimed
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, LoadFailed
 from twistedproxy.prefetch.loaders import turns
 from twistedproxy.system.metrics import Metrics
@@ -44,9 +43,6 @@ MAX_WAITING = 2000
 
 MAX_QUEUES = 1000
 """Queues that are remembered, with what is known of their instances' frames."""
-
-CLAIM_SECONDS = 30.0
-"""How long other workers leave a frame to the one that loads it."""
 
 REFUSED_SECONDS = 60.0
 """How long an instance is left alone of which the origin refused frames."""
@@ -244,28 +240,16 @@ class FrameQueues:
         instance, job = wanted.instance, queue.job
         if (turn := self._breathe()) is not None:  # a cache in this process answers at once
             await turn
-        names = {frame_name(number): number for number in numbers}
-        cached = await self.cache.present(instance, list(names))
-        missing = [name for name in names if name not in cached]
-        if not missing:
-            return
-        token = os.urandom(12)
-        won = await self.cache.claim(instance, missing, token, CLAIM_SECONDS)
-        self.metrics.count("prefetch_claims_lost", (), len(missing) - len(won))
-        try:
-            if won:
-                await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
-                mine = tuple(names[name] for name in missing if name in won)
-                try:
-                    answer = await self.reader.read(attrs.evolve(wanted, numbers=mine))
-                except (
-                    NoSuchFrame,
-                    AnswerTooLarge,
-                ) as error:  # other metadata were true when it was planned, or none are
-                    raise LoadFailed(str(error)) from None
-                if answer.fence != queue.fence:
-                    raise _Changed
-                if job is not None:
-                    job.progressed(job.frames + answer.fetched, job.bytes + answer.size)
-        finally:
-            await self.cache.unclaim(instance, won, token)
+        async with claimed(self.cache, instance, numbers) as (mine, lost):
+            self.metrics.count("prefetch_claims_lost", (), lost)
+            if not mine:
+                return
+            await wanted.origin.ready(wanted.caller)  # first: who asks for it joins what does not wait for a slot
+            try:
+                answer = await self.reader.read(attrs.evolve(wanted, numbers=mine))
+            except (NoSuchFrame, AnswerTooLarge) as error:  # other metadata were true when it was planned, or none are
+                raise LoadFailed(str(error)) from None
+            if answer.fence != queue.fence:
+                raise _Changed
+            if job is not None:
+                job.progressed(job.frames + answer.fetched, job.bytes + answer.size)

@@ -8,28 +8,23 @@
 from __future__ import annotations
 
 import enum
-import os
 from typing import Union
 
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
-from twistedproxy.frames.entries import expected, frame_name
+from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameAnswer, FrameReader, FrameRequest
 from twistedproxy.origin.interface import Caller, Origin, Priority
+from twistedproxy.prefetch.ahead.claims import claimed
 
 SIDE_BY_SIDE = 12
 LANES_BYTES = 32 << 20
 """Slices that are loaded at once, and their bytes, at most."""
 
-CLAIM_SECONDS = 30.0
-"""How long other workers leave a slice to the one that loads it."""
-
 OF_THIS_ONE = frozenset({400, 403, 404, 406, 410, 415})
 """How an origin refuses one slice; any other refusal concerns them all."""
-
-_NAME = [frame_name(1)]
 
 
 class NotRead(enum.Enum):
@@ -49,19 +44,13 @@ class SliceLoader:
     """Loads slices, for one worker."""
 
     reader: FrameReader
-    _token: bytes = attrs.field(init=False, factory=lambda: os.urandom(12))
 
     async def load(self, origin: Origin, instance: Instance, caller: Caller) -> Union[FrameAnswer, NotRead]:
         """Load the frame of *instance*. Raises as `FrameReader.read` does."""
-        cache = self.reader.cache
-        if await cache.present(instance, _NAME):
-            return NotRead.PRESENT
-        if not await cache.claim(instance, _NAME, self._token, CLAIM_SECONDS):
-            return NotRead.CLAIMED
-        try:
+        async with claimed(self.reader.cache, instance, [1]) as (mine, lost):
+            if not mine:
+                return NotRead.CLAIMED if lost else NotRead.PRESENT
             return await self.read(origin, instance, caller)
-        finally:
-            await cache.unclaim(instance, _NAME, self._token)
 
     async def read(self, origin: Origin, instance: Instance, caller: Caller) -> FrameAnswer:
         """The same, whoever else loads it."""
