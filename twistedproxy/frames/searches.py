@@ -5,12 +5,12 @@ What is found is no proof of anything: stores exist that let callers search and 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 from twistedproxy.dicom.lenient_json import first_value, read_json
 from twistedproxy.dicom.resource import validate_uid
 from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused
-from twistedproxy.origin.interface import Caller, Origin, OriginRequest, is_dicom_json
+from twistedproxy.origin.interface import Caller, Origin, OriginRequest, first, is_dicom_json
 from twistedproxy.streams import StreamTooLong, read_all
 
 MAX_ANSWER = 1 << 20
@@ -23,21 +23,26 @@ MAX_FOUND = 20_000
 """Objects that are found in all: more, and the store most likely ignores where a page is to begin."""
 
 
-async def search(origin: Origin, path: str, query: str, caller: Caller) -> list[Any]:
-    """The objects that a search at *path* (from the root on) finds.
+async def search(
+    origin: Origin, path: str, query: str, caller: Caller, most: Optional[int] = None, whole: bool = False
+) -> list[Any]:  # fmt: skip
+    """The objects that a search at *path* (from the root on) finds, whose answer has *most* bytes at most. *whole*: not where the origin warns
+    that there are more (PS3.18 section 8.3.4.4).
 
     Raises `OriginRefused` as the origin has put it, `OriginBadAnswer`, and the other errors of `twistedproxy.origin.errors`.
     """
     request = OriginRequest.get(path.encode("ascii"), query.encode("ascii"), b"application/dicom+json", caller)
     response = await origin.forward(request)
     try:
-        answer = await read_all(response.body, MAX_ANSWER)
+        answer = await read_all(response.body, most or MAX_ANSWER)
     except StreamTooLong:
         raise OriginBadAnswer("the origin's response to a search is too long") from None
     if response.status >= 400:
         raise OriginRefused(response.status, response.headers, answer)
     if response.status not in (200, 204):  # a redirect, which is not followed, says nothing
         raise OriginBadAnswer(f"the origin answered a search with {response.status}")
+    if whole and first(response.headers, b"warning") is not None:
+        raise OriginBadAnswer("the origin's response to a search is a part of what there is")
     if not answer.strip():
         return []
     try:

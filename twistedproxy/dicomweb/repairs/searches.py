@@ -24,9 +24,9 @@ from twistedproxy.dicom.lenient_json import first_value
 from twistedproxy.dicom.resource import InvalidUID, validate_uid
 from twistedproxy.dicomweb.mounts import Target
 from twistedproxy.dicomweb.repairs.members import Members, has_value, objects_in, with_turns
+from twistedproxy.frames.searches import search
 from twistedproxy.origin.errors import OriginError
-from twistedproxy.origin.interface import Caller, OriginRequest, first, is_dicom_json
-from twistedproxy.streams import StreamTooLong, read_all
+from twistedproxy.origin.interface import Caller
 
 MAX_STUDIES = 20
 """Studies of one answer that are searched for more, at most."""
@@ -50,7 +50,7 @@ _FIELDS = {
 }
 _OF_STUDIES = (MODALITIES, SERIES_COUNT, INSTANCE_COUNT)
 _LEVELS = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}
-_SERIES_FIELDS = b"includefield=00080060&includefield=00201209"
+_SERIES_FIELDS = "includefield=00080060&includefield=00201209"
 
 
 @attrs.frozen
@@ -91,17 +91,10 @@ class SearchRepairs:
 
     async def _summary(self, path: str, target: Target, caller: Caller) -> Members:
         """What the series of the study at *path* say of it; nothing where they are not all there."""
-        where = f"{target.resource.root}{path}/series".encode("ascii")
+        where = f"{target.resource.root}{path}/series"
         try:
-            response = await target.origin.forward(
-                OriginRequest.get(where, _SERIES_FIELDS, b"application/dicom+json", caller)
-            )
-            body = await read_all(response.body, MAX_ANSWER)
-            warned = first(response.headers, b"warning") is not None
-            if response.status != 200 or warned or not is_dicom_json(response.headers):
-                return {}
-            return summary_of(json.loads(body))
-        except (OriginError, StreamTooLong, ValueError, RecursionError):
+            return summary_of(await search(target.origin, where, _SERIES_FIELDS, caller, MAX_ANSWER, whole=True))
+        except OriginError:
             return {}
 
 
