@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.dicomweb.repairs.members import MAX_HEAD, objects_in, with_members, with_syntaxes
+from twistedproxy.dicomweb.repairs.members import MAX_HEAD, objects_in, syntax_members, with_members
 
 JPEG = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"
 KNOWN = {"1.2": JPEG, "1.3": RLE, "bad": JPEG}
+
+
+def _with_syntaxes(answer: bytes, syntaxes: Mapping[int, str]) -> bytes:
+    """*answer* with the transfer syntax of each object that begins at a position in *syntaxes*, where the object has none."""
+    return with_members(answer, syntax_members(syntaxes))
 
 
 def sop(uid: str) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def known(body: bytes, syntaxes: Mapping[str, str] = KNOWN) -> bytes:
             syntax = syntaxes.get(attributes["00080018"]["Value"][0])
             if syntax is not None:
                 places[position] = syntax
-    return with_syntaxes(body, places)
+    return _with_syntaxes(body, places)
 
 
 def added(documents: Any) -> Any:
@@ -45,7 +50,7 @@ def added(documents: Any) -> Any:
 
 def alone(document: Any, syntax: str) -> Any:
     """*document* with *syntax*, as the one object of an answer."""
-    return json.loads(with_syntaxes(json.dumps([document]).encode(), {1: syntax}))[0]
+    return json.loads(_with_syntaxes(json.dumps([document]).encode(), {1: syntax}))[0]
 
 
 class AddedTests(SynchronousTestCase):
@@ -137,7 +142,7 @@ class AddedTests(SynchronousTestCase):
             body = json.dumps([document]).encode()
             self.assertGreater(len(body), 2 * MAX_HEAD)
             for held in (len(body), MAX_HEAD, 200):
-                (found,) = json.loads(with_syntaxes(body[:held], {1: RLE}) + body[held:])
+                (found,) = json.loads(_with_syntaxes(body[:held], {1: RLE}) + body[held:])
                 self.assertEqual(found["00083002"]["Value"], [expected])
                 self.assertEqual(list(found), ["00080018", "00083002", "52009230"])
                 self.assertEqual(found["52009230"], large["52009230"])

@@ -142,11 +142,6 @@ def _first(attributes: Mapping[str, Any], tag: str) -> Optional[str]:
     return value if isinstance(value, str) else None
 
 
-def with_syntaxes(answer: bytes, syntaxes: Mapping[int, str]) -> bytes:
-    """*answer* with the transfer syntax of each object that begins at a position in *syntaxes*, where the object has none."""
-    return with_members(answer, syntax_members(syntaxes))
-
-
 def syntax_members(syntaxes: Mapping[int, str]) -> dict[int, Members]:
     """The transfer syntaxes as members to add, less what is no UID."""
     element = b'{"vr":"UI","Value":["%s"]}'
