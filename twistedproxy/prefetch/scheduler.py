@@ -65,7 +65,7 @@ class Scheduler:
     stacks: Optional[Stacks] = attrs.field(init=False)
     ahead: Optional[LookAhead] = attrs.field(init=False)
     usefulness: Usefulness = attrs.field(init=False)
-    _unsupported: Recent[Instance] = attrs.field(init=False, factory=lambda: Recent(1.0, MAX_REMEMBERED))
+    _unsupported: Recent[Instance] = attrs.field(init=False, factory=lambda: Recent(float("inf"), MAX_REMEMBERED))
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     background: Background = attrs.field(init=False)
     _log = Logger()

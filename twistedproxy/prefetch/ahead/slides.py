@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Optional, TypeVar
 
 import attrs
@@ -21,11 +21,12 @@ from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import expected
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
-from twistedproxy.frames.series_answers import SeriesAnswer, SeriesAnswers
+from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
 from twistedproxy.prefetch.ahead.surroundings import MARGIN, Gaze, Reach, around, edge, same_place, tiled_fully
 from twistedproxy.prefetch.regions import FrameGrid
+from twistedproxy.prefetch.runner import Occasion
 from twistedproxy.series.knowledge import Pyramid
 from twistedproxy.series.members import Member
 
@@ -52,23 +53,14 @@ _T = TypeVar("_T")
 
 
 @attrs.frozen
-class Seen:
-    """Frames *numbers* of *wanted*'s instance were asked for, of about *frame_bytes* each. *missed*: the origin was asked. *dear*: a
-    frame costs the origin about as much as all of the instance, which is loaded whole. *loaded*: all of it was."""
+class Seen(Occasion):
+    """Frames *numbers* of the instance were asked for. *missed*: the origin was asked. *dear*: a frame costs the origin about as much
+    as all of the instance, which is loaded whole. *loaded*: all of it was."""
 
-    wanted: FrameRequest
-    metadata: InstanceMetadata
-    fence: Fence
-    frame_bytes: int
-    numbers: Sequence[int]
-    missed: bool
+    numbers: Sequence[int] = ()
+    missed: bool = False
     dear: bool = False
     loaded: bool = False
-
-    @property
-    def instance(self) -> Instance:
-        """The instance that was asked for."""
-        return self.wanted.instance
 
     @property
     def credential(self) -> bytes:
@@ -107,7 +99,7 @@ class LookAhead:
     least_frames: int
     load_level: Callable[[FrameRequest, InstanceMetadata, Fence], Awaitable[None]]
     _views: OrderedDict[_Key, _View] = attrs.field(init=False, factory=OrderedDict)
-    _opened: OrderedDict[_Key, SeriesAnswer] = attrs.field(init=False, factory=OrderedDict)
+    _opened: OrderedDict[_Key, tuple[Fence, Mapping[str, Pyramid]]] = attrs.field(init=False, factory=OrderedDict)
     _read: OrderedDict[Instance, float] = attrs.field(init=False, factory=OrderedDict)
 
     def around(self, seen: Seen) -> bool:
@@ -145,8 +137,8 @@ class LookAhead:
     def slides(self, instance: Instance, credential: bytes, frames: int) -> int:
         """The frames of the slide that *instance*, which has so many, is a level of, times the slides of its store that are being read."""
         series, now = instance.of_series, self.clock.seconds()
-        opened = self._opened.get((credential, series))
-        pyramid = opened.pyramids.get(instance.sop) if opened is not None else None
+        _, pyramids = self._opened.get((credential, series), (None, {}))
+        pyramid = pyramids.get(instance.sop)
         read = [
             1
             for one, at in self._read.items()
@@ -157,29 +149,29 @@ class LookAhead:
     async def opened(self, wanted: FrameRequest) -> None:
         """A caller reads an ICC profile or the like of *wanted*'s instance, as viewers do before the first tile: open its slide, if the
         origin has told that caller what it is."""
-        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=False)
-        pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
-        if series is not None and pyramid is not None:
-            await self._open(wanted, series, pyramid, "")
+        await self._open(wanted, ask=False, own="")
 
     async def beyond(self, seen: Seen) -> None:
         """Load what lies at other levels."""
-        wanted = seen.wanted
-        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=True)
-        pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
-        if series is None or pyramid is None:
-            return
-        await self._open(wanted, series, pyramid, wanted.instance.sop)
-        if not seen.dear:
+        pyramid = await self._open(seen.wanted, ask=True, own=seen.instance.sop)
+        if pyramid is not None and not seen.dear:
             await self._load_beside(seen, pyramid)
 
-    async def _open(self, wanted: FrameRequest, series: SeriesAnswer, pyramid: Pyramid, own: str) -> None:
-        """Load the small levels, the smallest first, and the pictures of the slide, once; but not the level with UID *own*."""
+    async def _open(self, wanted: FrameRequest, ask: bool, own: str) -> Optional[Pyramid]:
+        """The slide of *wanted*'s instance, if it is of one; *ask*: whether the origin may be asked. Once, its small levels are loaded,
+        the smallest first, but not the one with UID *own*, and its pictures."""
+        series = await self.answers.find(wanted.origin, wanted.instance, wanted.caller, ask=ask)
+        pyramid = None if series is None else series.pyramids.get(wanted.instance.sop)
+        if series is None or pyramid is None:
+            return None
         key = wanted.caller.credential, wanted.instance.of_series
-        before = self._opened.get(key)
-        _kept(self._opened, key, series)
-        if before is not None and before.fence == series.fence:
-            return
+        before, _ = self._opened.get(key, (None, None))
+        _kept(self._opened, key, (series.fence, series.pyramids))
+        if before != series.fence:
+            await self._load_small(wanted, pyramid, own)
+        return pyramid
+
+    async def _load_small(self, wanted: FrameRequest, pyramid: Pyramid, own: str) -> None:
         small = [one for one in reversed(pyramid.levels) if self._is_small(one)][:MAX_SMALL]
         for level in (*small, *filter(self._is_small, pyramid.overviews[:MAX_OVERVIEWS])):
             if level.sop == own:
