@@ -170,16 +170,16 @@ class Whole(PlanTests):
         self.assertPlanned(decide(room=slow, looked_ahead=True), Kind.NOTHING, Reason.SLOW_TO_LOAD)
         self.assertPlanned(decide(looked_ahead=True, whole_instance=False), Kind.NOTHING, Reason.WHOLE_INSTANCE_OFF)
         self.assertEqual(decide(room=slow).kind, Kind.WHOLE)
+        loop = attrs.evolve(SLIDE, total_rows=None, total_columns=None, frames=20_000)
+        self.assertPlanned(decide(loop, room=slow, looked_ahead=True), Kind.NOTHING, Reason.SLOW_TO_LOAD)
 
     def test_not_looked_ahead(self) -> None:
-        """Where a frame costs as much as all, or frames lie in no order, time does not matter; loops have blocks as ever."""
+        """Where a frame costs as much as all, or frames lie in no order, time does not matter."""
         slow = Room(None, 1000, 99.0)
         dear = decide(room=slow, looked_ahead=True, one_frame_a_request=True)
         self.assertEqual((dear.kind, len(dear.display)), (Kind.WHOLE, 64))
         sparse = attrs.evolve(SLIDE, organization="TILED_SPARSE")
         self.assertEqual(decide(sparse, room=slow, looked_ahead=True).kind, Kind.WHOLE)
-        loop = attrs.evolve(SLIDE, total_rows=None, total_columns=None, frames=20_000)
-        self.assertEqual(decide(loop, looked_ahead=True, whole_instance=False).kind, Kind.BLOCK)
 
     def test_cpu(self) -> None:
         """CPU above the limit: a block load; at the limit: the whole instance."""

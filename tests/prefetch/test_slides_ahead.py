@@ -14,12 +14,13 @@ from tests.prefetch.slides import FACTS, OVERVIEW, SIDES, SlideOrigin, level
 from tests.prefetch.support import MIB, PrefetchCase, Worker
 from tests.series.support import level_json
 from twistedproxy.cache.memory import MemoryCache
+from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
 from twistedproxy.prefetch import runner
 from twistedproxy.prefetch.ahead import slides
-from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING
+from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING, RUN, RUN_FURTHER
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import NotLoadable
 
@@ -97,6 +98,26 @@ class AroundTests(LookAheadCase):
         self.assertIn((50, 65 + RING + FURTHER), found)
         self.assertEqual({row for row, _ in found}, {*range(50 - RING, 50 + RING + 1)})
         self.assertEqual(min(column for _, column in found), 60 - RING)
+
+    def test_loop(self) -> None:
+        """Of frames that follow each other more lie ahead, in the direction in which the caller goes; the series is not asked for."""
+        loop = attrs.evolve(FACTS[level(1).sop], total_rows=None, total_columns=None, frames=2000, organization="3D")
+        self.patch(store, "FACTS", {**FACTS, level(1).sop: loop})
+        worker = self.worker(whole_instance=False)
+        self.look(worker, 1, 0, 999)
+        self.assertEqual(self.frames_of(loop), range(1000 - RUN, 1000 + RUN + 1))
+        for frame in (999, 998, 997, 996):
+            self.assertEqual(self.look(worker, 1, 0, frame - 1).cached, 1)
+        self.assertEqual(self.frames_of(loop), range(996 - RUN - RUN_FURTHER, 1000 + RUN + 1))
+        self.assertEqual((self.slides.series_asked, worker.whole.tasks, self.running(worker)), ([], [], []))
+
+    def frames_of(self, metadata: InstanceMetadata) -> range:
+        """The frames of level 1 that are cached, which follow each other."""
+        names = [frame_name(frame) for frame in range(1, metadata.frames + 1)]
+        found = self.now(self.cache.present(level(1), names))
+        cached = [frame for frame, name in enumerate(names, 1) if name in found]
+        self.assertEqual(len(cached), cached[-1] - cached[0] + 1)
+        return range(cached[0], cached[-1] + 1)
 
     def test_once(self) -> None:
         """A frame that is asked for again, and one that was not loaded ahead, lead to nothing."""

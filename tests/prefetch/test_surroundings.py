@@ -9,7 +9,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.prefetch.support import LOOP, SLIDE
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.ahead.surroundings import FURTHER, RING, Gaze, Reach, around, edge, same_place, tiled_fully
+from twistedproxy.prefetch.ahead.surroundings import (
+    FURTHER,
+    RING,
+    Gaze,
+    Reach,
+    around,
+    edge,
+    ordered,
+    same_place,
+    tiled_fully,
+)
 from twistedproxy.prefetch.regions import FrameGrid
 
 GRID = FrameGrid.of(SLIDE)
@@ -90,3 +100,14 @@ class OtherLevelTests(SynchronousTestCase):
         self.assertEqual(tiled_fully(SLIDE), GRID)
         for other in (LOOP, attrs.evolve(SLIDE, organization="TILED_SPARSE"), attrs.evolve(SLIDE, frames=0)):
             self.assertIsNone(tiled_fully(other))
+
+    def test_ordered(self) -> None:
+        """Frames that follow each other lie in one row; what has one frame, no size, or no order has no places."""
+        self.assertEqual(ordered(SLIDE), GRID)
+        self.assertEqual(ordered(attrs.evolve(SLIDE, frames=1)), attrs.evolve(GRID, frames=1))
+        loop = ordered(LOOP)
+        assert loop is not None
+        self.assertEqual((loop.rows, loop.columns), (1, 100))
+        sparse = attrs.evolve(SLIDE, organization="TILED_SPARSE")
+        for other in (sparse, attrs.evolve(LOOP, frames=1), attrs.evolve(LOOP, rows=0), attrs.evolve(SLIDE, frames=0)):
+            self.assertIsNone(ordered(other))

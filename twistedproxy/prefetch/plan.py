@@ -138,7 +138,7 @@ def plan(
     not_whole = packed(metadata) or (Reason.NOT_LOADABLE if not_loadable else None)
     if not_whole is None and screen.grid.is_within(settings.block_pixels):
         return _whole(settings, Kind.SMALL, Reason.SMALL_INSTANCE, screen, only_whole, one_frame_a_request)
-    ahead = looked_ahead and only_whole is None and screen.grid.tiling is Tiling.FULL and not one_frame_a_request
+    ahead = looked_ahead and only_whole is None and not one_frame_a_request
     if room is not None and not ahead:
         room = attrs.evolve(room, seconds=0.0)  # a frame costs as much as all, or there is no other way
     not_whole = not_whole or too_large(settings, metadata, room) or too_busy(settings, load)

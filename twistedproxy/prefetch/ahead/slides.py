@@ -1,5 +1,5 @@
 """Slides, loaded where their readers look: frames around, further in the direction of movement, and the same place of the
-neighbouring levels. When a slide is opened, its small levels: with the first tile, or before, with an ICC profile.
+neighbouring levels. Frames that follow each other, as in a loop or a stack, are loaded in the same way. When a slide is opened, its small levels: with the first tile, or before, with an ICC profile.
 
 - It goes by frames that the origin was asked for, and by those loaded ahead that are asked for for the first time: around others it
   has been done.
@@ -24,8 +24,21 @@ from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
-from twistedproxy.prefetch.ahead.surroundings import MARGIN, Gaze, Reach, around, edge, same_place, tiled_fully
-from twistedproxy.prefetch.regions import FrameGrid
+from twistedproxy.prefetch.ahead.surroundings import (
+    FURTHER,
+    MARGIN,
+    RING,
+    RUN,
+    RUN_FURTHER,
+    Gaze,
+    Reach,
+    around,
+    edge,
+    ordered,
+    same_place,
+    tiled_fully,
+)
+from twistedproxy.prefetch.regions import FrameGrid, Tiling
 from twistedproxy.prefetch.runner import Occasion
 from twistedproxy.series.knowledge import Pyramid
 from twistedproxy.series.members import Member
@@ -104,7 +117,7 @@ class LookAhead:
 
     def around(self, seen: Seen) -> bool:
         """Load what lies around frames that were asked for. Whether it is time for `beyond`."""
-        grid = tiled_fully(seen.metadata)
+        grid = ordered(seen.metadata)
         if grid is None:
             return False
         self._note_read(seen.instance.of_series)
@@ -112,11 +125,12 @@ class LookAhead:
         key, places = (seen.credential, seen.instance), [grid.place(number) for number in numbers]
         view = self._views.get(key)
         if view is None:
-            view = _kept(self._views, key, _View(Gaze(*places[0])))
+            reach = (RING, FURTHER) if grid.tiling is Tiling.FULL else (RUN, RUN_FURTHER)
+            view = _kept(self._views, key, _View(Gaze(*places[0], *reach)))
         reaches = [view.gaze.move(*place) for place in places]
         if seen.metadata.frames >= self.least_frames and not seen.dear and not seen.loaded:
             self._load_around(attrs.evolve(seen, numbers=numbers), grid, reaches)
-        return view.has_moved()
+        return grid.tiling is Tiling.FULL and view.has_moved()
 
     def _note_read(self, series: Instance) -> None:
         """*series* is being read; those that are not any more are forgotten: `slides` looks at all."""

@@ -12,13 +12,16 @@ from typing import NamedTuple, Optional
 import attrs
 
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.prefetch.regions import FrameGrid, Tiling
+from twistedproxy.prefetch.regions import FrameGrid, Tiling, tiling_of
 
 RING = 3
 """Frames that are loaded around one that a caller looks at."""
 
 FURTHER = 3
 """Frames more in the direction of movement."""
+
+RUN, RUN_FURTHER = 8, 24
+"""The same of frames that follow each other: a loop, a stack."""
 
 MARGIN = 6
 """Frames of a neighbouring level around the middle of what a caller looks at: a screen of tiles of 256 pixels."""
@@ -41,22 +44,25 @@ class Reach(NamedTuple):
 
 @attrs.define
 class Gaze:
-    """Where a caller looks in one instance: *row* and *column*, from 0, of *plane*."""
+    """Where a caller looks in one instance: *row* and *column*, from 0, of *plane*. *ring*, *further*: frames to load around it, and
+    more of them in the direction of movement."""
 
     plane: int
     row: float
     column: float
+    ring: int = RING
+    further: int = FURTHER
 
     def move(self, plane: int, row: int, column: int) -> Reach:
         """The caller looks at one more frame: how far around it to load."""
         down, right = row - self.row, column - self.column
-        if plane != self.plane or max(abs(down), abs(right)) > 3 * RING + FURTHER:
+        if plane != self.plane or max(abs(down), abs(right)) > 3 * self.ring + self.further:
             self.plane, self.row, self.column = plane, row, column
-            return Reach(RING, RING, RING, RING)
+            return Reach(self.ring, self.ring, self.ring, self.ring)
         self.row += down / LAG
         self.column += right / LAG
         sides = (-down, down, -right, right)
-        return Reach(*[RING + FURTHER * (distance >= MOVED) for distance in sides])
+        return Reach(*[self.ring + self.further * (distance >= MOVED) for distance in sides])
 
 
 def edge(grid: FrameGrid, number: int, reach: Reach) -> Iterator[int]:
@@ -91,9 +97,18 @@ def same_place(gaze: Gaze, metadata: InstanceMetadata, other: InstanceMetadata) 
     return row, column * (other.total_columns or 0) / other.columns
 
 
+def ordered(metadata: InstanceMetadata) -> Optional[FrameGrid]:
+    """The grid of an instance whose frames lie in an order that is known: they tile a plane row by row, or follow each other. None of
+    others."""
+    tiling = tiling_of(metadata)
+    if metadata.frames < (1 if tiling is Tiling.FULL else 2) or tiling is Tiling.SPARSE:
+        return None
+    if metadata.rows < 1 or metadata.columns < 1:
+        return None
+    return FrameGrid.of(metadata)
+
+
 def tiled_fully(metadata: InstanceMetadata) -> Optional[FrameGrid]:
     """The grid of an instance whose frames tile a plane row by row; None of others."""
-    if not metadata.is_tiled or not metadata.frames:
-        return None
-    grid = FrameGrid.of(metadata)
-    return grid if grid.tiling is Tiling.FULL else None
+    grid = ordered(metadata)
+    return grid if grid is not None and grid.tiling is Tiling.FULL else None
