@@ -254,6 +254,21 @@ class RequestsCase(BalancerCase):
         statuses = [(await self.ask(balancer, path)).status for path in ("/metrics", "/status.json", "/readyz")]
         self.assertEqual([404, 404, 200], statuses)
 
+    async def check_headers(self) -> None:
+        """A proxy gets the balancer's word on where a request came from, and its name for the request; not the client's."""
+        self.hold()
+        balancer = await self.balancer([self.origin.port] * 3)
+        for _ in range(2):
+            await self.ask(balancer, "/dicom-web/studies", {**CLAIMS, "X-Request-Id": "mine", "X-Forwarded-For": "::1"})
+        requests = [dict(seen.headers) for seen in self.origin.requests if seen.path.endswith("/studies")]
+        first, second = ({name.lower(): value for name, value in headers.items()} for headers in requests)
+        forwarded = {name: value for name, value in first.items() if "forwarded" in name}
+        host = f"localhost:{balancer.port}"
+        self.assertEqual(
+            {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "https", "x-forwarded-host": host}, forwarded
+        )
+        self.assertEqual(3, len({"mine", first["x-request-id"], second["x-request-id"]}))
+
     async def check_upload(self) -> None:
         """An upload is on its way to the store before the browser has sent all of it; that proxies are missing matters
         to no upload, and to no search."""
@@ -313,6 +328,10 @@ class NginxRequestsTests(RequestsCase):
         """What a browser claims of itself changes nothing."""
         await self.check_claims()
 
+    async def test_headers(self) -> None:
+        """The proxies get the balancer's headers."""
+        await self.check_headers()
+
     async def test_upload(self) -> None:
         """Uploads stream."""
         await self.check_upload()
@@ -348,6 +367,10 @@ class HaproxyRequestsTests(RequestsCase):
     async def test_claims(self) -> None:
         """What a browser claims of itself changes nothing."""
         await self.check_claims()
+
+    async def test_headers(self) -> None:
+        """The proxies get the balancer's headers."""
+        await self.check_headers()
 
     async def test_upload(self) -> None:
         """Uploads stream."""
