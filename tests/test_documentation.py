@@ -19,8 +19,13 @@ README_LINES = 200
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
-FOREIGN_FLAGS = frozenset("again follow header-env help logfile pidfile stay uid version".split())
-"""Options of other commands that the pages mention: twistd's, `twistedproxy warm`'s, the browser page's."""
+FOREIGN_FLAGS = frozenset("again build-arg follow format header-env help logfile pidfile stay uid version".split())
+"""Options of other commands that the pages mention: twistd's, `twistedproxy warm`'s, the browser page's, podman's."""
+
+
+def deployed_files() -> list[Path]:
+    """The files of deploy/ and of its folders."""
+    return [path for path in DEPLOY.rglob("*") if path.is_file()]
 
 
 class PagesCase(SynchronousTestCase):
@@ -104,13 +109,13 @@ class OptionTests(PagesCase):
     def test_variables_exist(self) -> None:
         """Every variable in the pages and in deploy/ is that of an option."""
         known = {command.variable(option.name) for option in command.OPTIONS}
-        texts = [*self.pages.values(), *(path.read_text("utf-8") for path in DEPLOY.iterdir())]
+        texts = [*self.pages.values(), *(path.read_text("utf-8") for path in deployed_files())]
         found = {name for text in texts for name in re.findall(r"TWISTEDPROXY_[A-Z][A-Z_]*[A-Z]", text)}
         self.assertEqual(found - known, set())
 
 
 class DeployTests(PagesCase):
-    """The files of deploy/. `tests.live.test_nginx` and `tests.cache.test_own_redis` run some of them."""
+    """The files of deploy/. `tests.deploy`, `tests.live.test_nginx` and `tests.cache.test_own_redis` run most of them."""
 
     def deployed(self, name: str) -> str:
         return (DEPLOY / name).read_text("utf-8")
@@ -118,7 +123,7 @@ class DeployTests(PagesCase):
     def test_linked(self) -> None:
         """docs/operating.md links to every file."""
         linked = {name for name, _ in links(self.pages[ROOT / "docs" / "operating.md"])}
-        self.assertEqual({f"../deploy/{path.name}" for path in DEPLOY.iterdir()} - linked, set())
+        self.assertEqual({f"../deploy/{path.relative_to(DEPLOY)}" for path in deployed_files()} - linked, set())
 
     def test_environment(self) -> None:
         """The environment file is accepted as it is."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -53,16 +54,19 @@ def _curl_knows_http2() -> bool:
 
 
 class Terminator(Child):
-    """nginx with its configuration, in front of a unix socket at *path*."""
+    """nginx with its configuration, in front of a unix socket at *path*, or of *upstream*, text in place of that block."""
 
-    def __init__(self, folder: Path, path: str) -> None:
+    def __init__(self, folder: Path, path: str, upstream: str = "") -> None:
         self.folder_, self.port, self.plain_port = folder, free_port(), free_port()
         certificate(folder, "localhost")
         temporary = "".join(
             f"    {name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
+        text = deployed("nginx.conf")
+        [block] = re.findall(r"    upstream twistedproxy \{.*?\n    \}\n", text, re.DOTALL)
         text = replaced(
-            deployed("nginx.conf"),
+            text,
+            (block, upstream or replaced(block, ("unix:/run/twistedproxy/http.sock", f"unix:{path}"))),
             ("user www-data;\n", "daemon off;\n" + ("user root;\n" if os.getuid() == 0 else "")),
             ("worker_processes auto;", "worker_processes 1;"),
             ("worker_rlimit_nofile 65536;\n", ""),
@@ -70,7 +74,6 @@ class Terminator(Child):
             ("pid /run/nginx.pid;", f"pid {folder}/pid;"),
             ("worker_connections 16384;", "worker_connections 512;"),
             ("http {\n", "http {\n" + temporary),
-            ("unix:/run/twistedproxy/http.sock", f"unix:{path}"),
             ("listen 80;", f"listen 127.0.0.1:{self.plain_port};"),
             ("listen 443 ssl http2;", f"listen 127.0.0.1:{self.port} ssl http2;"),
             ("server_name pacs.example;", "server_name localhost;"),

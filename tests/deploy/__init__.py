@@ -1,0 +1,1 @@
+"""Tests of the files in deploy/. Those of `packages` and `image` take minutes: ``tox -e packages``, ``tox -e image``."""
