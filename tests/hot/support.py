@@ -48,6 +48,9 @@ class MemoryStore(MemoryOrigin):
     def frames_per_request(self, instance: Instance) -> int:
         return 100
 
+    async def representative(self, root: str, study: str, series: Optional[str]) -> None:
+        """It names no instance that stands for others."""
+
     async def forward(self, request: OriginRequest) -> OriginResponse:
         raise OriginRefused(404, (), b"nothing is handed on")
 
