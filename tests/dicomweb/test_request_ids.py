@@ -12,6 +12,7 @@ from tests.clients import Answer
 from tests.dicomweb.support import ALICE, STORED, ProxyCase, RunningProxy
 from tests.stores import faults
 from tests.stores.simulated import SimulatedStore
+from twistedproxy.cache.address import LocalAddress, MemoryAddress
 from twistedproxy.system.logs import LogOutput
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -126,3 +127,14 @@ class RequestIdTests(ProxyCase):
             self.assertEqual(f"a-{number}", answer.headers["x-request-id"])
         self.assertRegex((await self.get("frames/1")).headers["x-request-id"], OWN)
         self.assertEqual(1, len(self.origin.lines("/frames/1")))
+
+    async def test_loads(self) -> None:
+        """What a load asks the store for has the id of the request that began it, also in a child process."""
+        for cache in (MemoryAddress(), LocalAddress()):
+            self.origin = self.store()
+            self.running = await self.warm_proxy(self.origin, cache=cache, block_pixels=1)
+            client = self.running.client({**ALICE, "X-Request-Id": "warm-1"})
+            answer = await client.request("POST", f"/{self.slide.resource}/prefetch?follow=1")
+            self.assertEqual("done", json.loads(answer.body.splitlines()[-1])["result"])
+            self.assertEqual({"warm-1"}, self.sent("X-Request-Id"))
+            self.assertEqual(1, len([seen for seen in self.origin.requests if seen.path.endswith(self.slide.sop)]))
