@@ -32,6 +32,7 @@ from twistedproxy.dicomweb.requests import RequestParser
 from twistedproxy.dicomweb.routes import ProxyRoutes
 from twistedproxy.dicomweb.status import AdminRoutes, StatusPages
 from twistedproxy.frames.access import Access
+from twistedproxy.frames.audit import AuditTrail, audit_key
 from twistedproxy.frames.grants import Credentials, normal_key
 from twistedproxy.frames.invalidation import Invalidation, Siblings
 from twistedproxy.frames.read_through import FrameReader
@@ -123,9 +124,10 @@ class Proxy:
         self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
         self.access.changed = self.invalidation.invalidate
-        self.hot_responses = HotResponses(
-            settings.hot_memory - settings.hot_memory // HEADS_SHARE, self.access, reactor.seconds
-        )
+        self.audit = AuditTrail(audit_key(settings.secret), wall_clock, settings.log_format == "json")
+        self.audit.watch(self.access.grants, self.invalidation)
+        hot_memory = settings.hot_memory - settings.hot_memory // HEADS_SHARE
+        self.hot_responses = HotResponses(hot_memory, self.access, reactor.seconds)
         self.series = SeriesLookup(time.monotonic, settings.grant_ttl)
         self.invalidation.also += [self.hot_responses.invalidate, self.series.invalidate]
         self.reader = FrameReader(
@@ -175,15 +177,8 @@ class Proxy:
         if self.cache.reads_now and not self.reader.reports_hits:
             limit, hit = settings.max_frames_per_request, self.scheduler.hit
             cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, hit)
-        hot = HotDispatcher(
-            self.hot_responses,
-            cached,
-            heads,
-            self.metrics,
-            accounting.access_log,
-            accounting.seconds,
-            self.answer_memory,
-        )
+        metrics, log, seconds = self.metrics, accounting.access_log, accounting.seconds
+        hot = HotDispatcher(self.hot_responses, cached, heads, metrics, log, seconds, self.answer_memory)
         self.connections = Connections(self._reactor, settings.client_timeout, hot.answer, self.answer_memory)
         return hot
 

@@ -6,7 +6,7 @@ from tests.clients import Client
 from tests.dicomweb.support import ALICE, ProxyCase, token
 
 VIEWER = "https://viewer.example"
-EXPOSED = "Content-Type, Content-Length, Content-Range, ETag, Cache-Status"
+EXPOSED = "Content-Type, Content-Length, Content-Range, ETag, Cache-Status, X-Request-Id"
 PREFLIGHT = {
     "Origin": VIEWER,
     "Access-Control-Request-Method": "GET",

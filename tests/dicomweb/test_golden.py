@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.hot.support import HotProxy
 from twistedproxy.settings import MIB
 
-_OWN = re.compile(rb"(?:Server|Date): [^\r]*\r\n")
+_OWN = re.compile(rb"(?:Server|Date|X-Request-Id): [^\r]*\r\n")
 
 MULTIPART = (
     b"HTTP/1.1 200 OK\r\n"

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SkipTest
 
 from tests.clients import RawConnection
 from tests.dicomweb.support import ALICE, MALLORY, STORED, ProxyCase, token
+from tests.hot.support import OF_ONE_ANSWER
 from tests.prefetch.real import absolute
 from tests.slides import slide
 from tests.stores.dialects import STANDARD
@@ -24,7 +25,6 @@ SIZE = 64 << 20
 TTL = 600.0
 TERM = 3600.0
 VIEWER = "https://viewer.example"
-_DATE = re.compile(rb"\r\nDate: [^\r]*")
 _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n")
 _TAG = re.compile(rb'\r\nETag: ("[^"]+")')
 
@@ -55,7 +55,7 @@ def cut(received: bytes, has_body: bool = True) -> Optional[tuple[Reply, bytes]]
         return None
     length = _LENGTH.search(head + b"\r\n")
     size = int(length[1]) if length is not None and has_body and b" 304 " not in head[:20] else 0
-    return None if len(rest) < size else (Reply(_DATE.sub(b"", head), rest[:size]), rest[size:])
+    return None if len(rest) < size else (Reply(OF_ONE_ANSWER.sub(b"", head), rest[:size]), rest[size:])
 
 
 class LocalCase(ProxyCase):

@@ -29,6 +29,8 @@ ACCEPT = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 ALICE = "Bearer alice-2d1c7e"
 MALLORY = "Bearer mallory-77aa01"
 BEGAN = 1_000_000.0
+OF_ONE_ANSWER = re.compile(rb"\r\n(?:Date: [^\r]*|X-Request-Id: [0-9a-f]{16}-[0-9a-f]+(?![^\r]))")
+"""The header lines that differ from answer to answer: the time, and an id that the proxy gave."""
 
 
 class MemoryStore(MemoryOrigin):
@@ -45,6 +47,9 @@ class MemoryStore(MemoryOrigin):
 
     def frames_per_request(self, instance: Instance) -> int:
         return 100
+
+    async def representative(self, root: str, study: str, series: Optional[str]) -> None:
+        """It names no instance that stands for others."""
 
     async def forward(self, request: OriginRequest) -> OriginResponse:
         raise OriginRefused(404, (), b"nothing is handed on")
@@ -163,8 +168,9 @@ class HotProxy:
         return self._log.lines[-1].split()[-1] if self._log.lines else ""
 
     def access_lines(self) -> list[str]:
-        """The lines of the access log since this was asked last, without times; hot ones as hits."""
+        """The lines of the access log since this was asked last, without times and ids that the proxy gave; hot ones as hits."""
         lines, self._log.lines = self._log.lines, []
+        lines = [re.sub(r"#info [0-9a-f]{16}-[0-9a-f]+\]", "#info]", line) for line in lines]
         return [re.sub(r" [\d.]+ hot$", " - hit", re.sub(r" [\d.]+ (?!hot)(\S+)$", r" - \1", line)) for line in lines]
 
     def counted(self) -> dict[str, Any]:

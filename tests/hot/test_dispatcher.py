@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.clients import RawConnection
 from tests.dicomweb.support import STORED, ProxyCase
 from tests.frames.support import INSTANCE, JPEG, frames
-from tests.hot.support import ALICE, BEGAN, FRAMES, MALLORY, HotProxy, request
+from tests.hot.support import ALICE, BEGAN, FRAMES, MALLORY, OF_ONE_ANSWER, HotProxy, request
 from tests.server.wire import Wire
 from tests.waiting import wait_until
 from twistedproxy.dicom.resource import Scope
@@ -44,7 +44,8 @@ class WorkerTests(SynchronousTestCase):
         """HEAD has no body, and who has the answer already gets a 304 without the fields that tell of a body."""
         first = self.proxy.get(1)
         head = self.proxy.get(1, method="HEAD")
-        self.assertEqual((first.head, b"", "hot"), (head.head, head.body, head.outcome))
+        heads = [OF_ONE_ANSWER.sub(b"", reply.head) for reply in (first, head)]
+        self.assertEqual((heads[0], b"", "hot"), (heads[1], head.body, head.outcome))
         (tag,) = re.findall(rb"ETag: (\S+)", first.head)
         unchanged = self.proxy.get(1, more=f"If-None-Match: {tag.decode()}\r\n")
         self.assertEqual((304, b"", "hot"), (unchanged.status, unchanged.body, unchanged.outcome))

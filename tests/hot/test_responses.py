@@ -68,8 +68,9 @@ class HotCase(SynchronousTestCase):
     def grant(
         self, caller: Caller = ALICE, instance: Instance = INSTANCE, seconds: float = TTL, fence: bytes = FENCE
     ) -> None:
-        """Give *caller* a grant."""
+        """Give *caller* a grant that an answer was given by."""
         self.access.grants.add(caller, instance, Grant(METADATA, self.wall() + seconds, fence))
+        self.access.grants.use(caller, instance)
 
     def check(self, fence: Optional[bytes] = FENCE, instance: Instance = INSTANCE) -> None:
         """The cache is asked and answers at once."""
@@ -117,6 +118,13 @@ class GrantTests(HotCase):
         self.assertFalse(self.found(caller=MALLORY))
         self.grant(MALLORY, OTHER)
         self.assertFalse(self.found(caller=MALLORY))
+
+    def test_not_used(self) -> None:
+        """The first answer by a grant is not given here: it is an event of the audit trail."""
+        self.access.grants.add(MALLORY, INSTANCE, Grant(METADATA, self.wall() + TTL, FENCE))
+        self.assertFalse(self.found(caller=MALLORY))
+        self.access.grants.use(MALLORY, INSTANCE)
+        self.assertTrue(self.found(caller=MALLORY))
 
     def test_ended(self) -> None:
         """The very first request after a grant's end gets nothing."""

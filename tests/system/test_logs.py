@@ -241,7 +241,9 @@ class AccessTests(SynchronousTestCase):
         """An answered request has its fields, and no query, which may hold tokens."""
         out = io.StringIO()
         log = AccessLog(_output("json", out))
-        log.request(b"GET", b"/dicomweb/studies?access_token=hunter2", 200, 8700, 0.00123456, "hit", "127.0.0.1")
+        log.request(
+            b"GET", b"/dicomweb/studies?access_token=hunter2", 200, 8700, 0.00123456, "hit", "127.0.0.1", "ab-1"
+        )
         line = json.loads(out.getvalue())
         del line["time"]
         expected = {
@@ -256,11 +258,12 @@ class AccessTests(SynchronousTestCase):
             "seconds": 0.001235,
             "cache": "hit",
             "client": "127.0.0.1",
+            "request_id": "ab-1",
         }
         self.assertEqual(expected, line)
 
     def test_text_is_as_events_are(self) -> None:
-        """A line of text looks as one that Twisted's log made."""
+        """A line of text looks as one that Twisted's log made, with the id of the request behind the level."""
         ours, twisteds = io.StringIO(), io.StringIO()
         moment = 1795377600.5
         with_output = AccessLog(_output("text", ours), clock=lambda: moment)
@@ -268,15 +271,17 @@ class AccessTests(SynchronousTestCase):
         by_event = AccessLog()
         by_event.log = Logger(namespace="twistedproxy.system.logs.AccessLog", observer=events.append)  # type: ignore[arg-type]
         for log in (with_output, by_event):
-            log.request(b"GET", b"/x", 200, 5, 0.25, "", "127.0.0.1")
+            log.request(b"GET", b"/x", 200, 5, 0.25, "", "127.0.0.1", "ab-1")
         textFileLogObserver(twisteds)({**events[0], "log_time": moment})  # type: ignore[operator]
-        self.assertEqual(twisteds.getvalue(), ours.getvalue())
+        self.assertEqual(twisteds.getvalue().replace("#info]", "#info ab-1]"), ours.getvalue())
+        _output("text", ours).observer()({**events[0], "log_time": moment})
+        self.assertEqual(1, len(set(ours.getvalue().splitlines())))
 
     def test_nothing_forged(self) -> None:
         """Controls and raw bytes of a request are escaped, and its length is bounded."""
         out = io.StringIO()
         log = AccessLog(_output("json", out))
-        log.request(b"G\x1b[31m" + b"X" * 99, b"/\r\n\xff{x}" + b"y" * 5000, 400, 0, 0.0, "", "-")
+        log.request(b"G\x1b[31m" + b"X" * 99, b"/\r\n\xff{x}" + b"y" * 5000, 400, 0, 0.0, "", "-", "ab-1")
         event = json.loads(out.getvalue())
         self.assertTrue(event["method"].startswith("G\\x1b[31m"))
         self.assertTrue(event["path"].startswith("/\\x0d\\x0a\\xff{x}y"))

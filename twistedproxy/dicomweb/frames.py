@@ -193,6 +193,7 @@ class StoredFrames:
                 if not await self._decoded_by_store(request, wanted):
                     raise
                 return
+            reader.access.grants.use(wanted.caller, wanted.instance)
             read = answer.answer if isinstance(answer, FramePieces) else answer
             form = wanted.form.of(read.metadata, read.frames[0].transfer_syntax)
             if form.as_stored and isinstance(answer, FramePieces):

@@ -41,13 +41,14 @@ from twistedproxy.server.response_body import ClientGone, send_page
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.memory_budget import RETRY_AFTER, NoRoom
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.tracing import REQUEST_ID, Trace, current_trace
 
 _log = Logger()
 
 REFUSED_HEADERS = frozenset({b"content-type", b"www-authenticate", b"retry-after", b"content-language", b"warning"})
 """Headers of an origin's refusal that go to the caller."""
 
-_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIFF[0].lower()})
+_OF_EVERY_ANSWER = frozenset({b"server", b"date", b"connection", b"vary", NOSNIFF[0].lower(), REQUEST_ID.lower()})
 
 ORIGIN_RETRY_AFTER = 5
 """Seconds: about as long as a store needs to work off a queue."""
@@ -81,8 +82,9 @@ class Accounting:
             self.metrics.bytes_received(upload.size)
         self.metrics.request_ended()
         self.metrics.request_finished(route, method, request.code, outcome, seconds, request.sentLength)
+        request_id, client = trace_of(request).request_id, client_of(request)
         self.access_log.request(
-            request.method, request.uri, request.code, request.sentLength, seconds, outcome, client_of(request)
+            request.method, request.uri, request.code, request.sentLength, seconds, outcome, client, request_id
         )
 
 
@@ -106,7 +108,10 @@ def answered(route: str) -> Callable[[Handler], Handler]:
             # Klein's variables are percent-decoded: handlers read the raw path instead.
             started = self.accounting.seconds()
             self.accounting.metrics.request_started()
+            trace = trace_of(request)
+            current_trace.set(trace)
             try:
+                request.responseHeaders.setRawHeaders(REQUEST_ID, [trace.request_id.encode("ascii")])
                 request.responseHeaders.addRawHeader(*NOSNIFF)
                 if self.cors.origins:
                     for name, value in self.cors.headers(request.getHeader(b"Origin")):
@@ -136,6 +141,14 @@ def answered(route: str) -> Callable[[Handler], Handler]:
 def _note_client_closed(request: Request) -> None:
     if not request.startedWriting:
         request.setResponseCode(499, b"client closed request")  # for the log, as nginx has it
+
+
+def trace_of(request: Any) -> Trace:
+    """What names *request*: the same whenever it is asked for."""
+    if request.trace is None:
+        request.trace = Trace.of(request.requestHeaders.getRawHeaders)
+    trace: Trace = request.trace
+    return trace
 
 
 def client_of(request: Request) -> str:

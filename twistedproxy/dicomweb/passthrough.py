@@ -50,7 +50,7 @@ from twistedproxy.frames.grants import Credentials
 from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.errors import NOT_ALLOWED, OriginBusy, OriginRefused
 from twistedproxy.origin.http.exchange import HIGH_WATER
-from twistedproxy.origin.interface import HOP_BY_HOP, OriginRequest, OriginResponse
+from twistedproxy.origin.interface import HOP_BY_HOP, Caller, OriginRequest, OriginResponse
 from twistedproxy.server.compression import compress, may_transform, not_modified
 from twistedproxy.server.cors import confine
 from twistedproxy.server.forwarded import Network, is_trusted
@@ -237,7 +237,7 @@ class PassThrough:
             raise
         except Exception:
             possible = [addressed] if _was_sent(request) else []
-            await self._invalidate(possible if uploaded is None else uploaded.scopes())
+            await self._invalidate(possible if uploaded is None else uploaded.scopes(), handed_on.caller)
             raise
         touched = [] if 300 <= response.status < 500 else [addressed]
         if uploaded is not None:
@@ -245,14 +245,14 @@ class PassThrough:
             told = answer if whole else b""
             touched = touched_by_store(response.status, response.headers, told, addressed, uploaded)
         try:
-            await self._invalidate(touched)
+            await self._invalidate(touched, handed_on.caller)
         except BaseException:
             response.body.close()
             raise
         return response
 
-    async def _invalidate(self, scopes: Sequence[Scope]) -> None:
-        await all_or_none([Deferred.fromCoroutine(self.invalidation.invalidate(scope)) for scope in scopes])
+    async def _invalidate(self, scopes: Sequence[Scope], caller: Caller) -> None:
+        await all_or_none([Deferred.fromCoroutine(self.invalidation.invalidate(scope, caller)) for scope in scopes])
 
     @staticmethod
     async def _send(request: Request, response: OriginResponse, status: bytes) -> None:

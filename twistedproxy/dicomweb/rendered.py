@@ -129,6 +129,8 @@ class RenderedAnswers:
     async def _send(
         self, request: Request, wanted: ParsedRequest, made: Pictures, route: str, form: FrameForm
     ) -> None:  # fmt: skip
+        if self.imaging is not None:
+            self.imaging.reader.access.grants.use(wanted.caller, wanted.instance)
         annotations, fresh = wanted.asked.annotations, wanted.fresh
         if annotations:  # PS3.18 section 8.3.5.1.1
             words = ", ".join(annotations)

@@ -83,12 +83,12 @@ class Access:
         return None if grant is not None and grant.expires > now + self.ttl + CLOCK_SLACK else grant
 
     def known_for_long(self, caller: Caller, instance: Instance) -> Optional[Grant]:
-        """The same, if it need not be renewed yet."""
+        """The same, if it was used before and need not be renewed yet: nothing is to be done but to answer."""
         now = self.wall_clock()
         grant = self.grants.find(caller, instance, now)
         if grant is None or grant.expires > now + self.ttl + CLOCK_SLACK or grant.spent(now, self.ttl):
             return None
-        return grant
+        return grant if grant.used else None
 
     @staticmethod
     def entry_names(caller: Caller) -> tuple[bytes, bytes]:
@@ -168,7 +168,7 @@ class Access:
         first = METADATA not in reading.entries and (known is None or known.fence != fence)
         if metadata.transfer_syntax is None and fence == reading.fence:
             metadata = attrs.evolve(metadata, transfer_syntax=self._learned(instance, caller, reading))
-        grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence)
+        grant = Grant(metadata, min(expires, self.wall_clock() + self.ttl), fence, by_series)
         if asked is not None and self._denied_at(caller, instance) > asked:
             return grant
         self.grants.add(caller, instance, grant)

@@ -101,6 +101,10 @@ class Grant:
     metadata: InstanceMetadata
     expires: float
     fence: Optional[Fence]
+    by_series: bool = False
+    """Whether the origin has said it of the whole series."""
+    used: bool = attrs.field(init=False, default=False)
+    """Whether an answer was given by it, or by one that it renews."""
     most: int = attrs.field(init=False)
     """Bytes that a frame hardly ever exceeds: those of its pixels."""
     next_renewal: float = attrs.field(init=False, default=0.0)
@@ -120,6 +124,8 @@ class Grants:
 
     def __init__(self, limit: int = MAX_GRANTS) -> None:
         self._limit = limit
+        self.first_use: Callable[[Caller, Instance, Grant], None] = lambda _caller, _instance, _grant: None
+        """Called with the first answer that is given by a grant."""
         self.also: list[Callable[[bytes, Instance], None]] = []
         """Revokes what another component has of a credential's right to read an instance."""
         self._grants: OrderedDict[tuple[bytes, Instance], Grant] = OrderedDict()
@@ -142,10 +148,19 @@ class Grants:
     def add(self, caller: Caller, instance: Instance, grant: Grant) -> None:
         """Keep a grant, in the place of an older one."""
         key = (caller.credential, instance)
+        if (older := self._grants.get(key)) is not None:
+            grant.used = older.used
         self._grants[key] = grant
         self._grants.move_to_end(key)
         while len(self._grants) > self._limit:
             self._grants.popitem(last=False)
+
+    def use(self, caller: Caller, instance: Instance) -> None:
+        """An answer with pixels of *instance* is given to *caller*."""
+        grant = self._grants.get((caller.credential, instance))
+        if grant is not None and not grant.used:
+            grant.used = True
+            self.first_use(caller, instance, grant)
 
     def revoke(self, caller: Caller, instance: Instance) -> None:
         """Drop the grant, where there is one."""

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import Cache, Fence
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.frames.grants import Grants
+from twistedproxy.origin.interface import Caller
 from twistedproxy.system.metrics import Snapshot
 
 
@@ -72,6 +73,8 @@ class Invalidation:
     def __init__(self, cache: Cache, grants: Grants, clock: IReactorTime, siblings: Optional[Siblings] = None) -> None:
         self.also: list[Callable[[Scope], None]] = []
         """Invalidates a scope in another component of this worker that keeps things of it."""
+        self.audit: Callable[[Scope, Optional[Caller], bool], None] = lambda _scope, _caller, _complete: None
+        """Called with each scope, on whose behalf it was invalidated, and whether the cache has done so."""
         self._siblings = siblings or Siblings()
         self._cache = cache
         self._grants = grants
@@ -84,8 +87,9 @@ class Invalidation:
         """Whether the cache may still hold what was invalidated of *instance*."""
         return any(reaches(scope, instance) for scope in self.pending)
 
-    async def invalidate(self, scope: Scope) -> None:
-        """Invalidate *scope*; once this returns, no request on this host is answered with what was kept of it.
+    async def invalidate(self, scope: Scope, caller: Optional[Caller] = None) -> None:
+        """Invalidate *scope* on behalf of *caller* (None: of the proxy itself); once this returns, no request on this host is answered
+        with what was kept of it.
 
         A caller that gives up waiting does not stop it.
         """
@@ -93,12 +97,14 @@ class Invalidation:
             done = await self._in_cache(scope)
         except CancelledError:
             self.apply(scope, cache_invalidated=False)
+            self.audit(scope, caller, False)
             sending = Deferred.fromCoroutine(self._siblings.invalidate(scope, False))
             sending.addErrback(lambda failure: self._log.failure("invalidation of other workers failed", failure))
             raise
         if not done:
             self._log.warn("cache invalidation of {scope} failed; retrying", scope=str(scope))
         self.apply(scope, done)
+        self.audit(scope, caller, done)
         await self._siblings.invalidate(scope, done)
 
     def apply(self, scope: Scope, cache_invalidated: bool) -> None:

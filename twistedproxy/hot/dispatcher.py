@@ -24,11 +24,12 @@ from twistedproxy.system.fast_write import write_at_once
 from twistedproxy.system.logs import AccessLog
 from twistedproxy.system.memory_budget import SMALL, UNTAKEN, AnswerMemory
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.tracing import REQUEST_ID, new_request_id
 
 OUTCOME = "hot"
 CACHED = "hit"
 
-_NOT_KEPT = frozenset({b"Server", b"Date"})
+_NOT_KEPT = frozenset({b"Server", b"Date", REQUEST_ID})
 _NOT_OF_304 = (b"Content-", b"Accept-Ranges:")
 
 
@@ -62,28 +63,33 @@ class HotDispatcher:
         if answer is None:
             return False
         whole, unchanged = self._start_lines()
+        request_id = head.request_id or new_request_id()
+        named = request_id.encode("ascii")
         if matches_none(head.if_none_match, answer.etag):
             status, size = 304, 0
-            write_at_once(channel.transport, unchanged, _head_of_304(answer))
+            write_at_once(channel.transport, unchanged % named, _head_of_304(answer))
         elif method is GET:
             status, size = 200, answer.length
             if size > self.small and not self.memory.has_room(UNTAKEN):
                 return False
-            write_at_once(channel.transport, whole, answer.head, *answer.pieces)
+            write_at_once(channel.transport, whole % named, answer.head, *answer.pieces)
         else:
             status, size = 200, 0
-            write_at_once(channel.transport, whole, answer.head)
+            write_at_once(channel.transport, whole % named, answer.head)
         seconds = self.seconds() - began
         self.metrics.request_finished(answer.route, method.decode("ascii"), status, outcome, seconds, size)
-        self.access_log.request(method, target, status, size, seconds, outcome, head.client or channel.client)
+        client = head.client or channel.client
+        self.access_log.request(method, target, status, size, seconds, outcome, client, request_id)
         return True
 
     def _start_lines(self) -> tuple[bytes, bytes]:
-        """What twisted.web writes first, of 200 and of 304: the status line, Server, Date. Made once a second."""
+        """What twisted.web writes first, of 200 and of 304: the status line, Server, Date; and the request's id, to be filled in.
+        Made once a second."""
         now = int(time.time())
         if now != self._second:
             self._second = now
-            fields = b"Server: %s\r\nDate: %s\r\n" % (server.version, http.datetimeToString())
+            fields = b"Server: %s\r\nDate: %s\r\n" % (server.version.replace(b"%", b"%%"), http.datetimeToString())
+            fields += REQUEST_ID + b": %b\r\n"
             self._start = b"HTTP/1.1 200 OK\r\n" + fields, b"HTTP/1.1 304 Not Modified\r\n" + fields
         return self._start
 

@@ -20,6 +20,7 @@ from twistedproxy.frames.grants import Credentials
 from twistedproxy.origin.interface import Caller
 from twistedproxy.server.forwarded import Network, outside
 from twistedproxy.server.problems import Problem
+from twistedproxy.system.tracing import valid_request_id
 
 MAX_HEAD = 8192
 """Bytes of a request that is looked at here. The ordinary way takes 16 KiB."""
@@ -61,13 +62,14 @@ HEAD = b"HEAD"
 class RequestHead:
     """What a request's header fields say. *accept*, *origin*: as they came, empty where they did not.
 
-    *client*: the client's address, where a trusted proxy says so."""
+    *client*: the client's address, where a trusted proxy says so. *request_id*: the client's, where it is valid."""
 
     accept: bytes
     origin: bytes
     caller: Caller
     if_none_match: Optional[bytes] = None
     client: Optional[str] = None
+    request_id: Optional[str] = None
 
 
 class RequestHeads:
@@ -155,4 +157,5 @@ class RequestHeads:
             except Problem:
                 return None
         caller = Caller(self._credentials.caller(values).credential)
-        return RequestHead(accept or b"", origin or b"", caller, fields.get(b"if-none-match"), client)
+        request_id = valid_request_id(fields.get(b"x-request-id", b""))
+        return RequestHead(accept or b"", origin or b"", caller, fields.get(b"if-none-match"), client, request_id)

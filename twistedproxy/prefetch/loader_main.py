@@ -35,6 +35,7 @@ from twistedproxy.prefetch.jobs import LoadFailed, NotLoadable, Withdrawn, is_la
 from twistedproxy.processes.channel import CallError, Channel, connect_to_parent
 from twistedproxy.settings import Settings
 from twistedproxy.streams import ByteStream
+from twistedproxy.system.tracing import current_trace
 from twistedproxy.system.tuning import lower_priority, use_monotonic_clock
 
 PROGRESS_SECONDS = 0.1
@@ -71,7 +72,8 @@ class LoaderMain:
 
     async def load(self, order: bytes, number: int) -> Any:
         """Load an instance. *number* names the load in ``progress`` and ``stop``."""
-        given = pickle.loads(order)  # noqa: S301 - from our own parent's pipe
+        trace, given = pickle.loads(order)  # noqa: S301 - from our own parent's pipe
+        current_trace.set(trace)
         loading = self._loads[number] = Deferred.fromCoroutine(self._load(number, *given))
         try:
             return attrs.astuple(await loading)

@@ -30,6 +30,7 @@ from twistedproxy.processes.kept_alive import KeptAlive
 from twistedproxy.settings import Settings
 from twistedproxy.system.caller_demand import Demand
 from twistedproxy.system.metrics import Metrics
+from twistedproxy.system.tracing import current_trace
 
 MODULE = "twistedproxy.prefetch.loader_main"
 
@@ -174,7 +175,7 @@ class ChildLoader:
 
     async def _load(self, child: ChildProcess, number: int, task: LoadTask, source: str) -> Loaded:
         order = (source, task.instance, task.caller, task.metadata, task.fence, task.seconds)
-        loading = child.channel.call("load", pickle.dumps(order), number=number)
+        loading = child.channel.call("load", pickle.dumps((current_trace.get(), order)), number=number)
         try:
             return Loaded(*await follow(loading))
         except CancelledError:

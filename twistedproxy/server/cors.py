@@ -27,7 +27,7 @@ from twistedproxy.server.problems import Headers as Fields
 from twistedproxy.server.problems import Problem
 
 ALLOWED_METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
-EXPOSED_HEADERS = b"Content-Type, Content-Length, Content-Range, ETag, Cache-Status"
+EXPOSED_HEADERS = b"Content-Type, Content-Length, Content-Range, ETag, Cache-Status, X-Request-Id"
 MAX_AGE = 7200  # seconds; Chromium keeps no preflight longer
 MAX_REQUEST_HEADERS = 2048  # bytes of Access-Control-Request-Headers that are echoed
 

@@ -23,6 +23,7 @@ from twistedproxy.server.channel import ProxyChannel
 from twistedproxy.server.connections import Connections
 from twistedproxy.server.problems import Problem, shown
 from twistedproxy.server.response_body import ClientGone
+from twistedproxy.system.tracing import Trace
 
 HIGH_WATER = 256 * 1024
 """High-water mark of the upload buffer, in bytes: beyond it the client is paused."""
@@ -133,6 +134,8 @@ class StreamingRequest(Request):
     """What the cache did for this request, in one word, for metrics and the log."""
     client_seen: Optional[str] = None
     """The client's address as a trusted proxy reports it."""
+    trace: Optional[Trace] = None
+    """What names it: set where it is routed."""
 
     # The head.
 

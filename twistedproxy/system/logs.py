@@ -34,6 +34,7 @@ from twisted.logger import (
 from twisted.python import logfile, usage
 
 from twistedproxy.system.log_json import json_observer, printable, redacted, time_of
+from twistedproxy.system.tracing import current_trace
 
 if TYPE_CHECKING:
     from twisted.python.components import Componentized
@@ -96,7 +97,8 @@ class LogOutput:
         def observe(event: LogEvent) -> None:
             if event.get("log_format") not in _NOISE:
                 self._write_lines()
-                write(event)
+                trace = current_trace.get()
+                write(event if trace is None else {"request_id": trace.request_id, **event})
 
         return cast(ILogObserver, observe)
 
@@ -129,7 +131,12 @@ class LogOutput:
 
 
 def _text_line(event: LogEvent) -> Optional[str]:
-    """An event as twistd writes it: in what came from elsewhere nothing drives a terminal. Further lines are indented."""
+    """An event as twistd writes it, with the id of the request behind the level: in what came from elsewhere nothing drives a
+    terminal. Further lines are indented."""
+    if request_id := event.get("request_id"):
+        level: Any = event.get("log_level", LogLevel.info)
+        system = event.get("log_system") or f"{event.get('log_namespace', '-')}#{level.name}"
+        event = {**event, "log_system": f"{system} {request_id}"}
     text = formatEventAsClassicLogText(event)
     return None if text is None else printable(text, also="\n\t")
 
@@ -173,7 +180,7 @@ class AccessLog:
 
     Fields: ``method``, ``path`` (percent-encoded as it came, without the query, which may hold tokens),
     ``status``, ``bytes`` (of the body), ``seconds`` (from the request's first line to its last byte),
-    ``cache`` (the outcome, ``-`` for none), ``client`` (its address).
+    ``cache`` (the outcome, ``-`` for none), ``client`` (its address), ``request_id`` (`twistedproxy.system.tracing`).
     """
 
     log = Logger()
@@ -185,14 +192,22 @@ class AccessLog:
         self._stamp = ""
 
     def request(
-        self, method: bytes, target: bytes, status: int, size: int, seconds: float, cache: str, client: str
+        self,
+        method: bytes,
+        target: bytes,
+        status: int,
+        size: int,
+        seconds: float,
+        cache: str,
+        client: str,
+        request_id: str,
     ) -> None:
         """Log one request. *target* is the request target as it came; *size* in bytes."""
         shown_method, path = _shown(method[:32]), _shown(target.partition(b"?")[0][:MAX_PATH])
         text = f"{client} {shown_method} {path} {status} {size} {seconds:.4f} {cache or '-'}"
         if self._output is not None and not self._output.json:
             # Through Twisted's log a line costs 12 us, as much as a sixth of all that a cached frame costs.
-            self._output.write(f"{self._now()} [{_ACCESS}#info] {text}\n")
+            self._output.write(f"{self._now()} [{_ACCESS}#info {request_id}] {text}\n")
             return
         fields: dict[str, object] = {
             "event": "access",
@@ -203,6 +218,7 @@ class AccessLog:
             "seconds": round(seconds, 6),
             "cache": cache or "-",
             "client": client,
+            "request_id": request_id,
         }
         if self._output is None:
             self.log.emit(LogLevel.info, "{log_text}", log_text=text, **fields)

@@ -34,6 +34,7 @@ from twistedproxy.origin.http.exchange import Dropped, Exchange
 from twistedproxy.origin.http.uploads import Running, UploadProducer
 from twistedproxy.origin.interface import OriginRequest, OriginResponse
 from twistedproxy.system.outages import Outage, Verified, reason_of
+from twistedproxy.system.tracing import current_trace
 
 IDLE_SECONDS = 50.0  # servers commonly drop idle connections after 60 s and more
 USER_AGENT = b"twistedproxy"
@@ -96,6 +97,8 @@ class Transport:
         fields = http_headers.Headers()
         for name, value in asked.headers:
             fields.addRawHeader(name, value)
+        if (trace := current_trace.get()) is not None:
+            trace.name(fields)
         fields.setRawHeaders(b"Host", [self._host])
         if not fields.hasHeader(b"User-Agent"):
             fields.addRawHeader(b"User-Agent", USER_AGENT)
