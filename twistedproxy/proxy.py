@@ -113,7 +113,7 @@ class Proxy:
         self._hot = hot = self._build_hot(accounting)
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
         self._routes = self._build_routes(accounting, hot, status)
-        self._admin_routes = AdminRoutes(status, accounting)
+        self._admin_routes = AdminRoutes(status, accounting, self.invalidation)
 
     def _build_reading(self, siblings: Siblings, wall_clock: Callable[[], float]) -> None:
         """Frames and pictures, for callers with a grant."""
@@ -232,7 +232,7 @@ class Proxy:
 
     async def _changed(self, scope: Scope) -> None:
         """An origin noticed that what is cached of *scope* is old."""
-        await self.invalidation.invalidate(scope)
+        await self.invalidation.purge(scope, "folder")
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""

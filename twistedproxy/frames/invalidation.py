@@ -84,9 +84,15 @@ class Invalidation:
         """Whether the cache may still hold what was invalidated of *instance*."""
         return any(reaches(scope, instance) for scope in self.pending)
 
-    async def invalidate(self, scope: Scope) -> None:
+    async def purge(self, scope: Scope, why: str) -> bool:
+        """Invalidate *scope*, which changed otherwise than through the proxy; *why*: how that is known, one of ``webhook``,
+        ``changes`` (of the store) and ``folder``. The result is that of `invalidate`."""
+        return await self.invalidate(scope)
+
+    async def invalidate(self, scope: Scope) -> bool:
         """Invalidate *scope*; once this returns, no request on this host is answered with what was kept of it.
 
+        Whether the cache has confirmed it; otherwise it is asked again, until it does, and other hosts do not know of it before.
         A caller that gives up waiting does not stop it.
         """
         try:
@@ -100,6 +106,7 @@ class Invalidation:
             self._log.warn("cache invalidation of {scope} failed; retrying", scope=str(scope))
         self.apply(scope, done)
         await self._siblings.invalidate(scope, done)
+        return done
 
     def apply(self, scope: Scope, cache_invalidated: bool) -> None:
         """Drop what this worker keeps of *scope*. *cache_invalidated*: whether the cache has done so already."""
