@@ -520,6 +520,7 @@ class LockTests(PrefetchCase):
             self.ask(one, 1)
             self.ask(two, 150)
             half = self.fence()
+            self.pass_seconds(30)  # it waits for its turn, and has written nothing
             self.now(self.cache.put_many(INSTANCE, half, {LOADING: b""}, 600.0))
             self.pass_seconds(60)
             self.assertEqual(two.whole.tasks, [])
