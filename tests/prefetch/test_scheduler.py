@@ -514,7 +514,7 @@ class LockTests(PrefetchCase):
     def test_looked_after(self) -> None:
         """Who was refused looks after it: a load that ended is no concern of its, however it ended; one whose worker died is begun
         anew, without another request, within 15 s."""
-        for end in ("finish", "fail", "die"):
+        for end, seconds in (("finish", 60), ("fail", 60), *(("die", 60 + more) for more in range(8))):
             self.setUp()
             one, two = self.worker(display_min_frames=1 << 20), self.worker(display_min_frames=1 << 20)
             self.ask(one, 1)
@@ -522,7 +522,7 @@ class LockTests(PrefetchCase):
             half = self.fence()
             self.pass_seconds(30)  # it waits for its turn, and has written nothing
             self.now(self.cache.put_many(INSTANCE, half, {LOADING: b""}, 600.0))
-            self.pass_seconds(60)
+            self.pass_seconds(seconds)
             self.assertEqual(two.whole.tasks, [])
             if end == "die":
                 self.die(one)
