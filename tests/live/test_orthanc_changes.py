@@ -18,8 +18,8 @@ from tests.stores.orthanc import Orthanc, basic
 SCRIPT = Path(__file__).parent.parent.parent / "deploy" / "orthanc-purge.lua"
 HIT = "twistedproxy; hit"
 NAME, PASSWORD = "ann", "a:secret-of-hers"
-SECONDS = 5.0
-"""How long what is out of date may be given."""
+PATIENCE = 30.0
+"""Seconds to wait for what takes 2 to 3: a busy machine fails no test."""
 
 
 class ChangesCase(LiveCase):
@@ -87,7 +87,7 @@ class FollowTests(ChangesCase):
             answers = [(await self.frame()).frames() for _ in range(8)]
             return answers == [twin.stored_frames()[1:2]] * 8
 
-        await until(replaced, "the new frame", SECONDS)
+        await until(replaced, "the new frame", PATIENCE)
         await until(lambda: self.running.logged("changes_followed"), "the log")
         self.assertEqual([one["count"] for one in self.running.logged("changes_followed")], [1])
         await self.cached()
@@ -125,7 +125,7 @@ class ScriptTests(ChangesCase):
     async def assert_deletion_noticed(self) -> None:
         """An instance that is deleted now is gone within seconds."""
         await self.delete()
-        await until(self.gone, "the end of the frame", SECONDS)
+        await until(self.gone, "the end of the frame", PATIENCE)
         self.assertNotIn("Error while processing Lua", self.store.log())
 
     async def test_deleted(self) -> None:
@@ -152,6 +152,6 @@ class ScriptTests(ChangesCase):
             answers = [(await self.frame()).frames() for _ in range(8)]
             return answers == [twin.stored_frames()[1:2]] * 8
 
-        await until(replaced, "the new frame", SECONDS)
+        await until(replaced, "the new frame", PATIENCE)
         await self.cached()
         await self.assert_deletion_noticed()
