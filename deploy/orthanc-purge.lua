@@ -5,8 +5,8 @@
 -- CACHE is the proxy's listener for administrators (--admin-listen), and the mount behind which this Orthanc is.
 --
 -- After a deletion Orthanc tells an ID and no UIDs. They are noted for each instance, about 120 bytes, when Orthanc starts and
--- when an instance is stored. What is deleted is purged by its series. A purge that fails is repeated with the next event, or
--- the next heartbeat where Orthanc has such.
+-- when an instance is stored. What is deleted is purged by its series. A purge that fails is repeated with the next deletion,
+-- the next series that is stable, or the next heartbeat where Orthanc has such.
 
 CACHE = 'http://127.0.0.1:9100/dicomweb'
 TIMEOUT = 5      -- seconds for a request to the proxy
