@@ -427,6 +427,46 @@ class ValueTests(OptionsTestCase):
         self.assertIn("No such file", self.refused(*SAMPLE, "--secret-file=/no/such/file"))
         self.assertIn("directory", self.refused(*SAMPLE, "--secret-file=/"))
 
+    def test_followed(self) -> None:
+        """What is followed is at a mount that there is, once; a login is for something that is followed."""
+        origins = ("--origin=http://a:8042/dicom-web", "--origin=/b=https://b/dicom-web")
+        follow = ("--follow-changes=http://a:8042/", "--follow-changes=/b=https://b/api")
+        mounts = (Mount("/dicomweb", "http://a:8042"), Mount("/b", "https://b/api"))
+        self.assertEqual(mounts, settings_of(*origins, *follow).follow_changes)
+        self.assert_refused("follow-changes", "", "a:8042", "file:.", "sample:")
+        self.assertNotIn("secret", self.refused(*origins, "--follow-changes=http://ann:secret@a:8042"))
+        for wrong, said in (
+            (("--follow-changes=/c=http://c",), "--follow-changes: no --origin has the prefix /c"),
+            ((*follow, "--follow-changes=/b=http://c"), "--follow-changes: 2 values have the prefix /b"),
+            ((f"--follow-changes-login={self.login()}",), "--follow-changes-login: no --follow-changes has the prefix"),
+        ):
+            self.assertIn(said, self.refused(*origins, *wrong))
+
+    def login(self, text: bytes = b"ann:a:hunter3 \r\n") -> str:
+        """The path of a file."""
+        path = Path(self.mktemp()).absolute()
+        path.write_bytes(text)
+        return str(path)
+
+    def test_follow_login(self) -> None:
+        """A login is read from its file, and shown nowhere; what is none is refused."""
+        follow = (
+            "--origin=http://a",
+            "--origin=/b=http://b",
+            "--follow-changes=http://a",
+            "--follow-changes=/b=http://b",
+        )
+        given = (f"--follow-changes-login={self.login()}", f"--follow-changes-login=/b={self.login(b'bob:x')}")
+        settings = settings_of(*follow, *given)
+        logins = {each.prefix: each.login for each in settings.follow_changes_login}
+        self.assertEqual({"/dicomweb": b"ann:a:hunter3", "/b": b"bob:x"}, logins)
+        self.assertNotIn("hunter3", repr(settings))
+        for text in (b"", b"hunter2", b"ann:hunter2\nbob:hunter2"):
+            error = self.refused(*follow, f"--follow-changes-login={self.login(text)}")
+            self.assertIn("user:password", error)
+            self.assertNotIn("hunter2", error)
+        self.assertIn("No such file", self.refused(*follow, "--follow-changes-login=/no/such/file"))
+
     def test_folder(self) -> None:
         """A folder is kept with its whole path; what is none is refused."""
         self.assertEqual(os.getcwd(), settings_of(*SAMPLE, "--icc-profiles=.").icc_profiles)

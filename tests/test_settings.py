@@ -28,6 +28,8 @@ DEFAULTS = {
     "display_pixels": 3000,
     "frame_ttl": 3600.0,
     "grant_ttl": 600.0,
+    "follow_changes": (),
+    "follow_changes_login": (),
     "hot_memory": 268_435_456,
     "listen": ("tcp:8080:interface=127.0.0.1",),
     "icc_profiles": None,

@@ -23,7 +23,7 @@ from twistedproxy.dicomweb.descriptions import DescriptionCache
 from twistedproxy.dicomweb.frames import FrameAnswers, StoredFrames
 from twistedproxy.dicomweb.metadata_observer import MetadataObserver
 from twistedproxy.dicomweb.middleware import Accounting
-from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts
+from twistedproxy.dicomweb.mounts import MountedOrigin, Mounts, open_followers
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint
 from twistedproxy.dicomweb.rendered import RenderedAnswers
@@ -114,7 +114,8 @@ class Proxy:
         self._hot = hot = self._build_hot(accounting)
         status = StatusPages(self.mounts, self.cache, self.metrics, reactor, self.status, siblings)
         self._routes = self._build_routes(accounting, hot, status)
-        self._admin_routes = AdminRoutes(status, accounting)
+        self._admin_routes = AdminRoutes(status, accounting, self.invalidation)
+        self._followers = open_followers(reactor, settings, self.mounts, self.cache, self.invalidation)
 
     def _build_reading(self, siblings: Siblings, wall_clock: Callable[[], float]) -> None:
         """Frames and pictures, for callers with a grant."""
@@ -177,8 +178,8 @@ class Proxy:
         if self.cache.reads_now and not self.reader.reports_hits:
             limit, hit = settings.max_frames_per_request, self.scheduler.hit
             cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, hit)
-        metrics, log, seconds = self.metrics, accounting.access_log, accounting.seconds
-        hot = HotDispatcher(self.hot_responses, cached, heads, metrics, log, seconds, self.answer_memory)
+        log, seconds = accounting.access_log, accounting.seconds
+        hot = HotDispatcher(self.hot_responses, cached, heads, self.metrics, log, seconds, self.answer_memory)
         self.connections = Connections(self._reactor, settings.client_timeout, hot.answer, self.answer_memory)
         return hot
 
@@ -227,7 +228,7 @@ class Proxy:
 
     async def _changed(self, scope: Scope) -> None:
         """An origin noticed that what is cached of *scope* is old."""
-        await self.invalidation.invalidate(scope)
+        await self.invalidation.purge(scope, "folder")
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""
@@ -242,6 +243,7 @@ class Proxy:
         if not self.stopping:
             self._start_prefetch()
             self.connections.start()
+            self._followers.start()
             if self.imaging is not None:
                 await self.imaging.start()
             if self._joining is not None:
@@ -294,6 +296,7 @@ class Proxy:
         if cut:
             _log.warn("the stop deadline has passed: {cut} connections were closed", event="connections_cut", cut=cut)
         await self._ended("prefetch", self._stop_prefetch())
+        await self._ended("following changes", self._followers.stop())
         self.invalidation.stop()  # a load that is given up may have had something to invalidate
         if self.imaging is not None:
             await self._ended("rendering", self.imaging.pool.stop())

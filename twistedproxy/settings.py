@@ -16,7 +16,18 @@ from typing import Optional
 import attrs
 
 from twistedproxy.cache.address import ACCEPTED, CacheAddress, LocalAddress, parse_cache
-from twistedproxy.options.addresses import CORS_ORIGIN, ENDPOINT, FOLDER, KEY_FILE, ORIGIN, SECRET_BYTES, Mount
+from twistedproxy.options.addresses import (
+    CORS_ORIGIN,
+    ENDPOINT,
+    FOLDER,
+    FOLLOW_LOGIN,
+    FOLLOWED,
+    KEY_FILE,
+    ORIGIN,
+    SECRET_BYTES,
+    FollowLogin,
+    Mount,
+)
 from twistedproxy.options.values import (
     HEADER,
     NETWORK,
@@ -54,6 +65,16 @@ class Settings:
         "required",
         group="Origins and listeners",
     )
+    follow_changes: tuple[Mount, ...] = setting(
+        FOLLOWED,
+        (),
+        "REST interface of the Orthanc behind the mount PREFIX, such as http://localhost:8042, whose list of changes is read "
+        "every two seconds: instances that are stored again past the proxy are purged from the cache; deletions are not in the list",
+        "none",
+    )
+    follow_changes_login: tuple[FollowLogin, ...] = setting(
+        FOLLOW_LOGIN, (), "File with user:password, on one line, for the REST interface of the same PREFIX", "none"
+    )
     # Loopback by default: medical images are not for every host that can connect.
     listen: tuple[str, ...] = setting(
         ENDPOINT, ("tcp:8080:interface=127.0.0.1",), "Twisted server endpoint to listen on: tcp:, ssl:, unix:, systemd:"
@@ -61,7 +82,7 @@ class Settings:
     admin_listen: Optional[str] = setting(
         ENDPOINT,
         None,
-        "Endpoint for /metrics and /status.json, which name instances; the other listeners then do not serve them",
+        "Endpoint for /metrics and /status.json, which name instances (the other listeners then do not serve them), and for purging what is cached: DELETE …/cache",
         "none",
     )
     workers: int = setting(
@@ -205,7 +226,7 @@ class Settings:
         1,
         "Maximum number of concurrent loads of whole instances and of blocks, per worker; small ones are not counted",
     )
-    # A load holds its lock for as long.
+    # Begins when a load has ended well.
     recache_after: float = setting(seconds(1), 300.0, "Minimum interval between two loads of a whole instance")
     reap_interval: float = setting(seconds(1), 60.0, "Interval at which finished jobs are removed")
 

@@ -247,8 +247,9 @@ class CacheContract:
     async def test_claims_expire_unless_their_holder_renews_them(self) -> None:
         """Renewed claims live on; those renewed by another don't."""
         await self.cache.claim(A, [b"1", b"2"], b"me", 0.3)
-        await self.cache.renew_claims(A, [b"1"], b"me", 60.0)
-        await self.cache.renew_claims(A, [b"2"], b"you", 60.0)
+        self.assertTrue(await self.cache.renew_claims(A, [b"1"], b"me", 60.0))
+        self.assertFalse(await self.cache.renew_claims(A, [b"2"], b"you", 60.0))
+        self.assertFalse(await self.cache.renew_claims(A, [b"1", b"3"], b"me", 60.0))
         won: set[bytes] = set()
 
         async def free() -> bool:
@@ -257,6 +258,7 @@ class CacheContract:
 
         await self.pass_time(free)
         self.assertEqual(won, {b"2"})
+        self.assertFalse(await self.cache.renew_claims(A, [b"2"], b"me", 60.0))
 
     async def test_the_time_left_of_a_claim(self) -> None:
         """The time left of a claim is known as long as it is held; a free name has none."""

@@ -41,10 +41,10 @@ def installed_reactor() -> Any:
     return reactor
 
 
-async def until(condition: Callable[[], Any], what: str = "it") -> None:
-    """Let the reactor run until *condition* (which may be async) is true; fail after `DEADLINE`."""
+async def until(condition: Callable[[], Any], what: str = "it", seconds: float = DEADLINE, pause: float = POLL) -> None:
+    """Let the reactor run until *condition* (which may be async), looked at after each *pause*, is true; fail after *seconds*."""
     reactor = installed_reactor()
-    end = reactor.seconds() + DEADLINE
+    end = reactor.seconds() + seconds
     while True:
         now = condition()
         if inspect.isawaitable(now):
@@ -52,8 +52,8 @@ async def until(condition: Callable[[], Any], what: str = "it") -> None:
         if now:
             return
         if reactor.seconds() > end:
-            raise AssertionError(f"{what} did not happen within {DEADLINE:g} s")
-        await deferLater(reactor, POLL)
+            raise AssertionError(f"{what} did not happen within {seconds:g} s")
+        await deferLater(reactor, pause)
 
 
 async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) -> Any:

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import ensureDeferred, gatherResults
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.cache.contract import CacheContract
 from tests.cache.folders import SIZE, FolderCase, get, put
 from tests.cache.members import instance
 from tests.cache.support import installed_reactor, until
 from twistedproxy.cache.address import SharedFolder
+from twistedproxy.cache.interface import LASTING
 from twistedproxy.cache.keys import scope_keys
 from twistedproxy.cache.local import folder
 from twistedproxy.cache.local.cache import LocalCache
-from twistedproxy.cache.local.facts import facts_size
+from twistedproxy.cache.local.facts import Facts, facts_size
 
 FACT = b"g1"
 """The name of a grant: such entries are in the table, all others in segments."""
@@ -130,3 +131,36 @@ class SharingTests(FolderCase):
         self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs"})
         self.assertTrue(await member.put(1, {b"F2": b"also theirs"}))
         self.assertEqual(await get(own, b"F1", b"F2"), {b"F1": b"theirs", b"F2": b"also theirs"})
+
+
+class RoomTests(SynchronousTestCase):
+    """The table of small entries and claims, when there is no more room in it."""
+
+    def setUp(self) -> None:
+        folder_ = Path(self.mktemp())
+        folder_.mkdir()
+        Facts.create(folder_, 1 << 20)
+        self.facts = Facts(folder_, 1 << 20, lambda: 0.0)
+        self.addCleanup(self.facts.close)
+
+    def fill(self, name: bytes) -> None:
+        """Write more entries than the table has room for."""
+        for number in range(2000):
+            self.facts.put({b"g%020d%b" % (number, name): b"x" * 500}, b"", 60.0)
+
+    def test_leases_and_marks_stay(self) -> None:
+        """Who loads an instance, and what was loaded, is not dropped for the sake of other entries; claims of frames are."""
+        claims = {name: b"c%020d%b" % (1, name) for name in (*LASTING, b"F1")}
+        self.facts.claim(claims.values(), b"me", 60.0)
+        self.fill(b"g")
+        self.assertEqual([name for name, key in claims.items() if self.facts.left(key) is not None], list(LASTING))
+        self.assertEqual(self.facts.renew(claims.values(), b"me", 60.0), len(LASTING))
+
+    def test_any_number_of_marks(self) -> None:
+        """Marks go, too, before they leave no room for anything else."""
+        marks = [b"c%020dwhole" % number for number in range(8000)]
+        self.facts.claim(marks, b"me", 60.0)
+        self.fill(b"g")
+        self.facts.put({b"g%020dlast" % 1: b"there"}, b"", 60.0)
+        self.assertEqual(self.facts.get(b"g%020dlast" % 1, b""), b"there")
+        self.assertLess(sum(self.facts.left(key) is not None for key in marks), len(marks))

@@ -199,6 +199,13 @@ class RemovalTests(AuditCase):
         (event,) = self.audit()
         self.assertEqual((None, None, None), (event["user"], event["client"], event["request_id"]))
 
+    async def test_why(self) -> None:
+        """A purge says how the change is known."""
+        await self.begin()
+        self.assertTrue(await self.running.components.invalidation.purge(self.slide_scope(), "webhook"))
+        await self.running.client(BOB).request("DELETE", f"/{self.slide.resource}")
+        self.assertEqual(["webhook", "request"], [event["why"] for event in self.audit()])
+
     def slide_scope(self) -> Scope:
         """The instance, as what is invalidated."""
         return Scope(self.origin.url, "", self.slide.study, self.slide.series, self.slide.sop)

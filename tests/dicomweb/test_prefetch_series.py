@@ -18,7 +18,9 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames import searches
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.prefetch.ahead import slices
+from twistedproxy.prefetch.load_lock import LOCK
 from twistedproxy.prefetch.on_request import job as on_request
+from twistedproxy.prefetch.on_request import series
 
 STUDY, SERIES = "/studies/1.2", "/studies/1.2/series/1.3"
 
@@ -246,6 +248,20 @@ class StudyTests(SeriesCase):
         self.assertEqual(len([one for one in store.seen() if one.path.endswith(made[0].sop)]), 0)
         gate.release()
         self.assertEqual(sum(counts(await loading)[:2]), 3)
+
+    async def test_waits_for_another_worker(self) -> None:
+        """What another worker or host is loading is waited for, and loaded if that one goes without an end."""
+        self.patch(series, "ELSEWHERE_SECONDS", 0.01)
+        store, proxy = await self.started(*(made := self.multi_frames(2)))
+        one, cache = Instance(store.url, "", made[0].study, made[0].series, made[0].sop), proxy.components.cache
+        fence = (await cache.get_many(one, [])).fence
+        assert fence is not None
+        self.assertTrue(await cache.claim(one, [LOCK + fence], b"another", 60.0))
+        loading = Deferred.fromCoroutine(self.load(proxy, STUDY))
+        lost = lambda: proxy.components.metrics.snapshot().get("prefetch_locks_lost", [[[], [0]]])[0][1][0]  # noqa: E731
+        await wait_until(lambda: lost() > 2, "some refusals")
+        await cache.unclaim(one, [LOCK + fence], b"another")
+        self.assertEqual(counts(await loading), (2, 0, 0, 0))
 
 
 class JobTests(SeriesCase):

@@ -5,27 +5,39 @@ from __future__ import annotations
 import gc
 import signal
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
-from tests.cache.support import ask
-from tests.clients import client
+from tests.cache.support import ask, until
+from tests.clients import Answer, client
 from tests.dicomweb.support import ProxyCase
 from tests.prefetch.real import HALF, SIDE, TOKEN, RealCase, absolute
 from tests.running import Proxy, Store, signals
 from tests.slides import slide
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import LocalAddress
+from twistedproxy.cache.lease import LEASE_SECONDS
 from twistedproxy.prefetch.ahead.surroundings import RING
 from twistedproxy.system.tuning import freeze_gc
 
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 STALL_SECONDS = 0.05
+PATIENCE = 60.0  # seconds to the end of a lease: it lasts for a sixth of that
+
+
+def kill_at_once(processes: Sequence[psutil.Process]) -> None:
+    """Kill *processes*, none of which sees the end of another."""
+    for process in processes:
+        process.suspend()
+    for process in processes:
+        process.kill()
 
 
 class ProxyTests(RealCase):
@@ -90,20 +102,48 @@ class ProxyTests(RealCase):
         self.assertEqual(len(self.held.seen("/frames/")), before)
 
     async def test_killed(self) -> None:
-        """Killed in mid-load: no process is left, the lock will run out, and then another proxy loads."""
-        await self.setUpAll("--recache-after", "3600", proxies=2)
+        """Killed in mid-load: no process is left, the lock runs out in seconds, and then another proxy loads."""
+        await self.setUpAll(proxies=2)
         gate = await self.half(self.proxies[0])
         proxy = self.proxies[0]
+        (lock,) = await ask(self.redis_server.socket, b"KEYS", b"*load*")
+        self.assertIn(await ask(self.redis_server.socket, b"PTTL", lock), range(1, round(LEASE_SECONDS * 1000) + 1))
         await deferToThread(proxy.kill)
         await wait_until(lambda: not proxy.strays(), "the end of all processes")
         gate.release()
-        self.assertTrue(await self.locked(self.worker_beside))
-        (lock,) = await ask(self.redis_server.socket, b"KEYS", b"*load*")
-        self.assertIn(await ask(self.redis_server.socket, b"PTTL", lock), range(1, 3_600_001))
-        await ask(self.redis_server.socket, b"PEXPIRE", lock, b"0")
-        self.assertFalse(await self.locked(self.worker_beside))
+
+        async def free() -> bool:
+            return not await self.locked(self.worker_beside)
+
+        await until(free, "the end of the lease", PATIENCE)
         await self.get(self.proxies[1], 99)
         await self.wait_for_all()
+
+    async def test_host_died(self) -> None:
+        """Killed with its loader, which could remove nothing: another proxy, which was refused the lock, loads all anew within
+        seconds, and nothing of the half is given any more."""
+        await self.setUpAll(proxies=2)
+        gate = await self.half(self.proxies[0])
+
+        async def written() -> bool:
+            return await self.cached(self.worker_beside) > 100
+
+        await until(written, "frames in the cache")
+        half = await self.fence()
+        kill_at_once(self.proxies[0].family())
+        await wait_until(lambda: not self.proxies[0].strays(), "the end of all processes")
+        gate.release()
+        self.assertGreater(await self.cached(self.worker_beside), 100)
+        successor = self.proxies[1]
+        await self.get(successor, len(self.frames))
+        await wait_until(lambda: successor.logged("load_left"), "another load", PATIENCE)
+        await self.wait_for_all()
+        self.assertEqual(self.instances(), 2)
+        self.assertNotEqual(await self.fence(), half)
+
+    async def fence(self) -> Any:
+        """The fence of the instance now."""
+        return (await self.worker_beside.cache.get_many(self.instance, [])).fence
 
     async def test_terminated(self) -> None:
         """Stopped in mid-load: the lock is given back, the frames are taken back, no process is left, nothing is
@@ -166,6 +206,73 @@ class ProxyTests(RealCase):
         self.assertTrue(failed()[0]["instance"].endswith(self.slide.sop))
         await self.get(proxy, 77)
         await self.wait_for_all()
+
+
+class WorkerTests(RealCase):
+    """Workers of one proxy, on a local cache."""
+
+    async def test_killed(self) -> None:
+        """A worker is killed in mid-load: the other, or its successor, loads all anew, and no half is left."""
+        side = 32
+        held = self.store(side)
+        gate = held.hold(lambda seen: seen.path.endswith(self.slide.sop), after=HALF)
+        proxy = await Proxy.started(
+            *(
+                "--log-format",
+                "json",
+                "--origin",
+                f"/dicomweb={held.url}",
+                "--cache",
+                "local?size=64M",
+                "--workers",
+                "2",
+            ),
+            *("--block-pixels", "256", "--prefetch-min-frames", "2"),
+            *("--whole-instance-max-cpu", "100", "--whole-instance-max-memory", "100"),
+        )
+        self.addCleanup(proxy.remove)
+        # Each far from the others, so that it is not loaded ahead of its request.
+        missing = iter(row * side + column for row in (30, 23, 16, 9) for column in (4, 12, 20, 28))
+
+        async def get(*numbers: int) -> Answer:
+            asking = client(self, f"{proxy.url}/dicomweb", HEADERS, persistent=False)
+            answer = await within(asking.frames(self.slide.resource, numbers, AS_STORED))
+            self.assertTrue(answer.frames() == [self.frames[number - 1] for number in numbers], numbers)
+            return answer
+
+        def loaders() -> list[psutil.Process]:
+            return [one for one in proxy.family() if "twistedproxy.prefetch.loader_main" in one.cmdline()]
+
+        await wait_until(lambda: len(loaders()) == 2, "the loaders")
+        await get(next(missing))
+        await within(gate.reached())
+        asking = client(self, proxy.url)
+
+        async def written() -> bool:
+            jobs = (await asking.get("/status.json")).json()["jobs"]["running"]
+            return any(job["frames"] > 100 for job in jobs)
+
+        await until(written, "frames in the cache")
+        port = int(held.url.rpartition(":")[2].partition("/")[0])
+        (loading,) = [one for one in loaders() if any(c.raddr and c.raddr.port == port for c in one.net_connections())]
+        await get(next(missing))  # of the other worker, maybe
+        kill_at_once([psutil.Process(loading.ppid()), loading])
+        await wait_until(lambda: not loading.is_running(), "the end of the loader")
+        gate.release()
+
+        async def taken_over() -> bool:
+            await get(next(missing, 1))
+            return bool(proxy.logged("load_left"))
+
+        await until(taken_over, "another load", PATIENCE, pause=0.5)
+
+        async def complete() -> bool:
+            batches = [range(first, first + 128) for first in range(1, len(self.frames), 128)]
+            answers = [await get(*batch) for batch in batches]
+            return {answer.headers["cache-status"] for answer in answers} == {"twistedproxy; hit"}
+
+        await until(complete, "all frames in the cache")
+        self.assertEqual(len([seen for seen in held.requests if seen.path.endswith(self.slide.sop)]), 2)
 
 
 class NoCacheTests(RealCase):

@@ -9,10 +9,13 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
+from twistedproxy.cache.keys import LOADING, instance_keys
+from twistedproxy.cache.lease import LEASE_SECONDS, RENEW_SECONDS
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import Frame
 from twistedproxy.frames.entries import frame_name, pack_frames
@@ -20,6 +23,7 @@ from twistedproxy.origin.errors import OriginBadAnswer, OriginRefused, OriginTim
 from twistedproxy.origin.interface import Priority
 from twistedproxy.prefetch import runner
 from twistedproxy.prefetch.jobs import JobKind, LoadFailed, NotLoadable, NotStarted, Withdrawn
+from twistedproxy.prefetch.load_lock import LOCK
 from twistedproxy.prefetch.scheduler import STOP_SECONDS
 from twistedproxy.system.machine_load import SystemLoad
 
@@ -458,35 +462,130 @@ class LockTests(PrefetchCase):
         self.assertFalse(self.locked())
 
     def test_block_lock_of_the_dead(self) -> None:
-        """The lock of a worker that is gone before its block began is free after three seconds."""
+        """The lock of a worker that is gone before its block began is free after the time of a lease."""
         worker = self.worker(whole_instance=False)
 
         async def gone(*_arguments: object) -> None: ...
 
         self.patch(self.cache, "unclaim", gone)
         self.ask(worker, 1)
-        self.clock.advance(2.9)
+        self.clock.advance(LEASE_SECONDS - 0.1)
         self.assertTrue(self.locked())
         self.clock.advance(0.2)
         self.assertFalse(self.locked())
 
-    def test_own_load_running(self) -> None:
-        """Won, but the load runs here already: the lock is kept, and given back if that load fails."""
-        worker = self.worker(max_jobs=5, recache_after=10.0, display_min_frames=1 << 20)
-        self.ask(worker, 1)
-        self.clock.advance(11)
+    def test_renewed(self) -> None:
+        """A load that takes longer than a lease, or than ``recache-after``, keeps its lock to its end, and no longer."""
+        for end in ("finish", "fail"):
+            self.setUp()
+            settings = {"recache_after": 20.0, "display_min_frames": 1 << 20}
+            one, two = self.worker(**settings), self.worker(**settings)
+            self.ask(one, 1)
+            for _ in range(60):
+                self.clock.advance(1)
+                self.assertTrue(self.locked())
+            self.ask(two, 150)
+            self.assertEqual(two.whole.tasks, [])
+            one.whole.finish() if end == "finish" else one.whole.fail(LoadFailed("no"))
+            self.assertFalse(self.locked())
+            self.assertEqual([call for call in self.clock.getDelayedCalls() if "LoopingCall" in str(call)], [])
+            self.ask(two, 151)
+            self.assertEqual(len(two.whole.tasks), 0 if end == "finish" else 1)
+
+    def test_taken_over(self) -> None:
+        """What a worker that died had begun is loaded by the next that wants it: all anew, and nothing of it is given any more."""
+        one, two = self.worker(display_min_frames=1 << 20), self.worker(display_min_frames=1 << 20)
+        self.ask(one, 1)
+        before = self.fence()
+        self.now(self.cache.put_many(INSTANCE, before, {LOADING: b"", frame_name(7): b"half"}, 60.0))
+        self.die(one)
+        self.clock.advance(LEASE_SECONDS - 0.1)
+        self.ask(two, 150)
+        self.assertEqual((len(two.whole.tasks), self.fence()), (0, before))
+        self.clock.advance(0.2)
+        self.ask(two, 151)
+        self.assertEqual([task.fence for task in two.whole.tasks], [self.fence()])
+        self.assertNotEqual(self.fence(), before)
+        self.assertNotIn(7, self.cached())
+        two.whole.finish()
+        self.ask(one, 3)
+        self.assertEqual(len(one.whole.tasks), 1)
+
+    def test_looked_after(self) -> None:
+        """Who was refused looks after it: a load that ended is no concern of its, however it ended; one whose worker died is begun
+        anew, without another request, within 15 s."""
+        for end, seconds in (("finish", 60), ("fail", 60), *(("die", 60 + more) for more in range(8))):
+            self.setUp()
+            one, two = self.worker(display_min_frames=1 << 20), self.worker(display_min_frames=1 << 20)
+            self.ask(one, 1)
+            self.ask(two, 150)
+            half = self.fence()
+            self.pass_seconds(30)  # it waits for its turn, and has written nothing
+            self.now(self.cache.put_many(INSTANCE, half, {LOADING: b""}, 600.0))
+            self.pass_seconds(seconds)
+            self.assertEqual(two.whole.tasks, [])
+            if end == "die":
+                self.die(one)
+            else:
+                self.now(self.cache.remove(INSTANCE, [LOADING]))
+                one.whole.finish() if end == "finish" else one.whole.fail(LoadFailed("no"))
+            self.pass_seconds(15 if end == "die" else 100)
+            self.assertEqual(len(two.whole.tasks), int(end == "die"), end)
+            self.assertEqual(self.fence() != half, end == "die")
+
+    def pass_seconds(self, seconds: int) -> None:
+        for _ in range(4 * seconds):
+            self.clock.advance(0.25)
+
+    def test_a_cache_that_loses_the_lock(self) -> None:
+        """A lock that the cache has lost is taken again by its holder; where another was faster both go on."""
+        one, two = self.worker(), self.worker()
+        self.ask(one, 1)
+        lock = [LOCK + self.fence()]
+        self.lose_locks()
         self.assertFalse(self.locked())
-        self.ask(worker, 2)
-        self.assertEqual(len(worker.whole.tasks), 1)
+        self.clock.advance(RENEW_SECONDS)
         self.assertTrue(self.locked())
-        worker.whole.fail(LoadFailed("no"))
+        self.lose_locks()
+        self.ask(two, 150)
+        self.clock.advance(RENEW_SECONDS)
+        self.assertEqual((len(one.whole.tasks), len(two.whole.tasks)), (1, 1))
+        one.whole.finish()
+        self.assertTrue(self.locked())
+        two.whole.finish()
+        self.assertEqual(self.now(self.cache.claim(INSTANCE, lock, b"test", 1.0)), set(lock))
+
+    def test_given_back_while_it_is_renewed(self) -> None:
+        """A renewal that is answered after the end of the load takes nothing again."""
+        worker = self.worker()
+        self.ask(worker, 1)
+        real, gate = self.cache.renew_claims, Deferred[None]()
+
+        async def held(*arguments: Any) -> bool:
+            await gate
+            return await real(*arguments)
+
+        self.patch(self.cache, "renew_claims", held)
+        self.clock.advance(RENEW_SECONDS)
+        worker.whole.finish()
+        gate.callback(None)
         self.assertFalse(self.locked())
+
+    def die(self, worker: Worker) -> None:
+        """End *worker* as SIGKILL does: it gives nothing back, and renews nothing."""
+        for call in self.clock.getDelayedCalls():
+            if isinstance(call.func, LoopingCall):
+                call.func.stop()
+        worker.scheduler.background.stopped = True
+
+    def lose_locks(self) -> None:
+        for key in instance_keys(INSTANCE).claims([LOCK + self.fence()]):
+            self.cache._store.delete(key)
 
     def test_own_load_and_a_block(self) -> None:
         """A block is not loaded beside a load of the whole instance either: the display load alone is."""
-        worker = self.worker(max_jobs=5, recache_after=10.0)
+        worker = self.worker(max_jobs=5)
         self.ask(worker, 1)
-        self.clock.advance(11)
         self.reading = SystemLoad(99.0, 0.0)
         self.ask(worker, 15_000)
         self.assertEqual(self.running(worker), [WHOLE, DISPLAY, DISPLAY])
@@ -550,17 +649,33 @@ class ByHandTests(PrefetchCase):
         self.assertTrue(self.locked())
 
     def test_lock(self) -> None:
-        """The lock holds for it; with ``again`` it does not."""
+        """The lock of another worker holds for it, and what was loaded lately is not loaded again; with ``again`` it is."""
         other, worker = self.worker(), self.worker()
         self.successResultOf(self.hand(other))
+        for again in (False, True):
+            refused = self.failureResultOf(self.hand(worker, again), NotStarted).value
+            self.assertEqual((refused.status, refused.reason, refused.retry_after), (409, "running", LEASE_SECONDS))
+            self.assertIn("10 s", str(refused))
+        self.assertTrue(self.locked(), "the other's lock is the other's")
+        other.whole.finish()
         self.clock.advance(100)
         refused = self.failureResultOf(self.hand(worker), NotStarted).value
         self.assertEqual((refused.status, refused.reason, refused.retry_after), (409, "loaded-lately", 200.0))
         self.assertIn("200 s", str(refused))
+        self.assertFalse(self.locked())
         self.successResultOf(self.hand(worker, again=True))
         self.assertEqual(len(worker.whole.tasks), 1)
-        worker.whole.fail(LoadFailed("no"))
-        self.assertTrue(self.locked(), "the other's lock is the other's")
+
+    def test_ended_meanwhile(self) -> None:
+        """A load that came to its end while its lock was asked for is not repeated."""
+        other, worker = self.worker(), self.worker()
+        self.successResultOf(self.hand(other))
+        with self.held_lock(before=True) as asked:
+            asking = self.hand(worker)
+        other.whole.finish()
+        asked.callback(None)
+        self.assertEqual(self.failureResultOf(asking, NotStarted).value.reason, "loaded-lately")
+        self.assertFalse(self.locked())
 
     def test_max_jobs(self) -> None:
         """``max-jobs`` holds for it, and then the lock is given back."""
@@ -580,20 +695,16 @@ class ByHandTests(PrefetchCase):
         self.assertEqual(len(worker.whole.tasks), 1)
 
     def test_running_by_now(self) -> None:
-        """A load that began while the cache was asked for the lock is the answer; if its own lock has run out, it gets
-        the one that was won."""
-        for lasts in (True, False):
-            self.setUp()
-            worker = self.worker(recache_after=10.0)
-            with self.held_lock(before=True) as asked:
-                asking = self.hand(worker)
-            job = self.successResultOf(self.hand(worker))
-            self.clock.advance(0 if lasts else 11)
-            asked.callback(None)
-            self.assertIs(self.successResultOf(asking), job)
-            self.assertTrue(self.locked())
-            worker.whole.fail(LoadFailed("no"))
-            self.assertFalse(self.locked())
+        """A load that began while the cache was asked for the lock is the answer."""
+        worker = self.worker()
+        with self.held_lock(before=True) as asked:
+            asking = self.hand(worker)
+        job = self.successResultOf(self.hand(worker))
+        asked.callback(None)
+        self.assertIs(self.successResultOf(asking), job)
+        self.assertTrue(self.locked())
+        worker.whole.fail(LoadFailed("no"))
+        self.assertFalse(self.locked())
 
     def test_stopped(self) -> None:
         """Nothing is started by hand once all is to end, and no lock stays."""

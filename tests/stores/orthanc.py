@@ -127,6 +127,16 @@ class Orthanc:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def restart(self) -> None:
+        """End in order, and start with all that it holds; for settings with a StorageDirectory of the test's own."""
+        assert self._process is not None, "not started"
+        self._process.terminate()
+        self._process.wait()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.start()
+
     def store(self, *paths: Path | str) -> None:
         """Store DICOM files. Raises urllib.error.HTTPError if one is refused."""
         for path in paths:

@@ -19,7 +19,10 @@ from tests.slides import Made, loop, slide
 from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.stores.faults import Answer
 from tests.waiting import wait_until, within
+from twistedproxy.cache.lease import Lease
+from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicomweb import middleware
+from twistedproxy.prefetch.load_lock import LOCK
 from twistedproxy.warm import options as targets
 from twistedproxy.warm.command import warm
 from twistedproxy.warm.options import WarmOptions
@@ -120,10 +123,28 @@ class WarmTests(WarmCase):
         gate.release()
         self.assertEqual([(await first).code, (await patient).code], [0, 0])
 
+    async def test_waits_for_another_worker(self) -> None:
+        """While another worker or host loads it, the proxy is asked again; once that one has gone, it is loaded."""
+        proxy = await self.warm_proxy(self.store(STANDARD, *self.study()))
+
+        async def soon(_: Lease) -> float:
+            return 0.5
+
+        self.patch(Lease, "left", soon)
+        instance = Instance(proxy.components.mounts.all[0].origin.url, "", "1.2", "1.3", "1.4.0")
+        cache = proxy.components.cache
+        fence = (await cache.get_many(instance, [])).fence
+        assert fence is not None
+        self.assertTrue(await cache.claim(instance, [LOCK + fence], b"another", 600.0))
+        run = Deferred.fromCoroutine(self.run_command(f"{proxy.url}/dicomweb/studies/1.2/series/1.3/instances/1.4.0"))
+        await wait_until(lambda: self._refusals(proxy, "4xx") == 1, "a refusal")
+        await cache.unclaim(instance, [LOCK + fence], b"another")
+        self.assertIn("1 loaded: 12 frames", (await run).out)
+
     @staticmethod
-    def _refusals(proxy: RunningProxy) -> float:
-        rows = proxy.components.metrics.snapshot()["requests"]
-        return sum(row[0] for labels, row in rows if labels == ["prefetch", "POST", "5xx"])
+    def _refusals(proxy: RunningProxy, kind: str = "5xx") -> float:
+        rows = proxy.components.metrics.snapshot().get("requests", [])
+        return sum(row[0] for labels, row in rows if labels == ["prefetch", "POST", kind])
 
     async def test_loaded_lately(self) -> None:
         """What was loaded lately is no failure, and is loaded once more with --again."""

@@ -47,6 +47,11 @@ EntryNow = tuple[Union[bytes, memoryview], Optional[bytes]]
 """The bytes of an entry, and the `content_digest` of its last piece where that is known."""
 
 
+LASTING = (b"load", b"whole", b"follow")
+"""How names of claims begin that a cache does not drop for want of room before they end: leases
+(`twistedproxy.cache.lease`), and marks of what was loaded."""
+
+
 class CacheUnavailable(Exception):
     """The server could not be asked, did not answer in time, or refused. The message is fit for a log."""
 
@@ -135,8 +140,8 @@ class Cache(Protocol):
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """Claim names for *token*, each set only if absent; return those won. A claim is no entry: `get_many` never sees it."""
 
-    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
-        """Prolong what *token* claimed, and only that."""
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> bool:
+        """Prolong what *token* claimed, and only that. Whether that is all of *names*; False where the cache can't be asked."""
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """Give back what *token* claimed, and only that."""

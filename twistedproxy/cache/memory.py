@@ -108,12 +108,13 @@ class MemoryCache(EndsForGood):
         claim = instance_keys(instance).claim
         return {name for name in names if self._store.put_if_absent(claim + name, token, now, seconds)}
 
-    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> bool:
         """See `Cache`."""
         now = self._reactor.seconds()
-        for key in instance_keys(instance).claims(list(names)):
-            if self._store.get(key, now) == token:
-                self._store.prolong(key, now, seconds)
+        ours = [key for key in instance_keys(instance).claims(list(names)) if self._store.get(key, now) == token]
+        for key in ours:
+            self._store.prolong(key, now, seconds)
+        return len(ours) == len(names)
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""

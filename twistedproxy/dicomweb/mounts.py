@@ -16,11 +16,16 @@ import attrs
 from twisted.web.resource import IResource
 from twisted.web.resource import Resource as WebResource
 
+from twistedproxy.cache.interface import Cache
 from twistedproxy.dicom.resource import Instance, known_instance
 from twistedproxy.dicomweb.paths import Resource, parse_resource
+from twistedproxy.frames.changes import ChangeFollower, Followers
 from twistedproxy.frames.grants import Credentials
+from twistedproxy.frames.invalidation import Invalidation
 from twistedproxy.origin.interface import Origin
+from twistedproxy.origin.open import open_changes
 from twistedproxy.server.problems import Problem, shown
+from twistedproxy.settings import Settings
 
 
 @attrs.frozen
@@ -77,6 +82,19 @@ class Target:
             return None
         series = resource.series or study
         return known_instance(self.mount.origin.url, resource.root, study, series, series)
+
+
+def open_followers(
+    reactor: Any, settings: Settings, mounts: Mounts, cache: Cache, invalidation: Invalidation
+) -> Followers:
+    """What follows the changes of the stores behind *mounts*, as far as *settings* say so."""
+    stores = {mount.prefix: mount.origin.url for mount in mounts.all}
+
+    def opened(prefix: str, url: str) -> ChangeFollower:
+        source = open_changes(reactor, prefix, url, settings)
+        return ChangeFollower(source, url, stores[prefix], cache, invalidation, reactor)
+
+    return Followers([opened(each.prefix, each.url) for each in settings.follow_changes])
 
 
 OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})

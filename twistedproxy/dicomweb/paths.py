@@ -61,6 +61,7 @@ class ResourceKind(enum.Enum):
     BULKDATA = "bulkdata"  # any level, whatever is below it
     PIXELDATA = "pixeldata"  # any level
     PREFETCH = "prefetch"  # any level; the proxy's own
+    CACHE = "cache"  # any level; the proxy's own, for administrators
     OTHER = "other"  # worklist, non-patient instances, storage commitment
 
 
@@ -73,6 +74,7 @@ _METHODS = {
     ResourceKind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
     ResourceKind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
     ResourceKind.PREFETCH: ("GET", "HEAD", "POST"),
+    ResourceKind.CACHE: ("DELETE",),
 }
 
 
@@ -212,12 +214,13 @@ def _classify(root: str, segments: Sequence[str]) -> Resource:
     raise _no_resource(segments)
 
 
-_COMMON = {  # what a study, a series and an instance have alike (PS3.18 section 10.4.1; prefetch is ours)
+_COMMON = {  # what a study, a series and an instance have alike (PS3.18 section 10.4.1; prefetch and cache are ours)
     "metadata": ResourceKind.METADATA,
     "thumbnail": ResourceKind.THUMBNAIL,
     "pixeldata": ResourceKind.PIXELDATA,
     "bulkdata": ResourceKind.BULKDATA,
     "prefetch": ResourceKind.PREFETCH,
+    "cache": ResourceKind.CACHE,
 }
 _OF_STUDY = _COMMON | {
     "": ResourceKind.STUDY,

@@ -165,6 +165,8 @@ class ProxyRoutes:
             return
         target = _target(request)
         resource = target.resource
+        if resource.kind is ResourceKind.CACHE:
+            raise Problem(404, "what is cached is purged on --admin-listen only")
         if request.method.decode("latin-1") not in resource.methods:
             raise method_not_allowed(resource.methods)
         await self._hand_on(request, target)

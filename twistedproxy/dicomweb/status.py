@@ -1,4 +1,6 @@
-"""The proxy's own pages: health, readiness, metrics and status, the latter two of all workers together."""
+"""The proxy's own pages: health, readiness, metrics and status, the latter two of all workers together. For administrators alone,
+also the resource by which what is cached of a study, series or instance is purged: for stores and scripts that changed it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,27 @@ from klein import Klein
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.server import Request
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.cache.interface import Cache, CacheUnavailable
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicomweb.middleware import Accounting, answer_error, answered
-from twistedproxy.dicomweb.mounts import Mounts
-from twistedproxy.frames.invalidation import Siblings
+from twistedproxy.dicomweb.mounts import OWN, MountedOrigin, Mounts
+from twistedproxy.dicomweb.paths import Resource, ResourceKind, parse_resource
+from twistedproxy.frames.invalidation import Invalidation, Siblings
 from twistedproxy.frames.single_flight import SingleFlight
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.jobs import JobKind
 from twistedproxy.server.compression import compress
 from twistedproxy.server.cors import Cors
-from twistedproxy.server.problems import Problem, method_not_allowed
+from twistedproxy.server.problems import Problem, method_not_allowed, shown, unavailable
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.streams import BytesStream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
+
+_log = Logger()
 
 # Gauges of running jobs, by kind, and the field of a job that each sums (None: each job counts 1).
 _RUNNING = {
@@ -197,6 +203,11 @@ _PAGES = {
     "metrics": ("/metrics", StatusPages.metrics_text),
     "status": ("/status.json", StatusPages.status_json),
 }
+PURGED = "PREFIX/studies/UID[/series/UID[/instances/UID]]/cache"
+
+PURGE_RETRY_AFTER = 2
+"""Seconds after which a purge that was not confirmed may be repeated: longer than the proxy itself takes to ask again."""
+
 _PRIVATE = frozenset({"metrics", "status"})
 """Pages that name instances."""
 
@@ -220,17 +231,45 @@ class AdminRoutes:
     app = Klein()
     add_pages(app, lambda _: True)
 
-    def __init__(self, status: StatusPages, accounting: Accounting) -> None:
+    def __init__(self, status: StatusPages, accounting: Accounting, invalidation: Invalidation) -> None:
         self.status = status
         self.accounting = accounting
+        self.invalidation = invalidation
         self.cors = Cors()
+
+    @app.route("/<path:anything>", methods=["DELETE"])
+    @answered("purge")
+    async def purge(self, request: Request) -> None:
+        """Have all workers and hosts give nothing any more of what is cached of a study, series or instance. 204 once that is
+        so, whether there was anything or not."""
+        mount, resource = self._cached(request)
+        scope = resource.scope(mount.origin.url)
+        if not await self.invalidation.purge(scope, "webhook"):
+            text = "the cache did not confirm it and is asked again; until then this host gives nothing of it from the cache"
+            raise unavailable(text, PURGE_RETRY_AFTER)
+        _log.info("purged: {path}", event="purged", path=request.uri.partition(b"?")[0].decode("ascii"))
+        request.setResponseCode(204)
+
+    def _cached(self, request: Any) -> tuple[MountedOrigin, Resource]:
+        """What is to be purged. Raises `Problem`."""
+        raw_path = request.uri.partition(b"?")[0]
+        if raw_path in OWN:
+            raise method_not_allowed(["GET", "HEAD"])
+        mount, below = self.status.mounts.find(raw_path)
+        resource = parse_resource(below)
+        if resource.kind is not ResourceKind.CACHE:
+            raise Problem(404, f"{shown(raw_path)} is nothing to be purged; expected {PURGED}")
+        return mount, resource
 
     @app.handle_errors(HTTPException)
     def routing_failed(self, request: Any, failure: Any) -> None:
         """No page, or not with that method."""
-        wrong_method = failure.value.code == 405
-        paths = ", ".join(path for path, _ in _PAGES.values())
-        answer_error(
-            request,
-            method_not_allowed(["GET", "HEAD"]) if wrong_method else Problem(404, f"no such page; pages: {paths}"),
-        )
+        allowed, problem = ["GET", "HEAD"], None
+        if request.uri.partition(b"?")[0] not in OWN:
+            try:
+                self._cached(request)
+                allowed = ["DELETE"]
+            except Problem:
+                paths = ", ".join(path for path, _ in _PAGES.values())
+                problem = Problem(404, f"no such page; pages: {paths}; DELETE: {PURGED}")
+        answer_error(request, problem or method_not_allowed(allowed))

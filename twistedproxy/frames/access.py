@@ -66,7 +66,7 @@ class Access:
     wall_clock: Callable[[], float]
     ttl: float
     entry_seconds: Optional[float] = None
-    changed: Optional[Callable[[Scope], Awaitable[None]]] = None
+    changed: Optional[Callable[[Scope], Awaitable[object]]] = None
     grants: Grants = attrs.Factory(Grants)
     siblings: Siblings = attrs.Factory(Siblings)
     series: Optional[SeriesAnswers] = None

@@ -82,11 +82,11 @@ class AuditTrail:
             sop_class=grant.metadata.sop_class or None,
         )
 
-    def removed(self, scope: Scope, caller: Optional[Caller], complete: bool) -> None:
+    def removed(self, scope: Scope, caller: Optional[Caller], complete: bool, why: str) -> None:
         """What was cached of *scope* was removed, on behalf of *caller* (None: the proxy itself); *complete*: everywhere, not only in
-        this worker so far."""
+        this worker so far. *why*: see `Invalidation`."""
         event = STUDY_DELETED if scope.series is None else INSTANCES_ACCESSED
-        self._emit(event, DELETE, SUCCESS if complete else MINOR_FAILURE, caller, scope)
+        self._emit(event, DELETE, SUCCESS if complete else MINOR_FAILURE, caller, scope, why=why)
 
     def _goes_on(self, caller: Caller, series: Instance, expires: float) -> bool:
         """Whether the access to *series* has been logged and still goes on, which it does until *expires* now."""

@@ -73,7 +73,7 @@ class Invalidation:
     def __init__(self, cache: Cache, grants: Grants, clock: IReactorTime, siblings: Optional[Siblings] = None) -> None:
         self.also: list[Callable[[Scope], None]] = []
         """Invalidates a scope in another component of this worker that keeps things of it."""
-        self.audit: Callable[[Scope, Optional[Caller], bool], None] = lambda _scope, _caller, _complete: None
+        self.audit: Callable[[Scope, Optional[Caller], bool, str], None] = lambda _scope, _caller, _complete, _why: None
         """Called with each scope, on whose behalf it was invalidated, and whether the cache has done so."""
         self._siblings = siblings or Siblings()
         self._cache = cache
@@ -87,25 +87,32 @@ class Invalidation:
         """Whether the cache may still hold what was invalidated of *instance*."""
         return any(reaches(scope, instance) for scope in self.pending)
 
-    async def invalidate(self, scope: Scope, caller: Optional[Caller] = None) -> None:
+    async def purge(self, scope: Scope, why: str) -> bool:
+        """Invalidate *scope*, which changed otherwise than through the proxy; *why*: how that is known, one of ``webhook``,
+        ``changes`` (of the store) and ``folder``. The result is that of `invalidate`."""
+        return await self.invalidate(scope, why=why)
+
+    async def invalidate(self, scope: Scope, caller: Optional[Caller] = None, why: str = "request") -> bool:
         """Invalidate *scope* on behalf of *caller* (None: of the proxy itself); once this returns, no request on this host is answered
         with what was kept of it.
 
+        Whether the cache has confirmed it; otherwise it is asked again, until it does, and other hosts do not know of it before.
         A caller that gives up waiting does not stop it.
         """
         try:
             done = await self._in_cache(scope)
         except CancelledError:
             self.apply(scope, cache_invalidated=False)
-            self.audit(scope, caller, False)
+            self.audit(scope, caller, False, why)
             sending = Deferred.fromCoroutine(self._siblings.invalidate(scope, False))
             sending.addErrback(lambda failure: self._log.failure("invalidation of other workers failed", failure))
             raise
         if not done:
             self._log.warn("cache invalidation of {scope} failed; retrying", scope=str(scope))
         self.apply(scope, done)
-        self.audit(scope, caller, done)
+        self.audit(scope, caller, done, why)
         await self._siblings.invalidate(scope, done)
+        return done
 
     def apply(self, scope: Scope, cache_invalidated: bool) -> None:
         """Drop what this worker keeps of *scope*. *cache_invalidated*: whether the cache has done so already."""

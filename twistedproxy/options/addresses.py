@@ -64,6 +64,35 @@ def _origin(text: str) -> Mount:
     return Mount(prefix, _origin_url(url))
 
 
+def _followed(text: str) -> Mount:
+    """``[PREFIX=]URL`` as a mount whose URL is that of a REST interface."""
+    mount = _origin(text)
+    reject_if(not mount.url.startswith("http"), "only what an Orthanc says of its changes can be followed")
+    return mount
+
+
+@attrs.frozen
+class FollowLogin:
+    """What the proxy itself identifies with at the store of a mount: ``user:password``."""
+
+    prefix: str
+    login: bytes = attrs.field(repr=False)
+
+
+def _follow_login(text: str) -> FollowLogin:
+    """``[PREFIX=]PATH`` as the login in the file at PATH, which is read now, while the process may still have the right to."""
+    prefix, equals, path = text.partition("=")
+    if not equals:
+        prefix, path = DEFAULT_PREFIX, text
+    try:
+        with open(_file(path), "rb") as file:
+            login = file.read(MAX_SECRET_FILE).strip()
+    except OSError as error:
+        raise Rejected(error.strerror or "unreadable") from None
+    reject_if(b":" not in login or len(login.splitlines()) != 1, "the file does not hold user:password on one line")
+    return FollowLogin(prefix, login)
+
+
 def _origin_url(url: str) -> str:
     scheme, _, rest = url.partition(":")
     if url in ("sample", "sample:"):
@@ -184,5 +213,11 @@ ORIGIN = ValueKind(
 )
 ENDPOINT = ValueKind(_endpoint, "a Twisted server endpoint such as tcp:8080:interface=127.0.0.1", "ENDPOINT")
 CORS_ORIGIN = ValueKind(_cors_origin, "SCHEME://HOST[:PORT] such as https://viewer.example, or *", "ORIGIN")
+FOLLOWED = ValueKind(
+    _followed, "[PREFIX=]URL, where URL is http(s)://HOST[:PORT][/PATH] of an Orthanc's REST interface", "[PREFIX=]URL"
+)
+FOLLOW_LOGIN = ValueKind(
+    _follow_login, "[PREFIX=]PATH, the path of a readable file with user:password on one line", "[PREFIX=]PATH"
+)
 FOLDER = ValueKind(_folder, "the path of a folder that can be read", "FOLDER")
 KEY_FILE = ValueKind(_file, "the path of a readable file of 32 bytes to 64 kB", "PATH")

@@ -172,6 +172,9 @@ class Options(Command):
         reject_if(not prefixes, f"--origin: at least one is required; expected {ORIGIN.accepted}")
         for prefix, count in prefixes.items():
             reject_if(count > 1, f"--origin: {count} origins have the prefix {prefix}; each needs a PREFIX of its own")
+        _check_prefixes("--follow-changes", values.get("follow_changes", ()), "--origin", values["origin"])
+        logins = values.get("follow_changes_login", ())
+        _check_prefixes("--follow-changes-login", logins, "--follow-changes", values.get("follow_changes", ()))
         memory = self._memory()
         for field in ("cache_memory", "hot_memory"):
             given, had = values.get(field, 0), f"more than the {memory.total // MIB}M that this machine has"
@@ -193,6 +196,14 @@ class Options(Command):
             f"--admin-listen: {settings.admin_listen!r} is also given to --listen; expected another endpoint",
         )
         return settings
+
+
+def _check_prefixes(option: str, given: Sequence[Any], other: str, among: Sequence[Any]) -> None:
+    """Refuse values of *option* for prefixes that *other* does not have, and several for one."""
+    prefixes = Counter(each.prefix for each in given)
+    for prefix, count in prefixes.items():
+        reject_if(prefix not in [each.prefix for each in among], f"{option}: no {other} has the prefix {prefix}")
+        reject_if(count > 1, f"{option}: {count} values have the prefix {prefix}; expected one")
 
 
 def parsed(kind: ValueKind, source: str, text: str) -> Any:

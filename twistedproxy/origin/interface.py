@@ -229,3 +229,26 @@ class Origin(Protocol):
 
     async def stop(self) -> None:
         """End all that runs and waits."""
+
+
+@attrs.frozen
+class Changes:
+    """A page of what changed in a store. *instances*: Study, Series and SOP Instance UID of each that is new or was replaced; *last*:
+    where the next page begins; *done*: whether there is no other for now."""
+
+    instances: Sequence[tuple[str, str, str]]
+    last: int
+    done: bool
+
+
+class ChangeSource(Protocol):
+    """A store that numbers its changes. All methods raise the errors of `twistedproxy.origin.errors`, and are cancellable."""
+
+    async def last(self) -> int:
+        """The number of the last change."""
+
+    async def since(self, position: int) -> Changes:
+        """The changes after *position*, as many as fit a page."""
+
+    async def stop(self) -> None:
+        """Drop all connections."""

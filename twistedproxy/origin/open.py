@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twistedproxy.dicom.resource import Scope
-from twistedproxy.origin.interface import Origin
+from twistedproxy.origin.interface import ChangeSource, Origin
 from twistedproxy.settings import Settings
 from twistedproxy.system.metrics import Metrics
 
@@ -35,3 +35,11 @@ def open_origin(
     from twistedproxy.origin.http.origin import HTTPOrigin
 
     return HTTPOrigin(reactor, url, settings, metrics)
+
+
+def open_changes(reactor: Any, prefix: str, url: str, settings: Settings) -> ChangeSource:
+    """The changes of the store behind the mount *prefix*, by the interface at *url*."""
+    from twistedproxy.origin.http.orthanc import OrthancChanges
+
+    logins = {each.prefix: each.login for each in settings.follow_changes_login}
+    return OrthancChanges(reactor, url, logins.get(prefix), settings)

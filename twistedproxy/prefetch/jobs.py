@@ -21,7 +21,6 @@ from twistedproxy.cache.interface import Fence
 from twistedproxy.deferreds import Waiters
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.origin.errors import OriginBadAnswer, OriginError, OriginRefused
-from twistedproxy.prefetch.load_lock import LoadLock
 from twistedproxy.system.metrics import Metrics
 
 
@@ -77,6 +76,11 @@ class NotStarted(Exception):
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another worker or host loads it now."""
+        return self.reason == Refusal.RUNNING.value and self.running is None
+
 
 MAX_ENDED = 1000
 """Ended jobs that are kept at most, about 1 kB each."""
@@ -115,7 +119,7 @@ class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *credential*: of the one caller that
+    *small*: whether it runs however many others do. *credential*: of the one caller that
     may know of it; empty: whoever may read the instance. *running* fires when it has ended; *over* is for those who wait for that,
     *moved* for those who wait for more of its frames, or for its end.
     """
@@ -126,7 +130,6 @@ class Job:
     total: int
     started: float
     fence: Fence = attrs.field(default=b"", repr=False)
-    lock: Optional[LoadLock] = attrs.field(default=None, repr=False)
     small: bool = False
     frames: int = 0
     bytes: int = 0

@@ -1,7 +1,7 @@
 """The jobs of one worker, carried out: whole-instance, block and display loads.
 
 - A whole-instance load has the one slot that such loads have at its origin (small ones, and those that callers wait for, have
-  another), and gives its lock back if it fails.
+  another), holds its lock until it ends, and leaves a mark if it comes to its good end.
 - After a load that failed when frames of it had been served, the instance is invalidated: no worker and no host gives
   them any more, from the cache or from memory.
 - What makes a whole-instance load fail and will not pass is remembered: of that instance, and, where two of a store failed
@@ -23,12 +23,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import Cache, Fence
+from twistedproxy.cache.lease import Lease
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.origin.interface import Caller, Priority
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, Withdrawn, is_lasting
-from twistedproxy.prefetch.load_lock import LoadLock
+from twistedproxy.prefetch.load_lock import mark_loaded
 from twistedproxy.prefetch.loaders import Loader, LoadTask
 from twistedproxy.prefetch.plan import Kind, Plan
 from twistedproxy.prefetch.region_load import SIDE_BY_SIDE, RegionLoad
@@ -126,10 +127,10 @@ class Loads:
         self._first_of.discard((instance.place, caller.credential))
         self._none_of.discard((instance.place, caller.credential))
 
-    def start_whole(self, occasion: Occasion, decided: Plan, lock: LoadLock) -> Job:
+    def start_whole(self, occasion: Occasion, decided: Plan, lock: Lease) -> Job:
         """Start a whole-instance load; in this process after its display load."""
         job = self._job(occasion, JobKind.WHOLE, decided, occasion.metadata.frames)
-        job.lock, job.small = lock, decided.kind is Kind.SMALL
+        job.small = decided.kind is Kind.SMALL
         loader = self.small if decided.kind is Kind.SMALL else self.whole
 
         async def work() -> None:
@@ -137,11 +138,11 @@ class Loads:
                 if decided.kind is Kind.SMALL and decided.display:
                     await self.display(occasion, decided)
                 await self._load_whole(occasion, decided, loader, job)
-            except Exception:
-                if job.lock is not None:
-                    await job.lock.give_back()
-                raise
+                await mark_loaded(lock, occasion.fence, self.settings.recache_after)
+            finally:
+                await lock.give_back()
 
+        lock.keep()
         self._run(job, work())
         return job
 

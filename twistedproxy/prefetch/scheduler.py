@@ -1,7 +1,7 @@
 """After each answered request: what to prefetch, and who may.
 
-- One lock per instance: of two workers or hosts that want the same load, one gets it.
-- A lock is given back on every way out on which no whole-instance load came to its good end.
+- One lock per instance: of two workers or hosts that want the same load, one gets it, and holds it until that load ends.
+- What a load left half done whose worker or host died is invalidated before the instance is loaded anew.
 - Display loads need no lock: frames are claimed one by one.
 - Whatever fails here is logged; the request that gave the reason was answered long before.
 """
@@ -28,18 +28,18 @@ from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
 from twistedproxy.prefetch.ahead.slides import LookAhead, Seen
 from twistedproxy.prefetch.ahead.stacks import Stacks
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind, NotStarted, Refusal
-from twistedproxy.prefetch.load_lock import LoadLock, seconds_left
+from twistedproxy.prefetch.load_lock import is_half_loaded, load_lock, take
 from twistedproxy.prefetch.loaders import Loader
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture, plan_small_level
+from twistedproxy.prefetch.regions import Region
 from twistedproxy.prefetch.rules import Room, switched_off, unsupported
 from twistedproxy.prefetch.runner import Loads, Occasion
+from twistedproxy.prefetch.succession import Succession
 from twistedproxy.prefetch.usefulness import Usefulness
 from twistedproxy.settings import Settings
 from twistedproxy.system.machine_load import SystemLoad
 from twistedproxy.system.metrics import Metrics
 from twistedproxy.system.outages import Recent
-
-BLOCK_LOCK_SECONDS = 3.0
 
 STOP_SECONDS = 6.0
 """How long jobs may take to end and clean up at an orderly stop. A cache that hangs is given up sooner."""
@@ -68,10 +68,12 @@ class Scheduler:
     _unsupported: Recent[Instance] = attrs.field(init=False, factory=lambda: Recent(float("inf"), MAX_REMEMBERED))
     _refused: Recent[tuple[Instance, bytes]] = attrs.field(init=False)
     background: Background = attrs.field(init=False)
+    succession: Succession = attrs.field(init=False)
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self.background = Background(self.clock, "a prefetch could not be started")
+        self.succession = Succession(self.cache, self.clock, self.background, self._begin)
         self.usefulness = Usefulness(self.metrics)
         self._refused = Recent(self.settings.recache_after, MAX_REMEMBERED)
         answers = self.reader.access.series
@@ -209,32 +211,41 @@ class Scheduler:
         try:
             await self._start(occasion, decided)
             alone = decided.kind is Kind.WHOLE
-        except NotStarted:
+        except NotStarted as refused:
             alone = True
+            if decided.whole and refused.elsewhere:
+                self.succession.watch(occasion, attrs.evolve(decided, display=Region()))
         if decided.display and alone:
             await self.loads.display(occasion, decided)
 
     async def _start(self, occasion: Occasion, decided: Plan, again: bool = False) -> Job:
-        """Start the whole-instance or block load; *again*: whoever holds the lock. Raises `NotStarted`."""
-        async with LoadLock(self.cache, occasion.instance, occasion.fence) as lock:
-            locked = await lock.take(self.settings.recache_after if decided.whole else BLOCK_LOCK_SECONDS)
-            running = self.jobs.find(occasion.instance, JobKind.WHOLE, occasion.fence)
-            if running is not None and locked:
-                running.lock = lock.keep()  # its own has run out
-            if not locked and not again:
+        """Start the whole-instance or block load; *again*: also of what was loaded lately. Raises `NotStarted`."""
+        instance, fence = occasion.instance, occasion.fence
+        async with load_lock(self.cache, self.clock, instance, fence) as lock:
+            refused = await take(lock, fence, again)
+            if refused is not None:
                 self.metrics.count("prefetch_locks_lost")
+            running = self.jobs.find(instance, JobKind.WHOLE, fence)
             if running is not None:
-                raise NotStarted(409, Refusal.RUNNING.value, "the instance is being loaded", running=running)
-            if not locked and not again:
-                raise NotStarted(
-                    409, Refusal.LOADED_LATELY.value, "the instance was loaded recently, or its load has begun"
-                )
-            self.check_room(occasion.instance, self.jobs.count(), decided.waited_for or decided.kind is Kind.SMALL)
+                refused = NotStarted(409, Refusal.RUNNING.value, "the instance is being loaded", running=running)
+            if refused is not None:
+                raise refused
+            self.check_room(instance, self.jobs.count(), decided.waited_for or decided.kind is Kind.SMALL)
+            if await is_half_loaded(self.cache, instance, fence):
+                return await self._start_anew(occasion, decided)
             if not decided.whole:
                 return self.loads.start_block(occasion, decided)
-            job = self.loads.start_whole(occasion, decided, lock)
-            lock.keep()
-            return job
+            return self.loads.start_whole(occasion, decided, lock)
+
+    async def _start_anew(self, occasion: Occasion, decided: Plan) -> Job:
+        """The same after the death of whoever began: nothing of that is given to anybody any more. Raises `NotStarted`."""
+        instance = occasion.instance
+        self._log.info("{instance}: a load was left half done", event="load_left", instance=instance.path)
+        await self.reader.invalidation.invalidate(instance.scope)
+        fence = (await self.cache.get_many(instance, [])).fence
+        if fence is None or fence == occasion.fence:
+            raise NotStarted(503, Refusal.CACHE_UNREACHABLE.value, "the cache is unavailable")
+        return await self._start(attrs.evolve(occasion, fence=fence), decided)
 
     def check_room(self, instance: Instance, running: int, waited_for: bool = False) -> None:
         """Raises `NotStarted` where as many jobs of a kind run as may, unless a caller waits, or where all of them are to end."""
@@ -243,19 +254,14 @@ class Scheduler:
         if running < self.settings.max_jobs or waited_for:
             return
         self.metrics.count("prefetch_jobs_busy")
-        self._log.info(
-            "{instance} is not prefetched now: {jobs} jobs are running",
-            event="jobs_busy",
-            instance=instance.path,
-            jobs=running,
-        )
-        text = f"{running} jobs are running, as many as --max-jobs allows"
-        raise NotStarted(503, Refusal.JOBS_BUSY.value, text)
+        text = "{instance} is not prefetched now: {jobs} jobs are running"
+        self._log.info(text, event="jobs_busy", instance=instance.path, jobs=running)
+        raise NotStarted(503, Refusal.JOBS_BUSY.value, f"{running} jobs are running, as many as --max-jobs allows")
 
     async def by_hand(
         self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence], again: bool
     ) -> Job:
-        """Start the whole-instance load that a caller (who has a grant) asks for; *again*: whoever holds the lock.
+        """Start the whole-instance load that a caller (who has a grant) asks for; *again*: also if it was loaded lately.
 
         The load that runs already, where one does. Raises `NotStarted`.
         """
@@ -271,11 +277,9 @@ class Scheduler:
         try:
             return await self._start(Occasion(wanted, metadata, fence), decided, again)
         except NotStarted as refused:
-            if refused.running is not None:
-                return refused.running
-            if refused.reason != Refusal.LOADED_LATELY.value:
+            if refused.running is None:
                 raise
-        raise self._too_soon(await seconds_left(self.cache, wanted.instance, fence))
+            return refused.running
 
     async def for_picture(
         self, wanted: FrameRequest, metadata: InstanceMetadata, fence: Optional[Fence]
@@ -296,11 +300,6 @@ class Scheduler:
         except NotStarted as refused:
             return refused.running
 
-    def _too_soon(self, left: Optional[float]) -> NotStarted:
-        seconds = self.settings.recache_after if left is None else left
-        text = f"the instance was loaded recently, or its load has begun; retry in {seconds:.0f} s, or add ?again=1"
-        return NotStarted(409, Refusal.LOADED_LATELY.value, text, seconds)
-
     async def drain(self) -> None:
         """Wait until no job is running and none is about to start."""
         while not self.background.idle or self.jobs.running:
@@ -310,6 +309,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Give up all jobs: their locks are given back and their unfinished work is removed."""
         self.background.stop()
+        self.succession.stop()
         for job in self.jobs.running:
             if job.running is not None:
                 job.running.cancel()

@@ -24,6 +24,7 @@ CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 2.0  # before the next request to a busy proxy, if its response does not give a time
 
 LOADED_LATELY = "loaded-lately"
+RUNNING = "running"
 _LATELY = "was loaded recently, or is being loaded; use --again to load it again"
 
 COUNTED = ("loaded", "present", "skipped", "failed")  # instances, in a job of a series
@@ -185,7 +186,7 @@ class Warming:
                 self.progress.ended(wanted, job)
 
     async def _patiently(self, wanted: Found) -> Job:
-        """Have it loaded; repeat the request while the proxy is busy, as long as patience lasts."""
+        """Have it loaded; repeat the request while the proxy is busy or another worker of it loads that, as long as patience lasts."""
         clock = self.warmer.clock
         give_up = clock.seconds() + self.options["patience"]
         while True:
@@ -194,7 +195,7 @@ class Warming:
                 return await self.warmer.load(wanted, again, lambda job: self.progress.update(wanted, job))
             except Trouble as trouble:
                 wait = trouble.retry_after or WAIT_SECONDS
-                if trouble.status != 503 or clock.seconds() + wait > give_up:
+                if (trouble.status != 503 and trouble.reason != RUNNING) or clock.seconds() + wait > give_up:
                     raise
             await deferLater(clock, wait)
 

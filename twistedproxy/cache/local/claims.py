@@ -29,12 +29,14 @@ class LocalClaims:
         self.operations.ended("claim", "ok" if len(won) == len(keys) else "lost", began)
         return {name for name, key in zip(names, keys) if key in won}
 
-    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> bool:
         """See `Cache`."""
         try:
-            await self.operations.in_few(self.facts.renew, _claims(instance, names), token, seconds)
+            renewed: int = await self.operations.in_few(self.facts.renew, _claims(instance, names), token, seconds)
         except ERRORS as error:
             self.operations.failed("renew_claims", error)
+            return False
+        return renewed == len(names)
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""

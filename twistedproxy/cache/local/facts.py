@@ -15,6 +15,7 @@ from typing import Optional, TypeVar
 
 import lmdb
 
+from twistedproxy.cache.interface import LASTING
 from twistedproxy.cache.keys import LOADING
 
 NAME = "facts"
@@ -45,6 +46,11 @@ _T = TypeVar("_T")
 def name_of(key: bytes) -> bytes:
     """The name of the entry, or of what is claimed, whose key this is."""
     return key[_KEY_START:]
+
+
+def _is_lasting(key: bytes) -> bool:
+    """Whether it stays where there is no room."""
+    return name_of(key).startswith(LASTING) if key.startswith(b"c") else name_of(key) == LOADING
 
 
 def facts_size(size: int) -> int:
@@ -135,9 +141,9 @@ class Facts:
             self._write(lambda transaction: claim(transaction, part))  # noqa: B023
         return won
 
-    def renew(self, keys: Iterable[bytes], token: bytes, seconds: float) -> None:
-        """Prolong those claims that *token* holds; 0 seconds give them back."""
-        now = self._clock()
+    def renew(self, keys: Iterable[bytes], token: bytes, seconds: float) -> int:
+        """Prolong those claims that *token* holds; 0 seconds give them back. How many these are."""
+        now, ours = self._clock(), set[bytes]()
         value = _HEAD.pack(0, now + seconds) + token
 
         def renew(transaction: lmdb.Transaction, part: list[bytes]) -> None:
@@ -145,6 +151,7 @@ class Facts:
                 held = transaction.get(key)
                 if held is None or held[_HEAD.size :] != token or _HEAD.unpack_from(held)[1] <= now:
                     continue
+                ours.add(key)
                 if seconds:
                     transaction.put(key, value)
                 else:
@@ -152,6 +159,7 @@ class Facts:
 
         for part in in_parts(keys):
             self._write(lambda transaction: renew(transaction, part))  # noqa: B023
+        return len(ours)
 
     def left(self, key: bytes) -> Optional[float]:
         """Seconds until the claim of *key* ends; None where it is free."""
@@ -192,9 +200,12 @@ class Facts:
                     transaction.delete(key)
 
     def _drop_all(self) -> None:
-        """All can be asked for, or claimed, again; but what says that an instance is being loaded stays."""
+        """All can be asked for, or claimed, again; but what says that an instance is being loaded, or was, stays: as far as half
+        of the room suffices, for there may be any number of the latter."""
         with self._environment.begin(write=True) as transaction:
-            kept = [(key, value) for key, value in transaction.cursor() if name_of(key) == LOADING]
+            lasting = [(key, value) for key, value in transaction.cursor() if _is_lasting(key)]
+            few = sum(len(key) + len(value) for key, value in lasting) < self._limit // 2
+            kept = [(key, value) for key, value in lasting if few or name_of(key) == LOADING]
             transaction.drop(self._environment.open_db(None, transaction), delete=False)
             for key, value in kept:
                 transaction.put(key, value)

@@ -214,12 +214,12 @@ class RedisCache(EndsForGood):
         replies = await self._timed("claim", pipeline.set_if_absent(keys, token, seconds))
         return {name for name, reply in zip(names, replies or ()) if reply == b"OK"}
 
-    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
+    async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> bool:
         """See `Cache`."""
         keys = instance_keys(instance).claims(list(names))
-        await self._timed(
-            "renew_claims", [pipeline.prolong_if_ours(part, token, seconds) for part in pipeline.in_parts(keys)]
-        )
+        commands = [pipeline.prolong_if_ours(part, token, seconds) for part in pipeline.in_parts(keys)]
+        replies = await self._timed("renew_claims", commands)
+        return replies is not None and sum(reply for reply in replies if isinstance(reply, int)) == len(keys)
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""

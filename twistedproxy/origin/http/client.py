@@ -48,7 +48,8 @@ class InvalidRequest(ValueError):
 
 
 class Transport:
-    """Sends requests to the host of *url*. Timeouts in seconds; *on_bytes* is called with ``("in" | "out", bytes)``."""
+    """Sends requests to the host of *url*. Timeouts in seconds; *on_bytes* is called with ``("in" | "out", bytes)``.
+    *outage* is told whether there are connections, and logs it."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Transport:
         connections: int,
         policy: Optional[IPolicyForHTTPS] = None,
         on_bytes: Callable[[str, int], None] = lambda direction, count: None,
+        outage: Optional[Outage] = None,
     ) -> None:
         self._clock: IReactorTime = reactor
         self._connect_timeout = connect_timeout
@@ -72,7 +74,7 @@ class Transport:
         self._kept.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
         self._new = HTTPConnectionPool(reactor, persistent=False)
         self._used: WeakSet[HTTP11ClientProtocol] = WeakSet()
-        self._outage = Outage(f"the origin {url}", reactor.seconds)
+        self._outage = outage or Outage(f"the origin {url}", reactor.seconds)
         self.found_something = False
         """Whether there was an answer other than 404."""
 

@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -42,6 +43,9 @@ SKIPPED = frozenset(
     one.value for one in (Reason.SYNTAX_NOT_SUPPORTED, Reason.FRAME_SIZE_UNKNOWN, Reason.PACKED_FRAMES, Reason.SPARSE)
 )
 """Reasons against a load that lie in the instance: to leave it out is no failure."""
+
+ELSEWHERE_SECONDS = 3.0
+"""Pause before an instance is looked at again that another worker or host is loading."""
 
 NO_PICTURE = "no-pixels"
 _SERIES, _SOP = "0020000E", "00080018"
@@ -271,6 +275,9 @@ class SeriesLoads:
             try:
                 return await self.by_hand.start(wanted, again)
             except NotStarted as busy:
+                if busy.elsewhere:
+                    await deferLater(self.by_hand.scheduler.clock, ELSEWHERE_SECONDS)
+                    continue
                 if busy.reason != Refusal.JOBS_BUSY.value:
                     raise
             await self.by_hand.scheduler.jobs.fewer()
