@@ -136,6 +136,17 @@ class CacheContract:
         self.assertEqual(await self.held(A, 4000), ([7], [1300, 2500]))
         self.assertEqual(await self.held(SAME_SERIES, 3), ([2], []))
 
+    async def test_claims_that_have_ended_are_not_held(self) -> None:
+        """A claim ends by itself, also where nobody gives it back."""
+        await self.cache.claim(A, [frame_name(1)], b"me", 0.05)
+        await self.cache.claim(A, [frame_name(2)], b"me", 60.0)
+
+        async def ended() -> bool:
+            return await self.cache.claim_left(A, frame_name(1)) is None
+
+        await self.pass_time(ended)
+        self.assertEqual(await self.held(A, 2), ([], [2]))
+
     async def test_changes_are_seen(self) -> None:
         """Where the cache can tell, what was told before is not told again once something was written, claimed or forgotten."""
         await self.put(A, {b"F1": b"x"})

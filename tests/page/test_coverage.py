@@ -289,6 +289,20 @@ class RightsTests(CoverageCase):
         for path in (self.of_series, self.of_instance):
             self.assertIn(self.slide.sop, (await self.told(proxy, path, bob))["instances"])
 
+    async def test_invalidated_elsewhere(self) -> None:
+        """A grant from before another host has invalidated the instance is worth nothing, although nobody told this worker."""
+        self.origin = self.store(STANDARD, *self.slides())
+        proxy = await self.proxy(self.origin)
+        await proxy.client().frames(self.slide.resource, [1])
+        follows = [await self.follow(proxy, path) for path in (self.of_series, self.of_instance)]
+        for followed in follows:
+            await followed.until(lambda followed=followed: followed.runs(self.slide.sop) == {1})
+        await proxy.components.cache.invalidate(instance_of(proxy, self.slide).scope)
+        for followed in follows:
+            await followed.until(lambda followed=followed: followed.seen[self.slide.sop] is None)
+        for path in (self.of_series, self.of_instance):
+            self.assertEqual((await self.told(proxy, path))["instances"], {})
+
     async def test_while_it_is_looked_for(self) -> None:
         """A right that ends while the cache is looked through shows nothing of what was found."""
         proxy = await self.begin()
