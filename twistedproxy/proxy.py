@@ -45,6 +45,8 @@ from twistedproxy.hot.request_heads import RequestHeads
 from twistedproxy.hot.responses import HotResponses
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.origin.open import open_origin
+from twistedproxy.page.coverage import CoverageAnswers
+from twistedproxy.page.routes import with_page
 from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
@@ -106,7 +108,7 @@ class Proxy:
         self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         self.mounts = Mounts(
-            MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self._changed))
+            MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self.changed))
             for mount in settings.origin
         )
         self._build_reading(siblings, wall_clock)
@@ -204,17 +206,9 @@ class Proxy:
             accounting.seconds,
         )
         self._prefetching = PrefetchEndpoint.of(self.scheduler)
-        return ProxyRoutes(
-            settings,
-            self.mounts,
-            requests,
-            stored_frames,
-            pictures,
-            pass_through,
-            status,
-            self._prefetching,
-            accounting,
-        )
+        self._coverage = CoverageAnswers.of(self.scheduler, reactor)
+        answering = requests, stored_frames, pictures, pass_through, status
+        return ProxyRoutes(settings, self.mounts, *answering, self._prefetching, self._coverage.answer, accounting)
 
     def status(self) -> dict[str, Any]:
         """This worker's part of ``/status.json``."""
@@ -226,7 +220,7 @@ class Proxy:
             worker["rendering"] = self.imaging.pool.status()
         return {"worker": worker, "jobs": self.jobs.status()}
 
-    async def _changed(self, scope: Scope) -> None:
+    async def changed(self, scope: Scope) -> None:
         """An origin noticed that what is cached of *scope* is old."""
         await self.invalidation.purge(scope, "folder")
 
@@ -268,14 +262,13 @@ class Proxy:
         self._cache_use.stop()
 
     async def _listen(self) -> None:
-        for text in self._settings.listen:
-            await self._listen_at(text, ProxySite(self._routes.resource(), self.connections, self._reactor))
-        if self._settings.admin_listen is not None:
-            site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
-            await self._listen_at(self._settings.admin_listen, site)
-
-    async def _listen_at(self, text: str, site: Any) -> None:
-        self._ports.append(await self._listen_as(text, site))
+        settings = self._settings
+        listeners = [(text, self._routes.resource(), False) for text in settings.listen]
+        if settings.admin_listen is not None:
+            listeners.append((settings.admin_listen, self._admin_routes.app.resource(), True))
+        for text, below, admin in listeners:
+            root = with_page(settings, self._routes.accounting, below, admin)
+            self._ports.append(await self._listen_as(text, ProxySite(root, self.connections, self._reactor)))
 
     def served(self) -> list[Served]:
         """What its mounts stand for, once it has been started."""
@@ -291,6 +284,7 @@ class Proxy:
         ports, self._ports = self._ports, []
         for port in ports:
             await self._ended("a listener", _stopped(port))
+        self._coverage.stop()
         self._prefetching.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:

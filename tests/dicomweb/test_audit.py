@@ -195,7 +195,7 @@ class RemovalTests(AuditCase):
     async def test_by_the_proxy_itself(self) -> None:
         """What the proxy removes by itself has no user."""
         await self.begin()
-        await self.running.components._changed(self.slide_scope())
+        await self.running.components.changed(self.slide_scope())
         (event,) = self.audit()
         self.assertEqual((None, None, None), (event["user"], event["client"], event["request_id"]))
 

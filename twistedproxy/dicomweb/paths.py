@@ -62,6 +62,7 @@ class ResourceKind(enum.Enum):
     PIXELDATA = "pixeldata"  # any level
     PREFETCH = "prefetch"  # any level; the proxy's own
     CACHE = "cache"  # any level; the proxy's own, for administrators
+    COVERAGE = "coverage"  # a series or instance; the proxy's own
     OTHER = "other"  # worklist, non-patient instances, storage commitment
 
 
@@ -75,6 +76,7 @@ _METHODS = {
     ResourceKind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
     ResourceKind.PREFETCH: ("GET", "HEAD", "POST"),
     ResourceKind.CACHE: ("DELETE",),
+    ResourceKind.COVERAGE: ("GET", "HEAD"),
 }
 
 
@@ -230,11 +232,13 @@ _OF_STUDY = _COMMON | {
 }
 _OF_SERIES = _COMMON | {
     "": ResourceKind.SERIES,
+    "coverage": ResourceKind.COVERAGE,
     "instances": ResourceKind.SEARCH,
     "rendered": ResourceKind.RENDERED,
 }
 _OF_INSTANCE = _COMMON | {
     "": ResourceKind.INSTANCE,
+    "coverage": ResourceKind.COVERAGE,
     "rendered": ResourceKind.INSTANCE_RENDERED,
 }
 _OF_FRAMES = {
