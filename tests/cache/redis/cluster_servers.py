@@ -32,28 +32,12 @@ class ClusterNode(Child):
         self.socket = str(self.folder / "socket")
 
     def _command(self) -> list[str]:
-        own = [
-            "--port",
-            str(self.port),
-            "--cluster-port",
-            str(self.bus),
-            "--bind",
-            "127.0.0.1",
-            "--unixsocket",
-            "socket",
-        ]
-        cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(int(NODE_TIMEOUT * 1000))]
-        more = [
-            "--save",
-            "",
-            "--repl-diskless-sync-delay",
-            "0",
-            "--maxmemory",
-            "64mb",
-            "--maxmemory-policy",
-            "allkeys-lru",
-        ]
-        return pinned([any_server(), *own, *cluster, *more, *self._options], self._core)
+        own = f"--port {self.port} --cluster-port {self.bus} --bind 127.0.0.1 --unixsocket socket --save"
+        size = "--maxmemory 64mb --maxmemory-policy allkeys-lru --repl-diskless-sync-delay 0"
+        cluster = f"--cluster-enabled yes --cluster-node-timeout {int(NODE_TIMEOUT * 1000)}"
+        part = "--cluster-require-full-coverage no"  # else all nodes refuse all while one has failed
+        words = f"{size} {cluster} {part} {own}".split()
+        return pinned([any_server(), *words, "", *self._options], self._core)
 
     def again(self) -> None:
         """Start it again, in the same folder."""
@@ -136,13 +120,15 @@ class RunningCluster:
         """Wait until every slot has a master, and every master a replica that follows it."""
 
         async def is_healthy() -> bool:
-            following = 0
+            following, maps = 0, []
             for node in self.nodes:
                 if not node.running() or b"cluster_state:ok" not in await node.ask(b"CLUSTER", b"INFO"):
                     return False
+                slots = await node.ask(b"CLUSTER", b"SLOTS")
+                maps.append(sorted((first, last, master[1]) for first, last, master, *_ in slots))
                 role = await node.ask(b"ROLE")
                 following += role[0] == b"slave" and role[3] == b"connected"
-            return following == NODES - MASTERS
+            return following == NODES - MASTERS and all(one == maps[0] for one in maps)
 
         await until(is_healthy, "a whole cluster")
 
