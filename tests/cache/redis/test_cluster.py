@@ -8,10 +8,12 @@ from typing import Any
 from tests.cache.contract import CacheContract
 from tests.cache.redis.cluster_servers import shared_cluster
 from tests.cache.redis.test_cache import Servers
-from tests.cache.support import until
+from tests.cache.support import A, installed_reactor, until
 from twistedproxy.cache.redis.cache import RedisCache
+from twistedproxy.cache.redis.cluster_reads import LAST_SECONDS
 from twistedproxy.cache.redis.keys import redis_keys, slot_of
-from twistedproxy.dicom.resource import Instance
+from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.frames.entries import frame_name
 
 
 class ClusterContractTests(CacheContract, Servers):
@@ -32,3 +34,34 @@ class ClusterContractTests(CacheContract, Servers):
         self.assertEqual(await owner.ask(b"DEL", key), 1)
         assert isinstance(self.cache, RedisCache)
         self.cache._servers.forget([key])  # a root's is noticed by the next reading of it
+
+    async def test_what_another_worker_ends(self) -> None:
+        """It is noticed at once by a worker that is told of it, also where generations are kept: of the instance, and of all."""
+        worker = await self.open(self.cluster.address)
+        for scope in (A.scope, Scope(A.origin, A.root)):
+            await self.put(A, {b"1": b"one"})
+            self.assertEqual(await self.get(A, b"1"), {b"1": b"one"})
+            await worker.invalidate(scope)
+            self.cache.invalidated(scope)
+            self.assertEqual(await self.get(A, b"1"), {})
+
+    async def test_what_another_host_ends(self) -> None:
+        """It is noticed within seconds."""
+        host = await self.open(self.cluster.address)
+        await self.put(A, {b"1": b"one"})
+        await host.invalidate(A.scope)
+
+        async def gone() -> bool:
+            return not await self.get(A, b"1")
+
+        began = installed_reactor().seconds()
+        await until(gone)
+        self.assertLess(installed_reactor().seconds() - began, LAST_SECONDS + 1.0)
+
+    async def test_a_slide_lies_on_all_nodes(self) -> None:
+        """Of 10,000 frames the fullest master has at most half more than the emptiest."""
+        names = [frame_name(number) for number in range(1, 10_001)]
+        await self.put(A, dict.fromkeys(names, b"x"))
+        counts = [await node.ask(b"DBSIZE") for node in await self.cluster.masters()]
+        self.assertGreaterEqual(sum(counts), 10_000)
+        self.assertLess(max(counts), 1.5 * min(counts), counts)

@@ -189,16 +189,18 @@ class ReshardingTests(ChangingCluster):
                 puts.append(await self.cache.put_many(A, fence, FRAMES, 600.0))
 
         using = Deferred.fromCoroutine(use())
-        for way in (ids, ids[::-1]):
-            place, more = (
-                f"127.0.0.1:{giving.port}",
-                ("--cluster-slots", "1000", "--cluster-yes", "--cluster-pipeline", "100"),
-            )
-            command = ("reshard", place, "--cluster-from", way[0], "--cluster-to", way[1], *more)
-            await deferToThread(self.cluster.manage, *command)
-            await self.cluster.healthy()
-        over = True
-        await using
+        try:
+            for way in (ids, ids[::-1]):
+                place, more = (
+                    f"127.0.0.1:{giving.port}",
+                    ("--cluster-slots", "1000", "--cluster-yes", "--cluster-pipeline", "100"),
+                )
+                command = ("reshard", place, "--cluster-from", way[0], "--cluster-to", way[1], *more)
+                await deferToThread(self.cluster.manage, *command)
+                await self.cluster.healthy()
+        finally:
+            over = True
+            await using
         self.assertEqual(set(puts), {True})
         self.assertEqual(set(readings), {len(FRAMES)})
         self.assertGreater(len(readings), 5)
@@ -241,6 +243,7 @@ class ReshardingTests(ChangingCluster):
         taking = next(node for node in await self.cluster.masters() if node is not giving)
         ids = [await node.ask(b"CLUSTER", b"MYID") for node in (giving, taking)]
         for moved in (0, 1):
+            self.cache = await self.open(self.cluster.address)
             await fill(self.cache)
             await taking.ask(b"CLUSTER", b"SETSLOT", slot, b"IMPORTING", ids[0])
             await giving.ask(b"CLUSTER", b"SETSLOT", slot, b"MIGRATING", ids[1])

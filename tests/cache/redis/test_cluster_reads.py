@@ -1,4 +1,4 @@
-"""Generations of roots, and what nodes tell, by a clock and as bytes."""
+"""Generations that are kept, and what nodes tell, by a clock and as bytes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, RootGenerations
+from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, KeptGenerations
 from twistedproxy.cache.redis.gathered import Values
 from twistedproxy.cache.redis.topology import NoTopology, Redirection, parse_shards, parse_slots
 
 
-class RootGenerationTests(SynchronousTestCase):
+class KeptGenerationTests(SynchronousTestCase):
     """How often they are read, and how long they count."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.asked: list[Deferred[Values]] = []
-        self.roots = RootGenerations(self.clock, self.read)
+        self.kept = KeptGenerations(self.clock, self.read)
 
     def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
         self.asked.append(Deferred())
         return self.asked[-1]
 
     def get(self) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.roots.get(b"root"))
+        return Deferred.fromCoroutine(self.kept.get([b"root"])).addCallback(lambda values: values[0])
 
     def learn(self, value: bytes) -> None:
         self.get()
@@ -58,10 +58,10 @@ class RootGenerationTests(SynchronousTestCase):
     def test_what_this_host_ends_is_noticed_at_once(self) -> None:
         """Also where an answer from before is on its way: that is not kept."""
         self.learn(b"one")
-        self.roots.forget([b"root"])
+        self.kept.forget([b"root"])
         late = self.get()
         self.assertNoResult(late)
-        self.roots.forget([b"root"])
+        self.kept.forget([b"root"])
         self.failureResultOf(late, CacheUnavailable)
         self.asked[-1].callback([b"one"])
         again = self.get()
@@ -81,6 +81,22 @@ class RootGenerationTests(SynchronousTestCase):
         late = self.get()
         self.asked[-1].callback([CacheUnavailable("down")])
         self.failureResultOf(late, CacheUnavailable)
+
+    def test_only_what_is_old_is_read(self) -> None:
+        """Another study's generations are read without the root's, and nothing is read twice at the same time."""
+        asked: list[list[bytes]] = []
+
+        def read(keys: Sequence[bytes]) -> Deferred[Values]:
+            asked.append(list(keys))
+            return self.read(keys)
+
+        self.kept.read = read
+        self.learn(b"one")
+        waits = [Deferred.fromCoroutine(self.kept.get([b"root", name])) for name in (b"a", b"b", b"a")]
+        self.assertEqual(asked, [[b"root"], [b"a"], [b"b"]])
+        self.asked[1].callback([b"x"])
+        self.asked[2].callback([None])
+        self.assertEqual([self.successResultOf(one) for one in waits], [[b"one", b"x"], [b"one", None], [b"one", b"x"]])
 
     def test_one_that_is_missing_is_asked_for_each_time(self) -> None:
         """Somebody begins it."""

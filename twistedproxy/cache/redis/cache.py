@@ -97,9 +97,7 @@ class RedisCache(EndsForGood):
         keys = redis_keys(instance)
         failed = False
         try:
-            known = await self._servers.known(keys.generations)
-            values = await self._servers.read([*keys.generations[len(known) :], *keys.entries(names)])
-            values[:0] = known
+            values = await self._servers.read(keys.generations, keys.entries(names))
             fence = self._fence(values[:GENERATIONS], urgent=True)
             if fence is None:
                 fence = await self._begin_generations(keys)

@@ -17,7 +17,7 @@ from twistedproxy.cache.address import ClusterAddress
 from twistedproxy.cache.interface import CacheUnavailable, Fence
 from twistedproxy.cache.keys import fence_of
 from twistedproxy.cache.redis import pipeline, topology
-from twistedproxy.cache.redis.cluster_reads import ClusterReads, RootGenerations
+from twistedproxy.cache.redis.cluster_reads import ClusterReads, KeptGenerations
 from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.gathered import Values
 from twistedproxy.cache.redis.keys import slot_of
@@ -42,7 +42,7 @@ class Cluster:
         self._deleted = Deletions(reactor)
         self._nodes = Nodes(reactor, address, self._deleted, trust_root)
         self._reads = ClusterReads(reactor, self._reading_at, self._redirected_read)
-        self._roots = RootGenerations(reactor, self._reads.read)
+        self._generations = KeptGenerations(reactor, self._reads.read)
 
     @property
     def up(self) -> bool:
@@ -68,12 +68,14 @@ class Cluster:
         await self._nodes.stop()
 
     async def known(self, generations: Sequence[bytes]) -> Sequence[Optional[bytes]]:
-        """See `Servers`: the root's."""
-        return [await self._roots.get(generations[0])]
-
-    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
         """See `Servers`."""
-        return self._reads.read(keys)
+        return await self._generations.get(generations)
+
+    async def read(self, generations: Sequence[bytes], entries: Sequence[bytes]) -> Values:
+        """See `Servers`. Where generations have to be read, they are side by side with the entries."""
+        kept = self._generations.now(generations)
+        found = self._reads.read(entries)
+        return [*(await self._generations.get(generations) if kept is None else kept), *await found]
 
     def _reading_at(self, slot: int) -> Optional[Link]:
         node = self._nodes.slots[slot]
@@ -96,7 +98,7 @@ class Cluster:
     async def delete(self, keys: Sequence[bytes], confirmed: bool) -> None:
         """See `Servers`."""
         self._deleted.add(keys)
-        self._roots.forget(keys)
+        self._generations.forget(keys)
         failed = await self._delete(keys, confirmed)
         if any(str(error).startswith("MOVED") for error in failed.values()):
             await self._nodes.refresh()
@@ -106,7 +108,7 @@ class Cluster:
             reply = await self._redirected(key, command, error, urgent=False)
             if isinstance(reply, Exception):
                 raise CacheUnavailable(str(reply))
-        self._roots.forget(keys)
+        self._generations.forget(keys)
 
     async def _delete(self, keys: Sequence[bytes], confirmed: bool) -> dict[bytes, Exception]:
         """Delete *keys*; why some were not."""
@@ -127,7 +129,7 @@ class Cluster:
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """See `Servers`."""
-        self._roots.forget(keys)
+        self._generations.forget(keys)
 
     def fence(self, generations: Sequence[object], urgent: bool) -> Optional[Fence]:
         """See `Servers`. A node that came back is empty: its run need not be part of it."""

@@ -1,22 +1,23 @@
-"""Reads from a cluster: those of one reactor turn, gathered by node; and the generations of roots, which are not read each time.
+"""Reads from a cluster: those of one reactor turn, gathered by node; and generations, which are not read each time.
 
 Rules kept here:
 - What one reactor turn asks of a node goes there in one write, and to all nodes side by side.
 - A reader waits for the nodes that have its keys, and for no other: one that does not answer costs its share.
-- A root's generation belongs to every read. It is kept for `FRESH_SECONDS`, so that the node that has it gets no more reads than others;
-  what another host ends is noticed then, and what this one ends at once. Where the node can't be asked, it counts for
-  `LAST_SECONDS`: long enough for a replica to take over.
+- Generations are kept for `FRESH_SECONDS`: that of a root belongs to every read, and the node that has it would get more than
+  others; those of a study would make two nodes of one for each frame, which costs a fifth more of the proxy's time. What
+  another host ends is noticed then, and what this one ends at once. Until `LAST_SECONDS` nobody waits for the next reading.
 - The generations of an instance may be read before or after its entries. Entries go by the fence that they were written under:
   where it is one of the wait, so were they.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Optional
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -25,10 +26,13 @@ from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.gathered import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.cache.redis.keys import slot_of
 from twistedproxy.cache.redis.pipeline import Replies, command
-from twistedproxy.deferreds import Waiters
+from twistedproxy.deferreds import Waiters, all_or_none
 
 FRESH_SECONDS = 2.0
-LAST_SECONDS = 4.0
+LAST_SECONDS = 3.0
+"""With what `twistedproxy.hot.responses.CHECK_SECONDS` adds, what another host ends is noticed within 5 s."""
+MOST_KEPT = 20_000
+"""Generations: of those that are looked at within seconds there are some hundreds."""
 
 Redirect = Callable[[bytes, bytes, object], Awaitable[object]]
 
@@ -127,25 +131,33 @@ def _deliver(readers: Iterable[tuple[_Reader, int]], value: Any) -> None:
 
 
 @attrs.define(eq=False)
-class RootGenerations:
-    """The generations of roots, as *read* last found them."""
+class KeptGenerations:
+    """Generations, as *read* last found them."""
 
     clock: IReactorTime
     read: Callable[[Sequence[bytes]], Deferred[Values]]
     _kept: dict[bytes, tuple[bytes, float]] = attrs.field(init=False, factory=dict)
     _waiting: dict[bytes, Waiters[Any]] = attrs.field(init=False, factory=dict)
 
-    async def get(self, key: bytes) -> Optional[bytes]:
-        """The generation. Raises `CacheUnavailable`."""
-        value, when = self._kept.get(key, (b"", 0.0))
-        age = self.clock.seconds() - when
-        if value and age < FRESH_SECONDS:
-            return value
-        found: Deferred[Any] = self._found(key)
-        if value and age < LAST_SECONDS:
-            found.addErrback(lambda _: None)
-            return value
-        return await found  # type: ignore[no-any-return]
+    def now(self, keys: Sequence[bytes]) -> Optional[list[Any]]:
+        """The values of *keys*, where none of them has to be waited for."""
+        values, oldest = [], math.inf
+        for key in keys:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            values.append(kept[0])
+            oldest = min(oldest, kept[1])
+        age = self.clock.seconds() - oldest
+        if age >= FRESH_SECONDS:
+            for one in self._asked(keys):
+                one.addErrback(lambda _: None)
+        return values if age < LAST_SECONDS else None
+
+    async def get(self, keys: Sequence[bytes]) -> list[Any]:
+        """The values of *keys*, None for those that are missing. Raises `CacheUnavailable`."""
+        values = self.now(keys)
+        return await all_or_none(self._asked(keys)) if values is None else values
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """These have ended: what is kept of them, or on its way here, is not used any more."""
@@ -155,23 +167,35 @@ class RootGenerations:
             if waiters is not None:
                 waiters.fire(Failure(CacheUnavailable("it was invalidated meanwhile")))
 
-    def _found(self, key: bytes) -> Deferred[Any]:
-        """What one reading for all who ask meanwhile finds."""
-        waiters = self._waiting.get(key)
-        if waiters is not None:
-            return waiters.wait()
-        waiters = self._waiting[key] = Waiters()
-        waiter = waiters.wait()
-        try:
-            self.read([key]).addBoth(self._arrived, key, waiters, self.clock.seconds())
-        except CacheUnavailable:
-            self._arrived(Failure(), key, waiters, 0.0)
-        return waiter
+    def _asked(self, keys: Sequence[bytes]) -> list[Deferred[Any]]:
+        """What one reading for all who ask meanwhile finds; only what is no longer fresh is read."""
+        now = self.clock.seconds()
+        results: list[Deferred[Any]] = []
+        begun: dict[bytes, Waiters[Any]] = {}
+        for key in keys:
+            value, when = self._kept.get(key, (b"", -math.inf))
+            if now - when < FRESH_SECONDS:
+                results.append(succeed(value))
+                continue
+            waiters = self._waiting.get(key)
+            if waiters is None:
+                waiters = self._waiting[key] = begun[key] = Waiters()
+            results.append(waiters.wait())
+        if begun:
+            try:
+                self.read(list(begun)).addBoth(self._arrived, begun, now)
+            except CacheUnavailable:
+                self._arrived(Failure(), begun, now)
+        return results
 
-    def _arrived(self, values: Any, key: bytes, waiters: Waiters[Any], asked: float) -> None:
-        value = values.value if isinstance(values, Failure) else values[0]
-        if self._waiting.get(key) is waiters:
-            del self._waiting[key]
-            if isinstance(value, bytes):
-                self._kept[key] = value, asked
-        waiters.fire(Failure(value) if isinstance(value, Exception) else value)
+    def _arrived(self, values: Any, asked: dict[bytes, Waiters[Any]], when: float) -> None:
+        if isinstance(values, Failure):
+            values = [values.value] * len(asked)
+        if len(self._kept) > MOST_KEPT:
+            self._kept.clear()
+        for (key, waiters), value in zip(asked.items(), values):
+            if self._waiting.get(key) is waiters:
+                del self._waiting[key]
+                if isinstance(value, bytes):
+                    self._kept[key] = value, when
+            waiters.fire(Failure(value) if isinstance(value, Exception) else value)

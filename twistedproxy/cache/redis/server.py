@@ -64,10 +64,11 @@ class Servers(Protocol):
         """Hang up."""
 
     async def known(self, generations: Sequence[bytes]) -> Sequence[Optional[bytes]]:
-        """The values of the first of these generation keys (root first) that need not be read. Raises `CacheUnavailable`."""
+        """The values of these generation keys, or nothing where they are to be read with the rest. Raises `CacheUnavailable`."""
 
-    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
-        """The values of *keys*, None for those that are missing, a `CacheUnavailable` for those that can't be read."""
+    async def read(self, generations: Sequence[bytes], entries: Sequence[bytes]) -> Values:
+        """The values of all these keys, None for those that are missing, a `CacheUnavailable` for those that can't be read; or all
+        of it raises that."""
 
     async def send(self, keys: Sequence[bytes], commands: Sequence[Command], urgent: bool = False) -> Replies:
         """Send commands, each to where its key is; the replies in their order. *urgent*: a caller waits for it. What could not
@@ -242,9 +243,9 @@ class Server(ServerLinks):
         """See `Servers`."""
         return ()
 
-    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
-        """See `Servers`. Fails with `CacheUnavailable`."""
-        return self._gatherer.read(keys)
+    async def read(self, generations: Sequence[bytes], entries: Sequence[bytes]) -> Values:
+        """See `Servers`. Raises `CacheUnavailable`."""
+        return await self._gatherer.read([*generations, *entries])
 
     async def send(self, keys: Sequence[bytes], commands: Sequence[Command], urgent: bool = False) -> Replies:
         """See `Servers`."""
