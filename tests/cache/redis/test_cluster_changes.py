@@ -163,6 +163,7 @@ class FailoverTests(ChangingCluster):
         await until(self.invalidated)
         self.assertTrue(await self.cache.remove(other, mine[:1]))
         master.kill()
+        await until(lambda: not self.cache._servers.up)
         master.again()
         await until(lambda: self.cache.wait_up(5.0))
         again = await self.open(self.cluster.address)

@@ -68,6 +68,21 @@ class ProbeTests(Servers):
         self.assertEqual((status["connected"], status["works"], len(status["nodes"])), (True, True, 3))  # type: ignore[arg-type]
 
 
+class OlderClusterTests(Servers):
+    """Redis before version 7."""
+
+    async def test_one_that_knows_no_shards(self) -> None:
+        """It is asked for its slots."""
+        cluster = await shared_cluster()
+        for rule in (b"-cluster|shards", b"+cluster|shards"):
+            for node in cluster.nodes:
+                await node.ask(b"ACL", b"SETUSER", b"default", rule)
+            if rule.startswith(b"-"):
+                cache = await self.open(cluster.address)
+                self.assertTrue(await put(cache, {b"F%x" % number: b"x" for number in range(100)}))
+                await cache.ping()
+
+
 class ShardingServer(ProxyServer):  # type: ignore[misc]
     """Hangs up at commands that it does not know, as sharding proxies do."""
 
