@@ -177,13 +177,17 @@ class RedisCache(EndsForGood):
         began = self._reactor.seconds()
         taken = True
         for part in pipeline.slices(entries):
-            placed: list[tuple[bytes, bytes]] = []
-            for name, value in part:
-                whole = await self._large.placed(key := keys.entry(name), value, seconds)
-                if whole is not None:
-                    placed.append((key, whole))
-            commands = pipeline.set_entries(fence, placed, seconds)
-            replies = await self._ask("put_many", [key for key, _ in placed], commands) if placed else []
+            placed: list[bytes] = []
+            values: list[bytes] = []
+            for key, (_, value) in zip(keys.entries([name for name, _ in part]), part):
+                packed = large.small(value)
+                if packed is None:
+                    packed = await self._large.placed(key, value, seconds)
+                if packed is not None:
+                    placed.append(key)
+                    values.append(packed)
+            commands = pipeline.set_entries(fence, zip(placed, values), seconds)
+            replies = await self._ask("put_many", placed, commands) if placed else []
             taken = replies is not None and [b"OK"] * len(part) == replies
             if not taken:
                 break

@@ -52,12 +52,12 @@ class RedisKeys:
 
     def entry(self, name: bytes) -> bytes:
         """The key of one entry."""
-        return b"%b%b}%b" % (self._entry, block_of(name), name)
+        return self.entries((name,))[0]
 
     def entries(self, names: Iterable[bytes]) -> list[bytes]:
         """Entry keys of *names*."""
-        start = self._entry
-        return [b"%b%b}%b" % (start, name[1:-1] if name[:1] == FRAME else b"", name) for name in names]
+        start, first = self._entry, self._entry + b"}"
+        return [start + name[1:-1] + b"}" + name if name[:1] == FRAME else first + name for name in names]
 
     def claims(self, names: Iterable[bytes]) -> list[bytes]:
         """Claim keys of *names*."""

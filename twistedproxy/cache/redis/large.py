@@ -43,6 +43,11 @@ def size(packed: bytes) -> int:
     return int(_LAYOUT.unpack_from(packed)[1])
 
 
+def small(value: Value) -> Optional[bytes]:
+    """The bytes of *value*; None where it is large."""
+    return whole(value) if size_of(value) <= LARGE else None
+
+
 READS = 2
 """Large entries that are read at once: all share one connection, and a reader that waits holds no bytes yet."""
 
@@ -57,10 +62,8 @@ class LargeEntries:
     _reading: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(READS))
 
     async def placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
-        """The value to write at *key*: *value* itself or, after its slices were written, the mark of a large entry. None
-        where the server did not take a slice."""
-        if size_of(value) <= LARGE:
-            return whole(value)
+        """The value to write at *key* for one of more than `LARGE` bytes: the mark of a large entry, after its slices were written.
+        None where the server did not take a slice."""
         start = b"".join([piece[:START] for piece in pieces(value)])[:START]
         packed = _LAYOUT.pack(MARK, size_of(value), secrets.token_bytes(8)) + start
         place, begun = _place(key, packed), False
