@@ -69,6 +69,9 @@ class ChangingCluster(Servers):
             return False
         return True
 
+    async def works(self) -> bool:
+        return (await self.cache.status())["works"] is True
+
     async def whole(self) -> bool:
         return await found(self.cache) == len(FRAMES)
 
@@ -95,8 +98,8 @@ class FailoverTests(ChangingCluster):
             self.assertGreater(min(counts), len(FRAMES) // 2)
         self.assertLess(min(counts), len(FRAMES))
         await until(lambda: self.cache.wait_up(1.0))
+        await until(self.works)
         await fill(self.cache)
-        await self.cache.ping()
 
     async def replicated(self) -> bool:
         """Whether all replicas have all that their masters have."""
@@ -166,6 +169,7 @@ class FailoverTests(ChangingCluster):
         await until(lambda: not self.cache._servers.up)
         master.again()
         await until(lambda: self.cache.wait_up(5.0))
+        await until(self.works)  # for a while the node takes nothing, and is not emptied either
         again = await self.open(self.cluster.address)
         for cache in (self.cache, again):
             self.assertEqual(await found(cache), 0)

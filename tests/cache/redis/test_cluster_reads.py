@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, KeptGenerations
-from twistedproxy.cache.redis.gathered import Values
+from twistedproxy.cache.redis.server import Values
 from twistedproxy.cache.redis.topology import NoTopology, Redirection, parse_shards, parse_slots
 
 

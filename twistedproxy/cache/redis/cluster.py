@@ -19,11 +19,11 @@ from twistedproxy.cache.keys import fence_of
 from twistedproxy.cache.redis import pipeline, topology
 from twistedproxy.cache.redis.cluster_reads import ClusterReads, KeptGenerations
 from twistedproxy.cache.redis.connection import Link
-from twistedproxy.cache.redis.gathered import Values
+from twistedproxy.cache.redis.deletions import Deletions, delete_at
 from twistedproxy.cache.redis.keys import slot_of
 from twistedproxy.cache.redis.nodes import Node, Nodes
 from twistedproxy.cache.redis.pipeline import Command, Replies
-from twistedproxy.cache.redis.server import Deletions, delete_at
+from twistedproxy.cache.redis.server import Values
 from twistedproxy.cache.redis.topology import Redirection
 from twistedproxy.deferreds import all_or_none
 

@@ -23,9 +23,9 @@ from twisted.python.failure import Failure
 
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.connection import Link
-from twistedproxy.cache.redis.gathered import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.cache.redis.keys import slot_of
 from twistedproxy.cache.redis.pipeline import Replies, command
+from twistedproxy.cache.redis.server import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.deferreds import Waiters, all_or_none
 
 FRESH_SECONDS = 2.0

@@ -46,13 +46,10 @@ async def look(connection: BatchProtocol, run: Run, ranges: Ranges, where: str) 
     if not marks or not run.name:
         return
     wire = pipeline.wire_of([*pipeline.for_each(b"GET", marks), *pipeline.for_each(b"PTTL", marks)])
-    replies = await connection.send(wire, 2 * len(marks))
+    replies = await pipeline.taken(connection, wire, 2 * len(marks))
     if not any(_goes_on(value, left, run) for value, left in zip(replies, replies[len(marks) :])):
         await _empty(connection, run, marks[0], where)
-    replies = await connection.send(pipeline.wire_of(written(marks, run)), len(marks))
-    for reply in replies:
-        if isinstance(reply, Exception) and not str(reply).startswith(("MOVED", "ASK")):
-            raise CacheUnavailable(f"the server answered: {reply}")
+    await pipeline.taken(connection, pipeline.wire_of(written(marks, run)), len(marks))
 
 
 def _goes_on(value: object, left: object, run: Run) -> bool:
@@ -66,14 +63,14 @@ async def _empty(connection: BatchProtocol, run: Run, mark: bytes, where: str) -
     cursor, removed = b"0", 0
     while True:
         scan = pipeline.command(b"SCAN", cursor, b"MATCH", OURS, b"COUNT", b"%d" % SCANNED)
-        found, marked = await connection.send(scan + pipeline.command(b"GET", mark), 2)
+        found, marked = await pipeline.taken(connection, scan + pipeline.command(b"GET", mark), 2)
         if not isinstance(found, list):
-            raise CacheUnavailable(f"the server can't be emptied: {found}")
+            raise CacheUnavailable(f"the server answered: {found}")
         cursor, keys = found
         if marked == run.name:
             break
         if keys:
-            await connection.send(pipeline.wire_of(pipeline.for_each(b"UNLINK", keys)), len(keys))
+            await pipeline.taken(connection, pipeline.wire_of(pipeline.for_each(b"UNLINK", keys)), len(keys))
             removed += len(keys)
         if cursor == b"0":
             break

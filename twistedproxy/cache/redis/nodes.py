@@ -21,10 +21,11 @@ from twistedproxy.cache.address import ClusterAddress
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis import history, pipeline, topology
 from twistedproxy.cache.redis.connection import Link
+from twistedproxy.cache.redis.deletions import Deletions, repeat
 from twistedproxy.cache.redis.endpoint import greeting, open_endpoint
 from twistedproxy.cache.redis.keys import SLOTS, slot_of
 from twistedproxy.cache.redis.pipeline import BatchProtocol, Run
-from twistedproxy.cache.redis.server import Deletions, ServerLinks, repeat
+from twistedproxy.cache.redis.server import ServerLinks
 from twistedproxy.cache.redis.topology import Place, Ranges, Topology, in_ranges
 from twistedproxy.deferreds import Waiters
 from twistedproxy.system.outages import Outage

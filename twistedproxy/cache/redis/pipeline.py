@@ -263,3 +263,14 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         else:
             self._gave_up = True
             self.transport.abortConnection()
+
+
+async def taken(connection: BatchProtocol, wire: bytes, count: int) -> Replies:
+    """The replies to commands that must be taken before a server is used. That a slot is elsewhere by now is one, and that there is
+    no room for more; any other error is raised as `CacheUnavailable`: a cluster's node that has just been started answers nothing
+    else for a while (CLUSTERDOWN)."""
+    replies = await connection.send(wire, count)
+    for reply in replies:
+        if isinstance(reply, Exception) and not str(reply).startswith(("MOVED", "ASK", "OOM")):
+            raise CacheUnavailable(f"the server answered: {reply}")
+    return replies

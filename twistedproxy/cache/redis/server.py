@@ -2,43 +2,45 @@
 
 Rules kept here:
 - Reads have a connection of their own, so that they never queue behind megabytes of writes.
-- What was deleted lately is deleted once more, by whoever did it, over each connection that is made: a replica that has become the
-  master may not have got it.
-- A generation has ended where a replica has confirmed that, if there is one (WAIT).
+- Reads of one reactor turn are one round trip. Measured with 32 connections: single GETs over txredisapi reach 0.65x of a bare Klein
+  route, gathered ones 0.82x.
+- A reader's keys are read in their order, so its generations are read no later than its entries: what it finds is what
+  was so at one moment of its wait.
+- Each reader has a Deferred of its own; one that leaves ends only its own wait.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any, Optional, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional, Protocol, Union
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from twistedproxy.cache.interface import CacheUnavailable, Fence
 from twistedproxy.cache.keys import fence_of
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Admit, Link, WrongKind, any_server
+from twistedproxy.cache.redis.deletions import Deletions, delete_at, repeat
 from twistedproxy.cache.redis.endpoint import Greeting, MasterEndpoint
-from twistedproxy.cache.redis.gathered import ReadGatherer, Values
 from twistedproxy.cache.redis.keys import own_key
-from twistedproxy.cache.redis.pipeline import BatchProtocol, Command, Patience, Replies, Run
+from twistedproxy.cache.redis.pipeline import BatchProtocol, Command, Patience, Replies, Run, command
 from twistedproxy.system.outages import Outage
 
 READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
 WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a slice is a megabyte
 STOP_SECONDS = 5.0
-REPEAT_SECONDS = 300.0
-"""How long a deletion is repeated. A replica is promoted within seconds or a minute; by hand, within a few."""
-MAX_REPEATED = 20_000
-"""Keys that are: of more, the oldest are forgotten."""
-WAIT_SECONDS = 0.2
-"""How long a replica may take to confirm. It takes about a millisecond; other writes wait meanwhile."""
 PROBE_SECONDS = 60.0
+
+# The server answers no other client while it gathers one MGET: 128 frames of 64 kB are 8 MB, some milliseconds.
+MAX_KEYS_PER_MGET = 128
+MAX_WAITING_READS = 20_000  # readers in one turn, far above what a worker's connections can ask
+
+Values = list[Union[bytes, CacheUnavailable, None]]
+_Reader = tuple[Sequence[bytes], Deferred[Values]]
 
 _log = Logger()
 
@@ -91,56 +93,6 @@ class Servers(Protocol):
 
     async def facts(self) -> dict[str, object]:
         """The figures for ``/status.json``. Raises `CacheUnavailable`."""
-
-
-class Deletions:
-    """Keys that were deleted lately."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._clock = reactor
-        self._until: OrderedDict[bytes, float] = OrderedDict()
-
-    def add(self, keys: Iterable[bytes]) -> None:
-        """Remember *keys* for `REPEAT_SECONDS`."""
-        until = self._clock.seconds() + REPEAT_SECONDS
-        for key in keys:
-            self._until.pop(key, None)
-            self._until[key] = until
-        while len(self._until) > MAX_REPEATED:
-            self._until.popitem(last=False)
-
-    def recent(self) -> list[bytes]:
-        """Those that are to be repeated."""
-        now = self._clock.seconds()
-        while self._until and next(iter(self._until.values())) <= now:
-            self._until.popitem(last=False)
-        return list(self._until)
-
-
-async def repeat(connection: BatchProtocol, keys: Sequence[bytes]) -> None:
-    """Delete *keys* once more. Raises `CacheUnavailable`."""
-    if keys:
-        await connection.send(pipeline.wire_of(pipeline.for_each(b"DEL", keys)), len(keys))
-
-
-async def delete_at(link: Link, keys: Sequence[bytes], confirmed: bool) -> Replies:
-    """Delete *keys*; the replies. *confirmed*: see `Servers.delete`. Raises `CacheUnavailable`."""
-    connection = link.connection
-    if connection is None:
-        raise CacheUnavailable(link.trouble)
-    commands = pipeline.for_each(b"DEL" if confirmed else b"UNLINK", keys)
-    if not confirmed or not link.informs:
-        return await link.send(pipeline.wire_of(commands), len(keys))
-    *replies, role = await link.send(pipeline.wire_of([*commands, (pipeline.command(b"ROLE"),)]), len(keys) + 1)
-    if isinstance(role, list) and role[:1] == [b"master"] and len(role) > 2 and role[2]:
-        # On the same connection: WAIT is about what that one wrote.
-        wait = pipeline.command(b"WAIT", b"1", pipeline.milliseconds(WAIT_SECONDS))
-        (count,) = await connection.send(wait, 1)
-        if count == 0:
-            raise CacheUnavailable("no replica has confirmed it")
-        if isinstance(count, Exception):  # no right to it, or no such command
-            _log.debug("cache: invalidations are not confirmed by replicas: {reason}", reason=str(count))
-    return replies
 
 
 @attrs.define(eq=False)
@@ -215,6 +167,65 @@ class ServerLinks:
         sections = [pipeline.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
         replies = await self.writes.send(b"".join(sections), len(sections))
         return pipeline.server_facts(replies) if any(isinstance(reply, bytes) for reply in replies) else {}
+
+
+class ReadGatherer:
+    """Collects reads, and sends them by *send* (a link's) at the end of the reactor turn."""
+
+    def __init__(self, reactor: IReactorTime, send: Callable[[bytes, int], Deferred[Replies]]) -> None:
+        self._reactor = reactor
+        self._send = send
+        self._readers: list[_Reader] = []
+        self._call: Optional[IDelayedCall] = None
+
+    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
+        """The values of *keys*, None for those that are missing. Fails with `CacheUnavailable`."""
+        if len(self._readers) >= MAX_WAITING_READS:
+            raise CacheUnavailable("too many reads are waiting")
+        # Without a canceller a Deferred that is cancelled ignores the result that comes later.
+        done: Deferred[Values] = Deferred()
+        self._readers.append((keys, done))
+        if self._call is None:
+            self._call = self._reactor.callLater(0, self._flush)
+        return done
+
+    def _flush(self) -> None:
+        self._call = None
+        readers = [reader for reader in self._readers if not reader[1].called]
+        self._readers = []
+        if not readers:
+            return
+        places: dict[bytes, int] = {}
+        for keys, _ in readers:
+            for key in keys:
+                if key not in places:
+                    places[key] = len(places)
+        wanted = list(places)
+        slices = [wanted[start : start + MAX_KEYS_PER_MGET] for start in range(0, len(wanted), MAX_KEYS_PER_MGET)]
+        try:
+            sent = self._send(b"".join([command(b"MGET", *keys) for keys in slices]), len(slices))
+        except CacheUnavailable as error:
+            _fail(readers, error)
+            return
+        sent.addCallbacks(
+            lambda replies: _answer(readers, places, replies), lambda failure: _fail(readers, failure.value)
+        )
+
+
+def _answer(readers: list[_Reader], places: dict[bytes, int], replies: Replies) -> None:
+    values: Values = []
+    for reply in replies:
+        if not isinstance(reply, list):
+            _fail(readers, CacheUnavailable(f"the server answered: {reply}"))
+            return
+        values += reply
+    for keys, done in readers:
+        done.callback([values[places[key]] for key in keys])
+
+
+def _fail(readers: list[_Reader], error: Exception) -> None:
+    for _, done in readers:
+        done.errback(error)
 
 
 PROBE = own_key(b"p", 0)
