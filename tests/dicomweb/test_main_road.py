@@ -25,7 +25,7 @@ ANSWERED = Request.finish.__code__
 CACHED = 28
 """Modules that a request for a frame may enter that is in the cache server."""
 
-MISSED = 45
+MISSED = 46
 """Modules that a request for a frame may enter that is fetched from the store."""
 
 
