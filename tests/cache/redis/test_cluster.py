@@ -9,6 +9,8 @@ from tests.cache.contract import CacheContract
 from tests.cache.redis.cluster_servers import shared_cluster
 from tests.cache.redis.test_cache import Servers
 from tests.cache.support import A, installed_reactor, until
+from tests.dicomweb.support import ProxyCase
+from tests.stores.dialects import STANDARD
 from twistedproxy.cache.redis.cache import RedisCache
 from twistedproxy.cache.redis.cluster_reads import LAST_SECONDS
 from twistedproxy.cache.redis.keys import redis_keys, slot_of
@@ -65,3 +67,21 @@ class ClusterContractTests(CacheContract, Servers):
         counts = [await node.ask(b"DBSIZE") for node in await self.cluster.masters()]
         self.assertGreaterEqual(sum(counts), 10_000)
         self.assertLess(max(counts), 1.5 * min(counts), counts)
+
+
+class TwoWorkersTests(ProxyCase):
+    """Two workers of one host, on a cluster."""
+
+    timeout = 60
+
+    async def test_a_worker_that_is_told(self) -> None:
+        """What another worker has ended is not read any more by one that was told of it, although it keeps generations."""
+        cluster = await shared_cluster()
+        store = self.store(STANDARD)
+        first, second = [(await self.proxy(store, cache=cluster.address)).components for _ in range(2)]
+        scope = Scope(A.origin, A.root)
+        fence = (await second.cache.get_many(A, [])).fence
+        self.assertTrue(await second.cache.put_many(A, fence, {b"1": b"one"}, 60.0))
+        await first.cache.invalidate(scope)
+        second.invalidation.apply(scope, cache_invalidated=True)
+        self.assertEqual((await second.cache.get_many(A, [b"1"])).entries, {})
