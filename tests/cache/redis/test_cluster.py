@@ -82,6 +82,7 @@ class TwoWorkersTests(ProxyCase):
         scope = Scope(A.origin, A.root)
         fence = (await second.cache.get_many(A, [])).fence
         self.assertTrue(await second.cache.put_many(A, fence, {b"1": b"one"}, 60.0))
+        self.assertEqual((await second.cache.get_many(A, [b"1"])).entries, {b"1": b"one"})
         await first.cache.invalidate(scope)
         second.invalidation.apply(scope, cache_invalidated=True)
         self.assertEqual((await second.cache.get_many(A, [b"1"])).entries, {})
