@@ -132,7 +132,7 @@ class Proxy:
         hot_memory = settings.hot_memory - settings.hot_memory // HEADS_SHARE
         self.hot_responses = HotResponses(hot_memory, self.access, reactor.seconds)
         self.series = SeriesLookup(time.monotonic, settings.grant_ttl)
-        self.invalidation.also += [self.hot_responses.invalidate, self.series.invalidate]
+        self.invalidation.also += [self.cache.invalidated, self.hot_responses.invalidate, self.series.invalidate]
         self.reader = FrameReader(
             self.cache,
             self.access,

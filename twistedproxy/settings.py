@@ -99,7 +99,9 @@ class Settings:
         LocalAddress(),
         "Where frames are cached. local: in files of this host, which all workers share and the kernel's page cache speeds "
         "up; those in FOLDER are kept when the proxy stops, others are removed. An external server: "
-        "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
+        "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name; "
+        "a cluster: redis-cluster://[user:pass@]host:port,host:port, rediss-cluster://; all but unix: take "
+        "?username-file=PATH&password-file=PATH in the place of user:pass@, read at each connect. "
         "memory: this process, one worker only. none: no cache and no prefetch",
         group="Caches",
     )

@@ -32,13 +32,15 @@ from tests.benchmarks.measuring import (
     store_and_proxy,
     table,
 )
+from tests.cache.redis.cluster_servers import RunningCluster
 from tests.cache.support import find_server
-from tests.running import Child, Proxy
+from tests.running import Child, Proxy, Store
 
 LEAST = 0.4  # of nginx's requests a second, hot
 MOST = 3.0  # times nginx's milliseconds at the 99th percentile, hot
 LEAST_CACHED = 0.6  # of the requests a second that are answered hot
 MOST_CACHED = 2.0  # times the milliseconds at the 99th percentile of those
+MOST_CLUSTER = 1.15  # times the processor's time of a frame from one Redis server, from a cluster
 HEADERS = {"Accept": AS_STORED, "Authorization": "Bearer c41f0a9b5d"}
 
 
@@ -51,15 +53,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--side", type=int, default=100, help="rows and columns of frames: all are asked for in turn, cached"
     )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="measure frames from a Redis cluster beside such from one server, nothing else",
+    )
     parser.add_argument("proxy", nargs="*", help="more options of the proxy, after --")
     options = parser.parse_args(arguments)
-    if not nginx.installed() or find_server() is None:
+    if find_server() is None or not (options.cluster or nginx.installed()):
         print("there is no nginx to compare with, or no Redis server for hot answers")
         return 0
     end_in_order()
     with stopped_at_the_end() as children:
         with tempfile.TemporaryDirectory() as folder:
-            return run(Path(folder), children, options)
+            return (run_cluster if options.cluster else run)(Path(folder), children, options)
 
 
 def run(folder: Path, children: list[Child], options: Any) -> int:
@@ -134,6 +141,48 @@ def run(folder: Path, children: list[Child], options: Any) -> int:
     )
     missed = share < LEAST or slower > MOST or of_hot < LEAST_CACHED or p99_of_hot > MOST_CACHED
     return int(missed or any(one.failed for all_ in loads.values() for one in all_))
+
+
+def run_cluster(folder: Path, children: list[Child], options: Any) -> int:
+    """Measure what frames from a cluster cost the proxy, beside such from a single server. 1 if that is over its limit, else 0."""
+    cores = sorted(os.sched_getaffinity(0))
+    server_core, client_core = cores[0], cores[-1]
+    made = slides.slide(folder / "slide.dcm", options.side, options.side)
+    redis, cluster = RedisServer(core=client_core), RunningCluster(core=client_core)
+    children += [redis, *cluster.nodes]
+    where = {"one server": redis.url, "cluster": cluster.form().address.where}
+    store = Store(str(made.path), core=client_core)
+    children.append(store)
+    origin = store.wait_until_ready()
+    proxies: dict[str, Proxy] = {}
+    for name, cache in where.items():
+        proxy = Proxy("--origin", origin, "--hot-memory", "0", "--cache", cache, *options.proxy, core=server_core)
+        children.append(proxy)
+        proxies[name] = proxy.wait_until_ready()
+        fetcher = Fetcher(f"{proxy.url}/dicomweb")
+        for number in [*range(1, made.frames + 1)] * 2:
+            fetcher.get(f"{made.resource}/frames/{number}", HEADERS)
+        fetcher.close()
+    paths = [f"/dicomweb/{made.resource}/frames/{number}" for number in range(1, made.frames + 1)]
+    costs: dict[str, list[float]] = {name: [] for name in where}
+    loads: dict[str, list[Load]] = {name: [] for name in where}
+
+    def measure(name: str) -> float:
+        before = processor_seconds(proxies[name])
+        one = load(proxies[name].url, paths, HEADERS, options.connections, options.seconds, client_core)
+        loads[name].append(one)
+        costs[name].append((processor_seconds(proxies[name]) - before) / (one.per_second * options.seconds) * 1e6)
+        return one.per_second
+
+    rates = dict(zip(where, alternating(options.rounds, *[functools.partial(measure, name) for name in where])))
+    rows = [
+        [name, f"{median(rates[name]):,.0f}", p99(loads[name]), f"{median(costs[name]):.1f}", failures(loads[name])]
+        for name in where
+    ]
+    print(table(["frames from", "requests/s, median", "p99 ms", "CPU us a request", "failed"], rows))
+    ratio = median([much / one for one, much in zip(*costs.values(), strict=True)])
+    print(f"\ncluster: {ratio:.2f} times the processor's time of one server (at most {MOST_CLUSTER})")
+    return int(ratio > MOST_CLUSTER or any(one.failed for all_ in loads.values() for one in all_))
 
 
 def processor_seconds(child: Child) -> float:

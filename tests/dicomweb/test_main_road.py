@@ -22,10 +22,10 @@ PACKAGE = f"{Path(twistedproxy.__file__).parent}/"
 ANSWERED = Request.finish.__code__
 """Entered when the last byte was written; what prefetch and the cache do then is not on the way of the request."""
 
-CACHED = 28
+CACHED = 30
 """Modules that a request for a frame may enter that is in the cache server."""
 
-MISSED = 47
+MISSED = 48
 """Modules that a request for a frame may enter that is fetched from the store."""
 
 

@@ -257,7 +257,7 @@ class WorkerTests(SynchronousTestCase):
     def test_idle_deadline(self) -> None:
         """A connection on which hot responses went out is kept as long as another."""
         wire = self.proxy.connect()
-        self.proxy.clock.advance(3.0)
+        self.proxy.clock.advance(1.0)
         self.assertEqual("hot", self.proxy.ask(request(1), wire).outcome)
         self.assertEqual(self.proxy.components.connections.idle_deadline(), wire.protocol._channel.read_deadline)
 

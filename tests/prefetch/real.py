@@ -15,7 +15,8 @@ from tests.slides import Made, slide
 from tests.stores.simulated import SimulatedStore
 from tests.waiting import wait_until, within
 from twistedproxy.cache.address import UnixAddress
-from twistedproxy.cache.redis.cache import RedisCache, redis_cache
+from twistedproxy.cache.redis.cache import RedisCache
+from twistedproxy.cache.redis.open import redis_cache
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.access import Access
 from twistedproxy.frames.entries import frame_name

@@ -27,6 +27,6 @@ def open_shared(
     a server is spoken to: txredisapi uses that, and is imported here."""
     if isinstance(address, SharedFolder):
         return LocalCache(reactor, address, observer, in_threads=in_threads)
-    from twistedproxy.cache.redis.cache import redis_cache
+    from twistedproxy.cache.redis.open import redis_cache
 
     return redis_cache(reactor, address, observer)

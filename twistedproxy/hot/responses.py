@@ -22,8 +22,8 @@ from twistedproxy.frames.access import Access
 from twistedproxy.frames.invalidation import Ticket, covers
 from twistedproxy.origin.interface import Caller
 
-CHECK_SECONDS = 4.0
-"""How old the knowledge of an instance's fence may be: another host's STOW is felt within 5 s."""
+CHECK_SECONDS = 2.0
+"""How old the knowledge of an instance's fence may be, besides what the cache itself adds: another host's STOW is felt within 5 s."""
 
 TAKEN_BACK_SECONDS = 60.0
 """How long an answer of frames that were loaded before anybody asked is kept at most; then the cache is asked again. A
