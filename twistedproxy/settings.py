@@ -15,7 +15,15 @@ from typing import Optional
 
 import attrs
 
-from twistedproxy.cache.address import ACCEPTED, CacheAddress, LocalAddress, parse_cache
+from twistedproxy.cache.address import (
+    ACCEPTED,
+    NEAR_ACCEPTED,
+    CacheAddress,
+    LocalAddress,
+    SharedFolder,
+    parse_cache,
+    parse_near,
+)
 from twistedproxy.options.addresses import CORS_ORIGIN, ENDPOINT, FOLDER, KEY_FILE, ORIGIN, SECRET_BYTES, Mount
 from twistedproxy.options.values import (
     HEADER,
@@ -76,6 +84,12 @@ class Settings:
         "redis://[user:pass@]host:port/db, rediss:// (certificates are verified), unix:PATH, sentinel://host,host/name. "
         "memory: this process, one worker only. none: no cache and no prefetch",
         group="Caches",
+    )
+    near_cache: Union[LocalAddress, SharedFolder, None] = setting(
+        ValueKind(parse_near, NEAR_ACCEPTED, "SIZE", show=lambda address: str(address.where)),
+        None,
+        "Keep frames of a cache on a server in files of this host, too, and read them from there without the network",
+        "none",
     )
     cache_memory: int = setting(
         size(MIB),

@@ -20,6 +20,7 @@ ACCEPTED = (
     "local[:FOLDER][?size=SIZE], memory, none, redis://[user:pass@]host:port/db, rediss://[user:pass@]host:port/db, "
     "unix:PATH, sentinel://host[:port],host[:port]/name"
 )
+NEAR_ACCEPTED = "SIZE or FOLDER?size=SIZE, such as 20G or /var/cache/twistedproxy?size=20G"
 
 
 @attrs.frozen
@@ -118,7 +119,22 @@ class SentinelAddress:
 
 
 ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress]
-SharedAddress = Union[SharedFolder, ServerAddress]
+
+
+@attrs.frozen
+class NearAddress:
+    """A folder of this host, *near*, in front of a cache that other hosts use, too."""
+
+    near: SharedFolder
+    far: Union[SharedFolder, ServerAddress]
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return f"{self.far.where}, near {self.near.where}"
+
+
+SharedAddress = Union[SharedFolder, ServerAddress, NearAddress]
 """Where several processes find the same entries."""
 
 CacheAddress = Union[LocalAddress, MemoryAddress, NoAddress, SharedAddress]
@@ -152,6 +168,17 @@ def _shown(text: str) -> str:
     before, at, after = text.rpartition("@")
     scheme, slashes, _ = before.partition("://")
     return (f"{scheme}://" if slashes else "") + f"...@{after}" if at else text
+
+
+def parse_near(text: str) -> LocalAddress:
+    """Read the value of ``--near-cache``. ValueError says what came, and what is accepted."""
+    try:
+        near = _local(f":{text}" if text.startswith("/") else f"?size={text}")
+        if near.size is None:
+            raise ValueError("the size is missing")
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}; expected {NEAR_ACCEPTED}") from None
+    return near
 
 
 def _local(text: str) -> LocalAddress:

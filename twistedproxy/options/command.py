@@ -189,6 +189,11 @@ class Options(Command):
             "use 'local' or a server, or --workers 1",
         )
         reject_if(
+            settings.near_cache is not None and isinstance(settings.cache, (LocalAddress, MemoryAddress, NoAddress)),
+            f"--near-cache: it stands in front of a cache on a server, and --cache is {settings.cache.where!r}; "
+            "expected a server there, or no near cache",
+        )
+        reject_if(
             settings.admin_listen in settings.listen,
             f"--admin-listen: {settings.admin_listen!r} is also given to --listen; expected another endpoint",
         )

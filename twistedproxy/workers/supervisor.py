@@ -101,9 +101,10 @@ class Supervisor:
         return [one.pid for one in self._workers.all if one.joined and one.pid is not None]
 
     async def _start_cache(self) -> None:
-        if isinstance(self._settings.cache, LocalAddress):
-            self._folder = FolderOwner(self._reactor, self._settings.cache)
-            self._settings = attrs.evolve(self._settings, cache=await self._folder.start())
+        for name in ("cache", "near_cache"):
+            if isinstance(address := getattr(self._settings, name), LocalAddress):
+                self._folder = FolderOwner(self._reactor, address)
+                self._settings = attrs.evolve(self._settings, **{name: await self._folder.start()})
 
     # One worker.
 
