@@ -99,6 +99,10 @@ class Child:
     def __init__(self, command: Sequence[str], environment: Optional[Mapping[str, str]] = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="child-"))
         self._family: dict[int, psutil.Process] = {}
+        self.start(command, environment)
+
+    def start(self, command: Sequence[str], environment: Optional[Mapping[str, str]] = None) -> None:
+        """Start it, or start it again once it has ended."""
         serves_folder = any("file:" in word for word in command)  # whose index it keeps
         private = {"XDG_CACHE_HOME": str(self.folder / "cache")} if serves_folder else {}
         with (self.folder / "output").open("wb") as output:

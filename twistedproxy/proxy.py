@@ -102,7 +102,7 @@ class Proxy:
         self.metrics = Metrics()
         accounting = Accounting(self.metrics, access_log or AccessLog(), time.perf_counter)
         self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
-        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics, settings.near_cache)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         self.mounts = Mounts(
             MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self._changed))
@@ -127,7 +127,7 @@ class Proxy:
             settings.hot_memory - settings.hot_memory // HEADS_SHARE, self.access, reactor.seconds
         )
         self.series = SeriesLookup(time.monotonic, settings.grant_ttl)
-        self.invalidation.also += [self.hot_responses.invalidate, self.series.invalidate]
+        self.invalidation.also += [self.cache.invalidated, self.hot_responses.invalidate, self.series.invalidate]
         self.reader = FrameReader(
             self.cache,
             self.access,

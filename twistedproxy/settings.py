@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Optional
+from typing import Optional, Union
 
 import attrs
 

@@ -32,7 +32,7 @@ from tests.benchmarks.measuring import (
 )
 from tests.cache.support import find_server
 from tests.hot.support import ACCEPT, HotProxy, request
-from twistedproxy.cache.keys import instance_keys
+from twistedproxy.cache.redis.keys import redis_keys
 from twistedproxy.cache.redis.pipeline import command
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
@@ -111,7 +111,7 @@ def _fill(port: int, held: int, size: int) -> None:
 def _keys(start: int, stop: int) -> Iterator[bytes]:
     for number in range(start, stop):
         instance = Instance("http://store.test", "", "1.2", "1.2.3", f"1.2.3.{number // IN_INSTANCE}")
-        yield instance_keys(instance).entry + frame_name(number % IN_INSTANCE + 1)
+        yield redis_keys(instance).entry(frame_name(number % IN_INSTANCE + 1))
 
 
 def _grants(rounds: int, kind: str, hot: int) -> float:

@@ -40,13 +40,14 @@ from tests.cache.support import find_server
 from tests.running import Child, Proxy, Store
 from tests.slides import Made
 from tests.stores import orthanc
-from twistedproxy.cache.keys import instance_keys, scope_keys
+from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.local.facts import NAME as FACTS
 from twistedproxy.cache.local.facts import Facts
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import EntryIndex
 from twistedproxy.cache.local.reading import keys_of
 from twistedproxy.cache.redis import pipeline
+from twistedproxy.cache.redis.keys import ended_keys, redis_keys
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 
@@ -162,7 +163,7 @@ class Bench:
     def has(self, number: int) -> bool:
         if self.local is not None:
             return self.local.has(self.instance, frame_name(number))
-        return self.redis.ask(b"EXISTS", instance_keys(self.instance).entry + frame_name(number)) == b":1\r\n"
+        return self.redis.ask(b"EXISTS", redis_keys(self.instance).entry(frame_name(number))) == b":1\r\n"
 
     def forget(self, everything: bool = True) -> None:
         """Let the cache forget the instance, its lock included."""
@@ -172,9 +173,9 @@ class Bench:
         if everything:
             self.redis.ask(b"FLUSHALL")
             return
-        self.redis.ask(b"DEL", *scope_keys(self.instance.scope))
+        self.redis.ask(b"DEL", *ended_keys(self.instance.scope))
         names = map(frame_name, (1, self.made.frames))
-        self.redis.ask(b"DEL", *[instance_keys(self.instance).entry + name for name in names])
+        self.redis.ask(b"DEL", *redis_keys(self.instance).entries(names))
 
     def trigger(self) -> None:
         answer = self._fetcher.frames(self.made.resource, [1], AS_STORED)

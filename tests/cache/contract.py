@@ -37,6 +37,10 @@ class CacheContract:
         """Let a little time pass, until *condition*."""
         raise NotImplementedError
 
+    def generations(self, instance: Instance) -> tuple[bytes, ...]:
+        """The keys of its generations."""
+        return instance_keys(instance).generations
+
     async def lose(self, key: bytes) -> None:
         """Let the cache lose *key*, as by eviction."""
         raise NotImplementedError
@@ -207,7 +211,7 @@ class CacheContract:
 
     async def test_a_lost_generation_counts_as_ended(self) -> None:
         """Whichever generation is evicted, the entries below are gone, and so is what late writers write."""
-        for key in instance_keys(A).generations:
+        for key in self.generations(A):
             await self.put(A, {b"1": b"one"})
             old = (await self.cache.get_many(A, [])).fence
             await self.lose(key)

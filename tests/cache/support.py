@@ -20,9 +20,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
 
 from tests.running import tied
+from twistedproxy.cache.address import Login
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Link
-from twistedproxy.cache.redis.endpoint import HELLO, Greeting
+from twistedproxy.cache.redis.endpoint import HELLO, PING, Greeting
 from twistedproxy.cache.redis.pipeline import Patience
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.system.outages import Outage
@@ -60,7 +61,7 @@ async def ask(path: str, *arguments: bytes, password: Optional[bytes] = None) ->
     """What the server on the unix socket at *path* answers to one command."""
     reactor = installed_reactor()
     endpoint = UNIXClientEndpoint(reactor, path)
-    hello = HELLO if password is None else Greeting((pipeline.command(b"AUTH", password),))
+    hello = HELLO if password is None else Greeting((PING,), Login(None, password.decode()))
     connection = Link(reactor, endpoint, hello, path, Patience(5.0, 5.0), Outage(path, reactor.seconds))
     connection.start()
     try:

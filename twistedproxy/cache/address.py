@@ -18,7 +18,8 @@ DEFAULT_PORT = 6379  # IANA: redis
 DEFAULT_SENTINEL_PORT = 26379
 ACCEPTED = (
     "local[:FOLDER][?size=SIZE], memory, none, redis://[user:pass@]host:port/db, rediss://[user:pass@]host:port/db, "
-    "unix:PATH, sentinel://host[:port],host[:port]/name"
+    "unix:PATH, sentinel://host[:port],host[:port]/name, redis-cluster://[user:pass@]host:port[,host:port], rediss-cluster://...; "
+    "in the place of user:pass@, ?username-file=PATH&password-file=PATH"
 )
 NEAR_ACCEPTED = "SIZE or FOLDER?size=SIZE, such as 20G or /var/cache/twistedproxy?size=20G"
 
@@ -76,6 +77,18 @@ class Login:
 
 
 @attrs.frozen
+class LoginFiles:
+    """Files with the name of the user (None: the default user) and the password, which are read at each connect: others renew
+    them."""
+
+    username: Optional[str]
+    password: str
+
+
+AnyLogin = Union[Login, LoginFiles]
+
+
+@attrs.frozen
 class RedisAddress:
     """A server over TCP; with *tls* its certificate and name are verified."""
 
@@ -83,7 +96,7 @@ class RedisAddress:
     port: int = DEFAULT_PORT
     database: int = 0
     tls: bool = False
-    login: Optional[Login] = attrs.field(default=None, repr=False)
+    login: Optional[AnyLogin] = attrs.field(default=None, repr=False)
 
     @property
     def where(self) -> str:
@@ -110,7 +123,7 @@ class SentinelAddress:
 
     hosts: tuple[tuple[str, int], ...]
     name: str
-    login: Optional[Login] = attrs.field(default=None, repr=False)
+    login: Optional[AnyLogin] = attrs.field(default=None, repr=False)
 
     @property
     def where(self) -> str:
@@ -118,7 +131,26 @@ class SentinelAddress:
         return "sentinel://" + ",".join(f"{host}:{port}" for host, port in self.hosts) + f"/{self.name}"
 
 
-ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress]
+@attrs.frozen
+class ClusterAddress:
+    """The cluster that the nodes at *hosts* belong to; any of them tells of the others. *tls* and *login* are for all nodes."""
+
+    hosts: tuple[tuple[str, int], ...]
+    tls: bool = False
+    login: Optional[AnyLogin] = attrs.field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        places = ",".join(self.node(*place).where.partition("://")[2].rpartition("/")[0] for place in self.hosts)
+        return f"{'rediss' if self.tls else 'redis'}-cluster://{places}"
+
+    def node(self, host: str, port: int) -> RedisAddress:
+        """One of its nodes."""
+        return RedisAddress(host, port, 0, self.tls, self.login)
+
+
+ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress, ClusterAddress]
 
 
 @attrs.frozen
@@ -126,7 +158,7 @@ class NearAddress:
     """A folder of this host, *near*, in front of a cache that other hosts use, too."""
 
     near: SharedFolder
-    far: Union[SharedFolder, ServerAddress]
+    far: SharedAddress
 
     @property
     def where(self) -> str:
@@ -158,6 +190,8 @@ def parse_cache(text: str) -> CacheAddress:
             return _redis(url)
         if url.scheme == "sentinel":
             return _sentinel(url)
+        if url.scheme in ("redis-cluster", "rediss-cluster"):
+            return _cluster(url)
     except ValueError as error:
         raise ValueError(f"{_shown(text)!r}: {error}; expected one of {ACCEPTED}") from None
     raise ValueError(f"{_shown(text)!r} is not a cache; expected one of {ACCEPTED}")
@@ -206,7 +240,6 @@ def _unix(path: str) -> UnixAddress:
 def _redis(url: SplitResult) -> RedisAddress:
     if not url.hostname:
         raise ValueError("the host is missing")
-    _nothing_more(url)
     try:
         port = url.port
     except ValueError:
@@ -220,15 +253,23 @@ def _redis(url: SplitResult) -> RedisAddress:
 
 
 def _sentinel(url: SplitResult) -> SentinelAddress:
-    _nothing_more(url)
     name = unquote(url.path.strip("/"))
     if not name:
         raise ValueError("the master's name is missing")
-    places = url.netloc.rpartition("@")[2].split(",")
-    return SentinelAddress(tuple(_host_and_port(place) for place in places), name, _login(url))
+    return SentinelAddress(_hosts(url, DEFAULT_SENTINEL_PORT), name, _login(url))
 
 
-def _host_and_port(place: str) -> tuple[str, int]:
+def _cluster(url: SplitResult) -> ClusterAddress:
+    if url.path not in ("", "/"):
+        raise ValueError("a cluster has no databases")
+    return ClusterAddress(_hosts(url, DEFAULT_PORT), url.scheme == "rediss-cluster", _login(url))
+
+
+def _hosts(url: SplitResult, default: int) -> tuple[tuple[str, int], ...]:
+    return tuple(_host_and_port(place, default) for place in url.netloc.rpartition("@")[2].split(","))
+
+
+def _host_and_port(place: str, default: int) -> tuple[str, int]:
     try:
         one = urlsplit(f"//{place}")
         host, port = one.hostname, one.port
@@ -236,19 +277,33 @@ def _host_and_port(place: str) -> tuple[str, int]:
         raise ValueError(f"{place!r} is not HOST:PORT") from None
     if not host or port == 0:
         raise ValueError(f"{place!r} is not HOST:PORT")
-    return host, port or DEFAULT_SENTINEL_PORT
+    return host, port or default
 
 
-def _login(url: SplitResult) -> Optional[Login]:
+def _login(url: SplitResult) -> Optional[AnyLogin]:
+    if url.fragment:
+        raise ValueError("a fragment is not accepted")
+    files = _login_files(url.query) if url.query else None
     login, at, _ = url.netloc.rpartition("@")
     if not at:
-        return None
+        return files
+    if files is not None:
+        raise ValueError("a login and files of one exclude each other")
     username, colon, password = login.partition(":")
     if not colon:
         raise ValueError("a user needs a password")
     return Login(unquote(username) or None, unquote(password))
 
 
-def _nothing_more(url: SplitResult) -> None:
-    if url.query or url.fragment:
-        raise ValueError("a query or fragment is not accepted")
+def _login_files(query: str) -> LoginFiles:
+    names = [field.partition("=") for field in query.split("&")]
+    files = {name: unquote(path) for name, _, path in names}
+    if (
+        not files.keys() <= {"username-file", "password-file"}
+        or len(files) < len(names)
+        or "password-file" not in files
+    ):
+        raise ValueError("a query other than ?password-file=PATH and &username-file=PATH is not accepted")
+    if not all(path.startswith("/") for path in files.values()):
+        raise ValueError("the paths of the files must be absolute")
+    return LoginFiles(files.get("username-file"), files["password-file"])

@@ -86,6 +86,9 @@ class EndsForGood:
     async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
 
+    def invalidated(self, scope: Scope) -> None:
+        """See `Cache`: nothing of generations is remembered."""
+
 
 class Cache(Protocol):
     """Entries below instances, and claims."""
@@ -147,8 +150,12 @@ class Cache(Protocol):
     async def invalidate(self, scope: Scope) -> None:
         """End the generation of *scope*. Raises `CacheUnavailable` if the server did not confirm it."""
 
+    def invalidated(self, scope: Scope) -> None:
+        """Another process of this host has invalidated *scope*, or tried to: what is remembered of its generations is asked for
+        again."""
+
     async def ping(self) -> None:
-        """Return if the cache works, else raise `CacheUnavailable` with the reason."""
+        """Return if the cache works: takes writes, and gives them back. Else raise `CacheUnavailable` with the reason."""
 
     async def status(self) -> dict[str, object]:
         """Facts for ``/status.json``: provider, connected, used and maximal bytes, evicted entries."""

@@ -1,8 +1,8 @@
 """Names of things in the cache, and the layout of an entry's value.
 
 Rules kept here:
-- A key is ``tp`` + kind + ``{digest}`` + name. The digest is base64url, so the first ``}`` is the
-  hash tag's own (Redis Cluster specification, "Hash tags") whatever bytes a name holds.
+- A key is ``tp`` + kind + ``{digest}`` + name. Servers of the Redis protocol have keys of their own, made of the same digests
+  (`twistedproxy.cache.redis.keys`).
 - An instance's entries go by its `place`, through whichever mount it was asked for; its generations go by its `store`, so
   that an invalidation reaches it below all paths of a host.
 - Entries, claims and generations are different kinds: none is ever mistaken for another.
@@ -63,14 +63,19 @@ def instance_keys(instance: Instance) -> InstanceKeys:
 
 
 def scope_keys(scope: Scope) -> tuple[bytes, ...]:
-    """The generation keys that end with *scope*: its own, and those of what is kept of the series and the study that it lies in
-    (`Instance.of_series`, `Instance.of_study`). ValueError where a level is named below one that is not."""
+    """The generation keys that end with *scope*: see `scope_parts`."""
+    return tuple(_generation(parts) for parts in scope_parts(scope))
+
+
+def scope_parts(scope: Scope) -> list[tuple[str, ...]]:
+    """The store and UIDs of the generations that end with *scope*: its own, and those of what is kept of the series and the study that
+    it lies in (`Instance.of_series`, `Instance.of_study`). ValueError where a level is named below one that is not."""
     levels = (scope.study, scope.series, scope.sop)
     named = [level for level in levels if level is not None]
     if levels[: len(named)] != tuple(named):
         raise ValueError(f"{scope!r} names a level without the one above it")
     around = [(*named[:above], *named[above - 1 : above] * (3 - above)) for above in range(1, len(named))]
-    return tuple(_generation((scope.store, *uids)) for uids in (named, *around))
+    return [(scope.store, *uids) for uids in (named, *around)]
 
 
 def new_generation() -> bytes:
@@ -121,8 +126,13 @@ def _generation(parts: Sequence[str]) -> bytes:
 
 
 def _tag(parts: Sequence[str]) -> bytes:
+    return b"{" + digest_of(parts) + b"}"
+
+
+def digest_of(parts: Sequence[str]) -> bytes:
+    """20 characters of base64url that stand for *parts*."""
     digest = hashlib.blake2b(digest_size=DIGEST_LENGTH, person=_PERSON)
     for part in parts:
         raw = part.encode("utf-8", "surrogateescape")
         digest.update(b"%d:%b" % (len(raw), raw))  # with its length: ("ab", "c") is not ("a", "bc")
-    return b"{" + base64.urlsafe_b64encode(digest.digest()) + b"}"
+    return base64.urlsafe_b64encode(digest.digest())

@@ -4,7 +4,7 @@ and read from here without the network.
 Rules:
 - What is kept here carries the fence of the shared cache under which it was read or written, and is given under that fence only.
 - That fence is asked for again after `FENCE_SECONDS`, until when what another host has invalidated may still be given; what this host
-  invalidates is not (`forget`).
+  invalidates is not (`invalidated`).
 - All but frames is the shared cache's alone.
 - Frames of an instance that is being loaded may turn out wrong, and are then removed from the shared cache, by whoever loads them:
   here they are kept by that host only.
@@ -21,7 +21,6 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from twistedproxy.cache.address import NearAddress, SharedAddress, SharedFolder
 from twistedproxy.cache.interface import Cache, EndsForGood, EntryNow, Fence, Heads, Reading, Value, pieces
@@ -49,20 +48,10 @@ class NearCache(EndsForGood):
     """Frames that were read from the shared cache."""
     _fences: OrderedDict[Instance, tuple[Fence, float]] = attrs.field(init=False, factory=OrderedDict)
     _invalidations: int = attrs.field(init=False, default=0)
+    address: Optional[SharedAddress] = attrs.field(init=False, default=None)
+    capacity: Optional[int] = attrs.field(init=False, default=None)
     shared = True
     reads_now = True
-    log = Logger()
-
-    @property
-    def capacity(self) -> Optional[int]:  # type: ignore[override]
-        """See `Cache`: of the shared one."""
-        return self.far.capacity
-
-    @property
-    def address(self) -> Optional[SharedAddress]:
-        """See `Cache`."""
-        near, far = self.near.address, self.far.address
-        return NearAddress(near, far) if isinstance(near, SharedFolder) and far is not None else None
 
     # Reading.
 
@@ -101,8 +90,7 @@ class NearCache(EndsForGood):
         self.from_far += len(new)
         if new and not loading and min(map(len, new.values())) > EXPIRY.size:
             seconds = min(EXPIRY.unpack_from(value)[0] for value in new.values()) - self.wall_clock()
-            if seconds > 0:
-                await self._put_near(instance, fence, new, None if seconds == math.inf else seconds)
+            await self._put_near(instance, fence, new, None if seconds == math.inf else seconds)
         return found
 
     def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
@@ -169,12 +157,13 @@ class NearCache(EndsForGood):
         try:
             await self.far.invalidate(scope)
         finally:
-            self.forget(scope)
+            self.invalidated(scope)
 
-    def forget(self, _: Scope) -> None:
-        """Something was invalidated by this host: ask for fences again."""
+    def invalidated(self, scope: Scope) -> None:
+        """See `Cache`."""
         self._invalidations += 1
         self._fences.clear()
+        self.far.invalidated(scope)
 
     # The shared cache's alone.
 
@@ -207,6 +196,9 @@ class NearCache(EndsForGood):
         """See `Cache`."""
         await self.near.start()
         await self.far.start()
+        near, far, self.capacity = self.near.address, self.far.address, self.far.capacity
+        if isinstance(near, SharedFolder) and far is not None:
+            self.address = NearAddress(near, far)
 
     async def stop(self) -> None:
         """See `Cache`."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Optional, Union
 
-from twistedproxy.cache.address import CacheAddress, LocalAddress, MemoryAddress, NearAddress, NoAddress, SharedAddress, SharedFolder
+from twistedproxy.cache.address import (
+    CacheAddress,
+    LocalAddress,
+    MemoryAddress,
+    NearAddress,
+    NoAddress,
+    SharedAddress,
+    SharedFolder,
+)
 from twistedproxy.cache.interface import Cache
 from twistedproxy.cache.local.cache import LocalCache
 from twistedproxy.cache.memory import MemoryCache

@@ -24,6 +24,7 @@ import attrs
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
+from twistedproxy.cache.keys import EXPIRY
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
@@ -105,7 +106,7 @@ def unpack_series(value: bytes) -> Optional[tuple[float, Mapping[str, Member]]]:
         return None
 
 
-AFTEREXPIRY = _LENGTH = EXPIRY.size
+AFTER_EXPIRY = _LENGTH = EXPIRY.size
 _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
 
@@ -154,7 +155,7 @@ def unpack_frame(value: bytes) -> Frame:
 
 
 def frame_heads(transfer_syntax: str) -> tuple[bytes, bytes, int]:
-    """What entries of frames in a transfer syntax have from `AFTEREXPIRY` on: those that were asked for, those that were loaded ahead
+    """What entries of frames in a transfer syntax have from `AFTER_EXPIRY` on: those that were asked for, those that were loaded ahead
     of any request; and where the bytes of the frame begin."""
     uid = transfer_syntax.encode("ascii")
     return b"%c%b" % (len(uid), uid), b"%c%b" % (len(uid) | _PREFETCHED, uid), _UID + len(uid)

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 import twistedproxy
-from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress
+from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress, NoAddress
 from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
 from twistedproxy.options.sizes import show_size
 from twistedproxy.options.values import Rejected, ValueKind, reject_if

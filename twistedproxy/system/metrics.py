@@ -75,6 +75,11 @@ FAMILIES = {
             "direction",
         ),
         Family("cache_connected", "shared", "Whether the cache is connected (1) or not (0)."),
+        Family(
+            "cache_works",
+            "shared",
+            "Whether each server of the cache has just taken a test write and given it back (1) or not (0).",
+        ),
         Family("cache_used_bytes", "shared", "Bytes used by the cache."),
         Family("cache_max_bytes", "shared", "Limit of the cache in bytes; 0 means no limit."),
         Family("prefetch_plans", "counter", "Prefetch decisions, by kind of load (or none) and reason.", "kind reason"),
@@ -105,6 +110,7 @@ FAMILIES = {
 
 _OF_STATUS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "connected": ("cache_connected", ()),
+    "works": ("cache_works", ()),
     "used_bytes": ("cache_used_bytes", ()),
     "max_bytes": ("cache_max_bytes", ()),
     "evicted": ("cache_evictions", ()),

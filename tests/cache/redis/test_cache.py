@@ -22,11 +22,13 @@ from tests.cache.support import A, RunningServer, any_server, ask, installed_rea
 from tests.running import free_port
 from twistedproxy.cache.address import Login, RedisAddress, SentinelAddress, UnixAddress
 from twistedproxy.cache.interface import LARGE, Cache, CacheUnavailable
-from twistedproxy.cache.keys import instance_keys
 from twistedproxy.cache.redis import cache as redis
 from twistedproxy.cache.redis import connection, large
+from twistedproxy.cache.redis import server as servers
 from twistedproxy.cache.redis.cache import RedisCache, redis_cache
+from twistedproxy.cache.redis.keys import redis_keys
 from twistedproxy.cache.redis.pipeline import Patience
+from twistedproxy.dicom.resource import Instance
 
 
 class Servers(TestCase):
@@ -70,6 +72,9 @@ class RedisContractTests(CacheContract, Servers):
 
     async def pass_time(self, condition: Callable[[], Any]) -> None:
         await until(condition)
+
+    def generations(self, instance: Instance) -> tuple[bytes, ...]:
+        return redis_keys(instance).generations
 
     async def lose(self, key: bytes) -> None:
         self.assertEqual(await ask(self.server_process.socket, b"DEL", key), 1)
@@ -212,7 +217,7 @@ class TroubleTests(Servers):
             await cache.unclaim(A, [b"1"], b"me")
             await cache.renew_claims(A, [b"1"], b"me", 1.0)
             await cache.remove(A, [b"1"])
-        self.assertTrue(installed_reactor().seconds() - began < redis.READ_PATIENCE.silence)
+        self.assertTrue(installed_reactor().seconds() - began < servers.READ_PATIENCE.silence)
         for call in (cache.invalidate(A.scope), cache.ping()):
             with self.assertRaises(CacheUnavailable):
                 await call
@@ -229,8 +234,8 @@ class TroubleTests(Servers):
 
     async def test_a_server_that_stalls_is_a_miss_after_the_deadline(self) -> None:
         """Who waited gets a miss in time, who comes later one at once; when the server goes on, so does the cache."""
-        self.patch(redis, "READ_PATIENCE", Patience(0.2, 1.0))
-        self.patch(redis, "WRITE_PATIENCE", Patience(0.2, 1.0))
+        self.patch(servers, "READ_PATIENCE", Patience(0.2, 1.0))
+        self.patch(servers, "WRITE_PATIENCE", Patience(0.2, 1.0))
         server = await self.server()
         cache = await self.open(UnixAddress(server.socket))
         await put(cache, {b"1": b"one"})
@@ -270,7 +275,7 @@ class TroubleTests(Servers):
         cache = await self.open(UnixAddress(server.socket))
         await put(cache, {b"1": bytes(3 * LARGE)})
         self.assertEqual(list((await cache.get_many(A, [b"1"])).entries), [b"1"])
-        entry = instance_keys(A).entry + b"1"
+        entry = redis_keys(A).entry(b"1")
         (place,) = [key for key in await ask(server.socket, b"KEYS", b"*") if key.startswith(entry) and key != entry]
         await ask(server.socket, b"DEL", place)
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {})
@@ -284,7 +289,9 @@ class TroubleTests(Servers):
         cache = await self.open(UnixAddress(server.socket))
         value = bytes(3 * LARGE)
         await put(cache, {b"1": value})
-        send, running, most = cache._reads.send, 0, 0
+        assert isinstance(cache._servers, servers.Server)
+        reads, running, most = cache._servers.reads, 0, 0
+        send = reads.send
 
         def counted(wire: bytes, count: int) -> Deferred[list[object]]:
             nonlocal running, most
@@ -298,7 +305,7 @@ class TroubleTests(Servers):
 
             return send(wire, count).addCallback(ended)
 
-        self.patch(cache._reads, "send", counted)
+        self.patch(reads, "send", counted)
         readings = await gatherResults([Deferred.fromCoroutine(cache.get_many(A, [b"1"])) for _ in range(6)])
         self.assertEqual([reading.entries for reading in readings], [{b"1": value}] * 6)
         self.assertEqual(most, large.READS)
@@ -318,9 +325,8 @@ class TroubleTests(Servers):
         server = await self.server()
         cache = await self.open(UnixAddress(server.socket))
         fence = (await cache.get_many(A, [])).fence
-        key = instance_keys(A).entry
-        await ask(server.socket, b"RPUSH", key + b"1", b"x")
-        await ask(server.socket, b"SET", key + b"2", b"x")
+        await ask(server.socket, b"RPUSH", redis_keys(A).entry(b"1"), b"x")
+        await ask(server.socket, b"SET", redis_keys(A).entry(b"2"), b"x")
         self.assertEqual((await cache.get_many(A, [b"1", b"2"])).entries, {})
         self.assertTrue(await cache.put_many(A, fence, {b"1": b"one"}, 60.0))
         self.assertEqual((await cache.get_many(A, [b"1"])).entries, {b"1": b"one"})

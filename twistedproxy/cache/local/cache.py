@@ -232,6 +232,9 @@ class LocalCache(LocalClaims):
         except ERRORS as error:
             raise CacheUnavailable(f"the invalidation could not be written: {error}") from None
 
+    def invalidated(self, scope: Scope) -> None:
+        """See `Cache`: the journal tells of it with the next reading."""
+
     async def ping(self) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
         try:

@@ -1,12 +1,12 @@
-"""The cache on a server that speaks the Redis protocol (Redis 6 or newer, Valkey).
+"""The cache on a server that speaks the Redis protocol (Redis 6 or newer, Valkey), or on a cluster of them.
 
 Rules kept here:
 - `get_many` is one round trip, together with all others of the same reactor turn; only where a generation is missing
   a second one begins it.
-- Reads have a connection of their own, so that they never queue behind megabytes of writes.
 - Whatever fails is a miss or a False, counted, and logged now and then.
-- A server that was started anew counts as empty: the fence holds the name of its run. What it read from an old snapshot, or
-  has as a replica that was promoted, may lack the last invalidations, and with them every grant and frame would be back.
+- A server that was started anew counts as empty (`twistedproxy.cache.redis.server`, `twistedproxy.cache.redis.history`). What it read
+  from an old snapshot, or has as a replica that was promoted, may lack the last invalidations, and with them every grant and
+  frame would be back.
 - A large entry has its bytes below a key of their own (`twistedproxy.cache.redis.large`), and goes both ways in slices:
   neither the server nor the reactor stops for it. Its entry says where they are, and is written last.
 
@@ -19,36 +19,22 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
-from twistedproxy.cache.address import ServerAddress, SharedAddress
-from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value, size_of
-from twistedproxy.cache.keys import (
-    FENCE_LENGTH,
-    InstanceKeys,
-    fence_of,
-    instance_keys,
-    new_generation,
-    read_outcome,
-    scope_keys,
-    unstamp,
-)
+from twistedproxy.cache.address import ClusterAddress, ServerAddress, SharedAddress
+from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value
+from twistedproxy.cache.keys import FENCE_LENGTH, new_generation, read_outcome, unstamp
 from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.redis import large, pipeline
-from twistedproxy.cache.redis.connection import Link
-from twistedproxy.cache.redis.endpoint import HELLO, PING, Greeting, MasterEndpoint, greeting, open_endpoint
-from twistedproxy.cache.redis.gathered import ReadGatherer
-from twistedproxy.cache.redis.pipeline import Patience
+from twistedproxy.cache.redis.cluster import Cluster
+from twistedproxy.cache.redis.endpoint import greeting, open_endpoint
+from twistedproxy.cache.redis.keys import RedisKeys, by_tag, ended_keys, redis_keys
+from twistedproxy.cache.redis.pipeline import Command, Replies
+from twistedproxy.cache.redis.server import Server, Servers
 from twistedproxy.dicom.resource import Instance, Scope
-from twistedproxy.system.outages import Outage
 
-READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
-WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a slice is a megabyte
 START_SECONDS = 5.0  # for the first connection; then we go on without
-STOP_SECONDS = 5.0
-WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
+GENERATIONS = 4  # of an instance: of its root, study, series, and its own
 # Generations of instances that are no longer read must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
 GENERATION_SECONDS = 30 * 24 * 3600.0
@@ -60,88 +46,79 @@ def redis_cache(
     observer: Optional[CacheObserver] = None,
     trust_root: Any = None,
 ) -> RedisCache:
-    """The cache on the server at *address*. *trust_root* (default: the platform's) signs ``rediss://`` certificates."""
-    endpoint = open_endpoint(reactor, address, trust_root)
-    cache = RedisCache(reactor, endpoint, address.where, greeting(address), observer)
-    cache.address = address
-    return cache
+    """The cache on the server, or the cluster, at *address*. *trust_root* (default: the platform's) signs ``rediss://`` certificates."""
+    servers: Servers
+    if isinstance(address, ClusterAddress):
+        servers = Cluster(reactor, address, trust_root)
+    else:
+        endpoint = open_endpoint(reactor, address, trust_root)
+        servers = Server(reactor, endpoint, address.where, greeting(address))
+    return RedisCache(reactor, servers, address, observer)
 
 
 class RedisCache(EndsForGood):
-    """A `Cache` on the server behind *endpoint*, greeted with *hello*; *where* is for people. *reactor*: the installed one, which
-    txredisapi uses.
-    """
+    """A `Cache` on *servers*, which are at *address*. *reactor*: the installed one, which txredisapi uses."""
 
     shared = True
     reads_now = False
-    address: Optional[SharedAddress] = None
+    address: Optional[SharedAddress]
     log = Logger()
 
     def __init__(
-        self,
-        reactor: Any,
-        endpoint: IStreamClientEndpoint,
-        where: str,
-        hello: Greeting = HELLO,
-        observer: Optional[CacheObserver] = None,
+        self, reactor: Any, servers: Servers, address: ServerAddress, observer: Optional[CacheObserver] = None
     ) -> None:
         self._reactor = reactor
-        self._where = where
+        self.address = address
+        self._where = address.where
         self._observer = observer or NullObserver()
         self._complaints = Complaints(self.log, reactor.seconds)
-        self._endpoint = endpoint
-        outage = Outage(f"the cache at {where}", reactor.seconds)
-        self._reads = Link(reactor, endpoint, hello, "reads", READ_PATIENCE, outage)
-        self._writes = Link(reactor, endpoint, hello, "writes", WRITE_PATIENCE, outage)
-        self._gatherer = ReadGatherer(reactor, self._reads.send)
-        self._large = large.LargeEntries(self._reads, functools.partial(self._ask, "put_many"))
+        self._servers = servers
+        read = functools.partial(servers.send, urgent=True)
+        self._large = large.LargeEntries(read, functools.partial(self._ask, "put_many"))
 
     async def start(self) -> None:
-        """Connect. A server that is not there is waited for a little, then left to come when it comes."""
-        self._reads.start()
-        self._writes.start()
+        """Connect. A server that is not there is waited for a little, then left to come when it comes. Raises ValueError where
+        the address is of another kind of server."""
+        self._servers.start()
         if await self.wait_up(START_SECONDS):
             self.log.info("cache connected: {where}", where=self._where)
 
     async def wait_up(self, seconds: float) -> bool:
-        """Wait for both connections, at most *seconds*; whether they are up."""
-        end = self._reactor.seconds() + seconds
-        return await self._reads.wait_up(seconds) and await self._writes.wait_up(
-            max(0.0, end - self._reactor.seconds())
-        )
+        """Wait for all connections, at most *seconds*; whether they are up."""
+        return await self._servers.wait_up(seconds)
 
     async def stop(self) -> None:
         """Hang up."""
-        ending = [Deferred.fromCoroutine(link.stop()) for link in (self._reads, self._writes)]
-        if isinstance(self._endpoint, MasterEndpoint):
-            ending.append(self._endpoint.disconnect())  # type: ignore[arg-type]
-        try:
-            await gatherResults(ending, consumeErrors=True).addTimeout(STOP_SECONDS, self._reactor)
-        except Exception as error:  # whatever it is, we are leaving
-            self.log.warn("cache: closing the connection failed: {error}", error=error)
+        await self._servers.stop()
 
     async def get_many(self, instance: Instance, names: Sequence[bytes]) -> Reading:
         """See `Cache`."""
         began = self._reactor.seconds()
-        keys = instance_keys(instance)
-        entry = keys.entry
+        keys = redis_keys(instance)
+        failed = False
         try:
-            values = await self._gatherer.read([*keys.generations, *[entry + name for name in names]])
-            fence = self._fence(self._reads, values[: len(keys.generations)])
+            known = await self._servers.known(keys.generations)
+            values = await self._servers.read([*keys.generations[len(known) :], *keys.entries(names)])
+            values[:0] = known
+            fence = self._fence(values[:GENERATIONS], urgent=True)
             if fence is None:
                 fence = await self._begin_generations(keys)
                 values = []
         except CacheUnavailable as error:
-            self._failed(self._reads, "get_many", error, began)
+            self._failed("get_many", error, began)
             return Reading(None, {})
         found: dict[bytes, bytes] = {}
-        for name, stored in zip(names, values[len(keys.generations) :]):
-            value = None if stored is None or fence is None else unstamp(fence, stored)
+        for name, stored in zip(names, values[GENERATIONS:]):
+            if not isinstance(stored, bytes) or fence is None:
+                failed = failed or stored is not None
+                continue
+            value = unstamp(fence, stored)
             if value is not None and value.startswith(large.MARK) and large.is_packed(value):
-                value = await self._large.read(entry + name, value)
+                value = await self._large.read(keys.entry(name), value)
             if value is not None:
                 found[name] = value
-        self._observer.cache_operation("get_many", read_outcome(names, found), self._reactor.seconds() - began)
+        outcome = "failed" if failed else read_outcome(names, found)
+        self._observer.cache_operation("get_many", outcome, self._reactor.seconds() - began)
         return Reading(fence, found)
 
     def read_now(self, instance: Instance, names: Sequence[bytes]) -> None:
@@ -149,29 +126,38 @@ class RedisCache(EndsForGood):
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """See `Cache`. Only the stamps are read."""
-        keys = instance_keys(instance)
-        commands = [pipeline.command(b"MGET", *keys.generations)]
-        commands += pipeline.for_each(b"GETRANGE", keys.entries(names), b"0", b"%d" % (FENCE_LENGTH - 1))
-        replies = await self._timed("present", commands)
-        if not replies or (fence := self._fence(self._writes, replies[0])) is None:
+        keys = redis_keys(instance)
+        entries = keys.entries(names)
+        try:
+            known = await self._servers.known(keys.generations)
+            unknown = keys.generations[len(known) :]
+            commands = pipeline.for_each(b"GET", unknown)
+            commands += pipeline.for_each(b"GETRANGE", entries, b"0", b"%d" % (FENCE_LENGTH - 1))
+            replies = await self._timed("present", [*unknown, *entries], commands, partly=True) or []
+            fence = self._fence([*known, *replies[: len(unknown)]], urgent=False) if replies else None
+        except CacheUnavailable as error:
+            self._failed("present", error)
             return set()
-        return {name for name, stamp in zip(names, replies[1:]) if stamp == fence}
+        return {name for name, stamp in zip(names, replies[len(unknown) :]) if stamp == fence is not None}
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
         """See `Cache`. On the connection for reads: a caller waits."""
         began = self._reactor.seconds()
-        keys = instance_keys(instance)
+        keys = redis_keys(instance)
         last = b"%d" % (FENCE_LENGTH + large.PREFIX + length - 1)
-        commands = [pipeline.command(b"MGET", *keys.generations)]
         entries = keys.entries(names)
-        commands += pipeline.for_each(b"GETRANGE", entries, b"0", last)
-        commands += pipeline.for_each(b"STRLEN", entries)
         try:
-            generations, *replies = await self._reads.send(b"".join(commands), len(commands))
+            known = await self._servers.known(keys.generations)
+            unknown = keys.generations[len(known) :]
+            commands = pipeline.for_each(b"GET", unknown)
+            commands += pipeline.for_each(b"GETRANGE", entries, b"0", last)
+            commands += pipeline.for_each(b"STRLEN", entries)
+            replies = await self._servers.send([*unknown, *entries, *entries], commands, urgent=True)
+            fence = self._fence([*known, *replies[: len(unknown)]], urgent=True)
         except CacheUnavailable as error:
-            self._failed(self._reads, "heads", error, began)
+            self._failed("heads", error, began)
             return Heads(None, {})
-        fence = self._fence(self._reads, generations)
+        replies = replies[len(unknown) :]
         heads: dict[bytes, Head] = {}
         for name, start, size in zip(names, replies, replies[len(names) :]):
             if fence is not None and isinstance(start, bytes) and isinstance(size, int) and start.startswith(fence):
@@ -189,14 +175,17 @@ class RedisCache(EndsForGood):
         if fence is None:
             self._observer.cache_operation("put_many", "failed", 0.0)
             return False
-        prefix = instance_keys(instance).entry
+        keys = redis_keys(instance)
         began = self._reactor.seconds()
         taken = True
-        for part in _slices(entries):
-            keyed = [(prefix + name, await self._large.placed(prefix + name, value, seconds)) for name, value in part]
-            placed = [(key, value) for key, value in keyed if value is not None]
-            wire = b"".join(pipeline.set_entries(fence, placed, seconds))
-            replies = await self._ask("put_many", wire, len(placed)) if placed else []
+        for part in pipeline.slices(entries):
+            placed: list[tuple[bytes, bytes]] = []
+            for name, value in part:
+                whole = await self._large.placed(key := keys.entry(name), value, seconds)
+                if whole is not None:
+                    placed.append((key, whole))
+            commands = pipeline.set_entries(fence, placed, seconds)
+            replies = await self._ask("put_many", [key for key, _ in placed], commands) if placed else []
             taken = replies is not None and [b"OK"] * len(part) == replies
             if not taken:
                 break
@@ -205,116 +194,125 @@ class RedisCache(EndsForGood):
 
     async def remove(self, instance: Instance, names: Collection[bytes]) -> bool:
         """See `Cache`."""
-        parts = pipeline.in_parts(instance_keys(instance).entries(list(names)))
-        return await self._timed("remove", [pipeline.command(b"UNLINK", *part) for part in parts]) is not None
+        return not names or await self._deleted("remove", redis_keys(instance).entries(names), confirmed=False) is None
 
     async def claim(self, instance: Instance, names: Sequence[bytes], token: bytes, seconds: float) -> set[bytes]:
         """See `Cache`. None is won where the server can't be asked."""
-        keys = instance_keys(instance).claims(names)
-        replies = await self._timed("claim", pipeline.set_if_absent(keys, token, seconds))
+        keys = redis_keys(instance).claims(names)
+        replies = await self._timed("claim", keys, pipeline.set_if_absent(keys, token, seconds), partly=True)
         return {name for name, reply in zip(names, replies or ()) if reply == b"OK"}
 
     async def renew_claims(self, instance: Instance, names: Collection[bytes], token: bytes, seconds: float) -> None:
         """See `Cache`."""
-        keys = instance_keys(instance).claims(list(names))
-        await self._timed(
-            "renew_claims", [pipeline.prolong_if_ours(part, token, seconds) for part in pipeline.in_parts(keys)]
-        )
+        parts = pipeline.in_parts(by_tag(redis_keys(instance).claims(names)))
+        commands = [pipeline.prolong_if_ours(part, token, seconds) for part in parts]
+        await self._timed("renew_claims", [part[0] for part in parts], commands)
 
     async def unclaim(self, instance: Instance, names: Collection[bytes], token: bytes) -> None:
         """See `Cache`."""
-        keys = instance_keys(instance).claims(list(names))
-        await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in pipeline.in_parts(keys)])
+        parts = pipeline.in_parts(by_tag(redis_keys(instance).claims(names)))
+        commands = [pipeline.delete_if_ours(part, token) for part in parts]
+        await self._timed("unclaim", [part[0] for part in parts], commands)
 
     async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """See `Cache`."""
-        replies = await self._timed("claim_left", [pipeline.command(b"PTTL", instance_keys(instance).claim + name)])
+        keys = redis_keys(instance).claims([name])
+        replies = await self._timed("claim_left", keys, pipeline.for_each(b"PTTL", keys))
         left = replies[0] if replies else None
         return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     async def invalidate(self, scope: Scope) -> None:
         """See `Cache`. Raises `CacheUnavailable`. Deletes: that works on a full server too, and the next reader begins anew."""
-        keys = scope_keys(scope)
-        if await self._timed("invalidate", [pipeline.command(b"DEL", *keys)]) is None:
-            raise CacheUnavailable(f"the cache did not confirm an invalidation: {self._writes.trouble}")
+        error = await self._deleted("invalidate", ended_keys(scope), confirmed=True)
+        if error is not None:
+            raise CacheUnavailable(f"the cache did not confirm an invalidation: {error}")
+
+    def invalidated(self, scope: Scope) -> None:
+        """See `Cache`."""
+        self._servers.forget(ended_keys(scope))
 
     async def ping(self) -> None:
         """See `Cache`. Raises `CacheUnavailable`."""
-        for link in (self._reads, self._writes):
-            (reply,) = await link.send(PING, 1)
-            if isinstance(reply, Exception):
-                raise CacheUnavailable(str(reply))
+        await self._servers.probe()
 
     async def status(self) -> dict[str, object]:
         """Facts for ``/status.json``."""
-        status: dict[str, object] = {"provider": "redis", "where": self._where, "connected": False}
-        sections = [pipeline.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
+        status: dict[str, object] = {"provider": "redis", "where": self._where, "connected": False, "works": False}
         try:
-            replies = await self._writes.send(b"".join(sections), len(sections))
+            status.update(await self._servers.facts())
+            status["connected"] = self._servers.up
+            await self._servers.probe()
         except CacheUnavailable as error:
             return {**status, "reason": str(error)}
-        return {**status, "connected": self._reads.up and self._writes.up, **pipeline.server_facts(replies)}
+        return {**status, "works": True}
 
-    async def _begin_generations(self, keys: InstanceKeys) -> Optional[Fence]:
+    async def _begin_generations(self, keys: RedisKeys) -> Optional[Fence]:
         """Begin the generations that are missing. Set only if absent: all who race for it get the same fence.
         None where a full server takes none."""
-        commands: list[bytes] = []
+        commands: list[Command] = []
         for key in keys.generations:
             lasts = None if key is keys.generations[0] else GENERATION_SECONDS
             commands += pipeline.set_if_absent([key], new_generation(), lasts)
-        commands.append(pipeline.command(b"MGET", *keys.generations))
-        replies = await self._reads.send(b"".join(commands), len(commands))
+        commands += pipeline.for_each(b"GET", keys.generations)
+        replies = await self._servers.send([*keys.generations, *keys.generations], commands, urgent=True)
         self._look_for_errors("get_many", replies)
-        return self._fence(self._reads, replies[-1])
+        return self._fence(replies[-GENERATIONS:], urgent=True)
 
-    def _fence(self, link: Link, generations: object) -> Optional[Fence]:
-        """The fence of *generations*, which *link* has just read."""
-        return fence_of([link.server, *generations]) if isinstance(generations, list) else None
+    def _fence(self, generations: Sequence[object], urgent: bool) -> Optional[Fence]:
+        """The fence of *generations*. Raises `CacheUnavailable`."""
+        for generation in generations:
+            if isinstance(generation, Exception):
+                raise CacheUnavailable(str(generation))
+        return self._servers.fence(generations, urgent)
 
-    async def _timed(self, operation: str, commands: list[bytes]) -> Optional[list[object]]:
-        """Send commands on the write connection, observed. None where that failed, or an error is among the replies."""
+    async def _deleted(self, operation: str, keys: Sequence[bytes], confirmed: bool) -> Optional[CacheUnavailable]:
+        """Delete *keys*, observed; why that failed."""
+        began, failed = self._reactor.seconds(), None
+        try:
+            await self._servers.delete(keys, confirmed)
+        except CacheUnavailable as error:
+            failed = error
+            self._failed(operation, error)
+        outcome = "ok" if failed is None else "failed"
+        self._observer.cache_operation(operation, outcome, self._reactor.seconds() - began)
+        return failed
+
+    async def _timed(
+        self, operation: str, keys: Sequence[bytes], commands: Sequence[Command], partly: bool = False
+    ) -> Optional[Replies]:
+        """Send commands, observed. None where that failed, or (unless *partly* will do) an error is among the replies."""
         if not commands:
             return []
         began = self._reactor.seconds()
-        replies = await self._ask(operation, b"".join(commands), len(commands))
+        replies = await self._ask(operation, keys, commands, partly)
         outcome = "failed" if replies is None else "lost" if None in replies else "ok"
         self._observer.cache_operation(operation, outcome, self._reactor.seconds() - began)
         return replies
 
-    async def _ask(self, operation: str, wire: bytes, count: int) -> Optional[list[object]]:
+    async def _ask(
+        self, operation: str, keys: Sequence[bytes], commands: Sequence[Command], partly: bool = False
+    ) -> Optional[Replies]:
         try:
-            replies = await self._writes.send(wire, count)
+            replies = await self._servers.send(keys, commands)
         except CacheUnavailable as error:
-            self._failed(self._writes, operation, error)
+            self._failed(operation, error)
             return None
-        return None if self._look_for_errors(operation, replies) else replies
+        return None if self._look_for_errors(operation, replies) and not partly else replies
 
-    def _failed(self, link: Link, operation: str, error: CacheUnavailable, began: Optional[float] = None) -> None:
-        if link.up:  # else the log says already that the server is down
+    def _failed(self, operation: str, error: CacheUnavailable, began: Optional[float] = None) -> None:
+        if self._servers.up:  # else the log says already that the server is down
             self._complaints.complain(operation, str(error))
         if began is not None:
             self._observer.cache_operation(operation, "failed", self._reactor.seconds() - began)
 
-    def _look_for_errors(self, operation: str, replies: list[object]) -> bool:
+    def _look_for_errors(self, operation: str, replies: Replies) -> bool:
         """Whether an error is among the replies: a full server (OOM), another type of value, a replica (READONLY)."""
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         if error is None:
             return False
-        self._complaints.complain(operation, f"the server answered: {error}")
-        if str(error).startswith("READONLY") and isinstance(self._endpoint, MasterEndpoint):
-            for link in (self._reads, self._writes):  # the master changed: ask the sentinels again
-                link.hang_up("the server is no longer the master")
+        if isinstance(error, CacheUnavailable):
+            self._failed(operation, error)
+        else:
+            self._complaints.complain(operation, f"the server answered: {error}")
+            self._servers.refused(error)
         return True
-
-
-def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
-    """Entries in groups of about `WRITE_SLICE_BYTES`."""
-    slices: list[list[tuple[bytes, Value]]] = []
-    room = 0
-    for name, value in entries.items():
-        if room <= 0:
-            slices.append([])
-            room = WRITE_SLICE_BYTES
-        slices[-1].append((name, value))
-        room -= size_of(value) + 64
-    return slices

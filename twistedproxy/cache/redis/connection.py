@@ -14,7 +14,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Optional
 
 import txredisapi  # type: ignore[import-untyped]
@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.endpoint import Greeting
-from twistedproxy.cache.redis.pipeline import WHICH_RUN, BatchProtocol, Patience, run_of
+from twistedproxy.cache.redis.pipeline import WHICH_RUN, BatchProtocol, Patience, Replies, Run
 from twistedproxy.deferreds import Waiters
 from twistedproxy.system.outages import Outage, reason_of
 
@@ -33,6 +33,18 @@ FIRST_RETRY_SECONDS = 0.1  # a local server is back within a second
 MAX_RETRY_SECONDS = 2.0
 MAX_REFUSED_RETRY_SECONDS = 10.0  # a password or a certificate is not put right within seconds
 MAX_OUTSTANDING_BYTES = 64 * 2**20  # of commands not yet answered
+HUNG_UP_ON = 2
+"""So many times a server has to end the connection at `WHICH_RUN` until it is no longer asked: a sharding proxy does that with
+each command that it does not know."""
+
+Admit = Callable[[BatchProtocol, Run], Awaitable[Optional[str]]]
+"""Looks at a server, over a connection that was just made, before it is used: why it must not be, or None. Raises
+`CacheUnavailable`."""
+
+
+async def any_server(connection: BatchProtocol, run: Run) -> Optional[str]:
+    """Refuses none."""
+    return None
 
 
 class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
@@ -69,7 +81,7 @@ class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
 
 
 class Link:
-    """A connection to the server behind *endpoint*, greeted with *hello*.
+    """A connection to the server behind *endpoint*, greeted with *hello* and used where *admit* does not refuse it.
 
     *outage* hears whether the server works, of the links to one server under the names that they go by.
     """
@@ -82,9 +94,11 @@ class Link:
         name: str,
         patience: Patience,
         outage: Outage,
+        admit: Admit = any_server,
     ) -> None:
         self._reactor = reactor
         self._hello = hello
+        self.admit = admit
         self._name = name
         self._outage = outage
         self._endpoint = _Heard(endpoint, self._failed)
@@ -94,19 +108,30 @@ class Link:
         self._waiting: Waiters[None] = Waiters()
         self._stopping = False
         self.trouble = "not connected yet"
-        self.server = b""
-        """The run of the server that the connection leads to: another one after each restart. Empty where it does not say."""
+        self.run = Run()
+        """The run of the server that the connection leads to: another one after each restart."""
+        self._hung_up_on = 0
 
     @property
     def up(self) -> bool:
         """Whether commands can be sent."""
         return self._up is not None
 
+    @property
+    def connection(self) -> Optional[BatchProtocol]:
+        """The present connection: for commands that must follow others on the same one."""
+        return self._up
+
+    @property
+    def informs(self) -> bool:
+        """Whether the server can be asked about itself."""
+        return self._hung_up_on < HUNG_UP_ON
+
     def start(self) -> None:
         """Begin to connect, and go on whenever the connection is lost."""
         self._factory.startConnecting(self._endpoint)
 
-    def send(self, wire: bytes, count: int) -> Deferred[list[object]]:
+    def send(self, wire: bytes, count: int) -> Deferred[Replies]:
         """Send *count* commands. Raises `CacheUnavailable` at once where the server is down or too much is outstanding."""
         up = self._up
         if up is None:
@@ -120,6 +145,10 @@ class Link:
         if self._up is None:
             await self._waiting.wait().addTimeout(seconds, self._reactor, lambda *_: None)
         return self.up
+
+    def wait_no_longer(self) -> None:
+        """End the waits for it."""
+        self._waiting.fire()
 
     def hang_up(self, reason: str) -> None:
         """End the present connection; another one is made."""
@@ -142,11 +171,19 @@ class Link:
         ensureDeferred(self._greet(connection))
 
     async def _greet(self, connection: BatchProtocol) -> None:
+        why: Optional[str]
         try:
-            hello = self._hello.commands
-            *replies, info = await connection.send(b"".join((*hello, WHICH_RUN)), len(hello) + 1)
-            why = self._hello.refusal(replies)
-            self.server = run_of(info)
+            hello = await self._hello.now()
+            if connection is not self._any:
+                return
+            replied = connection.send(b"".join(hello.commands), len(hello.commands))
+            told = connection.send(WHICH_RUN, 1) if self.informs else None
+            if told is not None:
+                told.addErrback(lambda _: None)
+            why = hello.refusal(await replied)
+            if why is None:
+                self.run = Run() if told is None else await self._run(told)
+                why = await self.admit(connection, self.run)
         except CacheUnavailable as error:
             why = str(error)
         if self._stopping or connection is not self._any:
@@ -160,6 +197,14 @@ class Link:
         self._factory.refused = 0
         self._outage.worked(self._name)
         self._waiting.fire()
+
+    async def _run(self, told: Deferred[Replies]) -> Run:
+        replies: Optional[Replies] = await told  # None: hung up
+        if replies is None:
+            self._hung_up_on += 1
+            raise CacheUnavailable("it ended the connection when asked which run it is of (INFO)")
+        self._hung_up_on = 0
+        return Run.of(replies[0])
 
     def _lost(self, reason: str) -> None:
         if self._up is None:

@@ -12,26 +12,26 @@ Rules kept here:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Optional
+from typing import Optional, Union
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.redis.pipeline import command
+from twistedproxy.cache.redis.pipeline import Replies, command
 
 # The server answers no other client while it gathers one MGET: 128 frames of 64 kB are 8 MB, some milliseconds.
 MAX_KEYS_PER_MGET = 128
 MAX_WAITING_READS = 20_000  # readers in one turn, far above what a worker's connections can ask
 
-Values = list[Optional[bytes]]
+Values = list[Union[bytes, CacheUnavailable, None]]
 _Reader = tuple[Sequence[bytes], Deferred[Values]]
 
 
 class ReadGatherer:
     """Collects reads, and sends them by *send* (a link's) at the end of the reactor turn."""
 
-    def __init__(self, reactor: IReactorTime, send: Callable[[bytes, int], Deferred[list[object]]]) -> None:
+    def __init__(self, reactor: IReactorTime, send: Callable[[bytes, int], Deferred[Replies]]) -> None:
         self._reactor = reactor
         self._send = send
         self._readers: list[_Reader] = []
@@ -71,7 +71,7 @@ class ReadGatherer:
         )
 
 
-def _answer(readers: list[_Reader], places: dict[bytes, int], replies: list[object]) -> None:
+def _answer(readers: list[_Reader], places: dict[bytes, int], replies: Replies) -> None:
     values: Values = []
     for reply in replies:
         if not isinstance(reply, list):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Optional
 
 import attrs
@@ -17,7 +17,7 @@ from twisted.internet.defer import DeferredSemaphore
 
 from twistedproxy.cache.interface import LARGE, Value, pieces, size_of, whole
 from twistedproxy.cache.redis import pipeline
-from twistedproxy.cache.redis.connection import Link
+from twistedproxy.cache.redis.pipeline import Command, Replies
 from twistedproxy.streams import Gathered
 
 SLICE = 1 << 20
@@ -49,11 +49,11 @@ READS = 2
 
 @attrs.frozen
 class LargeEntries:
-    """Reads large entries over *link*, and writes them by *write*: commands as bytes, and their number, to replies; None
-    where the server did not take them."""
+    """Reads large entries by *read*, and writes them by *write*: keys, and a command for each, to replies; None where the server did
+    not take them."""
 
-    _link: Link
-    _write: Callable[[bytes, int], Awaitable[Optional[list[object]]]]
+    _read: Callable[[Sequence[bytes], Sequence[Command]], Awaitable[Replies]]
+    _write: Callable[[Sequence[bytes], Sequence[Command]], Awaitable[Optional[Replies]]]
     _reading: DeferredSemaphore = attrs.field(init=False, factory=lambda: DeferredSemaphore(READS))
 
     async def placed(self, key: bytes, value: Value, seconds: Optional[float]) -> Optional[bytes]:
@@ -65,12 +65,12 @@ class LargeEntries:
         packed = _LAYOUT.pack(MARK, size_of(value), secrets.token_bytes(8)) + start
         place, begun = _place(key, packed), False
         for part in _parts(value):
-            wire = (
-                [pipeline.command(b"APPEND", place, part)]
+            commands = (
+                [(pipeline.command(b"APPEND", place, part),)]
                 if begun
                 else pipeline.set_entries(b"", [(place, part)], seconds)
             )
-            if await self._write(b"".join(wire), 1) is None:
+            if await self._write([place], commands) is None:
                 return None
             begun = True
         return packed
@@ -82,7 +82,7 @@ class LargeEntries:
         try:
             for start in range(0, left, SLICE):
                 wire = pipeline.command(b"GETRANGE", place, b"%d" % start, b"%d" % (start + SLICE - 1))
-                (piece,) = await self._link.send(wire, 1)
+                (piece,) = await self._read([place], [(wire,)])
                 if not isinstance(piece, bytes) or not piece:
                     return None  # evicted meanwhile
                 gathered.add(piece)

@@ -14,7 +14,8 @@ and 0.07 s written like this.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Optional
 
 import attrs
@@ -23,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, ITCPTransport
 from twisted.python.failure import Failure
 
-from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.cache.interface import CacheUnavailable, Value, size_of
 from twistedproxy.system.fast_write import write_at_once
 from twistedproxy.system.outages import reason_of
 
@@ -33,6 +34,17 @@ _PROLONG_IF_OURS = (
     b"local n=0 for _,k in ipairs(KEYS) do if redis.call('GET',k)==ARGV[1] "
     b"then n=n+redis.call('PEXPIRE',k,ARGV[2]) end end return n"
 )
+
+
+Command = tuple[bytes, ...]
+"""The pieces of one command. (Values are not copied before all that goes to the socket is joined.)"""
+
+Replies = list[object]
+
+
+def wire_of(commands: Iterable[Command]) -> bytes:
+    """What goes to the socket."""
+    return b"".join(chain.from_iterable(commands))
 
 
 def command(*arguments: bytes) -> bytes:
@@ -45,13 +57,25 @@ def command(*arguments: bytes) -> bytes:
 WHICH_RUN = command(b"INFO", b"server")
 
 
-def run_of(info: object) -> bytes:
-    """The random name of the server's process in its answer to `WHICH_RUN`; empty where it does not say."""
-    lines = info.splitlines() if isinstance(info, bytes) else []
-    return next((line.removeprefix(b"run_id:") for line in lines if line.startswith(b"run_id:")), b"")
+@attrs.frozen
+class Run:
+    """A server's process, by its answer to `WHICH_RUN`: its random *name* (empty where it does not say), for how many seconds it has
+    been running (rounded down), and whether it is the node of a cluster."""
+
+    name: bytes = b""
+    seconds: int = 0
+    in_cluster: bool = False
+
+    @classmethod
+    def of(cls, info: object) -> Run:
+        """What *info* says; an error says nothing."""
+        fields = dict(line.partition(b":")[::2] for line in info.splitlines()) if isinstance(info, bytes) else {}
+        mode = fields.get(b"redis_mode", fields.get(b"server_mode"))
+        seconds = fields.get(b"uptime_in_seconds", b"")
+        return cls(fields.get(b"run_id", b""), int(seconds) if seconds.isdigit() else 0, mode == b"cluster")
 
 
-def server_facts(replies: list[object]) -> dict[str, object]:
+def server_facts(replies: Replies) -> dict[str, object]:
     """The figures in the sections of INFO. ``max_bytes`` 0: no limit."""
     info: dict[str, str] = {}
     for reply in replies:
@@ -71,9 +95,9 @@ def server_facts(replies: list[object]) -> dict[str, object]:
 KEYS_PER_SCRIPT = 500  # the server answers no other client while a script runs
 
 
-def in_parts(keys: list[bytes]) -> list[list[bytes]]:
-    """*keys* in lists for one command each."""
-    return [keys[start : start + KEYS_PER_SCRIPT] for start in range(0, len(keys), KEYS_PER_SCRIPT)]
+def in_parts(groups: Iterable[list[bytes]], most: int = KEYS_PER_SCRIPT) -> list[list[bytes]]:
+    """*groups* of keys in lists for one command each."""
+    return [keys[start : start + most] for keys in groups for start in range(0, len(keys), most)]
 
 
 def milliseconds(seconds: float) -> bytes:
@@ -81,41 +105,57 @@ def milliseconds(seconds: float) -> bytes:
     return b"%d" % max(1, round(seconds * 1000))
 
 
-def set_entries(stamp: bytes, entries: Iterable[tuple[bytes, bytes]], seconds: Optional[float]) -> list[bytes]:
-    """SETs of key and ``stamp + value``, as pieces to join."""
+def set_entries(stamp: bytes, entries: Iterable[tuple[bytes, bytes]], seconds: Optional[float]) -> list[Command]:
+    """SETs of key and ``stamp + value``."""
     if seconds is None:
         count, tail = 3, b"\r\n"
     else:
         expiry = milliseconds(seconds)
         count, tail = 5, b"\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % (len(expiry), expiry)
-    pieces: list[bytes] = []
-    for key, value in entries:
-        head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (count, len(key), key, len(stamp) + len(value), stamp)
-        pieces += (head, value, tail)
-    return pieces
+    start = b"*%d\r\n$3\r\nSET\r\n$" % count
+    return [
+        (b"%b%d\r\n%b\r\n$%d\r\n%b" % (start, len(key), key, len(stamp) + len(value), stamp), value, tail)
+        for key, value in entries
+    ]
 
 
-def for_each(name: bytes, keys: Iterable[bytes], *arguments: bytes) -> list[bytes]:
+def for_each(name: bytes, keys: Iterable[bytes], *arguments: bytes) -> list[Command]:
     """The same command for each of *keys*: what they have in common is made once."""
     head = b"*%d\r\n$%d\r\n%b\r\n" % (len(arguments) + 2, len(name), name)
     tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
-    return [b"%b$%d\r\n%b%b" % (head, len(key), key, tail) for key in keys]
+    return [(b"%b$%d\r\n%b%b" % (head, len(key), key, tail),) for key in keys]
 
 
-def set_if_absent(keys: Iterable[bytes], value: bytes, seconds: Optional[float]) -> list[bytes]:
+def set_if_absent(keys: Iterable[bytes], value: bytes, seconds: Optional[float]) -> list[Command]:
     """SETs that answer OK where the key was absent, else nil."""
     expiry = () if seconds is None else (b"PX", milliseconds(seconds))
     return for_each(b"SET", keys, value, b"NX", *expiry)
 
 
-def delete_if_ours(keys: Sequence[bytes], token: bytes) -> bytes:
+def delete_if_ours(keys: Sequence[bytes], token: bytes) -> Command:
     """Delete those of *keys* that hold *token*."""
-    return command(b"EVAL", _DELETE_IF_OURS, b"%d" % len(keys), *keys, token)
+    return (command(b"EVAL", _DELETE_IF_OURS, b"%d" % len(keys), *keys, token),)
 
 
-def prolong_if_ours(keys: Sequence[bytes], token: bytes, seconds: float) -> bytes:
+def prolong_if_ours(keys: Sequence[bytes], token: bytes, seconds: float) -> Command:
     """Let those of *keys* that hold *token* expire *seconds* from now."""
-    return command(b"EVAL", _PROLONG_IF_OURS, b"%d" % len(keys), *keys, token, milliseconds(seconds))
+    return (command(b"EVAL", _PROLONG_IF_OURS, b"%d" % len(keys), *keys, token, milliseconds(seconds)),)
+
+
+WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
+
+
+def slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
+    """Entries in groups of about `WRITE_SLICE_BYTES`."""
+    found: list[list[tuple[bytes, Value]]] = []
+    room = 0
+    for name, value in entries.items():
+        if room <= 0:
+            found.append([])
+            room = WRITE_SLICE_BYTES
+        found[-1].append((name, value))
+        room -= size_of(value) + 64
+    return found
 
 
 # After a stall of our own reactor the timer runs before the socket is read: look again this much later.
@@ -135,8 +175,8 @@ class _Batch:
     count: int
     size: int
     began: float
-    done: Deferred[list[object]] = attrs.field(factory=Deferred)
-    replies: list[object] = attrs.field(factory=list)
+    done: Deferred[Replies] = attrs.field(factory=Deferred)
+    replies: Replies = attrs.field(factory=list)
 
 
 class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
@@ -160,7 +200,7 @@ class BatchProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
             self.transport.setTcpNoDelay(True)
         super().connectionMade()
 
-    def send(self, wire: bytes, count: int) -> Deferred[list[object]]:
+    def send(self, wire: bytes, count: int) -> Deferred[Replies]:
         """Write *count* commands; the Deferred fires with as many replies, or fails with `CacheUnavailable`."""
         now = self._clock.seconds()
         if not self._batches:

@@ -1,0 +1,292 @@
+"""One server of the Redis protocol, over two connections: the only one, or a node of a cluster.
+
+Rules kept here:
+- Reads have a connection of their own, so that they never queue behind megabytes of writes.
+- What was deleted lately is deleted once more, by whoever did it, over each connection that is made: a replica that has become the
+  master may not have got it.
+- A generation has ended where a replica has confirmed that, if there is one (WAIT).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+
+from twistedproxy.cache.interface import CacheUnavailable, Fence
+from twistedproxy.cache.keys import fence_of
+from twistedproxy.cache.redis import pipeline
+from twistedproxy.cache.redis.connection import Admit, Link, any_server
+from twistedproxy.cache.redis.endpoint import Greeting, MasterEndpoint
+from twistedproxy.cache.redis.gathered import ReadGatherer, Values
+from twistedproxy.cache.redis.keys import own_key
+from twistedproxy.cache.redis.pipeline import BatchProtocol, Command, Patience, Replies, Run
+from twistedproxy.system.outages import Outage
+
+READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower than asking the origin
+WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a slice is a megabyte
+STOP_SECONDS = 5.0
+REPEAT_SECONDS = 300.0
+"""How long a deletion is repeated. A replica is promoted within seconds or a minute; by hand, within a few."""
+MAX_REPEATED = 20_000
+"""Keys that are: of more, the oldest are forgotten."""
+WAIT_SECONDS = 0.2
+"""How long a replica may take to confirm. It takes about a millisecond; other writes wait meanwhile."""
+PROBE_SECONDS = 60.0
+
+_log = Logger()
+
+
+class Servers(Protocol):
+    """Where keys are: on one server, or on the nodes of a cluster."""
+
+    @property
+    def up(self) -> bool:
+        """Whether all of it can be used."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot."""
+
+    def start(self) -> None:
+        """Begin to connect."""
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait until it is up, at most *seconds*; whether it is. Raises ValueError where it never will be."""
+
+    async def stop(self) -> None:
+        """Hang up."""
+
+    async def known(self, generations: Sequence[bytes]) -> Sequence[Optional[bytes]]:
+        """The values of the first of these generation keys (root first) that need not be read. Raises `CacheUnavailable`."""
+
+    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
+        """The values of *keys*, None for those that are missing, a `CacheUnavailable` for those that can't be read."""
+
+    async def send(self, keys: Sequence[bytes], commands: Sequence[Command], urgent: bool = False) -> Replies:
+        """Send commands, each to where its key is; the replies in their order. *urgent*: a caller waits for it. What could not
+        be sent has a `CacheUnavailable` in its place, or all of it raises that."""
+
+    async def delete(self, keys: Sequence[bytes], confirmed: bool) -> None:
+        """Delete *keys*, now and after failovers. *confirmed*: wait until replicas have it, too. Raises `CacheUnavailable`."""
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Another process of this host has deleted *keys*."""
+
+    def fence(self, generations: Sequence[object], urgent: bool) -> Optional[Fence]:
+        """The fence of generations that were just read (*urgent*: like that); None where one is missing."""
+
+    def refused(self, error: Exception) -> None:
+        """A server answered that."""
+
+    async def probe(self) -> None:
+        """Write and read a key on every server. Raises `CacheUnavailable`."""
+
+    async def facts(self) -> dict[str, object]:
+        """The figures for ``/status.json``. Raises `CacheUnavailable`."""
+
+
+class Deletions:
+    """Keys that were deleted lately."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._clock = reactor
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        """Remember *keys* for `REPEAT_SECONDS`."""
+        until = self._clock.seconds() + REPEAT_SECONDS
+        for key in keys:
+            self._until.pop(key, None)
+            self._until[key] = until
+        while len(self._until) > MAX_REPEATED:
+            self._until.popitem(last=False)
+
+    def recent(self) -> list[bytes]:
+        """Those that are to be repeated."""
+        now = self._clock.seconds()
+        while self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)
+        return list(self._until)
+
+
+async def repeat(connection: BatchProtocol, keys: Sequence[bytes]) -> None:
+    """Delete *keys* once more. Raises `CacheUnavailable`."""
+    if keys:
+        await connection.send(pipeline.wire_of(pipeline.for_each(b"DEL", keys)), len(keys))
+
+
+async def delete_at(link: Link, keys: Sequence[bytes], confirmed: bool) -> Replies:
+    """Delete *keys*; the replies. *confirmed*: see `Servers.delete`. Raises `CacheUnavailable`."""
+    connection = link.connection
+    if connection is None:
+        raise CacheUnavailable(link.trouble)
+    commands = pipeline.for_each(b"DEL" if confirmed else b"UNLINK", keys)
+    if not confirmed or not link.informs:
+        return await link.send(pipeline.wire_of(commands), len(keys))
+    *replies, role = await link.send(pipeline.wire_of([*commands, (pipeline.command(b"ROLE"),)]), len(keys) + 1)
+    if isinstance(role, list) and role[:1] == [b"master"] and len(role) > 2 and role[2]:
+        # On the same connection: WAIT is about what that one wrote.
+        wait = pipeline.command(b"WAIT", b"1", pipeline.milliseconds(WAIT_SECONDS))
+        (count,) = await connection.send(wait, 1)
+        if count == 0:
+            raise CacheUnavailable("no replica has confirmed it")
+        if isinstance(count, Exception):  # no right to it, or no such command
+            _log.debug("cache: invalidations are not confirmed by replicas: {reason}", reason=str(count))
+    return replies
+
+
+@attrs.define(eq=False)
+class ServerLinks:
+    """The two connections to the server behind *endpoint*; *where* is for people."""
+
+    reactor: Any
+    endpoint: IStreamClientEndpoint
+    where: str
+    hello: Greeting
+    admit: Admit = any_server
+    reads: Link = attrs.field(init=False)
+    writes: Link = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        outage = Outage(f"the cache at {self.where}", self.reactor.seconds)
+        made = (self.reactor, self.endpoint, self.hello)
+        self.reads = Link(*made, "reads", READ_PATIENCE, outage, self.admit)
+        self.writes = Link(*made, "writes", WRITE_PATIENCE, outage, self.admit)
+
+    @property
+    def up(self) -> bool:
+        """Whether both are."""
+        return self.reads.up and self.writes.up
+
+    @property
+    def trouble(self) -> str:
+        """Why not."""
+        return (self.writes if self.reads.up else self.reads).trouble
+
+    def use(self, admit: Admit) -> None:
+        """From now on, use it only where *admit* does not refuse it."""
+        for link in (self.reads, self.writes):
+            link.admit = admit
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self.reads.start()
+        self.writes.start()
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait for both, at most *seconds*; whether they are up."""
+        end = self.reactor.seconds() + seconds
+        return await self.reads.wait_up(seconds) and await self.writes.wait_up(max(0.0, end - self.reactor.seconds()))
+
+    async def stop(self) -> None:
+        """Hang up."""
+        ending = [Deferred.fromCoroutine(link.stop()) for link in (self.reads, self.writes)]
+        if isinstance(self.endpoint, MasterEndpoint):
+            ending.append(self.endpoint.disconnect())  # type: ignore[arg-type]
+        try:
+            await gatherResults(ending, consumeErrors=True).addTimeout(STOP_SECONDS, self.reactor)
+        except Exception as error:  # whatever it is, we are leaving
+            _log.warn("cache: closing the connection failed: {error}", error=error)
+
+    async def probe(self, key: bytes) -> None:
+        """Write *key*, and read it. Raises `CacheUnavailable`."""
+        value = secrets.token_bytes(8)
+        written = pipeline.command(b"SET", key, value, b"PX", pipeline.milliseconds(PROBE_SECONDS))
+        read = pipeline.command(b"GET", key)
+        for link, wire in ((self.writes, written), (self.reads, read)):
+            (reply,) = await link.send(wire, 1)
+            if isinstance(reply, Exception):
+                raise CacheUnavailable(f"{self.where} answered a probe: {reply}")
+            if reply is None:
+                raise CacheUnavailable(f"{self.where} did not keep a probe")
+
+    async def facts(self) -> dict[str, object]:
+        """Its figures. Raises `CacheUnavailable`. None where it does not answer INFO."""
+        if not self.writes.informs:
+            return {}
+        sections = [pipeline.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
+        replies = await self.writes.send(b"".join(sections), len(sections))
+        return pipeline.server_facts(replies) if any(isinstance(reply, bytes) for reply in replies) else {}
+
+
+PROBE = own_key(b"p", 0)
+
+
+class Server(ServerLinks):
+    """The one server that has all keys. See `Servers`.
+
+    What it had before it was started anew, or as a replica, may lack the last invalidations: it counts as empty, for the name of its
+    run is in every fence.
+    """
+
+    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, where: str, hello: Greeting) -> None:
+        self._deleted = Deletions(reactor)
+        self._is_node = False
+        super().__init__(reactor, endpoint, where, hello, self._look)
+        self._gatherer = ReadGatherer(reactor, self.reads.send)
+
+    async def wait_up(self, seconds: float) -> bool:
+        """See `Servers`."""
+        up = await super().wait_up(seconds)
+        if self._is_node:
+            raise ValueError(f"--cache: {self.where} {NODE}")
+        return up
+
+    async def known(self, generations: Sequence[bytes]) -> Sequence[Optional[bytes]]:
+        """See `Servers`."""
+        return ()
+
+    def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
+        """See `Servers`. Fails with `CacheUnavailable`."""
+        return self._gatherer.read(keys)
+
+    async def send(self, keys: Sequence[bytes], commands: Sequence[Command], urgent: bool = False) -> Replies:
+        """See `Servers`."""
+        return await (self.reads if urgent else self.writes).send(pipeline.wire_of(commands), len(commands))
+
+    async def delete(self, keys: Sequence[bytes], confirmed: bool) -> None:
+        """See `Servers`."""
+        self._deleted.add(keys)
+        replies = await delete_at(self.writes, keys, confirmed)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self.refused(reply)
+                raise CacheUnavailable(f"the server answered: {reply}")
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """See `Servers`: nothing is remembered here."""
+
+    def fence(self, generations: Sequence[object], urgent: bool) -> Optional[Fence]:
+        """See `Servers`."""
+        return fence_of([(self.reads if urgent else self.writes).run.name, *generations])  # type: ignore[list-item]
+
+    def refused(self, error: Exception) -> None:
+        """See `Servers`. A server that is no longer the master: ask the sentinels again."""
+        if str(error).startswith("READONLY") and isinstance(self.endpoint, MasterEndpoint):
+            for link in (self.reads, self.writes):
+                link.hang_up("the server is no longer the master")
+
+    async def probe(self, key: bytes = PROBE) -> None:
+        """See `Servers`."""
+        await super().probe(key)
+
+    async def _look(self, connection: BatchProtocol, run: Run) -> Optional[str]:
+        self._is_node = run.in_cluster
+        if run.in_cluster:
+            for link in (self.reads, self.writes):
+                link.wait_no_longer()
+            return NODE
+        await repeat(connection, self._deleted.recent())
+        return None
+
+
+NODE = (
+    "is the node of a cluster (cluster_enabled:1), which --cache redis-cluster://HOST:PORT or rediss-cluster:// reaches"
+)
