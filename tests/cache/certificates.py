@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def self_signed(host: str, named: bool = True, days: int = 1) -> tuple[bytes, by
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     )
     if named:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        numeric = host.replace(".", "").isdigit()
+        alternative = x509.IPAddress(ipaddress.ip_address(host)) if numeric else x509.DNSName(host)
+        builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
     made = builder.sign(key, hashes.SHA256())
     return made.public_bytes(serialization.Encoding.PEM), key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

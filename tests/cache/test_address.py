@@ -8,8 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cache import open as opening
 from twistedproxy.cache.address import (
+    ClusterAddress,
     LocalAddress,
     Login,
+    LoginFiles,
     MemoryAddress,
     NoAddress,
     RedisAddress,
@@ -43,6 +45,14 @@ class ParseCacheTests(SynchronousTestCase):
             ("redis://:p@cache", RedisAddress("cache", 6379, 0, False, Login(None, "p"))),
             ("sentinel://a,b:7/main", SentinelAddress((("a", 26379), ("b", 7)), "main")),
             ("sentinel://u:p@a/main", SentinelAddress((("a", 26379),), "main", Login("u", "p"))),
+            ("redis-cluster://a,b:7", ClusterAddress((("a", 6379), ("b", 7)))),
+            ("rediss-cluster://u:p%2C@[::1]:7/", ClusterAddress((("::1", 7),), True, Login("u", "p,"))),
+            ("redis-cluster://a?password-file=/p", ClusterAddress((("a", 6379),), False, LoginFiles(None, "/p"))),
+            (
+                "rediss://a/1?username-file=/u&password-file=/p%20x",
+                RedisAddress("a", 6379, 1, True, LoginFiles("/u", "/p x")),
+            ),
+            ("sentinel://a/m?password-file=/p", SentinelAddress((("a", 26379),), "m", LoginFiles(None, "/p"))),
         ):
             self.assertEqual(parse_cache(text), address, text)
 
@@ -79,6 +89,16 @@ class ParseCacheTests(SynchronousTestCase):
             "sentinel://a,b",
             "sentinel://a:x/main",
             "sentinel://,/main",
+            "redis-cluster://",
+            "redis-cluster://a,",
+            "redis-cluster://u:secret@a:x",
+            "redis-cluster://u:secret@a/0",
+            "redis-cluster://u:secret@a?password-file=/p",
+            "redis://cache/0?username-file=/u",
+            "redis://cache/0?password-file=p",
+            "redis://cache/0?password-file=/p&password-file=/q",
+            "redis://cache/0?password-file=/p&x=/q",
+            "redis://cache/0?password-file=",
         ):
             error = self.assertRaises(ValueError, parse_cache, text)
             self.assertIn("redis://[user:pass@]host:port/db", str(error), text)
@@ -94,6 +114,8 @@ class ParseCacheTests(SynchronousTestCase):
             ("rediss://u:secret@cache:7/1", "rediss://cache:7/1"),
             ("redis://:secret@[::1]/1", "redis://[::1]:6379/1"),
             ("sentinel://u:secret@a,b:7/main", "sentinel://a:26379,b:7/main"),
+            ("rediss-cluster://u:secret@a,[::1]:7", "rediss-cluster://a:6379,[::1]:7"),
+            ("redis-cluster://a:1?password-file=/p", "redis-cluster://a:1"),
         ):
             address = parse_cache(text)
             self.assertEqual(address.where, where)

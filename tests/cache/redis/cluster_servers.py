@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import attrs
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
 from tests.cache.support import any_server, ask, until
 from tests.running import Child, free_port, pinned
-from twistedproxy.cache.address import ClusterAddress
+from twistedproxy.cache.address import ClusterAddress, Login
 
 MASTERS = 3
 NODES = 6
@@ -25,35 +26,19 @@ READY_SECONDS = 20.0
 class ClusterNode(Child):
     """One node. It can be killed and started again, with what it had on the disk."""
 
-    def __init__(self, options: Sequence[str] = (), core: Optional[int] = None) -> None:
+    def __init__(self, options: Sequence[str] = (), core: Optional[int] = None, tls: bool = False) -> None:
         self.port, self.bus = free_port(), free_port()
-        self._options, self._core = options, core
+        self._options, self._core, self._tls = options, core, tls
         super().__init__(self._command())
         self.socket = str(self.folder / "socket")
 
     def _command(self) -> list[str]:
-        own = [
-            "--port",
-            str(self.port),
-            "--cluster-port",
-            str(self.bus),
-            "--bind",
-            "127.0.0.1",
-            "--unixsocket",
-            "socket",
-        ]
-        cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(int(NODE_TIMEOUT * 1000))]
-        more = [
-            "--save",
-            "",
-            "--repl-diskless-sync-delay",
-            "0",
-            "--maxmemory",
-            "64mb",
-            "--maxmemory-policy",
-            "allkeys-lru",
-        ]
-        return pinned([any_server(), *own, *cluster, *more, *self._options], self._core)
+        own = f"{'--port 0 --tls-port' if self._tls else '--port'} {self.port} --cluster-port {self.bus} --bind 127.0.0.1 --unixsocket socket --save"
+        size = "--maxmemory 64mb --maxmemory-policy allkeys-lru --repl-diskless-sync-delay 0"
+        cluster = f"--cluster-enabled yes --cluster-node-timeout {int(NODE_TIMEOUT * 1000)}"
+        part = "--cluster-require-full-coverage no"  # else all nodes refuse all while one has failed
+        words = f"{size} {cluster} {part} {own}".split()
+        return pinned([any_server(), *words, "", *self._options], self._core)
 
     def again(self) -> None:
         """Start it again, in the same folder."""
@@ -70,10 +55,12 @@ class ClusterNode(Child):
 class RunningCluster:
     """Six nodes, which are to be formed to a cluster. *options*: more of each server's; *cli*: of redis-cli."""
 
-    def __init__(self, options: Sequence[str] = (), cli: Sequence[str] = (), core: Optional[int] = None) -> None:
+    def __init__(
+        self, options: Sequence[str] = (), cli: Sequence[str] = (), core: Optional[int] = None, tls: bool = False
+    ) -> None:
         if shutil.which("redis-cli") is None:
             raise SkipTest("no redis-cli")
-        self.nodes = [ClusterNode(options, core) for _ in range(NODES)]
+        self.nodes = [ClusterNode(options, core, tls) for _ in range(NODES)]
         self._cli = list(cli)
 
     def form(self) -> RunningCluster:
@@ -117,6 +104,10 @@ class RunningCluster:
         """How to reach it."""
         return ClusterAddress(tuple(("127.0.0.1", node.port) for node in self.nodes))
 
+    def secured(self, login: Login) -> ClusterAddress:
+        """How to reach it over TLS."""
+        return attrs.evolve(self.address, tls=True, login=login)
+
     async def masters(self) -> list[ClusterNode]:
         return [node for node in self.nodes if await node.is_master()]
 
@@ -136,13 +127,15 @@ class RunningCluster:
         """Wait until every slot has a master, and every master a replica that follows it."""
 
         async def is_healthy() -> bool:
-            following = 0
+            following, maps = 0, []
             for node in self.nodes:
                 if not node.running() or b"cluster_state:ok" not in await node.ask(b"CLUSTER", b"INFO"):
                     return False
+                slots = await node.ask(b"CLUSTER", b"SLOTS")
+                maps.append(sorted((first, last, master[1]) for first, last, master, *_ in slots))
                 role = await node.ask(b"ROLE")
                 following += role[0] == b"slave" and role[3] == b"connected"
-            return following == NODES - MASTERS
+            return following == NODES - MASTERS and all(one == maps[0] for one in maps)
 
         await until(is_healthy, "a whole cluster")
 

@@ -42,6 +42,7 @@ class Servers(TestCase):
 
     async def open(self, address: Any, **more: Any) -> RedisCache:
         cache = redis_cache(installed_reactor(), address, **more)
+        self.opened = [*getattr(self, "opened", ()), cache]
         self.addCleanup(lambda: Deferred.fromCoroutine(cache.stop()))
         await cache.start()
         return cache

@@ -50,11 +50,12 @@ class ClusterReads:
         self._redirect = redirect
         self._wanted: dict[bytes, list[tuple[_Reader, int]]] = {}
         self._call: Optional[IDelayedCall] = None
+        self._stopped = False
 
     def read(self, keys: Sequence[bytes]) -> Deferred[Values]:
         """The values of *keys*, None for those that are missing, a `CacheUnavailable` for those that can't be read."""
-        if len(self._wanted) >= MAX_WAITING_READS:
-            raise CacheUnavailable("too many reads are waiting")
+        if self._stopped or len(self._wanted) >= MAX_WAITING_READS:
+            raise CacheUnavailable("stopped" if self._stopped else "too many reads are waiting")
         reader = _Reader([None] * len(keys), len(keys))
         wanted = self._wanted
         for position, key in enumerate(keys):
@@ -71,6 +72,7 @@ class ClusterReads:
 
     def stop(self) -> None:
         """Send no more."""
+        self._stopped = True
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -160,7 +162,10 @@ class RootGenerations:
             return waiters.wait()
         waiters = self._waiting[key] = Waiters()
         waiter = waiters.wait()
-        self.read([key]).addBoth(self._arrived, key, waiters, self.clock.seconds())
+        try:
+            self.read([key]).addBoth(self._arrived, key, waiters, self.clock.seconds())
+        except CacheUnavailable:
+            self._arrived(Failure(), key, waiters, 0.0)
         return waiter
 
     def _arrived(self, values: Any, key: bytes, waiters: Waiters[Any], asked: float) -> None:

@@ -37,14 +37,17 @@ HUNG_UP_ON = 2
 """So many times a server has to end the connection at `WHICH_RUN` until it is no longer asked: a sharding proxy does that with
 each command that it does not know."""
 
-Admit = Callable[[BatchProtocol, Run], Awaitable[Optional[str]]]
-"""Looks at a server, over a connection that was just made, before it is used: why it must not be, or None. Raises
-`CacheUnavailable`."""
+
+class WrongKind(CacheUnavailable):
+    """A server of another kind than the address says."""
 
 
-async def any_server(connection: BatchProtocol, run: Run) -> Optional[str]:
+Admit = Callable[[BatchProtocol, Run], Awaitable[None]]
+"""Looks at a server, over a connection that was just made, before it is used. Raises `CacheUnavailable` where it must not be."""
+
+
+async def any_server(connection: BatchProtocol, run: Run) -> None:
     """Refuses none."""
-    return None
 
 
 class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
@@ -111,6 +114,8 @@ class Link:
         self.run = Run()
         """The run of the server that the connection leads to: another one after each restart."""
         self._hung_up_on = 0
+        self.wrong: Optional[WrongKind] = None
+        """That it will never be up."""
 
     @property
     def up(self) -> bool:
@@ -146,10 +151,6 @@ class Link:
             await self._waiting.wait().addTimeout(seconds, self._reactor, lambda *_: None)
         return self.up
 
-    def wait_no_longer(self) -> None:
-        """End the waits for it."""
-        self._waiting.fire()
-
     def hang_up(self, reason: str) -> None:
         """End the present connection; another one is made."""
         connection = self._any
@@ -183,15 +184,18 @@ class Link:
             why = hello.refusal(await replied)
             if why is None:
                 self.run = Run() if told is None else await self._run(told)
-                why = await self.admit(connection, self.run)
+                await self.admit(connection, self.run)
         except CacheUnavailable as error:
             why = str(error)
+            self.wrong = error if isinstance(error, WrongKind) else None
         if self._stopping or connection is not self._any:
             return
         if why is not None:
             self._factory.refused += 1
             self._failed_because(f"the server refused the connection: {why}")
             self.hang_up(self.trouble)
+            if self.wrong is not None:
+                self._waiting.fire()
             return
         self._up = connection
         self._factory.refused = 0

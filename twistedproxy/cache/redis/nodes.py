@@ -49,7 +49,7 @@ class Node:
     _looked_at: bytes = attrs.field(init=False, default=b"")
     _looking: DeferredLock = attrs.field(init=False, factory=DeferredLock)
 
-    async def admit(self, connection: BatchProtocol, run: Run) -> Optional[str]:
+    async def admit(self, connection: BatchProtocol, run: Run) -> None:
         """Look at its history; end once more what was ended lately."""
         await self._looking.acquire()
         try:
@@ -59,7 +59,6 @@ class Node:
         finally:
             self._looking.release()
         await repeat(connection, self.own(self.deleted.recent()))
-        return None
 
     def own(self, keys: Iterable[bytes]) -> list[bytes]:
         """Those of *keys* that it has."""

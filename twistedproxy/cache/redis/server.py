@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twistedproxy.cache.interface import CacheUnavailable, Fence
 from twistedproxy.cache.keys import fence_of
 from twistedproxy.cache.redis import pipeline
-from twistedproxy.cache.redis.connection import Admit, Link, any_server
+from twistedproxy.cache.redis.connection import Admit, Link, WrongKind, any_server
 from twistedproxy.cache.redis.endpoint import Greeting, MasterEndpoint
 from twistedproxy.cache.redis.gathered import ReadGatherer, Values
 from twistedproxy.cache.redis.keys import own_key
@@ -228,15 +228,14 @@ class Server(ServerLinks):
 
     def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, where: str, hello: Greeting) -> None:
         self._deleted = Deletions(reactor)
-        self._is_node = False
         super().__init__(reactor, endpoint, where, hello, self._look)
         self._gatherer = ReadGatherer(reactor, self.reads.send)
 
     async def wait_up(self, seconds: float) -> bool:
         """See `Servers`."""
         up = await super().wait_up(seconds)
-        if self._is_node:
-            raise ValueError(f"--cache: {self.where} {NODE}")
+        if self.reads.wrong is not None:
+            raise ValueError(f"--cache: {self.where}: {self.reads.wrong}")
         return up
 
     async def known(self, generations: Sequence[bytes]) -> Sequence[Optional[bytes]]:
@@ -277,16 +276,12 @@ class Server(ServerLinks):
         """See `Servers`."""
         await super().probe(key)
 
-    async def _look(self, connection: BatchProtocol, run: Run) -> Optional[str]:
-        self._is_node = run.in_cluster
+    async def _look(self, connection: BatchProtocol, run: Run) -> None:
         if run.in_cluster:
-            for link in (self.reads, self.writes):
-                link.wait_no_longer()
-            return NODE
+            raise WrongKind(NODE)
         await repeat(connection, self._deleted.recent())
-        return None
 
 
 NODE = (
-    "is the node of a cluster (cluster_enabled:1), which --cache redis-cluster://HOST:PORT or rediss-cluster:// reaches"
+    "the server is a node of a cluster (cluster_enabled:1); use redis-cluster://HOST:PORT or rediss-cluster://HOST:PORT"
 )
