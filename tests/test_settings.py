@@ -38,6 +38,7 @@ DEFAULTS = {
     "answer_memory": 536_870_912,
     "max_frames_per_request": 500,
     "max_jobs": 1,
+    "near_cache": None,
     "origin": (),
     "origin_concurrency": 256,
     "origin_connect_timeout": 5.0,

@@ -105,7 +105,7 @@ class Proxy:
         self.metrics = Metrics()
         accounting = Accounting(self.metrics, access_log or AccessLog(), time.perf_counter)
         self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
-        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
+        self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics, settings.near_cache)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
         self.mounts = Mounts(
             MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self.changed))

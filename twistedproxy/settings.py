@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Optional
+from typing import Optional, Union
 
 import attrs
 
-from twistedproxy.cache.address import ACCEPTED, CacheAddress, LocalAddress, parse_cache
+from twistedproxy.cache.address import (
+    ACCEPTED,
+    NEAR_ACCEPTED,
+    CacheAddress,
+    LocalAddress,
+    SharedFolder,
+    parse_cache,
+    parse_near,
+)
 from twistedproxy.options.addresses import (
     CORS_ORIGIN,
     ENDPOINT,
@@ -104,6 +112,12 @@ class Settings:
         "?username-file=PATH&password-file=PATH in the place of user:pass@, read at each connect. "
         "memory: this process, one worker only. none: no cache and no prefetch",
         group="Caches",
+    )
+    near_cache: Union[LocalAddress, SharedFolder, None] = setting(
+        ValueKind(parse_near, NEAR_ACCEPTED, "SIZE", show=lambda address: str(address.where)),
+        None,
+        "Keep frames of a cache on a server in files of this host, too, and read them from there without the network",
+        "none",
     )
     cache_memory: int = setting(
         size(MIB),

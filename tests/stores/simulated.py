@@ -78,7 +78,7 @@ class SimulatedStore(Holdings):
         self.bytes_per_second = bytes_per_second
         self.line = None if shared_bytes_per_second is None else Line(shared_bytes_per_second)
         self.requests: list[Seen] = []
-        self.port = 0
+        self.port, self._host = 0, "127.0.0.1"
         self.factory = HTTPServer(self._handle, reactor.seconds, lambda call: reactor.callLater(0, call))
         self._reactor = reactor
         self._listening: Any = None
@@ -88,10 +88,10 @@ class SimulatedStore(Holdings):
 
     # How a test sets it up.
 
-    def start(self, port: int = 0) -> SimulatedStore:
-        """Listen on the loopback interface."""
-        self._listening = self._reactor.listenTCP(port, self.factory, interface="127.0.0.1", backlog=1024)
-        self.port = self._listening.getHost().port
+    def start(self, port: int = 0, interface: str = "127.0.0.1") -> SimulatedStore:
+        """Listen on the loopback interface, or another one of this machine's own."""
+        self._listening = self._reactor.listenTCP(port, self.factory, interface=interface, backlog=1024)
+        self.port, self._host = self._listening.getHost().port, interface
         self.url = f"{self.server}{self.dialect.root}"
         return self
 
@@ -105,7 +105,7 @@ class SimulatedStore(Holdings):
     @property
     def server(self) -> str:
         """Scheme, host and port."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def fail(self, fault: Fault, match: Match = "", times: Optional[int] = 1) -> None:
         """Answer the next *times* requests (None: all) that match so. *match*: part of the path, or a function."""
@@ -275,6 +275,7 @@ def main(arguments: list[str]) -> None:
     """Serve until killed; the first line printed is the DICOMweb root's URL."""
     parser = argparse.ArgumentParser(prog="python -m tests.stores.simulated", description=main.__doc__)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--interface", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--dialect", choices=sorted(DIALECTS), default="standard")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--bytes-per-second", type=float, default=None, help="of each answer's body")
@@ -290,7 +291,7 @@ def main(arguments: list[str]) -> None:
         options.latency,
         options.bytes_per_second,
         options.shared_bytes_per_second,
-    ).start(options.port)
+    ).start(options.port, options.interface)
     print(store.url, flush=True)
     reactor.run()
 

@@ -21,6 +21,7 @@ ACCEPTED = (
     "unix:PATH, sentinel://host[:port],host[:port]/name, redis-cluster://[user:pass@]host:port[,host:port], rediss-cluster://...; "
     "in the place of user:pass@, ?username-file=PATH&password-file=PATH"
 )
+NEAR_ACCEPTED = "SIZE or FOLDER?size=SIZE, such as 20G or /var/cache/twistedproxy?size=20G"
 
 
 @attrs.frozen
@@ -150,7 +151,22 @@ class ClusterAddress:
 
 
 ServerAddress = Union[RedisAddress, UnixAddress, SentinelAddress, ClusterAddress]
-SharedAddress = Union[SharedFolder, ServerAddress]
+
+
+@attrs.frozen
+class NearAddress:
+    """A folder of this host, *near*, in front of a cache that other hosts use, too."""
+
+    near: SharedFolder
+    far: SharedAddress
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown."""
+        return f"{self.far.where}, near {self.near.where}"
+
+
+SharedAddress = Union[SharedFolder, ServerAddress, NearAddress]
 """Where several processes find the same entries."""
 
 CacheAddress = Union[LocalAddress, MemoryAddress, NoAddress, SharedAddress]
@@ -186,6 +202,17 @@ def _shown(text: str) -> str:
     before, at, after = text.rpartition("@")
     scheme, slashes, _ = before.partition("://")
     return (f"{scheme}://" if slashes else "") + f"...@{after}" if at else text
+
+
+def parse_near(text: str) -> LocalAddress:
+    """Read the value of ``--near-cache``. ValueError says what came, and what is accepted."""
+    try:
+        near = _local(f":{text}" if text.startswith("/") else f"?size={text}")
+        if near.size is None:
+            raise ValueError("the size is missing")
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}; expected {NEAR_ACCEPTED}") from None
+    return near
 
 
 def _local(text: str) -> LocalAddress:

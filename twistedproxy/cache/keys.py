@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import struct
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Optional
@@ -96,6 +97,9 @@ def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
     """The entry in a stored value, or None where it was written under another fence."""
     return stored[FENCE_LENGTH:] if stored.startswith(fence) else None
 
+
+EXPIRY = struct.Struct(">d")
+"""How a frame's entry begins: when it ends (seconds since the epoch), or infinity."""
 
 LOADING = b"l"
 """The entry that an instance has while it is loaded: its frames may yet turn out wrong."""

@@ -24,6 +24,7 @@ import attrs
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
+from twistedproxy.cache.keys import EXPIRY
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
@@ -50,7 +51,6 @@ def _digests(contents: Sequence[bytes]) -> list[bytes]:
 
 METADATA = b"m"
 
-_EXPIRY = struct.Struct("!d")
 
 REFERENCE = b"d"
 """The name of the metadata that an instance had when the first of it was cached, and of when that was."""
@@ -58,13 +58,13 @@ REFERENCE = b"d"
 
 def pack_reference(now: float, metadata: InstanceMetadata) -> bytes:
     """The time (8 bytes, seconds since the epoch), the metadata."""
-    return _EXPIRY.pack(now) + metadata.to_bytes()
+    return EXPIRY.pack(now) + metadata.to_bytes()
 
 
 def unpack_reference(value: bytes) -> Optional[tuple[float, InstanceMetadata]]:
     """What `pack_reference` packed; None for anything else."""
     try:
-        return float(_EXPIRY.unpack_from(value)[0]), InstanceMetadata.from_bytes(value[_EXPIRY.size :])
+        return float(EXPIRY.unpack_from(value)[0]), InstanceMetadata.from_bytes(value[EXPIRY.size :])
     except (struct.error, BadMetadata):
         return None
 
@@ -95,18 +95,18 @@ def series_name(caller: Caller) -> bytes:
 
 def pack_series(expires: float, members: Iterable[Member]) -> bytes:
     """When the proof ends (8 bytes, seconds since the epoch), and the instances that were named."""
-    return _EXPIRY.pack(expires) + pack_members(members)
+    return EXPIRY.pack(expires) + pack_members(members)
 
 
 def unpack_series(value: bytes) -> Optional[tuple[float, Mapping[str, Member]]]:
     """What `pack_series` packed; None for anything else."""
     try:
-        return float(_EXPIRY.unpack_from(value)[0]), unpack_members(value[_EXPIRY.size :])
+        return float(EXPIRY.unpack_from(value)[0]), unpack_members(value[EXPIRY.size :])
     except (struct.error, BadMetadata):
         return None
 
 
-AFTER_EXPIRY = _LENGTH = _EXPIRY.size
+AFTER_EXPIRY = _LENGTH = EXPIRY.size
 _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
 
@@ -130,15 +130,15 @@ def pack_frame(frame: Frame, expires: float, prefetched: bool = False) -> Value:
 def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[Value]:
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
-    head = b"%s%c%s" % (_EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
+    head = b"%s%c%s" % (EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
     return [(head, frame) for frame in frames]
 
 
 def expires_of(value: bytes) -> float:
     """When a frame's entry ends, as its writer saw it: seconds since the epoch, or infinity."""
-    if len(value) < _EXPIRY.size:
+    if len(value) < EXPIRY.size:
         raise BadEntry("an entry is too short for its expiry")
-    return float(_EXPIRY.unpack_from(value)[0])
+    return float(EXPIRY.unpack_from(value)[0])
 
 
 def was_prefetched(value: bytes) -> bool:
@@ -173,7 +173,7 @@ def _uid(raw: bytes) -> str:
         raise BadEntry("a frame's entry names no transfer syntax") from None
 
 
-PICTURE_HEAD = _EXPIRY.size + DIGEST_BYTES
+PICTURE_HEAD = EXPIRY.size + DIGEST_BYTES
 """Bytes that a picture's entry has besides those of the picture."""
 
 
@@ -182,7 +182,7 @@ def pack_picture(picture: bytes, digest: bytes, expires: float) -> Value:
     `expiry`. Raises ValueError for what is no digest."""
     if len(digest) != DIGEST_BYTES:  # the picture would be read from a wrong place
         raise ValueError("a picture's digest has another length")
-    return _EXPIRY.pack(expires) + digest, picture
+    return EXPIRY.pack(expires) + digest, picture
 
 
 def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:
@@ -190,17 +190,17 @@ def unpack_picture(value: bytes) -> tuple[bytes, bytes, float]:
     Raises `BadEntry`."""
     if len(value) < PICTURE_HEAD:
         raise BadEntry("a picture's entry is too short")
-    return _rest(value, PICTURE_HEAD), value[_EXPIRY.size : PICTURE_HEAD], expires_of(value)
+    return _rest(value, PICTURE_HEAD), value[EXPIRY.size : PICTURE_HEAD], expires_of(value)
 
 
 def pack_grant(expires: float) -> bytes:
     """*expires*: seconds since the epoch, so that hosts can share it."""
-    return _EXPIRY.pack(expires)
+    return EXPIRY.pack(expires)
 
 
 def unpack_grant(value: bytes) -> Optional[float]:
     """When the grant ends, in seconds since the epoch; None for bytes that are no grant."""
-    return float(_EXPIRY.unpack(value)[0]) if len(value) == _EXPIRY.size else None
+    return float(EXPIRY.unpack(value)[0]) if len(value) == EXPIRY.size else None
 
 
 def content_name(digest: bytes) -> bytes:

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 import twistedproxy
-from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress
+from twistedproxy.cache.address import LEAST_LOCAL, LocalAddress, MemoryAddress, NoAddress
 from twistedproxy.options.addresses import KEY_FILE, ORIGIN, read_secret
 from twistedproxy.options.sizes import show_size
 from twistedproxy.options.values import Rejected, ValueKind, reject_if
@@ -190,6 +190,11 @@ class Options(Command):
             isinstance(settings.cache, MemoryAddress) and settings.workers > 1,
             f"--cache: 'memory' cannot be used with --workers {settings.workers}, because workers share no memory; "
             "use 'local' or a server, or --workers 1",
+        )
+        reject_if(
+            settings.near_cache is not None and isinstance(settings.cache, (LocalAddress, MemoryAddress, NoAddress)),
+            f"--near-cache: it stands in front of a cache on a server, and --cache is {settings.cache.where!r}; "
+            "expected a server there, or no near cache",
         )
         reject_if(
             settings.admin_listen in settings.listen,

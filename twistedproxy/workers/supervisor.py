@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedproxy.cache.address import LocalAddress
+from twistedproxy.cache.address import LocalAddress, SharedFolder
 from twistedproxy.cache.local.owner import FolderOwner
 from twistedproxy.deferreds import all_or_none
 from twistedproxy.processes.child import StartFailed
@@ -102,8 +102,13 @@ class Supervisor:
 
     async def _start_cache(self) -> None:
         if isinstance(self._settings.cache, LocalAddress):
-            self._folder = FolderOwner(self._reactor, self._settings.cache)
-            self._settings = attrs.evolve(self._settings, cache=await self._folder.start())
+            self._settings = attrs.evolve(self._settings, cache=await self._owned(self._settings.cache))
+        if isinstance(self._settings.near_cache, LocalAddress):
+            self._settings = attrs.evolve(self._settings, near_cache=await self._owned(self._settings.near_cache))
+
+    async def _owned(self, address: LocalAddress) -> SharedFolder:
+        self._folder = FolderOwner(self._reactor, address)
+        return await self._folder.start()
 
     # One worker.
 

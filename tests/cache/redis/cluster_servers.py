@@ -53,20 +53,27 @@ class ClusterNode(Child):
 
 
 class RunningCluster:
-    """Six nodes, which are to be formed to a cluster. *options*: more of each server's; *cli*: of redis-cli."""
+    """Six nodes, which are to be formed to a cluster. *options*: more of each server's; *cli*: of redis-cli; *host*: where they
+    listen, if *options* say so."""
 
     def __init__(
-        self, options: Sequence[str] = (), cli: Sequence[str] = (), core: Optional[int] = None, tls: bool = False
+        self,
+        options: Sequence[str] = (),
+        cli: Sequence[str] = (),
+        core: Optional[int] = None,
+        tls: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
         if shutil.which("redis-cli") is None:
             raise SkipTest("no redis-cli")
         self.nodes = [ClusterNode(options, core, tls) for _ in range(NODES)]
         self._cli = list(cli)
+        self.host = host
 
     def form(self) -> RunningCluster:
         """Make a cluster of them. Blocks."""
         self._wait("nodes", lambda: all("Ready to accept" in node.output() for node in self.nodes))
-        places = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        places = [f"{self.host}:{node.port}" for node in self.nodes]
         self.manage("create", *places, "--cluster-replicas", str(NODES // MASTERS - 1), "--cluster-yes")
         self._wait("cluster", self._whole)
         return self
@@ -77,7 +84,7 @@ class RunningCluster:
         return (
             all("cluster_state:ok" in one for one in info)
             and len(masters) == MASTERS
-            and all("connected" in one.splitlines() or "127.0.0.1" in one for one in info)
+            and all("connected" in one.splitlines() or self.host in one for one in info)
         )
 
     def cli(self, node: ClusterNode, *arguments: str) -> str:
@@ -102,7 +109,7 @@ class RunningCluster:
     @property
     def address(self) -> ClusterAddress:
         """How to reach it."""
-        return ClusterAddress(tuple(("127.0.0.1", node.port) for node in self.nodes))
+        return ClusterAddress(tuple((self.host, node.port) for node in self.nodes))
 
     def secured(self, login: Login) -> ClusterAddress:
         """How to reach it over TLS."""
