@@ -6,12 +6,14 @@ import { lineSplitter, merged, stateOf, total } from "./runs.js";
 import { bytes, count, explain, kindOf, plural, reasonOf } from "./words.js";
 
 const LONGEST = 30_000; // ms between attempts
+const SILENCE = 30_000; // ms; a stream has a sign of life every 10 s
 const GONE = new Set([404, 405, 406]); // this proxy has no such resource, or no such series
 
 /** Follows the coverage of a series while the page is visible; `changed()` after each line. */
 export class Coverage {
   #stop = null;
   #timer = 0;
+  #silence = 0;
   #tries = 0;
   #look = () => (document.hidden ? this.#end() : this.#begin());
 
@@ -32,6 +34,7 @@ export class Coverage {
 
   #end() {
     clearTimeout(this.#timer);
+    clearTimeout(this.#silence);
     this.#stop?.abort();
     this.#stop = null;
   }
@@ -57,6 +60,8 @@ export class Coverage {
     const lines = lineSplitter();
     this.known = { instances: {}, jobs: [] };
     for (;;) {
+      clearTimeout(this.#silence);
+      this.#silence = setTimeout(() => this.#begin(), SILENCE);
       const { done, value } = await reader.read();
       if (done) return;
       for (const line of lines(value)) {
@@ -87,26 +92,26 @@ function patternOf(context, name) {
 }
 
 function drawPattern(state) {
-  const canvas = h("canvas", { width: 12, height: 12 });
+  const canvas = h("canvas", { width: 16, height: 16 });
   const context = canvas.getContext("2d");
-  context.strokeStyle = context.fillStyle = rgb(state, 0.55);
-  context.lineWidth = 2;
+  context.strokeStyle = context.fillStyle = rgb(state, 0.4);
+  context.lineWidth = 1.5;
   const line = (...points) => {
     context.beginPath();
     for (const [x, y] of points) context.lineTo(x, y);
     context.stroke();
   };
-  const diagonals = (at) => [-12, 0, 12].forEach((shift) => line([at(shift), 0], [at(shift + 12), 12]));
-  if (state.pattern === "dots") context.fillRect(4, 4, 4, 4);
+  const diagonals = (at) => [-16, 0, 16].forEach((shift) => line([at(shift), 0], [at(shift + 16), 16]));
+  if (state.pattern === "dots") context.fillRect(6, 6, 4, 4);
   if (state.pattern === "stripes" || state.pattern === "crossed") diagonals((x) => x);
-  if (state.pattern === "crossed") diagonals((x) => 12 - x);
+  if (state.pattern === "crossed") diagonals((x) => 16 - x);
   return canvas;
 }
 
 /** Draws a state over a place on a canvas: a tint, its pattern, a frame, and a letter where there is room. */
 export function paintState(context, name, { x, y, width, height }, ratio = 1) {
   const state = STATES[name];
-  context.fillStyle = rgb(state, 0.14);
+  context.fillStyle = rgb(state, 0.1);
   context.fillRect(x, y, width, height);
   if (state.pattern !== "plain") {
     context.fillStyle = patternOf(context, name);
@@ -173,19 +178,21 @@ export function coveredOf(coverage, instances) {
   return { frames: known.reduce((sum, { frames }) => sum + frames, 0), cached: known.reduce((sum, { cached }) => sum + total(cached), 0) };
 }
 
-/** Jobs in words, as items of a list. */
+const MOST_JOBS = 3;
+const ENDED = { done: "done", failed: "failed", stopped: "stopped" };
+
+/** Jobs in words, as items of a list: those that run, then those that ended lately. */
 export function jobItems(jobs) {
-  if (!jobs.length) return [h("li.none", {}, "No loads are running.")];
-  return jobs.map((job) => {
-    const progress = job.total ? `${count(job.frames)} of ${plural(job.total, "frame")}` : plural(job.frames, "frame");
-    const rate = job.bytes_per_second ? `, ${bytes(job.bytes_per_second)} a second` : "";
-    return h(
-      "li",
-      {},
-      h("strong", {}, kindOf(job)),
-      ` – ${reasonOf(job)}`,
-      h("progress", { max: job.total || 1, value: job.total ? job.frames : undefined, "aria-label": `${kindOf(job)}: progress` }),
-      h("span.figure", {}, `${progress}, ${bytes(job.bytes ?? 0)}${rate}${job.state && job.state !== "running" ? `, ${job.state}` : ""}`),
-    );
-  });
+  const running = jobs.filter((job) => !ENDED[job.state]);
+  const shown = [...running, ...jobs.filter((job) => ENDED[job.state])].slice(0, Math.max(running.length, MOST_JOBS));
+  return [running.length ? null : h("li.idle", {}, "Nothing is being loaded now."), ...shown.map(jobItem)].filter(Boolean);
+}
+
+function jobItem(job) {
+  const progress = job.total ? `${count(job.frames)} of ${plural(job.total, "frame")}` : plural(job.frames, "frame");
+  const rate = job.bytes_per_second ? `, ${bytes(job.bytes_per_second)} a second` : "";
+  const facts = `${progress}, ${bytes(job.bytes ?? 0)}${rate}`;
+  if (ENDED[job.state]) return h("li.ended", {}, h("strong", {}, kindOf(job)), ` – ${reasonOf(job)}: ${ENDED[job.state]}, ${facts}`);
+  const bar = h("progress", { max: job.total || 1, value: job.total ? job.frames : undefined, "aria-label": `${kindOf(job)}: progress` });
+  return h("li", {}, h("strong", {}, kindOf(job)), ` – ${reasonOf(job)}`, bar, h("span.figure", {}, facts));
 }

@@ -66,7 +66,7 @@ async function show({ focus }) {
   }
   if (signal.aborted) return;
   scrollTo(0, 0);
-  if (focus) main.querySelector("h1")?.focus({ preventScroll: true });
+  if (focus) (main.querySelector(".stage[tabindex], .slices:not([hidden])") ?? main.querySelector("h1"))?.focus({ preventScroll: true });
   say(document.title);
 }
 

@@ -26,6 +26,7 @@ export class Slide {
     this.tiles = new Tiles({
       arrived: (tile, answer) => {
         answered(tile, answer);
+        if (tile.level === this.levels.length - 1) this.#paintWhole(tile);
         this.draw();
       },
       failed,
@@ -60,7 +61,10 @@ export class Slide {
       this.map,
     );
     const ratio = Math.min(MAP / this.base.width, MAP / this.base.height);
-    [this.map.width, this.map.height] = [this.base.width, this.base.height].map((side) => Math.max(8, Math.round(side * ratio)));
+    this.whole = h("canvas"); // what the map shows, without the rectangle: the smallest level, as far as it came
+    for (const canvas of [this.map, this.whole]) {
+      [canvas.width, canvas.height] = [this.base.width, this.base.height].map((side) => Math.max(8, Math.round(side * ratio)));
+    }
     gestures(this.element, {
       pan: (right, down) => this.move(-right / this.view.zoom, -down / this.view.zoom),
       zoom: (factor, x, y) => this.zoom(factor, x, y),
@@ -80,6 +84,7 @@ export class Slide {
 
   set(options) {
     Object.assign(this.options, options);
+    for (const tile of this.#whole(this.levels.length - 1)) this.#paintWhole(tile);
     this.draw();
   }
 
@@ -214,7 +219,7 @@ export class Slide {
     this.shown = shown;
     this.element.setAttribute("aria-busy", String(!this.tiles.complete));
     this.#drawBar();
-    this.#drawMap(smallest);
+    this.#drawMap();
     this.drawn();
   }
 
@@ -251,19 +256,21 @@ export class Slide {
     this.bar.firstChild.textContent = text;
   }
 
-  #drawMap(smallest) {
+  #paintWhole(tile) {
+    const bitmap = this.tiles.get(tile.key);
+    if (!bitmap) return;
+    const level = this.levels[tile.level];
+    const [right, down] = [this.whole.width / level.width, this.whole.height / level.height];
+    const { of } = this.box(tile);
+    const [x, y] = [tile.column * level.tileWidth * right, tile.row * level.tileHeight * down];
+    this.whole.getContext("2d").drawImage(bitmap, 0, 0, of.width, of.height, x, y, of.width * right, of.height * down);
+  }
+
+  #drawMap() {
     const context = this.map.getContext("2d");
     const { width, height } = this.map;
     context.clearRect(0, 0, width, height);
-    const level = this.levels[smallest];
-    const [right, down] = [width / level.width, height / level.height];
-    for (const tile of this.#whole(smallest)) {
-      const bitmap = this.tiles.get(tile.key);
-      if (!bitmap) continue;
-      const { of } = this.box(tile);
-      const [x, y] = [tile.column * level.tileWidth, tile.row * level.tileHeight];
-      context.drawImage(bitmap, 0, 0, of.width, of.height, x * right, y * down, of.width * right, of.height * down);
-    }
+    context.drawImage(this.whole, 0, 0);
     const scale = width / this.base.width;
     const [w, t] = [(this.size.width / this.view.zoom) * scale, (this.size.height / this.view.zoom) * scale];
     const [x, y] = [this.view.x * scale - w / 2, this.view.y * scale - t / 2];

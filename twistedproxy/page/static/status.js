@@ -10,6 +10,7 @@ import { bytes, count, duration, explain, plural, readiness } from "./words.js";
 
 const EVERY = 2000; // ms
 const POINTS = 60;
+const OWN = new Set(["healthz", "readyz", "metrics", "status", "page", "coverage"]); // routes of probes, and of this page
 const OUTCOMES = {
   hit: "frames and pictures from the cache",
   rendered: "pictures made now from cached frames",
@@ -76,6 +77,7 @@ class Status {
   #requests(metrics) {
     const counts = Object.fromEntries(Object.keys(OUTCOMES).map((key) => [key, 0]));
     for (const { labels, value } of metrics.get("twistedproxy_request_seconds_count") ?? []) {
+      if (OWN.has(labels.route)) continue;
       counts[labels.cache] = (counts[labels.cache] ?? 0) + value;
     }
     if (this.before) this.rates.push(Object.fromEntries(Object.entries(counts).map(([key, value]) => [key, Math.max(0, value - (this.before[key] ?? 0))])));
@@ -117,6 +119,7 @@ const withRate = (job) => ({ ...job, bytes_per_second: job.seconds ? job.bytes /
 function latency(metrics) {
   const routes = new Map();
   for (const { labels, value } of metrics.get("twistedproxy_request_seconds_bucket") ?? []) {
+    if (OWN.has(labels.route)) continue;
     const name = `${labels.route}, ${labels.cache}`;
     if (!routes.has(name)) routes.set(name, []);
     routes.get(name).push([labels.le === "+Inf" ? Infinity : Number(labels.le), value]);

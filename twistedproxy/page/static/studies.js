@@ -13,7 +13,7 @@ const SEARCHED = [
   ["AccessionNumber", "Accession number", "search", false],
   ["ModalitiesInStudy", "Modality", "search", false],
   ["from", "Study date from", "date", false],
-  ["to", "to", "date", false],
+  ["to", "Study date to", "date", false],
 ];
 
 /** The studies of all mounts, or what a search finds. `query`: the route's. */

@@ -13,6 +13,7 @@ import { explain } from "./words.js";
 
 const OVERLAY = "twistedproxy-overlay"; // in localStorage
 const CHART_MILLISECONDS = 1000;
+const MOST_MINE = 5000; // frames of which it is remembered that they came from the store
 
 /** Draws into `main`; returns what ends the viewer. `place`: the query of the route. Throws Failure. */
 export async function openSeries(main, mount, study, uid, place, signal) {
@@ -125,6 +126,7 @@ class View {
   #answered(tile, { outcome, milliseconds, bytes }) {
     this.traffic.add(outcome, milliseconds, bytes);
     if (outcome === "store" || outcome === "joined") this.mine.set(`${tile.instance}/${tile.frame}`, outcome);
+    if (this.mine.size > MOST_MINE) this.mine.delete(this.mine.keys().next().value);
     this.problem.hidden = true;
   }
 
@@ -134,7 +136,7 @@ class View {
   }
 
   #toggled() {
-    localStorage.setItem(OVERLAY, this.overlay.checked ? "on" : "off");
+    remember(this.overlay.checked ? "on" : "off");
     say(this.overlay.checked ? "What is cached is shown on the picture." : "What is cached is no longer shown.");
     this.draw();
   }
@@ -160,7 +162,22 @@ class View {
 
 class NothingToShow extends Error {}
 
-const remembered = () => localStorage.getItem(OVERLAY);
+// A browser may deny storage.
+function remembered() {
+  try {
+    return localStorage.getItem(OVERLAY);
+  } catch {
+    return null;
+  }
+}
+
+function remember(shown) {
+  try {
+    localStorage.setItem(OVERLAY, shown);
+  } catch {
+    // until the page is left, then
+  }
+}
 
 // A list is filled anew only when its values changed: screen readers and pointers are in it.
 function update(list, values, items) {
@@ -172,9 +189,10 @@ function update(list, values, items) {
 
 function slideTools(slide, { paths, planes }) {
   const button = (label, sign, action) => h("button", { type: "button", "aria-label": label, title: label, onclick: action }, sign);
+  const whole = h("button", { type: "button", onclick: () => slide.fit() }, "Whole slide");
   const profile = h("input", { type: "checkbox", onchange: () => slide.set({ profile: profile.checked }) });
   const tools = [
-    h("div.buttons", {}, button("Zoom in", "+", () => slide.zoom(1.5)), button("Zoom out", "−", () => slide.zoom(1 / 1.5)), button("Show all of it", "Whole slide", () => slide.fit())),
+    h("div.buttons", {}, button("Zoom in", "+", () => slide.zoom(1.5)), button("Zoom out", "−", () => slide.zoom(1 / 1.5)), whole),
     h("label.switch", {}, profile, "Convert colors to sRGB by the slide's profile"),
   ];
   if (paths.length > 1) tools.push(choice("Optical path", paths.map(({ id, text: named }) => [id, named]), (path) => slide.set({ path })));

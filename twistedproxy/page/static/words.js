@@ -74,6 +74,7 @@ const REASONS = {
   "slow-to-load": "around what a reader looks at: all of it would take too long",
   "small-instance": "small enough to load all of it",
   "small-level": "a small level of a slide that was opened",
+  "stack": "next to the slice that a reader looks at",
   "too-many-frames": "around what a reader looks at: all of it is too much",
   "whole-instance": "readers look at this slide",
   "whole-instance-off": "around what a reader looks at",
