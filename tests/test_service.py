@@ -80,6 +80,7 @@ class StartTests(ProcessCase):
         await wait_until(lambda: proxy.logged("mount"), "an event")
         (mount,) = proxy.logged("mount")
         self.assertEqual((f"{proxy.url}/dicomweb", self.store.url), (mount["base"], mount["origin"]))
+        self.assertEqual([f"{proxy.url}/"], [event["url"] for event in proxy.logged("page")])
         self.assertEqual([], proxy.logged("pages_exposed"))
 
 

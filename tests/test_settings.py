@@ -40,6 +40,7 @@ DEFAULTS = {
     "origin_concurrency": 256,
     "origin_connect_timeout": 5.0,
     "origin_stall_timeout": 30.0,
+    "page": True,
     "origin_timeout": 120.0,
     "prefetch": True,
     "prefetch_min_frames": 10,

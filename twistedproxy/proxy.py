@@ -44,6 +44,8 @@ from twistedproxy.hot.request_heads import RequestHeads
 from twistedproxy.hot.responses import HotResponses
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.origin.open import open_origin
+from twistedproxy.page.coverage import CoverageAnswers
+from twistedproxy.page.routes import with_page
 from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
@@ -104,8 +106,12 @@ class Proxy:
         self.demand = Demand(reactor, self.metrics.answered_from_cache, cpu_count() / max(1, settings.workers))
         self.cache = open_cache(reactor, settings.cache, settings.cache_memory, self.metrics)
         self._cache_use = CacheUse(self.cache, self.metrics, reactor)
+
+        async def changed(scope: Scope) -> None:
+            await self.invalidation.invalidate(scope)
+
         self.mounts = Mounts(
-            MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, self._changed))
+            MountedOrigin(mount.prefix.rstrip("/"), origins(reactor, mount.url, settings, self.metrics, changed))
             for mount in settings.origin
         )
         self._build_reading(siblings, wall_clock)
@@ -175,15 +181,8 @@ class Proxy:
         if self.cache.reads_now and not self.reader.reports_hits:
             limit, hit = settings.max_frames_per_request, self.scheduler.hit
             cached = CachedAnswers(self.cache, self.access, self.invalidation, limit, hit)
-        hot = HotDispatcher(
-            self.hot_responses,
-            cached,
-            heads,
-            self.metrics,
-            accounting.access_log,
-            accounting.seconds,
-            self.answer_memory,
-        )
+        log, seconds, memory = accounting.access_log, accounting.seconds, self.answer_memory
+        hot = HotDispatcher(self.hot_responses, cached, heads, self.metrics, log, seconds, memory)
         self.connections = Connections(self._reactor, settings.client_timeout, hot.answer, self.answer_memory)
         return hot
 
@@ -208,6 +207,7 @@ class Proxy:
             accounting.seconds,
         )
         self._prefetching = PrefetchEndpoint.of(self.scheduler)
+        self._coverage = CoverageAnswers.of(self.scheduler, reactor)
         return ProxyRoutes(
             settings,
             self.mounts,
@@ -217,6 +217,7 @@ class Proxy:
             pass_through,
             status,
             self._prefetching,
+            self._coverage.answer,
             accounting,
         )
 
@@ -229,10 +230,6 @@ class Proxy:
         if self.imaging is not None:
             worker["rendering"] = self.imaging.pool.status()
         return {"worker": worker, "jobs": self.jobs.status()}
-
-    async def _changed(self, scope: Scope) -> None:
-        """An origin noticed that what is cached of *scope* is old."""
-        await self.invalidation.invalidate(scope)
 
     def revoke(self, credential: bytes, instance: Instance) -> None:
         """Drop a grant that the origin denied at another worker."""
@@ -271,14 +268,13 @@ class Proxy:
         self._cache_use.stop()
 
     async def _listen(self) -> None:
-        for text in self._settings.listen:
-            await self._listen_at(text, ProxySite(self._routes.resource(), self.connections, self._reactor))
-        if self._settings.admin_listen is not None:
-            site = ProxySite(self._admin_routes.app.resource(), self.connections, self._reactor)
-            await self._listen_at(self._settings.admin_listen, site)
-
-    async def _listen_at(self, text: str, site: Any) -> None:
-        self._ports.append(await self._listen_as(text, site))
+        settings = self._settings
+        listeners = [(text, self._routes.resource(), False) for text in settings.listen]
+        if settings.admin_listen is not None:
+            listeners.append((settings.admin_listen, self._admin_routes.app.resource(), True))
+        for text, below, admin in listeners:
+            root = with_page(settings, self._routes.accounting, below, admin)
+            self._ports.append(await self._listen_as(text, ProxySite(root, self.connections, self._reactor)))
 
     def served(self) -> list[Served]:
         """What its mounts stand for, once it has been started."""
@@ -294,6 +290,7 @@ class Proxy:
         ports, self._ports = self._ports, []
         for port in ports:
             await self._ended("a listener", _stopped(port))
+        self._coverage.stop()
         self._prefetching.stop_within(self._settings.stop_deadline)
         cut = await self.connections.drain(self._settings.stop_deadline, idle_seconds)
         if cut:

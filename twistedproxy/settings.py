@@ -64,6 +64,11 @@ class Settings:
         "Endpoint for /metrics and /status.json, which name instances; the other listeners then do not serve them",
         "none",
     )
+    page: bool = setting(
+        SWITCH,
+        True,
+        "Serve a page at / of every listener: studies, a viewer, what is cached; on the admin listener the state of the proxy",
+    )
     workers: int = setting(
         whole(1, MAX_PROCESSES), 1, "Number of processes that share the listening ports; each uses one core"
     )

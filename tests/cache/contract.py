@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
@@ -12,6 +12,7 @@ from tests.cache.support import A
 from twistedproxy.cache.interface import LARGE, Cache, Head, Value
 from twistedproxy.cache.keys import instance_keys
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.frames.entries import frame_name
 
 SAME_SERIES = attrs.evolve(A, sop="1.2.3.4.6")
 SAME_STUDY = attrs.evolve(A, series="1.2.3.5")
@@ -31,6 +32,7 @@ class CacheContract:
     assertIsNone: Any
     assertNotEqual: Any
     assertIn: Any
+    assertNotIn: Any
     assertRaises: Any
 
     async def pass_time(self, condition: Callable[[], Any]) -> None:
@@ -102,6 +104,68 @@ class CacheContract:
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
         await self.cache.get_many(A, [])
         self.assertEqual(await self.cache.present(A, [b"1", b"2"]), set())
+
+    async def held(self, instance: Instance, frames: int) -> tuple[list[int], list[int]]:
+        """All frames that are cached, and that are claimed, of so many."""
+        cached: list[int] = []
+        claimed: list[int] = []
+        after: Optional[bytes] = b""
+        while after is not None:
+            part = await self.cache.held(instance, frames, after)
+            cached += part.cached
+            claimed += part.claimed
+            after = part.after
+        self.assertEqual((len(cached), len(claimed)), (len(set(cached)), len(set(claimed))))
+        return sorted(cached), sorted(claimed)
+
+    async def test_which_frames_are_held(self) -> None:
+        """Of any number of frames all that are cached or claimed are told: of that instance alone, under its fence, up to the last
+        frame that it has."""
+        numbers = [*range(1, 1200), 1500, 3999, 4000]
+        await self.put(A, {frame_name(number): b"x" for number in (*numbers, 4001)} | {b"G1": b"", b"E1": b""})
+        await self.put(SAME_SERIES, {frame_name(2): b"x"})
+        await self.cache.claim(A, [frame_name(number) for number in (1300, 2500, 5000)], b"me", 60.0)
+        await self.cache.claim(SAME_SERIES, [frame_name(1)], b"me", 60.0)
+        self.assertEqual(await self.held(A, 4000), (numbers, [1300, 2500]))
+        self.assertEqual(await self.held(SAME_SERIES, 3), ([2], [1]))
+        self.assertEqual(await self.held(SAME_STUDY, 3), ([], []))
+        await self.cache.unclaim(SAME_SERIES, [frame_name(1)], b"me")
+        await self.cache.invalidate(A.scope)
+        await self.cache.get_many(A, [])
+        await self.put(A, {frame_name(7): b"x"})
+        self.assertEqual(await self.held(A, 4000), ([7], [1300, 2500]))
+        self.assertEqual(await self.held(SAME_SERIES, 3), ([2], []))
+
+    async def test_claims_that_have_ended_are_not_held(self) -> None:
+        """A claim ends by itself, also where nobody gives it back."""
+        await self.cache.claim(A, [frame_name(1)], b"me", 0.05)
+        await self.cache.claim(A, [frame_name(2)], b"me", 60.0)
+
+        async def ended() -> bool:
+            return await self.cache.claim_left(A, frame_name(1)) is None
+
+        await self.pass_time(ended)
+        self.assertEqual(await self.held(A, 2), ([], [2]))
+
+    async def test_changes_are_seen(self) -> None:
+        """Where the cache can tell, what was told before is not told again once something was written, claimed or forgotten."""
+        await self.put(A, {b"F1": b"x"})
+        seen = [self.cache.changes()]
+        if seen == [None]:
+            return
+        self.assertEqual(self.cache.changes(), seen[0])
+        await self.get(A, b"F1", b"F2")
+        self.assertEqual(self.cache.changes(), seen[0])
+        for change in (
+            self.put(A, {b"F2": b"x"}),
+            self.cache.claim(A, [b"F3"], b"me", 60.0),
+            self.cache.unclaim(A, [b"F3"], b"me"),
+            self.cache.remove(A, [b"F1"]),
+            self.cache.invalidate(A.scope),
+        ):
+            await change
+            self.assertNotIn(self.cache.changes(), seen)
+            seen.append(self.cache.changes())
 
     async def test_how_entries_begin_is_told_with_their_sizes(self) -> None:
         """Of long entries the first bytes come, of short ones all; what readers would not find has no head."""

@@ -54,6 +54,7 @@ class WritingTests(FolderCase):
         self.assertEqual(await get(cache, b"F1", b"F2", b"F3"), {b"F1": b"one", b"F2": b"two"})
         _, starts = cache.readings.starts(one, [b"F1", b"F3"], 2)
         self.assertEqual(starts, {b"F1": (b"on", 3)})
+        self.assertEqual(set((await cache.held(one, 9)).cached), {1, 2})
         removing = ensureDeferred(cache.remove(one, [b"F1"]))  # while it is written, or just after
         self.assertTrue(await removing)
         self.assertTrue(await writing)
@@ -62,6 +63,7 @@ class WritingTests(FolderCase):
         late = ensureDeferred(cache.put_many(one, fence, {b"F4": b"four"}, 60.0))
         cache.generations.invalidate(scope_keys(one.scope))
         self.assertEqual(await get(cache, b"F4"), {})
+        self.assertEqual((await cache.held(one, 9)).cached, [])
         await late
         self.assertEqual(await get(cache, b"F4"), {})
 

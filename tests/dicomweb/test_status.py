@@ -60,7 +60,10 @@ class StatusTests(ProxyCase):
         ready = await root.get("/readyz")
         self.assertEqual((ready.status, ready.json()["status"]), (503, "unavailable"))
         self.assertEqual(ready.json()["checks"]["cache"], "ok")
-        self.assertEqual(ready.json()["checks"]["origin /dicomweb"], "no connection to the origin: connection refused")
+        self.assertEqual(
+            ready.json()["checks"]["origin /dicomweb"],
+            f"no connection to the origin: connection refused ({store.url}: is it running, and is that its port?)",
+        )
         self.assertEqual((await root.get("/healthz")).status, 200)
         store.start(store.port)
         self.assertEqual((await root.get("/readyz")).status, 200)
@@ -85,7 +88,8 @@ class StatusTests(ProxyCase):
 
         self.patch(proxy.components.cache, "ping", ping)
         ready = await proxy.client(prefix="").get("/readyz")
-        self.assertEqual((ready.status, ready.json()["checks"]["cache"]), (503, "connection refused"))
+        text = "connection refused (the cache: is it running, and is that its port?)"
+        self.assertEqual((ready.status, ready.json()["checks"]["cache"]), (503, text))
 
     async def test_status_json(self) -> None:
         """Mounts, cache, workers and jobs are there."""
@@ -151,7 +155,9 @@ class CheckTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.pings: list[Deferred[None]] = []
-        mounts: Any = Mounts(MountedOrigin(f"/{name}", SimpleNamespace(ping=self.ping)) for name in "abc")  # type: ignore[arg-type]
+        mounts: Any = Mounts(
+            MountedOrigin(f"/{name}", SimpleNamespace(ping=self.ping, url="http://s")) for name in "abc"
+        )  # type: ignore[arg-type]
         cache: Any = SimpleNamespace(ping=self.answer)
         self.pages = StatusPages(mounts, cache, Metrics(), self.clock, dict)
 
@@ -172,7 +178,7 @@ class CheckTests(SynchronousTestCase):
         self.clock.advance(CHECK_SECONDS)
         found = self.successResultOf(checks)
         self.assertEqual({name for name, check in found.items() if check.usable}, {"cache"})
-        self.assertEqual(found["origin /c"].text, "no answer within 3 s")
+        self.assertTrue(found["origin /c"].text.startswith("no answer within 3 s (http://s: is it running"))
 
     def test_many_ask(self) -> None:
         """Asking again and again does not reach the origins each time, neither meanwhile nor for a moment afterwards."""

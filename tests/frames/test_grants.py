@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from twistedproxy.frames.grants import Credentials, normal_key
+from tests.frames.support import INSTANCE
+from twistedproxy.dicom.metadata import InstanceMetadata
+from twistedproxy.frames.grants import Credentials, Grant, Grants, normal_key
 from twistedproxy.origin.interface import Caller
 
 SECRET = b"k" * 32
@@ -104,3 +107,28 @@ class CallerTests(SynchronousTestCase):
         self.assertTrue(self.credentials.are_all([b"AUTHORIZATION", b"cookie"]))
         self.assertFalse(self.credentials.are_all([b"Authorization", b"X-Api-Key"]))
         self.assertFalse(Credentials(SECRET, (b"X-Api-Key",)).are_all([b"Authorization"]))
+
+
+class GrantsTests(SynchronousTestCase):
+    """Grants by series."""
+
+    def test_of_series(self) -> None:
+        """Those of one caller and series are found, whichever way others have gone."""
+        grants, who, other = Grants(limit=4), Caller(b"who"), Caller(b"other")
+        one, two, three = [attrs.evolve(INSTANCE, sop=f"1.{number}") for number in range(3)]
+        elsewhere = attrs.evolve(INSTANCE, series="1.9")
+        facts = InstanceMetadata(frames=1)
+        for caller_, instance in ((who, one), (who, two), (other, three), (who, elsewhere)):
+            grants.add(caller_, instance, Grant(facts, 10.0, b""))
+        series = INSTANCE.of_series
+        self.assertEqual(set(grants.of_series(who, series)), {one, two})
+        grants.add(who, three, Grant(facts, 20.0, b""))  # in the place of the oldest one
+        self.assertEqual(set(grants.of_series(who, series)), {two, three})
+        grants.revoke(who, three)
+        grants.revoke(who, three)
+        self.assertIsNone(grants.find(who, two, 11.0))
+        self.assertEqual(set(grants.of_series(who, series)), set())
+        grants.invalidate(lambda instance: instance == three)
+        self.assertEqual((set(grants.of_series(other, series)), len(grants)), (set(), 1))
+        self.assertEqual(set(grants.of_series(who, elsewhere.of_series)), {elsewhere})
+        self.assertEqual(len(grants._of_series), 1)

@@ -227,7 +227,7 @@ class StacksTests(SynchronousTestCase):
         touching.addErrback(lambda _: None)
         touching.cancel()
         self.assertEqual((self.jobs.running, self.origin.cancelled), ([], 1))  # all wait for the same
-        self.assertEqual(self.reader.numbers_in_flight(slice_of(2)), set())
+        self.assertEqual(self.reader.in_flight(), set())
 
     def test_no_stack(self) -> None:
         """What is no stack, or no part of it, leads to nothing."""

@@ -19,14 +19,18 @@ class AnnounceTests(SynchronousTestCase):
     """`announce`."""
 
     def logged(
-        self, hosts: list[object], listen: tuple[str, ...] = ("tcp:80",), admin: Optional[str] = None
+        self,
+        hosts: list[object],
+        listen: tuple[str, ...] = ("tcp:80",),
+        admin: Optional[str] = None,
+        page: bool = True,
     ) -> list[LogEvent]:
         """The events for listeners at *hosts*."""
         events: list[LogEvent] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
         served = [Served("/dicomweb", "http://store", ["studies"])]
-        announce(Settings(listen=listen, admin_listen=admin), hosts, served)
+        announce(Settings(listen=listen, admin_listen=admin, page=page), hosts, served)
         return events
 
     def test_warning(self) -> None:
@@ -43,6 +47,17 @@ class AnnounceTests(SynchronousTestCase):
         ):
             events = self.logged(list(hosts), admin=given)
             self.assertEqual(any(event["event"] == "pages_exposed" for event in events), warned, (hosts, given))
+
+    def test_page(self) -> None:
+        """The page's address comes before all that mounts are, and can be opened on this machine; a socket has none."""
+        ipv6 = IPv6Address("TCP", "::1", 443)
+        events = self.logged([EVERYWHERE, ipv6, HERE], ("tcp:80", "ssl:443"), admin="tcp:81")
+        pages = [event["url"] for event in events if event["event"] == "page"]
+        self.assertEqual(pages, ["http://localhost:80/", "https://[::1]:443/", "http://127.0.0.1:81/"])
+        self.assertEqual([event["event"] for event in events[:3]], ["page"] * 3)
+        events = self.logged([UNIXAddress("/run/socket")])
+        self.assertNotIn("page", {event["event"] for event in events})
+        self.assertNotIn("page", {event["event"] for event in self.logged([HERE], page=False)})
 
     def test_urls(self) -> None:
         """Each listener's URLs are told by its own scheme; the admin's listener serves no frames."""

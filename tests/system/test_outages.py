@@ -8,7 +8,18 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.system.outages import INTERVAL, CertificateRefused, Outage, reason_of
+from twistedproxy.system.outages import INTERVAL, CertificateRefused, Outage, reason_of, with_hint
+
+
+class HintTests(SynchronousTestCase):
+    """What to look at."""
+
+    def test_hints(self) -> None:
+        """The reason stays as it is in front; what is not known has no hint."""
+        for reason in ("connection refused", "unknown host name", "timed out", "certificate verify failed: expired"):
+            hinted = with_hint(f"no connection: {reason}", "http://store")
+            self.assertTrue(hinted.startswith(f"no connection: {reason} (http://store: is "), hinted)
+        self.assertEqual(with_hint("the origin answered 500", "http://store"), "the origin answered 500")
 
 
 class OutageTests(SynchronousTestCase):

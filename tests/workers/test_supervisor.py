@@ -104,6 +104,8 @@ class StartTests(SupervisorCase):
         self.assertEqual(
             [(event["event"], event.get("address") or event.get("base") or event["url"]) for event in announced],
             [
+                ("page", f"http://127.0.0.1:{here}/"),
+                ("page", f"http://localhost:{everywhere}/"),
                 ("pages_exposed", f"IPv4Address(type='TCP', host='0.0.0.0', port={everywhere})"),
                 ("mount", f"http://127.0.0.1:{here}/dicomweb"),
                 ("example", f"http://127.0.0.1:{here}/dicomweb/studies"),

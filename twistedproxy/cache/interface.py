@@ -10,7 +10,7 @@ old fence is never read. A generation that the server has evicted counts as ende
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Optional, Protocol, Union
 
 import attrs
@@ -22,6 +22,20 @@ Fence = bytes
 
 Value = Union[bytes, tuple[bytes, ...]]
 """An entry that is written: its bytes, or the pieces of them, where it is large."""
+
+FRAME = b"F"
+"""How names of frames begin: the number follows, in hexadecimal."""
+
+
+def frame_names(first: int, last: int) -> list[bytes]:
+    """The names of frames *first* to *last* (from 1)."""
+    return [b"F%x" % number for number in range(first, last + 1)]
+
+
+def number_of(name: bytes) -> int:
+    """The frame whose name this is."""
+    return int(name[1:], 16)
+
 
 LARGE = 4 << 20
 """Bytes of an entry that is written and read in slices, and not copied for the sake of what stands before a frame: of
@@ -77,14 +91,50 @@ class Heads:
     entries: Mapping[bytes, Head]
 
 
+@attrs.frozen
+class Held:
+    """A part of the frames of an instance: those of them that are *cached*, those that are *claimed*, and the name after which the
+    next part begins; None: there is none."""
+
+    cached: Sequence[int]
+    claimed: Sequence[int]
+    after: Optional[bytes] = None
+
+
 class EndsForGood:
-    """A cache that drops entries when their time ends: none goes on."""
+    """A cache that drops entries when their time ends: none goes on. It finds entries by their names alone."""
 
     keeps_ended = False
     capacity: Optional[int] = None
 
     async def prolong(self, instance: Instance, fence: Fence, seconds: float, since: float) -> None:
         """See `Cache`."""
+
+    def changes(self) -> Optional[Hashable]:
+        """See `Cache`: others write, too."""
+        return None
+
+    async def held(self, instance: Instance, frames: int, after: bytes = b"") -> Held:
+        """See `Cache`."""
+        first = number_of(after) + 1 if after else 1
+        names = frame_names(first, min(frames, first + HELD_AT_ONCE - 1))
+        cached = await self.present(instance, names)
+        missing = [name for name in names if name not in cached]
+        claimed = await self.claimed(instance, missing) if missing else set()
+        last = names[-1] if names and number_of(names[-1]) < frames else None
+        return Held([number_of(name) for name in cached], [number_of(name) for name in claimed], last)
+
+    async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """See `Cache`."""
+        raise NotImplementedError
+
+    async def claimed(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """Those of *names* that anybody has claimed."""
+        raise NotImplementedError
+
+
+HELD_AT_ONCE = 250
+"""Frames of one part of `Cache.held` where entries are found by their names: half a millisecond."""
 
 
 class Cache(Protocol):
@@ -114,6 +164,15 @@ class Cache(Protocol):
 
     async def present(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
         """Those of *names* that `get_many` would find, without their bytes. None where the cache can't be asked."""
+
+    def changes(self) -> Optional[Hashable]:
+        """What is another value once any process has written, removed or claimed anything, or invalidated it: 2 us. None where that is
+        not known."""
+
+    async def held(self, instance: Instance, frames: int, after: bytes = b"") -> Held:
+        """A part of frames 1 to *frames*, beginning after the name *after*: those that `get_many` would find, and those that anybody has
+        claimed. This is no use of
+        them, as far as the cache can tell the difference. No frames where the cache can't be asked."""
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
         """The first *length* bytes (all of a shorter one) and the sizes of the entries that `get_many` would find."""

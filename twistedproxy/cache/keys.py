@@ -92,9 +92,6 @@ def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
     return stored[FENCE_LENGTH:] if stored.startswith(fence) else None
 
 
-FRAME = b"F"
-"""How names of frames begin."""
-
 LOADING = b"l"
 """The entry that an instance has while it is loaded: its frames may yet turn out wrong."""
 

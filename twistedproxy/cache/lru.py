@@ -26,12 +26,13 @@ class _Item:
 
 
 class LruStore:
-    """At most *max_bytes* of keys and values; ``evicted`` counts what had to go before its time."""
+    """At most *max_bytes* of keys and values; ``evicted`` counts what had to go before its time, ``changes`` what came and went."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used = 0
         self.evicted = 0
+        self.changes = 0
         self._items: OrderedDict[bytes, _Item] = OrderedDict()
 
     def __len__(self) -> int:
@@ -48,6 +49,11 @@ class LruStore:
         self._items.move_to_end(key)
         return item.value
 
+    def peek(self, key: bytes, now: float) -> Optional[bytes]:
+        """The same, and its place is left as it is."""
+        item = self._items.get(key)
+        return None if item is None or (item.expires is not None and item.expires <= now) else item.value
+
     def put(self, key: bytes, value: bytes, now: float, seconds: Optional[float]) -> bool:
         """Hold *value* for *seconds* (None: no expiry). False, and *key* is gone, where it alone is too large."""
         self.delete(key)
@@ -56,6 +62,7 @@ class LruStore:
             return False
         self._items[key] = _Item(value, None if seconds is None else now + seconds, size)
         self.used += size
+        self.changes += 1
         self._shrink(now)
         return True
 
@@ -81,6 +88,7 @@ class LruStore:
         item = self._items.pop(key, None)
         if item is not None:
             self.used -= item.size
+            self.changes += 1
 
     def clear(self) -> None:
         """Drop everything."""
@@ -91,5 +99,6 @@ class LruStore:
         while self.used > self.max_bytes:
             _, item = self._items.popitem(last=False)
             self.used -= item.size
+            self.changes += 1
             if item.expires is None or item.expires > now:
                 self.evicted += 1

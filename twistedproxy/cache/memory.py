@@ -7,14 +7,34 @@ can be evicted like entries, so both providers behave alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Optional
 
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.cache.address import SharedAddress
-from twistedproxy.cache.interface import EndsForGood, EntryNow, Fence, Head, Heads, Reading, Value, pieces
-from twistedproxy.cache.keys import fence_of, instance_keys, new_generation, read_outcome, scope_keys, unstamp
+from twistedproxy.cache.interface import (
+    HELD_AT_ONCE,
+    EndsForGood,
+    EntryNow,
+    Fence,
+    Head,
+    Heads,
+    Held,
+    Reading,
+    Value,
+    frame_names,
+    number_of,
+    pieces,
+)
+from twistedproxy.cache.keys import (
+    fence_of,
+    instance_keys,
+    new_generation,
+    read_outcome,
+    scope_keys,
+    unstamp,
+)
 from twistedproxy.cache.lru import LruStore
 from twistedproxy.cache.monitoring import CacheObserver, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
@@ -68,6 +88,24 @@ class MemoryCache(EndsForGood):
             return set()
         stored = ((name, self._store.get(keys.entry + name, now)) for name in names)
         return {name for name, value in stored if value is not None and value.startswith(fence)}
+
+    def changes(self) -> Hashable:
+        """See `Cache`."""
+        return self._store.changes
+
+    async def held(self, instance: Instance, frames: int, after: bytes = b"") -> Held:
+        """See `Cache`."""
+        now, keys = self._reactor.seconds(), instance_keys(instance)
+        first = number_of(after) + 1 if after else 1
+        last = min(frames, first + HELD_AT_ONCE - 1)
+        fence, cached, claimed = fence_of([self._store.peek(key, now) for key in keys.generations]), [], []
+        for number, name in enumerate(frame_names(first, last), first):
+            stored = self._store.peek(keys.entry + name, now)
+            if stored is not None and fence is not None and stored.startswith(fence):
+                cached.append(number)
+            elif self._store.peek(keys.claim + name, now) is not None:
+                claimed.append(number)
+        return Held(cached, claimed, b"F%x" % last if last < frames else None)
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
         """See `Cache`."""

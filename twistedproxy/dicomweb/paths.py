@@ -61,6 +61,7 @@ class ResourceKind(enum.Enum):
     BULKDATA = "bulkdata"  # any level, whatever is below it
     PIXELDATA = "pixeldata"  # any level
     PREFETCH = "prefetch"  # any level; the proxy's own
+    COVERAGE = "coverage"  # a series or instance; the proxy's own
     OTHER = "other"  # worklist, non-patient instances, storage commitment
 
 
@@ -73,6 +74,7 @@ _METHODS = {
     ResourceKind.INSTANCE: (*_READ, "POST", "PUT", "DELETE"),
     ResourceKind.OTHER: (*_READ, "POST", "PUT", "DELETE"),
     ResourceKind.PREFETCH: ("GET", "HEAD", "POST"),
+    ResourceKind.COVERAGE: ("GET", "HEAD"),
 }
 
 
@@ -227,11 +229,13 @@ _OF_STUDY = _COMMON | {
 }
 _OF_SERIES = _COMMON | {
     "": ResourceKind.SERIES,
+    "coverage": ResourceKind.COVERAGE,
     "instances": ResourceKind.SEARCH,
     "rendered": ResourceKind.RENDERED,
 }
 _OF_INSTANCE = _COMMON | {
     "": ResourceKind.INSTANCE,
+    "coverage": ResourceKind.COVERAGE,
     "rendered": ResourceKind.INSTANCE_RENDERED,
 }
 _OF_FRAMES = {

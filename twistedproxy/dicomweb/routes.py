@@ -6,6 +6,7 @@ DICOMweb resource, or a page of the proxy's own.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Optional
 
 import attrs
@@ -40,6 +41,9 @@ _ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
 _LOADS = {(True, True): JobKind.WHOLE, (True, False): JobKind.SERIES, (False, False): JobKind.STUDY}
 """What is loaded, by whether a path names a series and an instance."""
 
+Covering = Callable[[Request, FrameRequest, bool, Optional[bytes]], Awaitable[None]]
+"""Answers a request for the coverage of an instance, or of what it stands for; with its Accept header."""
+
 _NO_RESOURCE = "no such resource; DICOMweb resources are below a mount"
 
 
@@ -55,6 +59,7 @@ class ProxyRoutes:
     pass_through: PassThrough
     status: StatusPages
     prefetching: PrefetchEndpoint
+    covering: Covering
     accounting: Accounting
     cors: Cors = attrs.field(
         init=False, default=attrs.Factory(lambda self: Cors(self.settings.cors_origin), takes_self=True)
@@ -124,6 +129,14 @@ class ProxyRoutes:
             await self.prefetching.start(request, wanted, kind, asked, url)
         else:
             await self.prefetching.report(request, wanted, kind, asked)
+
+    @app.route(f"/{ResourceKind.COVERAGE.value}", methods=_READ)
+    @answered("coverage")
+    async def coverage(self, request: Request) -> None:
+        """The proxy's own resource: which frames of an instance, or of all instances of a series, are cached."""
+        target = _target(request)
+        wanted, whole = await self.requests.resource(request, target), target.resource.sop is None
+        await self.covering(request, wanted, whole, accept_of(request))
 
     @app.route(f"/{ResourceKind.BULKDATA.value}", methods=_READ)
     @answered("other")

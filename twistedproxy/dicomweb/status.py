@@ -29,6 +29,7 @@ from twistedproxy.server.problems import Problem, method_not_allowed
 from twistedproxy.server.response_body import send_page, send_stream
 from twistedproxy.streams import BytesStream
 from twistedproxy.system.metrics import CONTENT_TYPE, FAMILIES, Metrics, Snapshot, merge
+from twistedproxy.system.outages import with_hint
 
 # Gauges of running jobs, by kind, and the field of a job that each sums (None: each job counts 1).
 _RUNNING = {
@@ -135,18 +136,20 @@ class StatusPages:
         return self._checked[1]
 
     async def _check_all(self) -> None:
-        pings: dict[str, Ping] = {"cache": self.cache.ping}
-        pings.update({f"origin {mount.prefix or '/'}": mount.origin.ping for mount in self.mounts.all})
-        checks = await all_or_none([Deferred.fromCoroutine(self._check(ping)) for ping in pings.values()])
+        pings: dict[str, tuple[Ping, str]] = {"cache": (self.cache.ping, "the cache")}
+        pings.update(
+            {f"origin {mount.prefix or '/'}": (mount.origin.ping, mount.origin.url) for mount in self.mounts.all}
+        )
+        checks = await all_or_none([Deferred.fromCoroutine(self._check(*ping)) for ping in pings.values()])
         self._checked = self.clock.seconds(), dict(zip(pings, checks, strict=True))
 
-    async def _check(self, ping: Ping) -> Check:
+    async def _check(self, ping: Ping, server: str) -> Check:
         try:
             doubt = await Deferred.fromCoroutine(ping()).addTimeout(CHECK_SECONDS, self.clock)
         except (CacheUnavailable, OriginError) as error:  # whose texts are fit to be shown
-            return Check(False, str(error) or type(error).__name__)
+            return Check(False, with_hint(str(error) or type(error).__name__, server))
         except defer.TimeoutError:
-            return Check(False, f"no answer within {CHECK_SECONDS:g} s")
+            return Check(False, with_hint(f"no answer within {CHECK_SECONDS:g} s", server))
         except OSError as error:
             return Check(False, error.strerror or type(error).__name__)
         return Check(True, doubt or "ok")

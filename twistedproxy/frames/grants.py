@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Optional
 from urllib.parse import unquote_to_bytes
 
@@ -123,6 +123,7 @@ class Grants:
         self.also: list[Callable[[bytes, Instance], None]] = []
         """Revokes what another component has of a credential's right to read an instance."""
         self._grants: OrderedDict[tuple[bytes, Instance], Grant] = OrderedDict()
+        self._of_series: dict[tuple[bytes, Instance], set[Instance]] = {}
 
     def __len__(self) -> int:
         return len(self._grants)
@@ -134,7 +135,7 @@ class Grants:
         if grant is None:
             return None
         if grant.expires <= now:
-            del self._grants[key]
+            self._drop(key)
             return None
         self._grants.move_to_end(key)
         return grant
@@ -144,16 +145,28 @@ class Grants:
         key = (caller.credential, instance)
         self._grants[key] = grant
         self._grants.move_to_end(key)
+        self._of_series.setdefault((caller.credential, instance.of_series), set()).add(instance)
         while len(self._grants) > self._limit:
-            self._grants.popitem(last=False)
+            self._drop(next(iter(self._grants)))
+
+    def of_series(self, caller: Caller, series: Instance) -> Collection[Instance]:
+        """The instances of a series (`Instance.of_series`) for which there is one, which may have ended."""
+        return self._of_series.get((caller.credential, series), ())
 
     def revoke(self, caller: Caller, instance: Instance) -> None:
         """Drop the grant, where there is one."""
-        self._grants.pop((caller.credential, instance), None)
+        self._drop((caller.credential, instance))
         for revoke in self.also:
             revoke(caller.credential, instance)
 
     def invalidate(self, concerned: Callable[[Instance], bool]) -> None:
         """Drop all grants for the instances that *concerned* names: one pass, for the rare STOW and DELETE."""
         for key in [key for key in self._grants if concerned(key[1])]:
-            del self._grants[key]
+            self._drop(key)
+
+    def _drop(self, key: tuple[bytes, Instance]) -> None:
+        if self._grants.pop(key, None) is not None:
+            series = key[0], key[1].of_series
+            self._of_series[series].discard(key[1])
+            if not self._of_series[series]:
+                del self._of_series[series]

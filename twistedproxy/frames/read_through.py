@@ -204,9 +204,9 @@ class FrameReader:
         """When a frame ends in the cache that is written now, or later."""
         return expiry(self.access.wall_clock(), self.frame_seconds)
 
-    def numbers_in_flight(self, instance: Instance) -> set[int]:
-        """The frames of *instance* that are being fetched for callers of this worker."""
-        return {number for one, _, number in self._flights.under_way() if one == instance}
+    def in_flight(self) -> set[tuple[Instance, Optional[Fence], int]]:
+        """The frames that are being fetched for callers of this worker: instance, fence, number."""
+        return self._flights.under_way()
 
     async def at_hand(
         self, instance: Instance, caller: Caller, names: Sequence[bytes] = ()

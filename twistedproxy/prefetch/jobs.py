@@ -115,7 +115,8 @@ class Job:
     """One prefetch. *frames*, *bytes*: loaded so far; *total*: frames wanted; *started*, *ended*: seconds of the clock.
 
     *reason*: why it was started, and of an ended one that failed or was stopped, why. *fence*: what it writes under.
-    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *credential*: of the one caller that
+    *lock*: what it gives back if it fails. *small*: whether it runs however many others do. *waits*: whether another one has its place at the
+    origin. *asked*: frames of a block or display that the origin is asked for now. *credential*: of the one caller that
     may know of it; empty: whoever may read the instance. *running* fires when it has ended; *over* is for those who wait for that,
     *moved* for those who wait for more of its frames, or for its end.
     """
@@ -128,6 +129,8 @@ class Job:
     fence: Fence = attrs.field(default=b"", repr=False)
     lock: Optional[LoadLock] = attrs.field(default=None, repr=False)
     small: bool = False
+    waits: bool = False
+    asked: set[int] = attrs.field(factory=set, repr=False)
     frames: int = 0
     bytes: int = 0
     credential: _Digest = attrs.field(default=b"", repr=False)
@@ -271,6 +274,11 @@ class JobBook:
         """Return once no job is running."""
         while self._running:
             await self._running[0].over.wait()
+
+    @property
+    def ended(self) -> list[Job]:
+        """The ended jobs that are remembered, the last one first."""
+        return list(reversed(self._ended))
 
     def status(self) -> dict[str, list[dict[str, object]]]:
         """What ``/status.json`` says of jobs."""

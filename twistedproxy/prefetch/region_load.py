@@ -50,7 +50,7 @@ class RegionLoad:
     """Loads some frames of the instance that *wanted* asked for, written under *fence* for *seconds*.
 
     *side_by_side*: origin requests at once. *claims_lost*: frames that others were loading. *spared*: claimed ones that
-    others brought before we asked for them. *wall_clock* gives seconds since the epoch.
+    others brought before we asked for them. *asked*: those that the origin is asked for now. *wall_clock* gives seconds since the epoch.
     """
 
     cache: Cache
@@ -65,6 +65,7 @@ class RegionLoad:
     claims_lost: int = 0
     spared: int = 0
     wall_clock: Callable[[], float] = time.time
+    asked: set[int] = attrs.Factory(set)
     _token: bytes = attrs.Factory(lambda: os.urandom(12))
     _frames: int = 0
     _bytes: int = 0
@@ -120,7 +121,11 @@ class RegionLoad:
             missing = await self._missing(numbers)
             self.spared += len(numbers) - len(missing)
             if missing:
-                await self._load(missing)
+                self.asked.update(missing)
+                try:
+                    await self._load(missing)
+                finally:
+                    self.asked.difference_update(missing)
             left.difference_update(numbers)
             self.progress(self._frames, self._bytes)
             await self._unclaim(numbers)

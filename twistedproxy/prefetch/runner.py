@@ -171,7 +171,9 @@ class Loads:
         task = LoadTask(wanted.origin, wanted.instance, wanted.caller, occasion.metadata, occasion.fence, seconds)
         try:
             slot = wanted.origin.url, decided.kind is Kind.SMALL, decided.waited_for
+            job.waits = True
             async with self._slots.setdefault(slot, DeferredLock()):
+                job.waits = False
                 began = self.clock.seconds()
                 loaded = await loader.load(task, job.progressed)
         except Withdrawn:
@@ -204,8 +206,10 @@ class Loads:
             priority,
             job.progressed,
             side_by_side=1 if dear else SIDE_BY_SIDE,
+            asked=job.asked,
         )
-        on_their_way = self.reader.numbers_in_flight(occasion.instance) | set(occasion.wanted.numbers)
+        in_flight = {number for one, _, number in self.reader.in_flight() if one == occasion.instance}
+        on_their_way = in_flight | set(occasion.wanted.numbers)
         runs = decided.in_load_order(decided.display if is_display else decided.block)
         first = islice(numbers(runs), MAX_REGION_FRAMES)
         try:

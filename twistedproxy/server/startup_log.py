@@ -24,9 +24,12 @@ class Served:
 
 
 def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served]) -> None:
-    """Log the URLs of all mounts. *hosts*: the addresses of the listeners, in the order of the settings, the admin listener's
+    """Log the addresses of the page, then the URLs of all mounts. *hosts*: the addresses of the listeners, in the order of the settings, the admin listener's
     last."""
     admin = settings.admin_listen is not None
+    if settings.page:
+        for description, host in zip([*settings.listen, settings.admin_listen or ""], hosts):
+            _announce_page(description, host)
     for host in hosts[-1:] if admin else hosts:
         if is_beyond_loopback(host):
             _log.warn(
@@ -36,7 +39,7 @@ def announce(settings: Settings, hosts: Sequence[Any], mounts: Sequence[Served])
                 address=str(host),
             )
     for description, host in zip(settings.listen, hosts):
-        _announce_listener("https" if description.startswith("ssl:") else "http", host, mounts)
+        _announce_listener(_scheme(description), host, mounts)
 
 
 def is_beyond_loopback(address: object) -> bool:
@@ -46,6 +49,21 @@ def is_beyond_loopback(address: object) -> bool:
         return host is not None and not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return True
+
+
+def _scheme(description: str) -> str:
+    return "https" if description.startswith("ssl:") else "http"
+
+
+def _announce_page(description: str, host: Any) -> None:
+    """The address to open in a browser on this machine."""
+    name = getattr(host, "host", None)
+    if name is None:
+        return
+    here = f"[{name}]" if ":" in name else name
+    if ipaddress.ip_address(name).is_unspecified:
+        here = "localhost"
+    _log.info("open {url} in a browser", event="page", url=f"{_scheme(description)}://{here}:{host.port}/")
 
 
 def _announce_listener(scheme: str, host: Any, mounts: Sequence[Served]) -> None:

@@ -109,6 +109,22 @@ def reason_of(failure: BaseException | None) -> str:
     return str(failure) or type(failure).__name__
 
 
+_TO_LOOK_AT = (
+    ("connection refused", "is it running, and is that its port?"),
+    ("unknown host name", "is the name right, and known here?"),
+    ("no route", "is there a network between the two?"),
+    ("certificate", "is its authority among those that this machine trusts?"),
+    ("timed out", "is it running, and does a firewall let this machine through?"),
+    ("within", "is it running, does a firewall let this machine through, or is it too busy?"),
+)
+
+
+def with_hint(reason: str, server: str) -> str:
+    """*reason* why *server* cannot be used, and what to look at, where that is known."""
+    hint = next((hint for words, hint in _TO_LOOK_AT if words in reason), None)
+    return reason if hint is None else f"{reason} ({server}: {hint})"
+
+
 def _tls_reason(failure: SSL.Error) -> str:
     """OpenSSL's own words: the last of each entry of its error queue."""
     queue = failure.args[0] if failure.args else ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -21,7 +21,7 @@ import lmdb
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.address import LocalAddress, SharedAddress, SharedFolder
-from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Head, Heads, Reading, Value, pieces
+from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Head, Heads, Held, Reading, Value, pieces
 from twistedproxy.cache.keys import is_fact, read_outcome, scope_keys
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.claims import LocalClaims
@@ -40,6 +40,12 @@ from twistedproxy.dicom.resource import Instance, Scope
 
 MAX_QUEUED = 256 << 20
 """Bytes that may wait for a slow disk; what comes then is not cached."""
+
+FEW = 250
+"""Frames of an instance of which `LocalCache.held` tells in the reactor's thread: 0.3 ms."""
+
+HELD_AT_ONCE = 1000
+"""Frames of one part of it else: 1 ms."""
 
 MANY = 1000
 """Names that are looked up in the reactor's thread: 1 ms."""
@@ -149,6 +155,24 @@ class LocalCache(LocalClaims):
         except ERRORS as error:
             self.operations.failed("present", error)
             return set()
+
+    def changes(self) -> Optional[Hashable]:
+        """See `Cache`."""
+        try:
+            return self.store.index.version(), self.facts.version(), self.generations.look()
+        except ERRORS:
+            return None
+
+    async def held(self, instance: Instance, frames: int, after: bytes = b"") -> Held:
+        """See `Cache`."""
+        try:
+            if frames <= FEW:
+                return self.readings.held(instance, frames, after, HELD_AT_ONCE)
+            part: Held = await self.operations.in_cold(self.readings.held, instance, frames, after, HELD_AT_ONCE)
+            return part
+        except ERRORS as error:
+            self.operations.failed("held", error)
+            return Held((), ())
 
     async def heads(self, instance: Instance, names: Sequence[bytes], length: int) -> Heads:
         """See `Cache`. How an entry begins is not checked."""

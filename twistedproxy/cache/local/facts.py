@@ -160,7 +160,24 @@ class Facts:
         left = _HEAD.unpack_from(held)[1] - self._clock() if held is not None else 0.0
         return left if left > 0 else None
 
+    def claimed(self, prefix: bytes) -> list[bytes]:
+        """The keys of claims that begin with *prefix*."""
+        keys: list[bytes] = []
+        now = self._clock()
+        with self._environment.begin() as transaction:
+            cursor = transaction.cursor()
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                if _HEAD.unpack_from(cursor.value())[1] > now:
+                    keys.append(cursor.key())
+                more = cursor.next()
+        return keys
+
     # The table.
+
+    def version(self) -> int:
+        """A number that grows with each change, whichever process makes it."""
+        return int(self._environment.info()["last_txnid"])
 
     def _write(self, change: Callable[[lmdb.Transaction], object]) -> None:
         """Do *change* in a transaction. Room is made early: in a full table nothing could be deleted either."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -186,6 +187,18 @@ class EntryIndex:
                 _put_counts(transaction, counts)
 
     # The environment.
+
+    def version(self) -> int:
+        """A number that grows with each change, whichever process makes it."""
+        return int(self._environment.info()["last_txnid"])
+
+    def part(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """The first *count* entries at most, with the layout `INDEXED`, whose keys begin with *prefix* and come after *after*."""
+        with self._environment.begin() as transaction:
+            cursor = transaction.cursor()
+            found = cursor.set_range(after + b"\0" if after else prefix)
+            entries = list(islice(cursor.iternext(), count)) if found else []
+        return [entry for entry in entries if entry[0].startswith(prefix)]
 
     def under(self, prefix: bytes) -> list[bytes]:
         """The keys that begin with *prefix*."""

@@ -19,7 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.cache.address import LocalAddress, SharedFolder
-from twistedproxy.cache.keys import FRAME, LOADING
+from twistedproxy.cache.interface import FRAME
+from twistedproxy.cache.keys import LOADING
 from twistedproxy.cache.local import folder as folders
 from twistedproxy.cache.local import segments
 from twistedproxy.cache.local.facts import NAME as FACTS

@@ -10,15 +10,15 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Optional, cast
 
 import attrs
 
-from twistedproxy.cache.interface import LARGE, EntryNow, Fence
+from twistedproxy.cache.interface import FRAME, LARGE, EntryNow, Fence, Held, number_of
 from twistedproxy.cache.keys import KNOWN_INSTANCES, instance_keys
-from twistedproxy.cache.local.facts import Facts
+from twistedproxy.cache.local.facts import Facts, name_of
 from twistedproxy.cache.local.generations import Generations
 from twistedproxy.cache.local.index import INDEXED, Indexed
 from twistedproxy.cache.local.segments import HEADER, Place, WouldWait, checked
@@ -163,6 +163,21 @@ class Readings:
             if (entry is not None and self._is_valid(instance, entry, fence)) or self._elsewhere(key, fence) is not None
         }
 
+    def held(self, instance: Instance, frames: int, after: bytes, count: int) -> Held:
+        """See `Cache`; *count* frames at most. The index is read in the order of its keys: 1 us a frame."""
+        fence, start = self.fence(instance), _start_of_keys(instance)
+        prefix = start + FRAME
+        entries = self.store.index.part(prefix, start + after if after else b"", count)
+        valid = [
+            name_of(key) for key, value in entries if self._is_valid(instance, Indexed(*INDEXED.unpack(value)), fence)
+        ]
+        if len(entries) == count:
+            return Held(_numbers(valid, frames), (), name_of(entries[-1][0]))
+        writing = [key for key, one in list(self.writing.items()) if key.startswith(prefix) and one[0] == fence]
+        claims = self.facts.claimed(b"c" + prefix[1:])
+        cached = _numbers({*valid, *map(name_of, writing)}, frames)
+        return Held(cached, _numbers(map(name_of, claims), frames))
+
     def starts(
         self, instance: Instance, names: Sequence[bytes], length: int
     ) -> tuple[Fence, dict[bytes, tuple[bytes, int]]]:
@@ -226,6 +241,10 @@ class Readings:
         """Whether the time of what would have ended at *ends* was prolonged."""
         least = self.facts.get(_term_key(instance), fence)
         return least is not None and ends >= _LEAST.unpack(least)[0]
+
+
+def _numbers(names: Iterable[bytes], frames: int) -> list[int]:
+    return [number for number in map(number_of, names) if number <= frames]
 
 
 def _is_of(entry: Indexed, fence: Fence) -> bool:

@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
 from twistedproxy.cache.address import ServerAddress, SharedAddress
-from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value, size_of
+from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value
 from twistedproxy.cache.keys import (
     FENCE_LENGTH,
     InstanceKeys,
@@ -48,7 +48,6 @@ READ_PATIENCE = Patience(silence=1.0, total=5.0)  # a caller waits: soon slower 
 WRITE_PATIENCE = Patience(silence=3.0, total=15.0)  # no caller waits, and a slice is a megabyte
 START_SECONDS = 5.0  # for the first connection; then we go on without
 STOP_SECONDS = 5.0
-WRITE_SLICE_BYTES = 2**20  # written as one piece: more is no faster, and memory holds it twice
 # Generations of instances that are no longer read must not stay for ever on a server that evicts nothing. One that ends costs
 # what is cached below it: once in a month.
 GENERATION_SECONDS = 30 * 24 * 3600.0
@@ -192,7 +191,7 @@ class RedisCache(EndsForGood):
         prefix = instance_keys(instance).entry
         began = self._reactor.seconds()
         taken = True
-        for part in _slices(entries):
+        for part in pipeline.slices(entries):
             keyed = [(prefix + name, await self._large.placed(prefix + name, value, seconds)) for name, value in part]
             placed = [(key, value) for key, value in keyed if value is not None]
             wire = b"".join(pipeline.set_entries(fence, placed, seconds))
@@ -225,6 +224,12 @@ class RedisCache(EndsForGood):
         """See `Cache`."""
         keys = instance_keys(instance).claims(list(names))
         await self._timed("unclaim", [pipeline.delete_if_ours(part, token) for part in pipeline.in_parts(keys)])
+
+    async def claimed(self, instance: Instance, names: Sequence[bytes]) -> set[bytes]:
+        """See `Cache`."""
+        keys = instance_keys(instance).claims(names)
+        replies = await self._timed("claimed", pipeline.for_each(b"EXISTS", keys))
+        return {name for name, reply in zip(names, replies or ()) if reply}
 
     async def claim_left(self, instance: Instance, name: bytes) -> Optional[float]:
         """See `Cache`."""
@@ -305,16 +310,3 @@ class RedisCache(EndsForGood):
             for link in (self._reads, self._writes):  # the master changed: ask the sentinels again
                 link.hang_up("the server is no longer the master")
         return True
-
-
-def _slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
-    """Entries in groups of about `WRITE_SLICE_BYTES`."""
-    slices: list[list[tuple[bytes, Value]]] = []
-    room = 0
-    for name, value in entries.items():
-        if room <= 0:
-            slices.append([])
-            room = WRITE_SLICE_BYTES
-        slices[-1].append((name, value))
-        room -= size_of(value) + 64
-    return slices

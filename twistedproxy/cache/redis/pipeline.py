@@ -14,7 +14,7 @@ and 0.07 s written like this.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import attrs
@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, ITCPTransport
 from twisted.python.failure import Failure
 
-from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.cache.interface import CacheUnavailable, Value, size_of
 from twistedproxy.system.fast_write import write_at_once
 from twistedproxy.system.outages import reason_of
 
@@ -33,6 +33,10 @@ _PROLONG_IF_OURS = (
     b"local n=0 for _,k in ipairs(KEYS) do if redis.call('GET',k)==ARGV[1] "
     b"then n=n+redis.call('PEXPIRE',k,ARGV[2]) end end return n"
 )
+
+
+WRITE_SLICE_BYTES = 2**20
+"""Bytes that are written as one piece: more is no faster, and memory holds it twice."""
 
 
 def command(*arguments: bytes) -> bytes:
@@ -69,6 +73,19 @@ def server_facts(replies: list[object]) -> dict[str, object]:
 
 
 KEYS_PER_SCRIPT = 500  # the server answers no other client while a script runs
+
+
+def slices(entries: Mapping[bytes, Value]) -> list[list[tuple[bytes, Value]]]:
+    """Entries in groups of about `WRITE_SLICE_BYTES`."""
+    slices: list[list[tuple[bytes, Value]]] = []
+    room = 0
+    for name, value in entries.items():
+        if room <= 0:
+            slices.append([])
+            room = WRITE_SLICE_BYTES
+        slices[-1].append((name, value))
+        room -= size_of(value) + 64
+    return slices
 
 
 def in_parts(keys: list[bytes]) -> list[list[bytes]]:

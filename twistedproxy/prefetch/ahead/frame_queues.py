@@ -13,8 +13,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Optional
 
 import attrs
@@ -87,6 +87,11 @@ class FrameQueue:
         """The store that is asked."""
         return self.key[1].origin
 
+    @property
+    def waiting(self) -> Collection[int]:
+        """The frames that wait."""
+        return self._waiting.keys()
+
     def put(self, numbers: Sequence[int]) -> int:
         """Have those of *numbers* loaded that are not known, before all that wait; how many these are."""
         new = [number for number in numbers if number not in self.known]
@@ -158,6 +163,14 @@ class FrameQueues:
         if len(self._queues) > MAX_QUEUES:
             self._queues.popitem(last=False)
         return queue
+
+    def under_way(self) -> Mapping[Instance, set[int]]:
+        """The frames that wait in queues, or are being loaded, by their instances."""
+        found = defaultdict[Instance, set[int]](set)
+        for (_, instance), queue in self._queues.items():
+            if queue.job is not None:
+                found[instance].update(queue.waiting, queue.loading)
+        return found
 
     def add(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
         """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds, for the caller of *wanted*."""

@@ -1,0 +1,103 @@
+"""Where listeners serve the page.
+
+- GET and HEAD of ``/``, and of the page's own paths, which `page_files` knows: everything else is left to what lies below. No
+  DICOMweb resource has such a path, so a mount loses nothing, whatever its prefix.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from klein import Klein
+from twisted.web.resource import IResource
+from twisted.web.resource import Resource as WebResource
+from twisted.web.server import Request
+
+import twistedproxy
+from twistedproxy.dicomweb.middleware import Accounting, answered
+from twistedproxy.page.files import PLACE, page_files
+from twistedproxy.server.conditional import matches_none
+from twistedproxy.server.cors import Cors
+from twistedproxy.server.problems import method_not_allowed
+from twistedproxy.server.response_body import send_page
+from twistedproxy.settings import Settings
+
+ABOUT = f"/{PLACE}/about.json".encode()
+_READ = (b"GET", b"HEAD")
+
+
+def with_page(settings: Settings, accounting: Accounting, below: IResource, admin: bool = False) -> IResource:
+    """The root resource of a listener: the page, and *below* it what was there. *admin*: whether it is that for administrators."""
+    if not settings.page:
+        return below
+    return PageResource(PageRoutes(_about(settings, admin), accounting), below)
+
+
+def _about(settings: Settings, admin: bool) -> bytes:
+    """What the page is told of its listener: mounts in the order of the settings; whether it has status and metrics."""
+    kinds = {"sample": "sample", "file": "file"}
+    mounts = [
+        {"prefix": mount.prefix, "kind": kinds.get(mount.url.partition(":")[0], "http")} for mount in settings.origin
+    ]
+    status = admin or settings.admin_listen is None
+    return (
+        json.dumps({"version": twistedproxy.__version__, "mounts": [] if admin else mounts, "status": status}).encode()
+        + b"\n"
+    )
+
+
+class PageResource(WebResource):
+    """The root resource of a listener that has the page."""
+
+    isLeaf = True
+
+    def __init__(self, routes: PageRoutes, below: IResource) -> None:
+        super().__init__()
+        self._routes = routes.app.resource()
+        self._below = below
+        self._paths = {*page_files(), ABOUT}
+
+    def render(self, request: Any) -> Any:
+        """Answer, or pass on."""
+        path = request.uri.partition(b"?")[0]
+        if path not in self._paths or request.refused is not None or (path == b"/" and request.method not in _READ):
+            return self._below.render(request)
+        request.postpath = [b"page"]
+        return self._routes.render(request)
+
+
+class PageRoutes:
+    """Answers requests for the page's paths. *about*: what the page is told of its listener."""
+
+    app = Klein()
+
+    def __init__(self, about: bytes, accounting: Accounting) -> None:
+        self._about = about
+        self.accounting = accounting
+        self.cors = Cors()
+
+    @app.route("/page")
+    @answered("page")
+    async def page(self, request: Request) -> None:
+        """A file of the page, or what it is told."""
+        if request.method not in _READ:
+            raise method_not_allowed(["GET", "HEAD"])
+        path = request.uri.partition(b"?")[0]
+        if path == ABOUT:
+            send_page(request, b"application/json", self._about)
+            return
+        file = page_files()[path]
+        encodings = request.requestHeaders.getRawHeaders(b"Accept-Encoding", [])
+        etag, headers, body = file.answer(b", ".join(encodings))
+        for name, value in headers:
+            request.responseHeaders.setRawHeaders(name, [value])
+        condition = request.requestHeaders.getRawHeaders(b"If-None-Match")
+        if condition is not None and matches_none(b", ".join(condition), etag):
+            request.responseHeaders.removeHeader(b"Content-Encoding")
+            request.setResponseCode(304)
+            request.write(b"")
+            return
+        request.responseHeaders.setRawHeaders(b"Content-Type", [file.content_type])
+        request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        request.write(body)
