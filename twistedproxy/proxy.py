@@ -45,7 +45,7 @@ from twistedproxy.hot.responses import HotResponses
 from twistedproxy.origin.interface import Caller, Origin
 from twistedproxy.origin.open import open_origin
 from twistedproxy.page.coverage import CoverageAnswers
-from twistedproxy.page.routes import with_page
+from twistedproxy.page.routes import AdminRoot, page_of
 from twistedproxy.prefetch.jobs import JobBook
 from twistedproxy.prefetch.loaders import ChildLoader, InProcessLoader
 from twistedproxy.prefetch.rules import switched_off
@@ -268,12 +268,12 @@ class Proxy:
         self._cache_use.stop()
 
     async def _listen(self) -> None:
-        settings = self._settings
-        listeners = [(text, self._routes.resource(), False) for text in settings.listen]
+        settings, accounting = self._settings, self._routes.accounting
+        roots = [(text, self._routes.resource(page_of(settings, accounting))) for text in settings.listen]
         if settings.admin_listen is not None:
-            listeners.append((settings.admin_listen, self._admin_routes.app.resource(), True))
-        for text, below, admin in listeners:
-            root = with_page(settings, self._routes.accounting, below, admin)
+            page = page_of(settings, accounting, admin=True)
+            roots.append((settings.admin_listen, AdminRoot(page, self._admin_routes.app.resource())))
+        for text, root in roots:
             self._ports.append(await self._listen_as(text, ProxySite(root, self.connections, self._reactor)))
 
     def served(self) -> list[Served]:

@@ -131,7 +131,7 @@ class HotProxy:
         dispatcher.cached = _Counted(dispatcher.cached, counted) if reads_now else None  # type: ignore[assignment]
         if not fast:
             self.components.connections.hot = None
-        self._site = ProxySite(self.components._routes.resource(), self.components.connections, self.clock)
+        self._site = ProxySite(self.components._routes.resource({}), self.components.connections, self.clock)
 
     @property
     def hot(self) -> Any:

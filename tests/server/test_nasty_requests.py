@@ -55,7 +55,6 @@ def nasty_paths(made: Made) -> list[str]:
         f"{instance}/frames/%2e%2e/metadata",
         f"{instance}/rendered%2f..%2f..",
         # No resource.
-        "/",
         "/dicomweb/",
         "/dicomwebstudies",
         "/dicomweb2/studies",
@@ -120,7 +119,7 @@ def nasty_paths(made: Made) -> list[str]:
         "http://evil.test/dicomweb/../secret/studies",
         "http://evil.test/dicomweb/%2e%2e%2fsecret/studies",
         "http://127.0.0.1:1/secret",
-        "https://evil.test/",
+        "https://evil.test/x",
         "evil.test:443",
         "file:///etc/passwd",
         "dicomweb/studies",

@@ -9,7 +9,7 @@ as to the origin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 import attrs
@@ -79,17 +79,21 @@ class Target:
         return known_instance(self.mount.origin.url, resource.root, study, series, series)
 
 
+Pages = Mapping[bytes, IResource]
+"""Resources by their paths. None is that of a DICOMweb resource, but for ``/``, of which a mount may have other methods."""
+
 OWN = frozenset({b"/healthz", b"/readyz", b"/metrics", b"/status.json"})
 """The proxy's own pages, which no mount hides."""
 
 
 class RootResource(WebResource):
-    """The root resource of a listener. *routes*: Klein's."""
+    """The root resource of a listener. *routes*: Klein's. *page*: what is read there, by its paths."""
 
     isLeaf = True
 
-    def __init__(self, mounts: Mounts, routes: IResource, credentials: Credentials) -> None:
+    def __init__(self, mounts: Mounts, routes: IResource, credentials: Credentials, page: Pages) -> None:
         super().__init__()
+        self._page = page
         self._credentials = credentials
         self._mounts = mounts
         self._routes = routes
@@ -97,6 +101,9 @@ class RootResource(WebResource):
     def render(self, request: Any) -> Any:
         """Say what *request* is about (`StreamingRequest.target`, or why it is about nothing), and pass it on."""
         raw_path, _, query = request.uri.partition(b"?")
+        page = self._page.get(raw_path)
+        if page is not None and request.refused is None and (raw_path != b"/" or request.method in (b"GET", b"HEAD")):
+            return page.render(request)
         if raw_path not in OWN and request.refused is None:
             try:
                 mount, below = self._mounts.find(raw_path)

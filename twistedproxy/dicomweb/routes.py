@@ -21,7 +21,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.dicom.transfer_syntaxes import OCTET_STREAM
 from twistedproxy.dicomweb.frames import StoredFrames
 from twistedproxy.dicomweb.middleware import Accounting, answered
-from twistedproxy.dicomweb.mounts import Mounts, RootResource, Target
+from twistedproxy.dicomweb.mounts import Mounts, Pages, RootResource, Target
 from twistedproxy.dicomweb.passthrough import PassThrough
 from twistedproxy.dicomweb.paths import ResourceKind
 from twistedproxy.dicomweb.prefetch import PrefetchEndpoint, PrefetchParameters
@@ -212,9 +212,9 @@ class ProxyRoutes:
         wrong_method = failure.value.code == 405
         raise method_not_allowed(_ALL) if wrong_method else Problem(404, _NO_RESOURCE)
 
-    def resource(self) -> IResource:
-        """The root resource of a listener."""
-        return RootResource(self.mounts, self.app.resource(), self.requests.credentials)
+    def resource(self, page: Pages) -> IResource:
+        """The root resource of a listener. *page*: see `RootResource`."""
+        return RootResource(self.mounts, self.app.resource(), self.requests.credentials, page)
 
 
 def _target(request: Any) -> Target:

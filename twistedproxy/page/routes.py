@@ -1,8 +1,5 @@
-"""Where listeners serve the page.
-
-- GET and HEAD of ``/``, and of the page's own paths, which `page_files` knows: everything else is left to what lies below. No
-  DICOMweb resource has such a path, so a mount loses nothing, whatever its prefix.
-"""
+"""The page's paths at a listener: ``/``, for GET and HEAD, and below ``/page`` those that `page_files` knows. All others are left to what
+was there."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from twisted.web.server import Request
 
 import twistedproxy
 from twistedproxy.dicomweb.middleware import Accounting, answered
+from twistedproxy.dicomweb.mounts import Pages
 from twistedproxy.page.files import PLACE, page_files
 from twistedproxy.server.conditional import matches_none
 from twistedproxy.server.cors import Cors
@@ -27,11 +25,11 @@ ABOUT = f"/{PLACE}/about.json".encode()
 _READ = (b"GET", b"HEAD")
 
 
-def with_page(settings: Settings, accounting: Accounting, below: IResource, admin: bool = False) -> IResource:
-    """The root resource of a listener: the page, and *below* it what was there. *admin*: whether it is that for administrators."""
+def page_of(settings: Settings, accounting: Accounting, admin: bool = False) -> Pages:
+    """What a listener serves of the page, by its paths. *admin*: whether it is that for administrators."""
     if not settings.page:
-        return below
-    return PageResource(PageRoutes(_about(settings, admin), accounting), below)
+        return {}
+    return dict.fromkeys([*page_files(), ABOUT], PageResource(PageRoutes(_about(settings, admin), accounting)))
 
 
 def _about(settings: Settings, admin: bool) -> bytes:
@@ -48,23 +46,34 @@ def _about(settings: Settings, admin: bool) -> bytes:
 
 
 class PageResource(WebResource):
-    """The root resource of a listener that has the page."""
+    """The page."""
 
     isLeaf = True
 
-    def __init__(self, routes: PageRoutes, below: IResource) -> None:
+    def __init__(self, routes: PageRoutes) -> None:
         super().__init__()
         self._routes = routes.app.resource()
+
+    def render(self, request: Any) -> Any:
+        """Answer a request for one of its paths."""
+        request.postpath = [b"page"]
+        return self._routes.render(request)
+
+
+class AdminRoot(WebResource):
+    """The root resource of the listener for administrators: *page*, and what lies *below*."""
+
+    isLeaf = True
+
+    def __init__(self, page: Pages, below: IResource) -> None:
+        super().__init__()
+        self._page = page
         self._below = below
-        self._paths = {*page_files(), ABOUT}
 
     def render(self, request: Any) -> Any:
         """Answer, or pass on."""
-        path = request.uri.partition(b"?")[0]
-        if path not in self._paths or request.refused is not None or (path == b"/" and request.method not in _READ):
-            return self._below.render(request)
-        request.postpath = [b"page"]
-        return self._routes.render(request)
+        page = None if request.refused is not None else self._page.get(request.uri.partition(b"?")[0])
+        return (page or self._below).render(request)
 
 
 class PageRoutes:

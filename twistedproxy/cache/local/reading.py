@@ -168,9 +168,11 @@ class Readings:
         fence, start = self.fence(instance), _start_of_keys(instance)
         prefix = start + FRAME
         entries = self.store.index.part(prefix, start + after if after else b"", count)
-        valid = [
-            name_of(key) for key, value in entries if self._is_valid(instance, Indexed(*INDEXED.unpack(value)), fence)
-        ]
+        valid, now, least = [], self.clock(), int.from_bytes(fence, "big")
+        for key, value in entries:
+            _, _, _, ends, written = INDEXED.unpack(value)
+            if written >= least and (ends > now or self._goes_on(instance, ends, fence)):
+                valid.append(name_of(key))
         if len(entries) == count:
             return Held(_numbers(valid, frames), (), name_of(entries[-1][0]))
         writing = [key for key, one in list(self.writing.items()) if key.startswith(prefix) and one[0] == fence]
