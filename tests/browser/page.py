@@ -73,7 +73,9 @@ def series_of(proxy: Proxy, prefix: str, modality: str, mount: int = 0, headers:
 
 def enter(browser: Browser, route: str) -> None:
     """Go to a view of the open page that has a picture, and wait until it is drawn."""
-    browser.evaluate(f"document.querySelector('.stage')?.setAttribute('data-old', ''); location.hash = {json.dumps(route)}")
+    browser.evaluate(
+        f"document.querySelector('.stage')?.setAttribute('data-old', ''); location.hash = {json.dumps(route)}"
+    )
     browser.wait("""document.querySelector('.stage:not([data-old])[aria-busy="false"]') !== null""")
 
 
@@ -91,7 +93,9 @@ def slide(browser: Browser, title: str, series: Series, files: Sequence[Path], f
     browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
     lines, problems = [], []
     for truth in truths:
-        width, height = browser.evaluate("const c = document.querySelector('canvas.picture'); return [c.width, c.height]")
+        width, height = browser.evaluate(
+            "const c = document.querySelector('canvas.picture'); return [c.width, c.height]"
+        )
         worst = 0.0
         for left, top in places(truth, width, height):
             scale = base.width / truth.width
@@ -112,7 +116,9 @@ def using(browser: Browser, series: Series) -> Found:
     """Wheel, keys, map, overlay and color profile do what they say."""
     problems = []
     enter(browser, f"{series.route}?x=6000&y=4000&zoom=0.25")
-    box = browser.evaluate("const { x, y, width, height } = document.querySelector('.stage').getBoundingClientRect(); return [x, y, width, height]")
+    box = browser.evaluate(
+        "const { x, y, width, height } = document.querySelector('.stage').getBoundingClientRect(); return [x, y, width, height]"
+    )
 
     def view() -> dict[str, float]:
         browser.evaluate("await new Promise((done) => setTimeout(done, 600))")
@@ -150,7 +156,11 @@ def using(browser: Browser, series: Series) -> Found:
     browser.wait("performance.getEntriesByType('resource').some(({ name }) => /rendered.iccprofile=srgb/.test(name))")
     browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
     browser.evaluate("document.querySelector('.tools input').click()")
-    return Found(f"using it, page in {browser.kind}", ["wheel, keys, drag, double click, map, overlay, profile"], problems + browser.trouble())
+    return Found(
+        f"using it, page in {browser.kind}",
+        ["wheel, keys, drag, double click, map, overlay, profile"],
+        problems + browser.trouble(),
+    )
 
 
 def loop(browser: Browser, series: Series) -> Found:
@@ -162,7 +172,9 @@ def loop(browser: Browser, series: Series) -> Found:
     browser.wait(f"{number} === 12")
     browser.ask("press", ["Home"])
     browser.wait(f"{number} === 1")
-    browser.evaluate("[...document.querySelectorAll('.tools button')].find((one) => /Play/.test(one.textContent)).click()")
+    browser.evaluate(
+        "[...document.querySelectorAll('.tools button')].find((one) => /Play/.test(one.textContent)).click()"
+    )
     browser.wait(f"{number} > 5")
     browser.wait(f"{number} < 4")
     return Found(f"a loop plays, page in {browser.kind}", [], browser.trouble())
@@ -229,7 +241,9 @@ return { size: [canvas.width, canvas.height], words, levels, pixels: btoa(text) 
 """
 
 
-def _in_view(base: Truth, middle: tuple[int, int], size: Sequence[int], zoom: float, side: int) -> Iterator[tuple[int, int]]:
+def _in_view(
+    base: Truth, middle: tuple[int, int], size: Sequence[int], zoom: float, side: int
+) -> Iterator[tuple[int, int]]:
     ranges = []
     for at, pixels, most in ((middle[1], size[1], base.height), (middle[0], size[0], base.width)):
         half = pixels / 2 / zoom
@@ -337,7 +351,9 @@ def opening(browser: Browser, series: Series) -> Found:
     """)
     problems = [f"the first tile came after {took:.0f} ms"] if took > FIRST_TILE else []
     problems += [f"the layout shifted by {shift:.3f}"] if shift > SHIFT else []
-    return Found(f"opening, page in {browser.kind}", [f"first tile after {took:.0f} ms; layout shift {shift:.4f}"], problems)
+    return Found(
+        f"opening, page in {browser.kind}", [f"first tile after {took:.0f} ms; layout shift {shift:.4f}"], problems
+    )
 
 
 def usable(browser: Browser, url: str, routes: Mapping[str, str]) -> Found:
@@ -375,7 +391,9 @@ def lost_proxy(browser: Browser, series: Series, again: Any) -> Found:
     browser.wait("document.getElementById('banner').hidden")
     enter(browser, f"{series.route}?x=2000&y=2000&zoom=1")
     browser.trouble()
-    return Found(f"the proxy ends, page in {browser.kind}", [said], [] if "does not answer" in said else [f"said {said!r}"])
+    return Found(
+        f"the proxy ends, page in {browser.kind}", [said], [] if "does not answer" in said else [f"said {said!r}"]
+    )
 
 
 def lost_store(browser: Browser, series: Series, pid: int) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.browser.looking import Found
 from tests.browser.page import Series, series_of
 from tests.browser.remote import Browser
 from tests.browser.slides import Pixels, as_jpeg2000, sample_files
-from tests.running import Proxy
+from tests.running import Proxy, Store
 from tests.stores import orthanc
 from tests.stores.orthanc import Orthanc, basic
 
@@ -27,7 +27,8 @@ USER, PASSWORD = "ann", "a-secret-of-hers"
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 SLICES, SIDE = 40, 128
 WINDOW = 20000, 30000  # center and width of the slices
-WALK = (3, 40)  # zooms and drags between two looks at the memory
+ZOOMS = 2, 6  # double notches of the wheel, from all of the slide, where a walk begins
+DRAGS = 40  # between two looks at the memory
 STATIC_VIEWS = {"studies": "#/", "status": "#/status", "connect": "#/connect"}
 GROWTH = 1.3  # of what the page holds, from the second quarter of the walk to the last
 
@@ -115,9 +116,7 @@ def proxy_ends(folder: Path, kind: str) -> Found:
         series = series_of(proxy, "/dicomweb", "SM")
         browser = ending.enter_context(Browser(folder, kind))
         options = ("--origin", "sample:")
-        return page.lost_proxy(
-            browser, series, lambda: ending.enter_context(proxied(*options, port=proxy.port))
-        )
+        return page.lost_proxy(browser, series, lambda: ending.enter_context(proxied(*options, port=proxy.port)))
 
 
 def computed_tomography(folder: Path) -> list[Pixels]:
@@ -127,7 +126,13 @@ def computed_tomography(folder: Path) -> list[Pixels]:
     center, width = WINDOW
     for place in range(SLICES):
         position = {"ImagePositionPatient": [0, 0, 2.5 * place], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
-        extra = {**position, "InstanceNumber": SLICES - place, "WindowCenter": center, "WindowWidth": width, "FrameTime": None}
+        extra = {
+            **position,
+            "InstanceNumber": SLICES - place,
+            "WindowCenter": center,
+            "WindowWidth": width,
+            "FrameTime": None,
+        }
         extra |= {"PixelSpacing": [0.7, 0.7], "FrameIncrementPointer": None}
         made = slides.multi_frame(
             folder / f"ct-{place}.dcm",
@@ -183,7 +188,16 @@ def panning(folder: Path, kind: str, minutes: float) -> Found:
             _walk(browser, chance)
             heap = browser.ask("heap") or 0
             held, now = browser.evaluate("return [window.bitmaps, performance.now()]")
-            rows.append(((now - began) / 60_000, heap / 1e6, held["pixels"] * 4 / 1e6, held["open"], held["made"], _resident(browser)))
+            rows.append(
+                (
+                    (now - began) / 60_000,
+                    heap / 1e6,
+                    held["pixels"] * 4 / 1e6,
+                    held["open"],
+                    held["made"],
+                    _resident(browser),
+                )
+            )
         trouble = browser.trouble()
     chosen = [rows[len(rows) * part // 8] for part in range(8)] + [rows[-1]]
     text = "{0:.1f} min: heap {1:.1f} MB, bitmaps {2:.0f} MB ({3}, of {4} made), processes {5:.0f} MB"
@@ -217,10 +231,11 @@ window.createImageBitmap = async (...given) => {
 
 
 def _walk(browser: Browser, chance: random.Random) -> None:
-    zooms, drags = WALK
-    for _ in range(zooms):
-        browser.ask("wheel", [chance.randrange(200, 700), chance.randrange(150, 600), chance.choice((-3, -2, -1, 1, 2))])
-    for _ in range(drags):
+    browser.evaluate("document.querySelector('.stage').focus()")
+    browser.ask("press", ["0"])
+    for _ in range(chance.randrange(*ZOOMS)):
+        browser.ask("wheel", [chance.randrange(200, 700), chance.randrange(150, 600), -2])
+    for _ in range(DRAGS):
         browser.ask("drag", [480, 400, chance.randrange(-400, 400), chance.randrange(-300, 300)])
 
 
@@ -235,23 +250,25 @@ def _resident(browser: Browser) -> float:
     return total / 1e6
 
 
-def screenshots(folder: Path, kept: Path, names: Sequence[str] = ()) -> None:
-    """Pictures of the views in *kept*, wide and narrow, light and dark."""
-    made = folder / "made"
-    made.mkdir(exist_ok=True)
-    computed_tomography(made)
-    with proxied("--origin", "sample:") as slides_proxy, proxied("--origin", f"file:{made}") as proxy:
-        _wait_for_files(proxy, "CT")
-        sample, ct = series_of(slides_proxy, "/dicomweb", "SM"), series_of(proxy, "/dicomweb", "CT")
-        urls = {"slide": f"{slides_proxy.url}/{sample.route}?x=5600&y=3900&zoom=0.32", "ct": f"{proxy.url}/{ct.route}"}
-        urls |= {name: f"{slides_proxy.url}/{route}" for name, route in STATIC_VIEWS.items()}
-        for width, height in ((1280, 800), (390, 844)):
-            for dark in (False, True):
-                with Browser(folder, "chromium", width, height, dark) as browser:
-                    for name, url in urls.items():
-                        if names and name not in names:
-                            continue
-                        browser.goto("about:blank")
-                        browser.goto(url)
-                        browser.evaluate("await new Promise((done) => setTimeout(done, 2500))")
-                        browser.ask("screenshot", str(kept / f"{name}-{width}-{'dark' if dark else 'light'}.png"))
+_SOME_OF_ALL = """((found) => found && found[1] > 30 && found[2] > 15)(
+  /view: (\\d+) cached, (\\d+) being/.exec(document.querySelector('aside .state').textContent)
+)"""
+
+
+def screenshot(folder: Path) -> Path:
+    """A picture of the page with the sample slide in a store that takes its time, while frames are still being loaded."""
+    taken = folder / "page.png"
+    with ExitStack() as ending:
+        store = Store("--latency", "0.3", "--shared-bytes-per-second", "1000000", *map(str, sample_files()))
+        ending.callback(store.remove)
+        ending.callback(store.stop)
+        proxy = ending.enter_context(proxied("--origin", store.wait_until_ready()))
+        series = series_of(proxy, "/dicomweb", "SM")
+        browser = ending.enter_context(Browser(folder, "chromium"))
+        browser.goto(f"{proxy.url}/{series.route}")
+        browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+        browser.evaluate("document.querySelector('.stage').focus()")
+        browser.ask("press", ["+"] * 4)
+        browser.wait(_SOME_OF_ALL)
+        browser.ask("screenshot", str(taken))
+    return taken

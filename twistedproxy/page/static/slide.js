@@ -12,6 +12,7 @@ import { plural } from "./words.js";
 const MOST_ZOOM = 16; // CSS pixels for a pixel of the largest level
 const VIEW_LIMIT = 24e6; // pixels of tiles that one view may take: 96 MB
 const WHOLE_LEVEL = 16; // tiles; smaller levels are kept, and lie beneath all others
+const FIRST = 6; // tiles from the middle of the view, before the few that give an idea of all of it
 const MAP = 180; // CSS pixels, the longer side
 
 export class Slide {
@@ -205,14 +206,15 @@ export class Slide {
       if (index === this.target + 1 || level.columns * level.rows <= WHOLE_LEVEL) beneath.push(...this.inView(index));
     }
     const smallest = this.levels.length - 1;
-    this.tiles.want([...shown, ...beneath, ...this.#whole(smallest)]);
+    const [soonest, later] = [shown.slice(0, FIRST), shown.slice(FIRST)];
+    this.tiles.want([...soonest, ...this.#whole(smallest), ...later, ...beneath]);
     const context = this.canvas.getContext("2d", { alpha: false });
     context.fillStyle = getComputedStyle(this.element).backgroundColor;
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     const covered = shown.every((tile) => this.tiles.get(tile.key));
     for (let index = covered ? this.target : smallest; index >= this.target; index--) {
       const enlarged = (scale * this.base.width) / this.levels[index].width;
-      context.imageSmoothingEnabled = enlarged < 4;
+      context.imageSmoothingEnabled = index > 0 || enlarged < 4;
       context.imageSmoothingQuality = "high";
       for (const tile of this.inView(index)) this.#paint(context, tile);
     }
