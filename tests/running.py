@@ -184,15 +184,20 @@ class Child:
 
 
 class Proxy(Child):
-    """``twistd -n twistedproxy`` on a free loopback port, from this tree. *options* go after ``twistedproxy``."""
+    """``twistd -n twistedproxy`` on a loopback port, a free one by default, from this tree. *options* go after
+    ``twistedproxy``."""
 
     program = "from twisted.scripts.twistd import run; run()"
     command = (sys.executable, "-c", program, "-n", "--pidfile=", "twistedproxy")
 
     def __init__(
-        self, *options: str, environment: Optional[Mapping[str, str]] = None, core: Optional[int] = None
+        self,
+        *options: str,
+        environment: Optional[Mapping[str, str]] = None,
+        core: Optional[int] = None,
+        port: Optional[int] = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         super().__init__(pinned([*self.command, "--listen", listen, *options], core), environment)
 

@@ -1,9 +1,11 @@
-"""``python -m tests.browser``: looks at slides through the proxy in Chromium, and ends with 1 if something is wrong.
+"""``python -m tests.browser``: looks at slides through the proxy in a browser, and ends with 1 if something is wrong.
 
 OpenSeadragon and dicom-microscopy-viewer (what Slim draws with) open the sample slide, and a JPEG 2000 slide in an
 Orthanc that asks for a password; the pages come from another origin than the slides. Needs chromium, node and npm
-(Debian: chromium, nodejs, npm), and orthanc, orthanc-dicomweb for the second slide. ``--stay`` only serves the page
-with the sample slide and says where, for a browser of your own.
+(Debian: chromium, nodejs, npm), and orthanc, orthanc-dicomweb for the second slide. The proxy's own page is looked at
+in Chromium and, where it is installed (Debian: firefox-esr), in Firefox. ``--minutes`` has a reader pan about in it
+instead, and watches the memory. ``--stay`` only serves the page with the sample slide in OpenSeadragon and says where,
+for a browser of your own.
 """
 
 from __future__ import annotations
@@ -18,8 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.measuring import end_in_order
-from tests.browser import comparing, looking
-from tests.browser.installing import MICROSCOPY, OPENSEADRAGON, PLAYWRIGHT, install, missing, served
+from tests.browser import comparing, looking, page_tour
+from tests.browser.installing import (
+    AXE,
+    MICROSCOPY,
+    OPENSEADRAGON,
+    PLAYWRIGHT,
+    PUPPETEER,
+    firefox,
+    install,
+    missing,
+    served,
+)
 from tests.browser.looking import Found, accesses, drive
 from tests.browser.slides import Truth, as_jpeg2000, sample_files
 from tests.running import Proxy
@@ -112,18 +124,32 @@ def in_orthanc(tour: Tour, page_port: int, folder: Path) -> Iterator[Found]:
 
 def run(options: Any, folder: Path) -> int:
     """Look and tell."""
-    packages = [OPENSEADRAGON, PLAYWRIGHT] + ([MICROSCOPY] if "microscopy" in options.viewer else [])
+    packages = [OPENSEADRAGON, PLAYWRIGHT] if {"openseadragon", "microscopy"} & set(options.viewer) else []
+    packages += [MICROSCOPY] if "microscopy" in options.viewer else []
+    packages += [PUPPETEER, AXE] if "page" in options.viewer else []
     install(folder, packages)
     failed = False
-    with served(folder) as port:
-        tour = Tour(folder, port, options.viewer)
-        for found in slides(tour, port, folder):
-            print(f"\n## {found.title}\n", *found.lines, *(f"WRONG: {text}" for text in found.problems), sep="\n")
-            sys.stdout.flush()
-            failed = failed or bool(found.problems)
-    if options.keep_screenshot:
-        comparing.keep(folder / "sample-openseadragon-first-moved.png", options.keep_screenshot)
+    for found in looked_at(options, folder):
+        print(f"\n## {found.title}\n", *found.lines, *(f"WRONG: {text}" for text in found.problems), sep="\n")
+        sys.stdout.flush()
+        failed = failed or bool(found.problems)
+    if options.keep_screenshot and "page" in options.viewer:
+        comparing.keep(page_tour.screenshot(folder), options.keep_screenshot, most=200_000)
     return 1 if failed else 0
+
+
+def looked_at(options: Any, folder: Path) -> Iterator[Found]:
+    """What was found in each viewer."""
+    others = [viewer for viewer in options.viewer if viewer != "page"]
+    if others:
+        with served(folder) as port:
+            yield from slides(Tour(folder, port, others), port, folder)
+    if "page" in options.viewer:
+        for kind in options.browser or ["chromium", *(["firefox"] if firefox() else [])]:
+            if options.minutes:
+                yield page_tour.panning(folder, kind, options.minutes)
+            else:
+                yield from page_tour.tour(folder, kind)
 
 
 def slides(tour: Tour, port: int, folder: Path) -> Iterator[Found]:
@@ -149,14 +175,20 @@ def stay(folder: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__)
-    viewers = ("openseadragon", "microscopy")
-    parser.add_argument("--viewer", action="append", choices=viewers, help="only this one (default: both)")
-    parser.add_argument("--keep-screenshot", type=Path, metavar="PATH", help="of the sample slide, as JPEG")
+    viewers = ("openseadragon", "microscopy", "page")
+    parser.add_argument("--viewer", action="append", choices=viewers, help="only this one (default: all)")
+    browsers = ("chromium", "firefox")
+    parser.add_argument("--browser", action="append", choices=browsers, help="for the page (default: both)")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="pan about in the page so long, and watch its memory"
+    )
+    parser.add_argument("--keep-screenshot", type=Path, metavar="PATH", help="of the sample slide in the page, as JPEG")
     parser.add_argument("--packages", type=Path, metavar="FOLDER", help="install there, and keep it for the next time")
     parser.add_argument("--stay", action="store_true", help="serve the page for a browser of your own")
     options = parser.parse_args(arguments)
-    options.viewer = options.viewer or list(viewers)
-    lacking = missing(("npm",) if options.stay else ("chromium", "node", "npm"))
+    options.viewer = options.viewer or (["page"] if options.minutes else list(viewers))
+    only_firefox = options.viewer == ["page"] and options.browser == ["firefox"]
+    lacking = missing(("npm",) if options.stay else ("firefox" if only_firefox else "chromium", "node", "npm"))
     if lacking:
         print(f"not installed: {', '.join(lacking)}", file=sys.stderr)
         return 2

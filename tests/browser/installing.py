@@ -15,6 +15,8 @@ from typing import Any
 OPENSEADRAGON = "openseadragon@6.1.1"
 MICROSCOPY = "dicom-microscopy-viewer@0.48.24"  # brings dicomweb-client with it; 150 MB
 PLAYWRIGHT = "playwright-core@1.65.1"  # without the browsers that it would download
+PUPPETEER = "puppeteer-core@25.16.0"  # likewise; drives Debian's Firefox, too (WebDriver BiDi)
+AXE = "axe-core@4.14.1"
 INSTALL_SECONDS = 300.0
 
 _HERE = Path(__file__).parent
@@ -26,9 +28,19 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def firefox() -> str | None:
+    """Where Firefox is, if it is."""
+    return shutil.which("firefox-esr") or shutil.which("firefox")
+
+
+def program(browser: str) -> str | None:
+    """Where a browser, "chromium" or "firefox", is."""
+    return firefox() if browser == "firefox" else chromium()
+
+
 def missing(names: tuple[str, ...]) -> list[str]:
     """Which of these programs are not installed."""
-    found = {name: chromium() if name == "chromium" else shutil.which(name) for name in names}
+    found = {name: program(name) if name in ("chromium", "firefox") else shutil.which(name) for name in names}
     return [name for name in names if found[name] is None]
 
 
