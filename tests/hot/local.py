@@ -80,7 +80,7 @@ class LocalCase(ProxyCase):
         self.components._hot.cached = self
         self.cached, self.learn = cached, cached.learn
 
-    def open_cache(self, reactor: Any, address: LocalAddress, _memory: int, observer: Any) -> LocalCache:
+    def open_cache(self, reactor: Any, address: LocalAddress, _memory: int, observer: Any, _near: None) -> LocalCache:
         """A cache that goes by the clock that the proxy's grants go by."""
         return LocalCache(reactor, address, observer, lambda: self.running.wall())
 
