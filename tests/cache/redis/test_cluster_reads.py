@@ -35,7 +35,7 @@ class KeptGenerationTests(SynchronousTestCase):
         self.asked[-1].callback([value])
 
     def test_read_once_in_a_while(self) -> None:
-        """Requests of ten seconds read it every other second, and wait for the first reading only."""
+        """Requests of ten seconds read it every second, and wait for the first reading only."""
         first = [self.get() for _ in range(10)]
         self.assertEqual(len(self.asked), 1)
         self.asked[0].callback([b"one"])
