@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, KeptGenerations
+from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, ClusterReads, KeptGenerations
 from twistedproxy.cache.redis.server import Values
 from twistedproxy.cache.redis.topology import NoTopology, Redirection, parse_shards, parse_slots
 
@@ -103,6 +103,46 @@ class KeptGenerationTests(SynchronousTestCase):
         self.get()
         self.asked[-1].callback([None])
         self.assertNoResult(self.get())
+
+
+class NodeLink:
+    """A connection to a node. *sent*: what was sent, and who waits for the replies."""
+
+    def __init__(self) -> None:
+        self.sent: list[Deferred[Any]] = []
+
+    def send(self, wire: bytes, count: int) -> Deferred[Any]:
+        self.sent.append(Deferred())
+        return self.sent[-1]
+
+
+class ClusterReadTests(SynchronousTestCase):
+    """Reads that are gathered."""
+
+    def setUp(self) -> None:
+        self.clock, self.link = Clock(), NodeLink()
+        self.error: Exception = ZeroDivisionError("ours")
+        link: Any = self.link
+        self.reads = ClusterReads(self.clock, lambda _: link, self.redirect)
+
+    async def redirect(self, key: bytes, wire: bytes, error: object) -> object:
+        raise self.error
+
+    def test_a_redirection_that_fails(self) -> None:
+        """Whatever goes wrong on the way to another node, the reader hears of it: it does not wait for ever."""
+        reading = self.reads.read([b"one"])
+        self.clock.advance(0)
+        self.link.sent[0].callback([ValueError("MOVED 1 127.0.0.1:1")])
+        (value,) = self.successResultOf(reading)
+        self.assertIsInstance(value, CacheUnavailable)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_stopped(self) -> None:
+        """So does one whose read was not sent yet when all stops."""
+        reading = self.reads.read([b"one", b"two"])
+        self.reads.stop()
+        self.assertEqual([type(value) for value in self.successResultOf(reading)], [CacheUnavailable] * 2)
+        self.assertEqual((self.link.sent, self.clock.getDelayedCalls()), ([], []))
 
 
 class TopologyTests(SynchronousTestCase):
