@@ -7,10 +7,15 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.cache.address import ClusterAddress
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, ClusterReads, KeptGenerations
+from twistedproxy.cache.redis.deletions import Deletions
+from twistedproxy.cache.redis.keys import SLOTS
+from twistedproxy.cache.redis.nodes import LOOK_SECONDS, Nodes
 from twistedproxy.cache.redis.server import Values
 from twistedproxy.cache.redis.topology import NoTopology, Redirection, parse_shards, parse_slots
 
@@ -143,6 +148,27 @@ class ClusterReadTests(SynchronousTestCase):
         self.reads.stop()
         self.assertEqual([type(value) for value in self.successResultOf(reading)], [CacheUnavailable] * 2)
         self.assertEqual((self.link.sent, self.clock.getDelayedCalls()), ([], []))
+
+
+class NameTests(SynchronousTestCase):
+    """Names of nodes."""
+
+    def test_one_that_no_certificate_can_have(self) -> None:
+        """It is said of which node that is; the others are used, and nothing is logged twice a second."""
+        clock, events = Clock(), list[LogEvent]()
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        nodes = Nodes(clock, ClusterAddress((("node_1", 7000),), tls=True), Deletions(clock), None)
+        nodes.start()
+        for _ in range(20):
+            clock.advance(LOOK_SECONDS)
+        self.assertIn("node_1", nodes.trouble)
+        nodes._adopt({("node_1", 7000): ((0, SLOTS - 1),)})
+        self.assertEqual((nodes.missing(), nodes.up), (SLOTS, False))
+        self.successResultOf(Deferred.fromCoroutine(nodes.stop()))
+        reasons = [str(event["reason"]) for event in events if event.get("event") == "unavailable"]
+        self.assertEqual((len(reasons), "node_1" in reasons[0]), (1, True))
 
 
 class TopologyTests(SynchronousTestCase):
