@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
@@ -126,7 +127,7 @@ class Proxy:
         self.access.by_pixels = settings.proof == PIXELS
         self.access.series = SeriesAnswers(self.cache, reactor, wall_clock, settings.grant_ttl, siblings)
         self.invalidation = Invalidation(self.cache, self.access.grants, reactor, siblings)
-        self.access.changed = self.invalidation.invalidate
+        self.access.changed = partial(self.invalidation.purge, why="replaced")
         self.audit = AuditTrail(audit_key(settings.secret), wall_clock, settings.log_format == "json")
         self.audit.watch(self.access.grants, self.invalidation)
         hot_memory = settings.hot_memory - settings.hot_memory // HEADS_SHARE

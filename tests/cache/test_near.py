@@ -15,15 +15,17 @@ from twisted.trial.unittest import TestCase
 from tests.cache.contract import CacheContract
 from tests.cache.support import A, installed_reactor, until
 from twistedproxy.cache.address import NearAddress, SharedFolder
-from twistedproxy.cache.interface import CacheUnavailable, Fence, Reading, Value
+from twistedproxy.cache.interface import CacheUnavailable, EntryNow, Fence, Reading, Value
 from twistedproxy.cache.keys import EXPIRY, LOADING
 from twistedproxy.cache.local import folder
 from twistedproxy.cache.local.cache import LocalCache
 from twistedproxy.cache.local.facts import facts_size
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.cache.near import FENCE_SECONDS, NearCache
+from twistedproxy.cache.redis.cluster_reads import LAST_SECONDS
 from twistedproxy.dicom.multipart_writer import content_digest
 from twistedproxy.dicom.resource import Instance, Scope
+from twistedproxy.hot.responses import CHECK_SECONDS
 
 SIZE = 64 << 20
 
@@ -101,6 +103,18 @@ class NearCase(TestCase):
         self.far.asked.clear()
         return fence  # type: ignore[no-any-return]
 
+    async def kept(self, cache: NearCache, name: bytes) -> EntryNow:
+        """The entry *name*, once it is kept in a file that was opened."""
+
+        async def read() -> Any:
+            await cache.near.get_many(A, [name])
+            return cache.read_now(A, [name])
+
+        await until(read, f"{name!r} to be kept")
+        now = cache.read_now(A, [name])
+        assert now is not None
+        return now[1][0]
+
     async def get(self, cache: NearCache, *names: bytes) -> dict[bytes, bytes]:
         return dict((await cache.get_many(A, names)).entries)
 
@@ -158,7 +172,7 @@ class ReadingTests(NearCase):
         for name in ends:
             for _ in range(2):
                 self.assertEqual(len(await self.get(self.cache, name)), 1)
-            self.assertIsNotNone(self.cache.read_now(A, [name]))
+            await self.kept(self.cache, name)
         self.now += 6.0
         self.assertIsNone(self.cache.read_now(A, [b"F1"]))
         self.assertIsNotNone(self.cache.read_now(A, [b"F2"]))
@@ -171,6 +185,32 @@ class ReadingTests(NearCase):
             self.assertIsNone(self.cache.read_now(A, [b"F1"]))
         self.assertTrue(await self.other.remove(A, [b"F1"]))
         self.assertEqual((await self.get(self.cache, b"F1"), await self.get(self.other, b"F1")), ({}, {}))
+
+    async def test_whether_it_is_loaded(self) -> None:
+        """Who asks whether an instance is being loaded is told so, with frames and without."""
+        await self.put(self.other, {LOADING: b"", b"F1": ONE})
+        self.assertEqual(await self.get(self.cache, LOADING), {LOADING: b""})
+        for names in ((LOADING, b"F1"), (b"F1", LOADING)):
+            self.assertEqual(await self.get(self.cache, *names), {LOADING: b"", b"F1": WHOLE[b"F1"]})
+        self.assertIsNone(self.cache.read_now(A, [b"F1"]))
+
+    async def test_digests(self) -> None:
+        """Of a frame's own bytes, wherever it was written: entity tags are made of them, and must be those of other hosts."""
+        await self.put(self.other, {b"F1": ONE})
+        await self.get(self.cache, b"F1")
+        for cache in (self.cache, self.other):
+            value, digest = await self.kept(cache, b"F1")
+            self.assertEqual((bytes(value), digest), (WHOLE[b"F1"], content_digest((b"one",))))
+
+    async def test_slow_folder(self) -> None:
+        """Nobody who reads from the shared cache waits until that is kept."""
+        await self.put(self.other, {b"F1": ONE})
+        slow: Deferred[bool] = Deferred()
+        self.patch(self.cache.near, "put_many", lambda *_: slow)
+        reading = Deferred.fromCoroutine(self.cache.get_many(A, [b"F1"]))
+        self.assertEqual(self.successResultOf(reading).entries, {b"F1": WHOLE[b"F1"]})
+        slow.errback(ZeroDivisionError("ours"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     async def test_shared_cache_down(self) -> None:
         """It is as if there were none, once the fence is not known any more; what it does not take is not said to be taken."""
@@ -231,6 +271,22 @@ class InvalidationTests(NearCase):
         await self.put(self.other, {b"F1": TWO})
         self.assertEqual(await self.get(self.cache, b"F1"), {b"F1": WHOLE[b"F2"]})
         self.assertEqual(await self.get(self.cache, b"F1"), {b"F1": WHOLE[b"F2"]})
+
+    async def test_kept_anew(self) -> None:
+        """What was kept under an earlier fence is replaced by what is read: the network is not asked for it each time."""
+        await self.put(self.cache, {b"F1": ONE})
+        await self.other.invalidate(A.scope)
+        self.clock.advance(FENCE_SECONDS)
+        await self.put(self.other, {b"F1": TWO})
+        self.assertEqual(await self.get(self.cache, b"F1"), {b"F1": WHOLE[b"F2"]})
+        await self.kept(self.cache, b"F1")
+        self.far.asked.clear()
+        self.assertEqual(await self.get(self.cache, b"F1"), {b"F1": WHOLE[b"F2"]})
+        self.assertEqual((self.far.asked, self.cache.from_far), ([], 1))
+
+    def test_in_time(self) -> None:
+        """Within 5 s, as is promised: a hot answer may go by the fence that was kept here, and that by one that was kept for a cluster."""
+        self.assertLessEqual(CHECK_SECONDS + FENCE_SECONDS + LAST_SECONDS, 5.0)
 
     async def test_meanwhile(self) -> None:
         """A fence that was read before the invalidation is not believed after it."""

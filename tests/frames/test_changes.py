@@ -195,6 +195,27 @@ class FollowerTests(SynchronousTestCase):
             self.turn(LEASE_SECONDS + 1)
             self.assertEqual(self.purged, self.scopes(1, 2))
 
+    def test_lost_lease(self) -> None:
+        """Where the cache lost the lease, as in a failover, and another worker was faster, that one goes on, and it alone: each change
+        is purged once. The first follows again when the other has ended."""
+        first, second = self.started(), self.follower()
+        second.start()
+        self.turn()
+        lease = first._lease
+        self.successResultOf(Deferred.fromCoroutine(self.cache.unclaim(lease.instance, [lease.name], lease.token)))
+        second._turn()
+        self.turn(5 * SECONDS)
+        self.assertEqual((first._leading, second._leading), (False, True))
+        self.source.asked.clear()
+        self.source.changes += [uids(1), uids(2)]
+        self.turn(2 * SECONDS)
+        self.assertEqual(self.purged, self.scopes(1, 2))
+        self.assertEqual(len(self.source.asked), 2)
+        self.stop(second)
+        self.source.changes.append(uids(3))
+        self.turn()
+        self.assertEqual(self.purged, self.scopes(1, 2, 3))
+
     def test_started_again(self) -> None:
         """With a cache that was kept, it goes on where it ended: what changed meanwhile is purged, and nothing else."""
         follower = self.started()

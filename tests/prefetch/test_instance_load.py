@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Optional
+from typing import Any, Optional
 
 import attrs
 import pydicom
@@ -16,6 +16,7 @@ from tests.prefetch.support import MIB, PrefetchCase
 from tests.slides import Made, OffsetTable
 from tests.slides import loop as any_loop
 from tests.slides import slide as any_slide
+from twistedproxy.cache.keys import LOADING
 from twistedproxy.cache.memory import MemoryCache
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.frames.entries import expires_of, frame_name, unpack_frame, was_prefetched
@@ -346,6 +347,22 @@ class ProvisionalTests(LoadCase):
         while cache.waiting:
             cache.waiting.pop(0).callback(None)
         self.assertEqual(self.failed(stream, loading, LoadFailed), "the cache did not take the frames")
+
+    def test_cache_takes_no_sign(self) -> None:
+        """Where it cannot be said that an instance is being loaded, as where a node of a cluster is down, no frame is written: if all
+        of us died, nobody would know that it was never checked."""
+        real = self.cache.put_many
+
+        async def some(instance: Any, fence: Any, entries: Any, seconds: Any) -> bool:
+            return LOADING not in entries and await real(instance, fence, entries, seconds)
+
+        self.patch(self.cache, "put_many", some)
+        stream = Pieces()
+        loading = self.begin(stream, self.facts)
+        stream.give(self.data)
+        stream.end()
+        self.assertEqual(self.failed(stream, loading, LoadFailed), "the cache did not take the frames")
+        self.assertEqual(self.told, [])
 
     def test_cache_removes_nothing(self) -> None:
         """Where the cache can't be told to remove them, that is said."""

@@ -14,6 +14,7 @@ from twisted.internet.task import LoopingCall
 from tests.frames.support import INSTANCE, JPEG
 from tests.prefetch.support import LOOP, SLIDE, PrefetchCase, Worker, content
 from twistedproxy.cache.address import NoAddress
+from twistedproxy.cache.interface import Reading
 from twistedproxy.cache.keys import LOADING, instance_keys
 from twistedproxy.cache.lease import LEASE_SECONDS, RENEW_SECONDS
 from twistedproxy.dicom.resource import Instance
@@ -432,11 +433,12 @@ class LockTests(PrefetchCase):
         worker = self.worker(display_min_frames=1 << 20)
         heard: list[object] = []
         worker.reader.invalidation.also.append(heard.append)
+        worker.reader.invalidation.audit = lambda *event: heard.append(event)
         self.ask(worker, 1)
         before = self.fence()
         worker.whole.fail(Withdrawn("the loader ended"))
         self.assertNotEqual(self.fence(), before)
-        self.assertEqual(heard, [INSTANCE.scope])
+        self.assertEqual(heard, [INSTANCE.scope, (INSTANCE.scope, None, True, "load")])
         self.assertEqual(self.cached(), set())
         self.assertFalse(self.locked(before))
         self.ask(worker, 1)
@@ -499,6 +501,8 @@ class LockTests(PrefetchCase):
         before = self.fence()
         self.now(self.cache.put_many(INSTANCE, before, {LOADING: b"", frame_name(7): b"half"}, 60.0))
         self.die(one)
+        why: list[str] = []
+        two.reader.invalidation.audit = lambda *event: why.append(event[-1])
         self.clock.advance(LEASE_SECONDS - 0.1)
         self.ask(two, 150)
         self.assertEqual((len(two.whole.tasks), self.fence()), (0, before))
@@ -507,6 +511,7 @@ class LockTests(PrefetchCase):
         self.assertEqual([task.fence for task in two.whole.tasks], [self.fence()])
         self.assertNotEqual(self.fence(), before)
         self.assertNotIn(7, self.cached())
+        self.assertEqual(why, ["load"])
         two.whole.finish()
         self.ask(one, 3)
         self.assertEqual(len(one.whole.tasks), 1)
@@ -532,6 +537,32 @@ class LockTests(PrefetchCase):
             self.pass_seconds(15 if end == "die" else 100)
             self.assertEqual(len(two.whole.tasks), int(end == "die"), end)
             self.assertEqual(self.fence() != half, end == "die")
+
+    def test_looked_after_through_an_outage(self) -> None:
+        """So is one whose worker died together with the cache, as on one host with a node of it, once that can be asked again."""
+        one, two = self.worker(display_min_frames=1 << 20), self.worker(display_min_frames=1 << 20)
+        self.ask(one, 1)
+        self.ask(two, 150)
+        half = self.fence()
+        self.now(self.cache.put_many(INSTANCE, half, {LOADING: b""}, 600.0))
+        self.die(one)
+        self.pass_seconds(2)
+        real = self.cache.claim_left, self.cache.get_many
+
+        async def nothing(*_: object) -> None:
+            return None
+
+        async def without(instance: Any, names: Any) -> Reading:
+            return Reading(half, {})  # as with generations that are kept
+
+        self.patch(self.cache, "claim_left", nothing)
+        self.patch(self.cache, "get_many", without)
+        self.pass_seconds(25)
+        self.assertEqual(two.whole.tasks, [])
+        self.patch(self.cache, "claim_left", real[0])
+        self.patch(self.cache, "get_many", real[1])
+        self.pass_seconds(15)
+        self.assertEqual((len(two.whole.tasks), self.fence() != half), (1, True))
 
     def pass_seconds(self, seconds: int) -> None:
         for _ in range(4 * seconds):

@@ -17,7 +17,7 @@ import secrets
 import struct
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Optional
+from typing import Optional, cast
 
 import attrs
 
@@ -100,6 +100,23 @@ def unstamp(fence: Fence, stored: bytes) -> Optional[bytes]:
 
 EXPIRY = struct.Struct(">d")
 """How a frame's entry begins: when it ends (seconds since the epoch), or infinity."""
+
+PREFETCHED = 0x80
+"""Set in the byte after it, where the frame was loaded ahead of any request. That byte is the length of the UID that follows: of at most
+64 characters."""
+
+
+def frame_start(entry: bytes) -> int:
+    """Where the bytes of the frame begin in its *entry*; past the end of one that is too short."""
+    uid = EXPIRY.size + 1
+    return uid + (entry[uid - 1] & ~PREFETCHED) if len(entry) >= uid else uid
+
+
+def split_frame(entry: bytes) -> tuple[bytes, bytes]:
+    """A frame's *entry* in the pieces in which it is written: what stands before the frame, and the frame, which is not copied."""
+    start = frame_start(entry)
+    return entry[:start], cast(bytes, memoryview(entry)[start:])
+
 
 LOADING = b"l"
 """The entry that an instance has while it is loaded: its frames may yet turn out wrong."""

@@ -35,6 +35,8 @@ class Lease:
     instance: Instance
     name: bytes
     token: bytes = attrs.field(factory=lambda: os.urandom(12), repr=False)
+    lost: bool = attrs.field(init=False, default=False)
+    """Whether it was found, when it was to be renewed, that another has it by now."""
     _to_give_back: bool = attrs.field(init=False, default=False)
     _renewing: LoopingCall = attrs.field(init=False, repr=False)
 
@@ -58,6 +60,7 @@ class Lease:
         """Take it for `LEASE_SECONDS`, if nobody holds it; whether it was taken."""
         self._to_give_back = True  # who is cancelled while asking does not hear that it was taken
         self._to_give_back = await self._claim()
+        self.lost = False
         return self._to_give_back
 
     def keep(self) -> None:
@@ -83,4 +86,5 @@ class Lease:
         """Renew it; what a cache has lost, by a restart or for want of room, is taken anew unless another was faster."""
         held = await self.cache.renew_claims(self.instance, [self.name], self.token, LEASE_SECONDS)
         if not held and self._renewing.running:
-            await self._claim()
+            held = await self._claim()
+        self.lost = not held and await self.left() is not None

@@ -8,6 +8,7 @@ Rules:
 - All but frames is the shared cache's alone.
 - Frames of an instance that is being loaded may turn out wrong, and are then removed from the shared cache, by whoever loads them:
   here they are kept by that host only.
+- Who reads does not wait until what was read is kept.
 """
 
 from __future__ import annotations
@@ -21,14 +22,28 @@ from typing import Optional
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from twistedproxy.cache.address import NearAddress, SharedAddress, SharedFolder
-from twistedproxy.cache.interface import FRAME, Cache, EndsForGood, EntryNow, Fence, Heads, Held, Reading, Value, pieces
-from twistedproxy.cache.keys import EXPIRY, FENCE_LENGTH, LOADING, unstamp
+from twistedproxy.cache.interface import (
+    FRAME,
+    LARGE,
+    Cache,
+    EndsForGood,
+    EntryNow,
+    Fence,
+    Heads,
+    Held,
+    Reading,
+    Value,
+    pieces,
+)
+from twistedproxy.cache.keys import EXPIRY, FENCE_LENGTH, LOADING, split_frame, unstamp
 from twistedproxy.dicom.resource import Instance, Scope
 
-FENCE_SECONDS = 2.0
-"""How long the fence of an instance is taken to be what it was."""
+FENCE_SECONDS = 1.5
+"""How long the fence of an instance is taken to be what it was. With what a cluster (`cluster_reads.LAST_SECONDS`) and hot answers
+(`hot.responses.CHECK_SECONDS`) add, what another host ends is noticed within 5 s."""
 
 MAX_FENCES = 10_000
 """Instances whose fence is remembered."""
@@ -52,6 +67,7 @@ class NearCache(EndsForGood):
     capacity: Optional[int] = attrs.field(init=False, default=None)
     shared = True
     reads_now = True
+    _log = Logger()
 
     # Reading.
 
@@ -67,31 +83,38 @@ class NearCache(EndsForGood):
                 self.from_near += len(found)
                 return Reading(fence, found)
         missing = [name for name in names if name not in here]
-        reading = await self.far.get_many(instance, [*missing, LOADING] if kept else missing)
+        reading = await self.far.get_many(instance, [*missing, LOADING] if kept and LOADING not in names else missing)
         if reading.fence is None:
             return reading
         self._confirm(instance, reading.fence, invalidations, asked)
         found = _under(reading.fence, here)
         self.from_near += len(found)
-        found.update(reading.entries)
+        read = dict(reading.entries)
         if ended := [name for name in here if name not in found]:
             again = await self.far.get_many(instance, ended)
             if again.fence != reading.fence:
                 return again
-            found.update(again.entries)
-        return Reading(reading.fence, await self._keep(instance, reading.fence, found, here))
+            read.update(again.entries)
+        await self._keep(instance, reading.fence, read)
+        if LOADING not in names:
+            read.pop(LOADING, None)
+        return Reading(reading.fence, {**found, **read})
 
-    async def _keep(
-        self, instance: Instance, fence: Fence, found: dict[bytes, bytes], here: Mapping[bytes, bytes]
-    ) -> dict[bytes, bytes]:
-        """Keep here what of *found* came from the shared cache; what to answer."""
-        loading = found.pop(LOADING, None) is not None
-        new = {name: value for name, value in found.items() if name.startswith(FRAME) and name not in here}
+    async def _keep(self, instance: Instance, fence: Fence, read: Mapping[bytes, bytes]) -> None:
+        """Keep here the frames of what was *read* from the shared cache. Only where they are large is that waited for: memory must
+        not fill with them."""
+        new = {name: value for name, value in read.items() if name.startswith(FRAME)}
         self.from_far += len(new)
-        if new and not loading and min(map(len, new.values())) > EXPIRY.size:
-            seconds = min(EXPIRY.unpack_from(value)[0] for value in new.values()) - self.wall_clock()
-            await self._put_near(instance, fence, new, None if seconds == math.inf else seconds)
-        return found
+        if not new or LOADING in read or min(map(len, new.values())) <= EXPIRY.size:
+            return
+        seconds = min(EXPIRY.unpack_from(value)[0] for value in new.values()) - self.wall_clock()
+        split = {name: split_frame(value) for name, value in new.items()}
+        writing = Deferred.fromCoroutine(
+            self._put_near(instance, fence, split, None if seconds == math.inf else seconds)
+        )
+        writing.addErrback(lambda failure: self._log.failure("frames were not kept", failure))
+        if sum(map(len, new.values())) > LARGE:
+            await writing
 
     def read_now(self, instance: Instance, names: Sequence[bytes]) -> Optional[tuple[Fence, list[EntryNow]]]:
         """See `Cache`."""
@@ -219,6 +242,6 @@ def _under(fence: Fence, entries: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def _stamped(fence: Fence, value: Value) -> Value:
-    """An entry with its fence before it; of one in pieces the last stays what it is."""
+    """An entry with its fence before it; the last piece, of which the digest is kept, stays what it is."""
     first, *rest = pieces(value)
     return (fence + first, *rest) if rest else (fence, first)

@@ -1,7 +1,8 @@
 """Purges what changed in a store that numbers its changes (``--follow-changes``).
 
 Rules:
-- One worker of all that share a cache asks: the one with the lease. If it dies, another goes on within seconds.
+- One worker of all that share a cache asks: the one with the lease. If it dies, another goes on within seconds; one that has lost it
+  to another ends.
 - How far it came is an entry of the cache, written once the cache has confirmed that all up to there is purged: what was kept and the place in the list are lost
   together. Where there is none, all that is kept of the mount is out of date, as far as anybody knows, and so it is where the store
   has fewer changes than were seen: it was set up anew.
@@ -106,6 +107,9 @@ class ChangeFollower:
         return self._running
 
     async def _follow(self) -> None:
+        if self._leading and self._lease.lost:
+            self._leading, self._position = False, None
+            await self._lease.give_back()
         if not self._leading:
             self._leading = await self._lease.take()
             if not self._leading:

@@ -24,7 +24,7 @@ import attrs
 from twisted.internet.threads import deferToThread
 
 from twistedproxy.cache.interface import LARGE, Cache, Value
-from twistedproxy.cache.keys import EXPIRY
+from twistedproxy.cache.keys import EXPIRY, PREFETCHED, frame_start
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.dicom.multipart_writer import DIGEST_BYTES, content_digest
@@ -110,9 +110,6 @@ AFTER_EXPIRY = _LENGTH = EXPIRY.size
 _UID = _LENGTH + 1
 """Where a frame's entry has the length of the UID, and the UID."""
 
-_PREFETCHED = 0x80
-"""Set in the length byte of a frame that was loaded ahead of any request. A UID has at most 64 characters."""
-
 
 def expiry(now: float, seconds: Optional[float]) -> float:
     """When an entry ends that is written *now*, or later, for *seconds*; infinity where that is None.
@@ -130,7 +127,7 @@ def pack_frame(frame: Frame, expires: float, prefetched: bool = False) -> Value:
 def pack_frames(frames: Sequence[bytes], transfer_syntax: str, expires: float, prefetched: bool = False) -> list[Value]:
     """Many frames of one instance, like `pack_frame`. Raises ValueError for what is no UID."""
     uid = validate_uid(transfer_syntax).encode("ascii")  # of a longer one the length would be read wrongly
-    head = b"%s%c%s" % (EXPIRY.pack(expires), len(uid) | (_PREFETCHED if prefetched else 0), uid)
+    head = b"%s%c%s" % (EXPIRY.pack(expires), len(uid) | (PREFETCHED if prefetched else 0), uid)
     return [(head, frame) for frame in frames]
 
 
@@ -143,12 +140,12 @@ def expires_of(value: bytes) -> float:
 
 def was_prefetched(value: bytes) -> bool:
     """Whether a frame's entry was written ahead of any request."""
-    return len(value) > _LENGTH and value[_LENGTH] >= _PREFETCHED
+    return len(value) > _LENGTH and value[_LENGTH] >= PREFETCHED
 
 
 def unpack_frame(value: bytes) -> Frame:
     """The frame that `pack_frame` packed. That of a large one is a view of *value*: not copied."""
-    end = _UID + (value[_LENGTH] & ~_PREFETCHED) if len(value) > _LENGTH else _UID
+    end = frame_start(value)
     if len(value) < end:
         raise BadEntry("a frame's entry is too short")
     return Frame(_rest(value, end), _uid(value[_UID:end]))
@@ -158,7 +155,7 @@ def frame_heads(transfer_syntax: str) -> tuple[bytes, bytes, int]:
     """What entries of frames in a transfer syntax have from `AFTER_EXPIRY` on: those that were asked for, those that were loaded ahead
     of any request; and where the bytes of the frame begin."""
     uid = transfer_syntax.encode("ascii")
-    return b"%c%b" % (len(uid), uid), b"%c%b" % (len(uid) | _PREFETCHED, uid), _UID + len(uid)
+    return b"%c%b" % (len(uid), uid), b"%c%b" % (len(uid) | PREFETCHED, uid), _UID + len(uid)
 
 
 def _rest(value: bytes, start: int) -> bytes:

@@ -88,8 +88,9 @@ class Invalidation:
         return any(reaches(scope, instance) for scope in self.pending)
 
     async def purge(self, scope: Scope, why: str) -> bool:
-        """Invalidate *scope*, which changed otherwise than through the proxy; *why*: how that is known, one of ``webhook``,
-        ``changes`` (of the store) and ``folder``. The result is that of `invalidate`."""
+        """Invalidate *scope*, otherwise than for a request; *why*, that it changed or how that is known: one of ``webhook``, ``changes``
+        (of the store), ``folder``, ``replaced`` (its metadata are others) and ``load`` (one of it turned out wrong, or was left half
+        done). The result is that of `invalidate`."""
         return await self.invalidate(scope, why=why)
 
     async def invalidate(self, scope: Scope, caller: Optional[Caller] = None, why: str = "request") -> bool:

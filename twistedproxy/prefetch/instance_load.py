@@ -72,6 +72,8 @@ class Pace:
 OUTSTANDING_BYTES = 2 * 2**20
 """Bytes of frames on their way to the cache: the origin's next bytes come meanwhile."""
 
+NOT_TAKEN = "the cache did not take the frames"
+
 REMOVED_AT_ONCE = 5000
 """Frames that are taken back in one go."""
 
@@ -100,8 +102,8 @@ class ProvisionalFrames:
     async def write(self, frames: list[bytes], size: int, transfer_syntax: str) -> None:
         """Send the next *frames*, *size* bytes together; waits while too many are on their way. Raises `LoadFailed`."""
         first = self.written + 1
-        if first == 1:
-            await self.cache.put_many(self.instance, self.fence, {LOADING: b""}, self.seconds)
+        if first == 1 and not await self.cache.put_many(self.instance, self.fence, {LOADING: b""}, self.seconds):
+            raise LoadFailed(NOT_TAKEN)
         names = map(frame_name, range(first, first + len(frames)))
         expires = expiry(self.wall_clock(), self.seconds)
         entries = dict(zip(names, pack_frames(frames, transfer_syntax, expires, prefetched=True)))
@@ -122,7 +124,7 @@ class ProvisionalFrames:
         taken = await self.cache.put_many(self.instance, self.fence, entries, self.seconds)
         self._outstanding -= size
         if not taken:
-            raise LoadFailed("the cache did not take the frames")
+            raise LoadFailed(NOT_TAKEN)
         self._taken += len(entries)
         self._taken_size += size
         self.progress(self._taken, self._taken_size)

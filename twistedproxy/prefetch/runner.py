@@ -178,7 +178,7 @@ class Loads:
                 began = self.clock.seconds()
                 loaded = await loader.load(task, job.progressed)
         except Withdrawn:
-            await self.reader.invalidation.invalidate(occasion.instance.scope)
+            await self.reader.invalidation.purge(occasion.instance.scope, "load")
             raise
         except Exception as failed:
             if is_lasting(failed):

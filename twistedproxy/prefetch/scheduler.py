@@ -241,7 +241,7 @@ class Scheduler:
         """The same after the death of whoever began: nothing of that is given to anybody any more. Raises `NotStarted`."""
         instance = occasion.instance
         self._log.info("{instance}: a load was left half done", event="load_left", instance=instance.path)
-        await self.reader.invalidation.invalidate(instance.scope)
+        await self.reader.invalidation.purge(instance.scope, "load")
         fence = (await self.cache.get_many(instance, [])).fence
         if fence is None or fence == occasion.fence:
             raise NotStarted(503, Refusal.CACHE_UNREACHABLE.value, "the cache is unavailable")

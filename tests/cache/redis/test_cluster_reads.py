@@ -7,10 +7,15 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.cache.address import ClusterAddress
 from twistedproxy.cache.interface import CacheUnavailable
-from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, KeptGenerations
+from twistedproxy.cache.redis.cluster_reads import FRESH_SECONDS, LAST_SECONDS, ClusterReads, KeptGenerations
+from twistedproxy.cache.redis.deletions import Deletions
+from twistedproxy.cache.redis.keys import SLOTS
+from twistedproxy.cache.redis.nodes import LOOK_SECONDS, Nodes
 from twistedproxy.cache.redis.server import Values
 from twistedproxy.cache.redis.topology import NoTopology, Redirection, parse_shards, parse_slots
 
@@ -35,7 +40,7 @@ class KeptGenerationTests(SynchronousTestCase):
         self.asked[-1].callback([value])
 
     def test_read_once_in_a_while(self) -> None:
-        """Requests of ten seconds read it every other second, and wait for the first reading only."""
+        """Requests of ten seconds read it every second, and wait for the first reading only."""
         first = [self.get() for _ in range(10)]
         self.assertEqual(len(self.asked), 1)
         self.asked[0].callback([b"one"])
@@ -103,6 +108,67 @@ class KeptGenerationTests(SynchronousTestCase):
         self.get()
         self.asked[-1].callback([None])
         self.assertNoResult(self.get())
+
+
+class NodeLink:
+    """A connection to a node. *sent*: what was sent, and who waits for the replies."""
+
+    def __init__(self) -> None:
+        self.sent: list[Deferred[Any]] = []
+
+    def send(self, wire: bytes, count: int) -> Deferred[Any]:
+        self.sent.append(Deferred())
+        return self.sent[-1]
+
+
+class ClusterReadTests(SynchronousTestCase):
+    """Reads that are gathered."""
+
+    def setUp(self) -> None:
+        self.clock, self.link = Clock(), NodeLink()
+        self.error: Exception = ZeroDivisionError("ours")
+        link: Any = self.link
+        self.reads = ClusterReads(self.clock, lambda _: link, self.redirect)
+
+    async def redirect(self, key: bytes, wire: bytes, error: object) -> object:
+        raise self.error
+
+    def test_a_redirection_that_fails(self) -> None:
+        """Whatever goes wrong on the way to another node, the reader hears of it: it does not wait for ever."""
+        reading = self.reads.read([b"one"])
+        self.clock.advance(0)
+        self.link.sent[0].callback([ValueError("MOVED 1 127.0.0.1:1")])
+        (value,) = self.successResultOf(reading)
+        self.assertIsInstance(value, CacheUnavailable)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_stopped(self) -> None:
+        """So does one whose read was not sent yet when all stops."""
+        reading = self.reads.read([b"one", b"two"])
+        self.reads.stop()
+        self.assertEqual([type(value) for value in self.successResultOf(reading)], [CacheUnavailable] * 2)
+        self.assertEqual((self.link.sent, self.clock.getDelayedCalls()), ([], []))
+
+
+class NameTests(SynchronousTestCase):
+    """Names of nodes."""
+
+    def test_one_that_no_certificate_can_have(self) -> None:
+        """It is said of which node that is; the others are used, and nothing is logged twice a second."""
+        clock, events = Clock(), list[LogEvent]()
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        nodes = Nodes(clock, ClusterAddress((("node_1", 7000),), tls=True), Deletions(clock), None)
+        nodes.start()
+        for _ in range(20):
+            clock.advance(LOOK_SECONDS)
+        self.assertIn("node_1", nodes.trouble)
+        nodes._adopt({("node_1", 7000): ((0, SLOTS - 1),)})
+        self.assertEqual((nodes.missing(), nodes.up), (SLOTS, False))
+        self.successResultOf(Deferred.fromCoroutine(nodes.stop()))
+        reasons = [str(event["reason"]) for event in events if event.get("event") == "unavailable"]
+        self.assertEqual((len(reasons), "node_1" in reasons[0]), (1, True))
 
 
 class TopologyTests(SynchronousTestCase):

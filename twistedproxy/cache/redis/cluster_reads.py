@@ -19,6 +19,7 @@ from typing import Any, Optional
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedproxy.cache.interface import CacheUnavailable
@@ -28,9 +29,9 @@ from twistedproxy.cache.redis.pipeline import Replies, command
 from twistedproxy.cache.redis.server import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.deferreds import Waiters, all_or_none
 
-FRESH_SECONDS = 2.0
-LAST_SECONDS = 3.0
-"""With what `twistedproxy.hot.responses.CHECK_SECONDS` adds, what another host ends is noticed within 5 s."""
+FRESH_SECONDS = 1.0
+LAST_SECONDS = 1.5
+"""With what `near.FENCE_SECONDS` and `hot.responses.CHECK_SECONDS` add, what another host ends is noticed within 5 s."""
 MOST_KEPT = 20_000
 """Generations: of those that are looked at within seconds there are some hundreds."""
 
@@ -47,6 +48,8 @@ class _Reader:
 class ClusterReads:
     """Collects reads. *node_of*: the connection for reads to the node that has a slot, if there is one. *redirect*: a key, the MGET
     of it alone, and the error that it was answered with, to the answer."""
+
+    _log = Logger()
 
     def __init__(self, reactor: IReactorTime, node_of: Callable[[int], Optional[Link]], redirect: Redirect) -> None:
         self._reactor = reactor
@@ -80,6 +83,8 @@ class ClusterReads:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        wanted, self._wanted = self._wanted, {}
+        self._lost(Failure(CacheUnavailable("stopped")), [list(wanted)], wanted)
 
     def _flush(self) -> None:
         self._call = None
@@ -113,7 +118,12 @@ class ClusterReads:
                     Deferred.fromCoroutine(self._elsewhere(key, reply, wanted[key]))
 
     async def _elsewhere(self, key: bytes, error: object, readers: list[tuple[_Reader, int]]) -> None:
-        reply = await self._redirect(key, command(b"MGET", key), error)
+        reply: object
+        try:
+            reply = await self._redirect(key, command(b"MGET", key), error)
+        except Exception as failed:  # a reader must not wait for ever
+            self._log.failure("a redirection could not be followed")
+            reply = failed
         _deliver(readers, reply[0] if isinstance(reply, list) else CacheUnavailable(str(reply)))
 
     def _lost(self, failure: Failure, groups: list[list[bytes]], wanted: dict[bytes, Any]) -> None:

@@ -2,7 +2,8 @@
 
 Rules kept here:
 - What was deleted lately is deleted once more, by whoever did it, over each connection that is made: a replica that has become the
-  master may not have got it.
+  master may not have got it. However many frames that are, generations and grants are not forgotten for them. What says that an
+  instance is being loaded is deleted once: the next one may be another load's.
 - A generation has ended where a replica has confirmed that, if there is one (WAIT).
 """
 
@@ -10,19 +11,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from twistedproxy.cache.interface import CacheUnavailable
+from twistedproxy.cache.interface import FRAME, CacheUnavailable
+from twistedproxy.cache.keys import LOADING
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Link
+from twistedproxy.cache.redis.keys import entry_name
 from twistedproxy.cache.redis.pipeline import BatchProtocol, Replies
 
 REPEAT_SECONDS = 300.0
 """How long a deletion is repeated. A replica is promoted within seconds or a minute; by hand, within a few."""
 MAX_REPEATED = 20_000
-"""Keys that are: of more, the oldest are forgotten."""
+"""Keys of frames that are, and of all else: of more, the oldest are forgotten."""
 WAIT_SECONDS = 0.2
 """How long a replica may take to confirm. It takes about a millisecond; other writes wait meanwhile."""
 
@@ -34,23 +38,28 @@ class Deletions:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._clock = reactor
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._until: tuple[OrderedDict[bytes, float], ...] = (OrderedDict(), OrderedDict())
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Remember *keys* for `REPEAT_SECONDS`."""
         until = self._clock.seconds() + REPEAT_SECONDS
         for key in keys:
-            self._until.pop(key, None)
-            self._until[key] = until
-        while len(self._until) > MAX_REPEATED:
-            self._until.popitem(last=False)
+            name = entry_name(key)
+            if name != LOADING:
+                kept = self._until[name.startswith(FRAME)]
+                kept.pop(key, None)
+                kept[key] = until
+        for kept in self._until:
+            while len(kept) > MAX_REPEATED:
+                kept.popitem(last=False)
 
     def recent(self) -> list[bytes]:
         """Those that are to be repeated."""
         now = self._clock.seconds()
-        while self._until and next(iter(self._until.values())) <= now:
-            self._until.popitem(last=False)
-        return list(self._until)
+        for kept in self._until:
+            while kept and next(iter(kept.values())) <= now:
+                kept.popitem(last=False)
+        return [*chain(*self._until)]
 
 
 async def repeat(connection: BatchProtocol, keys: Sequence[bytes]) -> None:

@@ -31,6 +31,10 @@ OURS = b"tp*"
 """The pattern of all keys, of all layouts."""
 
 
+_ENTRY = b"tp2f{"
+"""How keys of entries begin."""
+
+
 def slot_of(key: bytes) -> int:
     """The hash slot of *key*, of any kind: CRC-16/XMODEM of its tag, or of the whole key."""
     start = key.find(b"{") + 1
@@ -66,13 +70,18 @@ class RedisKeys:
         return [b"%b%b}%b" % (start, block_of(name), name) for name in names]
 
 
+def entry_name(key: bytes) -> bytes:
+    """The name of the entry whose key this is; empty for a key of another kind."""
+    return key.partition(b"}")[2] if key.startswith(_ENTRY) else b""
+
+
 @lru_cache(maxsize=KNOWN_INSTANCES)
 def redis_keys(instance: Instance) -> RedisKeys:
     """The keys of *instance*. Cached: a reader asks once for each frame."""
     digest = digest_of((instance.place, *instance.uids))
     parts = (instance.store, *instance.uids)
     generations = tuple(_generation(parts[:length]) for length in range(1, len(parts) + 1))
-    return RedisKeys(b"tp2f{" + digest, b"tp2c{" + digest, generations)
+    return RedisKeys(_ENTRY + digest, b"tp2c{" + digest, generations)
 
 
 def ended_keys(scope: Scope) -> list[bytes]:

@@ -186,6 +186,8 @@ class Nodes:
             if self._stopped:
                 break
             seed = self._links((host, port))
+            if seed is None:
+                continue
             seed.writes.start()
             try:
                 if await seed.writes.wait_up(SEED_SECONDS):
@@ -215,9 +217,15 @@ class Nodes:
         if "disabled" in reason:
             self._known.fire()
 
-    def _links(self, place: Place) -> ServerLinks:
+    def _links(self, place: Place) -> Optional[ServerLinks]:
+        """None where no certificate can have the name of *place*."""
         address = self._address.node(*place)
-        endpoint = open_endpoint(self._reactor, address, self._trust_root)
+        try:
+            endpoint = open_endpoint(self._reactor, address, self._trust_root)
+        except UnicodeError as error:  # as of all errors of IDNA
+            self._trouble = f"{place[0]}: {error}"
+            self._outage.failed("name", self._trouble)
+            return None
         return ServerLinks(self._reactor, endpoint, address.where.rpartition("/")[0], greeting(address))
 
     def _adopt(self, found: Topology) -> None:
@@ -230,7 +238,10 @@ class Nodes:
         for place, ranges in found.items():
             node = self._nodes.get(place)
             if node is None:
-                node = self._nodes[place] = Node(place, self._links(place), ranges, self._deleted)
+                links = self._links(place)
+                if links is None:
+                    continue
+                node = self._nodes[place] = Node(place, links, ranges, self._deleted)
                 new.append(node)
             node.ranges = ranges
             for first, last in ranges:
