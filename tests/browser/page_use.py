@@ -148,7 +148,7 @@ def lost_proxy(browser: Browser, series: Series, again: Callable[[], object]) ->
     browser.wait(DRAWN)
     series.proxy.stop()
     browser.wait("!document.getElementById('banner').hidden")
-    said = browser.evaluate("return document.getElementById('banner').textContent")
+    said = browser.evaluate("return document.querySelector('#banner span').textContent")
     again()
     browser.wait("document.getElementById('banner').hidden")
     enter(browser, f"{series.route}?x=2000&y=2000&zoom=1")
@@ -165,7 +165,7 @@ def lost_store(browser: Browser, series: Series, pid: int) -> Found:
     os.kill(pid, signal.SIGSTOP)
     try:
         browser.wait("!document.getElementById('banner').hidden")
-        said = browser.evaluate("return document.getElementById('banner').textContent")
+        said = browser.evaluate("return document.querySelector('#banner span').textContent")
     finally:
         os.kill(pid, signal.SIGCONT)
     browser.wait("document.getElementById('banner').hidden")

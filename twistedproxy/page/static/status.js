@@ -53,7 +53,7 @@ class Status {
       const [status, metrics, ready] = await Promise.all([
         get("status.json").then((answer) => answer.json()),
         get("metrics").then((answer) => answer.text()),
-        fetch(`${BASE}readyz`, { signal }).then((answer) => answer.json()),
+        fetch(`${BASE}readyz`, { signal }).then((answer) => answer.json(), () => ({})),
       ]);
       this.#show(status, parseMetrics(metrics), ready);
       this.state.textContent = "";
