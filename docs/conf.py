@@ -24,7 +24,7 @@ html_title = "twistedproxy"
 html_show_copyright = False
 
 PAGES = (
-    "operating options viewers http pictures access privacy conformance prefetch upgrading benchmarks architecture contributing"
+    "operating options page viewers http pictures access privacy conformance prefetch upgrading benchmarks architecture contributing"
 ).split()
 CONTENTS = "\n\n```{toctree}\n:hidden:\n\n" + "".join(f"docs/{page}\n" for page in PAGES) + "CHANGELOG\n```\n"
 

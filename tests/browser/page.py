@@ -1,7 +1,6 @@
 """The proxy's own page in a browser: whether what it draws is what the files hold, and what it says is true.
 
-`looks` opens slides, a CT and an ultrasound loop; `losses` takes away the proxy and the store. Each yields what was
-found, and what is wrong with it.
+Slides, a CT and an ultrasound loop. `tests.browser.page_use` is about using it.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import signal
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +25,7 @@ from tests.running import Proxy
 
 CLOSEST = 4.0  # levels of 255 that a block of 64 x 64 pixels may differ by; 30 and more are seen one tile away
 COLORS = {"cached": (0, 137, 123), "store": (142, 36, 170), "loading": (21, 101, 192), "claimed": (230, 120, 0)}
-SHIFT = 0.02  # of the layout; browsers call 0.1 good
-FIRST_TILE = 1500.0  # ms after the address was entered
-SERIOUS = ("serious", "critical")
+DRAWN = """document.querySelector('.stage[aria-busy="false"]') !== null"""
 
 
 @attrs.frozen
@@ -90,7 +85,7 @@ def slide(browser: Browser, title: str, series: Series, files: Sequence[Path], f
     truths = [Truth(path) for path in files]
     base = truths[0]
     browser.goto(f"{series.proxy.url}/{series.route}")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+    browser.wait(DRAWN)
     lines, problems = [], []
     for truth in truths:
         width, height = browser.evaluate(
@@ -112,74 +107,6 @@ def slide(browser: Browser, title: str, series: Series, files: Sequence[Path], f
     yield overlay(browser, title, series, base)
 
 
-def using(browser: Browser, series: Series) -> Found:
-    """Wheel, keys, map, overlay and color profile do what they say."""
-    problems = []
-    enter(browser, f"{series.route}?x=6000&y=4000&zoom=0.25")
-    box = browser.evaluate(
-        "const { x, y, width, height } = document.querySelector('.stage').getBoundingClientRect(); return [x, y, width, height]"
-    )
-
-    def view() -> dict[str, float]:
-        browser.evaluate("await new Promise((done) => setTimeout(done, 600))")
-        query = browser.evaluate("return location.hash.split('?')[1]")
-        return {name: float(value) for name, value in (part.split("=") for part in query.split("&"))}
-
-    def check(what: str, right: bool) -> None:
-        problems.extend([] if right else [f"{what}: {view()}"])
-
-    browser.ask("wheel", [box[0] + 200, box[1] + 150, -2])
-    zoomed = view()
-    under = [(200 - box[2] / 2, "x", 6000), (150 - box[3] / 2, "y", 4000)]
-    stays = all(abs(zoomed[name] + away / zoomed["zoom"] - (at + away / 0.25)) < 5 for away, name, at in under)
-    check("the wheel zooms about the pointer", zoomed["zoom"] > 0.3 and stays)
-    browser.evaluate("document.querySelector('.stage').focus()")
-    browser.ask("press", ["ArrowRight", "ArrowDown"])
-    moved = view()
-    check("arrow keys move", moved["x"] > zoomed["x"] and moved["y"] > zoomed["y"])
-    browser.ask("press", ["-"])
-    check("minus zooms out", view()["zoom"] < moved["zoom"])
-    browser.ask("drag", [box[0] + 300, box[1] + 300, 100, 0])
-    check("dragging moves", view()["x"] < moved["x"])
-    browser.ask("click", [box[0] + 300, box[1] + 300, 2])
-    check("a double click zooms in", view()["zoom"] > moved["zoom"])
-    browser.ask("click", [box[0] + box[2] - 20, box[1] + 20])
-    check("the map leads to its upper right corner", view()["x"] > 10_000 and view()["y"] < 1500)
-    browser.ask("press", ["0"])
-    check("0 shows all of it", abs(view()["x"] - 6144) < 1)
-    browser.ask("press", ["o"])
-    browser.evaluate("await new Promise((done) => setTimeout(done, 200))")
-    shown = browser.evaluate(_OVERLAY)["pixels"]
-    check("O hides the overlay", not any(base64.b64decode(shown)))
-    browser.ask("press", ["o"])
-    browser.evaluate("document.querySelector('.tools input').click()")
-    browser.wait("performance.getEntriesByType('resource').some(({ name }) => /rendered.iccprofile=srgb/.test(name))")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
-    browser.evaluate("document.querySelector('.tools input').click()")
-    return Found(
-        f"using it, page in {browser.kind}",
-        ["wheel, keys, drag, double click, map, overlay, profile"],
-        problems + browser.trouble(),
-    )
-
-
-def loop(browser: Browser, series: Series) -> Found:
-    """A loop plays, and its frames can be reached by keys."""
-    enter(browser, f"{series.route}?slice=2")
-    number = "Number(document.querySelector('.slices').getAttribute('aria-valuenow'))"
-    browser.evaluate("document.querySelector('.slices').focus()")
-    browser.ask("press", ["End"])
-    browser.wait(f"{number} === 12")
-    browser.ask("press", ["Home"])
-    browser.wait(f"{number} === 1")
-    browser.evaluate(
-        "[...document.querySelectorAll('.tools button')].find((one) => /Play/.test(one.textContent)).click()"
-    )
-    browser.wait(f"{number} > 5")
-    browser.wait(f"{number} < 4")
-    return Found(f"a loop plays, page in {browser.kind}", [], browser.trouble())
-
-
 def places(truth: Truth, width: int, height: int) -> list[tuple[int, int]]:
     """Left and top of five views of *width* x *height* pixels whose middle is in the slide; they may begin before it."""
     middles = ((0.03, 0.04), (0.96, 0.1), (0.1, 0.97), (0.9, 0.93), (0.43, 0.4))
@@ -196,7 +123,7 @@ def overlay(browser: Browser, title: str, series: Series, base: Truth) -> Found:
     for _ in range(20):  # the proxy may still load: what is compared has to be of one moment
         before = series.coverage()
         browser.evaluate("await new Promise((done) => setTimeout(done, 500))")
-        shown = browser.evaluate(_OVERLAY)
+        shown = browser.evaluate(OVERLAY)
         if before["instances"] == series.coverage()["instances"]:
             break
     else:
@@ -230,7 +157,7 @@ def _held(instance: Mapping[str, Any]) -> str:
     return f"{total(instance['cached']):,} of {instance['frames']:,}"
 
 
-_OVERLAY = """
+OVERLAY = """
 const canvas = document.querySelector('canvas.overlay');
 const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
 const words = document.querySelector('aside .state').textContent;
@@ -273,7 +200,7 @@ def _tint(pixels: str, x: int, y: int, width: int) -> str:
 def stack(browser: Browser, title: str, series: Series, slices: Sequence[Pixels], numbers: Sequence[int]) -> Found:
     """Slices by their numbers from 1: what is drawn is that slice and no other, stretched to the window."""
     browser.goto(f"{series.proxy.url}/{series.route}")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+    browser.wait(DRAWN)
     problems, lines = [], []
     right = [_small(Image.fromarray(one).convert("RGB")) for one in slices]
     for number in numbers:
@@ -291,7 +218,7 @@ def stack(browser: Browser, title: str, series: Series, slices: Sequence[Pixels]
     if browser.evaluate("return document.querySelector('.tools select') !== null"):
         browser.evaluate(_FIRST_WINDOW)
         browser.wait("performance.getEntriesByType('resource').some(({ name }) => /rendered.window=/.test(name))")
-        browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+        browser.wait(DRAWN)
     return Found(f"{title}, page in {browser.kind}", lines, problems + browser.trouble())
 
 
@@ -307,7 +234,7 @@ def marks(browser: Browser, title: str, series: Series) -> Found:
     browser.evaluate("await new Promise((done) => setTimeout(done, 1000))")
     known = series.coverage()["instances"]
     order = browser.evaluate(_ORDER % json.dumps(f"{series.url}/metadata".removeprefix(series.proxy.url)))
-    shown = browser.evaluate(_OVERLAY.replace("canvas.overlay", "canvas.marks"))
+    shown = browser.evaluate(OVERLAY.replace("canvas.overlay", "canvas.marks"))
     width, height = shown["size"]
     problems = []
     for index, uid in enumerate(order):
@@ -331,82 +258,3 @@ return placed.sort((a, b) => a[0] - b[0]).map(([, uid]) => uid);
 
 def _small(image: Image.Image) -> Any:
     return numpy.asarray(image.resize((64, 64), Image.Resampling.BOX), int)
-
-
-def opening(browser: Browser, series: Series) -> Found:
-    """How soon the first tile is there after the address was entered, and whether anything moved meanwhile."""
-    browser.goto("about:blank")
-    browser.goto(f"{series.proxy.url}/{series.route}")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
-    took, shift = browser.evaluate("""
-        const [tile] = performance.getEntriesByType('resource').filter(({ name }) => /frames/.test(name));
-        let shift = 0;
-        if (PerformanceObserver.supportedEntryTypes.includes('layout-shift')) {
-          const observer = new PerformanceObserver(() => {});
-          observer.observe({ type: 'layout-shift', buffered: true });
-          await new Promise((done) => setTimeout(done, 500));
-          for (const { value, hadRecentInput } of observer.takeRecords()) if (!hadRecentInput) shift += value;
-        }
-        return [tile.responseEnd, shift];
-    """)
-    problems = [f"the first tile came after {took:.0f} ms"] if took > FIRST_TILE else []
-    problems += [f"the layout shifted by {shift:.3f}"] if shift > SHIFT else []
-    return Found(
-        f"opening, page in {browser.kind}", [f"first tile after {took:.0f} ms; layout shift {shift:.4f}"], problems
-    )
-
-
-def usable(browser: Browser, url: str, routes: Mapping[str, str]) -> Found:
-    """What axe-core finds in each view."""
-    lines, problems = [], []
-    for name, route in routes.items():
-        browser.goto("about:blank")
-        browser.goto(f"{url}/{route}")
-        browser.wait("document.querySelector('main h1') !== null")
-        browser.evaluate("await new Promise((done) => setTimeout(done, 1500))")
-        found = browser.ask("axe")
-        lines.append(f"{name}: {', '.join(one['id'] for one in found) or 'nothing'}")
-        problems += [f"{name}: {one['id']}: {one['nodes']}" for one in found if one["impact"] in SERIOUS]
-    return Found(f"axe-core, page in {browser.kind}", lines, problems)
-
-
-def refused(browser: Browser, proxy: Proxy, user: str) -> Found:
-    """Somebody who has a wrong password is told so."""
-    browser.ask("authenticate", {"username": user, "password": "guess"})
-    browser.goto(f"{proxy.url}/")
-    browser.wait("/login/.test(document.querySelector('main section .state')?.textContent)")
-    said = browser.evaluate("return document.querySelector('main section .state').textContent")
-    browser.trouble()
-    return Found(f"a wrong password, page in {browser.kind}", [said], [])
-
-
-def lost_proxy(browser: Browser, series: Series, again: Any) -> Found:
-    """The proxy ends, and starts again with *again*: the page says so, and goes on."""
-    browser.goto(f"{series.proxy.url}/{series.route}")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
-    series.proxy.stop()
-    browser.wait("!document.getElementById('banner').hidden")
-    said = browser.evaluate("return document.getElementById('banner').textContent")
-    again()
-    browser.wait("document.getElementById('banner').hidden")
-    enter(browser, f"{series.route}?x=2000&y=2000&zoom=1")
-    browser.trouble()
-    return Found(
-        f"the proxy ends, page in {browser.kind}", [said], [] if "does not answer" in said else [f"said {said!r}"]
-    )
-
-
-def lost_store(browser: Browser, series: Series, pid: int) -> Found:
-    """The store, process *pid*, stops answering for a while."""
-    browser.goto(f"{series.proxy.url}/{series.route}")
-    browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        browser.wait("!document.getElementById('banner').hidden")
-        said = browser.evaluate("return document.getElementById('banner').textContent")
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    browser.wait("document.getElementById('banner').hidden")
-    browser.trouble()
-    right = "cannot be reached" in said and series.prefix in said
-    return Found(f"the store does not answer, page in {browser.kind}", [said], [] if right else [f"said {said!r}"])

@@ -14,9 +14,9 @@ import pydicom
 from pydicom.uid import generate_uid
 
 from tests import slides
-from tests.browser import page
+from tests.browser import page, page_use
 from tests.browser.looking import Found
-from tests.browser.page import Series, series_of
+from tests.browser.page import DRAWN, Series, series_of
 from tests.browser.remote import Browser
 from tests.browser.slides import Pixels, as_jpeg2000, sample_files
 from tests.running import Proxy, Store
@@ -55,9 +55,9 @@ def tour(folder: Path, kind: str) -> Iterator[Found]:
     ct, us = computed_tomography(made), ultrasound(made)
     with proxied("--origin", "sample:") as proxy, Browser(folder, kind) as browser:
         sample = series_of(proxy, "/dicomweb", "SM")
-        yield page.opening(browser, sample)
+        yield page_use.opening(browser, sample)
         yield from page.slide(browser, "sample", sample, files, folder)
-        yield page.using(browser, sample)
+        yield page_use.using(browser, sample)
         yield from accessible(folder, kind, sample, STATIC_VIEWS)
     # Without prefetch a part of the stack is not cached, and must be shown so.
     with proxied("--origin", f"file:{made}", "--prefetch", "off") as proxy, Browser(folder, kind) as browser:
@@ -66,7 +66,7 @@ def tour(folder: Path, kind: str) -> Iterator[Found]:
         yield page.stack(browser, "CT", stack, ct, (1, SLICES))
         yield page.marks(browser, "CT", stack)
         yield page.stack(browser, "ultrasound", series_of(proxy, "/dicomweb", "US"), us, (1, 7))
-        yield page.loop(browser, series_of(proxy, "/dicomweb", "US"))
+        yield page_use.loop(browser, series_of(proxy, "/dicomweb", "US"))
         yield from accessible(folder, kind, stack, {})
     yield from in_orthanc(folder, kind)
     yield proxy_ends(folder, kind)
@@ -82,7 +82,7 @@ def accessible(folder: Path, kind: str, series: Series, others: Mapping[str, str
     routes = {"series": series.route, "study": series.route.split("/series/")[0], **others}
     for dark, width in ((False, 1280), (True, 390)):
         with Browser(folder, kind, width=width, dark=dark, still=dark, profile="axe") as browser:
-            found = page.usable(browser, series.proxy.url, routes)
+            found = page_use.usable(browser, series.proxy.url, routes)
             yield Found(f"{found.title}, {width} pixels, {'dark' if dark else 'light'}", found.lines, found.problems)
 
 
@@ -99,14 +99,14 @@ def in_orthanc(folder: Path, kind: str) -> Iterator[Found]:
         proxy = ending.enter_context(proxied("--origin", store.url))
         series = series_of(proxy, "/dicomweb", "SM", headers={"Authorization": basic(USER, PASSWORD)})
         with Browser(folder, kind) as browser:
-            yield page.refused(browser, proxy, USER)
+            yield page_use.refused(browser, proxy, USER)
         with Browser(folder, kind) as browser:
             browser.ask("authenticate", {"username": USER, "password": PASSWORD})
             browser.goto(f"{proxy.url}/{series.route}")
-            browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+            browser.wait(DRAWN)
             browser.trouble()  # the first request is answered with 401: the browser learns that a password is needed
             yield from page.slide(browser, "JPEG 2000 in Orthanc", series, files, folder)
-            yield page.lost_store(browser, series, store.pid)
+            yield page_use.lost_store(browser, series, store.pid)
 
 
 def proxy_ends(folder: Path, kind: str) -> Found:
@@ -116,7 +116,7 @@ def proxy_ends(folder: Path, kind: str) -> Found:
         series = series_of(proxy, "/dicomweb", "SM")
         browser = ending.enter_context(Browser(folder, kind))
         options = ("--origin", "sample:")
-        return page.lost_proxy(browser, series, lambda: ending.enter_context(proxied(*options, port=proxy.port)))
+        return page_use.lost_proxy(browser, series, lambda: ending.enter_context(proxied(*options, port=proxy.port)))
 
 
 def computed_tomography(folder: Path) -> list[Pixels]:
@@ -182,7 +182,7 @@ def panning(folder: Path, kind: str, minutes: float) -> Found:
         series = series_of(proxy, "/dicomweb", "SM")
         browser.ask("before", _COUNT_BITMAPS)
         browser.goto(f"{proxy.url}/{series.route}")
-        browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+        browser.wait(DRAWN)
         began = browser.evaluate("return performance.now()")
         while not rows or rows[-1][0] < minutes:
             _walk(browser, chance)
@@ -266,7 +266,7 @@ def screenshot(folder: Path) -> Path:
         series = series_of(proxy, "/dicomweb", "SM")
         browser = ending.enter_context(Browser(folder, "chromium"))
         browser.goto(f"{proxy.url}/{series.route}")
-        browser.wait("""document.querySelector('.stage[aria-busy="false"]') !== null""")
+        browser.wait(DRAWN)
         browser.evaluate("document.querySelector('.stage').focus()")
         browser.ask("press", ["+"] * 4)
         browser.wait(_SOME_OF_ALL)

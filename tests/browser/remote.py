@@ -32,8 +32,15 @@ class Browser:
         place = folder / f"profile-{profile}-{kind}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        asked = {"browser": "firefox" if kind == "firefox" else "chrome", "program": program(kind)}
-        asked |= {"profile": str(place), "width": width, "height": height, "dark": dark, "still": still}
+        asked = {
+            "browser": "firefox" if kind == "firefox" else "chrome",
+            "program": program(kind),
+            "profile": str(place),
+            "width": width,
+            "height": height,
+            "dark": dark,
+            "still": still,
+        }
         self._errors = (folder / f"errors-{profile}-{kind}").open("w+")
         self._process = subprocess.Popen(
             tied(["node", "remote.mjs", json.dumps(asked)]),

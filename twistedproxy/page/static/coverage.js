@@ -172,11 +172,8 @@ export function shares(rows) {
   );
 }
 
-/** {frames, cached} of some instances. */
-export function coveredOf(coverage, instances) {
-  const known = instances.map((uid) => coverage.known.instances[uid]).filter(Boolean);
-  return { frames: known.reduce((sum, { frames }) => sum + frames, 0), cached: known.reduce((sum, { cached }) => sum + total(cached), 0) };
-}
+/** How many frames of some instances are cached. */
+export const cachedOf = (coverage, instances) => instances.reduce((sum, uid) => sum + total(coverage.known.instances[uid]?.cached), 0);
 
 const MOST_JOBS = 3;
 const ENDED = { done: "done", failed: "failed", stopped: "stopped" };

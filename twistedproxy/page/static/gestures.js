@@ -49,12 +49,12 @@ const distance = (a, b) => Math.hypot(a.x - b.x, a.y - b.y);
 /** Keeps a canvas as large as its element on the screen, in device pixels; `changed(ratio)` after each change. */
 export function fitted(element, canvases, changed) {
   const observer = new ResizeObserver(([entry]) => {
-    const ratio = devicePixelRatio;
     const exact = entry.devicePixelContentBoxSize?.[0];
-    const width = exact?.inlineSize ?? Math.round(entry.contentRect.width * ratio);
-    const height = exact?.blockSize ?? Math.round(entry.contentRect.height * ratio);
+    const { width: across, height: along } = entry.contentRect;
+    const width = exact?.inlineSize ?? Math.round(across * devicePixelRatio);
+    const height = exact?.blockSize ?? Math.round(along * devicePixelRatio);
     for (const canvas of canvases) Object.assign(canvas, { width, height });
-    changed(ratio);
+    changed(across ? width / across : devicePixelRatio);
   });
   try {
     observer.observe(element, { box: "device-pixel-content-box" });

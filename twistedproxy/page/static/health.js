@@ -24,6 +24,8 @@ export function suspect(status) {
 }
 
 export function watchHealth() {
+  const banner = document.getElementById("banner");
+  banner.querySelector("button").addEventListener("click", () => (banner.hidden = true));
   document.addEventListener("visibilitychange", () => document.hidden || again(0));
   again(0);
 }
@@ -58,7 +60,10 @@ function show(text) {
   const healed = trouble && !text;
   trouble = text;
   const banner = document.getElementById("banner");
-  if (banner.textContent !== text) banner.textContent = text;
-  banner.hidden = !text;
+  const shown = banner.firstElementChild;
+  if (shown.textContent !== text) {
+    shown.textContent = text;
+    banner.hidden = !text; // what was hidden stays so until there is something else to say
+  }
   if (healed) for (const listener of listeners) listener();
 }

@@ -43,7 +43,8 @@ class Status {
     this.state = h("p.state", { role: "status" }, "Asking …");
     this.parts = Object.fromEntries(["Health", "Requests", "Latency", "Stores", "Cache", "Workers", "Loads"].map((name) => [name, h("div")]));
     this.rates = [];
-    body.append(this.state, ...Object.entries(this.parts).map(([name, part]) => h("section", { "aria-label": name }, h("h2", {}, name), part)));
+    this.body = body;
+    body.append(this.state);
   }
 
   async refresh(signal) {
@@ -52,7 +53,7 @@ class Status {
       const [status, metrics, ready] = await Promise.all([
         get("status.json").then((answer) => answer.json()),
         get("metrics").then((answer) => answer.text()),
-        fetch(`${BASE}readyz`, { signal }).then((answer) => answer.json()),
+        fetch(`${BASE}readyz`, { signal }).then((answer) => answer.json(), () => ({})),
       ]);
       this.#show(status, parseMetrics(metrics), ready);
       this.state.textContent = "";
@@ -71,6 +72,9 @@ class Status {
     Cache.replaceChildren(...cacheItems(status.cache));
     Workers.replaceChildren(workers(status.workers));
     const { running = [], ended = [] } = status.jobs ?? {};
+    if (this.body.children.length === 1) {
+      this.body.append(...Object.entries(this.parts).map(([name, part]) => h("section", { "aria-label": name }, h("h2", {}, name), part)));
+    }
     Loads.replaceChildren(h("ul.jobs", {}, jobItems(running.map(withRate))), ...(ended.length ? [h("p", {}, `Ended lately: ${plural(ended.length, "load")}, ${plural(ended.reduce((sum, job) => sum + job.frames, 0), "frame")}.`)] : []));
   }
 

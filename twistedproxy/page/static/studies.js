@@ -3,6 +3,7 @@
 import { date, first, number, text } from "./dataset.js";
 import { json, pictureOf } from "./dicomweb.js";
 import { h, say } from "./dom.js";
+import { onHealed } from "./health.js";
 import { explain, plural } from "./words.js";
 
 const PAGE = 25;
@@ -81,6 +82,7 @@ class Results {
       this.state.textContent = explain(error);
       this.button.textContent = "Try again";
       this.button.hidden = false;
+      const stop = onHealed(() => (stop(), this.signal.aborted || this.more()));
     }
     this.button.disabled = false;
   }

@@ -1,6 +1,6 @@
 // A series in the viewer that fits it, with what the proxy does for it beside the picture.
 
-import { Coverage, coveredOf, jobItems, legend, paintOverlay, shares } from "./coverage.js";
+import { cachedOf, Coverage, jobItems, legend, paintOverlay, shares } from "./coverage.js";
 import { TrafficChart } from "./charts.js";
 import { first, INSTANCE, text } from "./dataset.js";
 import { json } from "./dicomweb.js";
@@ -82,14 +82,14 @@ class View {
       if (levels.problem) this.#fail(levels.problem);
       this.picture = new Slide({ ...callbacks, pyramid: levels });
       this.tools.append(...slideTools(this.picture, levels));
-      this.rows = levels.levels.map((level) => ({ text: `${level.width} × ${level.height}`, uids: level.parts.map((part) => part.instance) }));
+      this.rows = levels.levels.map((level) => ({ text: `${level.width} × ${level.height}`, uids: level.parts.map((part) => part.instance), frames: sum(level.parts.map((part) => part.frames)) }));
       this.others = levels.others;
     } else {
       const slices = slicesOf(this.instances);
       if (!slices.length) throw new NothingToShow("This series has no pictures that can be shown here: it may hold a report, a document or a video.");
       this.picture = new Stack({ ...callbacks, slices, about: this.instances });
       this.tools.append(...this.picture.tools);
-      this.rows = [{ text: "All frames", uids: this.instances.map((one) => first(one, INSTANCE)) }];
+      this.rows = [{ text: "All frames", uids: this.instances.map((one) => first(one, INSTANCE)), frames: slices.length }];
       this.others = [];
     }
     this.picture.element.addEventListener("keydown", (event) => {
@@ -154,13 +154,15 @@ class View {
       : paintOverlay(this.picture, this.coverage, this.mine, this.overlay.checked);
     const shown = this.coverage.said || `${this.picture.summary(states)}.`;
     if (this.state.textContent !== shown) this.state.textContent = shown;
-    const rows = this.rows.map((row) => ({ ...row, ...coveredOf(this.coverage, row.uids) })).filter((row) => row.frames);
+    const rows = this.rows.map((row) => ({ ...row, cached: cachedOf(this.coverage, row.uids) }));
     update(this.shares, rows, () => shares(rows));
     update(this.jobs, this.coverage.known.jobs, () => jobItems(this.coverage.known.jobs));
   }
 }
 
 class NothingToShow extends Error {}
+
+const sum = (numbers) => numbers.reduce((all, one) => all + one, 0);
 
 // A browser may deny storage.
 function remembered() {
