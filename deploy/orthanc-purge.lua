@@ -17,7 +17,14 @@ local of = {}        -- the path of each instance's series, by its ID in Orthanc
 local replaced = {}  -- how often an instance was stored again whose deletion was not told yet
 local waiting = {}
 
+-- What the proxy takes for a UID. Orthanc takes anything, and a purge that is refused would hold up all others.
+local function is_uid(text)
+   return type(text) == 'string' and #text <= 64 and text:find('^[0-9][0-9.]*$') ~= nil
+      and text:find('%.%.') == nil and text:sub(-1) ~= '.'
+end
+
 local function note(id, study, uid)
+   if not (is_uid(study) and is_uid(uid)) then return end
    local path = 'studies/' .. study .. '/series/' .. uid
    series[path] = series[path] or path
    of[id] = series[path]

@@ -131,7 +131,7 @@ class KubernetesTests(DeployedCase):
 
     def test_schemas(self) -> None:
         """All are what Kubernetes' own schemas describe, and nothing else."""
-        kinds = {"ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "Secret"}
+        kinds = {"ConfigMap", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget", "Secret"}
         self.assertEqual((kinds, len(kinds)), (set(self.by_kind), len(self.objects)))
         for version in KUBERNETES_VERSIONS:
             for each in self.objects:
@@ -182,6 +182,13 @@ class KubernetesTests(DeployedCase):
         self.assertEqual(
             {"startup": ("/readyz", "http"), "readiness": ("/healthz", "http"), "liveness": ("/healthz", "http")}, paths
         )
+
+    def test_metrics_are_for_monitoring(self) -> None:
+        """From anywhere only the port for viewers is reached: at the other one instances are named and purged."""
+        policy = self.by_kind["NetworkPolicy"]["spec"]
+        self.assertEqual((["Ingress"], {"matchLabels": LABELS}), (policy["policyTypes"], policy["podSelector"]))
+        rules = [(port["port"], bool(rule.get("from"))) for rule in policy["ingress"] for port in rule["ports"]]
+        self.assertEqual([("http", False), ("metrics", True)], sorted(rules))
 
     def test_stop(self) -> None:
         """A pod has the time to stop in order."""

@@ -214,6 +214,23 @@ class RemovalTests(AuditCase):
 class LineTests(AuditCase):
     """How events look in logs."""
 
+    async def test_all_fields(self) -> None:
+        """Every field of an event is in its line, of whichever kind."""
+        for kind in ("json", "text"):
+            await self.begin(log_format=kind)
+            out = io.StringIO()
+            observer = LogOutput(kind, out).observer()
+            globalLogPublisher.addObserver(observer)
+            await self.get("frames/1,2", BOB)
+            scope = Scope(self.origin.url, "", self.slide.study, self.slide.series, self.slide.sop)
+            self.assertTrue(await self.running.components.invalidation.purge(scope, "webhook"))
+            globalLogPublisher.removeObserver(observer)
+            lines = [line for line in out.getvalue().splitlines() if "110103" in line]
+            told = [json.loads(line[line.index("{") :]) for line in lines]
+            for event, fields in zip(self.audit(), told, strict=True):
+                twisted = {"system", "format", "isError", "message"}  # what legacy observers need
+                self.assertEqual({}, {name: event[name] for name in event.keys() - fields.keys() - twisted}, kind)
+
     async def test_lines(self) -> None:
         """One line each: an object in JSON, in text the same behind the usual beginning. Nothing that identifies the caller is in it."""
         for kind in ("json", "text"):

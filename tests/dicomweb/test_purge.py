@@ -92,6 +92,16 @@ class PurgeTests(PurgeCase):
         answer = await self.admin.request("DELETE", "/metrics")
         self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD"))
 
+    async def test_pages(self) -> None:
+        """No page in a browser purges, of whichever origin it is or seems to be."""
+        await self.begin()
+        await self.frame()
+        own = f"http://127.0.0.1:{self.running.port_of(1)}"
+        for origin in (own, "https://evil.test", "null"):
+            answer = await self.admin.request("DELETE", f"{self.study}/cache", {"Origin": origin})
+            self.assertEqual((answer.status, answer.headers["content-type"]), (403, "application/problem+json"))
+        self.assertEqual((await self.frame()).headers["cache-status"], HIT)
+
     async def test_not_public(self) -> None:
         """Elsewhere it is not found, whether there is a listener for administrators or not, and is never handed on."""
         await self.begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Optional
 
 import attrs
@@ -250,6 +251,21 @@ class FollowerTests(SynchronousTestCase):
         self.turn()
         self.assertEqual(self.purged, [ALL, *self.scopes(2)])
         self.assertEqual(len(self.logged("changes_begin")), 2)
+
+    def test_back_and_forth(self) -> None:
+        """A list that says it goes on, and begins anew each time, is read once in a turn."""
+        self.started()
+        lasts = itertools.cycle((3, 9))
+
+        async def since(position: int) -> Changes:
+            await self.source._ask(position)
+            assert len(self.source.asked) < 50, "without a pause"
+            return Changes([], next(lasts), False)
+
+        self.patch(Source, "since", lambda _source, position: since(position))
+        self.turn(2 * SECONDS)
+        self.assertEqual(self.source.asked, [7, 3, 9])
+        self.assertEqual(self.purged, [ALL, ALL])
 
     def test_out_of_reach(self) -> None:
         """A store that does not answer is complained of once; once it does, nothing was missed."""

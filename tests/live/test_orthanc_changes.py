@@ -141,6 +141,17 @@ class ScriptTests(ChangesCase):
         await deferToThread(self.store.restart)
         await self.assert_deletion_noticed()
 
+    async def test_no_uid(self) -> None:
+        """What is deleted that has no UIDs, which Orthanc takes and nobody can ask the proxy for, holds up nothing."""
+        await self.begin_with_script()
+        known = json.loads(await deferToThread(self.store.ask, "GET", "/instances"))
+        await deferToThread(self.store.store, slide(Path(self.mktemp()), 1, 1, 32, series="1.2.x").path)
+        await self.cached()
+        for found in json.loads(await deferToThread(self.store.ask, "GET", "/instances")):
+            if found not in known:
+                await deferToThread(self.store.ask, "DELETE", f"/instances/{found}")
+        await self.assert_deletion_noticed()
+
     async def test_replaced(self) -> None:
         """The script purges what is replaced, too; and what is deleted after that."""
         await self.begin_with_script()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import Clock
+from twisted.web.client import ResponseDone
 from twisted.web.http_headers import Headers
 
 from tests.cache.support import RunningServer, any_server
@@ -18,6 +21,7 @@ from tests.slides import Made, loop, slide
 from tests.stores.dialects import NO_SYNTAX, STANDARD
 from tests.waiting import wait_until
 from twistedproxy.cache.address import CacheAddress, LocalAddress, MemoryAddress, UnixAddress
+from twistedproxy.deferreds import Waiters
 from twistedproxy.page import coverage, survey, surveyor
 from twistedproxy.prefetch.jobs import JobKind
 
@@ -88,6 +92,8 @@ class AnswerTests(CoverageCase):
         self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD"))
         study = "/".join(series_of(self.slide).split("/")[:3])
         self.assertEqual((await proxy.client().get(f"{study}/coverage")).status, 404)
+        none = await proxy.client().get(self.of_series, {"Accept": "application/x-ndjson;q=0, */*"})
+        self.assertEqual(none.headers["content-type"], "application/json")
         self.assertEqual(store.lines(), [])
 
     async def test_pages_of_other_origins(self) -> None:
@@ -363,15 +369,60 @@ class StreamTests(CoverageCase):
     async def test_too_many(self) -> None:
         """One stream too many is a 503 with a time to come back, and there is room again when one ends."""
         proxy = await self.proxy(self.store(STANDARD, *self.slides()))
+        await proxy.client().frames(self.slide.resource, [1])
         proxy.components._coverage.max_watches = 1
         followed = await self.follow(proxy, self.of_series)
+        await followed.until(lambda: followed.runs(self.slide.sop))
         for headers in (LINES, {}):
             answer = await proxy.client().get(self.of_series, headers)
             self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "10"))
             self.assertIn("as many as may", answer.json()["detail"])
         await followed.close()
         await wait_until(lambda: proxy.components._coverage.watches == 0)
-        self.assertEqual(await self.told(proxy, self.of_series), NOTHING)
+        self.assertEqual(list((await self.told(proxy, self.of_series))["instances"]), [self.slide.sop])
+
+    async def test_many_with_nothing_to_show(self) -> None:
+        """Streams without a grant keep nobody out: the oldest of them ends, in an orderly way, and none that shows anything."""
+        proxy = await self.proxy(self.store(STANDARD, *self.slides()))
+        await proxy.client(ALICE).frames(self.slide.resource, [1])
+        proxy.components._coverage.max_watches = 3
+        shown = await self.follow(proxy, self.of_series, ALICE)
+        await shown.until(lambda: shown.runs(self.slide.sop))
+        strangers = [await self.follow(proxy, self.of_series, MALLORY) for _ in range(4)]
+        for stranger in strangers[:2]:
+            await stranger.until(lambda one=stranger: one.ended)
+            self.assertIsNotNone(stranger.ended and stranger.ended.check(ResponseDone))
+        await wait_until(lambda: proxy.components._coverage.watches == 3)
+        self.assertEqual([one.ended for one in (shown, *strangers[2:])], [None] * 3)
+        self.assertIn(self.slide.sop, (await self.told(proxy, self.of_series, ALICE))["instances"])
+
+    async def test_rest(self) -> None:
+        """A look is followed by a rest: 20 times as long as it took, for each client that watches, and 10 seconds at most."""
+        clock, worked = Clock(), itertools.count(0.0, 0.01)
+        lane = surveyor.Lane(clock, lambda: next(worked))
+        survey_of: Any = SimpleNamespace(lane=lane, moved=Waiters(), jobs=SimpleNamespace(running=(), ended=()))
+        answers = coverage.CoverageAnswers(None, survey_of, clock)  # type: ignore[arg-type]
+        looked: list[float] = []
+
+        async def granted(_answers: Any, _watch: Any) -> dict[str, Any]:
+            looked.append(clock.seconds())
+            return {}
+
+        self.patch(coverage.CoverageAnswers, "_granted", granted)
+        for clients, rest in ((1, 0.2), (5, 1.0), (200, 10.0)):
+            answers._open.clear()
+            answers._open.update((coverage._Watch(None, True), None) for _ in range(clients))  # type: ignore[arg-type]
+            lines = answers.lines(next(iter(answers._open)))
+            self.successResultOf(ensureDeferred(anext(lines)))  # type: ignore[arg-type]
+            more: Deferred[bytes] = ensureDeferred(anext(lines))  # type: ignore[arg-type]
+            more.addErrback(lambda _: None)
+            looked.clear()
+            start = clock.seconds()
+            while not looked:
+                survey_of.moved.fire()
+                clock.advance(0.1)
+            self.assertTrue(rest - 0.01 < looked[0] - start < rest + 0.21, (clients, looked[0] - start))
+            more.cancel()
 
     async def test_stop(self) -> None:
         """A proxy that stops ends its streams in an orderly way, at once."""

@@ -137,8 +137,7 @@ class ChangeFollower:
         self._position = last
 
     async def _apply(self, changes: Changes, position: int) -> bool:
-        """Purge what a page after *position* names; whether it was the last."""
-        moved = changes.last != position
+        """Purge what a page after *position* names; whether to go on later."""
         if changes.last < position:
             await self._purge_all(f"the last one has the number {changes.last}, not {position} or more")
         for scope in self._scopes(changes):
@@ -155,7 +154,9 @@ class ChangeFollower:
         due = self._clock.seconds() - self._written >= REFRESH_SECONDS
         if not self._invalidation.pending and (due or changes.last != self._kept):
             await self._write(changes.last)
-        return changes.done or not moved
+        return (
+            changes.done or changes.last <= position
+        )  # else a list that goes back and forth would be read without a pause
 
     def _scopes(self, changes: Changes) -> Iterator[Scope]:
         """What is to be purged for a page."""

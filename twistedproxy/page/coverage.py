@@ -4,7 +4,9 @@ Rules:
 - An instance is named to a caller who has a grant for it, which is looked at before each object; the store is never asked. One whose
   grant ends is ``null`` in the next object of a stream.
 - A stream is written at its client's pace: what changed meanwhile is one object, the newest.
-- A stream ends with its client, or when the proxy stops. There is a bound on their number.
+- A stream ends with its client, or when the proxy stops. There is a bound on their number; where it is reached, the oldest one that
+  has nothing to show makes room: anybody may open such ones.
+- All streams together cost some 5 % of a core: each rests the longer, the more there are and the more it has to look at.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswer
 from twistedproxy.page.survey import TICK, Survey
-from twistedproxy.page.surveyor import Lane, Surveyor
+from twistedproxy.page.surveyor import REST, Lane, Surveyor
 from twistedproxy.prefetch.jobs import Job, JobKind
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.server.problems import unavailable
@@ -71,6 +73,9 @@ class _Watch:
     surveys: dict[str, Survey] = attrs.Factory(dict)
     sent: dict[str, int] = attrs.Factory(dict)
     jobs: Optional[list[dict[str, object]]] = None
+    ended: bool = False
+    work: float = 0.0
+    """Seconds that the look under way has worked, waits apart."""
     _answer: Optional[SeriesAnswer] = None
     _members: Mapping[str, Granted] = attrs.Factory(dict)
 
@@ -102,7 +107,7 @@ class CoverageAnswers:
     surveyor: Surveyor
     clock: IReactorTime
     max_watches: int = MAX_WATCHES
-    watches: int = attrs.field(init=False, default=0)
+    _open: dict[_Watch, None] = attrs.field(init=False, factory=dict)
     _stopped: bool = attrs.field(init=False, default=False)
 
     @classmethod
@@ -113,6 +118,11 @@ class CoverageAnswers:
         surveyor = Surveyor(scheduler.cache, scheduler.reader, queues, scheduler.jobs, clock, lane)
         return cls(scheduler.reader, surveyor, clock)
 
+    @property
+    def watches(self) -> int:
+        """How many watch."""
+        return len(self._open)
+
     def stop(self) -> None:
         """End all streams."""
         self._stopped = True
@@ -121,17 +131,15 @@ class CoverageAnswers:
 
     async def answer(self, request: Request, wanted: FrameRequest, whole: bool, accept: Optional[bytes]) -> None:
         """Answer with the coverage of *wanted*'s instance, or (*whole*) of the series that it stands for. Raises `Problem` 503."""
-        if any(range_.media_type == LINES for range_ in parse_accept(accept).ranges):
-            await self._stream(request, _Watch(wanted, whole))
+        watch = _Watch(wanted, whole)
+        if any(range_.media_type == LINES and range_.q for range_ in parse_accept(accept).ranges):
+            await self._stream(request, watch)
         else:
-            with self._counted() as close:
-                watch = _Watch(wanted, whole)
-                close.append(watch)
+            with self._counted(watch):
                 send_page(request, b"application/json", await self._once(watch))
 
     async def _stream(self, request: Request, watch: _Watch) -> None:
-        with self._counted() as close:
-            close.append(watch)
+        with self._counted(watch):
             request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
             request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
             request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
@@ -141,19 +149,26 @@ class CoverageAnswers:
                 await send_stream(request, YieldedStream(self.lines(watch), _Nothing()))
 
     @contextmanager
-    def _counted(self) -> Iterator[list[_Watch]]:
+    def _counted(self, watch: _Watch) -> Iterator[None]:
         """While a client watches; what it watched is let go of at the end."""
+        if self.watches >= self.max_watches:
+            self._make_room()
         if self._stopped or self.watches >= self.max_watches:
             why = "the proxy is stopping" if self._stopped else f"{self.watches} clients watch coverage, as many as may"
             raise unavailable(why, RETRY_AFTER)
-        watches: list[_Watch] = []
-        self.watches += 1
+        self._open[watch] = None
         try:
-            yield watches
+            yield
         finally:
-            self.watches -= 1
-            for watch in watches:
-                self._follow(watch, {})
+            self._open.pop(watch, None)
+            self._follow(watch, {})
+
+    def _make_room(self) -> None:
+        """Have the oldest stream end that has nothing to show."""
+        idle = next((watch for watch in self._open if not watch.surveys), None)
+        if idle is not None:
+            idle.ended = True
+            del self._open[idle]
 
     async def _once(self, watch: _Watch) -> bytes:
         """One object of all that is granted."""
@@ -170,15 +185,17 @@ class CoverageAnswers:
     async def lines(self, watch: _Watch) -> AsyncIterator[bytes]:
         """Objects, one a line, whenever something has changed; an empty line now and then."""
         written = self.clock.seconds()
-        while not self._stopped:
+        while not (self._stopped or watch.ended):
+            watch.work = 0.0
             granted = await self._granted(watch)
+            began, working = self.clock.seconds(), self.surveyor.lane.seconds()
             self._follow(watch, granted)
-            began = self.clock.seconds()
             line = self._object(watch, granted)
+            watch.work += self.surveyor.lane.seconds() - working
             if line is not None or began >= written + ALIVE_SECONDS:
                 written = began
                 yield line or b"\n"
-            await self._moved(TICK, rest=True)
+            await self._moved(max(TICK, min(REST * watch.work * self.watches, ALIVE_SECONDS)), rest=True)
             if self._is_new(watch):
                 continue
             await self._moved(LOOK_SECONDS)
@@ -203,16 +220,19 @@ class CoverageAnswers:
             if grant is not None and reading.fence is not None and grant.fence == reading.fence:
                 found[wanted.instance.sop] = (wanted.instance, grant.metadata.frames, reading.fence)
             return found
+        answer = None
         if access.series is not None and not access.by_pixels:
             answer = await access.series.find(wanted.origin, watch.series, wanted.caller, ask=False)
-            found.update(watch.members(answer))
+        working = self.surveyor.lane.seconds()
+        found.update(watch.members(answer))
         for instance in list(access.grants.of_series(wanted.caller, watch.series)):
             grant = access.known(wanted.caller, instance)
             if grant is not None and grant.fence is not None and _has_pixels(grant.metadata):
                 found.setdefault(instance.sop, (instance, grant.metadata.frames, grant.fence))
         if self.reader.invalidation.pending:
             pending = self.reader.invalidation.is_pending
-            return {sop: granted for sop, granted in found.items() if not pending(granted[0])}
+            found = {sop: granted for sop, granted in found.items() if not pending(granted[0])}
+        watch.work = self.surveyor.lane.seconds() - working
         return found
 
     def _follow(self, watch: _Watch, granted: Mapping[str, Granted]) -> None:

@@ -43,7 +43,8 @@ _WORTH_A_LOOK = ("://", "?", "&", ";", "bearer", "basic", "digest", "negotiate")
 
 # What Twisted itself puts into events, new style and legacy: said in our own fields, or of no use in a line.
 _FIXED = frozenset(("time", "level", "namespace", "message", "failure"))
-_TWISTED = frozenset(("system", "format", "isError", "why", "logLevel", "from_stdlib", "printed"))
+_TWISTED = frozenset(("system", "format", "isError", "logLevel", "from_stdlib", "printed"))
+_OF_ERRORS = "why"  # in legacy errors; else a field as any other
 
 
 # Made once: json.dumps with arguments of its own makes an encoder for every line.
@@ -107,8 +108,9 @@ def _fields(event: LogEvent) -> dict[str, object]:
     failure = event.get("log_failure")
     if failure is not None:
         fields["failure"] = redacted(failure.getTraceback())
+    twisted = _TWISTED | {_OF_ERRORS} if event.get("isError") else _TWISTED
     for name, value in event.items():
-        if not name.startswith("log_") and name not in _FIXED and name not in _TWISTED:
+        if not name.startswith("log_") and name not in _FIXED and name not in twisted:
             fields[name] = BLOT if _is_secret(name) else _plain(value)
     return fields
 

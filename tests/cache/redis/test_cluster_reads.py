@@ -215,6 +215,9 @@ class TopologyTests(SynchronousTestCase):
             [[b"slots", [0, 1]]],
             [[0, b"x", [b"a", 1]]],
             [1],
+            [[0, 16384, [b"a", 1]]],
+            [[-1, 5, [b"a", 1]]],
+            [[b"slots", [0, 1 << 40], b"nodes", [[b"role", b"master", b"ip", b"a", b"port", 1]]]],
         ):
             with self.assertRaises(NoTopology):
                 parse_slots(reply, "asked")
@@ -229,6 +232,8 @@ class TopologyTests(SynchronousTestCase):
             ("MOVED 3999 :6381", Redirection(3999, ("asked", 6381), False)),
             ("MOVED 99999 a:1", None),
             ("MOVED 1 a", None),
+            ("MOVED \N{SUPERSCRIPT TWO} a:1", None),
+            ("MOVED 1 a:" + 5000 * "1", None),
             ("ERR MOVED", None),
         ):
             self.assertEqual(Redirection.of(Exception(text), "asked"), expected)

@@ -21,6 +21,8 @@ RESOURCES: dict[str, list[dict[str, Any]]] = {
         {"ID": "i2", "ParentSeries": "s1", "MainDicomTags": {"SOPInstanceUID": "1.3.2"}},
         {"ID": "i3", "ParentSeries": "gone", "MainDicomTags": {"SOPInstanceUID": "1.3.3"}},
         {"ID": "i4", "ParentSeries": "s1", "MainDicomTags": {}},
+        {"ID": "i5", "ParentSeries": ["s1"], "MainDicomTags": {"SOPInstanceUID": "1.3.5"}},
+        {"ID": "i6", "ParentSeries": "s1", "MainDicomTags": {"SOPInstanceUID": {"1.3.6": 1}}},
     ],
     "Series": [{"ID": "s1", "ParentStudy": "t1", "MainDicomTags": {"SeriesInstanceUID": "1.2"}}],
     "Study": [{"ID": "t1", "MainDicomTags": {"StudyInstanceUID": "1.1"}}],
@@ -53,14 +55,25 @@ class OrthancTests(TestCase):
     async def test_page(self) -> None:
         """Of a page the instances are found that are new, each once, with their UIDs; not those that are gone. One request is sent
         for each level."""
-        kinds = [("NewInstance", "i1"), ("NewSeries", "s1"), ("StableSeries", "s1"), ("NewInstance", "i2")]
+        kinds: list[tuple[str, Any]] = [
+            ("NewInstance", "i1"),
+            ("NewSeries", "s1"),
+            ("StableSeries", "s1"),
+            ("NewInstance", "i2"),
+        ]
         kinds += [("NewInstance", "i1"), ("NewInstance", "deleted"), ("NewInstance", "i3"), ("NewInstance", "i4")]
+        kinds += [
+            ("NewInstance", "i5"),
+            ("NewInstance", "i6"),
+            ("NewInstance", ["i1"]),
+            ("NewInstance", None),
+        ]  # no Orthanc's
         changes = [{"ChangeType": kind, "ID": name} for kind, name in kinds]
         source = self.source({"Changes": changes, "Last": 40, "Done": False}, login=b"ann:a:secret")
         page = await within(source.since(30))
         self.assertEqual(page.instances, [("1.1", "1.2", "1.3.1"), ("1.1", "1.2", "1.3.2")])
         self.assertEqual((page.last, page.done), (40, False))
-        self.assertEqual(self.asked[0]["Resources"], ["i1", "i2", "deleted", "i3", "i4"])
+        self.assertEqual(self.asked[0]["Resources"], ["i1", "i2", "deleted", "i3", "i4", "i5", "i6"])
         self.assertEqual([one["Level"] for one in self.asked], ["Instance", "Series", "Study"])
         targets = [head.target for head in self.server.requests]
         self.assertEqual(targets, [b"/changes?since=30&limit=%d" % PAGE, *[b"/tools/bulk-content"] * 3])
@@ -78,7 +91,21 @@ class OrthancTests(TestCase):
 
     async def test_no_orthanc(self) -> None:
         """What is no answer of Orthanc's is an error that says so."""
-        for answer in (b"<html>", [], {}, {"Changes": [1], "Last": 1}, {"Changes": {}, "Last": 1}, {"Changes": []}):
+        wrong = [
+            b"<html>",
+            b"[" * 100_000,
+            [],
+            {},
+            {"Changes": [1], "Last": 1},
+            {"Changes": {}, "Last": 1},
+            {"Changes": []},
+        ]
+        for answer in (
+            *wrong,
+            {"Changes": [], "Last": -1},
+            {"Changes": [], "Last": True},
+            {"Changes": [], "Last": 1.5},
+        ):
             source = self.source(answer)
             error = await self.assertFailure(Deferred.fromCoroutine(source.since(1)), OriginBadAnswer)
             self.assertRegex(str(error), "not Orthanc's|not JSON|has no Last")

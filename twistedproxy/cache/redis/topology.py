@@ -5,6 +5,7 @@ Source: Redis documentation, CLUSTER SHARDS (from Redis 7) and CLUSTER SLOTS.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Optional
 
@@ -22,6 +23,8 @@ Ranges = tuple[tuple[int, int], ...]
 Topology = dict[Place, Ranges]
 """The masters, those that have no slots too, where they are told of."""
 
+_DIGITS = re.compile("[0-9]{1,5}")
+
 SHARDS = command(b"CLUSTER", b"SHARDS")
 SLOTS_COMMAND = command(b"CLUSTER", b"SLOTS")
 
@@ -35,7 +38,7 @@ def parse_shards(reply: object, asked: str, tls: bool) -> Topology:
     topology: Topology = {}
     try:
         for shard in map(_pairs, _listed(reply)):
-            numbers = list(map(_number, _listed(shard[b"slots"])))
+            numbers = list(map(_slot, _listed(shard[b"slots"])))
             for node in map(_pairs, _listed(shard[b"nodes"])):
                 if node[b"role"] == b"master" and node.get(b"health", b"online") == b"online":
                     port = node.get(b"tls-port" if tls else b"port") or node[b"port" if tls else b"tls-port"]
@@ -52,7 +55,7 @@ def parse_slots(reply: object, asked: str) -> Topology:
     try:
         for first, last, master, *_ in map(_listed, _listed(reply)):
             host, port = _listed(master)[:2]
-            ranges.setdefault((_host(host, asked), _number(port)), []).append((_number(first), _number(last)))
+            ranges.setdefault((_host(host, asked), _number(port)), []).append((_slot(first), _slot(last)))
     except (TypeError, ValueError) as error:
         raise NoTopology(f"CLUSTER SLOTS: {error!r}") from None
     return {place: tuple(held) for place, held in ranges.items()}
@@ -70,10 +73,10 @@ class Redirection:
     def of(cls, error: object, asked: str) -> Optional[Redirection]:
         """What *error*, an answer of the node at the host *asked*, says; None for any other."""
         words = str(error).split() if isinstance(error, Exception) else []
-        if len(words) < 3 or words[0] not in ("MOVED", "ASK") or not words[1].isdigit():
+        if len(words) < 3 or words[0] not in ("MOVED", "ASK") or not _DIGITS.fullmatch(words[1]):
             return None
         host, _, port = words[2].rpartition(":")
-        if not port.isdigit() or int(words[1]) >= SLOTS:
+        if not _DIGITS.fullmatch(port) or int(words[1]) >= SLOTS:
             return None
         return cls(int(words[1]), (host or asked, int(port)), words[0] == "ASK")
 
@@ -117,6 +120,13 @@ def _number(value: object) -> int:
     if not isinstance(value, (int, bytes)):
         raise TypeError(repr(value))
     return int(value)
+
+
+def _slot(value: object) -> int:
+    number = _number(value)
+    if not 0 <= number < SLOTS:
+        raise ValueError(f"there is no slot {number}")
+    return number
 
 
 def _host(value: object, asked: str) -> str:

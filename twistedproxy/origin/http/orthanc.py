@@ -66,26 +66,26 @@ class OrthancChanges:
         changes = answer.get("Changes")
         if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
             raise OriginBadAnswer("the list of changes is not Orthanc's")
-        new = [change.get("ID") for change in changes if change.get("ChangeType") == "NewInstance"]
+        new = [_text(change, "ID") for change in changes if change.get("ChangeType") == "NewInstance"]
         return Changes(await self._uids(new), _number(answer, "Last"), bool(answer.get("Done", True)))
 
-    async def _uids(self, new: Iterable[Any]) -> list[tuple[str, str, str]]:
+    async def _uids(self, new: Iterable[str]) -> list[tuple[str, str, str]]:
         """The UIDs of instances, by their IDs in Orthanc; those that are there no longer are left out."""
         instances = await self._resources("Instance", new)
-        series = await self._resources("Series", [one.get("ParentSeries") for one in instances.values()])
-        studies = await self._resources("Study", [one.get("ParentStudy") for one in series.values()])
+        series = await self._resources("Series", [_text(one, "ParentSeries") for one in instances.values()])
+        studies = await self._resources("Study", [_text(one, "ParentStudy") for one in series.values()])
         found = []
         for one in instances.values():
-            of_series = series.get(one.get("ParentSeries"), {})
-            of_study = studies.get(of_series.get("ParentStudy"), {})
+            of_series = series.get(_text(one, "ParentSeries"), {})
+            of_study = studies.get(_text(of_series, "ParentStudy"), {})
             uids = _tag(of_study, "StudyInstanceUID"), _tag(of_series, "SeriesInstanceUID"), _tag(one, "SOPInstanceUID")
             if all(uids):
                 found.append(uids)
         return found
 
-    async def _resources(self, level: str, names: Iterable[Any]) -> Mapping[Any, Mapping[str, Any]]:
+    async def _resources(self, level: str, names: Iterable[str]) -> Mapping[str, Mapping[str, Any]]:
         """What Orthanc says of resources of a *level*, by their IDs."""
-        wanted = [name for name in dict.fromkeys(names) if isinstance(name, str)]
+        wanted = [name for name in dict.fromkeys(names) if name]
         if not wanted:
             return {}
         body = json.dumps({"Resources": wanted, "Level": level, "Metadata": False}).encode("ascii")
@@ -94,7 +94,7 @@ class OrthancChanges:
         answer = await self._answer(asked)
         if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
             raise OriginBadAnswer("the answer of /tools/bulk-content is not Orthanc's")
-        return {one.get("ID"): one for one in answer}
+        return {_text(one, "ID"): one for one in answer}
 
     async def _get(self, query: bytes) -> Mapping[str, Any]:
         answer = await self._answer(OriginRequest(b"GET", b"/changes", query, self._headers))
@@ -113,7 +113,7 @@ class OrthancChanges:
             raise OriginError(f"{path} answered {response.status}")
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise OriginBadAnswer(f"the answer of {path} is not JSON") from None
 
     async def stop(self) -> None:
@@ -123,12 +123,16 @@ class OrthancChanges:
 
 def _number(answer: Mapping[str, Any], name: str) -> int:
     number = answer.get(name)
-    if not isinstance(number, int):
+    if type(number) is not int or number < 0:
         raise OriginBadAnswer(f"the list of changes has no {name}")
     return number
 
 
 def _tag(resource: Mapping[str, Any], name: str) -> str:
     tags = resource.get("MainDicomTags")
-    value = tags.get(name) if isinstance(tags, dict) else None
+    return _text(tags, name) if isinstance(tags, dict) else ""
+
+
+def _text(resource: Mapping[str, Any], name: str) -> str:
+    value = resource.get(name)
     return value if isinstance(value, str) else ""
