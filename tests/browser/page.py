@@ -25,7 +25,7 @@ from tests.running import Proxy
 
 CLOSEST = 4.0  # levels of 255 that a block of 64 x 64 pixels may differ by; 30 and more are seen one tile away
 COLORS = {"cached": (0, 137, 123), "store": (142, 36, 170), "loading": (21, 101, 192), "claimed": (230, 120, 0)}
-DRAWN = """document.querySelector('.stage[aria-busy="false"]') !== null"""
+DRAWN = """document.querySelector('main:not([aria-busy]) .stage[aria-busy="false"]') !== null"""
 
 
 @attrs.frozen
@@ -67,11 +67,13 @@ def series_of(proxy: Proxy, prefix: str, modality: str, mount: int = 0, headers:
 
 
 def enter(browser: Browser, route: str) -> None:
-    """Go to a view of the open page that has a picture, and wait until it is drawn."""
-    browser.evaluate(
-        f"document.querySelector('.stage')?.setAttribute('data-old', ''); location.hash = {json.dumps(route)}"
-    )
-    browser.wait("""document.querySelector('.stage:not([data-old])[aria-busy="false"]') !== null""")
+    """Go to another view of the open page that has a picture, and wait until it is drawn."""
+    browser.evaluate(f"""
+        const left = new Promise((done) => addEventListener('hashchange', done, {{ once: true }}));
+        location.hash = {json.dumps(route)};
+        await left;
+    """)
+    browser.wait(DRAWN)
 
 
 def picture(browser: Browser) -> Pixels:

@@ -90,7 +90,6 @@ def opening(browser: Browser, series: Series) -> Found:
     """How soon the first tile is there after the address was entered: the first time, and again."""
     took = []
     for _ in range(OPENINGS):
-        browser.goto("about:blank")
         browser.goto(f"{series.proxy.url}/{series.route}")
         browser.wait(DRAWN)
         took.append(browser.evaluate(_FIRST_TILE))
@@ -109,7 +108,6 @@ def usable(browser: Browser, url: str, routes: Mapping[str, str]) -> Found:
     """What axe-core finds in each view, and whether anything moved while it was opened."""
     lines, problems = [], []
     for name, route in routes.items():
-        browser.goto("about:blank")
         browser.goto(f"{url}/{route}")
         browser.wait("document.querySelector('main h1') !== null")
         shift = browser.evaluate(_SHIFT)

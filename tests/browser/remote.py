@@ -82,7 +82,8 @@ class Browser:
         return answer["result"]
 
     def goto(self, url: str) -> None:
-        """Open a page. Another view of the same page is entered by its address, too."""
+        """Open a page anew, also where it is open already and only its view differs."""
+        self.ask("goto", "about:blank")
         self.ask("goto", url)
 
     def evaluate(self, body: str) -> Any:

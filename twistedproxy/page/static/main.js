@@ -50,6 +50,7 @@ async function show({ focus }) {
   close = () => {};
   failed = false;
   const { signal } = (leave = new AbortController());
+  main.setAttribute("aria-busy", "true"); // what is there is still that of the view before
   try {
     await load();
     const [path, query = ""] = (location.hash.slice(1) || (about.mounts.length ? "/" : "/status")).split("?");
@@ -65,6 +66,7 @@ async function show({ focus }) {
     main.replaceChildren(h("h1", { tabindex: -1 }, "This cannot be shown"), h("p.problem", { role: "alert" }, explain(error)), h("p", {}, h("button", { type: "button", onclick: () => show({ focus: true }) }, "Try again")));
   }
   if (signal.aborted) return;
+  main.removeAttribute("aria-busy");
   scrollTo(0, 0);
   if (focus) (main.querySelector(".stage[tabindex], .slices:not([hidden])") ?? main.querySelector("h1"))?.focus({ preventScroll: true });
   say(document.title);
