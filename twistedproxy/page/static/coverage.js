@@ -136,7 +136,7 @@ export function paintOverlay(slide, coverage, mine, visible) {
   const context = slide.over.getContext("2d");
   context.clearRect(0, 0, slide.over.width, slide.over.height);
   const states = { cached: 0, loading: 0, claimed: 0, absent: 0 };
-  for (const tile of slide.shown ?? []) {
+  for (const tile of slide.shown) {
     const state = coverage.stateOf(tile.instance, tile.frame);
     states[state]++;
     const waited = mine.get(`${tile.instance}/${tile.frame}`);

@@ -20,7 +20,7 @@ export class Slide {
 
   /** `pyramid`: see levels.js. `place`: {x, y, zoom} or {}; `options`: {path, plane, profile}. Callbacks: `moved(place)`, `answered(tile, answer)`. */
   constructor({ series, pyramid, place, moved, answered, failed, drawn }) {
-    Object.assign(this, { series, levels: pyramid.levels, drawn });
+    Object.assign(this, { series, levels: pyramid.levels, drawn, shown: [] });
     this.base = this.levels[0];
     this.options = { path: pyramid.paths[0].id, plane: 0, profile: false };
     this.view = place.zoom ? place : null; // until its size is known
