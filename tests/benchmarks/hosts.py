@@ -51,7 +51,7 @@ frontend viewers
   default_backend proxies
 backend proxies
   balance {balance}
-  option httpchk GET /readyz
+  option httpchk GET /healthz
   default-server check inter 1s fall 2 rise 1
   retries 3
   option redispatch 1
