@@ -9,6 +9,7 @@ frame came wrong, or an answer failed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -48,7 +49,11 @@ defaults
 frontend viewers
   bind {here}:{port}
   http-request set-var(txn.share) 'path,regsub("^(.*/instances/[0-9.]+).*","\\1")'
+  use_backend unready if {{ nbsrv(proxies) eq 0 }}
   default_backend proxies
+backend unready
+  balance {balance}
+{servers}
 backend proxies
   balance {balance}
   option httpchk GET /healthz
@@ -80,8 +85,10 @@ def own_network() -> None:
 class Host(Proxy):
     """A proxy in a network namespace of its own, which ends with it."""
 
-    def __init__(self, number: int, *options: str) -> None:
-        self.address = f"10.77.0.{number + 2}"
+    _next = itertools.count(2).__next__
+
+    def __init__(self, *options: str) -> None:
+        self.address = f"10.77.0.{self._next()}"  # of none before: neighbours know those by other MAC addresses
         super().__init__("--listen", f"tcp:{PORT}", *options)
         _until(lambda: os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net"), 10.0)
         name = f"host{os.urandom(3).hex()}"
@@ -147,7 +154,7 @@ class Bench:
 
     def hosts(self, count: int, *options: str) -> list[Host]:
         given = ("--origin", self.store, "--secret-file", self.secret, *NEVER_BUSY, *options)
-        return [Host(number, *given) for number in range(count)]
+        return [Host(*given) for _ in range(count)]
 
     def shared(self) -> tuple[str, ...]:
         return ("--cache", self.cluster.address.where)
