@@ -41,7 +41,7 @@ from twistedproxy.cache.interface import (
 from twistedproxy.cache.keys import EXPIRY, FENCE_LENGTH, LOADING, split_frame, unstamp
 from twistedproxy.dicom.resource import Instance, Scope
 
-FENCE_SECONDS = 1.5
+FENCE_SECONDS = 0.75
 """How long the fence of an instance is taken to be what it was. With what a cluster (`cluster_reads.LAST_SECONDS`) and hot answers
 (`hot.responses.CHECK_SECONDS`) add, what another host ends is noticed within 5 s."""
 

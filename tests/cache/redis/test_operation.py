@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -96,11 +97,19 @@ class ShardingServer(ProxyServer):  # type: ignore[misc]
             super().dataReceived(data)
 
 
+def reachable(port: int) -> bool:
+    """Whether something listens there, on the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class ShardingProxyTests(Servers):
     """A proxy in front of servers, which knows no command but those that have keys."""
 
     async def works(self, cache: Cache) -> None:
-        await until(lambda: put(cache, {b"1": b"one", b"F1f": b"two"}))
+        await until(
+            lambda: put(cache, {b"1": b"one", b"F1f": b"two"}), "a put", 60.0
+        )  # it hangs up at each try to learn what it is
         self.assertEqual((await cache.get_many(A, [b"1", b"F1f"])).entries, {b"1": b"one", b"F1f": b"two"})
         names = [b"F%x" % number for number in range(40)]
         self.assertEqual(await cache.claim(A, names, b"me", 60.0), set(names))
@@ -133,14 +142,27 @@ class ShardingProxyTests(Servers):
         ports = [free_port() for _ in range(2)]
         for port in ports:
             await self.server("--port", str(port), "--bind", "127.0.0.1")
-        listen, stats = free_port(), free_port()
-        nutcracker = Child([binary, "--conf-file", "conf.yml", "--stats-port", str(stats), "--stats-addr", "127.0.0.1"])
+        nutcracker = Child([binary, "--version"])
         self.addCleanup(nutcracker.remove)
         servers = "".join(f"    - 127.0.0.1:{port}:1\n" for port in ports)
-        lines = f"  listen: 127.0.0.1:{listen}\n  redis: true\n  hash_tag: '{{}}'\n  servers:\n{servers}"
-        nutcracker.kill()
-        (nutcracker.folder / "conf.yml").write_text(f"pool:\n{lines}")
-        nutcracker.start([binary, "--conf-file", "conf.yml", "--stats-port", str(stats), "--stats-addr", "127.0.0.1"])
+        listen = 0
+
+        def answers() -> bool:
+            if nutcracker.running():
+                return reachable(listen)
+            start()  # somebody else took one of the ports
+            return False
+
+        def start() -> None:
+            nonlocal listen
+            listen, stats = free_port(), free_port()
+            lines = f"  listen: 127.0.0.1:{listen}\n  redis: true\n  hash_tag: '{{}}'\n  servers:\n{servers}"
+            (nutcracker.folder / "conf.yml").write_text(f"pool:\n{lines}")
+            nutcracker.start(
+                [binary, "--conf-file", "conf.yml", "--stats-port", str(stats), "--stats-addr", "127.0.0.1"]
+            )
+
+        await until(answers, "nutcracker")
         await self.works(await self.open(RedisAddress("127.0.0.1", listen)))
 
 

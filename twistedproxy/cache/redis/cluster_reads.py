@@ -29,8 +29,8 @@ from twistedproxy.cache.redis.pipeline import Replies, command
 from twistedproxy.cache.redis.server import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.deferreds import Waiters, all_or_none
 
-FRESH_SECONDS = 1.0
-LAST_SECONDS = 1.5
+FRESH_SECONDS = 2.0
+LAST_SECONDS = 2.25
 """With what `near.FENCE_SECONDS` and `hot.responses.CHECK_SECONDS` add, what another host ends is noticed within 5 s."""
 MOST_KEPT = 20_000
 """Generations: of those that are looked at within seconds there are some hundreds."""
