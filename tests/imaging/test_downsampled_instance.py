@@ -313,6 +313,7 @@ class ViewportTests(SynchronousTestCase):
         st.integers(1, 40), st.integers(1, 40), st.floats(0, 50), st.floats(0, 50), st.floats(0.1, 40), st.floats(0.1, 40),
         st.sampled_from(INTERPOLATIONS), st.sampled_from((1, 2, 4, 8)), st.booleans(), FACTORS | st.just(1.0),
     )  # fmt: skip
+    @example(1, 1, 0.0, 2.0**-24, 1.0, 2.0, "linear", 1, False, 1.0)
     def test_nothing_beside_the_region(
         self, width: int, height: int, x: float, y: float, w: float, h: float, interpolation: str, largest: int,
         flip: bool, factor: float,

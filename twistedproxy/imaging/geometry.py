@@ -26,6 +26,9 @@ LEFT_TO_FILTER = 2.0
 _EPSILON = 1e-9
 """Pixels: what rounding may add to a sum of exact sizes."""
 
+_TOUCHED = 1e-6
+"""Pixels: a region that reaches less far into one does not show it."""
+
 
 @attrs.frozen
 class Axis:
@@ -177,8 +180,8 @@ def _extent(start: float, size: Optional[float], whole: int) -> float:
 
 def _zoomed(axis: Axis, start: float, size: float, count: int, flip: bool) -> Axis:
     begin, length = axis.start + start * axis.step, axis.step * size
-    low = min(max(math.floor(begin + _EPSILON), 0), axis.source - 1)
-    high = max(min(math.ceil(begin + length - _EPSILON), axis.source), low + 1)
+    low = min(max(math.floor(begin + _TOUCHED), 0), axis.source - 1)
+    high = max(min(math.ceil(begin + length - _TOUCHED), axis.source), low + 1)
     return Axis(axis.source, count, begin, axis.step * (size / count), flip, low, high)
 
 
