@@ -55,6 +55,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens at a TCP port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def end(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> int:
     """Ask *process* to end, insist after *seconds*, and return how it ended."""
     if process.poll() is None:
@@ -156,6 +162,15 @@ class Child:
             except psutil.NoSuchProcess:
                 continue
         return alive
+
+    def wait_until_it_listens(self, port: int, seconds: float = READY_SECONDS) -> None:
+        """Block until it listens there. Raises RuntimeError with its output's end if it does not in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.running():
+            if listens(port):
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.process.args} did not start: {self.output()[-3000:]}")
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

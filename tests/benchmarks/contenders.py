@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -129,10 +128,5 @@ class Field:
         command = [sys.executable, "-m", f"tests.benchmarks.{module}", str(port), str(size)]
         child = Child(pinned(command, self.server_core))
         self.keep(child)
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and child.running():
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return Contender(name, child, f"http://127.0.0.1:{port}/dicomweb")
-            time.sleep(0.02)
-        raise RuntimeError(f"{name} did not start: {child.output()[-2000:]}")
+        child.wait_until_it_listens(port)
+        return Contender(name, child, f"http://127.0.0.1:{port}/dicomweb")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,13 +64,8 @@ class Nginx(Child):
 
     def wait_until_ready(self, seconds: float = READY_SECONDS) -> Nginx:
         """Block until it listens. Raises RuntimeError with its output."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.running():
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return self
-            time.sleep(0.02)
-        raise RuntimeError("nginx did not start: " + self.output()[-3000:])
+        self.wait_until_it_listens(self.port, seconds)
+        return self
 
     def remove(self) -> None:
         super().remove()

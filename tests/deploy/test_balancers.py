@@ -13,7 +13,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
@@ -28,7 +27,7 @@ from tests.cache.certificates import certificate
 from tests.clients import Answer
 from tests.dicomweb.support import ProxyCase, RunningProxy
 from tests.live.test_nginx import Terminator, deployed, replaced
-from tests.running import READY_SECONDS, Child, Proxy, free_port
+from tests.running import Child, Proxy, free_port
 from tests.slides import Made, slide
 from tests.stores.dialects import STANDARD
 from tests.stores.simulated import SimulatedStore
@@ -90,13 +89,7 @@ class Haproxy(Child):
 
     def wait_until_ready(self) -> None:
         """Block until it listens."""
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and self.running():
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise RuntimeError("HAProxy did not start: " + self.output()[-3000:])
+        self.wait_until_it_listens(self.port)
 
     def ready(self) -> int:
         """How many proxies it takes for ready."""
@@ -142,7 +135,7 @@ class BalancerCase(ProxyCase):
         return balancer
 
     @staticmethod
-    def _connection(balancer: Balancer) -> http.client.HTTPSConnection:
+    def connection(balancer: Balancer) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=str(balancer.folder_ / "cert.pem"))
         return http.client.HTTPSConnection("localhost", balancer.port, timeout=30, context=context)
 
@@ -150,7 +143,7 @@ class BalancerCase(ProxyCase):
         """GET *path*, on a connection of its own."""
 
         def ask() -> Answer:
-            connection = self._connection(balancer)
+            connection = self.connection(balancer)
             try:
                 connection.request("GET", path, headers=dict(headers))
                 answer = connection.getresponse()
@@ -207,7 +200,38 @@ class SharesCase(BalancerCase):
         """How many frames each proxy was asked for."""
         return [len(self._paths(proxy)) for proxy in self.proxies]
 
-    async def check_shares(self) -> None:
+
+class RequestsCase(BalancerCase):
+    """What becomes of a request on its way."""
+
+    running: RunningProxy
+
+    async def begin(self, missing: int = 2) -> Balancer:
+        """A balancer in front of one proxy, by as many of its three names as are not *missing*."""
+        self.hold()
+        self.running = await self.proxy(self.origin, trusted_proxy=(ip_network("127.0.0.1"),))
+        return await self.balancer([self.running.port] * (3 - missing) + [free_port() for _ in range(missing)])
+
+    def at_store(self) -> bool:
+        """Whether a megabyte of an upload is there."""
+        return any(seen.method == "POST" and seen.body_bytes > 1 << 20 for seen in self.origin.requests)
+
+
+class SharesContract:
+    """What holds of each balancer; a mixin for `SharesCase`."""
+
+    begin: Any
+    balancer: Any
+    asked: Any
+    shares: Any
+    places: Any
+    proxies: list[Proxy]
+    slides: list[Made]
+    assertEqual: Any
+    assertGreater: Any
+    assertLessEqual: Any
+
+    async def test_shares(self) -> None:
         """Each instance has one proxy. One that stops, and one that is killed, are replaced without a failed answer, and
         the others keep what is theirs."""
         balancer = await self.balancer(await self.begin())
@@ -226,7 +250,7 @@ class SharesCase(BalancerCase):
             kept = {instance for instance, proxies in before.items() if proxies != {leaving}}
             self.assertEqual({name: before[name] for name in kept}, {name: shares[name] for name in kept})
 
-    async def check_series(self) -> None:
+    async def test_series(self) -> None:
         """With the other line each series has one proxy, and there is more than one."""
         balancer = await self.balancer(await self.begin(), by_series=True)
         await self.asked(balancer)
@@ -235,18 +259,23 @@ class SharesCase(BalancerCase):
         self.assertGreater(len(set.union(*shares.values())), 1)
 
 
-class RequestsCase(BalancerCase):
-    """What becomes of a request on its way."""
+class RequestsContract:
+    """What holds of each balancer; a mixin for `RequestsCase`."""
 
-    running: RunningProxy
+    begin: Any
+    hold: Any
+    balancer: Any
+    ask: Any
+    connection: Any
+    at_store: Any
+    addCleanup: Any
+    origin: SimulatedStore
+    slides: list[Made]
+    assertEqual: Any
+    assertIn: Any
+    assertNotIn: Any
 
-    async def begin(self, missing: int = 2) -> Balancer:
-        """A balancer in front of one proxy, by as many of its three names as are not *missing*."""
-        self.hold()
-        self.running = await self.proxy(self.origin, trusted_proxy=(ip_network("127.0.0.1"),))
-        return await self.balancer([self.running.port] * (3 - missing) + [free_port() for _ in range(missing)])
-
-    async def check_claims(self) -> None:
+    async def test_claims(self) -> None:
         """URLs name the place that the browser knows, whatever the browser claims of it; pages that name instances are
         not public."""
         balancer = await self.begin()
@@ -258,7 +287,7 @@ class RequestsCase(BalancerCase):
         statuses = [(await self.ask(balancer, path)).status for path in ("/metrics", "/status.json", "/readyz")]
         self.assertEqual([404, 404, 200], statuses)
 
-    async def check_headers(self) -> None:
+    async def test_headers(self) -> None:
         """A proxy gets the balancer's word on where a request came from, and its name for the request; not the client's."""
         self.hold()
         balancer = await self.balancer([self.origin.port] * 3)
@@ -273,13 +302,13 @@ class RequestsCase(BalancerCase):
         )
         self.assertEqual(3, len({"mine", first["x-request-id"], second["x-request-id"]}))
 
-    async def check_upload(self) -> None:
+    async def test_upload(self) -> None:
         """An upload is on its way to the store before the browser has sent all of it; that proxies are missing matters
         to no upload, and to no search."""
         balancer = await self.begin()
         for _ in range(6):
             self.assertEqual(200, (await self.ask(balancer, "/dicomweb/studies", {})).status)
-        connection = self._connection(balancer)
+        connection = self.connection(balancer)
         self.addCleanup(connection.close)
 
         def send_half() -> None:
@@ -289,7 +318,7 @@ class RequestsCase(BalancerCase):
             connection.endheaders(bytes(UPLOAD // 2))
 
         await deferToThread(send_half)
-        await wait_until(self._at_store, "a megabyte at the store")
+        await wait_until(self.at_store, "a megabyte at the store")
 
         def send_rest() -> int:
             connection.send(bytes(UPLOAD // 2))
@@ -297,88 +326,43 @@ class RequestsCase(BalancerCase):
 
         self.assertEqual(200, await deferToThread(send_rest))
 
-    def _at_store(self) -> bool:
-        return any(seen.method == "POST" and seen.body_bytes > 1 << 20 for seen in self.origin.requests)
 
-
-class NginxSharesTests(SharesCase):
+class OfNginx:
     """nginx."""
 
     kind = Nginx
 
     def setUp(self) -> None:
+        """Skip where it is missing."""
         if not nginx.installed():
             raise SkipTest("nginx is not installed")
 
-    async def test_shares(self) -> None:
-        """An instance has one proxy; others take over where it is gone."""
-        await self.check_shares()
 
-    async def test_series(self) -> None:
-        """So has a series, with the other line."""
-        await self.check_series()
+class OfHaproxy:
+    """HAProxy."""
+
+    kind = Haproxy
+
+    def setUp(self) -> None:
+        """Skip where it is missing."""
+        if haproxy_program() is None:
+            raise SkipTest("HAProxy is not installed")
 
 
-class NginxRequestsTests(RequestsCase):
+class NginxSharesTests(OfNginx, SharesContract, SharesCase):
     """nginx."""
 
-    kind = Nginx
 
-    def setUp(self) -> None:
-        if not nginx.installed():
-            raise SkipTest("nginx is not installed")
-
-    async def test_claims(self) -> None:
-        """What a browser claims of itself changes nothing."""
-        await self.check_claims()
-
-    async def test_headers(self) -> None:
-        """The proxies get the balancer's headers."""
-        await self.check_headers()
-
-    async def test_upload(self) -> None:
-        """Uploads stream."""
-        await self.check_upload()
+class NginxRequestsTests(OfNginx, RequestsContract, RequestsCase):
+    """nginx."""
 
 
-class HaproxySharesTests(SharesCase):
+class HaproxySharesTests(OfHaproxy, SharesContract, SharesCase):
     """HAProxy."""
 
-    kind = Haproxy
 
-    def setUp(self) -> None:
-        if haproxy_program() is None:
-            raise SkipTest("HAProxy is not installed")
-
-    async def test_shares(self) -> None:
-        """An instance has one proxy; others take over where it is gone."""
-        await self.check_shares()
-
-    async def test_series(self) -> None:
-        """So has a series, with the other line."""
-        await self.check_series()
-
-
-class HaproxyRequestsTests(RequestsCase):
+class HaproxyRequestsTests(OfHaproxy, RequestsContract, RequestsCase):
     """HAProxy."""
-
-    kind = Haproxy
-
-    def setUp(self) -> None:
-        if haproxy_program() is None:
-            raise SkipTest("HAProxy is not installed")
-
-    async def test_claims(self) -> None:
-        """What a browser claims of itself changes nothing."""
-        await self.check_claims()
-
-    async def test_headers(self) -> None:
-        """The proxies get the balancer's headers."""
-        await self.check_headers()
-
-    async def test_upload(self) -> None:
-        """Uploads stream."""
-        await self.check_upload()
 
     async def test_store_out_of_reach(self) -> None:
         """Where no proxy is ready, because the store is out of reach for all, what is cached is answered."""

@@ -13,7 +13,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tests.benchmarks import nginx
 from tests.cache.certificates import certificate
 from tests.clients import split_multipart
 from tests.dicomweb.support import ProxyCase, RunningProxy
-from tests.running import READY_SECONDS, Child, free_port
+from tests.running import Child, free_port
 from tests.waiting import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -85,13 +84,7 @@ class Terminator(Child):
 
     def wait_until_ready(self) -> None:
         """Block until it listens."""
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and self.running():
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise RuntimeError("nginx did not start: " + self.output()[-3000:])
+        self.wait_until_it_listens(self.port)
 
     def curl(self, path: str, *options: str) -> tuple[dict[str, str], bytes]:
         """What curl gets over HTTP/2: headers (``:version`` and ``:status`` among them) and body."""

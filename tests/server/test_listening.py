@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.running import Child, free_port
+from tests.running import Child, free_port, listens
 from tests.waiting import wait_until, within
 from tests.workers.support import MEMORY, NO_PREFETCH, WorkersCase, over_tcp, over_unix
 from twistedproxy.server.listening import bind, listen_on
@@ -172,13 +172,6 @@ class ServiceTests(WorkersCase):
         self.assertFalse(files["socket"].exists())
         self.assertIn("Server Shut Down", log())
         self.assertNotIn("Traceback", log())
-
-
-def listens(port: int) -> bool:
-    """Whether somebody does."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def end_daemon(pid: int) -> None:

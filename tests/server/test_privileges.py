@@ -23,7 +23,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.clients import client
 from tests.dicomweb.support import ALICE, STORED
-from tests.running import TREE, Child, free_port, python_environment
+from tests.running import TREE, Child, free_port, listens, python_environment
 from tests.waiting import wait_until
 from tests.workers.support import MEMORY, WorkersCase, over_tcp
 from twistedproxy.server.listening import Ports, changes_user
@@ -148,8 +148,7 @@ class PortsTests(TestCase):
         self.description = f"tcp:{self.port}:interface=127.0.0.1"
 
     def is_taken(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return listens(self.port)
 
     async def test_listened_at(self) -> None:
         """A port that was bound early is there at once; who listens has it alone, and it is gone when they stop."""

@@ -177,13 +177,9 @@ class Link:
             hello = await self._hello.now()
             if connection is not self._any:
                 return
-            replied = connection.send(b"".join(hello.commands), len(hello.commands))
-            told = connection.send(WHICH_RUN, 1) if self.informs else None
-            if told is not None:
-                told.addErrback(lambda _: None)
-            why = hello.refusal(await replied)
+            why = hello.refusal(await connection.send(b"".join(hello.commands), len(hello.commands)))
             if why is None:
-                self.run = Run() if told is None else await self._run(told)
+                self.run = await self._run(connection) if self.informs else Run()
                 await self.admit(connection, self.run)
         except CacheUnavailable as error:
             why = str(error)
@@ -202,11 +198,13 @@ class Link:
         self._outage.worked(self._name)
         self._waiting.fire()
 
-    async def _run(self, told: Deferred[Replies]) -> Run:
-        replies: Optional[Replies] = await told  # None: hung up
-        if replies is None:
+    async def _run(self, connection: BatchProtocol) -> Run:
+        # Not together with the greeting: what hangs up at this may do so before that is answered.
+        try:
+            replies = await connection.send(WHICH_RUN, 1)
+        except CacheUnavailable:
             self._hung_up_on += 1
-            raise CacheUnavailable("it ended the connection when asked which run it is of (INFO)")
+            raise CacheUnavailable("it ended the connection when asked which run it is of (INFO)") from None
         self._hung_up_on = 0
         return Run.of(replies[0])
 
