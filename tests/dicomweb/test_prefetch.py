@@ -339,7 +339,7 @@ class TellTests(WarmingCase):
         self.assertEqual((await self._job(client))["reason"], "small-instance")
 
     async def test_follow_a_running_one(self) -> None:
-        """A running load can be followed without starting one."""
+        """A running load can be followed without starting one; not by who refuses lines, and a HEAD does not wait for its end."""
         store = self.store(NO_SYNTAX, *self.slides())
         gate = store.hold(lambda seen: seen.path.endswith(self.slide.sop))
         proxy = await self.warm_proxy(store)
@@ -347,6 +347,10 @@ class TellTests(WarmingCase):
         await client.request("POST", self.path)
         following = Deferred.fromCoroutine(client.get(self.path + "?follow=1"))
         await gate.reached()
+        refused = await client.get(self.path, {"Accept": "application/x-ndjson;q=0, application/json"})
+        self.assertEqual(refused.headers["content-type"], "application/json")
+        head = await client.request("HEAD", self.path + "?follow=1")  # while it still runs
+        self.assertEqual((head.headers["content-type"], head.body), ("application/x-ndjson", b""))
         gate.release()
         lines = (await following).body.splitlines()
         self.assertEqual(json.loads(lines[-1])["result"], "done")

@@ -61,6 +61,17 @@ class ChangesCase(LiveCase):
 
         await until(hits, "a cached frame")
 
+    async def replace(self) -> None:
+        """Replace the instance in Orthanc, past the proxy; return once all workers give the new frame."""
+        twin = self.slide(48, self.made)
+        await deferToThread(self.store.store, twin.path)
+
+        async def replaced() -> bool:
+            answers = [(await self.frame()).frames() for _ in range(8)]
+            return answers == [twin.stored_frames()[1:2]] * 8
+
+        await until(replaced, "the new frame", PATIENCE)
+
     async def delete(self) -> None:
         """Delete the instance in Orthanc, past the proxy."""
         (found,) = json.loads(await deferToThread(self.store.ask, "GET", "/instances"))
@@ -80,14 +91,7 @@ class FollowTests(ChangesCase):
         await self.begin("--follow-changes-login", self.file(f"{NAME}:{PASSWORD}\n"), follow=True)
         await until(lambda: self.running.logged("changes_begin"), "the beginning")
         await self.cached()
-        twin = self.slide(48, self.made)
-        await deferToThread(self.store.store, twin.path)
-
-        async def replaced() -> bool:
-            answers = [(await self.frame()).frames() for _ in range(8)]
-            return answers == [twin.stored_frames()[1:2]] * 8
-
-        await until(replaced, "the new frame", PATIENCE)
+        await self.replace()
         await until(lambda: self.running.logged("changes_followed"), "the log")
         self.assertEqual([one["count"] for one in self.running.logged("changes_followed")], [1])
         await self.cached()
@@ -156,13 +160,6 @@ class ScriptTests(ChangesCase):
         """The script purges what is replaced, too; and what is deleted after that."""
         await self.begin_with_script()
         await self.cached()
-        twin = self.slide(48, self.made)
-        await deferToThread(self.store.store, twin.path)
-
-        async def replaced() -> bool:
-            answers = [(await self.frame()).frames() for _ in range(8)]
-            return answers == [twin.stored_frames()[1:2]] * 8
-
-        await until(replaced, "the new frame", PATIENCE)
+        await self.replace()
         await self.cached()
         await self.assert_deletion_noticed()

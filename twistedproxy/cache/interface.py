@@ -106,7 +106,7 @@ class Held:
     after: Optional[bytes] = None
 
 
-class EndsForGood:
+class PlainCache:
     """A cache that drops entries when their time ends: none goes on. It finds entries by their names alone."""
 
     keeps_ended = False

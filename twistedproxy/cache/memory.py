@@ -15,12 +15,12 @@ from twisted.internet.interfaces import IReactorTime
 from twistedproxy.cache.address import SharedAddress
 from twistedproxy.cache.interface import (
     HELD_AT_ONCE,
-    EndsForGood,
     EntryNow,
     Fence,
     Head,
     Heads,
     Held,
+    PlainCache,
     Reading,
     Value,
     frame_names,
@@ -40,7 +40,7 @@ from twistedproxy.cache.monitoring import CacheObserver, NullObserver
 from twistedproxy.dicom.resource import Instance, Scope
 
 
-class MemoryCache(EndsForGood):
+class MemoryCache(PlainCache):
     """A `Cache` of at most *max_bytes*, bookkeeping included."""
 
     shared = False

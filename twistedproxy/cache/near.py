@@ -29,11 +29,11 @@ from twistedproxy.cache.interface import (
     FRAME,
     LARGE,
     Cache,
-    EndsForGood,
     EntryNow,
     Fence,
     Heads,
     Held,
+    PlainCache,
     Reading,
     Value,
     pieces,
@@ -50,7 +50,7 @@ MAX_FENCES = 10_000
 
 
 @attrs.define(eq=False)
-class NearCache(EndsForGood):
+class NearCache(PlainCache):
     """A `Cache`: *near* in front of *far*. *wall_clock*: seconds since the epoch."""
 
     clock: IReactorTime

@@ -200,6 +200,11 @@ def wants_bare(accepted: AcceptedTypes, media_type: str, transfer_syntax: Option
     return first is not None and not first.multipart
 
 
+def asks_for(accept: bytes | None, media_type: str) -> bool:
+    """Whether an Accept header asks for *media_type* by its name, with a weight above 0."""
+    return any(range_.media_type == media_type for range_ in _with_weight(parse_accept(accept)))
+
+
 def _with_weight(accepted: AcceptedTypes) -> list[Range]:
     return [one for one in accepted.ranges if one.q > 0]
 

@@ -17,23 +17,20 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
-from twistedproxy.dicom.negotiation import parse_accept
+from twistedproxy.dicom.negotiation import asks_for
 from twistedproxy.frames.read_through import FrameRequest
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
 from twistedproxy.prefetch.on_request.instances import LoadsByHand
 from twistedproxy.prefetch.on_request.series import SeriesLoads
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.server.problems import Problem, shown
-from twistedproxy.server.response_body import send_page, send_stream
-from twistedproxy.streams import BytesStream, YieldedStream
+from twistedproxy.server.response_body import LINES, send_lines, send_page
 
 LINE_SECONDS = 0.25
 """Interval of the lines about a followed job: a smooth progress bar, and no idle connection that a proxy would cut."""
 
 SHARE_OF_STOP = 0.5
 """Of the deadline of an orderly stop, what a followed job has left. What it wrote is removed in the rest."""
-
-LINES = "application/x-ndjson"
 
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
 
@@ -48,7 +45,7 @@ class PrefetchParameters:
     @classmethod
     def of(cls, query: bytes, accept: Optional[bytes]) -> PrefetchParameters:
         """Read them. Raises `Problem` 400 for what is not known: a misspelt ``again`` must not be ignored."""
-        given = {"follow": any(range_.media_type == LINES for range_ in parse_accept(accept).ranges)}
+        given = {"follow": asks_for(accept, LINES)}
         for field in filter(None, query.split(b"&")):
             name, _, value = field.partition(b"=")
             if name not in (b"again", b"follow") or value not in _FLAGS:
@@ -117,13 +114,10 @@ class PrefetchEndpoint:
 
     async def _send(self, request: Request, job: Job, follow: bool) -> None:
         """Answer with what is known of *job*, or (*follow*) with a line every moment until it ends."""
-        if not follow:
+        if follow:
+            await send_lines(request, self.lines(job))
+        else:
             send_page(request, b"application/json", _json(job.fields(self.clock.seconds())))
-            return
-        request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
-        request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
-        request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-        await send_stream(request, YieldedStream(self.lines(job), BytesStream()))
 
     async def lines(self, job: Job) -> AsyncIterator[bytes]:
         """*job* as JSON lines, from now on to its end; the last one has the result. Once it is too late the job is given up."""

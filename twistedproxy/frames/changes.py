@@ -3,9 +3,9 @@
 Rules:
 - One worker of all that share a cache asks: the one with the lease. If it dies, another goes on within seconds; one that has lost it
   to another ends.
-- How far it came is an entry of the cache, written once the cache has confirmed that all up to there is purged: what was kept and the place in the list are lost
-  together. Where there is none, all that is kept of the mount is out of date, as far as anybody knows, and so it is where the store
-  has fewer changes than were seen: it was set up anew.
+- How far it came is an entry of the cache, written once the cache has confirmed that all up to there is purged: what was kept and the
+  place in the list are lost together. Where there is none, all that is kept of the mount is out of date, as far as anybody knows, and
+  so it is where the store has fewer changes than were seen: it was set up anew.
 - A store that does not answer is complained of once, and asked again.
 - What a long list names is purged one by one, with turns of the reactor between them. Where many instances of a series come at once,
   as they do when it arrives, the series is purged: a local cache has room for some 30,000 invalidations before it drops all.
@@ -154,9 +154,8 @@ class ChangeFollower:
         due = self._clock.seconds() - self._written >= REFRESH_SECONDS
         if not self._invalidation.pending and (due or changes.last != self._kept):
             await self._write(changes.last)
-        return (
-            changes.done or changes.last <= position
-        )  # else a list that goes back and forth would be read without a pause
+        # The latter: a list that goes back and forth would be read without a pause.
+        return changes.done or changes.last <= position
 
     def _scopes(self, changes: Changes) -> Iterator[Scope]:
         """What is to be purged for a page."""

@@ -23,7 +23,7 @@ from twisted.web.server import Request
 
 from twistedproxy.cache.interface import Fence
 from twistedproxy.dicom.metadata import InstanceMetadata
-from twistedproxy.dicom.negotiation import parse_accept
+from twistedproxy.dicom.negotiation import asks_for
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader, FrameRequest
 from twistedproxy.frames.series_answers import SeriesAnswer
@@ -32,10 +32,7 @@ from twistedproxy.page.surveyor import REST, Lane, Surveyor
 from twistedproxy.prefetch.jobs import Job, JobKind
 from twistedproxy.prefetch.scheduler import Scheduler
 from twistedproxy.server.problems import unavailable
-from twistedproxy.server.response_body import send_page, send_stream
-from twistedproxy.streams import YieldedStream
-
-LINES = "application/x-ndjson"
+from twistedproxy.server.response_body import LINES, send_lines, send_page
 
 LOOK_SECONDS = 0.5
 """How often grants and jobs are looked at while nothing moves."""
@@ -132,21 +129,11 @@ class CoverageAnswers:
     async def answer(self, request: Request, wanted: FrameRequest, whole: bool, accept: Optional[bytes]) -> None:
         """Answer with the coverage of *wanted*'s instance, or (*whole*) of the series that it stands for. Raises `Problem` 503."""
         watch = _Watch(wanted, whole)
-        if any(range_.media_type == LINES and range_.q for range_ in parse_accept(accept).ranges):
-            await self._stream(request, watch)
-        else:
-            with self._counted(watch):
-                send_page(request, b"application/json", await self._once(watch))
-
-    async def _stream(self, request: Request, watch: _Watch) -> None:
         with self._counted(watch):
-            request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
-            request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
-            request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
-            if request.method == b"HEAD":
-                request.write(b"")
+            if asks_for(accept, LINES):
+                await send_lines(request, self.lines(watch))
             else:
-                await send_stream(request, YieldedStream(self.lines(watch), _Nothing()))
+                send_page(request, b"application/json", await self._once(watch))
 
     @contextmanager
     def _counted(self, watch: _Watch) -> Iterator[None]:
@@ -280,13 +267,6 @@ class CoverageAnswers:
         if job.kind in _OF_INSTANCE:
             return job.instance.sop in granted and granted[job.instance.sop][0] == job.instance
         return job.instance == (watch.series.of_study if job.kind is JobKind.STUDY else watch.series)
-
-
-class _Nothing:
-    """What holds nothing open."""
-
-    def close(self) -> None:
-        """See `Closable`."""
 
 
 def _has_pixels(facts: InstanceMetadata) -> bool:

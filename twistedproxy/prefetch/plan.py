@@ -116,10 +116,9 @@ def plan(
     *from_origin* is how many of them came from the origin (None: all); *one_frame_a_request* whether the origin serves
     single frames only. *frames_refused*: the origin did not want to give these; only the whole instance can help, however
     few its frames are. *not_loadable*: a whole-instance load failed lately, as the next one would. *room*: what the cache has for
-    it, where that is known. *looked_ahead*: whether
-    frames of slides are loaded where their readers look (`twistedproxy.prefetch.ahead.slides`): then there are no blocks of these and no
-    display loads, and they are loaded whole only where that takes no time. The *metadata*'s transfer
-    syntax: where the origin doesn't say it, that of the frames.
+    it, where that is known. *looked_ahead*: whether frames are loaded where their readers look
+    (`twistedproxy.prefetch.ahead.slides`): then there are no blocks and no display loads, and instances are loaded whole only where
+    that takes no time. The *metadata*'s transfer syntax: where the origin doesn't say it, that of the frames.
     """
     frames = [number for number in requested if 1 <= number <= metadata.frames]
     origin_share = 1.0 if from_origin is None or not requested else from_origin / len(requested)

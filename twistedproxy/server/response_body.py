@@ -52,6 +52,21 @@ def send_page(request: Request, content_type: bytes, body: bytes) -> None:
     request.write(body)
 
 
+LINES = "application/x-ndjson"
+"""The media type of JSON lines: one value a line, each sent as it comes."""
+
+
+async def send_lines(request: Request, lines: AsyncIterator[bytes]) -> None:
+    """Write *lines*, as `LINES`, as they come; of a HEAD none. Raises as `send_stream` does."""
+    request.responseHeaders.setRawHeaders(b"Content-Type", [LINES.encode("ascii")])
+    request.responseHeaders.setRawHeaders(b"X-Accel-Buffering", [b"no"])  # nginx would keep lines back
+    request.responseHeaders.setRawHeaders(b"Cache-Control", [b"no-store"])
+    if request.method == b"HEAD":
+        request.write(b"")
+    else:
+        await send_stream(request, YieldedStream(lines, BytesStream()))
+
+
 async def send_bytes(request: Request, chunks: Sequence[bytes]) -> None:
     """Write *chunks* in slices. Raises `ClientGone`."""
 

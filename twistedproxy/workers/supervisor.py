@@ -107,6 +107,7 @@ class Supervisor:
             self._settings = attrs.evolve(self._settings, near_cache=await self._owned(self._settings.near_cache))
 
     async def _owned(self, address: LocalAddress) -> SharedFolder:
+        """The folder at *address*, prepared. There is one at most: a near cache stands in front of a server."""
         self._folder = FolderOwner(self._reactor, address)
         return await self._folder.start()
 

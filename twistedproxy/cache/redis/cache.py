@@ -22,7 +22,7 @@ from typing import Any, Optional
 from twisted.logger import Logger
 
 from twistedproxy.cache.address import ServerAddress, SharedAddress
-from twistedproxy.cache.interface import CacheUnavailable, EndsForGood, Fence, Head, Heads, Reading, Value
+from twistedproxy.cache.interface import CacheUnavailable, Fence, Head, Heads, PlainCache, Reading, Value
 from twistedproxy.cache.keys import FENCE_LENGTH, new_generation, read_outcome, unstamp
 from twistedproxy.cache.monitoring import CacheObserver, Complaints, NullObserver
 from twistedproxy.cache.redis import large, pipeline
@@ -38,7 +38,7 @@ GENERATIONS = 4  # of an instance: of its root, study, series, and its own
 GENERATION_SECONDS = 30 * 24 * 3600.0
 
 
-class RedisCache(EndsForGood):
+class RedisCache(PlainCache):
     """A `Cache` on *servers*, which are at *address*. *reactor*: the installed one, which txredisapi uses."""
 
     shared = True

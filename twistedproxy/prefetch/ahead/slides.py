@@ -1,5 +1,6 @@
 """Slides, loaded where their readers look: frames around, further in the direction of movement, and the same place of the
-neighbouring levels. Frames that follow each other, as in a loop or a stack, are loaded in the same way. When a slide is opened, its small levels: with the first tile, or before, with an ICC profile.
+neighbouring levels. When a slide is opened, its small levels: with the first tile, or before, with an ICC profile. Frames that follow
+each other, as in a loop or a stack, are loaded like those around.
 
 - It goes by frames that the origin was asked for, and by those loaded ahead that are asked for for the first time: around others it
   has been done.
@@ -25,11 +26,7 @@ from twistedproxy.frames.series_answers import SeriesAnswers
 from twistedproxy.origin.errors import OriginError
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
 from twistedproxy.prefetch.ahead.surroundings import (
-    FURTHER,
     MARGIN,
-    RING,
-    RUN,
-    RUN_FURTHER,
     Gaze,
     Reach,
     around,
@@ -125,8 +122,7 @@ class LookAhead:
         key, places = (seen.credential, seen.instance), [grid.place(number) for number in numbers]
         view = self._views.get(key)
         if view is None:
-            reach = (RING, FURTHER) if grid.tiling is Tiling.FULL else (RUN, RUN_FURTHER)
-            view = _kept(self._views, key, _View(Gaze(*places[0], *reach)))
+            view = _kept(self._views, key, _View(Gaze.at(grid, numbers[0])))
         reaches = [view.gaze.move(*place) for place in places]
         if seen.metadata.frames >= self.least_frames and not seen.dear and not seen.loaded:
             self._load_around(attrs.evolve(seen, numbers=numbers), grid, reaches)

@@ -53,6 +53,11 @@ class Gaze:
     ring: int = RING
     further: int = FURTHER
 
+    @classmethod
+    def at(cls, grid: FrameGrid, number: int) -> Gaze:
+        """Of a caller who looks at frame *number* first."""
+        return cls(*grid.place(number), *((RING, FURTHER) if grid.tiling is Tiling.FULL else (RUN, RUN_FURTHER)))
+
     def move(self, plane: int, row: int, column: int) -> Reach:
         """The caller looks at one more frame: how far around it to load."""
         down, right = row - self.row, column - self.column
