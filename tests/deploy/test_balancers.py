@@ -113,6 +113,7 @@ class BalancerCase(ProxyCase):
     """A balancer, three proxies, a store."""
 
     kind: Any
+    noticed: Any
     origin: SimulatedStore
     slides: list[Made]
 
@@ -210,7 +211,10 @@ class RequestsCase(BalancerCase):
         """A balancer in front of one proxy, by as many of its three names as are not *missing*."""
         self.hold()
         self.running = await self.proxy(self.origin, trusted_proxy=(ip_network("127.0.0.1"),))
-        return await self.balancer([self.running.port] * (3 - missing) + [free_port() for _ in range(missing)])
+        there = 3 - missing
+        balancer = await self.balancer([self.running.port] * there + [free_port() for _ in range(missing)])
+        await self.noticed(balancer, there)
+        return balancer
 
     def at_store(self) -> bool:
         """Whether a megabyte of an upload is there."""
@@ -222,6 +226,7 @@ class SharesContract:
 
     begin: Any
     balancer: Any
+    noticed: Any
     asked: Any
     shares: Any
     places: Any
@@ -249,6 +254,7 @@ class SharesContract:
             self.assertLessEqual(set.union(*shares.values()), there)
             kept = {instance for instance, proxies in before.items() if proxies != {leaving}}
             self.assertEqual({name: before[name] for name in kept}, {name: shares[name] for name in kept})
+            await self.noticed(balancer, len(there))
 
     async def test_series(self) -> None:
         """With the other line each series has one proxy, and there is more than one."""
@@ -337,6 +343,9 @@ class OfNginx:
         if not nginx.installed():
             raise SkipTest("nginx is not installed")
 
+    async def noticed(self, _balancer: Nginx, _there: int) -> None:
+        """It goes through all of them until one answers."""
+
 
 class OfHaproxy:
     """HAProxy."""
@@ -347,6 +356,11 @@ class OfHaproxy:
         """Skip where it is missing."""
         if haproxy_program() is None:
             raise SkipTest("HAProxy is not installed")
+
+    async def noticed(self, balancer: Haproxy, there: int) -> None:
+        """Wait until it takes as many proxies for ready as are *there*: before, it may send a request to and fro between two
+        that are missing."""
+        await wait_until(lambda: balancer.ready() == there, "its checks")
 
 
 class NginxSharesTests(OfNginx, SharesContract, SharesCase):
@@ -370,6 +384,5 @@ class HaproxyRequestsTests(OfHaproxy, RequestsContract, RequestsCase):
         await self.frames(balancer)
         await self.running.settled()
         await self.origin.stop()
-        while await deferToThread(balancer.ready) > 0:
-            pass
+        await self.noticed(balancer, 0)
         await self.frames(balancer)
