@@ -38,8 +38,6 @@ OLDEST_TWISTED = (26, 10)
 START_GRACE = 2.0
 """Seconds that a start may go on once all is to stop; then it is cancelled."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs."""
@@ -74,23 +72,18 @@ class _Signals(Service):
     def __init__(self, reactor: Any, reload: Callable[[], None]) -> None:
         self._reactor = reactor
         self._reload = reload
+        self._stopping = False
 
     def startService(self) -> None:
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
-        self._reactor.callWhenRunning(self._ignore_repeated)  # Twisted's own handlers are there then
+        for name in ("sigInt", "sigTerm"):  # Twisted's handlers, which it installs when it runs
+            setattr(self._reactor, name, partial(self._pass_on, getattr(self._reactor, name)))
 
-    def _ignore_repeated(self) -> None:
-        for number in _STOP_SIGNALS:
-            stop = signal.getsignal(number)
-            if callable(stop):
-                signal.signal(number, partial(self._pass_on, stop))
-
-    @staticmethod
-    def _pass_on(stop: Callable[..., Any], *arguments: Any) -> None:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
-        stop(*arguments)
+    def _pass_on(self, stop: Callable[..., Any], *arguments: Any) -> None:
+        if not self._stopping:
+            self._stopping = True
+            stop(*arguments)
 
 
 def _leave(reason: str) -> None:
