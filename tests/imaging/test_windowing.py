@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import attrs
@@ -15,8 +16,9 @@ from tests.imaging.test_decode import TEST_FILES
 from twistedproxy.imaging.errors import BadImage, NotDecodable
 from twistedproxy.imaging.luts_and_palettes import LookupTable
 from twistedproxy.imaging.parameters import Window
-from twistedproxy.imaging.pixel_description import PixelFacts
-from twistedproxy.imaging.windowing import shown_as_stored, to_display
+from twistedproxy.imaging.pixel_description import WINDOW_FUNCTIONS, PixelFacts
+from twistedproxy.imaging.windowing import to_display
+from twistedproxy.rendering.planner import is_shown_as_stored
 
 DEEP = PixelFacts(1, 5, bits_allocated=16, bits_stored=12, high_bit=11)
 
@@ -161,7 +163,7 @@ class OrderTests(SynchronousTestCase):
         plain = PixelFacts(1, 1)
         full = {"window_centers": (128.0,), "window_widths": (256.0,)}
         for same in ({}, full, {"rescale_slope": 2.0, "rescale_intercept": -5.0}):
-            self.assertTrue(shown_as_stored(attrs.evolve(plain, **same)), same)
+            self.assertTrue(is_shown_as_stored(attrs.evolve(plain, **same)), same)
         for other in (
             {**full, "window_widths": (200.0,)},
             {"rescale_slope": -1.0},
@@ -175,7 +177,19 @@ class OrderTests(SynchronousTestCase):
             {"bits_stored": 7, "high_bit": 6},
             {"bits_allocated": 16, "bits_stored": 8},
         ):
-            self.assertFalse(shown_as_stored(attrs.evolve(plain, **other)), other)
+            self.assertFalse(is_shown_as_stored(attrs.evolve(plain, **other)), other)
+        values = numpy.arange(256, dtype="u1")[None]
+        seen = set()
+        for function in WINDOW_FUNCTIONS:
+            for center, width, slope in itertools.product(
+                (127, 127.5, 128, 128.4), (0.5, 1, 254, 255, 256, 256.9), (1, 2)
+            ):
+                window = {"voi_lut_function": function, "window_centers": (center,), "window_widths": (width,)}
+                facts = attrs.evolve(plain, rescale_slope=slope, **window)
+                same = bool((to_display(values, facts) == values).all())
+                self.assertEqual(same, is_shown_as_stored(facts), facts)
+                seen.add((function, same))
+        self.assertEqual(5, len(seen), seen)
 
     def test_stored_values(self) -> None:
         """Gray of 8 bits that is a frame, and no rendered picture, keeps its values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.page.support import numbers
-from twistedproxy.page.runs import merged, minus, runs_of
+from twistedproxy.page.runs import merged, minus, runs_in, runs_of
 
 SETS = [{number for number in range(1, 7) if bits >> number & 1} for bits in range(0, 128, 2)]
 """All sets of numbers from 1 to 6."""
@@ -18,6 +18,7 @@ class RunsTests(SynchronousTestCase):
         """Union and difference, of all pairs of small sets."""
         for one in SETS:
             self.assertEqual(numbers(runs_of(one)), one)
+            self.assertEqual(runs_in(bytearray(number in one for number in range(8))), runs_of(one))
             for other in SETS:
                 self.assertEqual(numbers(minus(runs_of(one), runs_of(other))), one - other)
                 self.assertEqual(numbers(merged([*runs_of(one), *runs_of(other)])), one | other)

@@ -90,7 +90,7 @@ def _conformed(array: Pixels, facts: PixelFacts, scale: int) -> Pixels:
     kinds = "f" if facts.floating else "iu"
     if array.shape[:2] not in sizes or array.shape[2:] != samples or array.dtype.kind not in kinds:
         raise BadImage(f"a frame decoded to {array.shape} of {array.dtype}")
-    if array.dtype.itemsize > facts.dtype.itemsize:
+    if array.dtype.itemsize > numpy.dtype(facts.dtype).itemsize:
         raise BadImage(f"a frame of {array.dtype} in an instance of {facts.dtype}")
     return array if array.dtype == facts.dtype else array.astype(facts.dtype)
 
@@ -112,8 +112,8 @@ def _native(data: bytes, facts: PixelFacts, scale: int, order: str = "<") -> Pix
         raise NotDecodable(f"native {facts.photometric_interpretation} of {columns} columns cannot be shown")
     bare = _enough(data, count * facts.bits_allocated // 8)
     if facts.floating:
-        return numpy.frombuffer(bare, f"{order}f{facts.dtype.itemsize}").reshape(rows, columns)
-    values = numpy.frombuffer(bare, f"{order}u{facts.dtype.itemsize}")
+        return numpy.frombuffer(bare, order + facts.dtype).reshape(rows, columns)
+    values = numpy.frombuffer(bare, f"{order}u{numpy.dtype(facts.dtype).itemsize}")
     values = _significant(values.astype(values.dtype.newbyteorder("="), copy=False), facts)
     if facts.samples_per_pixel == 1:
         return values.reshape(rows, columns)

@@ -5,17 +5,16 @@ pydicom expands segmented tables only in a private function, and without a limit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
-import numpy
 
 from twistedproxy.imaging.errors import BadImage
 
 MAX_ENTRIES = 65_536  # PS3.3 C.11.1.1: a descriptor of 0 means this many
-
-Words = numpy.ndarray[Any, numpy.dtype[numpy.uint16]]
 
 
 class Fetched(bytes):
@@ -30,19 +29,6 @@ class LookupTable:
     first: int
     bits: int
     data: bytes = attrs.field(repr=False)
-
-    @property
-    def entries(self) -> Words:
-        """The words of *data*."""
-        return numpy.frombuffer(self.data, "<u2")
-
-    def places(self, values: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-        """The entry for each value; those before the first and behind the last entry take the nearest (C.11.1.1.1)."""
-        return numpy.clip(values.astype(numpy.int64) - self.first, 0, len(self.data) // 2 - 1)
-
-    def apply(self, values: numpy.ndarray[Any, Any]) -> Words:
-        """Map values."""
-        return self.entries[self.places(values)]
 
 
 def read_table(
@@ -75,30 +61,37 @@ def _table(descriptor: Sequence[Any], data: Any, signed: bool) -> LookupTable:
     first &= 0xFFFF  # "US or SS": stores send either
     if signed and first & 0x8000:
         first -= 0x10000
-    depth = max(8 if packed else bits, int(words.max()).bit_length(), 1)
-    return LookupTable(first, depth, words.astype("<u2").tobytes())
+    depth = max(8 if packed else bits, max(words).bit_length(), 1)
+    return LookupTable(first, depth, _little_endian(array("H", iter(words))).tobytes())
 
 
-def _words(data: Any, bits: int) -> Words:
+def _words(data: Any, bits: int) -> Sequence[int]:
     """Numbers from bytes (OW) that hold such of *bits*, or from numbers (US)."""
-    if not isinstance(data, bytes):
-        return (numpy.atleast_1d(numpy.asarray(data, numpy.int64)) & 0xFFFF).astype("<u2")
-    return numpy.frombuffer(data, "u1") if bits <= 8 else numpy.frombuffer(data + bytes(len(data) % 2), "<u2")
+    if isinstance(data, bytes):
+        return data if bits <= 8 else _little_endian(array("H", data + bytes(len(data) % 2)))
+    return [int(value) & 0xFFFF for value in (data if isinstance(data, Iterable) else (data,))]
 
 
-def lay_out(words: Words, bits: int = 16) -> list[int]:
+def _little_endian(words: array[int]) -> array[int]:
+    """*words* between the machine's byte order and DICOM's."""
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def lay_out(words: Sequence[int], bits: int = 16) -> list[int]:
     """A segmented table's entries (PS3.3 section C.7.9.2): discrete, linear and indirect segments, in numbers of *bits*.
 
     Raises ValueError for what is no such table.
     """
     entries: list[int] = []
-    _lay_out([int(word) for word in words], 0, None, entries, 8 if bits <= 8 else 16)
+    _lay_out(words, 0, None, entries, 8 if bits <= 8 else 16)
     if not entries:
         raise ValueError("a segmented lookup table has no segment")
     return entries
 
 
-def _lay_out(words: list[int], place: int, count: int | None, entries: list[int], bits: int) -> None:
+def _lay_out(words: Sequence[int], place: int, count: int | None, entries: list[int], bits: int) -> None:
     """*count*: of the segments that an indirect one repeats, None at the top."""
     left = -1 if count is None else count
     pointer = 32 // bits  # numbers that an offset takes, the least significant first
@@ -111,8 +104,8 @@ def _lay_out(words: list[int], place: int, count: int | None, entries: list[int]
             entries.extend(words[place : place + length])
             place += length
         elif kind == 1 and entries:
-            ramp = numpy.linspace(entries[-1], words[place], length + 1)[1:]
-            entries.extend(int(value) for value in numpy.around(ramp))
+            before, rise = entries[-1], words[place] - entries[-1]
+            entries.extend(before + round(rise * step / length) for step in range(1, length + 1))
             place += 1
         elif kind == 2 and count is None and place + pointer <= len(words):
             parts = words[place : place + pointer]

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import attrs
-import numpy
 
 from twistedproxy.imaging.errors import BadImage
 from twistedproxy.imaging.luts_and_palettes import Fetched, LookupTable, read_table
@@ -96,10 +95,10 @@ class PixelFacts:
         return self.pixel_representation == 1
 
     @property
-    def dtype(self) -> numpy.dtype[Any]:
-        """Of one stored value, in the machine's byte order; one-bit values take a byte each."""
+    def dtype(self) -> str:
+        """numpy's type of one stored value, in the machine's byte order; one-bit values take a byte each."""
         size = max(8, self.bits_allocated) // 8
-        return numpy.dtype(f"{'f' if self.floating else 'i' if self.signed else 'u'}{size}")
+        return f"{'f' if self.floating else 'i' if self.signed else 'u'}{size}"
 
     @property
     def stored_range(self) -> tuple[int, int]:

@@ -22,10 +22,11 @@ import numpy
 from twistedproxy.imaging.errors import BadImage, NotDecodable
 from twistedproxy.imaging.luts_and_palettes import LookupTable
 from twistedproxy.imaging.parameters import Window
-from twistedproxy.imaging.pixel_description import MONOCHROME, WINDOW_FUNCTIONS, PixelFacts
+from twistedproxy.imaging.pixel_description import WINDOW_FUNCTIONS, PixelFacts
 
 Pixels = numpy.ndarray[Any, numpy.dtype[Any]]
 Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
+Words = numpy.ndarray[Any, numpy.dtype[numpy.uint16]]
 
 _Window = tuple[float, float, str]
 _Ends = tuple[float, float]
@@ -54,21 +55,6 @@ def to_display(
     if array.dtype.itemsize > 2:
         return _shown(array.astype(numpy.float64), facts, chosen, ends)
     return _table(array.dtype.str, facts, chosen, ends)[array.view(f"u{array.dtype.itemsize}")]
-
-
-def shown_as_stored(facts: PixelFacts) -> bool:
-    """Whether every gray value of 8 bits is shown as itself, unless a window is asked for."""
-    if facts.bits_allocated != 8 or facts.bits_stored != 8 or facts.photometric_interpretation not in MONOCHROME:
-        return False
-    values = numpy.arange(256, dtype=numpy.uint8)[None]
-    return bool((to_display(values.view(facts.dtype), facts) == values).all())
-
-
-def needs_range(facts: PixelFacts) -> bool:
-    """Whether it takes pixels to know which values are shown black and white, unless a window is asked for."""
-    deep = facts.bits_stored > 8 and facts.photometric_interpretation in MONOCHROME
-    windowed = facts.window_widths or facts.voi_lut is not None or facts.modality_lut is not None
-    return deep and not windowed and facts.value_range is None
 
 
 def range_of(array: Pixels, facts: PixelFacts) -> tuple[float, float] | None:
@@ -112,10 +98,10 @@ def _shown(values: Pixels, facts: PixelFacts, window: _Window | None, ends: _End
         if window is not None:
             shares = windowed(real, *window)
         elif facts.voi_lut is not None:
-            shares = facts.voi_lut.apply(numpy.rint(real)) / ((1 << facts.voi_lut.bits) - 1)
+            shares = _mapped(facts.voi_lut, numpy.rint(real)) / ((1 << facts.voi_lut.bits) - 1)
         else:
             lut = facts.modality_lut
-            limits = lut.entries.astype(numpy.float64) if lut is not None else _real(numpy.array(ends), facts)
+            limits = _entries(lut).astype(numpy.float64) if lut is not None else _real(numpy.array(ends), facts)
             low, high = float(limits.min()), float(limits.max())
             shares = (real - low) / ((high - low) or 1.0)
         result = numpy.rint(numpy.nan_to_num(numpy.clip(shares, 0.0, 1.0)) * 255).astype(numpy.uint8)
@@ -126,7 +112,7 @@ def _shown(values: Pixels, facts: PixelFacts, window: _Window | None, ends: _End
 
 def _real(values: Pixels, facts: PixelFacts) -> Pixels:
     if facts.modality_lut is not None:
-        return facts.modality_lut.apply(values).astype(numpy.float64)
+        return _mapped(facts.modality_lut, values).astype(numpy.float64)
     return values * (facts.rescale_slope or 1.0) + facts.rescale_intercept
 
 
@@ -160,11 +146,24 @@ def _eight_bits(array: Pixels, bits: int) -> Bytes:
 def _palette(array: Pixels, facts: PixelFacts) -> Bytes:
     if facts.palette is None:
         raise NotDecodable("the instance's palette is missing")
-    return numpy.stack([_colors(table)[table.places(array)] for table in facts.palette], axis=2)
+    return numpy.stack([_colors(table)[_places(table, array)] for table in facts.palette], axis=2)
 
 
 def _colors(table: LookupTable) -> Bytes:
     """Entries as bytes. Tables that claim 16 bits and hold 8 are common."""
-    entries = table.entries
+    entries = _entries(table)
     bits = 8 if table.bits > 8 and int(entries.max()) < 256 else table.bits
     return _eight_bits(entries, bits)
+
+
+def _entries(table: LookupTable) -> Words:
+    return numpy.frombuffer(table.data, "<u2")
+
+
+def _places(table: LookupTable, values: Pixels) -> Pixels:
+    """The entry for each value; those before the first and behind the last entry take the nearest (C.11.1.1.1)."""
+    return numpy.clip(values.astype(numpy.int64) - table.first, 0, len(table.data) // 2 - 1)
+
+
+def _mapped(table: LookupTable, values: Pixels) -> Words:
+    return _entries(table)[_places(table, values)]

@@ -13,6 +13,17 @@ def runs_of(numbers: Iterable[int]) -> list[Run]:
     return merged((number, number) for number in numbers)
 
 
+def runs_in(mask: bytearray) -> list[Run]:
+    """The runs of the places where *mask* is 1; it ends with a 0."""
+    found: list[Run] = []
+    first = mask.find(1)
+    while first >= 0:
+        behind = mask.find(0, first)
+        found.append((first, behind - 1))
+        first = mask.find(1, behind)
+    return found
+
+
 def merged(runs: Iterable[Run]) -> list[Run]:
     """All that lies in any of *runs*, which may be in any order, overlap and touch."""
     found: list[Run] = []

@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Optional, TypeVar
 
 import attrs
-import numpy as np
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
@@ -27,7 +26,7 @@ from twistedproxy.cache.interface import Cache, Fence, Held
 from twistedproxy.deferreds import Waiters, all_or_none
 from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.read_through import FrameReader
-from twistedproxy.page.runs import Run, runs_of
+from twistedproxy.page.runs import runs_in, runs_of
 from twistedproxy.page.survey import TICK, Loading, Survey
 from twistedproxy.prefetch.ahead.frame_queues import FrameQueues
 from twistedproxy.prefetch.jobs import Job, JobBook, JobKind
@@ -201,19 +200,20 @@ class Surveyor:
     async def _find(self, surveys: Sequence[Survey]) -> None:
         """Look through the cache for all of *surveys*. If they are large, it is one."""
         before, sign = await self._fences(surveys), self.cache.changes()
-        masks = [np.zeros(survey.frames + 2, bool) for survey in surveys]
+        masks = [bytearray(survey.frames + 2) for survey in surveys]
         claims: list[list[int]] = [[] for _ in surveys]
         after: Optional[bytes] = b""
         while after is not None and any(survey.watchers for survey in surveys):
             parts = await self.lane.run(functools.partial(self._held, surveys, after))
             for mask, claim, part in zip(masks, claims, parts, strict=True):
-                mask[list(part.cached)] = True
+                for number in part.cached:
+                    mask[number] = 1
                 claim.extend(part.claimed)
             after = parts[0].after
         fences, now = await self._fences(surveys), self.clock.seconds()
         if after is None and fences == before:  # else it is looked for anew
             for survey, fence, mask, claim in zip(surveys, fences, masks, claims, strict=True):
-                survey.found(fence, _runs_in(mask), runs_of(claim), sign, now)
+                survey.found(fence, runs_in(mask), runs_of(claim), sign, now)
 
     async def _held(self, surveys: Sequence[Survey], after: bytes) -> list[Held]:
         held = (self.cache.held(survey.instance, survey.frames, after) for survey in surveys)
@@ -249,9 +249,3 @@ class Surveyor:
             elif job.asked:
                 asked[job.instance] |= job.asked
         return Loading(asked, {} if self.queues is None else self.queues.under_way(), whole)
-
-
-def _runs_in(mask: Any) -> list[Run]:
-    """The runs of the places where *mask* is true; it begins and ends with a place where it is not."""
-    edges = np.flatnonzero(mask[1:] != mask[:-1]).tolist()
-    return [(first + 1, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]

@@ -32,6 +32,7 @@ from twistedproxy.imaging.downsampled_instance import Downsampled
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame, PictureTooLarge
 from twistedproxy.imaging.geometry import Cut, Tile
 from twistedproxy.imaging.parameters import PROFILES, Rendering
+from twistedproxy.imaging.pixel_description import MONOCHROME, PixelFacts
 from twistedproxy.imaging.tile_index import MAX_FRAMES, Placement, needs_positions
 from twistedproxy.origin.interface import Caller, Origin
 
@@ -173,6 +174,35 @@ def is_as_stored(metadata: InstanceMetadata, media_type: str) -> bool:
     """Whether a stored frame's bytes are its pixels in *media_type*; of gray see `is_same_picture`."""
     jpeg = metadata.transfer_syntax in (JPEG_BASELINE, JPEG_PROGRESSIVE)
     return (media_type == JPEG) == jpeg and is_same_picture(metadata, media_type)
+
+
+def is_shown_as_stored(facts: PixelFacts) -> bool:
+    """Whether every gray value of 8 bits is shown as itself, unless a window is asked for. False of tables, too: they seldom
+    change nothing."""
+    plain = facts.bits_allocated == facts.bits_stored == 8 and facts.photometric_interpretation == "MONOCHROME2"
+    if not plain or facts.inverse or facts.signed or facts.modality_lut is not None or facts.voi_lut is not None:
+        return False
+    slope = facts.rescale_slope or 1.0
+    if not facts.window_widths or facts.window_widths[0] <= 0:  # from the smallest to the largest value
+        return slope > 0
+    center, width = facts.window_centers[0], facts.window_widths[0]
+    if facts.voi_lut_function == "LINEAR" and width >= 1:  # PS3.3 section C.11.2.1.2.1
+        center, width = center - 0.5, width - 1
+    if facts.voi_lut_function == "SIGMOID" or width <= 0:
+        return False
+
+    def shown(value: int) -> float:
+        share = (value * slope + facts.rescale_intercept - center) / width + 0.5
+        return 255 * min(max(share, 0), 1)
+
+    return all(abs(shown(value) - value) < 0.5 for value in (0, 1, 254, 255))  # a line from 1 to 254
+
+
+def needs_range(facts: PixelFacts) -> bool:
+    """Whether it takes pixels to know which values are shown black and white, unless a window is asked for."""
+    deep = facts.bits_stored > 8 and facts.photometric_interpretation in MONOCHROME
+    windowed = facts.window_widths or facts.voi_lut is not None or facts.modality_lut is not None
+    return deep and not windowed and facts.value_range is None
 
 
 def can_decode(transfer_syntax: Optional[str]) -> bool:

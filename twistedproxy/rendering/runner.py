@@ -29,10 +29,16 @@ from twistedproxy.imaging.errors import CallFailed
 from twistedproxy.imaging.geometry import Tile, decoder_scale
 from twistedproxy.imaging.pixel_description import PixelFacts
 from twistedproxy.imaging.tile_index import needs_positions
-from twistedproxy.imaging.windowing import needs_range, shown_as_stored
 from twistedproxy.processes.messages import Message
 from twistedproxy.rendering.descriptions import Descriptions
-from twistedproxy.rendering.planner import Task, is_as_stored, is_gray, is_same_picture
+from twistedproxy.rendering.planner import (
+    Task,
+    is_as_stored,
+    is_gray,
+    is_same_picture,
+    is_shown_as_stored,
+    needs_range,
+)
 from twistedproxy.rendering.pool import RenderPool
 
 BATCH = 64
@@ -148,7 +154,7 @@ class Maker:
         if not is_same_picture(metadata, media_type):
             return None
         may_be_windowed = is_gray(metadata) and not task.request.rendering.stored_values
-        if may_be_windowed and not shown_as_stored(PixelFacts.from_bytes(await self._facts(task, tile.number))):
+        if may_be_windowed and not is_shown_as_stored(PixelFacts.from_bytes(await self._facts(task, tile.number))):
             return None
         if is_as_stored(metadata, media_type):
             check_not_empty([frame])
