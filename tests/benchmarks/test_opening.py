@@ -16,6 +16,7 @@ from tests.benchmarks.viewers import CONNECTIONS, Seconds, Study, Viewer, open_s
 from tests.stores.dialects import DCM4CHEE, STANDARD, Dialect
 from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
+from tests.waiting import wait_until
 
 
 class ViewerCase(TestCase):
@@ -50,7 +51,11 @@ class SlideTests(ViewerCase):
         """Searches and metadata one after the other; profiles before what is searched for beside them; then tiles, the middle first."""
         study = slide(self._folder(), 1, ((4, 4), (16, 3)))
         store = self._store(study)
-        self.assertEqual(await self._open(store, open_slide, study), 0)
+        gate = store.hold("/bulkdata/")
+        opening = ensureDeferred(self._open(store, open_slide, study))
+        await wait_until(lambda: len(store.lines()) >= 3 + CONNECTIONS, "as many requests as there are connections")
+        gate.release()
+        self.assertEqual(await opening, 0)
         lines = store.lines()
         self.assertEqual(list(map(kind, lines[:3])), ["searches", "searches", "metadata"])
         beside = 5
