@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest
 
 from tests.running import tied
+from tests.waiting import DEADLINE
 from twistedproxy.cache.address import Login
 from twistedproxy.cache.redis import pipeline
 from twistedproxy.cache.redis.connection import Link
@@ -30,7 +31,6 @@ from twistedproxy.system.outages import Outage
 
 A = Instance("http://store/dicom-web", "", "1.2.3", "1.2.3.4", "1.2.3.4.5")
 SERVERS = ("redis-server", "valkey-server")
-DEADLINE = 10.0
 ANSWER_SECONDS = 1.0  # for one look whether a server answers
 POLL = 0.01
 

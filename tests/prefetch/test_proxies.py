@@ -126,14 +126,14 @@ class ProxyTests(RealCase):
         gate = await self.half(self.proxies[0])
 
         async def written() -> bool:
-            return await self.cached(self.worker_beside) > 100
+            return await self.cached(self.worker_beside) > 50  # a batch may wait for more
 
         await until(written, "frames in the cache")
         half = await self.fence()
         kill_at_once(self.proxies[0].family())
         await wait_until(lambda: not self.proxies[0].strays(), "the end of all processes")
         gate.release()
-        self.assertGreater(await self.cached(self.worker_beside), 100)
+        self.assertGreater(await self.cached(self.worker_beside), 50)
         successor = self.proxies[1]
         await self.get(successor, len(self.frames))
         await wait_until(lambda: successor.logged("load_left"), "another load", PATIENCE)

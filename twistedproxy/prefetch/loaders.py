@@ -92,8 +92,8 @@ MAX_RETRY_SECONDS = 30.0
 CONFIGURE_SECONDS = 20.0
 """How long a child may take to start and to meet the cache; about half a second is usual."""
 
-CHILD_SECONDS = 10.0
-"""How long a load waits for a child."""
+CHILD_SECONDS = CONFIGURE_SECONDS
+"""How long a load waits for a child: on a busy machine it takes long to start, for it gets what CPU others leave."""
 
 STOP_SECONDS = 3.0
 """How long a child may take to remove what a given-up load wrote; 10,000 frames take some milliseconds."""
