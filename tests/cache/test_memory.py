@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.cache.contract import CacheContract
 from tests.cache.support import A
+from tests.properties import given, settings, st
 from twistedproxy.cache.lru import ITEM_OVERHEAD, LruStore
 from twistedproxy.cache.memory import MemoryCache
 
@@ -87,7 +86,7 @@ STEPS = st.lists(
 class LruStoreTests(SynchronousTestCase):
     """The bounded map."""
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150)
     @given(STEPS)
     def test_its_accounts_are_right_whatever_is_done(self, steps: list[tuple[str, bytes, int]]) -> None:
         """Used bytes are the sum of what is held and never above the limit; a value that is held is the last one put."""

@@ -92,9 +92,10 @@ class Haproxy(Child):
         self.wait_until_it_listens(self.port)
 
     def ready(self) -> int:
-        """How many proxies it takes for ready."""
+        """How many proxies it takes for ready; -1 where it does not answer yet."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(f"{self.folder_}/admin")
+            if connection.connect_ex(f"{self.folder_}/admin"):
+                return -1
             connection.sendall(b"show stat\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         rows = csv.DictReader(text.removeprefix("# ").splitlines())

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import time
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, st
 from twistedproxy.dicom.media_types import (
     MAX_LENGTH,
     BadMediaType,

@@ -12,11 +12,10 @@ from unittest import SkipTest
 
 import attrs
 import ijson
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicom import lenient_json
 from twistedproxy.dicom.json_events import BadMetadata, MetadataEvents
 from twistedproxy.dicom.lenient_json import LenientJson
@@ -299,7 +298,7 @@ class ReadingTests(SynchronousTestCase):
             self.assertRaises(BadMetadata, parse, data[:length])
         self.assertEqual(parse(data + b"\r\n").frames, 10000)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.text(max_size=9),
@@ -317,7 +316,7 @@ class ReadingTests(SynchronousTestCase):
         except BadMetadata:
             pass
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.recursive(
             st.booleans()

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import time
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicom.media_types import parse_media_type
 from twistedproxy.dicom.multipart import (
     MAX_BOUNDARY_BYTES,
@@ -179,7 +178,7 @@ class ReadingTests(SynchronousTestCase):
         assert media_type is not None
         self.assertEqual(media_type.transfer_syntax, "1.2")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         st.lists(st.text("\r\n-b x", max_size=30).map(str.encode), max_size=5),
         st.sampled_from([b"\r\n", b"\n"]),
@@ -196,7 +195,7 @@ class ReadingTests(SynchronousTestCase):
         expected = [part[:-1] if newline == b"\n" and part.endswith(b"\r") else part for part in parts]
         self.assertEqual([part.data for part in collect(body, boundary, size)], expected)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         st.lists(st.sampled_from([b"--b", b"\r\n", b"\n", b"--", b":", b"x", b" "])).map(b"".join), st.integers(1, 9)
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy
 import pydicom
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicom.test_transfer_syntaxes import ENCODED, expected_of
+from tests.properties import given, settings, st
 from tests.slides import ENCODINGS, OffsetTable, Pieces, multi_frame, slide, stored_frames
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.metadata import InstanceMetadata
@@ -608,7 +607,7 @@ class HostileStreams(SynchronousTestCase):
         self.assertEqual(sum(sizes), 100_000_000)
         self.assertLessEqual(max(sizes), INFLATED_BYTES + 10_000)
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(st.data())
     def test_changed_files(self, data: st.DataObject) -> None:
         """Files with bytes changed, cut out or put in give frames or `BadPart10`, the same for every cut."""
@@ -627,7 +626,7 @@ class HostileStreams(SynchronousTestCase):
 
         self.assertEqual(outcome(data.draw(st.integers(1, 50))), outcome(len(file)))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.sampled_from([header(), header(ts.IMPLICIT_VR_LITTLE_ENDIAN), header(ts.EXPLICIT_VR_BIG_ENDIAN)]),
         st.binary(),

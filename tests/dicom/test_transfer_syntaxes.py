@@ -3,11 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import wsidicom_data
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.uid import UID
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicom import transfer_syntaxes as ts
 from twistedproxy.dicom.sniffing import sniff
 
@@ -127,7 +126,7 @@ class SniffTests(SynchronousTestCase):
         self.assertTrue(ts.may_be(b"\xff\xff\xff\xd8", ts.JPEG_BASELINE))
         self.assertTrue(ts.may_be(b"<html>", ts.EXPLICIT_VR_LITTLE_ENDIAN))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.sampled_from(
             [b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b"\1\0\0\0\x40\0\0\0"]

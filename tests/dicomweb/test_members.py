@@ -7,10 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicomweb.repairs.members import MAX_HEAD, objects_in, syntax_members, with_members
 
 JPEG = "1.2.840.10008.1.2.4.50"
@@ -246,7 +245,7 @@ def _documents(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 class AnyDocumentTests(SynchronousTestCase):
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(_documents(), st.booleans())
     def test_same_as_a_parser_would(self, documents: list[dict[str, Any]], escape: bool) -> None:
         """Any array of objects comes out as if it had been parsed, completed and written again."""

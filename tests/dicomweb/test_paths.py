@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicom.resource import Instance, Scope
 from twistedproxy.dicomweb.paths import MAX_SEGMENTS, Resource, ResourceKind, parse_frame_list, parse_resource
 from twistedproxy.server.problems import Problem
@@ -177,7 +176,7 @@ class ResourceTests(SynchronousTestCase):
         self.assertNotIn("POST", parse_resource(INSTANCE + b"/frames/1").methods)
         self.assertIn("DELETE", parse_resource(b"/studies/1.2").methods)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.binary(max_size=60).map(lambda tail: b"/a/" + tail + b"/studies"))
     def test_any_bytes(self, path: bytes) -> None:
         """Any path is either refused with a 4xx or has a root without dot segments, empty ones or escapes of slashes."""

@@ -88,11 +88,12 @@ class StackTests(SeriesCase):
     async def test_present(self) -> None:
         """What is in the cache is not asked for again, whatever is said."""
         store, proxy = await self.started(*(made := self.stack(3)))
-        await proxy.client().frames(made[1].resource, [1])
+        await self.load(proxy, f"/{made[1].resource}")
         first, second = await self.load(proxy, SERIES), await self.load(proxy, SERIES, query="?again=1&follow=1")
         self.assertEqual((counts(first), first["frames"], first["total"]), ((2, 1, 0, 0), 2, 2))
         self.assertEqual((counts(second), second["frames"], second["total"]), ((0, 3, 0, 0), 0, 0))
-        self.assertEqual(len(store.lines("/frames/1")), 3)
+        self.assertEqual(len(store.lines("/frames/1")), 2)
+        self.assertEqual(store.lines(f"{made[1].sop}/frames"), [])
 
     async def test_one_is_refused(self) -> None:
         """A slice that the store refuses is counted and named, and the others are loaded."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, strategies
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import ALICE, MALLORY
+from tests.properties import given, st
 from twistedproxy.cache.interface import LARGE, whole
 from twistedproxy.cache.keys import is_fact
 from twistedproxy.dicom.multipart_writer import content_digest
@@ -79,10 +79,10 @@ class FrameTests(SynchronousTestCase):
     """A frame's entry."""
 
     @given(
-        strategies.binary(max_size=300),
-        strategies.sampled_from([JPEG, "1." + "2" * 62, "1"]),
-        strategies.booleans(),
-        strategies.floats(min_value=0),
+        st.binary(max_size=300),
+        st.sampled_from([JPEG, "1." + "2" * 62, "1"]),
+        st.booleans(),
+        st.floats(min_value=0),
     )
     def test_round_trip(self, data: bytes, uid: str, prefetched: bool, expires: float) -> None:
         """What was packed is unpacked, prefetched or not, whatever the bytes and the length of the UID."""

@@ -13,11 +13,10 @@ import re
 from typing import Any
 
 import attrs
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.hot.support import ACCEPT, ALICE, FRAMES, MALLORY, OF_ONE_ANSWER, HotProxy, request
+from tests.properties import HealthCheck, given, settings, st
 from tests.server.wire import Wire
 from twistedproxy.settings import MIB
 
@@ -206,13 +205,7 @@ class EqualityTests(SynchronousTestCase):
     def test_made_up(self) -> None:
         """No made-up conversation is answered otherwise, and many of them are answered hot."""
 
-        @settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        )
+        @settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(conversations())
         def compare(pieces: list[bytes]) -> None:
             self.compare(pieces)

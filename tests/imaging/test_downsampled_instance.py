@@ -9,11 +9,10 @@ from typing import Any, Optional
 
 import attrs
 import numpy
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import example, given, settings, st
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.imaging.downsampled_instance import Downsampled, downsampled, downsampled_answer, shrunk
 from twistedproxy.imaging.errors import CannotRender, NoSuchVirtualFrame
@@ -93,7 +92,6 @@ class SizeTests(SynchronousTestCase):
             self.assertEqual(virtual.frames, grid * planes)
         self.assertRaises(NoSuchVirtualFrame, virtual.frame, virtual.frames + 1)
 
-    @settings(deadline=None)
     @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(64, 300), FACTORS, st.sampled_from(INTERPOLATIONS))
     def test_sources(self, rows: int, columns: int, tile: int, factor: float, interpolation: str) -> None:
         """Source frames exist, come row by row, are counted beforehand, and all of them together are all frames."""
@@ -191,7 +189,7 @@ class SizeTests(SynchronousTestCase):
 class SeamTests(SynchronousTestCase):
     """Pictures put together."""
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @example(112, 79, 32, 1.0005969633171108, "nearest", True)
     @example(88, 4, 48, 1.4653500030699944, "nearest", False)
     @given(
@@ -308,7 +306,6 @@ class ViewportTests(SynchronousTestCase):
         cut = self.shown(Viewport(130, 100, 30, 20))
         self.assertEqual(differ(cut, self.matrix.pixels[20:120, 30:160]), 0)
 
-    @settings(deadline=None)
     @given(
         st.integers(1, 40), st.integers(1, 40), st.floats(0, 50), st.floats(0, 50), st.floats(0.1, 40), st.floats(0.1, 40),
         st.sampled_from(INTERPOLATIONS), st.sampled_from((1, 2, 4, 8)), st.booleans(), FACTORS | st.just(1.0),
@@ -357,7 +354,7 @@ class ViewportTests(SynchronousTestCase):
         shown = matrix.made(virtual.frame(6).shown(Viewport(16, 16, 8, 4, 16, 16)), "area")
         self.assertEqual(differ(shown, frame[4:20, 8:24]), 0)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         st.integers(1, 90), st.integers(1, 90), st.floats(0, 59), st.floats(0, 59), st.floats(0.1, 100) | st.none(),
         st.floats(-100, -0.1) | st.none(), st.sampled_from(INTERPOLATIONS),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import attrs
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, st
 from twistedproxy.imaging.parameters import (
     DESCRIBING,
     FRAMES,

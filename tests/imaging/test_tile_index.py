@@ -9,11 +9,10 @@ from typing import Any
 import attrs
 import numpy
 import pydicom
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, st
 from tests.slides import Made, slide
 from twistedproxy.dicom.json_events import BadMetadata
 from twistedproxy.dicom.metadata import InstanceMetadata

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.frames.support import JPEG
 from tests.prefetch.support import LOOP, SLIDE
+from tests.properties import given, settings, st
 from twistedproxy.cache.address import NoAddress
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.plan import Kind, Plan, Reason, plan, plan_by_hand, plan_for_picture
@@ -415,7 +414,7 @@ class AnyPlan(PlanTests):
             },
         )
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=300)
     @given(
         st.integers(0, 5000),
         st.lists(st.integers(-2, 5002), max_size=4, unique=True),

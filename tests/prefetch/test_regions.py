@@ -8,16 +8,15 @@ from fractions import Fraction
 from itertools import pairwise
 
 import attrs
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, settings, st
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.regions import FrameGrid, Region, Screen, Tiling, block_load, display_load, numbers
 
 BLOCK, DISPLAY = 8000, 3000
 
-quickly = settings(max_examples=300, deadline=None, database=None)
+quickly = settings(max_examples=300)
 
 # A slide of 100 x 100 frames of 256 pixels; its last frames are only partly used.
 SLIDE = InstanceMetadata(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import attrs
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.prefetch.support import LOOP, SLIDE
+from tests.properties import given, st
 from twistedproxy.dicom.metadata import InstanceMetadata
 from twistedproxy.prefetch.ahead.surroundings import (
     FURTHER,

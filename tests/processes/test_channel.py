@@ -6,14 +6,13 @@ import struct
 from functools import partial
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, st
 from twistedproxy.processes import messages
 from twistedproxy.processes.channel import CallError, Channel
 from twistedproxy.processes.messages import Message

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.internet.interfaces import IDelayedCall
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.dicomweb.support import logged
+from tests.properties import given, st
 from twistedproxy.processes import child as child_output
 from twistedproxy.processes.child import ChildOutput
 from twistedproxy.system.logs import LogOutput

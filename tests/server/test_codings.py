@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Optional
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.properties import given, st
 from twistedproxy.server.compression import Choice, altered, choose, may_transform, varied
 
 BOTH = ("zstd", "gzip")
