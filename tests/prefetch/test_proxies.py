@@ -271,8 +271,12 @@ class WorkerTests(RealCase):
             answers = [await get(*batch) for batch in batches]
             return {answer.headers["cache-status"] for answer in answers} == {"twistedproxy; hit"}
 
+        def loads() -> int:
+            return len([seen for seen in held.requests if seen.path.endswith(self.slide.sop)])
+
+        await wait_until(lambda: loads() > 1, "another load's request")
         await until(complete, "all frames in the cache")
-        self.assertEqual(len([seen for seen in held.requests if seen.path.endswith(self.slide.sop)]), 2)
+        self.assertEqual(loads(), 2)
 
 
 class NoCacheTests(RealCase):
