@@ -85,10 +85,12 @@ class QueuesTests(PrefetchCase):
             self.ask(self.made, 9_999, caller=name)
         self.origin.asked.clear()
 
-    def add(self, numbers: Sequence[int], caller: str = "alice", size: int = 100) -> FrameQueue:
+    def add(
+        self, numbers: Sequence[int], caller: str = "alice", size: int = 100, looked_at: bool = True
+    ) -> FrameQueue:  # fmt: skip
         wanted = self.wanted(1, caller=caller)
         queue = self.queues.of(wanted, self.fence(), size)
-        self.queues.add(queue, wanted, numbers)
+        self.queues.add(queue, wanted, numbers, looked_at)
         return queue
 
     def loaded(self) -> set[int]:
@@ -154,6 +156,21 @@ class QueuesTests(PrefetchCase):
         self.assertEqual(self.loaded(), {*range(1, 17), 101, 102})
         (job,) = self.ended(self.made)
         self.assertEqual((job["frames"], job["total"]), (18, 18))
+
+    def test_not_looked_at(self) -> None:
+        """Of an instance that the caller does not look at yet, fewer at once; as many as of others once they do, and fewer again."""
+        self.patch(frame_queues, "SIDE_BY_SIDE", 3)
+        self.patch(frame_queues, "IN_THE_BACKGROUND", 1)
+        self.hold()
+        self.add(range(1, 41), looked_at=False)
+        self.assertEqual(len(self.origin.asked), 1)
+        self.add([101])
+        self.assertEqual(len(self.origin.asked), 3)
+        self.add([102], looked_at=False)
+        self.origin.release(2)
+        self.assertEqual(len(self.origin.asked), 3)
+        self.release()
+        self.assertEqual(self.loaded(), {*range(1, 41), 101, 102})
 
     def test_fair(self) -> None:
         """Callers have turns, and what all have under way is bounded in bytes."""

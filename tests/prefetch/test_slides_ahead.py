@@ -19,7 +19,7 @@ from twistedproxy.dicom.resource import Instance
 from twistedproxy.frames.entries import frame_name
 from twistedproxy.frames.read_through import FrameAnswer, FrameRequest
 from twistedproxy.prefetch import runner
-from twistedproxy.prefetch.ahead import slides
+from twistedproxy.prefetch.ahead import frame_queues, slides
 from twistedproxy.prefetch.ahead.surroundings import FURTHER, MARGIN, RING, RUN, RUN_FURTHER
 from twistedproxy.prefetch.instance_load import Loaded
 from twistedproxy.prefetch.jobs import NotLoadable
@@ -274,6 +274,20 @@ class BeyondTests(LookAheadCase):
         self.patch(slides, "MARGIN", MARGIN)
         self.look(worker, 1, 64, 50)
         self.assertIn((middle, int(50.5 * SIDES[2] / SIDES[1]) - MARGIN), self.places(2))
+
+    def test_in_the_background(self) -> None:
+        """The level beside is asked for with fewer requests at once than the one that a caller looks at."""
+        for name, count in (("SIDE_BY_SIDE", 3), ("IN_THE_BACKGROUND", 1)):
+            self.patch(frame_queues, name, count)
+        worker = self.worker(whole_instance=False)
+        self.slides.held = []
+        self.look(worker, 1, 64, 64)
+        asked = {number: len(self.slides.loaded[level(number).sop]) for number in (1, 2)}
+        self.assertEqual(asked, {1: 1 + 3 * self.slides.per_request, 2: self.slides.per_request})
+        while self.slides.held:
+            self.slides.release()
+            self.clock.advance(0)
+        self.assertEqual(len(self.places(2)), (2 * MARGIN + 1) ** 2)
 
     def test_planes(self) -> None:
         """The same plane of the level beside, where it has as many focal planes or optical paths; again when the plane changes."""

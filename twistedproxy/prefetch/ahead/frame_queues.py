@@ -35,6 +35,9 @@ from twistedproxy.system.outages import Recent
 SIDE_BY_SIDE = 12
 """Requests of one queue at once."""
 
+IN_THE_BACKGROUND = 4
+"""The same where nobody looks at the instance yet: they must not take the slots at the origin of what lies around a caller's frames."""
+
 BYTES_UNDER_WAY = 32 << 20
 """What the requests of all queues ask one store for, at most; one for a frame is always sent."""
 
@@ -64,7 +67,7 @@ class _Changed(LoadFailed):
 class FrameQueue:
     """What is to be loaded of one instance for one caller, written under *fence*. *wanted*: a request of the caller, with the headers
     that are needed while anything is loaded. *frame_bytes*: of a frame, about. *known*: frames that are cached, wait here, or are
-    *loading*."""
+    *loading*. *looked_at*: whether the caller looks at frames of the instance now."""
 
     key: _Key
     fence: Fence
@@ -73,6 +76,7 @@ class FrameQueue:
     known: set[int] = attrs.Factory(set)
     loading: set[int] = attrs.Factory(set)
     lanes: set[Deferred[None]] = attrs.Factory(set)
+    looked_at: bool = True
     lost: float = -math.inf
     """When frames were lost last (seconds of the clock)."""
     job: Optional[Job] = None
@@ -86,6 +90,11 @@ class FrameQueue:
     def place(self) -> str:
         """The store that is asked."""
         return self.key[1].origin
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether one more request may be sent."""
+        return len(self.lanes) < (SIDE_BY_SIDE if self.looked_at else IN_THE_BACKGROUND)
 
     @property
     def waiting(self) -> Collection[int]:
@@ -172,11 +181,12 @@ class FrameQueues:
                 found[instance].update(queue.waiting, queue.loading)
         return found
 
-    def add(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int]) -> None:
-        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds, for the caller of *wanted*."""
+    def add(self, queue: FrameQueue, wanted: FrameRequest, numbers: Sequence[int], looked_at: bool = True) -> None:
+        """Load those of *numbers* that are not known to be cached, in this order, before what *queue* holds, for the caller of *wanted*,
+        who looks at the instance, or at another."""
         if self._refused.has(queue.key, self.clock.seconds()):
             return
-        new = queue.put(numbers)
+        new, queue.looked_at = queue.put(numbers), looked_at
         if len(queue):
             queue.wanted = attrs.evolve(wanted, prefetch=False, priority=Priority.DISPLAY)
         if queue.job is None and len(queue):
@@ -203,7 +213,7 @@ class FrameQueues:
                 queue, _ = self._turns.popitem(last=False)
                 if len(queue) and self._under_way[queue.place] >= BYTES_UNDER_WAY:
                     full.append(queue)
-                elif len(queue) and len(queue.lanes) < SIDE_BY_SIDE:
+                elif len(queue) and queue.has_lane:
                     self._turns[queue] = None  # behind the others
                     self._send(queue)
                 elif not len(queue) and not queue.lanes:

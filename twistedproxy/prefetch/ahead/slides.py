@@ -214,7 +214,8 @@ class LookAhead:
             wanted, fence = await self._granted(seen.wanted, level)
             if fence is not None:
                 queue = self.queues.of(wanted, fence, seen.frame_bytes)
-                self.queues.add(queue, wanted, around(grid, plane, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN)))
+                numbers = around(grid, plane, *place, Reach(MARGIN, MARGIN, MARGIN, MARGIN))
+                self.queues.add(queue, wanted, numbers, looked_at=False)
 
     async def _granted(self, wanted: FrameRequest, level: Member) -> tuple[FrameRequest, Optional[Fence]]:
         """A request for frames of *level* by the caller of *wanted*, and the level's fence; None where the caller may not read it, or
