@@ -19,7 +19,7 @@ from tests.stores.orthanc import Orthanc
 from tests.waiting import DEADLINE, within
 
 T = TypeVar("T")
-ENOUGH = 60.0  # seconds for all that a client does in one thread
+ENOUGH = 90.0  # seconds for all that a client does in one thread
 
 
 class Session(requests.Session):
@@ -32,8 +32,7 @@ class Session(requests.Session):
         self.hooks["response"].append(lambda answer, *_args, **_more: self.answers.append(answer))
 
     def request(self, *args: Any, **more: Any) -> requests.Response:
-        more["timeout"] = more.get("timeout") or DEADLINE
-        return super().request(*args, **more)
+        return super().request(*args, **{**more, "timeout": DEADLINE})
 
     def frame_answers(self) -> list[tuple[int, str]]:
         """Status and Cache-Status of each answer to a request for frames."""
