@@ -21,6 +21,7 @@ from tests.workers import fake_worker
 from twistedproxy.cache.address import LocalAddress, NoAddress
 from twistedproxy.server.listening import bind
 from twistedproxy.settings import Settings
+from twistedproxy.system.metrics import merge
 from twistedproxy.workers import supervisor, watchdog
 from twistedproxy.workers.supervisor import Supervisor
 
@@ -241,6 +242,8 @@ class WatchTests(SupervisorCase):
             await wait_until(lambda: len(said()) == 4, "three crashes more")
             self.order = "good"
         self.assertEqual([event["delay"] for event in said()], [0.0, 0.1, 0.2, 0.4])
+        restarts = merge(await parent._workers.handlers(parent._workers.all[0])["snapshots"]())["worker_restarts"]
+        self.assertIn(restarts[0][1][0], (3.0, 4.0))  # the fourth comes after a delay
         self.assertIn("signal 9", said()[0]["reason"])
         self.assertIn("exit code 4", said()[1]["reason"])
         await self.stopped(parent)

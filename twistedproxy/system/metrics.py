@@ -82,6 +82,9 @@ FAMILIES = {
         ),
         Family("cache_used_bytes", "shared", "Bytes used by the cache."),
         Family("cache_max_bytes", "shared", "Limit of the cache in bytes; 0 means no limit."),
+        Family(
+            "worker_restarts", "counter", "Workers started in the place of one that had ended unasked, or was killed."
+        ),
         Family("prefetch_plans", "counter", "Prefetch decisions, by kind of load (or none) and reason.", "kind reason"),
         Family("prefetch_jobs", "counter", "Prefetch jobs finished, by result.", "kind result"),
         Family("prefetch_jobs_busy", "counter", "Prefetches skipped because --max-jobs jobs were running."),

@@ -57,6 +57,10 @@ class Workers:
         self.all.append(worker)
         worker.ended().addCallback(self._ended, worker)
 
+    def restarted(self) -> None:
+        """A worker is started in the place of one that ended unasked."""
+        self._of_the_ended = merge([self._of_the_ended, {"worker_restarts": [[[], [1.0]]]}])
+
     def _ended(self, _result: object, worker: WorkerProcess) -> None:
         self.all.remove(worker)
         self._of_the_ended = merge([self._of_the_ended, _lasting(worker.counted)])

@@ -133,7 +133,8 @@ class Supervisor:
         return pickle.dumps(self._settings)
 
     async def _restarted(self) -> WorkerProcess:
-        """Likewise, made of the spare where there is one."""
+        """Likewise, made of the spare where there is one, for a worker that ended unasked."""
+        self._workers.restarted()
         try:
             return await self._started(self._spare.take())
         finally:
