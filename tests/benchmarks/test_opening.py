@@ -11,8 +11,9 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.benchmarks import viewers
 from tests.benchmarks.opening import NAMES, Marks, Opened, kind, rows
-from tests.benchmarks.viewers import CONNECTIONS, Seconds, Study, Viewer, open_slide, open_stack, slide, stack
+from tests.benchmarks.viewers import Seconds, Study, Viewer, open_slide, open_stack, slide, stack
 from tests.stores.dialects import DCM4CHEE, STANDARD, Dialect
 from tests.stores.faults import Answer
 from tests.stores.simulated import SimulatedStore
@@ -51,15 +52,12 @@ class SlideTests(ViewerCase):
         """Searches and metadata one after the other; profiles before what is searched for beside them; then tiles, the middle first."""
         study = slide(self._folder(), 1, ((4, 4), (16, 3)))
         store = self._store(study)
-        gate = store.hold("/bulkdata/")
-        opening = ensureDeferred(self._open(store, open_slide, study))
-        await wait_until(lambda: len(store.lines()) >= 3 + CONNECTIONS, "as many requests as there are connections")
-        gate.release()
-        self.assertEqual(await opening, 0)
+        self.patch(viewers, "CONNECTIONS", 1)  # several send side by side: it is not said which comes first
+        self.assertEqual(await self._open(store, open_slide, study), 0)
         lines = store.lines()
         self.assertEqual(list(map(kind, lines[:3])), ["searches", "searches", "metadata"])
         beside = 5
-        self.assertEqual(sorted(map(kind, lines[3 : 3 + CONNECTIONS])), ["bulk data"] * 2 + ["searches"] * 4)
+        self.assertEqual(list(map(kind, lines[3:5])), ["bulk data"] * 2)
         tiles = [line for line in lines if "/frames/" in line]
         self.assertEqual(len(lines), 3 + 2 + beside + 9)
         self.assertIn(f"{study.stored[1].resource}/frames/5", "".join(tiles[:2]))
@@ -80,6 +78,7 @@ class SlideTests(ViewerCase):
         self.patch(viewer, "show", watched)
         opening = deferToThread(open_slide, viewer, study)
         await store.requested(lambda seen: "Modality=OT" in seen.line)
+        await wait_until(lambda: len(gate.waiting) == 2, "both profiles' requests")
         gate.release()
         await opening
         self.assertEqual((len(gate.waiting), released), (2, [True]))

@@ -145,8 +145,9 @@ class FamilyTests(WorkersCase):
         await wait_until(lambda: len(children_of(pids, "rendering")) == 2, "two renderers")
         answer = await client(self, proxy.url, ALICE).get(f"{self.frame_path}/rendered", {"Accept": "image/png"})
         self.assertEqual(answer.status, 200)
-        everybody = "parent, cache, two workers, a spare, two loaders, two renderers or more"
-        await wait_until(lambda: len(proxy.family()) >= 9, everybody)
+        # A renderer that cannot start in time beside busy processes is started again when it is needed.
+        everybody = "parent, cache, two workers, a spare, two loaders, a renderer or more"
+        await wait_until(lambda: len(proxy.family()) >= 8, everybody)
         await deferToThread(proxy.kill)
         await wait_until(lambda: not proxy.strays(), "all are gone", GONE_SECONDS)
 
