@@ -367,6 +367,12 @@ class SegmentTests(SynchronousTestCase):
         """Discrete, linear and indirect segments follow each other."""
         self.assertEqual(lay_out([0, 2, 5, 10, 1, 5, 60, 2, 1, 0, 0]), [5, 10, 20, 30, 40, 50, 60, 5, 10])
 
+    def test_ties(self) -> None:
+        """Half way between two numbers is the even one, wherever the ramp begins: as numpy rounds, and pydicom with it."""
+        for first, last, count in ((13, 13107, 4), (5, 8, 86), (4525, 124, 206), (9, 9, 3)):
+            ramp = numpy.around(numpy.linspace(first, last, count + 1)).astype(int).tolist()
+            self.assertEqual(lay_out([0, 1, first, 1, count, last]), ramp)
+
     def test_wrong(self) -> None:
         """A ramp from nowhere, an unknown segment, one that calls itself, and one without end."""
         for table in ([1, 5, 60], [7, 1, 1], [0, 1, 5, 2, 9, 6, 0], [0, 1, 5] + [1, 60_000, 7] * 2):

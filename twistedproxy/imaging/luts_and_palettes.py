@@ -104,8 +104,8 @@ def _lay_out(words: Sequence[int], place: int, count: int | None, entries: list[
             entries.extend(words[place : place + length])
             place += length
         elif kind == 1 and entries:
-            before, rise = entries[-1], words[place] - entries[-1]
-            entries.extend(before + round(rise * step / length) for step in range(1, length + 1))
+            before, step = entries[-1], (words[place] - entries[-1]) / (length or 1)
+            entries.extend(round(before + step * number) for number in range(1, length + 1))
             place += 1
         elif kind == 2 and count is None and place + pointer <= len(words):
             parts = words[place : place + pointer]
