@@ -246,10 +246,9 @@ class AdminRoutes:
         """Have all workers and hosts give nothing any more of what is cached of a study, series or instance. 204 once that is
         so, whether there was anything or not."""
         mount, resource = self._cached(request)
-        if request.requestHeaders.hasHeader(
-            b"Origin"
-        ):  # browsers send it with every DELETE of a page, also of one whose name
-            # was made to lead here (DNS rebinding), which is of this web origin then
+        # Browsers send it with every DELETE of a page, also of one whose name was made to lead here (DNS rebinding), which is
+        # of this web origin then.
+        if request.requestHeaders.hasHeader(b"Origin"):
             raise Problem(403, "this request came from a page in a browser; only stores and scripts purge")
         scope = resource.scope(mount.origin.url)
         if not await self.invalidation.purge(scope, "webhook"):

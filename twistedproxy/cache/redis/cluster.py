@@ -17,7 +17,7 @@ from twistedproxy.cache.address import ClusterAddress
 from twistedproxy.cache.interface import CacheUnavailable, Fence
 from twistedproxy.cache.keys import fence_of
 from twistedproxy.cache.redis import pipeline, topology
-from twistedproxy.cache.redis.cluster_reads import ClusterReads, KeptGenerations
+from twistedproxy.cache.redis.cluster_reads import NO_NODE, ClusterReads, KeptGenerations
 from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.deletions import Deletions, delete_at
 from twistedproxy.cache.redis.keys import slot_of
@@ -29,8 +29,6 @@ from twistedproxy.deferreds import all_or_none
 
 MOST_HOPS = 4
 """Redirections of one command that are followed."""
-
-NO_NODE = "no node of the cluster has the slot"
 
 _ASKING: Command = (pipeline.command(b"ASKING"),)
 

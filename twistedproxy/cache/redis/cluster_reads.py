@@ -25,13 +25,15 @@ from twisted.python.failure import Failure
 from twistedproxy.cache.interface import CacheUnavailable
 from twistedproxy.cache.redis.connection import Link
 from twistedproxy.cache.redis.keys import slot_of
-from twistedproxy.cache.redis.pipeline import Replies, command
+from twistedproxy.cache.redis.pipeline import Replies, command, in_parts
 from twistedproxy.cache.redis.server import MAX_KEYS_PER_MGET, MAX_WAITING_READS, Values
 from twistedproxy.deferreds import Waiters, all_or_none
 
 FRESH_SECONDS = 2.0
 LAST_SECONDS = 2.25
 """With what `near.FENCE_SECONDS` and `hot.responses.CHECK_SECONDS` add, what another host ends is noticed within 5 s."""
+NO_NODE = "no node of the cluster has the slot"
+
 MOST_KEPT = 20_000
 """Generations: of those that are looked at within seconds there are some hundreds."""
 
@@ -94,14 +96,10 @@ class ClusterReads:
             slot = slot_of(key)
             by_node.setdefault(self._node_of(slot), {}).setdefault(slot, []).append(key)
         for link, by_slot in by_node.items():
-            groups = [
-                keys[start : start + MAX_KEYS_PER_MGET]
-                for keys in by_slot.values()
-                for start in range(0, len(keys), MAX_KEYS_PER_MGET)
-            ]
+            groups = in_parts(by_slot.values(), MAX_KEYS_PER_MGET)
             try:
                 if link is None:
-                    raise CacheUnavailable("no node of the cluster has the slot")
+                    raise CacheUnavailable(NO_NODE)
                 sent = link.send(b"".join([command(b"MGET", *keys) for keys in groups]), len(groups))
             except CacheUnavailable as error:
                 self._lost(Failure(error), groups, wanted)

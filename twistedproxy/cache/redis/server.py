@@ -161,7 +161,7 @@ class ServerLinks:
                 raise CacheUnavailable(f"{self.where} did not keep a probe")
 
     async def facts(self) -> dict[str, object]:
-        """Its figures. Raises `CacheUnavailable`. None where it does not answer INFO."""
+        """Its figures; none where it does not answer INFO. Raises `CacheUnavailable`."""
         if not self.writes.informs:
             return {}
         sections = [pipeline.command(b"INFO", section) for section in (b"server", b"memory", b"stats")]
@@ -201,7 +201,7 @@ class ReadGatherer:
                 if key not in places:
                     places[key] = len(places)
         wanted = list(places)
-        slices = [wanted[start : start + MAX_KEYS_PER_MGET] for start in range(0, len(wanted), MAX_KEYS_PER_MGET)]
+        slices = pipeline.in_parts([wanted], MAX_KEYS_PER_MGET)
         try:
             sent = self._send(b"".join([command(b"MGET", *keys) for keys in slices]), len(slices))
         except CacheUnavailable as error:
